@@ -1,0 +1,76 @@
+# What people and CI do with a checkout. Needs Python 3.11 or later and GNU make 3.81 or later, nothing else.
+
+PYTHON ?= python3
+UV     ?= uv
+ARGS   ?=
+
+VENV      := .venv
+BIN       := $(VENV)/bin
+PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+INSTALLED := $(VENV)/.installed
+PACKAGES  := $(sort $(wildcard libs/*/__init__.py services/*/__init__.py))
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.PHONY: help install run demo test check schemas lock clean FORCE
+
+help: ## list these targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## set up .venv with the pinned dependencies (PYTHON=python3.12 chooses the interpreter)
+
+# With `exec` the command takes the shell's place, so that a signal sent to make, or Ctrl-C, reaches it directly and it drains.
+# make waits for it. (make answers 2 for every failure; who needs the exact exit code calls .venv/bin/meshctl.)
+run: $(INSTALLED) ## start the broker and the services, run a first task, keep serving (ARGS="--workers 2")
+	@exec $(BIN)/meshctl up --first-task $(ARGS)
+
+demo: $(INSTALLED) ## watch a guided demonstration (ARGS=...)
+	@exec $(BIN)/meshctl demo $(ARGS)
+
+test: $(INSTALLED) ## run the tests (ARGS="tests/unit -k retry")
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## check format, lint, types, generated schemas, layering
+	@echo "check: format"
+	@$(BIN)/ruff format --check --quiet .
+	@echo "check: lint"
+	@$(BIN)/ruff check --quiet .
+	@echo "check: types"
+	@$(BIN)/mypy --no-error-summary
+	@echo "check: generated schemas"
+	@$(BIN)/python -m contracts.generate --check
+	@echo "check: layering"
+	@$(BIN)/python -m pytest -qq tests/unit/test_layering.py
+
+schemas: $(INSTALLED) ## write the JSON Schemas again from the types
+	@$(BIN)/python -m contracts.generate
+
+lock: ## resolve requirements.lock again, with uv (ARGS=--upgrade takes newer versions)
+	@command -v $(UV) >/dev/null 2>&1 || { echo "make lock needs uv; install it, or name it: make lock UV=path/to/uv" >&2; exit 1; }
+	@$(UV) --no-config pip compile pyproject.toml --extra dev --extra broker \
+	    --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command "make lock" --quiet --output-file requirements.lock $(ARGS)
+
+clean: ## remove .venv, caches and builds (the broker's data in .mesh stays)
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Three stamps: the dependencies follow the lock, in an environment made anew so that nothing is left over; the editable
+# install follows the dependencies, pyproject.toml and the list of packages, which it has to know by name.
+$(VENV)/.dependencies: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "taskmesh needs Python 3.11 or later; $(PYTHON) is: $$($(PYTHON) --version 2>&1 || true)" >&2; \
+	    echo "Name another one, for example: make install PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing the pinned dependencies into $(VENV) (once, about a minute) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --require-hashes --requirement requirements.lock
+	@touch $@
+
+$(VENV)/.packages: $(VENV)/.dependencies FORCE
+	@echo "$(PACKAGES)" | cmp -s - $@ || echo "$(PACKAGES)" > $@
+
+$(INSTALLED): $(VENV)/.dependencies $(VENV)/.packages pyproject.toml
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "Installed. Next: make run"

@@ -1,0 +1,44 @@
+"""JSON in and out. One encoder and one way to decode, so that every payload has the same limits and errors.
+
+Payloads are UTF-8 JSON without line breaks between tokens, so that the `nats` CLI shows them as they
+are. Readers ignore fields they don't know.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from contracts.errors import InvalidPayload
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(value: Any) -> bytes:
+    """Encode a wire type as compact JSON."""
+    return _encoder.encode(value)
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def decode(payload: bytes, kind: type[T]) -> T:
+    """Decode JSON into a wire type.
+
+    Raises `InvalidPayload` for whatever is wrong with the bytes: not JSON, bad UTF-8, nesting deeper
+    than the interpreter takes, a missing field or a wrong type. The message names the path.
+    """
+    try:
+        return _decoder(kind).decode(payload)  # type: ignore[no-any-return]  # the cache erases the type parameter
+    except msgspec.ValidationError as error:
+        raise InvalidPayload(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidPayload(f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidPayload("not valid JSON: nested too deeply") from None

@@ -1,0 +1,115 @@
+"""Error codes, problem documents, and the root of every error that taskmesh raises.
+
+A code is part of the wire: clients match codes, never text. Codes are only added, never renamed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROBLEM_TYPE_PREFIX = "urn:taskmesh:problem:"
+
+HTTP_STATUS_BY_CODE: dict[str, int] = {
+    "invalid-request": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not-found": 404,
+    "method-not-allowed": 405,
+    "conflict": 409,
+    "payload-too-large": 413,
+    "unsupported-media-type": 415,
+    "idempotency-mismatch": 422,
+    "rate-limited": 429,
+    "internal": 500,
+    "queue-full": 503,
+    "pool-unavailable": 503,
+    "broker-unavailable": 503,
+    "timeout": 504,
+}
+"""Problem code → HTTP status. The title of each is its entry in `TITLE_BY_CODE`."""
+
+TITLE_BY_CODE: dict[str, str] = {
+    "invalid-request": "The request is not valid",
+    "unauthorized": "Credentials are missing or wrong",
+    "forbidden": "This is not allowed",
+    "not-found": "There is no such resource",
+    "method-not-allowed": "The resource does not take this method",
+    "conflict": "The resource is not in a state that allows this",
+    "payload-too-large": "The request body is too large",
+    "unsupported-media-type": "The request body is not application/json",
+    "idempotency-mismatch": "The idempotency key was used with another body",
+    "rate-limited": "Too many requests",
+    "internal": "Something broke on our side",
+    "queue-full": "The queue is full",
+    "pool-unavailable": "The pool takes no work at present",
+    "broker-unavailable": "The broker does not answer",
+    "timeout": "The answer did not come in time",
+}
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error as `application/problem+json` (RFC 9457).
+
+    `type` is `urn:taskmesh:problem:<code>`; `code` repeats the code for convenience.
+    """
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str | None = None
+    instance: str | None = None
+
+
+def problem(code: str, detail: str | None = None, instance: str | None = None) -> Problem:
+    """Build the problem document of a code. An unknown code is a programming error (KeyError)."""
+    return Problem(
+        type=PROBLEM_TYPE_PREFIX + code,
+        title=TITLE_BY_CODE[code],
+        status=HTTP_STATUS_BY_CODE[code],
+        code=code,
+        detail=detail,
+        instance=instance,
+    )
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error inside an event or record: a stable code, a message for people, detail for tools."""
+
+    code: str
+    message: str
+    detail: str | None = None
+
+
+class TaskmeshError(Exception):
+    """The root of all errors raised by taskmesh.
+
+    `code` is stable. `retryable` says whether the same attempt may succeed later, and is decided
+    where the error is raised.
+    """
+
+    code = "internal"
+    retryable = False
+
+    def __init__(self, message: str, *, code: str | None = None, retryable: bool | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+        if retryable is not None:
+            self.retryable = retryable
+
+    def info(self) -> ErrorInfo:
+        """The error as it is stored in events and records."""
+        return ErrorInfo(self.code, str(self))
+
+
+class InvalidName(TaskmeshError):
+    """A tenant, task, pool, priority, tool or call whose characters may not reach a subject."""
+
+    code = "invalid-request"
+
+
+class InvalidPayload(TaskmeshError):
+    """Bytes that are not a valid message of the expected type."""
+
+    code = "invalid-request"

@@ -1,0 +1,390 @@
+"""The events of a journal: what has happened to a task, in the past tense.
+
+A journal lives on two subjects, milestones on `.log`, tokens and progress on `.delta`; both together are
+ordered by stream sequence and by `n`, which counts 0, 1, 2 … per task, dense as written. Events only ever
+gain fields. Readers skip types they don't know, and count them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from contracts.codec import decode
+from contracts.errors import ErrorInfo
+from contracts.subjects import CALL_PATTERN, LANE_NAME_PATTERN, TASK_PATTERN, TENANT_PATTERN
+from contracts.tasks import Priority, TaskRequest
+
+# A pattern here is documentation and a first check; "$" lets a trailing newline pass. What reaches a subject is
+# checked once more, in full, by contracts.subjects.
+Id = Annotated[str, Meta(pattern=f"^{TASK_PATTERN}$", max_length=26)]
+Tenant = Annotated[str, Meta(pattern=f"^{TENANT_PATTERN}$")]
+LaneName = Annotated[str, Meta(pattern=f"^{LANE_NAME_PATTERN}$")]
+Call = Annotated[str, Meta(pattern=f"^{CALL_PATTERN}$")]
+Step = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,5}(-(0|[1-9][0-9]{0,5}))?$")]
+"""A turn (`"1"`) or a call (`"1-0"`)."""
+Count = Annotated[int, Meta(ge=0)]
+Ordinal = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Time = Annotated[datetime, Meta(tz=True)]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+Incomplete = Literal["deadline", "max_output_tokens", "max_turns", "budget"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that the provider counted."""
+
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Seconds in the queue, from claim to first token, and from claim to end."""
+
+    queued_seconds: Seconds | None = None
+    first_token_seconds: Seconds | None = None
+    total_seconds: Seconds | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that a model asked for."""
+
+    call: Call
+    tool: LaneName
+    arguments: dict[str, Any]
+
+
+class StepGen(msgspec.Struct, frozen=True):
+    """A step and the number of its replays."""
+
+    step: Step
+    gen: Count
+
+
+class Stamp(NamedTuple):
+    """The fields that every event begins with, in their order: `OutputDelta(*stamp, turn=1, text="…")`."""
+
+    id: str
+    task: str
+    tenant: str
+    n: int
+    time: datetime
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+    """The fields of every event. `id` is a ULID of its own; `time` is RFC 3339 in UTC."""
+
+    id: Id
+    task: Id
+    tenant: Tenant
+    n: Count
+    time: Time
+
+
+class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
+    """Accepted: the first event of every journal."""
+
+    request: TaskRequest
+    pool: LaneName
+    priority: Priority
+    fingerprint: str
+    deadline: Time | None = None
+
+
+class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
+    """A worker took a step. `message` is the stream sequence of the work message that the step is bound to."""
+
+    step: Step
+    gen: Count
+    message: Ordinal
+    worker: str
+    delivery: Ordinal
+    turn: Ordinal
+    attempt: Ordinal | None = None
+    provider: str | None = None
+    model: str | None = None
+    call: Call | None = None
+    tool: LaneName | None = None
+
+
+class OutputDelta(Event, frozen=True, kw_only=True, tag="output.delta"):
+    """More of a turn's text."""
+
+    turn: Ordinal
+    text: str
+
+
+class ReasoningDelta(Event, frozen=True, kw_only=True, tag="reasoning.delta"):
+    """More of a turn's reasoning."""
+
+    turn: Ordinal
+    text: str
+
+
+class TurnRestarted(Event, frozen=True, kw_only=True, tag="turn.restarted"):
+    """The turn is generated again: forget its deltas from n = `discard_from` on."""
+
+    turn: Ordinal
+    attempt: Ordinal
+    discard_from: Count
+    reason: str
+
+
+class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
+    """A turn's whole text, and the calls it asks for."""
+
+    turn: Ordinal
+    text: str
+    reasoning: str | None = None
+    calls: list[ToolCall] = []
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class ToolProgress(Event, frozen=True, kw_only=True, tag="tool.progress"):
+    """How far a call is."""
+
+    turn: Ordinal
+    call: Call
+    tool: LaneName
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class ToolCompleted(Event, frozen=True, kw_only=True, tag="tool.completed"):
+    """A call's recorded result."""
+
+    turn: Ordinal
+    call: Call
+    tool: LaneName
+    result: Any
+    timings: Timings
+
+
+class ToolFailed(Event, frozen=True, kw_only=True, tag="tool.failed"):
+    """A call that ended without a result; `unknown`: it may have had its effect."""
+
+    turn: Ordinal
+    call: Call
+    tool: LaneName
+    error: ErrorInfo
+    outcome: Literal["failed", "unknown"]
+
+
+class ApprovalRequested(Event, frozen=True, kw_only=True, tag="approval.requested"):
+    """A call waits for a person."""
+
+    call: Call
+    tool: LaneName
+    arguments: dict[str, Any]
+    expires_at: Time
+
+
+class ApprovalResolved(Event, frozen=True, kw_only=True, tag="approval.resolved"):
+    """A person, or the clock, has decided on a call."""
+
+    call: Call
+    decision: Literal["approved", "denied", "expired"]
+    by: str
+    reason: str | None = None
+
+
+class InputRequested(Event, frozen=True, kw_only=True, tag="input.requested"):
+    """The task asks its user, and waits."""
+
+    question: str
+
+
+class InputReceived(Event, frozen=True, kw_only=True, tag="input.received"):
+    """A message of the user in mid-run."""
+
+    text: str
+    by: str
+    mode: Literal["append", "redirect"]
+
+
+class SubtaskStarted(Event, frozen=True, kw_only=True, tag="subtask.started"):
+    """A call became a task of its own."""
+
+    call: Call
+    child: Id
+
+
+class SubtaskCompleted(Event, frozen=True, kw_only=True, tag="subtask.completed"):
+    """A child has ended."""
+
+    call: Call
+    child: Id
+    status: str
+
+
+class ModelSwitched(Event, frozen=True, kw_only=True, tag="model.switched"):
+    """Another model goes on."""
+
+    from_model: str = msgspec.field(name="from")
+    to_model: str = msgspec.field(name="to")
+    reason: Literal["context", "latency", "unavailable", "cost"]
+
+
+class TaskRetrying(Event, frozen=True, kw_only=True, tag="task.retrying"):
+    """A try of a step failed; the next comes after `delay_seconds`. `tries` counts the failed ones of this gen."""
+
+    step: Step
+    gen: Count = 0
+    reason: str
+    delay_seconds: Seconds
+    tries: Ordinal
+
+
+class TaskDeadLettered(Event, frozen=True, kw_only=True, tag="task.dead_lettered"):
+    """A step gave up and waits to be repaired. A pause, not an end."""
+
+    step: Step
+    gen: Count
+    error: ErrorInfo
+    deliveries: Count
+
+
+class TaskReplayed(Event, frozen=True, kw_only=True, tag="task.replayed"):
+    """Dead-lettered steps go on; each is published again with gen + 1."""
+
+    steps: list[StepGen]
+    by: str
+    edits: dict[str, Any] | None = None
+
+
+class TaskCompleted(Event, frozen=True, kw_only=True, tag="task.completed"):
+    """The end: there is an output. `incomplete` says why there is not more of it."""
+
+    output: str
+    incomplete: Incomplete | None = None
+    usage: Usage
+    timings: Timings
+
+
+class TaskFailed(Event, frozen=True, kw_only=True, tag="task.failed"):
+    """The end: the request itself could not be carried out."""
+
+    error: ErrorInfo
+
+
+class TaskCancelled(Event, frozen=True, kw_only=True, tag="task.cancelled"):
+    """The end: somebody stopped it. `output` is what there was."""
+
+    output: str | None = None
+    by: str | None = None
+
+
+class TaskExpired(Event, frozen=True, kw_only=True, tag="task.expired"):
+    """The end: its deadline passed before it could run."""
+
+    output: str | None = None
+    by: str | None = None
+
+
+JournalEvent = (
+    TaskQueued
+    | StepClaimed
+    | OutputDelta
+    | ReasoningDelta
+    | TurnRestarted
+    | TurnCompleted
+    | ToolProgress
+    | ToolCompleted
+    | ToolFailed
+    | ApprovalRequested
+    | ApprovalResolved
+    | InputRequested
+    | InputReceived
+    | SubtaskStarted
+    | SubtaskCompleted
+    | ModelSwitched
+    | TaskRetrying
+    | TaskDeadLettered
+    | TaskReplayed
+    | TaskCompleted
+    | TaskFailed
+    | TaskCancelled
+    | TaskExpired
+)
+TerminalEvent = TaskCompleted | TaskFailed | TaskCancelled | TaskExpired
+
+EVENT_TYPES: tuple[type[Event], ...] = JournalEvent.__args__
+TERMINAL_TYPES = frozenset({"task.completed", "task.failed", "task.cancelled", "task.expired"})
+DELTA_TYPES = frozenset({"output.delta", "reasoning.delta", "tool.progress"})
+_DELTAS = (OutputDelta, ReasoningDelta, ToolProgress)
+
+
+class EventHead(msgspec.Struct, frozen=True):
+    """What must be known of any event, also of one whose type is news."""
+
+    type: Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}$")]
+    id: Id
+    task: Id
+    tenant: Tenant
+    n: Count
+
+
+class UnknownEvent(msgspec.Struct, frozen=True):
+    """An event of a type that this version does not know: skipped, and counted."""
+
+    head: EventHead
+
+
+class StreamGap(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="stream.gap"):
+    """Sent by the stream edge alone, never stored: events of sequences `from` to `to` can't be delivered."""
+
+    task: Id
+    tenant: Tenant
+    from_sequence: Count = msgspec.field(name="from")
+    to_sequence: Count = msgspec.field(name="to")
+
+
+class SnapshotTurn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A turn's text so far."""
+
+    turn: Ordinal
+    text: str
+    reasoning: str | None = None
+    completed: bool
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="snapshot"):
+    """Sent by the stream edge after a gap, never stored: the state up to and with event `n`."""
+
+    task: Id
+    tenant: Tenant
+    n: Count
+    status: str
+    turns: list[SnapshotTurn]
+
+
+def decode_event(payload: bytes) -> JournalEvent | UnknownEvent:
+    """Decode a stored event. Raises `InvalidPayload` if it is none, or a known type with wrong fields."""
+    head = decode(payload, EventHead)
+    if head.type not in _KNOWN_TYPES:
+        return UnknownEvent(head)
+    return decode(payload, JournalEvent)  # type: ignore[arg-type, no-any-return]  # a union is no type to mypy
+
+
+def decode_head(payload: bytes) -> EventHead:
+    """Decode only what every event has: cheaper, and works for types that are news."""
+    return decode(payload, EventHead)
+
+
+def event_type(event: Event) -> str:
+    """The wire name of an event's type, e.g. `turn.completed`."""
+    return str(event.__struct_config__.tag)
+
+
+def is_delta(event: Event) -> bool:
+    """True if the event belongs on `.delta`."""
+    return isinstance(event, _DELTAS)
+
+
+_KNOWN_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in EVENT_TYPES)

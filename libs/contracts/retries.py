@@ -1,0 +1,34 @@
+"""How retries are decided: every policy is here, and nowhere else.
+
+The delay before try k (k = 1 for the first retry) is drawn evenly from 0 to
+min(delay_seconds_max, delay_seconds_first × 2^(k-1)) ("full jitter"), unless the other side named a delay.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RetryPolicy(msgspec.Struct, frozen=True):
+    """`tries_max` counts the first try too. Delays are in seconds."""
+
+    tries_max: int
+    delay_seconds_first: float
+    delay_seconds_max: float
+
+    def delay_seconds(self, tries: int, random_fraction: float, retry_after_seconds: float | None = None) -> float:
+        """Delay after `tries` failed tries. `random_fraction` is in [0, 1); pass it in, so that this stays pure."""
+        if retry_after_seconds is not None:
+            return max(0.0, retry_after_seconds)
+        ceiling = min(self.delay_seconds_max, self.delay_seconds_first * 2.0 ** min(tries - 1, 32))
+        return ceiling * random_fraction
+
+
+STEP_POLICY = RetryPolicy(tries_max=5, delay_seconds_first=0.5, delay_seconds_max=8.0)
+"""A turn or a call that failed for a retryable or unknown reason. `tries_max` is overridden by MESH_MAX_TRIES."""
+
+BROKER_POLICY = RetryPolicy(tries_max=1_000_000, delay_seconds_first=0.05, delay_seconds_max=1.0)
+"""Requests to a broker that does not answer; bounded by the caller's time limit, not by tries."""
+
+PROCESS_POLICY = RetryPolicy(tries_max=1_000_000, delay_seconds_first=0.1, delay_seconds_max=5.0)
+"""Restarts of a child process by `meshctl up`. Doubles without jitter: there is nobody to collide with."""

@@ -1,0 +1,292 @@
+"""Streams, consumers and buckets, declared once, as data.
+
+`as_config()` renders what the JetStream API and `nats stream add --config` take: durations in nanoseconds,
+sizes in bytes. Every stream has numeric limits. deploy/nats/streams/*.json is rendered from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from contracts import subjects
+
+ACK_WAIT_SECONDS = 5.0
+"""Lease of a step: how long a delivery may go without a heartbeat. MESH_ACK_WAIT_SECONDS overrides it."""
+MAX_DELIVER = 10
+"""The net under crash loops; tries by policy are fewer (`contracts.retries`). MESH_MAX_DELIVER overrides it."""
+DUPLICATE_WINDOW_SECONDS = 600
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""NATS's own default `max_payload`."""
+LANE_BACKLOG_MAX = 5_000
+"""Waiting tasks of one tenant in one lane."""
+TASKS_MAX = 50_000
+"""Waiting tasks of the whole mesh."""
+ACK_PENDING_MAX = 10_000
+"""Deliveries in flight in one lane, delayed retries included. The server's default of 1,000 stops a lane early."""
+WORKERS_TTL_SECONDS = 30
+
+_MIB = 1024**2
+_GIB = 1024**3
+_NANOSECONDS = 1_000_000_000
+
+
+class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream. Sizes in bytes, times in seconds; -1 is no limit of that kind, and then another kind has one.
+
+    The server reserves `max_bytes` of all streams together against its own storage limit: their sum is about
+    15 GiB, and `deploy/nats` configures more than that.
+    """
+
+    name: str
+    description: str
+    subjects: tuple[str, ...]
+    retention: Literal["limits", "workqueue"] = "limits"
+    discard: Literal["old", "new"] = "old"
+    discard_new_per_subject: bool = False
+    max_msgs: int = -1
+    max_msgs_per_subject: int = -1
+    max_bytes: int
+    max_age_seconds: float = 0
+    max_msg_bytes: int = MESSAGE_BYTES_MAX
+    max_consumers: int = 256
+    duplicate_window_seconds: float = DUPLICATE_WINDOW_SECONDS
+    allow_direct: bool = True
+    allow_msg_schedules: bool = False
+    allow_rollup_headers: bool = False
+    deny_delete: bool = False
+    republish: tuple[str, str] | None = None
+
+    def as_config(self, replicas: int = 1) -> dict[str, Any]:
+        """The JSON of a JetStream StreamConfig."""
+        config: dict[str, Any] = {
+            "name": self.name,
+            "description": self.description,
+            "subjects": list(self.subjects),
+            "retention": self.retention,
+            "discard": self.discard,
+            "discard_new_per_subject": self.discard_new_per_subject,
+            "storage": "file",
+            "num_replicas": replicas,
+            "max_msgs": self.max_msgs,
+            "max_msgs_per_subject": self.max_msgs_per_subject,
+            "max_bytes": self.max_bytes,
+            "max_age": int(self.max_age_seconds * _NANOSECONDS),
+            "max_msg_size": self.max_msg_bytes,
+            "max_consumers": self.max_consumers,
+            "duplicate_window": int(self.duplicate_window_seconds * _NANOSECONDS),
+            "allow_direct": self.allow_direct,
+            "allow_rollup_hdrs": self.allow_rollup_headers,
+            "deny_delete": self.deny_delete,
+        }
+        if self.allow_msg_schedules:
+            config["allow_msg_schedules"] = True
+        if self.republish is not None:
+            config["republish"] = {"src": self.republish[0], "dest": self.republish[1]}
+        return config
+
+
+class ConsumerDeclaration(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable pull consumer with explicit ack. Its `backoff` list stays unset: it would overwrite `ack_wait`."""
+
+    stream: str
+    name: str
+    filter_subject: str
+    ack_wait_seconds: float = ACK_WAIT_SECONDS
+    max_deliver: int = MAX_DELIVER
+    max_ack_pending: int = ACK_PENDING_MAX
+
+    def as_config(self) -> dict[str, Any]:
+        """The JSON of a JetStream ConsumerConfig."""
+        return {
+            "durable_name": self.name,
+            "name": self.name,
+            "filter_subject": self.filter_subject,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": int(self.ack_wait_seconds * _NANOSECONDS),
+            "max_deliver": self.max_deliver,
+            "max_ack_pending": self.max_ack_pending,
+            "max_waiting": 512,
+        }
+
+
+class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True):
+    """A key-value bucket with direct reads, and one value kept for each key."""
+
+    name: str
+    description: str
+    max_bytes: int
+    ttl_seconds: float = 0
+
+    @property
+    def stream_name(self) -> str:
+        """Name of the stream under the bucket."""
+        return f"KV_{self.name}"
+
+    def as_stream(self) -> StreamDeclaration:
+        """The stream under the bucket (NATS ADR-8)."""
+        return StreamDeclaration(
+            name=self.stream_name,
+            description=self.description,
+            subjects=(f"$KV.{self.name}.>",),
+            discard="new",
+            max_msgs_per_subject=1,
+            max_bytes=self.max_bytes,
+            max_age_seconds=self.ttl_seconds,
+            # JetStream takes no duplicate window longer than the age of the messages.
+            duplicate_window_seconds=min(120.0, self.ttl_seconds) if self.ttl_seconds else 120.0,
+            allow_rollup_headers=True,
+            deny_delete=True,
+        )
+
+
+TASKS = StreamDeclaration(
+    name="TASKS",
+    description="First turns that wait for a worker. Bounded; a full lane refuses.",
+    subjects=("tasks.*.*.*",),
+    retention="workqueue",
+    discard="new",
+    discard_new_per_subject=True,
+    max_msgs=TASKS_MAX,
+    max_msgs_per_subject=LANE_BACKLOG_MAX,
+    max_bytes=1 * _GIB,
+)
+TURNS = StreamDeclaration(
+    name="TURNS",
+    description="Later turns that wait for a worker. Bounded by what TASKS let in.",
+    subjects=("turns.*.*.*",),
+    retention="workqueue",
+    discard="new",
+    max_bytes=1 * _GIB,
+)
+TOOLS = StreamDeclaration(
+    name="TOOLS",
+    description="Tool calls that wait for a runner.",
+    subjects=("tools.*",),
+    retention="workqueue",
+    discard="new",
+    max_bytes=1 * _GIB,
+)
+CONTROL = StreamDeclaration(
+    name="CONTROL",
+    description="Commands to tasks: cancel, input, approval, replay, child_done.",
+    subjects=("control.*.*",),
+    retention="workqueue",
+    discard="new",
+    max_bytes=256 * _MIB,
+)
+EVENTS = StreamDeclaration(
+    name="EVENTS",
+    description="Journals: everything that happened to every task.",
+    subjects=subjects.EVENTS_ALL,
+    # Full means refused: evicting the first event of a living task would break its fence.
+    discard="new",
+    max_bytes=8 * _GIB,
+    republish=("events.>", "live.events.>"),
+)
+DEAD_LETTERS = StreamDeclaration(
+    name="DEAD_LETTERS",
+    description="Work that gave up, with all that is needed to repair it.",
+    subjects=("dead.*.*",),
+    discard="new",
+    max_bytes=1 * _GIB,
+)
+ADVISORIES = StreamDeclaration(
+    name="ADVISORIES",
+    description="Work whose process died on each delivery.",
+    subjects=("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*",),
+    max_msgs=100_000,
+    max_bytes=64 * _MIB,
+)
+TIMERS = StreamDeclaration(
+    name="TIMERS",
+    description="What is due later.",
+    subjects=("timers.at.>", "timers.fired.>"),
+    # Schedules can't be combined with discard new (10052); max_bytes is far above what timers take.
+    discard="old",
+    max_bytes=256 * _MIB,
+    allow_msg_schedules=True,
+)
+SIGNALS = StreamDeclaration(
+    name="SIGNALS",
+    description="Events from outside that may start tasks.",
+    subjects=("signals.>",),
+    max_msgs=1_000_000,
+    max_bytes=256 * _MIB,
+    max_age_seconds=7 * 24 * 3600,
+)
+
+STREAMS: tuple[StreamDeclaration, ...] = (
+    TASKS,
+    TURNS,
+    TOOLS,
+    CONTROL,
+    EVENTS,
+    DEAD_LETTERS,
+    ADVISORIES,
+    TIMERS,
+    SIGNALS,
+)
+
+TASKS_BUCKET = BucketDeclaration(name="tasks", description="Status record of each task.", max_bytes=2 * _GIB)
+WORKERS_BUCKET = BucketDeclaration(
+    name="workers", description="Heartbeats of workers.", max_bytes=16 * _MIB, ttl_seconds=WORKERS_TTL_SECONDS
+)
+PROVIDERS_BUCKET = BucketDeclaration(name="providers", description="Breakers and gates.", max_bytes=16 * _MIB)
+LANES_BUCKET = BucketDeclaration(name="lanes", description="Depth and pace of each lane.", max_bytes=16 * _MIB)
+TRIGGERS_BUCKET = BucketDeclaration(name="triggers", description="Rules that start tasks.", max_bytes=16 * _MIB)
+
+BUCKETS: tuple[BucketDeclaration, ...] = (
+    TASKS_BUCKET,
+    WORKERS_BUCKET,
+    PROVIDERS_BUCKET,
+    LANES_BUCKET,
+    TRIGGERS_BUCKET,
+)
+
+
+def lane_consumer(stream: str, pool: str, priority: str) -> str:
+    """Name of a lane's durable consumer on TASKS or TURNS: `<pool>-<priority>`."""
+    if stream not in ("TASKS", "TURNS"):
+        raise ValueError(f"lanes are on TASKS and TURNS, not {stream}")
+    return f"{subjects.check_pool(pool)}-{subjects.check_priority(priority)}"
+
+
+def tool_consumer(tool: str) -> str:
+    """Name of a tool's durable consumer on TOOLS: `tool-<tool>`."""
+    return f"tool-{subjects.check_tool(tool)}"
+
+
+def consumers(
+    pools: tuple[str, ...],
+    tools: tuple[str, ...],
+    ack_wait_seconds: float = ACK_WAIT_SECONDS,
+    max_deliver: int = MAX_DELIVER,
+) -> list[ConsumerDeclaration]:
+    """The durable consumers for these pools and tools, and the steward's."""
+    declared: list[ConsumerDeclaration] = []
+
+    def declare(stream: str, name: str, filter_subject: str) -> None:
+        declared.append(
+            ConsumerDeclaration(
+                stream=stream,
+                name=name,
+                filter_subject=filter_subject,
+                ack_wait_seconds=ack_wait_seconds,
+                max_deliver=max_deliver,
+            )
+        )
+
+    for pool in pools:
+        for priority in subjects.PRIORITIES:
+            for stream, prefix in (("TASKS", "tasks"), ("TURNS", "turns")):
+                declare(stream, lane_consumer(stream, pool, priority), f"{prefix}.{pool}.{priority}.*")
+    for tool in tools:
+        declare("TOOLS", tool_consumer(tool), f"tools.{tool}")
+    declare("CONTROL", "steward", "control.*.*")
+    declare("TIMERS", "steward", "timers.fired.>")
+    declare("ADVISORIES", "steward", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*")
+    declare("SIGNALS", "steward", "signals.>")
+    return declared

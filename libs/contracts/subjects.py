@@ -1,0 +1,209 @@
+"""Subjects: the only place where one is built or taken apart.
+
+Every builder refuses names with characters outside the grammar (`InvalidName`), so that a wildcard, a dot,
+white space or an API prefix can never be smuggled into a subject. Builders are injective: different names
+give different subjects, and `parse_*` gives the names back.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from contracts.errors import InvalidName
+
+TENANT_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
+TASK_PATTERN = r"[0-9a-hjkmnp-tv-z]{26}"
+LANE_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,47}"
+CALL_PATTERN = r"[1-9][0-9]{0,5}-(0|[1-9][0-9]{0,5})"
+CONTROL_KINDS = ("cancel", "input", "approval", "replay", "child_done")
+PRIORITIES = ("high", "normal", "low")
+"""Lanes of a pool, the most urgent first."""
+
+_TENANT = re.compile(TENANT_PATTERN)
+_TASK = re.compile(TASK_PATTERN)
+_LANE_NAME = re.compile(LANE_NAME_PATTERN)
+_CALL = re.compile(CALL_PATTERN)
+
+EVENTS_ALL = ("events.*.*.log", "events.*.*.delta")
+LIVE_PREFIX = "live."
+MALFORMED = "malformed"
+"""Stands for the task in the dead letter of a message from which no task can be read."""
+NO_TENANT = "_"
+"""Stands for the tenant there when that can't be read either. Not a valid tenant, so it collides with none."""
+
+
+def _checked(kind: str, pattern: re.Pattern[str], value: str) -> str:
+    # fullmatch, not match with "$": "$" would accept a trailing newline.
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise InvalidName(f"not a valid {kind}: {value!r:.80} (expected {pattern.pattern})")
+    return value
+
+
+def check_tenant(value: str) -> str:
+    """Return a valid tenant unchanged, else raise `InvalidName`."""
+    return _checked("tenant", _TENANT, value)
+
+
+def check_task(value: str) -> str:
+    """Return a valid task id unchanged, else raise `InvalidName`."""
+    return _checked("task id", _TASK, value)
+
+
+def check_pool(value: str) -> str:
+    """Return a valid pool name unchanged, else raise `InvalidName`."""
+    return _checked("pool", _LANE_NAME, value)
+
+
+def check_tool(value: str) -> str:
+    """Return a valid tool name unchanged, else raise `InvalidName`."""
+    return _checked("tool", _LANE_NAME, value)
+
+
+def check_call(value: str) -> str:
+    """Return a valid call id (`<turn>-<index>`) unchanged, else raise `InvalidName`."""
+    return _checked("call", _CALL, value)
+
+
+def check_priority(value: str) -> str:
+    """Return a valid priority unchanged, else raise `InvalidName`."""
+    if value not in PRIORITIES:
+        raise InvalidName(f"not a valid priority: {value!r:.80} (expected one of {', '.join(PRIORITIES)})")
+    return value
+
+
+class Lane(NamedTuple):
+    """A queue of turns: whose, where and how urgent."""
+
+    pool: str
+    priority: str
+    tenant: str
+
+
+class JournalSubject(NamedTuple):
+    """Which journal a subject belongs to, and which part of it (`log` or `delta`)."""
+
+    tenant: str
+    task: str
+    part: str
+
+
+def tasks(pool: str, priority: str, tenant: str) -> str:
+    """First turns: `tasks.<pool>.<priority>.<tenant>`."""
+    return f"tasks.{check_pool(pool)}.{check_priority(priority)}.{check_tenant(tenant)}"
+
+
+def turns(pool: str, priority: str, tenant: str) -> str:
+    """Later turns: `turns.<pool>.<priority>.<tenant>`."""
+    return f"turns.{check_pool(pool)}.{check_priority(priority)}.{check_tenant(tenant)}"
+
+
+def tools(tool: str) -> str:
+    """Tool calls: `tools.<tool>`."""
+    return f"tools.{check_tool(tool)}"
+
+
+def control(kind: str, tenant: str) -> str:
+    """Commands to a task: `control.<kind>.<tenant>`."""
+    if kind not in CONTROL_KINDS:
+        raise InvalidName(f"not a control kind: {kind!r:.80}")
+    return f"control.{kind}.{check_tenant(tenant)}"
+
+
+def journal(tenant: str, task: str) -> str:
+    """Both parts of a journal, as a filter: `events.<tenant>.<task>.*`. Also the fence of every append."""
+    return f"events.{check_tenant(tenant)}.{check_task(task)}.*"
+
+
+def journal_log(tenant: str, task: str) -> str:
+    """Milestones of a task: `events.<tenant>.<task>.log`."""
+    return f"events.{check_tenant(tenant)}.{check_task(task)}.log"
+
+
+def journal_delta(tenant: str, task: str) -> str:
+    """Tokens and progress of a task: `events.<tenant>.<task>.delta`."""
+    return f"events.{check_tenant(tenant)}.{check_task(task)}.delta"
+
+
+def live(tenant: str, task: str) -> str:
+    """Where the broker republishes a journal as it is written: `live.events.<tenant>.<task>.*`."""
+    return LIVE_PREFIX + journal(tenant, task)
+
+
+def dead_letter(tenant: str, task: str) -> str:
+    """Dead letters of a task: `dead.<tenant>.<task>`."""
+    return f"dead.{check_tenant(tenant)}.{check_task(task)}"
+
+
+def malformed_dead_letter(tenant: str | None) -> str:
+    """Dead letter of a message that can't be read: `dead.<tenant, or _>.malformed`."""
+    return f"dead.{NO_TENANT if tenant is None else check_tenant(tenant)}.{MALFORMED}"
+
+
+def task_key(tenant: str, task: str) -> str:
+    """Key of a task's record in the bucket `tasks`: `<tenant>.<task>`."""
+    return f"{check_tenant(tenant)}.{check_task(task)}"
+
+
+def lane_key(pool: str, priority: str) -> str:
+    """Key of a lane's statistics in the bucket `lanes`: `<pool>.<priority>`."""
+    return f"{check_pool(pool)}.{check_priority(priority)}"
+
+
+def lane_statistics(pool: str, priority: str) -> str:
+    """Core subject on which workers report waits of a lane: `stats.lanes.<pool>.<priority>`. Not stored."""
+    return f"stats.lanes.{check_pool(pool)}.{check_priority(priority)}"
+
+
+def _parts(subject: str, prefix: str, count: int) -> list[str]:
+    parts = subject.split(".")
+    if len(parts) != count or parts[0] != prefix:
+        raise InvalidName(f"not a subject of {prefix}: {subject!r:.120}")
+    return parts
+
+
+def parse_tasks(subject: str) -> Lane:
+    """Take `tasks.<pool>.<priority>.<tenant>` apart."""
+    _, pool, priority, tenant = _parts(subject, "tasks", 4)
+    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+
+
+def parse_turns(subject: str) -> Lane:
+    """Take `turns.<pool>.<priority>.<tenant>` apart."""
+    _, pool, priority, tenant = _parts(subject, "turns", 4)
+    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+
+
+def parse_tools(subject: str) -> str:
+    """The tool of `tools.<tool>`."""
+    return check_tool(_parts(subject, "tools", 2)[1])
+
+
+def parse_control(subject: str) -> tuple[str, str]:
+    """Kind and tenant of `control.<kind>.<tenant>`."""
+    _, kind, tenant = _parts(subject, "control", 3)
+    if kind not in CONTROL_KINDS:
+        raise InvalidName(f"not a control kind: {kind!r:.80}")
+    return kind, check_tenant(tenant)
+
+
+def parse_journal(subject: str) -> JournalSubject:
+    """Take `events.<tenant>.<task>.<log|delta>` apart."""
+    _, tenant, task, part = _parts(subject, "events", 4)
+    if part not in ("log", "delta"):
+        raise InvalidName(f"not a part of a journal: {part!r:.80}")
+    return JournalSubject(check_tenant(tenant), check_task(task), part)
+
+
+def parse_dead_letter(subject: str) -> tuple[str, str]:
+    """Tenant and task of `dead.<tenant>.<task>`."""
+    _, tenant, task = _parts(subject, "dead", 3)
+    return check_tenant(tenant), check_task(task)
+
+
+def parse_task_key(key: str) -> tuple[str, str]:
+    """Tenant and task of a key in the bucket `tasks`."""
+    tenant, dot, task = key.partition(".")
+    if not dot:
+        raise InvalidName(f"not a task key: {key!r:.120}")
+    return check_tenant(tenant), check_task(task)

@@ -1,0 +1,79 @@
+"""What a client may ask for: the task request, and its limits."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from contracts.codec import encode
+from contracts.subjects import LANE_NAME_PATTERN, TASK_PATTERN
+
+BODY_BYTES_MAX = 512 * 1024
+"""Largest body of a POST. With the fields around it a work message stays under NATS's default of 1 MiB."""
+OUTPUT_BYTES_MAX = 448 * 1024
+"""Largest output of a task as encoded JSON: it must fit into one event, beside usage and timings."""
+IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
+WAIT_SECONDS_MAX = 60
+"""Longest `Prefer: wait`."""
+DEADLINE_SECONDS_MAX = 30 * 24 * 3600
+
+Priority = Literal["high", "normal", "low"]
+ApprovalMode = Literal["never", "destructive", "always"]
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message of a conversation."""
+
+    role: Role
+    content: Annotated[str, Meta(min_length=1)]
+
+
+class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/tasks`. Unknown fields are refused: a misspelt limit must not be ignored.
+
+    `input` is text or messages. `deadline_seconds` counts from acceptance. `metadata` comes back unchanged.
+    """
+
+    input: Annotated[str, Meta(min_length=1)] | Annotated[list[Message], Meta(min_length=1, max_length=1000)]
+    pool: Annotated[str, Meta(pattern=f"^{LANE_NAME_PATTERN}$", max_length=48)] = "default"
+    model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    priority: Priority = "normal"
+    instructions: Annotated[str, Meta(min_length=1)] | None = None
+    tools: (
+        Annotated[list[Annotated[str, Meta(pattern=f"^{LANE_NAME_PATTERN}$", max_length=48)]], Meta(max_length=64)]
+        | None
+    ) = None
+    approval: ApprovalMode | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_turns: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
+    continues: Annotated[str, Meta(pattern=f"^{TASK_PATTERN}$", max_length=26)] | None = None
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, Meta(min_length=1, max_length=64)],
+                Annotated[str, Meta(max_length=512)] | Annotated[int, Meta(ge=-(2**53), le=2**53)] | bool,
+            ],
+            Meta(max_length=16),
+        ]
+        | None
+    ) = None
+
+
+def fingerprint(request: TaskRequest) -> str:
+    """A digest of what was asked, independent of field order and white space of the body.
+
+    Two requests under one Idempotency-Key are the same if their fingerprints are.
+    """
+    canonical = msgspec.json.encode(msgspec.to_builtins(request), order="sorted")
+    return hashlib.sha256(canonical).hexdigest()[:32]
+
+
+def output_bytes(text: str) -> int:
+    """Length of a text as encoded JSON, in bytes."""
+    return len(encode(text))

@@ -1,0 +1,1 @@
+"""The runtime that every service stands on: connection, journal, work, projection, submission, following."""

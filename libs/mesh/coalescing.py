@@ -1,0 +1,89 @@
+"""Adaptive coalescing: while one append is in flight, the next tokens gather, and go out as one event.
+
+There is no timer, and so no added latency: on a fast disk each token is an event of its own, on a slow one
+events are fewer and larger. Never is more than one append in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Literal
+
+DELTA_CHARACTERS_MAX = 16 * 1024
+"""Largest text of one delta event."""
+PENDING_CHARACTERS_MAX = 64 * 1024
+"""How much may gather before the writer of tokens has to wait."""
+
+DeltaKind = Literal["output", "reasoning"]
+AppendDelta = Callable[[DeltaKind, str], Awaitable[object]]
+
+
+class DeltaWriter:
+    """Writes a turn's tokens through `append`. Use as a context: its end waits for the last append.
+
+    If an append fails, the next `write`, or the end, raises its error. If the context ends by an error, what
+    gathered is dropped: nobody has seen it yet.
+    """
+
+    def __init__(self, append: AppendDelta) -> None:
+        self._append = append
+        self._pending: list[tuple[DeltaKind, str]] = []
+        self._pending_characters = 0
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> DeltaWriter:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._flusher is None:
+            return
+        if kind is not None:
+            self._flusher.cancel()
+            await asyncio.gather(self._flusher, return_exceptions=True)
+        else:
+            await self._flusher
+
+    async def write(self, kind: DeltaKind, text: str) -> None:
+        """Add text. Returns at once unless too much has gathered."""
+        if not text:
+            return
+        if self._flusher is not None and self._flusher.done():
+            await self._flusher  # raises what its append raised
+            self._flusher = None
+        self._pending.append((kind, text))
+        self._pending_characters += len(text)
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        if self._pending_characters > PENDING_CHARACTERS_MAX:
+            await self._flusher
+            self._flusher = None
+
+    async def _flush(self) -> None:
+        while self._pending:
+            kind, text = self._take()
+            await self._append(kind, text)
+
+    def _take(self) -> tuple[DeltaKind, str]:
+        """As much pending text of one kind as one event may hold."""
+        kind = self._pending[0][0]
+        parts: list[str] = []
+        room = DELTA_CHARACTERS_MAX
+        taken = 0
+        for part_kind, text in self._pending:
+            if part_kind != kind or room == 0:
+                break
+            parts.append(text[:room])
+            if len(text) > room:
+                self._pending[taken] = (kind, text[room:])
+                room = 0
+                break
+            room -= len(text)
+            taken += 1
+        del self._pending[:taken]
+        joined = "".join(parts)
+        self._pending_characters -= len(joined)
+        return kind, joined

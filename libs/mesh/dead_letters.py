@@ -1,0 +1,93 @@
+"""Dead letters: everything a person needs to repair work that gave up."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import msgspec
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.identifiers import new_id
+from contracts.work import DeadLetter, Work
+from mesh import faults
+from mesh.clock import now
+from mesh.deliveries import Delivery
+from mesh.errors import BrokerError
+from mesh.fold import TaskState
+from mesh.requests import Requests
+
+_MESSAGE_TOO_LARGE = 10054
+
+
+async def write_step(
+    requests: Requests,
+    delivery: Delivery,
+    work: Work,
+    state: TaskState,
+    error: ErrorInfo,
+    worker: str,
+) -> None:
+    """Write the record of a step that gave up. Writing it twice is the same as once."""
+    claim = state.claims.get((work.step, work.gen))
+    record = DeadLetter(
+        **_of_message(delivery),
+        errors=[error],
+        tenant=work.tenant,
+        task=work.task,
+        step=work.step,
+        gen=work.gen,
+        worker=worker,
+        provider=claim.provider if claim else None,
+        model=claim.model if claim else None,
+        tries=state.tries.get((work.step, work.gen), 0) + 1,
+        journal_to=state.revision,
+    )
+    message_id = f"{work.task}.{work.step}.g{work.gen}.dead"
+    await _publish(requests, subjects.dead_letter(work.tenant, work.task), record, message_id)
+
+
+async def write_message(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> None:
+    """Write the record of a message that is not work, or fits no journal. Its tenant is read off the subject."""
+    tenant: str | None = None
+    try:
+        tenant = subjects.check_tenant(delivery.subject.rpartition(".")[2]) if delivery.stream != "TOOLS" else None
+    except TaskmeshError:
+        pass  # The subject is as wrong as the message.
+    record = DeadLetter(**_of_message(delivery), errors=[error], tenant=tenant, worker=worker)
+    message_id = f"{delivery.stream}.{delivery.sequence}.{delivery.stored_at.timestamp()}.dead"
+    await _publish(requests, subjects.malformed_dead_letter(tenant), record, message_id)
+
+
+def _of_message(delivery: Delivery) -> dict[str, Any]:
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    try:
+        text = delivery.payload.decode("utf-8")
+    except UnicodeDecodeError:
+        encoding = "base64"
+        text = base64.b64encode(delivery.payload).decode("ascii")
+    return {
+        "id": new_id(),
+        "time": now(),
+        "stream": delivery.stream,
+        "subject": delivery.subject,
+        "sequence": delivery.sequence,
+        "deliveries": delivery.deliveries,
+        "message": text,
+        "message_encoding": encoding,
+        "traceparent": delivery.headers.get(headers.TRACEPARENT),
+    }
+
+
+async def _publish(requests: Requests, subject: str, record: DeadLetter, message_id: str) -> None:
+    message_headers = {headers.MESSAGE_ID: message_id} if faults.MESSAGE_ID_ON else None
+    try:
+        await requests.publish(subject, encode(record), message_headers)
+    except BrokerError as error:
+        if error.number != _MESSAGE_TOO_LARGE:
+            raise
+        # The message is as large as a message may be: keep its beginning.
+        shortened = msgspec.structs.replace(record, message=record.message[: len(record.message) // 8])
+        await requests.publish(subject, encode(shortened), message_headers)

@@ -1,0 +1,49 @@
+"""What can go wrong between a service and its broker."""
+
+from __future__ import annotations
+
+from contracts.errors import TaskmeshError
+
+
+class SettingsError(TaskmeshError):
+    """A setting that makes no sense. Stops the start, with one clear line."""
+
+
+class BrokerUnavailable(TaskmeshError):
+    """The broker gave no answer in time. What was asked of it may or may not have been done."""
+
+    code = "broker-unavailable"
+    retryable = True
+
+
+class BrokerError(TaskmeshError):
+    """The broker answered with an error. `number` is its JetStream error code, e.g. 10071."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"{message} ({number})")
+        self.number = number
+
+
+class QueueFull(TaskmeshError):
+    """TASKS refused a submission: the lane, or the mesh, has as much waiting work as it may."""
+
+    code = "queue-full"
+    retryable = True
+
+
+class IdempotencyMismatch(TaskmeshError):
+    """An idempotency key came back with another request."""
+
+    code = "idempotency-mismatch"
+
+
+class StepLost(TaskmeshError):
+    """This process does not own the step any more. Send nothing more for its delivery."""
+
+    code = "step-lost"
+
+
+class JournalCorrupt(TaskmeshError):
+    """A journal that no writer of this protocol can have written, e.g. one with a hole in n."""
+
+    code = "journal-corrupt"

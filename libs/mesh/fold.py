@@ -1,0 +1,244 @@
+"""Folding a journal into the state of its task: pure, and the same for everybody who reads the same events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from contracts import events
+from contracts.events import JournalEvent, TerminalEvent, UnknownEvent
+from contracts.identifiers import turn_step
+from contracts.status import Metadata, Status, TaskRecord
+from datetime import datetime
+from mesh.errors import JournalCorrupt
+
+StepGen = tuple[str, int]
+
+_STATUS_BY_END: dict[type[events.Event], Status] = {
+    events.TaskCompleted: "completed",
+    events.TaskFailed: "failed",
+    events.TaskCancelled: "cancelled",
+    events.TaskExpired: "expired",
+}
+
+
+@dataclass(slots=True)
+class TurnState:
+    """A turn as far as its journal goes. `parts` and `reasoning` hold (n, text) of each delta."""
+
+    turn: int
+    parts: list[tuple[int, str]] = field(default_factory=list)
+    reasoning: list[tuple[int, str]] = field(default_factory=list)
+    claims: int = 0
+    completed: events.TurnCompleted | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self.completed.text if self.completed else "".join(text for _, text in self.parts)
+
+    @property
+    def reasoning_text(self) -> str | None:
+        """The reasoning so far; None if there is none."""
+        if self.completed:
+            return self.completed.reasoning
+        return "".join(text for _, text in self.reasoning) or None
+
+
+@dataclass(slots=True)
+class TaskState:
+    """What a journal says of its task, up to stream sequence `revision`."""
+
+    tenant: str
+    task: str
+    revision: int = 0
+    """Stream sequence of the last event folded: the fence of the next append. 0: there is no journal."""
+    next_n: int = 0
+    changed_at: datetime | None = None
+    queued: events.TaskQueued | None = None
+    turns: dict[int, TurnState] = field(default_factory=dict)
+    claims: dict[StepGen, events.StepClaimed] = field(default_factory=dict)
+    """The last claim of each (step, gen)."""
+    bindings: dict[StepGen, int] = field(default_factory=dict)
+    """Stream sequence of the work message that each (step, gen) is bound to by its first claim."""
+    gens: dict[str, int] = field(default_factory=dict)
+    """Number of replays of each step; absent is 0."""
+    tries: dict[StepGen, int] = field(default_factory=dict)
+    """Failed tries of each (step, gen)."""
+    dead_letters: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
+    """Steps that gave up and were not replayed since."""
+    call_results: dict[str, events.ToolCompleted | events.ToolFailed] = field(default_factory=dict)
+    open_approvals: set[str] = field(default_factory=set)
+    open_question: str | None = None
+    terminal: TerminalEvent | None = None
+    before_end: tuple[int, int] = (0, 0)
+    """Revision and n of the last event before the terminal one."""
+    unknown_events: int = 0
+    """Events of types that this version does not know."""
+    events_after_end: int = 0
+    """Must stay 0: nothing follows a terminal event."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether the journal has begun."""
+        return self.queued is not None
+
+    @property
+    def status(self) -> Status:
+        """The task's status; the order of these lines is its definition."""
+        if self.terminal is not None:
+            return _STATUS_BY_END[type(self.terminal)]
+        if self.dead_letters:
+            return "dead_lettered"
+        if self.open_approvals or self.open_question is not None:
+            return "waiting"
+        return "running" if self.claims else "queued"
+
+    def gen(self, step: str) -> int:
+        """How often the step was replayed."""
+        return self.gens.get(step, 0)
+
+    def turn(self, turn: int) -> TurnState:
+        """A turn, empty if nothing is known of it."""
+        return self.turns.get(turn) or TurnState(turn)
+
+    def has_result(self, step: str) -> bool:
+        """Whether a turn or call has its recorded result."""
+        if step in self.call_results:
+            return True
+        return any(turn_step(turn.turn) == step and turn.completed for turn in self.turns.values())
+
+    def owns(self, claim: events.StepClaimed) -> bool:
+        """Whether a claim is still the last one of its (step, gen), in a task that goes on."""
+        step_gen = (claim.step, claim.gen)
+        last = self.claims.get(step_gen)
+        return (
+            self.terminal is None
+            and last is not None
+            and last.id == claim.id
+            and step_gen not in self.dead_letters
+            and self.gen(claim.step) == claim.gen
+        )
+
+
+def fold(
+    state: TaskState, sequence: int, event: JournalEvent | UnknownEvent, *, holes_allowed: bool = False
+) -> None:
+    """Fold one event into the state.
+
+    Raises `JournalCorrupt` on a hole in n; `holes_allowed` is for the part of a journal that is read, or kept,
+    without its deltas.
+    """
+    head = event.head if isinstance(event, UnknownEvent) else event
+    if head.n != state.next_n and not (holes_allowed and head.n > state.next_n):
+        raise JournalCorrupt(f"task {state.task}: expected n={state.next_n}, read n={head.n} at sequence {sequence}")
+    before = (state.revision, state.next_n - 1)
+    state.revision = sequence
+    state.next_n = head.n + 1
+    if isinstance(event, UnknownEvent):
+        state.unknown_events += 1
+        return
+    if state.terminal is not None:
+        state.events_after_end += 1
+        return
+    state.changed_at = event.time
+    if isinstance(event, TerminalEvent):
+        state.terminal = event
+        state.before_end = before
+    else:
+        _apply(state, event)
+
+
+def _turn(state: TaskState, turn: int) -> TurnState:
+    return state.turns.setdefault(turn, TurnState(turn))
+
+
+def _apply(state: TaskState, event: events.Event) -> None:  # noqa: PLR0912 - one case for each event type
+    match event:
+        case events.OutputDelta():
+            _turn(state, event.turn).parts.append((event.n, event.text))
+        case events.ReasoningDelta():
+            _turn(state, event.turn).reasoning.append((event.n, event.text))
+        case events.TaskQueued():
+            state.queued = event
+        case events.StepClaimed():
+            step_gen = (event.step, event.gen)
+            state.claims[step_gen] = event
+            state.bindings.setdefault(step_gen, event.message)
+            if event.call is None:
+                _turn(state, event.turn).claims += 1
+        case events.TurnRestarted():
+            turn = _turn(state, event.turn)
+            turn.parts = [part for part in turn.parts if part[0] < event.discard_from]
+            turn.reasoning = [part for part in turn.reasoning if part[0] < event.discard_from]
+        case events.TurnCompleted():
+            turn = _turn(state, event.turn)
+            turn.completed = event
+            # The whole text is in the event: the deltas are not needed again.
+            turn.parts.clear()
+            turn.reasoning.clear()
+        case events.ToolCompleted() | events.ToolFailed():
+            state.call_results.setdefault(event.call, event)
+        case events.ApprovalRequested():
+            state.open_approvals.add(event.call)
+        case events.ApprovalResolved():
+            state.open_approvals.discard(event.call)
+        case events.InputRequested():
+            state.open_question = event.question
+        case events.InputReceived():
+            state.open_question = None
+        case events.TaskRetrying():
+            state.tries[event.step, event.gen] = event.tries
+        case events.TaskDeadLettered():
+            state.dead_letters[event.step, event.gen] = event
+        case events.TaskReplayed():
+            for replayed in event.steps:
+                state.dead_letters.pop((replayed.step, replayed.gen), None)
+                state.gens[replayed.step] = max(state.gen(replayed.step), replayed.gen + 1)
+        case _:
+            pass  # Told to clients; no decision hangs on it.
+
+
+def record(state: TaskState) -> TaskRecord:
+    """The status record of a task whose journal has begun."""
+    queued = state.queued
+    if queued is None or state.changed_at is None:
+        raise ValueError("there is no journal to make a record of")
+    end = state.terminal
+    last_claim = max(state.claims.values(), key=lambda claim: claim.n, default=None)
+    open_dead_letter = next(iter(state.dead_letters.values()), None)
+    completed = end if isinstance(end, events.TaskCompleted) else None
+    stopped = end if isinstance(end, events.TaskCancelled | events.TaskExpired) else None
+    metadata: Metadata | None = queued.request.metadata
+    failure = end.error if isinstance(end, events.TaskFailed) else None
+    return TaskRecord(
+        id=state.task,
+        tenant=state.tenant,
+        status=state.status,
+        pool=queued.pool,
+        priority=queued.priority,
+        created_at=queued.time,
+        updated_at=state.changed_at,
+        sequence=state.revision,
+        turn=max(state.turns, default=None),
+        output=completed.output if completed else (stopped.output if stopped else None),
+        incomplete=completed.incomplete if completed else None,
+        usage=completed.usage if completed else None,
+        error=failure or (open_dead_letter.error if open_dead_letter and end is None else None),
+        timings=completed.timings if completed else None,
+        model=last_claim.model if last_claim else None,
+        deadline=queued.deadline,
+        metadata=metadata,
+    )
+
+
+def snapshot_turns(state: TaskState) -> list[events.SnapshotTurn]:
+    """The turns' texts so far, for a client that missed some of the journal."""
+    return [
+        events.SnapshotTurn(
+            turn=number,
+            text=turn.text,
+            reasoning=turn.reasoning_text,
+            completed=turn.completed is not None,
+        )
+        for number, turn in sorted(state.turns.items())
+    ]

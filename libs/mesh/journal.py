@@ -1,0 +1,147 @@
+"""The journal: the events of one task, and the one way to add to them.
+
+An append carries the stream sequence of the last event that its writer has folded, over both subjects of the
+journal. If anybody has written since, the broker refuses it, and the writer reads what it missed, folds that,
+and decides again. There is no lock: a stale read is harmless, and who has lost a step can't add a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from contracts import events, headers, subjects
+from contracts.codec import encode
+from contracts.events import Event, JournalEvent, Stamp, UnknownEvent, decode_event, is_delta
+from contracts.identifiers import new_id
+from contracts.retries import BROKER_POLICY
+from mesh import faults
+from mesh.clock import now
+from mesh.errors import BrokerError, BrokerUnavailable, StepLost
+from mesh.fold import TaskState, fold
+from mesh.reading import Stored, read_page
+from mesh.requests import Requests
+
+APPEND_SECONDS_MAX = 60.0
+"""How long an append is tried again while the broker does not answer."""
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+
+Build = Callable[[Stamp], JournalEvent]
+"""Makes an event from its common fields, e.g. `lambda stamp: OutputDelta(*stamp, turn=1, text="…")`."""
+MayAppend = Callable[[TaskState], bool]
+"""Whether an event is still right, judged anew after each conflict."""
+
+
+class Journal:
+    """A task's journal as one writer sees it: `state` is folded up to what was read or appended last."""
+
+    def __init__(self, requests: Requests, tenant: str, task: str, traceparent: str | None = None) -> None:
+        self.state = TaskState(tenant, task)
+        self._requests = requests
+        self._filter = subjects.journal(tenant, task)
+        self._log = subjects.journal_log(tenant, task)
+        self._delta = subjects.journal_delta(tenant, task)
+        self._traceparent = traceparent
+
+    @classmethod
+    async def load(
+        cls, requests: Requests, tenant: str, task: str, *, traceparent: str | None = None
+    ) -> Journal:
+        """Read and fold a journal; one that has not begun gives an empty state. Raises `BrokerUnavailable`."""
+        journal = cls(requests, tenant, task, traceparent)
+        await journal._load()
+        return journal
+
+    async def _load(self) -> None:
+        page = await read_page(self._requests, "EVENTS", self._filter, 0)
+        messages = page.messages
+        if page.more:
+            # A long journal: its milestones are few, and the deltas of completed turns are not needed.
+            messages = await self._read_all(self._log)
+        decoded = [(message.sequence, decode_event(message.payload)) for message in messages]
+        anchor = _last_completed_turn(decoded)
+        for sequence, event in decoded[: anchor + 1]:
+            fold(self.state, sequence, event, holes_allowed=True)
+        if page.more:
+            await self.catch_up()
+        else:
+            for sequence, event in decoded[anchor + 1 :]:
+                fold(self.state, sequence, event)
+
+    async def _read_all(self, subject_filter: str) -> list[Stored]:
+        messages: list[Stored] = []
+        more = True
+        while more:
+            after = messages[-1].sequence if messages else 0
+            page_messages, more = await read_page(self._requests, "EVENTS", subject_filter, after)
+            messages += page_messages
+        return messages
+
+    async def catch_up(self) -> set[str]:
+        """Read and fold what was written since; returns the ids of those events. Raises `BrokerUnavailable`."""
+        ids: set[str] = set()
+        more = True
+        while more:
+            messages, more = await read_page(self._requests, "EVENTS", self._filter, self.state.revision)
+            for message in messages:
+                event = decode_event(message.payload)
+                fold(self.state, message.sequence, event)
+                ids.add(event.head.id if isinstance(event, UnknownEvent) else event.id)
+        return ids
+
+    async def append(self, build: Build, may_append: MayAppend) -> JournalEvent:
+        """Append one event, fenced by all that is folded, and fold it.
+
+        On a conflict the journal catches up and `may_append` judges again; `StepLost` if it says no. An append
+        whose fate is unknown is looked up by its id, and tried again: the fence lets only one of the tries in.
+        Raises `BrokerUnavailable` after `APPEND_SECONDS_MAX`, `BrokerError` if the stream refuses for another
+        reason.
+        """
+        event_id = new_id()
+        give_up_at = asyncio.get_running_loop().time() + APPEND_SECONDS_MAX
+        failures = 0
+        while True:
+            if not may_append(self.state):
+                raise StepLost(f"task {self.state.task}: the journal has moved on")
+            state = self.state
+            event = build(Stamp(event_id, state.task, state.tenant, state.next_n, now()))
+            try:
+                ack = await self._publish(event)
+            except BrokerError as error:
+                if error.number not in _WRONG_LAST_SEQUENCE:
+                    raise
+            except BrokerUnavailable:
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise
+            else:
+                fold(self.state, ack, event)
+                return event
+            failures += 1
+            if failures > 1:
+                await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
+            try:
+                if event_id in await self.catch_up():
+                    return event
+            except BrokerUnavailable:
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise
+
+    async def _publish(self, event: Event) -> int:
+        message_headers = {}
+        if faults.FENCE_ON:
+            message_headers[headers.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(self.state.revision)
+            message_headers[headers.EXPECTED_LAST_SUBJECT_SEQUENCE_SUBJECT] = self._filter
+        delta = is_delta(event)
+        if self._traceparent and not delta:
+            message_headers[headers.TRACEPARENT] = self._traceparent
+        ack = await self._requests.publish(self._delta if delta else self._log, encode(event), message_headers)
+        return ack.seq
+
+
+def _last_completed_turn(decoded: list[tuple[int, JournalEvent | UnknownEvent]]) -> int:
+    """Index of the last event up to which deltas may be missing, since its text stands for them; -1 if none may."""
+    for index in range(len(decoded) - 1, -1, -1):
+        if isinstance(decoded[index][1], events.TurnCompleted):
+            return index
+    return -1

@@ -1,0 +1,56 @@
+"""Key-value buckets over raw requests: compare-and-set and direct reads (NATS ADR-8)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from contracts import headers
+from contracts.codec import encode
+from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.requests import Requests
+
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+
+
+class Entry(NamedTuple):
+    """A value and its revision, which is its sequence in the bucket's stream."""
+
+    value: bytes
+    revision: int
+
+
+async def get(requests: Requests, bucket: str, key: str) -> Entry | None:
+    """Read a value by direct get, from any replica; None if there is none, or it was deleted."""
+    subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"
+    answer = await requests.one(subject)
+    message_headers = answer.headers or {}
+    status = message_headers.get(headers.STATUS)
+    if status == "404":
+        return None
+    if status is not None:
+        raise BrokerUnavailable(f"bucket {bucket} answered {status}")
+    if "KV-Operation" in message_headers:
+        return None
+    return Entry(answer.data, int(message_headers[headers.SEQUENCE]))
+
+
+async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:
+    """Write a value whatever was there; returns its revision."""
+    return (await requests.publish(f"$KV.{bucket}.{key}", value)).seq
+
+
+async def compare_and_set(requests: Requests, bucket: str, key: str, value: bytes, revision: int) -> bool:
+    """Write a value if the key is still at `revision` (0: not there). False if it is not."""
+    expected = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
+    try:
+        await requests.publish(f"$KV.{bucket}.{key}", value, expected)
+    except BrokerError as error:
+        if error.number in _WRONG_LAST_SEQUENCE:
+            return False
+        raise
+    return True
+
+
+async def put_json(requests: Requests, bucket: str, key: str, value: object) -> int:
+    """Write a wire type."""
+    return await put(requests, bucket, key, encode(value))

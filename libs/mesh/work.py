@@ -1,0 +1,400 @@
+"""The work loop: pull, fold, decide, claim, perform, settle.
+
+Walk one delivery through `WorkLoop._handle`: its message is validated, its journal folded, `decide` says what
+to do, and the answer is performed in the order append → project → publish → ack. A process may die between
+any two of these: the next delivery finds the journal, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from contracts import events, headers
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.events import JournalEvent, Stamp
+from contracts.retries import STEP_POLICY
+from contracts.work import ToolWork, TurnWork, Work, decode_work
+from mesh import dead_letters, telemetry
+from mesh.clock import now
+from mesh.connection import Connection
+from mesh.decisions import (
+    Begin,
+    Claim,
+    Drop,
+    Expire,
+    Fail,
+    GiveUp,
+    Later,
+    Refuse,
+    Retry,
+    Settle,
+    SettleDeadLetter,
+    StepFailed,
+    decide,
+    decide_failure,
+    queued_event,
+)
+from mesh.deliveries import Delivery, Leases
+from mesh.errors import BrokerError, BrokerUnavailable, StepLost
+from mesh.fold import TaskState, record
+from mesh.journal import Build, Journal
+from mesh.lanes import Lane, LaneUnavailable
+from mesh.projection import BackgroundProjection, project
+from mesh.settings import Settings
+
+log = structlog.get_logger("mesh.work")
+
+LATER_SECONDS = 0.2
+"""Delay of a delivery whose journal can't be seen yet."""
+LATER_DELIVERIES_MAX = 8
+"""After so many deliveries a message whose journal is still missing becomes a dead letter."""
+LANE_RETRY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSpec:
+    """A durable consumer to pull, and its weight: how much one pull may take."""
+
+    stream: str
+    consumer: str
+    batch_max: int
+
+
+class ClaimedStep:
+    """A step that this process owns, until the journal says otherwise."""
+
+    def __init__(self, journal: Journal, work: Work, claim: events.StepClaimed, delivery: Delivery) -> None:
+        self.work = work
+        self.claim = claim
+        self.deliveries = delivery.deliveries
+        self._journal = journal
+
+    @property
+    def state(self) -> TaskState:
+        """The journal as folded so far."""
+        return self._journal.state
+
+    async def append(self, build: Callable[[Stamp], JournalEvent]) -> JournalEvent:
+        """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
+        return await self._journal.append(build, lambda state: state.owns(self.claim))
+
+
+class StepHandler(Protocol):
+    """What a service does with a step."""
+
+    def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
+        """More fields for the claim event: `provider` and `model` of a turn."""
+        ...
+
+    async def perform(self, step: ClaimedStep) -> None:
+        """Run the step, and append its result. Raises `StepFailed`; anything else counts as unknown."""
+        ...
+
+
+class WorkLoop:
+    """Everything between the work queues and a handler, in one process."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        lanes: list[LaneSpec],
+        handler: StepHandler,
+        worker: str,
+    ) -> None:
+        self._connection = connection
+        self._requests = connection.requests
+        self._settings = settings
+        self._handler = handler
+        self._worker = worker
+        self._policy = msgspec.structs.replace(STEP_POLICY, tries_max=settings.max_tries)
+        self._leases = Leases(settings.ack_wait_seconds)
+        self._projection = BackgroundProjection(connection.requests)
+        self._slots = asyncio.Semaphore(settings.worker_concurrency)
+        self._running: set[asyncio.Task[None]] = set()
+        self._asked_for = 0
+        self._room = asyncio.Event()
+        self._draining = False
+        self._lanes = [
+            Lane(connection, spec.stream, spec.consumer, spec.batch_max, settings.ack_wait_seconds, self._start)
+            for spec in lanes
+        ]
+
+    @property
+    def steps_running(self) -> int:
+        """Steps in this process's hands."""
+        return len(self._running)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until `stopping`; then pull no more, let running steps end, and hand over what does not."""
+        heartbeats = asyncio.create_task(self._leases.run())
+        pulls = [asyncio.create_task(self._pull_lane(lane)) for lane in self._lanes]
+        try:
+            await stopping.wait()
+        finally:
+            for pull in pulls:
+                pull.cancel()
+            await asyncio.gather(*pulls, return_exceptions=True)
+            await self._drain()
+            heartbeats.cancel()
+            await asyncio.gather(heartbeats, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        log.info("work.draining", steps=len(self._running))
+        for lane in self._lanes:
+            await lane.close()
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._settings.drain_seconds)
+        self._draining = True
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._projection.close()
+
+    # Pulling
+
+    async def _pull_lane(self, lane: Lane) -> None:
+        await lane.open()
+        complained = False
+        while True:
+            try:
+                await self._wait_for_room()
+                # What is there already, as much as there is room for; then wait for the next message.
+                if not await self._take(lane):
+                    await lane.pull(1, wait=True)
+                complained = False
+            except LaneUnavailable as error:
+                if not complained:
+                    log.warning("lane.unavailable", stream=lane.stream, consumer=lane.consumer, error=str(error))
+                complained = True
+                await asyncio.sleep(LANE_RETRY_SECONDS)
+
+    async def _take(self, lane: Lane) -> bool:
+        """Pull what is there. True if there may be more."""
+        batch = min(lane.batch_max, self._room_now())
+        if batch <= 0:
+            return True
+        self._asked_for += batch
+        try:
+            return await lane.pull(batch, wait=False) == batch
+        finally:
+            self._asked_for -= batch
+
+    def _room_now(self) -> int:
+        return self._settings.worker_concurrency - len(self._running) - self._asked_for
+
+    async def _wait_for_room(self) -> None:
+        while self._room_now() <= 0:
+            self._room.clear()
+            await self._room.wait()
+
+    def _start(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._run(delivery))
+        self._running.add(task)
+        self._leases.add(delivery, task)
+        task.add_done_callback(self._running.discard)
+
+    # One delivery
+
+    async def _run(self, delivery: Delivery) -> None:
+        """Handle a delivery, whatever happens. What is not answered here comes back after ack_wait."""
+        try:
+            # An idle lane may bring a message more than there is room for: it waits here, its lease kept.
+            async with self._slots:
+                await self._handle(delivery)
+        except asyncio.CancelledError:
+            # The lease was lost, and then this sends nothing; or the process drains, and hands over.
+            if self._draining:
+                log.info("step.handed_over", stream=delivery.stream, message=delivery.sequence)
+                await delivery.nak()
+        except StepLost as error:
+            log.info("step.lost", stream=delivery.stream, message=delivery.sequence, reason=str(error))
+        except BrokerUnavailable as error:
+            log.warning("step.abandoned", stream=delivery.stream, message=delivery.sequence, error=str(error))
+        except Exception:
+            log.exception("step.crashed", stream=delivery.stream, message=delivery.sequence)
+        finally:
+            delivery.give_up()
+            self._leases.remove(delivery)
+            self._room.set()
+
+    async def _handle(self, delivery: Delivery) -> None:
+        try:
+            work = decode_work(delivery.payload, delivery.subject)
+        except TaskmeshError as error:
+            await self._refuse(delivery, ErrorInfo("malformed-message", str(error)))
+            return
+        with (
+            structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step),
+            telemetry.span(f"{work.step} {delivery.stream}", delivery.headers.get(headers.TRACEPARENT)),
+        ):
+            traceparent = telemetry.current_traceparent() or delivery.headers.get(headers.TRACEPARENT)
+            journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
+            step = await self._claim(journal, work, delivery)
+            if step is not None:
+                await self._perform(step, journal, delivery)
+
+    async def _claim(self, journal: Journal, work: Work, delivery: Delivery) -> ClaimedStep | None:
+        """Decide, and act, until the step is claimed or the delivery is answered."""
+        while True:
+            state = journal.state
+            decision = decide(state, work, delivery.sequence, now())
+            match decision:
+                case Begin():
+                    assert isinstance(work, TurnWork)
+                    turn_work = work
+                    await self._try(journal, lambda stamp: queued_event(stamp, turn_work), delivery, work, decision)
+                case Expire():
+                    await self._try(journal, lambda stamp: events.TaskExpired(*stamp), delivery, work, decision)
+                case Claim():
+                    claimed = await self._try(journal, self._claim_event(state, work, delivery), delivery, work, decision)
+                    if isinstance(claimed, events.StepClaimed):
+                        log.info("step.claimed", delivery=delivery.deliveries, message=delivery.sequence)
+                        self._projection.submit(record(journal.state))
+                        return ClaimedStep(journal, work, claimed, delivery)
+                case Settle():
+                    await self._settle(state, delivery)
+                    return None
+                case SettleDeadLetter():
+                    await self._settle_dead_letter(journal, work, delivery, decision.event.error)
+                    return None
+                case Drop():
+                    log.info("step.dropped", message=delivery.sequence)
+                    await delivery.ack()
+                    return None
+                case Later():
+                    await self._later(delivery, work)
+                    return None
+                case Refuse():
+                    await self._refuse(delivery, decision.error)
+                    return None
+
+    async def _try(
+        self, journal: Journal, build: Build, delivery: Delivery, work: Work, decision: object
+    ) -> JournalEvent | None:
+        """Append what was decided; None if the journal has moved on so that something else is to be done."""
+
+        def still_so(state: TaskState) -> bool:
+            # The lease is looked at after each fold: a process that slept must not begin (rule 4).
+            return delivery.lease_held and decide(state, work, delivery.sequence, now()) == decision
+
+        try:
+            return await journal.append(build, still_so)
+        except StepLost:
+            if not delivery.lease_held:
+                raise
+            return None
+
+    def _claim_event(self, state: TaskState, work: Work, delivery: Delivery) -> Build:
+        described = self._handler.describe_claim(state, work)
+        tool = work if isinstance(work, ToolWork) else None
+
+        def build(stamp: Stamp) -> events.StepClaimed:
+            return events.StepClaimed(
+                *stamp,
+                step=work.step,
+                gen=work.gen,
+                message=delivery.sequence,
+                worker=self._worker,
+                delivery=delivery.deliveries,
+                turn=work.turn,
+                attempt=None if tool else state.turn(work.turn).claims + 1,
+                provider=described.get("provider"),
+                model=described.get("model"),
+                call=tool.call if tool else None,
+                tool=tool.tool if tool else None,
+            )
+
+        return build
+
+    async def _perform(self, step: ClaimedStep, journal: Journal, delivery: Delivery) -> None:
+        try:
+            await self._handler.perform(step)
+        except (StepLost, BrokerUnavailable):
+            raise
+        except StepFailed as error:
+            await self._failed(step, journal, delivery, error)
+            return
+        except Exception as error:
+            log.exception("step.broke")
+            unknown = StepFailed("internal", f"{type(error).__name__}: {error}", retryable=True)
+            await self._failed(step, journal, delivery, unknown)
+            return
+        log.info("step.completed")
+        await self._settle(journal.state, delivery)
+
+    async def _failed(self, step: ClaimedStep, journal: Journal, delivery: Delivery, error: StepFailed) -> None:
+        work = step.work
+        match decide_failure(journal.state, work, error, self._policy, random.random()):
+            case Fail():
+                await step.append(lambda stamp: events.TaskFailed(*stamp, error=error.info()))
+                log.warning("task.failed", code=error.code, error=str(error))
+                await self._settle(journal.state, delivery)
+            case Retry() as retry:
+                await step.append(
+                    lambda stamp: events.TaskRetrying(
+                        *stamp,
+                        step=work.step,
+                        gen=work.gen,
+                        reason=error.code,
+                        delay_seconds=retry.delay_seconds,
+                        tries=retry.tries,
+                    )
+                )
+                log.warning("step.retrying", code=error.code, error=str(error), delay_seconds=retry.delay_seconds)
+                await delivery.nak(retry.delay_seconds)
+            case GiveUp():
+                await step.append(
+                    lambda stamp: events.TaskDeadLettered(
+                        *stamp, step=work.step, gen=work.gen, error=error.info(), deliveries=delivery.deliveries
+                    )
+                )
+                log.error("step.dead_lettered", code=error.code, error=str(error))
+                await self._settle_dead_letter(journal, work, delivery, error.info())
+
+    # Settling: each part may be done twice
+
+    async def _settle(self, state: TaskState, delivery: Delivery) -> None:
+        await self._project(state)
+        await delivery.ack()
+
+    async def _settle_dead_letter(
+        self, journal: Journal, work: Work, delivery: Delivery, error: ErrorInfo
+    ) -> None:
+        await self._project(journal.state)
+        await dead_letters.write_step(self._requests, delivery, work, journal.state, error, self._worker)
+        await delivery.term("dead letter")
+
+    async def _project(self, state: TaskState) -> None:
+        await self._projection.superseded(state.tenant, state.task)
+        await project(self._requests, record(state))
+
+    async def _later(self, delivery: Delivery, work: Work) -> None:
+        if delivery.deliveries >= LATER_DELIVERIES_MAX:
+            await self._refuse(delivery, ErrorInfo("journal-missing", f"no journal fits step {work.step}"))
+            return
+        log.info("step.later", message=delivery.sequence)
+        await delivery.nak(LATER_SECONDS)
+
+    async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> None:
+        log.error(
+            "message.refused",
+            stream=delivery.stream,
+            subject=delivery.subject,
+            message=delivery.sequence,
+            code=error.code,
+            error=error.message,
+        )
+        await dead_letters.write_message(self._requests, delivery, error, self._worker)
+        await delivery.term(error.code)
+
+

@@ -1,0 +1,1 @@
+"""Runs one model turn for each work message."""

@@ -1,0 +1,1 @@
+"""Accepts or refuses tasks, at once."""

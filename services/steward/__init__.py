@@ -1,0 +1,1 @@
+"""Does what is nobody's turn: lane statistics, provisioning checks."""

@@ -1,0 +1,1 @@
+"""Turns journals into resumable Server-Sent Events."""

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from contracts.errors import InvalidPayload
 
@@ -21,6 +22,14 @@ _encoder = msgspec.json.Encoder()
 def encode(value: Any) -> bytes:
     """Encode a wire type as compact JSON."""
     return _encoder.encode(value)
+
+
+def exactly(pattern: str, max_length: int | None = None) -> Meta:
+    r"""A constraint on a string: all of it must match. The pattern has no alternatives outside of a group.
+
+    In Python "$" lets a trailing newline pass, hence "\Z"; `contracts.schemas` writes the "$" of JSON Schema.
+    """
+    return Meta(pattern=rf"^{pattern}\Z", max_length=max_length)
 
 
 @cache
@@ -35,7 +44,10 @@ def decode(payload: bytes, kind: type[T]) -> T:
     than the interpreter takes, a missing field or a wrong type. The message names the path.
     """
     try:
-        return _decoder(kind).decode(payload)  # type: ignore[no-any-return]  # the cache erases the type parameter
+        if not payload.isascii():
+            payload.decode("utf-8")  # msgspec passes over fields that it does not know without looking at their bytes
+        decoder: msgspec.json.Decoder[T] = _decoder(kind)  # type: ignore[arg-type]  # a type is hashable, whatever mypy says
+        return decoder.decode(payload)
     except msgspec.ValidationError as error:
         raise InvalidPayload(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

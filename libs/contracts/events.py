@@ -13,18 +13,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from contracts.codec import decode
+from contracts.codec import decode, exactly
 from contracts.errors import ErrorInfo
 from contracts.subjects import CALL_PATTERN, LANE_NAME_PATTERN, TASK_PATTERN, TENANT_PATTERN
 from contracts.tasks import Priority, TaskRequest
 
-# A pattern here is documentation and a first check; "$" lets a trailing newline pass. What reaches a subject is
-# checked once more, in full, by contracts.subjects.
-Id = Annotated[str, Meta(pattern=f"^{TASK_PATTERN}$", max_length=26)]
-Tenant = Annotated[str, Meta(pattern=f"^{TENANT_PATTERN}$")]
-LaneName = Annotated[str, Meta(pattern=f"^{LANE_NAME_PATTERN}$")]
-Call = Annotated[str, Meta(pattern=f"^{CALL_PATTERN}$")]
-Step = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,5}(-(0|[1-9][0-9]{0,5}))?$")]
+EVENT_TYPE_PATTERN = r"[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}"
+STEP_PATTERN = r"[1-9][0-9]{0,5}(-(0|[1-9][0-9]{0,5}))?"
+
+# What reaches a subject is checked once more by contracts.subjects.
+Id = Annotated[str, exactly(TASK_PATTERN, 26)]
+Tenant = Annotated[str, exactly(TENANT_PATTERN)]
+LaneName = Annotated[str, exactly(LANE_NAME_PATTERN)]
+Call = Annotated[str, exactly(CALL_PATTERN)]
+Step = Annotated[str, exactly(STEP_PATTERN)]
 """A turn (`"1"`) or a call (`"1-0"`)."""
 Count = Annotated[int, Meta(ge=0)]
 Ordinal = Annotated[int, Meta(ge=1)]
@@ -323,7 +325,7 @@ _DELTAS = (OutputDelta, ReasoningDelta, ToolProgress)
 class EventHead(msgspec.Struct, frozen=True):
     """What must be known of any event, also of one whose type is news."""
 
-    type: Annotated[str, Meta(pattern=r"^[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}$")]
+    type: Annotated[str, exactly(EVENT_TYPE_PATTERN)]
     id: Id
     task: Id
     tenant: Tenant
@@ -337,7 +339,11 @@ class UnknownEvent(msgspec.Struct, frozen=True):
 
 
 class StreamGap(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="stream.gap"):
-    """Sent by the stream edge alone, never stored: events of sequences `from` to `to` can't be delivered."""
+    """Sent by the stream edge alone, never stored: events that the client has not seen can't be delivered.
+
+    `from` is the cursor that the client had. `to` is the last sequence that the snapshot after this covers; it is
+    lower than `from` if the stream was recreated.
+    """
 
     task: Id
     tenant: Tenant
@@ -369,7 +375,7 @@ def decode_event(payload: bytes) -> JournalEvent | UnknownEvent:
     head = decode(payload, EventHead)
     if head.type not in _KNOWN_TYPES:
         return UnknownEvent(head)
-    return decode(payload, JournalEvent)  # type: ignore[arg-type, no-any-return]  # a union is no type to mypy
+    return decode(payload, JournalEvent)  # type: ignore[arg-type]  # a union is no type to mypy
 
 
 def decode_head(payload: bytes) -> EventHead:

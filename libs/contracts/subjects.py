@@ -33,7 +33,7 @@ NO_TENANT = "_"
 """Stands for the tenant there when that can't be read either. Not a valid tenant, so it collides with none."""
 
 
-def _checked(kind: str, pattern: re.Pattern[str], value: str) -> str:
+def _checked(kind: str, pattern: re.Pattern[str], value: object) -> str:
     # fullmatch, not match with "$": "$" would accept a trailing newline.
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
         raise InvalidName(f"not a valid {kind}: {value!r:.80} (expected {pattern.pattern})")

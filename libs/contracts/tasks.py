@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from contracts.codec import encode
+from contracts.codec import encode, exactly
 from contracts.subjects import LANE_NAME_PATTERN, TASK_PATTERN
 
 BODY_BYTES_MAX = 512 * 1024
@@ -39,20 +39,17 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """
 
     input: Annotated[str, Meta(min_length=1)] | Annotated[list[Message], Meta(min_length=1, max_length=1000)]
-    pool: Annotated[str, Meta(pattern=f"^{LANE_NAME_PATTERN}$", max_length=48)] = "default"
+    pool: Annotated[str, exactly(LANE_NAME_PATTERN, 48)] = "default"
     model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     priority: Priority = "normal"
     instructions: Annotated[str, Meta(min_length=1)] | None = None
-    tools: (
-        Annotated[list[Annotated[str, Meta(pattern=f"^{LANE_NAME_PATTERN}$", max_length=48)]], Meta(max_length=64)]
-        | None
-    ) = None
+    tools: Annotated[list[Annotated[str, exactly(LANE_NAME_PATTERN, 48)]], Meta(max_length=64)] | None = None
     approval: ApprovalMode | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_turns: Annotated[int, Meta(ge=1, le=1000)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
-    continues: Annotated[str, Meta(pattern=f"^{TASK_PATTERN}$", max_length=26)] | None = None
+    continues: Annotated[str, exactly(TASK_PATTERN, 26)] | None = None
     metadata: (
         Annotated[
             dict[

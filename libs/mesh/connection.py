@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -70,7 +69,7 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         name=f"taskmesh-{role}",
         inbox_prefix=f"_INBOX_{role}".encode(),
         max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT_SECONDS,
+        reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # it only sleeps that long
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         ping_interval=PING_INTERVAL_SECONDS,
         error_cb=connection._on_error,
@@ -93,5 +92,5 @@ async def _close(client: Client) -> None:
             # What was published without waiting, such as a last nak, goes out first.
             await client.flush(timeout=1)
         await client.close()
-    except (nats.errors.Error, OSError, asyncio.TimeoutError):
+    except (TimeoutError, nats.errors.Error, OSError):
         pass  # The broker is gone; there is nothing left to hand over.

@@ -17,9 +17,7 @@ from mesh.clock import now
 from mesh.deliveries import Delivery
 from mesh.errors import BrokerError
 from mesh.fold import TaskState
-from mesh.requests import Requests
-
-_MESSAGE_TOO_LARGE = 10054
+from mesh.requests import MESSAGE_TOO_LARGE, Requests
 
 
 async def write_step(
@@ -51,14 +49,20 @@ async def write_step(
 
 async def write_message(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> None:
     """Write the record of a message that is not work, or fits no journal. Its tenant is read off the subject."""
-    tenant: str | None = None
-    try:
-        tenant = subjects.check_tenant(delivery.subject.rpartition(".")[2]) if delivery.stream != "TOOLS" else None
-    except TaskmeshError:
-        pass  # The subject is as wrong as the message.
+    tenant = _tenant_of(delivery)
     record = DeadLetter(**_of_message(delivery), errors=[error], tenant=tenant, worker=worker)
     message_id = f"{delivery.stream}.{delivery.sequence}.{delivery.stored_at.timestamp()}.dead"
     await _publish(requests, subjects.malformed_dead_letter(tenant), record, message_id)
+
+
+def _tenant_of(delivery: Delivery) -> str | None:
+    """The last token of a lane's subject; None for a tool's, or where the subject is as wrong as the message."""
+    if delivery.stream == "TOOLS":
+        return None
+    try:
+        return subjects.check_tenant(delivery.subject.rpartition(".")[2])
+    except TaskmeshError:
+        return None
 
 
 def _of_message(delivery: Delivery) -> dict[str, Any]:
@@ -86,7 +90,7 @@ async def _publish(requests: Requests, subject: str, record: DeadLetter, message
     try:
         await requests.publish(subject, encode(record), message_headers)
     except BrokerError as error:
-        if error.number != _MESSAGE_TOO_LARGE:
+        if error.number != MESSAGE_TOO_LARGE:
             raise
         # The message is as large as a message may be: keep its beginning.
         shortened = msgspec.structs.replace(record, message=record.message[: len(record.message) // 8])

@@ -20,6 +20,8 @@ from mesh.fold import TaskState
 class Begin:
     """There is no journal yet: write its first event from the request in the message, and decide again."""
 
+    work: TurnWork
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -63,11 +65,13 @@ class Refuse:
 Decision = Begin | Claim | Settle | SettleDeadLetter | Expire | Drop | Later | Refuse
 
 
-def decide(state: TaskState, work: Work, message: int, now: datetime) -> Decision:
+def decide(  # noqa: PLR0911 - one return for each case, in the order of the rules
+    state: TaskState, work: Work, message: int, now: datetime
+) -> Decision:
     """What to do with a delivery of `work`, whose stream sequence is `message`."""
     if state.queued is None:
         if isinstance(work, TurnWork) and work.request is not None:
-            return Begin()  # rule 10
+            return Begin(work)  # rule 10
         return Later()
     if state.terminal is not None:
         return Settle()  # rule 2

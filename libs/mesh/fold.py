@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from contracts import events
 from contracts.events import JournalEvent, TerminalEvent, UnknownEvent
 from contracts.identifiers import turn_step
 from contracts.status import Metadata, Status, TaskRecord
-from datetime import datetime
 from mesh.errors import JournalCorrupt
 
 StepGen = tuple[str, int]
@@ -120,9 +120,7 @@ class TaskState:
         )
 
 
-def fold(
-    state: TaskState, sequence: int, event: JournalEvent | UnknownEvent, *, holes_allowed: bool = False
-) -> None:
+def fold(state: TaskState, sequence: int, event: JournalEvent | UnknownEvent, *, holes_allowed: bool = False) -> None:
     """Fold one event into the state.
 
     Raises `JournalCorrupt` on a hole in n; `holes_allowed` is for the part of a journal that is read, or kept,
@@ -152,7 +150,7 @@ def _turn(state: TaskState, turn: int) -> TurnState:
     return state.turns.setdefault(turn, TurnState(turn))
 
 
-def _apply(state: TaskState, event: events.Event) -> None:  # noqa: PLR0912 - one case for each event type
+def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR0912 - one case for each event type
     match event:
         case events.OutputDelta():
             _turn(state, event.turn).parts.append((event.n, event.text))

@@ -21,11 +21,10 @@ from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable, StepLost
 from mesh.fold import TaskState, fold
 from mesh.reading import Stored, read_page
-from mesh.requests import Requests
+from mesh.requests import WRONG_LAST_SEQUENCE, Requests
 
 APPEND_SECONDS_MAX = 60.0
 """How long an append is tried again while the broker does not answer."""
-_WRONG_LAST_SEQUENCE = (10071, 10164)
 
 Build = Callable[[Stamp], JournalEvent]
 """Makes an event from its common fields, e.g. `lambda stamp: OutputDelta(*stamp, turn=1, text="…")`."""
@@ -45,9 +44,7 @@ class Journal:
         self._traceparent = traceparent
 
     @classmethod
-    async def load(
-        cls, requests: Requests, tenant: str, task: str, *, traceparent: str | None = None
-    ) -> Journal:
+    async def load(cls, requests: Requests, tenant: str, task: str, *, traceparent: str | None = None) -> Journal:
         """Read and fold a journal; one that has not begun gives an empty state. Raises `BrokerUnavailable`."""
         journal = cls(requests, tenant, task, traceparent)
         await journal._load()
@@ -109,7 +106,7 @@ class Journal:
             try:
                 ack = await self._publish(event)
             except BrokerError as error:
-                if error.number not in _WRONG_LAST_SEQUENCE:
+                if error.number not in WRONG_LAST_SEQUENCE:
                     raise
             except BrokerUnavailable:
                 if asyncio.get_running_loop().time() > give_up_at:

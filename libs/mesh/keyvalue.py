@@ -7,9 +7,7 @@ from typing import NamedTuple
 from contracts import headers
 from contracts.codec import encode
 from mesh.errors import BrokerError, BrokerUnavailable
-from mesh.requests import Requests
-
-_WRONG_LAST_SEQUENCE = (10071, 10164)
+from mesh.requests import WRONG_LAST_SEQUENCE, Requests
 
 
 class Entry(NamedTuple):
@@ -45,7 +43,7 @@ async def compare_and_set(requests: Requests, bucket: str, key: str, value: byte
     try:
         await requests.publish(f"$KV.{bucket}.{key}", value, expected)
     except BrokerError as error:
-        if error.number in _WRONG_LAST_SEQUENCE:
+        if error.number in WRONG_LAST_SEQUENCE:
             return False
         raise
     return True

@@ -101,7 +101,9 @@ class Lane:
         status = message.headers.get(headers.STATUS) if message.headers else None
         if status is None:
             # Also of a pull that is over here: the broker counts it as delivered.
-            self._on_delivery(Delivery(self._connection.client, self._connection.requests, message, self._ack_wait_seconds))
+            self._on_delivery(
+                Delivery(self._connection.client, self._connection.requests, message, self._ack_wait_seconds)
+            )
         pull = self._pull
         if pull is None or not message.subject.endswith(f".{pull.number}"):
             # Deliveries come on their stream's subject, not on the inbox: count them for the pull that is open.

@@ -37,10 +37,15 @@ class Page(NamedTuple):
 
 
 async def read_page(
-    requests: Requests, stream: str, subject_filter: str, after: int, messages_max: int = PAGE_EVENTS_MAX
+    requests: Requests,
+    stream: str,
+    subject_filter: str,
+    after: int,
+    messages_max: int = PAGE_EVENTS_MAX,
+    bytes_max: int = PAGE_BYTES_MAX,
 ) -> Page:
     """Read messages of the filter with a sequence above `after`. Raises `BrokerUnavailable`."""
-    body = {"seq": after + 1, "batch": messages_max, "max_bytes": PAGE_BYTES_MAX, "next_by_subj": subject_filter}
+    body = {"seq": after + 1, "batch": messages_max, "max_bytes": bytes_max, "next_by_subj": subject_filter}
     messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
     status_headers = last.headers or {}
     status = status_headers.get(headers.STATUS)

@@ -11,14 +11,17 @@ import asyncio
 import itertools
 from typing import Any
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-import msgspec
 from contracts import headers
 from mesh.errors import BrokerError, BrokerUnavailable
 
+WRONG_LAST_SEQUENCE = (10071, 10164)
+"""JetStream's error numbers for an expected revision that is not the last one."""
+MESSAGE_TOO_LARGE = 10054
 REQUEST_TIMEOUT_SECONDS = 5.0
 """How long one request may take, waiting for a reconnect included."""
 
@@ -77,15 +80,17 @@ class Requests:
         subject: str,
         payload: bytes = b"",
         message_headers: dict[str, str] | None = None,
-        timeout: float = REQUEST_TIMEOUT_SECONDS,
+        timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
     ) -> Msg:
         """Send, and return the first answer. Raises `BrokerUnavailable`."""
-        return await self._send(subject, payload, message_headers, timeout, None)
+        return await self._send(subject, payload, message_headers, timeout_seconds, None)
 
-    async def many(self, subject: str, payload: bytes, timeout: float = REQUEST_TIMEOUT_SECONDS) -> tuple[list[Msg], Msg]:
+    async def many(
+        self, subject: str, payload: bytes, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
+    ) -> tuple[list[Msg], Msg]:
         """Send, and return all answers up to the one with a status, and that one. Raises `BrokerUnavailable`."""
         messages: list[Msg] = []
-        last = await self._send(subject, payload, None, timeout, messages)
+        last = await self._send(subject, payload, None, timeout_seconds, messages)
         return messages, last
 
     async def publish(
@@ -93,13 +98,13 @@ class Requests:
         subject: str,
         payload: bytes,
         message_headers: dict[str, str] | None = None,
-        timeout: float = REQUEST_TIMEOUT_SECONDS,
+        timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
     ) -> PubAck:
         """Publish into a stream and wait until it is stored.
 
         Raises `BrokerError` if the stream refused it, `BrokerUnavailable` if nobody knows.
         """
-        answer = await self.one(subject, payload, message_headers, timeout)
+        answer = await self.one(subject, payload, message_headers, timeout_seconds)
         try:
             ack = _decode_pub_ack(answer.data)
         except msgspec.DecodeError:
@@ -125,16 +130,16 @@ class Requests:
         subject: str,
         payload: bytes,
         message_headers: dict[str, str] | None,
-        timeout: float,
+        timeout_seconds: float,
         messages: list[Msg] | None,
     ) -> Msg:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = loop.time() + timeout_seconds
         if not self._connected.is_set():
             # Never publish into the client's reconnect buffer: what times out there may still be stored later.
             try:
-                await asyncio.wait_for(self._connected.wait(), timeout)
-            except asyncio.TimeoutError:
+                await asyncio.wait_for(self._connected.wait(), timeout_seconds)
+            except TimeoutError:
                 raise BrokerUnavailable("not connected to the broker") from None
         token = str(next(self._numbers))
         future: asyncio.Future[Msg] = loop.create_future()
@@ -145,7 +150,7 @@ class Requests:
             return await future
         except (nats.errors.Error, OSError) as error:
             if isinstance(error, nats.errors.MaxPayloadError):
-                raise BrokerError(10054, "message size exceeds maximum allowed") from None
+                raise BrokerError(MESSAGE_TOO_LARGE, "message size exceeds maximum allowed") from None
             raise BrokerUnavailable(f"the broker does not take {subject}: {error}") from None
         finally:
             timer.cancel()

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
 from contracts.retries import STEP_POLICY
+from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
 from mesh.errors import SettingsError
+
+PORT_MAX = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Settings:
     edge_cors_origins: tuple[str, ...] = ()
     """Origins, separated by commas, whose pages may read streams; `*` is all."""
     edge_streams_max: int = 4096
-    """Streams open at once on one edge; one more gets 503."""
+    """Streams open at once on one edge; one more gets 429."""
     workers: int = 1
     """Processes of inference_worker that `meshctl up` starts."""
     runners: int = 1
@@ -106,7 +108,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 def _check(settings: Settings) -> None:
     limits: dict[str, tuple[float, float, float]] = {
-        "nats_port": (settings.nats_port, 0, 65_535),
+        "nats_port": (settings.nats_port, 0, PORT_MAX),
         "edge_streams_max": (settings.edge_streams_max, 1, 100_000),
         "workers": (settings.workers, 0, 256),
         "runners": (settings.runners, 0, 256),
@@ -153,7 +155,7 @@ def _parse_address(raw: str) -> Address:
     if not colon or not host:
         raise ValueError("must be <host>:<port>")
     number = int(port)
-    if not 0 <= number <= 65_535:
+    if not 0 <= number <= PORT_MAX:
         raise ValueError("the port must be between 0 and 65535")
     return Address(host.removeprefix("[").removesuffix("]"), number)
 

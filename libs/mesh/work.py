@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -43,7 +43,7 @@ from mesh.decisions import (
     queued_event,
 )
 from mesh.deliveries import Delivery, Leases
-from mesh.errors import BrokerError, BrokerUnavailable, StepLost
+from mesh.errors import BrokerUnavailable, StepLost
 from mesh.fold import TaskState, record
 from mesh.journal import Build, Journal
 from mesh.lanes import Lane, LaneUnavailable
@@ -85,6 +85,10 @@ class ClaimedStep:
     async def append(self, build: Callable[[Stamp], JournalEvent]) -> JournalEvent:
         """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
         return await self._journal.append(build, lambda state: state.owns(self.claim))
+
+
+def _queued(work: TurnWork, stamp: Stamp) -> JournalEvent:
+    return queued_event(stamp, work)
 
 
 class StepHandler(Protocol):
@@ -250,13 +254,13 @@ class WorkLoop:
             decision = decide(state, work, delivery.sequence, now())
             match decision:
                 case Begin():
-                    assert isinstance(work, TurnWork)
-                    turn_work = work
-                    await self._try(journal, lambda stamp: queued_event(stamp, turn_work), delivery, work, decision)
+                    await self._try(journal, partial(_queued, decision.work), delivery, work, decision)
                 case Expire():
                     await self._try(journal, lambda stamp: events.TaskExpired(*stamp), delivery, work, decision)
                 case Claim():
-                    claimed = await self._try(journal, self._claim_event(state, work, delivery), delivery, work, decision)
+                    claimed = await self._try(
+                        journal, self._claim_event(state, work, delivery), delivery, work, decision
+                    )
                     if isinstance(claimed, events.StepClaimed):
                         log.info("step.claimed", delivery=delivery.deliveries, message=delivery.sequence)
                         self._projection.submit(record(journal.state))
@@ -367,9 +371,7 @@ class WorkLoop:
         await self._project(state)
         await delivery.ack()
 
-    async def _settle_dead_letter(
-        self, journal: Journal, work: Work, delivery: Delivery, error: ErrorInfo
-    ) -> None:
+    async def _settle_dead_letter(self, journal: Journal, work: Work, delivery: Delivery, error: ErrorInfo) -> None:
         await self._project(journal.state)
         await dead_letters.write_step(self._requests, delivery, work, journal.state, error, self._worker)
         await delivery.term("dead letter")
@@ -396,5 +398,3 @@ class WorkLoop:
         )
         await dead_letters.write_message(self._requests, delivery, error, self._worker)
         await delivery.term(error.code)
-
-

@@ -1,0 +1,85 @@
+"""JSON Schemas (2020-12) of the wire types, each a document that needs no other."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import msgspec
+
+from contracts import errors, events, status, tasks, work
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+ID_PREFIX = "urn:taskmesh:schema:"
+
+STREAMED_EVENT_TYPES: tuple[type[msgspec.Struct], ...] = (*events.EVENT_TYPES, events.StreamGap, events.Snapshot)
+"""Whatever a client may receive: what is stored, and the two that only the stream edge sends."""
+
+_RECORDS: dict[str, type[msgspec.Struct]] = {
+    "work.turn": work.TurnWork,
+    "work.tool": work.ToolWork,
+    "dead_letter": work.DeadLetter,
+    "task_request": tasks.TaskRequest,
+    "task_accepted": status.TaskAccepted,
+    "task_record": status.TaskRecord,
+    "task_list": status.TaskList,
+    "lane_statistics": status.LaneStatistics,
+    "lane_sample": status.LaneSample,
+    "problem": errors.Problem,
+    "health": status.Health,
+}
+
+
+def named_types() -> dict[str, type[msgspec.Struct]]:
+    """Schema name → type: an event by its wire type, the rest by its noun."""
+    by_wire_type = {str(kind.__struct_config__.tag): kind for kind in STREAMED_EVENT_TYPES}
+    return by_wire_type | _RECORDS
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """Every schema by name; `event` is any event that this version knows."""
+    documents = {name: _document(name, kind) for name, kind in named_types().items()}
+    return documents | {"event": _event_document()}
+
+
+def components(kinds: list[type[msgspec.Struct]], ref_template: str) -> dict[str, dict[str, Any]]:
+    """Schemas of these types and of all that they hold, by class name, sorted."""
+    _, found = msgspec.json.schema_components(kinds, ref_template=ref_template)
+    return {name: _portable(found[name]) for name in sorted(found)}
+
+
+def _document(name: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
+    definitions = components([kind], "#/$defs/{name}")
+    document = {"$schema": DIALECT, "$id": ID_PREFIX + name, **definitions.pop(kind.__name__)}
+    return {**document, "$defs": definitions} if definitions else document
+
+
+def _event_document() -> dict[str, Any]:
+    return {
+        "$schema": DIALECT,
+        "$id": ID_PREFIX + "event",
+        "title": "Event",
+        "description": (
+            "Any event of this version, told apart by `type`; stream.gap and snapshot are sent by the stream edge "
+            "and never stored. Later versions add types: a reader skips those that it doesn't know."
+        ),
+        "oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in STREAMED_EVENT_TYPES],
+        "$defs": components(list(STREAMED_EVENT_TYPES), "#/$defs/{name}"),
+    }
+
+
+def _portable(schema: Any) -> Any:
+    """What msgspec says, in the words of other languages: "$" for Python's "\\Z", docstrings without their indent."""
+    if isinstance(schema, list):
+        return [_portable(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    portable = {}
+    for key, value in schema.items():
+        if key == "pattern" and isinstance(value, str):
+            portable[key] = value.removesuffix(r"\Z") + "$" if value.endswith(r"\Z") else value
+        elif key == "description" and isinstance(value, str):
+            portable[key] = inspect.cleandoc(value)
+        else:
+            portable[key] = _portable(value)
+    return portable

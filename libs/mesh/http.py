@@ -1,0 +1,167 @@
+"""What the HTTP services share: problem documents, names from headers, bodies within bounds, health, the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+
+import structlog
+import uvicorn
+from litestar import MediaType, Request, Response, get
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.types import ASGIApp, ExceptionHandlersMap
+
+from contracts import VERSION, subjects
+from contracts.codec import encode
+from contracts.errors import HTTP_STATUS_BY_CODE, TaskmeshError, problem
+from contracts.headers import HTTP_TENANT
+from contracts.status import Health, HealthCheck
+from mesh.errors import SettingsError
+from mesh.settings import Address
+
+log = structlog.get_logger("mesh.http")
+
+JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"
+TENANT_DEFAULT = "default"
+BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+SHUTDOWN_SECONDS = 5
+
+AnyRequest = Request[object, object, State]
+Probe = Callable[[], Awaitable[list[HealthCheck]]]
+
+
+class RequestRefused(TaskmeshError):
+    """A request that gets a problem document. `retry_after_seconds` becomes Retry-After."""
+
+    def __init__(self, code: str, detail: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+def json_response(value: object, status: int = 200, response_headers: dict[str, str] | None = None) -> Response[bytes]:
+    """A wire type as JSON."""
+    return Response(encode(value), status_code=status, headers=response_headers, media_type=JSON)
+
+
+def problem_response(code: str, detail: str | None, retry_after_seconds: float | None = None) -> Response[bytes]:
+    """A problem document (RFC 9457). Codes outside of HTTP's table are `internal` to a client."""
+    if code not in HTTP_STATUS_BY_CODE:
+        code = "internal"
+    document = problem(code, detail)
+    response_headers = {"Cache-Control": "no-store"}
+    if document.status in (429, 503):
+        # Whole seconds (RFC 9110), at least one: 0 would invite a storm.
+        response_headers["Retry-After"] = str(max(1, round(retry_after_seconds or 1)))
+    return Response(encode(document), status_code=document.status, headers=response_headers, media_type=PROBLEM_JSON)
+
+
+def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
+    if isinstance(error, TaskmeshError):
+        return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
+    if isinstance(error, MethodNotAllowedException):
+        return problem_response("method-not-allowed", f"{request.method} is not served here")
+    if isinstance(error, NotFoundException):
+        return problem_response("not-found", f"there is nothing at {request.url.path}")
+    if isinstance(error, HTTPException) and error.status_code < 500:  # noqa: PLR2004 - HTTP's own boundary
+        return problem_response("invalid-request", error.detail)
+    log.error("http.internal_error", path=request.url.path, exc_info=error)
+    return problem_response("internal", None)
+
+
+EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: _on_error}
+
+
+def tenant_of(value: str | None) -> str:
+    """The tenant that a header or query names; `default` when absent. Raises `InvalidName`."""
+    return subjects.check_tenant(value) if value is not None else TENANT_DEFAULT
+
+
+def tenant_of_request(request: AnyRequest) -> str:
+    """The tenant of a request's `Mesh-Tenant`. Raises `InvalidName`."""
+    return tenant_of(request.headers.get(HTTP_TENANT))
+
+
+async def read_json_body(request: AnyRequest, bytes_max: int) -> bytes:
+    """The body of a POST. Raises `RequestRefused` if it is not JSON by its type, or too large."""
+    media_type = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    if media_type != JSON and not media_type.endswith("+json"):
+        raise RequestRefused("unsupported-media-type", f"the content type must be {JSON}")
+    too_large = RequestRefused("payload-too-large", f"the body may have {bytes_max} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > bytes_max:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > bytes_max:
+            raise too_large
+    return bytes(body)
+
+
+def health_routes(service: str, probe: Probe) -> list[object]:
+    """`/health/live`: the process answers. `/health/ready`: all it needs does too, else 503."""
+
+    @get("/health/live", media_type=MediaType.JSON, include_in_schema=False)
+    async def live() -> Response[bytes]:
+        return json_response(Health(service=service, version=VERSION, ok=True, checks=[]))
+
+    @get("/health/ready", media_type=MediaType.JSON, include_in_schema=False)
+    async def ready() -> Response[bytes]:
+        checks = await probe()
+        ok = all(check.ok for check in checks)
+        return json_response(Health(service=service, version=VERSION, ok=ok, checks=checks), 200 if ok else 503)
+
+    return [live, ready]
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the service's business."""
+        yield
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket. Raises `SettingsError` if the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        listener = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(f"can't listen on {address}: {error.strerror or error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, on_started: Awaitable[None]) -> None:
+    """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`."""
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await on_started
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    stop.cancel()
+    await serving
+
+
+def address_of(listener: socket.socket) -> Address:
+    """Where a socket listens, with the port it was given."""
+    host, port = listener.getsockname()[:2]
+    return Address(host, port)

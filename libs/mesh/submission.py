@@ -1,0 +1,188 @@
+"""Submission: from a request to a task that can't be lost.
+
+TASKS is the commit point. Before it has accepted, nothing exists; after it, the task will run, whatever
+happens to the submitter. The journal's first event is written by the submitter, or by the worker that finds
+none: whoever comes second accepts the other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from contracts import events, headers, subjects
+from contracts.codec import decode, encode
+from contracts.errors import TaskmeshError
+from contracts.events import TaskQueued
+from contracts.identifiers import new_id, task_id_for_key, turn_message_id
+from contracts.retries import BROKER_POLICY
+from contracts.status import Status
+from contracts.tasks import TaskRequest, fingerprint
+from contracts.work import TurnWork
+from mesh import faults
+from mesh.clock import now
+from mesh.decisions import queued_event
+from mesh.errors import BrokerError, BrokerUnavailable, IdempotencyMismatch, QueueFull, StepLost
+from mesh.fold import record
+from mesh.journal import Journal
+from mesh.projection import BackgroundProjection
+from mesh.reading import last_from_leader, read_page, read_sequence
+from mesh.requests import PubAck, Requests
+
+log = structlog.get_logger("mesh.submission")
+
+COMMIT_SECONDS_MAX = 5.0
+"""How long a submission may try to reach TASKS before its client gets 503."""
+QUEUED_SECONDS_MAX = 2.0
+"""How long the answer waits for the journal's first event; later ones go on in the background."""
+BACKGROUND_MAX = 1024
+_REFUSED_AS_FULL = (10077, 10047, 10023)
+"""Maximum messages or bytes of a subject or stream; no storage left. All mean: not now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """An accepted task. `existing`: the idempotency key had been used with the same request before."""
+
+    task: str
+    tenant: str
+    pool: str
+    priority: str
+    created_at: datetime
+    status: Status
+    existing: bool
+
+
+class Submission:
+    """Submits tasks over one connection."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._projection = BackgroundProjection(requests)
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def submit(
+        self, request: TaskRequest, tenant: str, idempotency_key: str | None, traceparent: str | None
+    ) -> Submitted:
+        """Accept a task, or refuse it.
+
+        Raises `QueueFull`, `IdempotencyMismatch`, or `BrokerUnavailable`, and then the task does not exist, or
+        exists once under its key.
+        """
+        task = task_id_for_key(tenant, idempotency_key) if idempotency_key is not None else new_id()
+        if idempotency_key is not None:
+            queued = await self._first_event(tenant, task)
+            if queued is not None:
+                return _existing(queued, request)
+        accepted_at = now()
+        work = TurnWork(
+            task=task,
+            tenant=tenant,
+            turn=1,
+            pool=request.pool,
+            priority=request.priority,
+            request=request,
+            accepted_at=accepted_at,
+            deadline=_deadline(request, accepted_at),
+        )
+        ack = await self._commit(work, traceparent)
+        if ack.duplicate:
+            return _existing(await self._duplicate_of(work, ack.seq), request)
+        await self._begin(work, traceparent)
+        return Submitted(task, tenant, request.pool, request.priority, accepted_at, "queued", existing=False)
+
+    async def close(self) -> None:
+        """Wait for what goes on in the background."""
+        await asyncio.gather(*self._late, return_exceptions=True)
+        await self._projection.close()
+
+    async def _commit(self, work: TurnWork, traceparent: str | None) -> PubAck:
+        """Publish into TASKS, again and again under one message id while nobody knows whether it is there."""
+        subject = subjects.tasks(work.pool, work.priority, work.tenant)
+        payload = encode(work)
+        message_headers = {}
+        if faults.MESSAGE_ID_ON:
+            message_headers[headers.MESSAGE_ID] = turn_message_id(work.task, work.turn, work.gen)
+        if traceparent:
+            message_headers[headers.TRACEPARENT] = traceparent
+        give_up_at = asyncio.get_running_loop().time() + COMMIT_SECONDS_MAX
+        failures = 0
+        while True:
+            left = give_up_at - asyncio.get_running_loop().time()
+            try:
+                return await self._requests.publish(subject, payload, message_headers, timeout_seconds=max(left, 0.01))
+            except BrokerError as error:
+                if error.number in _REFUSED_AS_FULL:
+                    raise QueueFull(f"lane {work.pool}.{work.priority} takes no more of tenant {work.tenant}") from None
+                raise
+            except BrokerUnavailable:
+                failures += 1
+                delay = BROKER_POLICY.delay_seconds(failures, random.random())
+                if asyncio.get_running_loop().time() + delay >= give_up_at:
+                    raise
+                await asyncio.sleep(delay)
+
+    async def _begin(self, work: TurnWork, traceparent: str | None) -> None:
+        """Write the first event; if that takes long, in the background: the task is accepted already."""
+        if len(self._late) >= BACKGROUND_MAX:
+            return  # The worker will write it.
+        task = asyncio.create_task(self._append_queued(work, traceparent))
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        await asyncio.wait({task}, timeout=QUEUED_SECONDS_MAX)
+
+    async def _append_queued(self, work: TurnWork, traceparent: str | None) -> None:
+        journal = Journal(self._requests, work.tenant, work.task, traceparent)
+        try:
+            await journal.append(lambda stamp: queued_event(stamp, work), lambda state: not state.exists)
+        except StepLost:
+            return  # A worker was faster.
+        except TaskmeshError as error:
+            log.warning("submission.queued_missing", task=work.task, tenant=work.tenant, error=str(error))
+            return
+        self._projection.submit(record(journal.state), known_revision=0)
+
+    async def _first_event(self, tenant: str, task: str) -> TaskQueued | None:
+        page = await read_page(self._requests, "EVENTS", subjects.journal_log(tenant, task), 0, messages_max=1)
+        payload = page.messages[0].payload if page.messages else None
+        if payload is None:
+            if await last_from_leader(self._requests, "EVENTS", subjects.journal_log(tenant, task)) is None:
+                return None
+            raise BrokerUnavailable("the journal can't be read yet")
+        event = events.decode_event(payload)
+        return event if isinstance(event, TaskQueued) else None
+
+    async def _duplicate_of(self, work: TurnWork, sequence: int) -> TaskQueued:
+        """The first event of the task that TASKS knew already. Its submitter, or a worker, is about to write it."""
+        give_up_at = asyncio.get_running_loop().time() + COMMIT_SECONDS_MAX
+        failures = 0
+        while True:
+            queued = await self._first_event(work.tenant, work.task)
+            if queued is not None:
+                return queued
+            stored = await read_sequence(self._requests, "TASKS", sequence)
+            if stored is not None:
+                first = decode(stored.payload, TurnWork)
+                if first.task == work.task and first.request is not None and first.accepted_at is not None:
+                    stamp = events.Stamp(new_id(), first.task, first.tenant, 0, first.accepted_at)
+                    return queued_event(stamp, first)
+            failures += 1
+            await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise BrokerUnavailable(f"task {work.task} is known, but its journal can't be read")
+
+
+def _existing(queued: TaskQueued, request: TaskRequest) -> Submitted:
+    if queued.fingerprint != fingerprint(request):
+        raise IdempotencyMismatch(f"the key belongs to task {queued.task}, which asked for something else")
+    return Submitted(queued.task, queued.tenant, queued.pool, queued.priority, queued.time, "queued", existing=True)
+
+
+def _deadline(request: TaskRequest, accepted_at: datetime) -> datetime | None:
+    if request.deadline_seconds is None:
+        return None
+    return accepted_at + timedelta(seconds=request.deadline_seconds)

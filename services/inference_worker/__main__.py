@@ -1,0 +1,42 @@
+"""`python -m inference_worker`"""
+
+from __future__ import annotations
+
+from contracts.streams import lane_consumer
+from contracts.subjects import PRIORITIES
+from inference_worker.lane_reports import LaneReporter
+from inference_worker.providers import create_provider
+from inference_worker.turns import TurnHandler
+from mesh.service import Service, background, run
+from mesh.settings import Settings
+from mesh.work import LaneSpec, WorkLoop
+
+BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
+"""How much one pull may take: lanes take turns, so these are their weights."""
+BATCH_OF_STARTED_WORK = 16
+
+
+def lanes(settings: Settings) -> list[LaneSpec]:
+    """Every lane of every pool, started work first."""
+    specs: list[LaneSpec] = []
+    for pool in settings.pools:
+        for priority in PRIORITIES:
+            specs.append(LaneSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK))
+        for priority in PRIORITIES:
+            specs.append(LaneSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority]))
+    return specs
+
+
+async def main(service: Service) -> None:
+    """Run turns until told to stop."""
+    settings = service.settings
+    reporter = LaneReporter(service.connection, service.worker)
+    handler = TurnHandler(create_provider(settings), on_claimed=reporter.claimed, on_finished=reporter.finished)
+    loop = WorkLoop(service.connection, settings, lanes(settings), handler, service.worker)
+    async with background(reporter.run()):
+        await service.ready()
+        await loop.run(service.stopping)
+
+
+if __name__ == "__main__":
+    run("inference_worker", main)

@@ -1,0 +1,51 @@
+"""What goes into a provider, and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from contracts.events import FinishReason, ToolCall, Usage
+from contracts.tasks import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnInput:
+    """One turn to be generated."""
+
+    messages: list[Message]
+    """The conversation, instructions first."""
+    model: str
+    max_output_tokens: int | None = None
+    """The most tokens of the whole output, the part in `prefix` included."""
+    temperature: float | None = None
+    prefix: str = ""
+    """Text of this turn that is in the journal already; a provider that continues prefixes goes on right behind it."""
+    tries: int = 0
+    """Failed tries of this turn before, over all its replays."""
+    deliveries: int = 1
+    """How often this turn was claimed, this time included, over all its replays."""
+
+
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
+    """More of the output."""
+
+    text: str
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
+    """More of the reasoning."""
+
+    text: str
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """The last chunk: a stream that ends without one was cut off. `usage` is of the whole turn, prefix included."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    calls: tuple[ToolCall, ...] = ()
+
+
+Chunk = TextDelta | ReasoningDelta | Finished

@@ -1,0 +1,32 @@
+"""`python -m ingress`"""
+
+from __future__ import annotations
+
+from contracts.status import HealthCheck
+from ingress.app import Ingress, create_app
+from ingress.lanes import Lanes
+from mesh.following import Following
+from mesh.http import address_of, bind, serve
+from mesh.service import Service, background, probe_broker, run
+from mesh.submission import Submission
+
+
+async def main(service: Service) -> None:
+    """Accept tasks until told to stop."""
+    settings = service.settings
+    listener = bind(settings.ingress_address)
+    lanes = Lanes(service.requests, settings.pools)
+    submission = Submission(service.requests)
+    ingress = Ingress(settings, service.requests, submission, Following(service.connection), lanes)
+
+    async def probe() -> list[HealthCheck]:
+        return await probe_broker(service.connection)
+
+    async with background(lanes.run()):
+        app = create_app(ingress, probe)
+        await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
+    await submission.close()
+
+
+if __name__ == "__main__":
+    run("ingress", main)

@@ -1,0 +1,186 @@
+"""The HTTP face of the ingress: accept or refuse, at once."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import msgspec
+import structlog
+from contracts.openapi import openapi
+from litestar import Litestar, Response, get, post
+from opentelemetry.trace import SpanKind
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.errors import InvalidName
+from contracts.status import Links, TaskAccepted, TaskRecord
+from contracts.tasks import BODY_BYTES_MAX
+from ingress.lanes import Lanes
+from ingress.requests import (
+    parse_idempotency_key,
+    parse_limit,
+    parse_status,
+    parse_task_request,
+    parse_traceparent,
+    parse_wait_seconds,
+)
+from mesh import telemetry
+from mesh.errors import QueueFull
+from mesh.fold import record
+from mesh.following import Following, TaskNotFound
+from mesh.http import (
+    EXCEPTION_HANDLERS,
+    AnyRequest,
+    Probe,
+    RequestRefused,
+    health_routes,
+    json_response,
+    read_json_body,
+    tenant_of_request,
+)
+from mesh.journal import Journal
+from mesh.listing import list_tasks
+from mesh.reading import journal_exists
+from mesh.requests import Requests
+from mesh.settings import Settings
+from mesh.submission import Submission, Submitted
+
+log = structlog.get_logger("ingress")
+
+WAIT_POLL_SECONDS = 15.0
+
+
+class Ingress:
+    """What the routes stand on."""
+
+    def __init__(
+        self, settings: Settings, requests: Requests, submission: Submission, following: Following, lanes: Lanes
+    ) -> None:
+        self._settings = settings
+        self._requests = requests
+        self._submission = submission
+        self._following = following
+        self._lanes = lanes
+
+    async def submit(self, request: AnyRequest) -> Response[bytes]:
+        """`POST /v1/tasks`"""
+        tenant = tenant_of_request(request)
+        key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
+        wait_seconds = parse_wait_seconds(request.headers.get(headers.HTTP_PREFER))
+        body = await read_json_body(request, BODY_BYTES_MAX)
+        task_request = parse_task_request(body, self._settings.pools)
+        incoming = parse_traceparent(request.headers.get(headers.TRACEPARENT))
+        with telemetry.span("POST /v1/tasks", incoming, SpanKind.SERVER):
+            traceparent = telemetry.current_traceparent() or incoming or telemetry.new_traceparent()
+            try:
+                submitted = await self._submission.submit(task_request, tenant, key, traceparent)
+            except QueueFull as error:
+                retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)
+                raise RequestRefused(error.code, str(error), retry_after_seconds=retry_after) from None
+            log.info("task.accepted", task=submitted.task, tenant=tenant, existing=submitted.existing)
+            if wait_seconds:
+                finished = await self._wait(tenant, submitted.task, wait_seconds)
+                if finished is not None:
+                    applied = {"Preference-Applied": f"wait={wait_seconds}", "Location": self._path(submitted.task)}
+                    return json_response(finished, 200, applied)
+            return await self._accepted(submitted)
+
+    async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
+        """`GET /v1/tasks/{id}`"""
+        tenant = tenant_of_request(request)
+        return json_response(await self._record(tenant, _checked_task(task)), 200, {"Cache-Control": "no-store"})
+
+    async def tasks(self, request: AnyRequest) -> Response[bytes]:
+        """`GET /v1/tasks`"""
+        tenant = tenant_of_request(request)
+        page = await list_tasks(
+            self._requests,
+            tenant,
+            status=parse_status(request.query_params.get("status")),
+            limit=parse_limit(request.query_params.get("limit")),
+            cursor=request.query_params.get("cursor"),
+        )
+        linked = [msgspec.structs.replace(task, links=self._links(task.id)) for task in page.tasks]
+        return json_response(msgspec.structs.replace(page, tasks=linked), 200, {"Cache-Control": "no-store"})
+
+    async def _accepted(self, submitted: Submitted) -> Response[bytes]:
+        status = (await self._record(submitted.tenant, submitted.task)).status if submitted.existing else "queued"
+        accepted = TaskAccepted(
+            id=submitted.task,
+            status=status,
+            pool=submitted.pool,
+            priority=submitted.priority,  # type: ignore[arg-type]  # it was validated as one
+            created_at=submitted.created_at,
+            queue=self._lanes.queue(submitted.pool, submitted.priority),
+            links=self._links(submitted.task),
+        )
+        return json_response(accepted, 202, {"Location": self._path(submitted.task)})
+
+    async def _record(self, tenant: str, task: str) -> TaskRecord:
+        """A task's status, folded from its journal."""
+        journal = await Journal.load(self._requests, tenant, task)
+        if not journal.state.exists:
+            # Absence is only said after a look at the stream's leader (rule 11).
+            if not await journal_exists(self._requests, tenant, task):
+                raise TaskNotFound(f"there is no task {task}")
+            await journal.catch_up()
+        return msgspec.structs.replace(record(journal.state), links=self._links(task))
+
+    async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
+        """The finished task, or None if it does not end in time."""
+        try:
+            async with asyncio.timeout(wait_seconds):
+                follower = await self._following.open(tenant, task, 0)
+                if follower is not None:
+                    async with aclosing(follower.batches(WAIT_POLL_SECONDS)) as batches:
+                        async for _ in batches:
+                            pass
+        except (TimeoutError, TaskNotFound):
+            return None
+        return await self._record(tenant, task)
+
+    def _path(self, task: str) -> str:
+        return f"/v1/tasks/{task}"
+
+    def _links(self, task: str) -> Links:
+        path = self._path(task)
+        return Links(self_=path, events=f"{self._settings.events_base_url}{path}/events")
+
+
+def _checked_task(task: str) -> str:
+    try:
+        return subjects.check_task(task)
+    except InvalidName:
+        # What can't be an id is no task: absent and impossible look the same.
+        raise TaskNotFound("there is no such task") from None
+
+
+def create_app(ingress: Ingress, probe: Probe) -> Litestar:
+    """The ASGI application."""
+    document = encode(openapi())
+
+    @post("/v1/tasks")
+    async def submit(request: AnyRequest) -> Response[bytes]:
+        return await ingress.submit(request)
+
+    @get("/v1/tasks")
+    async def tasks(request: AnyRequest) -> Response[bytes]:
+        return await ingress.tasks(request)
+
+    @get("/v1/tasks/{task:str}")
+    async def task(request: AnyRequest, task: str) -> Response[bytes]:
+        return await ingress.task(request, task)
+
+    @get("/schema")
+    async def schema() -> Response[bytes]:
+        return Response(document, media_type="application/vnd.oai.openapi+json")
+
+    return Litestar(
+        route_handlers=[submit, tasks, task, schema, *health_routes("ingress", probe)],  # type: ignore[list-item]  # mixed
+        exception_handlers=EXCEPTION_HANDLERS,
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,
+        debug=False,
+    )

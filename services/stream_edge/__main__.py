@@ -1,0 +1,26 @@
+"""`python -m stream_edge`"""
+
+from __future__ import annotations
+
+from contracts.status import HealthCheck
+from mesh.following import Following
+from mesh.http import address_of, bind, serve
+from mesh.service import Service, probe_broker, run
+from stream_edge.app import Edge, create_app
+
+
+async def main(service: Service) -> None:
+    """Serve streams until told to stop."""
+    settings = service.settings
+    listener = bind(settings.edge_address)
+    edge = Edge(Following(service.connection), settings.edge_streams_max, service.stopping)
+
+    async def probe() -> list[HealthCheck]:
+        return await probe_broker(service.connection)
+
+    app = create_app(edge, probe, settings.edge_cors_origins)
+    await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
+
+
+if __name__ == "__main__":
+    run("stream_edge", main)

@@ -1,0 +1,90 @@
+"""The HTTP face of the stream edge."""
+
+from __future__ import annotations
+
+import asyncio
+
+from litestar import Litestar, Request, asgi
+from litestar.config.cors import CORSConfig
+from litestar.types import Receive, Scope, Send
+
+from contracts import headers, subjects
+from contracts.errors import InvalidName, InvalidPayload
+from mesh.following import Following, TaskNotFound
+from mesh.http import (
+    EXCEPTION_HANDLERS,
+    Probe,
+    RequestRefused,
+    health_routes,
+    tenant_of,
+)
+from stream_edge.stream import stream
+
+CURSOR_DIGITS_MAX = 18
+
+
+class Edge:
+    """Streams of one process, counted."""
+
+    def __init__(self, following: Following, streams_max: int, stopping: asyncio.Event) -> None:
+        self._following = following
+        self._streams_max = streams_max
+        self._stopping = stopping
+        self.streams = 0
+
+    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve `GET /v1/tasks/{id}/events`."""
+        request: Request[object, object, object] = Request(scope)  # type: ignore[type-var]  # no state used
+        if scope["type"] != "http" or scope["method"] != "GET":
+            raise RequestRefused("method-not-allowed", "only GET is served here")
+        tenant = tenant_of(request.headers.get(headers.HTTP_TENANT) or request.query_params.get("tenant"))
+        task = _task_of(scope["path_params"]["task"])
+        after = _cursor_of(request)
+        if self._stopping.is_set() or self.streams >= self._streams_max:
+            raise RequestRefused("rate-limited", "this edge has as many streams as it may")
+        self.streams += 1
+        try:
+            follower = await self._following.open(tenant, task, after)
+            if follower is None:
+                await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+            await stream(follower, receive, send, self._stopping)
+        finally:
+            self.streams -= 1
+
+
+def _task_of(value: str) -> str:
+    try:
+        return subjects.check_task(value)
+    except InvalidName:
+        # What can't be an id is no task: absent and impossible look the same.
+        raise TaskNotFound("there is no such task") from None
+
+
+def _cursor_of(request: Request[object, object, object]) -> int:  # type: ignore[type-var]  # no state used
+    """The sequence to go on after. The header is what a browser sends by itself, so it outranks the query."""
+    raw = request.headers.get(headers.HTTP_LAST_EVENT_ID) or request.query_params.get("after")
+    if raw is None or raw == "":
+        return 0
+    if not (raw.isascii() and raw.isdigit() and len(raw) <= CURSOR_DIGITS_MAX):
+        raise InvalidPayload("the cursor must be a sequence, as in a frame's id")
+    return int(raw)
+
+
+def create_app(edge: Edge, probe: Probe, cors_origins: tuple[str, ...]) -> Litestar:
+    """The ASGI application."""
+    cors = CORSConfig(
+        allow_origins=list(cors_origins),
+        allow_methods=["GET"],
+        allow_headers=[headers.HTTP_LAST_EVENT_ID, headers.HTTP_TENANT, "Cache-Control", headers.TRACEPARENT],
+    )
+    events = asgi("/v1/tasks/{task:str}/events", copy_scope=False)(edge.events)
+    return Litestar(
+        route_handlers=[events, *health_routes("stream_edge", probe)],  # type: ignore[list-item]  # handlers of mixed kinds
+        exception_handlers=EXCEPTION_HANDLERS,
+        cors_config=cors if cors_origins else None,
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )

@@ -1,0 +1,82 @@
+"""One SSE stream: from a request to the last frame."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import structlog
+from litestar.types import Receive, Send
+
+from contracts import sse
+from mesh.following import Followed, Follower
+
+log = structlog.get_logger("stream_edge.stream")
+
+COMMENT_SECONDS = 15.0
+"""How long a stream is silent before a comment keeps proxies from closing it."""
+RETRY_MILLISECONDS = 1000
+WRITE_BYTES_MAX = 64 * 1024
+"""How much is written at once: with the server's own high-water mark, the most that a slow reader holds."""
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+async def stream(follower: Follower, receive: Receive, send: Send, stopping: asyncio.Event) -> None:
+    """Send frames until the task has ended, the client is gone, or the edge stops."""
+    pump = asyncio.create_task(_pump(follower, send))
+    waits = [pump, asyncio.create_task(_disconnected(receive)), asyncio.create_task(stopping.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        await follower.close()
+    if isinstance(results[0], Exception):
+        # The head is sent: all that is left is to end the stream, and the client resumes.
+        log.error("stream.broke", task=follower.task, exc_info=results[0])
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _pump(follower: Follower, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await _write(send, sse.retry(RETRY_MILLISECONDS))
+    async with aclosing(follower.batches(COMMENT_SECONDS)) as batches:
+        async for batch in batches:
+            if not batch:
+                await _write(send, sse.comment("idle"))
+            for chunk in _chunks(batch):
+                await _write(send, chunk)
+
+
+async def _write(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _chunks(batch: list[Followed]) -> list[bytes]:
+    """Frames, joined up to the size of a write."""
+    chunks: list[bytes] = []
+    frames: list[bytes] = []
+    size = 0
+    for followed in batch:
+        frame = sse.frame(followed.sequence, followed.type, followed.payload)
+        if frames and size + len(frame) > WRITE_BYTES_MAX:
+            chunks.append(b"".join(frames))
+            frames, size = [], 0
+        frames.append(frame)
+        size += len(frame)
+    if frames:
+        chunks.append(b"".join(frames))
+    return chunks
+
+
+async def _disconnected(receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return

@@ -48,6 +48,11 @@ def components(kinds: list[type[msgspec.Struct]], ref_template: str) -> dict[str
     return {name: _portable(found[name]) for name in sorted(found)}
 
 
+def exact_pattern(pattern: str) -> str:
+    """A pattern that all of a string must match, as JSON Schema writes it."""
+    return f"^{pattern}$"
+
+
 def _document(name: str, kind: type[msgspec.Struct]) -> dict[str, Any]:
     definitions = components([kind], "#/$defs/{name}")
     document = {"$schema": DIALECT, "$id": ID_PREFIX + name, **definitions.pop(kind.__name__)}
@@ -77,7 +82,7 @@ def _portable(schema: Any) -> Any:
     portable = {}
     for key, value in schema.items():
         if key == "pattern" and isinstance(value, str):
-            portable[key] = value.removesuffix(r"\Z") + "$" if value.endswith(r"\Z") else value
+            portable[key] = exact_pattern(value.removeprefix("^").removesuffix(r"\Z"))
         elif key == "description" and isinstance(value, str):
             portable[key] = inspect.cleandoc(value)
         else:

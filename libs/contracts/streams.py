@@ -208,6 +208,8 @@ TIMERS = StreamDeclaration(
     discard="old",
     max_bytes=256 * _MIB,
     allow_msg_schedules=True,
+    # The server switches this on with schedules.
+    allow_rollup_headers=True,
 )
 SIGNALS = StreamDeclaration(
     name="SIGNALS",

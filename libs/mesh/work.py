@@ -192,6 +192,7 @@ class WorkLoop:
             return await lane.pull(batch, wait=False) == batch
         finally:
             self._asked_for -= batch
+            self._room.set()
 
     def _room_now(self) -> int:
         return self._settings.worker_concurrency - len(self._running) - self._asked_for
@@ -205,7 +206,11 @@ class WorkLoop:
         task = asyncio.create_task(self._run(delivery))
         self._running.add(task)
         self._leases.add(delivery, task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._room.set()
 
     # One delivery
 
@@ -229,7 +234,6 @@ class WorkLoop:
         finally:
             delivery.give_up()
             self._leases.remove(delivery)
-            self._room.set()
 
     async def _handle(self, delivery: Delivery) -> None:
         try:

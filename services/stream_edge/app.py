@@ -13,6 +13,7 @@ from contracts.errors import InvalidName, InvalidPayload
 from mesh.following import Following, TaskNotFound
 from mesh.http import (
     EXCEPTION_HANDLERS,
+    AnyRequest,
     Probe,
     RequestRefused,
     health_routes,
@@ -34,8 +35,8 @@ class Edge:
 
     async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve `GET /v1/tasks/{id}/events`."""
-        request: Request[object, object, object] = Request(scope)  # type: ignore[type-var]  # no state used
-        if scope["type"] != "http" or scope["method"] != "GET":
+        request: AnyRequest = Request(scope)
+        if request.method != "GET":
             raise RequestRefused("method-not-allowed", "only GET is served here")
         tenant = tenant_of(request.headers.get(headers.HTTP_TENANT) or request.query_params.get("tenant"))
         task = _task_of(scope["path_params"]["task"])
@@ -62,7 +63,7 @@ def _task_of(value: str) -> str:
         raise TaskNotFound("there is no such task") from None
 
 
-def _cursor_of(request: Request[object, object, object]) -> int:  # type: ignore[type-var]  # no state used
+def _cursor_of(request: AnyRequest) -> int:
     """The sequence to go on after. The header is what a browser sends by itself, so it outranks the query."""
     raw = request.headers.get(headers.HTTP_LAST_EVENT_ID) or request.query_params.get("after")
     if raw is None or raw == "":

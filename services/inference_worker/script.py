@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
 from mesh.decisions import StepFailed
 
 SAY_TOKENS_MAX = 200_000
 """Tokens of all `!say` of one script: some 1.4 MB, three times what a task may put out."""
+RATE_MIN = 0.01
+"""The slowest rate that is not 0: a token in 100 s."""
 RATE_MAX = 100_000.0
 HANG_SECONDS_MAX = 3600.0
-"""All `!hang` of one script together: nobody's slot is taken for longer."""
+"""All `!hang` of one script together."""
 REPEATS_MAX = 1_000_000
 """Largest N of `!fail` and `!exit`."""
 EXCERPT_CHARACTERS_MAX = 160
@@ -36,7 +38,7 @@ FailureKind = Literal["rate_limit", "overloaded", "server_error", "bad_request",
 _WORD = re.compile(r"\s+|\S+\s*")
 _INTEGER = re.compile(r"[0-9]{1,9}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_LATER = ("call", "then", "ask")
+_OF_LATER_VERSIONS = ("call", "then", "ask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Text:
     @property
     def count(self) -> int:
         """How many tokens it is."""
-        return sum(1 for _ in _WORD.finditer(self.text))
+        return sum(1 for _ in self.tokens())
 
     def tokens(self) -> Iterator[str]:
         """The tokens in order: each a word with the white space behind it."""
@@ -90,7 +92,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Halfway:
-    """Half of the tokens are said: where a process is killed, or a connection breaks."""
+    """Half of the tokens are said: here a process is killed, or a connection breaks."""
 
 
 Act = Say | Text | Rate | Hang
@@ -118,32 +120,34 @@ class Script:
             tries -= failure.tries
         return None
 
-    def moments(self, token_count: int, covered: int) -> Iterator[Moment]:
+    def moments(self, token_count: int, covered: int = 0) -> Iterator[Moment]:
         """What happens, in order, up to `token_count` tokens, without what `covered` characters of prefix hold.
 
-        The prefix may end within a token: then the rest of it comes first. A silence before the prefix's end has been
+        The prefix may end within a token: then the rest of that comes first. A silence within the prefix has been
         kept already.
         """
-        position = 0
-        number = 0
-        for act in self.acts:
-            if isinstance(act, Hang):
-                if position >= covered:
-                    yield act
-            elif isinstance(act, Rate):
-                yield act
-            else:
-                for token in act.tokens():
-                    if number == token_count // 2:
-                        yield Halfway()
-                    if number == token_count:
-                        return
-                    number += 1
-                    position += len(token)
-                    if position > covered:
-                        yield token[max(0, covered - (position - len(token))) :]
+        cut = token_count < self.token_count
+        number = position = 0
         if token_count == 0:
             yield Halfway()
+        for act in self.acts:
+            if cut and number == token_count:
+                return
+            if isinstance(act, Rate):
+                yield act
+            elif isinstance(act, Hang):
+                if position >= covered:
+                    yield act
+            else:
+                for token in act.tokens():
+                    if number == token_count:
+                        return
+                    if number == token_count // 2:
+                        yield Halfway()
+                    if position + len(token) > covered:
+                        yield token[max(0, covered - position) :]
+                    number += 1
+                    position += len(token)
 
 
 def parse_script(text: str) -> Script:
@@ -151,23 +155,20 @@ def parse_script(text: str) -> Script:
     lines = text.split("\n")
     if not any(line.startswith("!") for line in lines):
         return Script((Text(_answer(text)),))
-    script = Script()
-    spoken: list[str] = []
+    draft = _Draft()
     for number, line in enumerate(lines, 1):
         if not line.startswith("!"):
-            spoken.append(line)
+            draft.text.append(line)
             continue
-        script = _with_text(script, spoken)
-        spoken = []
         try:
-            script = _with_directive(script, line[1:].strip())
+            draft.add(line[1:])
         except ValueError as error:
             raise invalid_script(f"line {number}: {error}") from None
-    return _with_text(script, spoken)
+    return draft.script()
 
 
 def invalid_script(message: str) -> StepFailed:
-    """The script is at fault, and no other try can succeed."""
+    """The failure of a script that no other try can make right."""
     return StepFailed("invalid-script", message, retryable=False, terminal=True)
 
 
@@ -178,65 +179,81 @@ def _answer(text: str) -> str:
     return f"You said: {excerpt}\nI am the scripted model, and this is all I have to say about it."
 
 
-def _with_text(script: Script, lines: list[str]) -> Script:
-    """Add text that stands between directives; blank lines around it are layout."""
-    text = "\n".join(lines).strip("\r\n")
-    return replace(script, acts=(*script.acts, Text(text + "\n"))) if text.strip() else script
+@dataclass(slots=True)
+class _Draft:
+    """A script as far as it is read. What it rejects is a ValueError."""
+
+    acts: list[Act] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    exits: int = 0
+    text: list[str] = field(default_factory=list)
+    """Lines since the last directive."""
+    say_tokens: int = 0
+    hang_seconds: float = 0.0
+
+    def script(self) -> Script:
+        self._end_text()
+        return Script(tuple(self.acts), tuple(self.failures), self.exits)
+
+    def add(self, directive: str) -> None:
+        """Add a directive, given without its `!`."""
+        self._end_text()
+        name, *arguments = directive.split() or [""]
+        if name in _OF_LATER_VERSIONS:
+            raise ValueError(f"!{name} is not supported by this version")
+        add = _DIRECTIVES.get(name)
+        if add is None:
+            raise ValueError(
+                f"!{name:.40} is no directive; these are: {', '.join(f'!{known}' for known in _DIRECTIVES)}"
+            )
+        add(self, arguments)
+
+    def add_say(self, arguments: list[str]) -> None:
+        count = _integer("say", arguments)
+        self.say_tokens += count
+        _check_at_most("say", self.say_tokens, SAY_TOKENS_MAX, "tokens in total")
+        self.acts.append(Say(count))
+
+    def add_rate(self, arguments: list[str]) -> None:
+        rate = _number("rate", arguments)
+        _check_at_most("rate", rate, RATE_MAX, "tokens a second")
+        if 0 < rate < RATE_MIN:
+            raise ValueError(f"!rate: {rate:g} is less than {RATE_MIN:g} tokens a second")
+        self.acts.append(Rate(rate))
+
+    def add_hang(self, arguments: list[str]) -> None:
+        seconds = _number("hang", arguments)
+        self.hang_seconds += seconds
+        _check_at_most("hang", self.hang_seconds, HANG_SECONDS_MAX, "seconds in total")
+        self.acts.append(Hang(seconds))
+
+    def add_fail(self, arguments: list[str]) -> None:
+        kinds = get_args(FailureKind)
+        if not arguments or arguments[0] not in kinds:
+            raise ValueError(f"!fail takes one of {', '.join(kinds)}, and how often")
+        tries = _integer("fail", arguments[1:] or ["1"])
+        _check_at_most("fail", tries, REPEATS_MAX, "tries")
+        self.failures.append(Failure(cast("FailureKind", arguments[0]), tries))
+
+    def add_exit(self, arguments: list[str]) -> None:
+        exits = _integer("exit", arguments)
+        _check_at_most("exit", exits, REPEATS_MAX, "deliveries")
+        self.exits = max(self.exits, exits)
+
+    def _end_text(self) -> None:
+        # Blank lines around a text are layout.
+        text = "\n".join(self.text).strip("\r\n")
+        self.text.clear()
+        if text.strip():
+            self.acts.append(Text(text + "\n"))
 
 
-def _with_directive(script: Script, directive: str) -> Script:
-    """Add a directive, written without its `!`. Raises ValueError."""
-    name, *arguments = directive.split()
-    if name in _LATER:
-        raise ValueError(f"!{name} is not supported by this version")
-    add = _DIRECTIVES.get(name)
-    if add is None:
-        raise ValueError(f"!{name:.40} is no directive; there are {', '.join(f'!{known}' for known in _DIRECTIVES)}")
-    return add(script, arguments)
-
-
-def _add_say(script: Script, arguments: list[str]) -> Script:
-    say = Say(_integer("say", arguments))
-    _check_at_most(
-        "say, in total", say.count + sum(act.count for act in script.acts if isinstance(act, Say)), SAY_TOKENS_MAX
-    )
-    return replace(script, acts=(*script.acts, say))
-
-
-def _add_rate(script: Script, arguments: list[str]) -> Script:
-    rate = Rate(_number("rate", arguments))
-    _check_at_most("rate", rate.tokens_per_second, RATE_MAX)
-    return replace(script, acts=(*script.acts, rate))
-
-
-def _add_hang(script: Script, arguments: list[str]) -> Script:
-    hang = Hang(_number("hang", arguments))
-    total = hang.seconds + sum(act.seconds for act in script.acts if isinstance(act, Hang))
-    _check_at_most("hang, in total", total, HANG_SECONDS_MAX)
-    return replace(script, acts=(*script.acts, hang))
-
-
-def _add_fail(script: Script, arguments: list[str]) -> Script:
-    kinds = get_args(FailureKind)
-    if not arguments or arguments[0] not in kinds:
-        raise ValueError(f"!fail takes one of {', '.join(kinds)}, and how often")
-    tries = _integer("fail", arguments[1:] or ["1"])
-    _check_at_most("fail", tries, REPEATS_MAX)
-    return replace(script, failures=(*script.failures, Failure(cast("FailureKind", arguments[0]), tries)))
-
-
-def _add_exit(script: Script, arguments: list[str]) -> Script:
-    exits = _integer("exit", arguments)
-    _check_at_most("exit", exits, REPEATS_MAX)
-    return replace(script, exits=max(script.exits, exits))
-
-
-_DIRECTIVES: dict[str, Callable[[Script, list[str]], Script]] = {
-    "say": _add_say,
-    "rate": _add_rate,
-    "hang": _add_hang,
-    "fail": _add_fail,
-    "exit": _add_exit,
+_DIRECTIVES: dict[str, Callable[[_Draft, list[str]], None]] = {
+    "say": _Draft.add_say,
+    "rate": _Draft.add_rate,
+    "hang": _Draft.add_hang,
+    "fail": _Draft.add_fail,
+    "exit": _Draft.add_exit,
 }
 
 
@@ -252,6 +269,6 @@ def _number(name: str, arguments: list[str]) -> float:
     return float(arguments[0])
 
 
-def _check_at_most(what: str, value: float, limit: float) -> None:
+def _check_at_most(name: str, value: float, limit: float, unit: str) -> None:
     if value > limit:
-        raise ValueError(f"!{what}: {value:g} is more than {limit:g}")
+        raise ValueError(f"!{name}: {value:g} is more than {limit:g} {unit}")

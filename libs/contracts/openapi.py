@@ -1,0 +1,324 @@
+"""The HTTP API as an OpenAPI 3.1 document: operations by hand, over schemas that come from the wire types.
+
+Two services share it. The ingress takes tasks and tells how they stand; the stream edge sends their events.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from contracts import VERSION, errors, headers, status, subjects, tasks
+from contracts.schemas import components, exact_pattern
+
+LIST_DEFAULT = 50
+LIST_MAX = 100
+CURSOR_PATTERN = "[0-9]{1,18}"
+IDEMPOTENCY_KEY_PATTERN = r"[\x20-\x7e]+"
+NOT_SERVED_YET = ("tools", "approval", "continues")
+"""Fields of a task request that this version refuses (400); left out of the document for that reason."""
+
+INGRESS = {"url": "http://127.0.0.1:8080", "description": "Ingress (MESH_INGRESS_ADDRESS)"}
+STREAM_EDGE = {"url": "http://127.0.0.1:8081", "description": "Stream edge (MESH_EDGE_ADDRESS)"}
+
+_JSON = "application/json"
+_REF = "#/components/schemas/{name}"
+_DESCRIPTION = """\
+Submit AI tasks, ask how they stand, and follow their events.
+
+A task belongs to the tenant named by `Mesh-Tenant`. Tasks of other tenants, and ids that can't be one, look like
+tasks that do not exist. Readers ignore fields that they don't know; answers only gain fields. Every error is a
+problem document (RFC 9457) whose `code` is stable: match that, never the text.
+"""
+
+
+def openapi() -> dict[str, Any]:
+    """The whole document. A new one at each call."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "taskmesh",
+            "version": VERSION,
+            "summary": "Durable AI tasks over NATS JetStream",
+            "description": _DESCRIPTION,
+        },
+        "servers": [INGRESS],
+        "tags": [
+            {"name": "tasks", "description": "What was asked for, and how it stands."},
+            {"name": "events", "description": "A task's journal as Server-Sent Events."},
+            {"name": "health", "description": "For supervisors and load balancers."},
+            {"name": "schema", "description": "This document."},
+        ],
+        "paths": {
+            "/v1/tasks": {"post": _submit(), "get": _list()},
+            "/v1/tasks/{id}": {"get": _read()},
+            "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": _follow()},
+            "/health/live": {"servers": [INGRESS, STREAM_EDGE], "get": _live()},
+            "/health/ready": {"servers": [INGRESS, STREAM_EDGE], "get": _ready()},
+            "/schema": {"get": _schema()},
+        },
+        "components": {
+            "parameters": _parameters(),
+            "headers": _response_headers(),
+            "responses": _problem_responses(),
+            "schemas": _component_schemas(),
+        },
+    }
+
+
+# Operations
+
+
+def _submit() -> dict[str, Any]:
+    return {
+        "operationId": "submitTask",
+        "tags": ["tasks"],
+        "summary": "Submit a task",
+        "description": (
+            "Answers as soon as the task can't be lost. The same Idempotency-Key with the same request is the same "
+            "task, and 202 again; with another request it is 422. Without an answer nobody knows whether the task "
+            "exists: repeat the request with the same key. With `Prefer: wait=N` the task queues all the same, and "
+            "the answer is 200 with its record if it ends within N seconds, else 202."
+        ),
+        "parameters": [_parameter(name) for name in ("Tenant", "IdempotencyKey", "Prefer", "Traceparent")],
+        "requestBody": {
+            "required": True,
+            "description": f"At most {tasks.BODY_BYTES_MAX} bytes. Unknown fields are refused.",
+            "content": {_JSON: {"schema": _ref("TaskRequest")}},
+        },
+        "responses": {
+            "200": _json(
+                "The task ended while the client waited.", "TaskRecord", headers=("Location", "PreferenceApplied")
+            ),
+            "202": _json("The task is accepted: it can't be lost any more.", "TaskAccepted", headers=("Location",)),
+            **_problems("400", "413", "415", "422", "503"),
+        },
+    }
+
+
+def _list() -> dict[str, Any]:
+    limit = {"type": "integer", "minimum": 1, "maximum": LIST_MAX, "default": LIST_DEFAULT}
+    return {
+        "operationId": "listTasks",
+        "tags": ["tasks"],
+        "summary": "List tasks",
+        "description": (
+            "The most recently changed first. A page may hold fewer tasks than `limit`, or none, and still have a "
+            "`cursor`: the last page is the one whose cursor is null. A task that changes meanwhile moves to the front."
+        ),
+        "parameters": [
+            _parameter("Tenant"),
+            _query("status", {"enum": list(status.STATUSES)}, "Only tasks of this status."),
+            _query("limit", limit, "Most tasks on a page."),
+            _query("cursor", _string(CURSOR_PATTERN), "The `cursor` of the page before."),
+        ],
+        "responses": {"200": _json("A page of tasks.", "TaskList", headers=("NoStore",)), **_problems("400", "503")},
+    }
+
+
+def _read() -> dict[str, Any]:
+    return {
+        "operationId": "getTask",
+        "tags": ["tasks"],
+        "summary": "Read how a task stands",
+        "description": "Folded from the journal: never behind what has happened.",
+        "parameters": [_parameter("TaskId"), _parameter("Tenant")],
+        "responses": {
+            "200": _json("The status record.", "TaskRecord", headers=("NoStore",)),
+            **_problems("400", "404", "503"),
+        },
+    }
+
+
+def _follow() -> dict[str, Any]:
+    after = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "default": 0}
+    tenant = "As the header Mesh-Tenant, for clients that can't set one; the header outranks it."
+    return {
+        "operationId": "followTask",
+        "tags": ["events"],
+        "summary": "Follow a task's events",
+        "description": (
+            "The journal from its beginning, or from behind a cursor, and then each event as it is stored. A frame's "
+            "`id` is the event's stream sequence and the cursor behind it, `event` its type, `data` the event as JSON "
+            "(spec/schemas/event.json). The stream ends after the task's terminal event. Where events can't be "
+            "delivered any more there is `stream.gap`, without an id, and then `snapshot`. Comments keep an idle "
+            "connection open. A client that reconnects with `Last-Event-ID` misses nothing and gets nothing twice."
+        ),
+        "parameters": [
+            _parameter("TaskId"),
+            _parameter("Tenant"),
+            _query("tenant", _string(subjects.TENANT_PATTERN), tenant),
+            _query("after", after, "Sequence to go on behind; 0 is the beginning. Last-Event-ID outranks it."),
+            _parameter("LastEventId"),
+        ],
+        "responses": {
+            "200": {
+                "description": "Frames, until the task has ended.",
+                "headers": {"Cache-Control": _header("NoStore"), "X-Accel-Buffering": _header("NoBuffering")},
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            "204": {
+                "description": "The cursor is at the task's end, or behind it: nothing follows. Don't reconnect.",
+                "headers": {"Cache-Control": _header("NoStore")},
+            },
+            **_problems("400", "404", "429", "503"),
+        },
+    }
+
+
+def _live() -> dict[str, Any]:
+    return {
+        "operationId": "checkLive",
+        "tags": ["health"],
+        "summary": "Whether the process answers",
+        "responses": {"200": _json("It does.", "Health"), **_problems()},
+    }
+
+
+def _ready() -> dict[str, Any]:
+    return {
+        "operationId": "checkReady",
+        "tags": ["health"],
+        "summary": "Whether the process can do its work",
+        "responses": {
+            "200": _json("Everything that it needs is well.", "Health"),
+            "503": _json("Something is not: `checks` says what.", "Health"),
+            **_problems(),
+        },
+    }
+
+
+def _schema() -> dict[str, Any]:
+    content = {"application/vnd.oai.openapi+json": {"schema": {"type": "object"}}}
+    return {
+        "operationId": "getSchema",
+        "tags": ["schema"],
+        "summary": "This document",
+        "responses": {"200": {"description": "OpenAPI 3.1.", "content": content}, **_problems()},
+    }
+
+
+# Components
+
+
+def _parameters() -> dict[str, Any]:
+    wait = f"`wait=N` (RFC 7240): wait up to N seconds for the end; more than {tasks.WAIT_SECONDS_MAX} count as that."
+    tenant = {**_string(subjects.TENANT_PATTERN), "default": "default"}
+    key = {**_string(IDEMPOTENCY_KEY_PATTERN), "maxLength": tasks.IDEMPOTENCY_KEY_CHARACTERS_MAX}
+    return {
+        "TaskId": {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "description": "A task's id. What can't be one is answered as what does not exist.",
+            "schema": _string(subjects.TASK_PATTERN),
+        },
+        "Tenant": _in_header(headers.HTTP_TENANT, tenant, "Whose tasks these are."),
+        "IdempotencyKey": _in_header(
+            headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating the request safe: one key is one task of the tenant."
+        ),
+        "Prefer": _in_header(headers.HTTP_PREFER, {"type": "string", "examples": ["wait=30"]}, wait),
+        "Traceparent": _in_header(
+            headers.TRACEPARENT, {"type": "string"}, "W3C trace context, carried into every step of the task."
+        ),
+        "LastEventId": _in_header(
+            headers.HTTP_LAST_EVENT_ID,
+            _string(CURSOR_PATTERN),
+            "Sequence to go on behind: the id of the last frame received. A browser sends it by itself.",
+        ),
+    }
+
+
+def _response_headers() -> dict[str, Any]:
+    return {
+        "Location": {"description": "Path of the task.", "schema": {"type": "string"}},
+        "PreferenceApplied": {"description": "The wait that was granted.", "schema": {"type": "string"}},
+        "RetryAfter": {
+            "description": "Whole seconds after which another try has a fair chance.",
+            "schema": {"type": "integer", "minimum": 1},
+        },
+        "NoStore": {"description": "Answers of a moment are not cached.", "schema": {"const": "no-store"}},
+        "NoBuffering": {"description": "Tells proxies not to gather frames.", "schema": {"const": "no"}},
+    }
+
+
+def _problem_responses() -> dict[str, Any]:
+    codes_by_status: dict[int, list[str]] = {}
+    for code, number in errors.HTTP_STATUS_BY_CODE.items():
+        codes_by_status.setdefault(number, []).append(code)
+    responses = {}
+    for number, codes in sorted(codes_by_status.items()):
+        text = "; ".join(f"`{code}`: {errors.TITLE_BY_CODE[code]}" for code in codes)
+        response = _problem_response(f"{text}.")
+        if number in (429, 503):
+            response["headers"] = {"Retry-After": _header("RetryAfter")}
+        responses[f"Problem{number}"] = response
+    return {**responses, "Problem": _problem_response("Any other error.")}
+
+
+def _problem_response(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/problem+json": {"schema": _ref("Problem")}}}
+
+
+def _component_schemas() -> dict[str, Any]:
+    kinds: list[type[Struct]] = [
+        tasks.TaskRequest,
+        status.TaskAccepted,
+        status.TaskRecord,
+        status.TaskList,
+        status.Health,
+        errors.Problem,
+    ]
+    found = components(kinds, _REF)
+    for name in NOT_SERVED_YET:
+        del found["TaskRequest"]["properties"][name]
+    found["Problem"]["properties"]["code"]["enum"] = list(errors.HTTP_STATUS_BY_CODE)
+    return found
+
+
+# Parts
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _parameter(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/parameters/{name}"}
+
+
+def _header(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/headers/{name}"}
+
+
+def _string(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": exact_pattern(pattern)}
+
+
+def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def _in_header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": schema}
+
+
+_HEADER_NAMES = {
+    "Location": "Location",
+    "PreferenceApplied": "Preference-Applied",
+    "NoStore": "Cache-Control",
+}
+
+
+def _json(description: str, schema: str, headers: tuple[str, ...] = ()) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": description, "content": {_JSON: {"schema": _ref(schema)}}}
+    if headers:
+        response["headers"] = {_HEADER_NAMES[name]: _header(name) for name in headers}
+    return response
+
+
+def _problems(*numbers: str) -> dict[str, Any]:
+    """Problem documents for these statuses, and one for whatever else may go wrong."""
+    found = {number: {"$ref": f"#/components/responses/Problem{number}"} for number in numbers}
+    return {**found, "default": {"$ref": "#/components/responses/Problem"}}

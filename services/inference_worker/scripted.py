@@ -1,0 +1,119 @@
+"""The scripted model: a deterministic stand-in, for the first run, for load and for failure tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator, Callable
+
+from contracts.events import Usage
+from contracts.tasks import Message
+from inference_worker.chunks import Chunk, Finished, TextDelta, TurnInput
+from inference_worker.script import FailureKind, Halfway, Hang, Rate, invalid_script, parse_script
+from mesh.decisions import StepFailed
+
+YIELD_TOKENS = 256
+"""After so many tokens without a wait the event loop gets its turn."""
+
+_CODES: dict[FailureKind, str] = {
+    "rate_limit": "rate-limited",
+    "overloaded": "provider-overloaded",
+    "server_error": "provider-error",
+    "bad_request": "provider-bad-request",
+    "disconnect": "provider-disconnected",
+}
+
+
+def _kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ScriptedProvider:
+    """Carries out the script in the last message of the user.
+
+    The same conversation gives the same text, whatever part of it is in the prefix. `exit_allowed`: whether `!exit`
+    is obeyed, which kills this process.
+    """
+
+    kind = "scripted"
+    default_model = "scripted"
+    continues_prefix = True
+
+    def __init__(self, *, exit_allowed: bool, exit_process: Callable[[], None] = _kill_this_process) -> None:
+        self._exit_allowed = exit_allowed
+        self._exit_process = exit_process
+
+    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        """Generate a turn. Raises `StepFailed`: invalid-script, or what the script asks for."""
+        script = parse_script(_script_text(turn.messages))
+        if script.exits and not self._exit_allowed:
+            raise invalid_script("!exit is only obeyed with MESH_SCRIPTED_ALLOW_EXIT=1")
+        failure = script.failure(turn.tries)
+        if failure not in (None, "disconnect"):
+            raise _failed(failure)
+        whole = script.token_count
+        token_count = whole if turn.max_output_tokens is None else min(whole, turn.max_output_tokens)
+        pace = _Pace(0)
+        for moment in script.moments(token_count, len(turn.prefix)):
+            match moment:
+                case str():
+                    await pace.keep()
+                    yield TextDelta(moment)
+                case Rate():
+                    pace = _Pace(moment.tokens_per_second)
+                case Hang():
+                    await asyncio.sleep(moment.seconds)
+                    pace.begin_again()
+                case Halfway():
+                    if turn.deliveries <= script.exits:
+                        self._exit_process()
+                    if failure is not None:
+                        raise _failed(failure)
+        yield Finished(
+            finish_reason="length" if token_count < whole else "stop",
+            usage=Usage(input_tokens=_words(turn.messages), output_tokens=token_count),
+        )
+
+
+class _Pace:
+    """Holds a rate on average, by the clock and not by the sum of its waits: who is late catches up."""
+
+    def __init__(self, tokens_per_second: float) -> None:
+        self._rate = tokens_per_second
+        self._began_at: float | None = None
+        self._tokens = 0
+        self._without_wait = 0
+
+    def begin_again(self) -> None:
+        """Count from the next token on: a silence is not made up for."""
+        self._began_at = None
+        self._tokens = 0
+
+    async def keep(self) -> None:
+        """Wait until the next token is due."""
+        delay_seconds = 0.0
+        if self._rate:
+            now = asyncio.get_running_loop().time()
+            if self._began_at is None:
+                self._began_at = now
+            delay_seconds = self._began_at + self._tokens / self._rate - now
+            self._tokens += 1
+        self._without_wait += 1
+        if delay_seconds > 0 or self._without_wait >= YIELD_TOKENS:
+            self._without_wait = 0
+            await asyncio.sleep(max(0.0, delay_seconds))
+
+
+def _script_text(messages: list[Message]) -> str:
+    of_user = (message.content for message in reversed(messages) if message.role == "user")
+    return next(of_user, messages[-1].content if messages else "")
+
+
+def _words(messages: list[Message]) -> int:
+    return sum(len(message.content.split()) for message in messages)
+
+
+def _failed(kind: FailureKind) -> StepFailed:
+    terminal = kind == "bad_request"
+    return StepFailed(_CODES[kind], f"the script asked for {kind}", retryable=not terminal, terminal=terminal)

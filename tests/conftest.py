@@ -1,0 +1,37 @@
+"""Fixtures that every layer of tests uses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mesh.connection import Connection, connect
+from mesh.provisioning import apply, declared
+from mesh.settings import Settings
+from tests.support.broker import Broker
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A running broker without streams."""
+    running = Broker(tmp_path / "broker")
+    await running.start()
+    yield running
+    await running.stop()
+
+
+@pytest.fixture
+def settings(broker: Broker, tmp_path: Path) -> Settings:
+    """Settings for that broker, with a short lease so that takeovers don't take long."""
+    return replace(Settings(), nats_url=broker.url, home=tmp_path / "mesh", ack_wait_seconds=1.0)
+
+
+@pytest.fixture
+async def connection(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection to that broker, with all streams as declared."""
+    async with connect(settings, "test") as opened:
+        await apply(opened.requests, declared(settings, ("add",)), update=False)
+        yield opened

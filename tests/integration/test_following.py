@@ -1,0 +1,166 @@
+"""Following a journal against a real broker: history and live joined, holes, overflows, gaps, ends."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import msgspec
+import pytest
+
+from contracts import subjects
+from contracts.events import Snapshot, StreamGap
+from contracts.identifiers import new_id
+from mesh import following
+from mesh.connection import Connection
+from mesh.following import Followed, Following, TaskNotFound
+from mesh.journal import Journal
+from tests.support.broker import Broker
+from tests.support.checker import read_stored
+from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
+
+pytestmark = pytest.mark.integration
+
+
+async def follow_to_end(hub: Following, task: str, after: int = 0, tenant: str = "default") -> list[Followed]:
+    """Everything up to the end."""
+    follower = await hub.open(tenant, task, after)
+    assert follower is not None
+    received: list[Followed] = []
+    async with asyncio.timeout(20), aclosing(follower.batches(0.2)) as batches:
+        async for batch in batches:
+            received += batch
+    return received
+
+
+async def stored_frames(connection: Connection, task: str) -> list[tuple[int, bytes]]:
+    stored = await read_stored(connection.requests)
+    return [(event.sequence, event.data) for event in stored.journals[task]]
+
+
+async def write(journal: Journal, count: int) -> None:
+    for number in range(count):
+        await append_text(journal, f"{number} ")
+    await complete_turn(journal)
+    await end_task(journal)
+
+
+async def test_history_and_live_are_joined_exactly_whenever_a_follower_comes(connection: Connection) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    writing = asyncio.create_task(write(journal, 300))
+    followers = []
+    for at in (1, 3, 10, 50, 120, 200, 290):
+        while journal.state.next_n < at:
+            await asyncio.sleep(0)
+        followers.append(asyncio.create_task(follow_to_end(hub, work.task)))
+    await writing
+    expected = await stored_frames(connection, work.task)
+    for follower in followers:
+        assert [(followed.sequence, followed.payload) for followed in await follower] == expected
+
+
+async def test_a_follower_resumes_behind_any_event(connection: Connection) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    await write(await begin_journal(connection.requests, work), 12)
+    expected = await stored_frames(connection, work.task)
+    for index, (sequence, _) in enumerate(expected[:-1]):
+        received = await follow_to_end(hub, work.task, after=sequence)
+        assert [(followed.sequence, followed.payload) for followed in received] == expected[index + 1 :]
+
+
+async def test_a_cursor_at_or_behind_the_end_has_nothing_more_to_come(connection: Connection) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    await write(await begin_journal(connection.requests, work), 2)
+    other = await begin_journal(connection.requests, turn_work())
+    await append_text(other, "later in the stream")
+    last = (await stored_frames(connection, work.task))[-1][0]
+    assert await hub.open("default", work.task, last) is None
+    assert await hub.open("default", work.task, last + 1) is None
+
+
+async def test_an_unknown_task_and_a_foreign_one_look_the_same(connection: Connection) -> None:
+    hub = Following(connection)
+    work = turn_work(tenant="acme")
+    await begin_journal(connection.requests, work)
+    for tenant, task in (("default", new_id()), ("default", work.task)):
+        with pytest.raises(TaskNotFound):
+            await hub.open(tenant, task, 0)
+
+
+async def test_a_reader_that_is_too_slow_gets_everything_from_the_journal(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "BUFFER_EVENTS_MAX", 4)
+    hub = Following(connection)
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    follower = await hub.open("default", work.task, 0)
+    assert follower is not None
+    received: list[Followed] = []
+    async with asyncio.timeout(20), aclosing(follower.batches(0.2)) as batches:
+        received += await anext(batches)
+        await write(journal, 100)
+        async for batch in batches:
+            received += batch
+    expected = await stored_frames(connection, work.task)
+    assert [(followed.sequence, followed.payload) for followed in received] == expected
+
+
+async def test_live_events_lost_with_the_connection_are_read_from_the_journal(
+    connection: Connection, broker: Broker
+) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    follower = asyncio.create_task(follow_to_end(hub, work.task))
+    writing = asyncio.create_task(write(journal, 300))
+    while journal.state.next_n < 100:
+        await asyncio.sleep(0.001)
+    await broker.kill()
+    await broker.start()
+    await writing
+    expected = await stored_frames(connection, work.task)
+    assert [(followed.sequence, followed.payload) for followed in await follower] == expected
+
+
+async def test_purged_history_shows_as_a_gap_and_a_snapshot_and_the_end_follows(connection: Connection) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    await write(await begin_journal(connection.requests, work), 5)
+    expected = await stored_frames(connection, work.task)
+    await connection.requests.api(
+        "STREAM.PURGE.EVENTS", {"filter": subjects.journal_delta("default", work.task)}
+    )
+
+    received = await follow_to_end(hub, work.task, after=expected[2][0])
+
+    gap = msgspec.json.decode(received[0].payload, type=StreamGap)
+    snapshot = msgspec.json.decode(received[1].payload, type=Snapshot)
+    assert [followed.type for followed in received] == ["stream.gap", "snapshot", "task.completed"]
+    assert (gap.from_sequence, gap.to_sequence) == (expected[2][0], expected[-2][0])
+    assert snapshot.turns[0].text == "0 1 2 3 4 "
+    assert received[1].sequence == expected[-2][0]
+    assert received[2] == Followed(expected[-1][0], "task.completed", expected[-1][1])
+
+
+async def test_a_cursor_of_a_stream_that_was_recreated_gets_a_gap(connection: Connection) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    await write(await begin_journal(connection.requests, work), 2)
+    received = await follow_to_end(hub, work.task, after=10**9)
+    assert [followed.type for followed in received] == ["stream.gap", "snapshot", "task.completed"]
+
+
+async def test_followers_leave_no_subscription_behind(connection: Connection) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    before = connection.client._subs.copy()
+    followers = [asyncio.create_task(follow_to_end(hub, work.task)) for _ in range(10)]
+    await write(journal, 10)
+    await asyncio.gather(*followers)
+    assert connection.client._subs.keys() == before.keys()

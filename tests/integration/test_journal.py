@@ -1,0 +1,141 @@
+"""The journal against a real broker: fence, conflict, unknown outcomes, long journals."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from contracts import subjects
+from contracts.events import OutputDelta
+from mesh.connection import Connection
+from mesh.errors import StepLost
+from mesh.fold import TaskState
+from mesh.journal import Journal
+from mesh.reading import read_page
+from mesh.settings import Settings
+from tests.support.broker import Broker
+from tests.support.checker import check_journal, read_stored
+from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
+
+pytestmark = pytest.mark.integration
+
+
+async def test_events_are_dense_over_both_subjects_and_fold_the_same_when_read_again(connection: Connection) -> None:
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    for word in ("one ", "two ", "three"):
+        await append_text(journal, word)
+    await complete_turn(journal)
+    await end_task(journal)
+
+    again = await Journal.load(connection.requests, work.tenant, work.task)
+
+    assert again.state == journal.state
+    assert again.state.turn(1).text == "one two three"
+    stored = await read_stored(connection.requests)
+    assert check_journal(stored.journals[work.task]) == []
+
+
+async def test_a_writer_that_missed_something_reads_it_and_decides_again(connection: Connection) -> None:
+    work = turn_work()
+    first = await begin_journal(connection.requests, work)
+    second = await Journal.load(connection.requests, work.tenant, work.task)
+    await append_text(first, "first")
+    judged: list[int] = []
+
+    def may_append(state: TaskState) -> bool:
+        judged.append(state.revision)
+        return True
+
+    await second.append(lambda stamp: OutputDelta(*stamp, turn=1, text=" second"), may_append)
+
+    assert len(judged) == 2
+    assert second.state.turn(1).text == "first second"
+
+
+async def test_a_writer_whose_reason_is_gone_appends_nothing(connection: Connection) -> None:
+    work = turn_work()
+    first = await begin_journal(connection.requests, work)
+    second = await Journal.load(connection.requests, work.tenant, work.task)
+    await append_text(first, "first")
+    before = second.state.revision
+
+    with pytest.raises(StepLost):
+        await second.append(
+            lambda stamp: OutputDelta(*stamp, turn=1, text="zombie"), lambda state: state.revision == before
+        )
+
+    await first.catch_up()
+    assert first.state.turn(1).text == "first"
+
+
+async def test_of_many_writers_at_once_each_event_is_stored_once_and_in_order(connection: Connection) -> None:
+    work = turn_work()
+    await begin_journal(connection.requests, work)
+    journals = [await Journal.load(connection.requests, work.tenant, work.task) for _ in range(8)]
+
+    async def write(number: int) -> None:
+        for count in range(10):
+            await append_text(journals[number], f"{number}.{count} ")
+
+    await asyncio.gather(*(write(number) for number in range(len(journals))))
+
+    await journals[0].catch_up()
+    words = journals[0].state.turn(1).text.split()
+    assert sorted(words) == sorted(f"{number}.{count}" for number in range(8) for count in range(10))
+    stored = await read_stored(connection.requests)
+    assert check_journal(stored.journals[work.task], quiet=False) == []
+
+
+async def test_appends_survive_a_killed_broker_without_loss_or_double(
+    connection: Connection, broker: Broker
+) -> None:
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+
+    async def write() -> None:
+        for count in range(400):
+            await append_text(journal, f"{count} ")
+
+    writing = asyncio.create_task(write())
+    for _ in range(2):
+        at = journal.state.next_n
+        while journal.state.next_n < at + 50:
+            await asyncio.sleep(0.001)
+        await broker.kill()
+        await broker.start()
+    await writing
+
+    again = await Journal.load(connection.requests, work.tenant, work.task)
+    assert again.state.turn(1).text == "".join(f"{count} " for count in range(400))
+    stored = await read_stored(connection.requests)
+    assert check_journal(stored.journals[work.task], quiet=False) == []
+
+
+async def test_a_long_journal_is_folded_from_its_milestones_and_the_open_turn(connection: Connection) -> None:
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    for count in range(700):
+        await append_text(journal, f"{count} ")
+    await complete_turn(journal)
+    for count in range(5):
+        await append_text(journal, f"second {count} ", turn=2)
+    purged = subjects.journal_delta(work.tenant, work.task)
+    page = await read_page(connection.requests, "EVENTS", subjects.journal_log(work.tenant, work.task), 0)
+    # As retention does: the deltas of a completed turn go, those of the open one stay.
+    await connection.requests.api("STREAM.PURGE.EVENTS", {"filter": purged, "seq": page.messages[-1].sequence})
+
+    again = await Journal.load(connection.requests, work.tenant, work.task)
+
+    assert again.state.turn(1).text == journal.state.turn(1).text
+    assert again.state.turn(2).text == "second 0 second 1 second 2 second 3 second 4 "
+    assert (again.state.revision, again.state.next_n) == (journal.state.revision, journal.state.next_n)
+    await append_text(again, "goes on", turn=2)
+
+
+async def test_a_journal_that_has_not_begun_is_empty(connection: Connection, settings: Settings) -> None:
+    work = turn_work()
+    journal = await Journal.load(connection.requests, work.tenant, work.task)
+    assert not journal.state.exists
+    assert journal.state.revision == 0

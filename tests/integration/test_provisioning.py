@@ -1,0 +1,47 @@
+"""Provisioning against a real broker."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts.streams import BUCKETS, STREAMS
+from mesh.connection import Connection
+from mesh.provisioning import apply, compare, declared
+from mesh.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+
+async def test_everything_declared_exists_after_apply_and_a_second_apply_does_nothing(
+    connection: Connection, settings: Settings
+) -> None:
+    wanted = declared(settings, ("add",))
+    assert await compare(connection.requests, wanted) == []
+    assert await apply(connection.requests, wanted, update=True) == []
+
+
+async def test_a_missing_stream_and_a_changed_consumer_are_seen_and_repaired(
+    connection: Connection, settings: Settings
+) -> None:
+    wanted = declared(settings, ("add",))
+    await connection.requests.api("STREAM.DELETE.SIGNALS")
+    config = {**wanted.consumers[0].as_config(), "max_ack_pending": 7}
+    name = f"{wanted.consumers[0].stream}.{wanted.consumers[0].name}"
+    await connection.requests.api(
+        f"CONSUMER.DURABLE.CREATE.{name}", {"stream_name": wanted.consumers[0].stream, "config": config}
+    )
+
+    differences = await compare(connection.requests, wanted)
+
+    assert {difference.name for difference in differences} == {
+        "SIGNALS",
+        "SIGNALS/steward",
+        f"{wanted.consumers[0].stream}/{wanted.consumers[0].name}",
+    }
+    await apply(connection.requests, wanted, update=True)
+    assert await compare(connection.requests, wanted) == []
+
+
+async def test_every_declared_stream_is_there(connection: Connection) -> None:
+    listed = await connection.requests.api("STREAM.NAMES")
+    assert set(listed["streams"]) == {stream.name for stream in STREAMS} | {bucket.stream_name for bucket in BUCKETS}

@@ -1,0 +1,76 @@
+"""A real nats-server on a free port with a fresh store; it can be killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = shutil.which("nats-server") or str(Path(sys.executable).parent / "nats-server")
+
+_CONFIG = """
+listen: 127.0.0.1:{port}
+max_payload: 1MB
+jetstream {{
+  store_dir: {store}
+  sync_interval: {sync_interval}
+  max_file_store: 64GB
+  max_memory_store: 64MB
+}}
+"""
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Broker:
+    """A nats-server process of a test's own."""
+
+    def __init__(self, folder: Path, sync_interval: str = "1s") -> None:
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.log = folder / "nats.log"
+        self._config = folder / "nats.conf"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._config.write_text(
+            _CONFIG.format(port=self.port, store=folder / "jetstream", sync_interval=sync_interval)
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Start, and wait until it accepts connections."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([PROGRAM, "-c", str(self._config)], stdout=log, stderr=log)
+        async with asyncio.timeout(10):
+            while True:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"nats-server ended: {self.log.read_text()[-2000:]}")
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.01)
+
+    async def kill(self) -> None:
+        """`kill -9`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(self.process.wait)
+
+    async def stop(self) -> None:
+        """End the process, however it stands."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                await asyncio.to_thread(self.process.wait, 5)
+            except subprocess.TimeoutExpired:
+                await self.kill()

@@ -1,0 +1,257 @@
+"""The offline checker: judges what clients recorded and what is stored, after the fact.
+
+It reads, and never takes part. Each violation names the invariant of PROTOCOL.md, "Promises", that it breaks:
+
+I1 durability, I2 one end, I4 stream identity, I6 attempts never mix, I7 fence, I10 conservation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from contracts import subjects
+from contracts.events import TERMINAL_TYPES
+from mesh.reading import read_page
+from mesh.requests import Requests
+
+
+class Frame(NamedTuple):
+    """What a client received: cursor, type and the very bytes of the data."""
+
+    sequence: int | None
+    type: str
+    data: bytes
+
+
+@dataclass
+class ClientHistory:
+    """All that one client received of a task, over any number of connections. It began behind `after`."""
+
+    task: str
+    frames: list[Frame] = field(default_factory=list)
+    after: int = 0
+    saw_end: bool = True
+    """Whether this client followed to the end, and must so have seen all."""
+
+
+@dataclass
+class Recorded:
+    """What clients know of a run."""
+
+    accepted: set[str] = field(default_factory=set)
+    """Tasks whose client got 202."""
+    uncertain: set[str] = field(default_factory=set)
+    """Tasks whose client got no answer: they may exist, once."""
+    refused: int = 0
+    histories: list[ClientHistory] = field(default_factory=list)
+
+
+class StoredEvent(NamedTuple):
+    """An event as it lies in EVENTS."""
+
+    sequence: int
+    task: str
+    data: bytes
+    event: dict[str, Any]
+
+
+@dataclass
+class Stored:
+    """What the broker holds after a run."""
+
+    journals: dict[str, list[StoredEvent]]
+    work: list[dict[str, Any]]
+    """Messages left in TASKS and TURNS."""
+    tasks_ever_stored: int
+    """How many messages TASKS has ever taken."""
+    ack_pending: int
+    dead_letters: list[dict[str, Any]]
+    records: dict[str, dict[str, Any]]
+
+
+async def read_stored(requests: Requests) -> Stored:
+    """Read everything that judgement needs."""
+    journals: dict[str, list[StoredEvent]] = defaultdict(list)
+    for sequence, subject, payload in await _read_all(requests, "EVENTS", "events.>"):
+        task = subjects.parse_journal(subject).task
+        journals[task].append(StoredEvent(sequence, task, payload, json.loads(payload)))
+    work: list[dict[str, Any]] = []
+    ack_pending = 0
+    for stream, subject_filter in (("TASKS", "tasks.>"), ("TURNS", "turns.>"), ("TOOLS", "tools.>")):
+        for _, _, payload in await _read_all(requests, stream, subject_filter):
+            work.append(_work(payload))
+        names = await requests.api(f"CONSUMER.NAMES.{stream}")
+        for name in names["consumers"] or []:
+            info = await requests.api(f"CONSUMER.INFO.{stream}.{name}")
+            ack_pending += info["num_ack_pending"]
+    tasks = await requests.api("STREAM.INFO.TASKS")
+    dead = [json.loads(payload) for _, _, payload in await _read_all(requests, "DEAD_LETTERS", "dead.>")]
+    records = {
+        subject.rpartition(".")[2]: json.loads(payload)
+        for _, subject, payload in await _read_all(requests, "KV_tasks", "$KV.tasks.>")
+        if payload
+    }
+    return Stored(dict(journals), work, int(tasks["state"]["last_seq"]), ack_pending, dead, records)
+
+
+def _work(payload: bytes) -> dict[str, Any]:
+    """A message of a work queue, which may be rubbish."""
+    try:
+        work = json.loads(payload)
+    except (ValueError, RecursionError):
+        return {"rubbish": payload}
+    return work if isinstance(work, dict) else {"rubbish": payload}
+
+
+async def _read_all(requests: Requests, stream: str, subject_filter: str) -> list[tuple[int, str, bytes]]:
+    messages: list[tuple[int, str, bytes]] = []
+    more = True
+    after = 0
+    while more:
+        page, more = await read_page(requests, stream, subject_filter, after)
+        messages += [(message.sequence, message.subject, message.payload) for message in page]
+        after = messages[-1][0] if messages else 0
+    return messages
+
+
+def check(recorded: Recorded, stored: Stored, *, quiet: bool = True) -> list[str]:
+    """All violations; none is what everybody hopes for. `quiet`: nothing runs any more, so all must have ended."""
+    violations: list[str] = []
+    violations += _durability(recorded, stored)
+    for task, journal in stored.journals.items():
+        violations += [f"{problem} (task {task})" for problem in check_journal(journal, quiet=quiet)]
+    for history in recorded.histories:
+        journal = stored.journals.get(history.task, [])
+        violations += [f"{problem} (task {history.task})" for problem in check_history(history, journal)]
+    if quiet:
+        violations += _conservation(recorded, stored)
+    return violations
+
+
+def _durability(recorded: Recorded, stored: Stored) -> list[str]:
+    waiting = {work["task"] for work in stored.work if "task" in work}
+    lost = [task for task in recorded.accepted if task not in stored.journals and task not in waiting]
+    return [f"I1: accepted task {task} is nowhere" for task in lost]
+
+
+def check_journal(journal: list[StoredEvent], *, quiet: bool = True) -> list[str]:
+    """What one stored journal shows by itself."""
+    problems: list[str] = []
+    numbers = [stored.event["n"] for stored in journal]
+    if numbers != list(range(len(numbers))):
+        problems.append(f"I4: n is not dense: {_first_break(numbers)}")
+    ids = Counter(stored.event["id"] for stored in journal)
+    problems += [f"I4: event id {name} is stored {count} times" for name, count in ids.items() if count > 1]
+    ends = [index for index, stored in enumerate(journal) if stored.event["type"] in TERMINAL_TYPES]
+    if len(ends) > 1:
+        problems.append(f"I2: {len(ends)} terminal events")
+    if ends and ends[0] != len(journal) - 1:
+        problems.append(f"I2: {len(journal) - 1 - ends[0]} events after the end")
+    dead = any(stored.event["type"] == "task.dead_lettered" for stored in journal)
+    if quiet and not ends and not dead:
+        problems.append("I2: no terminal event")
+    problems += _attempts(journal)
+    return problems
+
+
+def _first_break(numbers: list[int]) -> str:
+    for index, number in enumerate(numbers):
+        if number != index:
+            return f"place {index} has n={number}"
+    return "none"
+
+
+def _attempts(journal: list[StoredEvent]) -> list[str]:
+    """I6: the deltas that count make up the turn's text. I7: a binding holds, and only claimed steps write."""
+    problems: list[str] = []
+    parts: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    bindings: dict[tuple[str, int], int] = {}
+    for stored in journal:
+        event = stored.event
+        kind = event["type"]
+        if kind == "step.claimed":
+            key = (event["step"], event["gen"])
+            if bindings.setdefault(key, event["message"]) != event["message"]:
+                problems.append(f"I7: step {key} was claimed for two messages")
+        elif kind in ("output.delta", "turn.completed") and (str(event["turn"])) not in {step for step, _ in bindings}:
+            problems.append(f"I7: turn {event['turn']} writes without a claim")
+        if kind == "output.delta":
+            parts[event["turn"]].append((event["n"], event["text"]))
+        elif kind == "turn.restarted":
+            kept = [part for part in parts[event["turn"]] if part[0] < event["discard_from"]]
+            parts[event["turn"]] = kept
+        elif kind == "turn.completed":
+            joined = "".join(text for _, text in parts[event["turn"]])
+            if joined != event["text"]:
+                problems.append(f"I6: the deltas of turn {event['turn']} are not its text")
+    completed = [stored.event for stored in journal if stored.event["type"] == "turn.completed"]
+    turns = Counter(event["turn"] for event in completed)
+    problems += [f"I6: turn {turn} completed {count} times" for turn, count in turns.items() if count > 1]
+    return problems
+
+
+def writers_after_takeover(journal: Iterable[StoredEvent], loser: str) -> list[str]:
+    """I7: claims by `loser` that come after somebody else's first later claim of the same step."""
+    lost: set[str] = set()
+    problems: list[str] = []
+    seen: set[str] = set()
+    for stored in journal:
+        event = stored.event
+        if event["type"] != "step.claimed":
+            continue
+        if event["worker"] == loser:
+            if event["step"] in lost:
+                problems.append(f"I7: {loser} claimed step {event['step']} again after it had lost it")
+            seen.add(event["step"])
+        elif event["step"] in seen:
+            lost.add(event["step"])
+    return problems
+
+
+def check_history(history: ClientHistory, journal: list[StoredEvent]) -> list[str]:
+    """I4: what a client received is a contiguous piece of the stored journal, byte for byte."""
+    received = [frame for frame in history.frames if frame.type not in ("stream.gap", "snapshot")]
+    sequences = [frame.sequence for frame in received]
+    expected = [stored for stored in journal if stored.sequence > history.after]
+    if not history.saw_end:
+        expected = expected[: len(received)]
+    if sequences != [stored.sequence for stored in expected]:
+        doubled = [sequence for sequence, count in Counter(sequences).items() if count > 1]
+        missing = sorted({stored.sequence for stored in expected} - set(sequences))  # type: ignore[type-var]  # no None here
+        return [f"I4: a client's sequences differ: missing {missing[:5]}, doubled {doubled[:5]}"]
+    if [frame.data for frame in received] != [stored.data for stored in expected]:
+        return ["I4: a client received other bytes than are stored"]
+    return []
+
+
+def _conservation(recorded: Recorded, stored: Stored) -> list[str]:
+    problems: list[str] = []
+    if stored.work:
+        problems.append(f"I10: {len(stored.work)} messages are left in the work queues")
+    if stored.ack_pending:
+        problems.append(f"I10: {stored.ack_pending} deliveries are not acked")
+    known = recorded.accepted | recorded.uncertain
+    strangers = [task for task in stored.journals if task not in known]
+    problems += [f"I10: task {task} exists, and nobody submitted it" for task in strangers[:5]]
+    if not recorded.uncertain and stored.tasks_ever_stored != len(recorded.accepted):
+        problems.append(
+            f"I10: {len(recorded.accepted)} tasks were accepted, TASKS has stored {stored.tasks_ever_stored} messages"
+        )
+    for task, journal in stored.journals.items():
+        last = journal[-1].event
+        status = stored.records.get(task, {}).get("status")
+        if last["type"] in TERMINAL_TYPES and status != last["type"].removeprefix("task."):
+            problems.append(f"I10: task {task} ended with {last['type']}, its record says {status}")
+    dead = {record["task"] for record in stored.dead_letters if record.get("task")}
+    marked = {
+        task
+        for task, journal in stored.journals.items()
+        if any(stored_event.event["type"] == "task.dead_lettered" for stored_event in journal)
+    }
+    if dead != marked:
+        problems.append(f"I10: dead letters {sorted(dead ^ marked)[:5]} are in the journal or the stream, not in both")
+    return problems

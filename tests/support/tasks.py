@@ -1,0 +1,69 @@
+"""Making tasks and journals in tests."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from contracts import subjects
+from contracts.codec import encode
+from contracts.events import OutputDelta, StepClaimed, TaskCompleted, TurnCompleted, Usage, Timings
+from contracts.identifiers import new_id
+from contracts.tasks import TaskRequest
+from contracts.work import TurnWork
+from mesh.decisions import queued_event
+from mesh.journal import Journal
+from mesh.requests import PubAck, Requests
+
+
+def turn_work(
+    task: str | None = None, text: str = "hello", tenant: str = "default", *, deadline_seconds: float | None = None
+) -> TurnWork:
+    """A first turn, as the ingress would publish it."""
+    accepted_at = datetime.now(UTC)
+    return TurnWork(
+        task=task or new_id(),
+        tenant=tenant,
+        turn=1,
+        pool="default",
+        priority="normal",
+        request=TaskRequest(input=text),
+        accepted_at=accepted_at,
+        deadline=accepted_at + timedelta(seconds=deadline_seconds) if deadline_seconds is not None else None,
+    )
+
+
+async def publish_work(requests: Requests, work: TurnWork) -> PubAck:
+    """Put a first turn into TASKS, without a journal."""
+    return await requests.publish(subjects.tasks(work.pool, work.priority, work.tenant), encode(work))
+
+
+async def begin_journal(requests: Requests, work: TurnWork) -> Journal:
+    """A journal whose first turn has been claimed."""
+    journal = Journal(requests, work.tenant, work.task)
+    await journal.append(lambda stamp: queued_event(stamp, work), lambda state: not state.exists)
+    await journal.append(
+        lambda stamp: StepClaimed(*stamp, step="1", gen=0, message=1, worker="test", delivery=1, turn=1), lambda _: True
+    )
+    return journal
+
+
+async def append_text(journal: Journal, text: str, turn: int = 1) -> None:
+    """One more delta."""
+    await journal.append(lambda stamp: OutputDelta(*stamp, turn=turn, text=text), lambda _: True)
+
+
+async def complete_turn(journal: Journal, turn: int = 1) -> None:
+    """End a turn with the text that it has."""
+    text = journal.state.turn(turn).text
+
+    def build(stamp: object) -> TurnCompleted:
+        return TurnCompleted(*stamp, turn=turn, text=text, finish_reason="stop", usage=Usage(), timings=Timings())  # type: ignore[misc]
+
+    await journal.append(build, lambda _: True)
+
+
+async def end_task(journal: Journal) -> None:
+    """The terminal event."""
+    await journal.append(
+        lambda stamp: TaskCompleted(*stamp, output="", usage=Usage(), timings=Timings()), lambda _: True
+    )

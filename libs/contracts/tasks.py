@@ -62,13 +62,22 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     ) = None
 
 
-def fingerprint(request: TaskRequest) -> str:
-    """A digest of what was asked, independent of field order and white space of the body.
+_DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(TaskRequest)}
 
-    Two requests under one Idempotency-Key are the same if their fingerprints are.
+
+def canonical(request: TaskRequest) -> bytes:
+    """What was asked, as JSON that is independent of field order and white space of the body.
+
+    A field that holds its default is left out, whether the body named it or not.
     """
-    canonical = msgspec.json.encode(msgspec.to_builtins(request), order="sorted")
-    return hashlib.sha256(canonical).hexdigest()[:32]
+    # Not left to omit_defaults, which compares by identity: a "default" that was read is not the one declared.
+    fields = {name: value for name, value in msgspec.to_builtins(request).items() if value != _DEFAULTS[name]}
+    return msgspec.json.encode(fields, order="sorted")
+
+
+def fingerprint(request: TaskRequest) -> str:
+    """A digest of what was asked. Two requests under one Idempotency-Key are the same if their fingerprints are."""
+    return hashlib.sha256(canonical(request)).hexdigest()[:32]
 
 
 def output_bytes(text: str) -> int:

@@ -54,14 +54,20 @@ class ScriptedProvider:
             raise _failed(failure)
         whole = script.token_count
         token_count = whole if turn.max_output_tokens is None else min(whole, turn.max_output_tokens)
-        pace = _Pace(0)
+        loop = asyncio.get_running_loop()
+        pace = Pace(0)
+        without_wait = 0
         for moment in script.moments(token_count, len(turn.prefix)):
             match moment:
                 case str():
-                    await pace.keep()
+                    delay_seconds = pace.delay_seconds(loop.time())
+                    without_wait += 1
+                    if delay_seconds > 0 or without_wait >= YIELD_TOKENS:
+                        without_wait = 0
+                        await asyncio.sleep(delay_seconds)
                     yield TextDelta(moment)
                 case Rate():
-                    pace = _Pace(moment.tokens_per_second)
+                    pace = Pace(moment.tokens_per_second)
                 case Hang():
                     await asyncio.sleep(moment.seconds)
                     pace.begin_again()
@@ -76,33 +82,28 @@ class ScriptedProvider:
         )
 
 
-class _Pace:
+class Pace:
     """Holds a rate on average, by the clock and not by the sum of its waits: who is late catches up."""
 
     def __init__(self, tokens_per_second: float) -> None:
         self._rate = tokens_per_second
         self._began_at: float | None = None
         self._tokens = 0
-        self._without_wait = 0
 
     def begin_again(self) -> None:
         """Count from the next token on: a silence is not made up for."""
         self._began_at = None
         self._tokens = 0
 
-    async def keep(self) -> None:
-        """Wait until the next token is due."""
-        delay_seconds = 0.0
-        if self._rate:
-            now = asyncio.get_running_loop().time()
-            if self._began_at is None:
-                self._began_at = now
-            delay_seconds = self._began_at + self._tokens / self._rate - now
-            self._tokens += 1
-        self._without_wait += 1
-        if delay_seconds > 0 or self._without_wait >= YIELD_TOKENS:
-            self._without_wait = 0
-            await asyncio.sleep(max(0.0, delay_seconds))
+    def delay_seconds(self, now: float) -> float:
+        """How long to wait from `now` before the next token, on any clock in seconds."""
+        if not self._rate:
+            return 0.0
+        if self._began_at is None:
+            self._began_at = now
+        due_at = self._began_at + self._tokens / self._rate
+        self._tokens += 1
+        return max(0.0, due_at - now)
 
 
 def _script_text(messages: list[Message]) -> str:

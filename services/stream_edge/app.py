@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from litestar import Litestar, Request, asgi
+from litestar import Litestar, get
 from litestar.config.cors import CORSConfig
-from litestar.types import Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from contracts import headers, subjects
 from contracts.errors import InvalidName, InvalidPayload
@@ -33,26 +33,36 @@ class Edge:
         self._stopping = stopping
         self.streams = 0
 
-    async def events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve `GET /v1/tasks/{id}/events`."""
-        request: AnyRequest = Request(scope)
-        if request.method != "GET":
-            raise RequestRefused("method-not-allowed", "only GET is served here")
+    async def events(self, request: AnyRequest, task: str) -> ASGIApp:
+        """`GET /v1/tasks/{id}/events`: the application that sends the stream."""
         tenant = tenant_of(request.headers.get(headers.HTTP_TENANT) or request.query_params.get("tenant"))
-        task = _task_of(scope["path_params"]["task"])
+        checked_task = _task_of(task)
         after = _cursor_of(request)
         if self._stopping.is_set() or self.streams >= self._streams_max:
             raise RequestRefused("rate-limited", "this edge has as many streams as it may")
         self.streams += 1
         try:
-            follower = await self._following.open(tenant, task, after)
-            if follower is None:
-                await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-                return
-            await stream(follower, receive, send, self._stopping)
-        finally:
+            follower = await self._following.open(tenant, checked_task, after)
+        except BaseException:
             self.streams -= 1
+            raise
+
+        async def send_stream(_: Scope, receive: Receive, send: Send) -> None:
+            try:
+                if follower is None:
+                    await _send_nothing(send)
+                else:
+                    await stream(follower, receive, send, self._stopping)
+            finally:
+                self.streams -= 1
+
+        return send_stream
+
+
+async def _send_nothing(send: Send) -> None:
+    """204 is how a browser's EventSource learns to stop."""
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _task_of(value: str) -> str:
@@ -80,7 +90,12 @@ def create_app(edge: Edge, probe: Probe, cors_origins: tuple[str, ...]) -> Lites
         allow_methods=["GET"],
         allow_headers=[headers.HTTP_LAST_EVENT_ID, headers.HTTP_TENANT, "Cache-Control", headers.TRACEPARENT],
     )
-    events = asgi("/v1/tasks/{task:str}/events", copy_scope=False)(edge.events)
+
+    # Not litestar's `asgi` handler, which can't have a path parameter (2.25: KeyError in its router).
+    @get("/v1/tasks/{task:str}/events")
+    async def events(request: AnyRequest, task: str) -> ASGIApp:
+        return await edge.events(request, task)
+
     return Litestar(
         route_handlers=[events, *health_routes("stream_edge", probe)],  # type: ignore[list-item]  # handlers of mixed kinds
         exception_handlers=EXCEPTION_HANDLERS,

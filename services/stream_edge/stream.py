@@ -15,7 +15,6 @@ log = structlog.get_logger("stream_edge.stream")
 
 COMMENT_SECONDS = 15.0
 """How long a stream is silent before a comment keeps proxies from closing it."""
-RETRY_MILLISECONDS = 1000
 WRITE_BYTES_MAX = 64 * 1024
 """How much is written at once: with the server's own high-water mark, the most that a slow reader holds."""
 
@@ -45,7 +44,7 @@ async def stream(follower: Follower, receive: Receive, send: Send, stopping: asy
 
 async def _pump(follower: Follower, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-    await _write(send, sse.retry(RETRY_MILLISECONDS))
+    await _write(send, sse.retry(sse.RETRY_MILLISECONDS))
     async with aclosing(follower.batches(COMMENT_SECONDS)) as batches:
         async for batch in batches:
             if not batch:

@@ -72,7 +72,7 @@ class CallHandler:
             )
         )
 
-    async def _run(self, step: ClaimedStep, work: ToolWork) -> msgspec.Raw:
+    async def _run(self, step: ClaimedStep, work: ToolWork) -> object:
         tool = self._tools.get(work.tool)
         if tool is None:
             raise CallFailed("tool-unknown", f"this runner has no tool {work.tool}")
@@ -85,7 +85,7 @@ class CallHandler:
             raise CallFailed("tool-outcome-unknown", message, "unknown")
         # From here on a tool may have had its effect even if it gave no result.
         outcome: Outcome = "failed" if tool.idempotent else "unknown"
-        return _encoded(await _call(tool, arguments, outcome), outcome)
+        return _as_json(await _call(tool, arguments, outcome), outcome)
 
 
 async def _call(tool: Tool[Any], arguments: msgspec.Struct, outcome: Outcome) -> object:
@@ -104,7 +104,8 @@ async def _call(tool: Tool[Any], arguments: msgspec.Struct, outcome: Outcome) ->
         raise StepFailed("tool-error", f"{type(error).__name__}: {error}", retryable=True) from error
 
 
-def _encoded(result: object, outcome: Outcome) -> msgspec.Raw:
+def _as_json(result: object, outcome: Outcome) -> object:
+    """The result as whoever reads the event will see it."""
     try:
         payload = encode(result)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
@@ -112,7 +113,7 @@ def _encoded(result: object, outcome: Outcome) -> msgspec.Raw:
     if len(payload) > RESULT_BYTES_MAX:
         message = f"{len(payload)} bytes as JSON are more than {RESULT_BYTES_MAX}"
         raise CallFailed("result-too-large", message, outcome)
-    return msgspec.Raw(payload)
+    return msgspec.json.decode(payload)
 
 
 def claimed_before(step: ClaimedStep) -> bool:

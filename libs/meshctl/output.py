@@ -1,0 +1,47 @@
+"""Standard output: text for people on a terminal, JSON lines into a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any
+
+from contracts.codec import encode
+
+# A model's words reach the operator's terminal: nothing in them may move the cursor, retitle the window or worse.
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def for_people() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
+
+
+def prepare() -> None:
+    """A terminal that can't show a character gets another one instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def printable(text: str) -> str:
+    """Text as it may be shown on a terminal: control characters other than line feed and tab are replaced."""
+    return text.translate(_CONTROLS)
+
+
+def json_line(value: Any) -> None:
+    """One JSON object on a line of its own."""
+    raw_line(encode(value))
+
+
+def raw_line(payload: bytes) -> None:
+    """One line, as it is, and at once: who reads the pipe may wait for it."""
+    print(payload.decode("utf-8", "replace"), flush=True)
+
+
+def give_up() -> None:
+    """The reader of the pipe is gone: what is still buffered must not raise once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

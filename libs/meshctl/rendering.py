@@ -1,0 +1,144 @@
+"""Tasks and events as text for people. Pure: from wire types to strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from contracts import events
+from contracts.codec import decode
+from contracts.events import StreamGap, UnknownEvent, decode_event
+from contracts.status import TaskAccepted, TaskRecord
+from meshctl.client import Received
+from meshctl.output import printable
+from meshctl.transcript import decode_snapshot
+
+MARK: Final = "· "
+"""Begins every line that is not the model's text."""
+_FIELD_CHARACTERS_MAX: Final = 120
+_OUTPUT_CHARACTERS_IN_LIST: Final = 48
+_COMMON = frozenset({"type", "id", "task", "tenant", "n", "time"})
+
+
+class StreamText:
+    """A stream as it is shown: the model's words run on, everything else gets a line of its own."""
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+
+    def add(self, received: Received) -> str:
+        """What to print for an event. Raises `InvalidPayload`."""
+        if received.type == "stream.gap":
+            gap = decode(received.payload, StreamGap)
+            return self._line(f"events after {gap.from_sequence} up to {gap.to_sequence} are gone; what they came to:")
+        if received.type == "snapshot":
+            return self._snapshot(received.payload)
+        event = decode_event(received.payload)
+        if isinstance(event, events.OutputDelta):
+            return self._words(event.text)
+        return self._line(_milestone(event, received.payload))
+
+    def _snapshot(self, payload: bytes) -> str:
+        snapshot = decode_snapshot(payload)
+        parts = [self._line(f"status {snapshot.status}")]
+        for turn in snapshot.turns:
+            parts += [self._line(f"turn {turn.turn}, {'completed' if turn.completed else 'so far'}:")]
+            parts += [self._words(turn.text)]
+        return "".join(parts)
+
+    def _words(self, text: str) -> str:
+        if text:
+            self._at_line_start = text.endswith("\n")
+        return printable(text)
+
+    def _line(self, text: str) -> str:
+        begin = "" if self._at_line_start else "\n"
+        self._at_line_start = True
+        return f"{begin}{MARK}{printable(text)}\n"
+
+
+def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str:
+    match event:
+        case events.TaskQueued():
+            return f"queued in {event.pool}, {event.priority}"
+        case events.StepClaimed():
+            what = f"call {event.call} ({event.tool})" if event.call else f"turn {event.turn}"
+            model = f" with {event.model}" if event.model else ""
+            again = f", delivery {event.delivery}" if event.delivery > 1 else ""
+            return f"{what} claimed by {event.worker}{model}{again}"
+        case events.TurnRestarted():
+            return f"turn {event.turn} begins again ({event.reason}): what it has said so far does not count"
+        case events.TurnCompleted():
+            calls = "".join(f"; calls {call.tool} ({call.call})" for call in event.calls)
+            return f"turn {event.turn} completed: {event.finish_reason}, {event.usage.output_tokens} tokens{calls}"
+        case events.TaskCompleted():
+            return "completed" + (f", but incomplete: {event.incomplete}" if event.incomplete else "")
+        case events.TaskFailed():
+            return f"failed: {event.error.code}: {event.error.message}"
+        case _:
+            return _generic(payload)
+
+
+def _generic(payload: bytes) -> str:
+    """Any event, by its fields: also one of a type that is news."""
+    fields: dict[str, Any] = msgspec.json.decode(payload)
+    shown = [f"{name}={_short(value)}" for name, value in fields.items() if name not in _COMMON]
+    return " ".join([str(fields["type"]), *shown])
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text if len(text) <= _FIELD_CHARACTERS_MAX else text[: _FIELD_CHARACTERS_MAX - 1] + "…"
+
+
+def accepted_text(accepted: TaskAccepted) -> str:
+    """A submission's answer."""
+    ahead = "" if accepted.queue.depth is None else f", {accepted.queue.depth} waiting"
+    return f"{accepted.id}  {accepted.status} in {accepted.pool}, {accepted.priority}{ahead}"
+
+
+def record_text(record: TaskRecord) -> str:
+    """A task in full."""
+    rows = [
+        ("task", record.id),
+        ("status", record.status + (f" (incomplete: {record.incomplete})" if record.incomplete else "")),
+        ("lane", f"{record.pool}, {record.priority}"),
+        ("created", _time(record.created_at)),
+        ("changed", _time(record.updated_at)),
+    ]
+    if record.turn is not None:
+        rows.append(("turn", str(record.turn)))
+    if record.model is not None:
+        rows.append(("model", record.model))
+    if record.usage is not None:
+        rows.append(("tokens", f"{record.usage.input_tokens} in, {record.usage.output_tokens} out"))
+    if record.timings is not None and record.timings.total_seconds is not None:
+        rows.append(("took", f"{record.timings.total_seconds:.2f} s"))
+    if record.deadline is not None:
+        rows.append(("deadline", _time(record.deadline)))
+    for name, value in (record.metadata or {}).items():
+        rows.append((f"· {name}", str(value)))
+    if record.error is not None:
+        rows.append(("error", f"{record.error.code}: {record.error.message}"))
+    text = "\n".join(f"{name:<10}{printable(value)}" for name, value in rows)
+    return text if record.output is None else f"{text}\noutput\n{printable(record.output)}"
+
+
+def list_text(records: Sequence[TaskRecord]) -> str:
+    """Tasks as a table, one on each line."""
+    lines = [f"{'TASK':<26}  {'STATUS':<13}  {'LANE':<16}  {'CHANGED':<20}  OUTPUT"]
+    for record in records:
+        output = " ".join((record.output or (record.error.message if record.error else "")).split())
+        if len(output) > _OUTPUT_CHARACTERS_IN_LIST:
+            output = output[: _OUTPUT_CHARACTERS_IN_LIST - 1] + "…"
+        lane = f"{record.pool}, {record.priority}"
+        line = f"{record.id:<26}  {record.status:<13}  {lane:<16}  {_time(record.updated_at):<20}  {printable(output)}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _time(value: datetime) -> str:
+    return value.strftime("%Y-%m-%d %H:%M:%SZ")

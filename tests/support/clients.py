@@ -1,0 +1,105 @@
+"""Clients that record: they post tasks and read streams, on plain sockets, and keep every byte that matters."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import httpx
+
+from contracts.sse import Decoder
+from contracts.events import TERMINAL_TYPES
+from tests.support.checker import ClientHistory, Frame, Recorded
+
+CONNECT_RETRY_SECONDS = 0.05
+
+
+class StreamRefused(Exception):
+    """The edge answered with something else than a stream."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(str(status))
+        self.status = status
+
+
+async def open_stream(
+    address: str, task: str, after: int | None
+) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a stream; returns the HTTP status, and the connection."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    cursor = f"Last-Event-ID: {after}\r\n" if after is not None else ""
+    # HTTP/1.0: the body is what comes until the connection closes, without chunks around it.
+    writer.write(f"GET /v1/tasks/{task}/events HTTP/1.0\r\nHost: {address}\r\n{cursor}\r\n".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), reader, writer
+
+
+class Viewer:
+    """Follows one task over any number of connections, and records what it received."""
+
+    def __init__(self, address: str, task: str) -> None:
+        self.address = address
+        self.history = ClientHistory(task)
+        self.connections = 0
+        self.cursor: int | None = None
+        self.ended = False
+
+    async def follow(self, cut: Callable[[int], bool] = lambda _: False, seconds: float = 60) -> ClientHistory:
+        """Follow to the end. After each frame `cut(frames so far)` may say that the connection breaks now."""
+        async with asyncio.timeout(seconds):
+            while not self.ended:
+                try:
+                    await self._connect(cut)
+                except (OSError, asyncio.IncompleteReadError):
+                    await asyncio.sleep(CONNECT_RETRY_SECONDS)
+                except StreamRefused as refused:
+                    if refused.status == 204:
+                        self.ended = True
+                    elif refused.status < 500:
+                        raise
+                    await asyncio.sleep(CONNECT_RETRY_SECONDS)
+        return self.history
+
+    async def _connect(self, cut: Callable[[int], bool]) -> None:
+        status, reader, writer = await open_stream(self.address, self.history.task, self.cursor)
+        self.connections += 1
+        decoder = Decoder()
+        try:
+            if status != 200:
+                raise StreamRefused(status)
+            while data := await reader.read(65536):
+                for frame in decoder.feed(data):
+                    self._record(frame.event_type, frame.last_event_id, frame.data)
+                    if self.ended or cut(len(self.history.frames)):
+                        return
+        finally:
+            # Abort: a break in mid-frame, not an orderly goodbye.
+            writer.transport.abort()
+
+    def _record(self, event: str, identifier: str, data: str) -> None:
+        sequence = int(identifier) if identifier and event != "stream.gap" else None
+        self.history.frames.append(Frame(sequence, event, data.encode()))
+        self.cursor = sequence if sequence is not None else self.cursor
+        self.ended = event in TERMINAL_TYPES
+
+
+def random_cuts(seed: int, count: int, of_frames: int) -> Callable[[int], bool]:
+    """Cuts after `count` random frames of about `of_frames`."""
+    places = set(random.Random(seed).sample(range(1, of_frames), count))
+    return lambda frames: frames in places
+
+
+async def post_task(client: httpx.AsyncClient, url: str, text: str, **extra: object) -> httpx.Response:
+    """One `POST /v1/tasks`."""
+    return await client.post(f"{url}/v1/tasks", json={"input": text, **extra})
+
+
+async def submit(client: httpx.AsyncClient, url: str, recorded: Recorded, text: str, **extra: object) -> str:
+    """Post a task that must be accepted; its id."""
+    response = await post_task(client, url, text, **extra)
+    assert response.status_code == 202, response.text
+    task = str(response.json()["id"])
+    recorded.accepted.add(task)
+    return task

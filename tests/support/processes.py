@@ -1,0 +1,160 @@
+"""Real service processes of a test's own: started one by one, killed with real signals, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from mesh.connection import connect
+from mesh.provisioning import apply, declared
+from mesh.service import READY_FD_VARIABLE, Ready
+from mesh.settings import load_settings
+from tests.support.broker import Broker, free_port
+
+READY_SECONDS = 30
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Process:
+    """One service process. `address` is where its HTTP listens."""
+
+    def __init__(self, service: str, environment: dict[str, str], log: Path) -> None:
+        self.service = service
+        self.log = log
+        self.address = ""
+        self._environment = environment
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._popen is not None
+        return self._popen.pid
+
+    async def start(self) -> Process:
+        """Start, and wait until it says that it serves."""
+        reader, writer = os.pipe()
+        with self.log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", self.service],
+                env={**self._environment, READY_FD_VARIABLE: str(writer)},
+                pass_fds=(writer,),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            async with asyncio.timeout(READY_SECONDS):
+                line = await asyncio.to_thread(pipe.readline)
+        if not line:
+            raise RuntimeError(f"{self.service} did not start: {self.log.read_text()[-3000:]}")
+        self.address = msgspec.json.decode(line, type=Ready).address or ""
+        return self
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self._popen is not None
+        self._popen.send_signal(number)
+
+    async def kill(self) -> None:
+        """`kill -9`, and wait for the end."""
+        assert self._popen is not None
+        self._popen.kill()
+        await asyncio.to_thread(self._popen.wait)
+
+    async def stop(self) -> int:
+        """SIGTERM, and wait for the end; its exit status."""
+        assert self._popen is not None
+        if self._popen.poll() is None:
+            self._popen.send_signal(signal.SIGCONT)
+            self._popen.terminate()
+            try:
+                await asyncio.to_thread(self._popen.wait, 15)
+            except subprocess.TimeoutExpired:
+                await self.kill()
+        return self._popen.returncode
+
+    def resident_bytes(self) -> int:
+        """Memory of the process (Linux)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("no VmRSS")
+
+
+class Mesh:
+    """A broker and the services around it."""
+
+    def __init__(self, folder: Path, broker: Broker, variables: dict[str, str]) -> None:
+        self.folder = folder
+        self.broker = broker
+        self.processes: list[Process] = []
+        edge_port = free_port()
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("MESH_")},
+            "MESH_HOME": str(folder / "home"),
+            "MESH_NATS_URL": broker.url,
+            "MESH_INGRESS_ADDRESS": f"127.0.0.1:{free_port()}",
+            "MESH_EDGE_ADDRESS": f"127.0.0.1:{edge_port}",
+            "MESH_LOG_FORMAT": "json",
+            **variables,
+        }
+        self.settings = load_settings(self.environment)
+
+    async def start(self, service: str, **variables: str) -> Process:
+        """Start one more process of a service."""
+        log = self.folder / f"{service}-{len(self.processes)}.log"
+        process = Process(service, {**self.environment, **variables}, log)
+        self.processes.append(process)
+        return await process.start()
+
+    @property
+    def ingress_url(self) -> str:
+        """Where tasks are posted."""
+        return f"http://{self.settings.ingress_address}"
+
+    @property
+    def edge_url(self) -> str:
+        """Where streams are read."""
+        return f"http://{self.settings.edge_address}"
+
+    def logs(self) -> list[dict[str, object]]:
+        """Every log line of every process that is JSON."""
+        lines: list[dict[str, object]] = []
+        for process in self.processes:
+            for line in process.log.read_text().splitlines():
+                try:
+                    lines.append(msgspec.json.decode(line))
+                except msgspec.DecodeError:
+                    continue
+        return lines
+
+    def tracebacks(self) -> list[str]:
+        """Processes whose log shows an exception that nobody handled."""
+        return [process.log.name for process in self.processes if "Traceback" in process.log.read_text()]
+
+
+@asynccontextmanager
+async def running_mesh(folder: Path, *services: str, **variables: str) -> AsyncIterator[Mesh]:
+    """A broker with all streams, and these services; everything is stopped at the end."""
+    broker = Broker(folder / "broker")
+    await broker.start()
+    mesh = Mesh(folder, broker, variables)
+    try:
+        async with connect(mesh.settings, "test") as connection:
+            await apply(connection.requests, declared(mesh.settings, ("add",)), update=False)
+        for service in services:
+            await mesh.start(service)
+        yield mesh
+    finally:
+        await asyncio.gather(*(process.stop() for process in mesh.processes if process._popen is not None))
+        await broker.stop()

@@ -1,0 +1,199 @@
+"""Journals made by hand, folded without a broker: for tests of pure code and of handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from contracts import events
+from contracts.codec import encode
+from contracts.errors import ErrorInfo
+from contracts.events import Event, JournalEvent, Stamp, Timings, Usage, decode_event
+from contracts.identifiers import new_id
+from contracts.tasks import TaskRequest, fingerprint
+from contracts.work import ToolWork, TurnWork, Work
+from mesh.clock import now
+from mesh.errors import StepLost
+from mesh.fold import TaskState, fold
+from mesh.work import ClaimedStep
+
+E = TypeVar("E", bound=Event)
+
+TENANT = "acme"
+TASK = "01jqzv3m8k5w2x7y9a4b6c8d0e"
+MESSAGE = 7
+"""Stream sequence of the work message in these tests."""
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SEQUENCES_PER_EVENT = 3
+"""Other tasks' events lie between those of a journal: a sequence is not n."""
+
+
+class HandMadeJournal:
+    """A journal without a broker: each event gets the next n and sequence, and is folded as decoded from its bytes."""
+
+    def __init__(self) -> None:
+        self.state = TaskState(TENANT, TASK)
+        self.events: list[JournalEvent] = []
+
+    def fold(self, event: JournalEvent) -> None:
+        """Store an event as the broker would, and fold what a reader would read."""
+        read = decode_event(encode(event))
+        assert read == event
+        fold(self.state, self.state.revision + SEQUENCES_PER_EVENT, read)
+        self.events.append(event)
+
+    def stamp(self, time: datetime | None = None) -> Stamp:
+        """The common fields of the next event; by default a second after the one before."""
+        n = self.state.next_n
+        return Stamp(new_id(), TASK, TENANT, n, time or START + timedelta(seconds=n))
+
+    def add(self, kind: Callable[..., E], /, time: datetime | None = None, **fields: Any) -> E:
+        """Append an event of this type."""
+        event = kind(*self.stamp(time), **fields)
+        self.fold(event)  # type: ignore[arg-type]  # every Event type is one of JournalEvent
+        return event
+
+    def types(self) -> list[str]:
+        """The types of all events, in order."""
+        return [events.event_type(event) for event in self.events]
+
+    # The usual events, with what a test seldom cares for filled in.
+
+    def queued(
+        self, request: TaskRequest | None = None, *, deadline: datetime | None = None, time: datetime | None = None
+    ) -> events.TaskQueued:
+        request = request or TaskRequest(input="hello")
+        return self.add(
+            events.TaskQueued,
+            time,
+            request=request,
+            pool=request.pool,
+            priority=request.priority,
+            fingerprint=fingerprint(request),
+            deadline=deadline,
+        )
+
+    def claimed(
+        self, step: str = "1", gen: int = 0, *, message: int = MESSAGE, delivery: int = 1, time: datetime | None = None
+    ) -> events.StepClaimed:
+        turn, _, index = step.partition("-")
+        return self.add(
+            events.StepClaimed,
+            time,
+            step=step,
+            gen=gen,
+            message=message,
+            worker="worker",
+            delivery=delivery,
+            turn=int(turn),
+            attempt=None if index else self.state.turn(int(turn)).claims + 1,
+            call=step if index else None,
+            tool="add" if index else None,
+            model=None if index else "scripted",
+        )
+
+    def delta(self, text: str, turn: int = 1) -> events.OutputDelta:
+        return self.add(events.OutputDelta, turn=turn, text=text)
+
+    def reasoning(self, text: str, turn: int = 1) -> events.ReasoningDelta:
+        return self.add(events.ReasoningDelta, turn=turn, text=text)
+
+    def restarted(self, discard_from: int, turn: int = 1) -> events.TurnRestarted:
+        return self.add(events.TurnRestarted, turn=turn, attempt=2, discard_from=discard_from, reason="takeover")
+
+    def turn_completed(
+        self,
+        text: str = "done",
+        turn: int = 1,
+        *,
+        calls: int = 0,
+        finish_reason: events.FinishReason = "stop",
+        usage: Usage | None = None,
+        time: datetime | None = None,
+    ) -> events.TurnCompleted:
+        return self.add(
+            events.TurnCompleted,
+            time,
+            turn=turn,
+            text=text,
+            calls=[events.ToolCall(f"{turn}-{index}", "add", {"a": 1, "b": 2}) for index in range(calls)],
+            finish_reason=finish_reason,
+            usage=usage or Usage(1, 2),
+            timings=Timings(total_seconds=1.0),
+        )
+
+    def tool_completed(self, call: str = "1-0") -> events.ToolCompleted:
+        return self.add(
+            events.ToolCompleted, turn=int(call[0]), call=call, tool="add", result=3, timings=Timings(total_seconds=0.1)
+        )
+
+    def retrying(self, tries: int, step: str = "1", gen: int = 0) -> events.TaskRetrying:
+        return self.add(
+            events.TaskRetrying, step=step, gen=gen, reason="provider-error", delay_seconds=0.5, tries=tries
+        )
+
+    def dead_lettered(self, step: str = "1", gen: int = 0) -> events.TaskDeadLettered:
+        error = ErrorInfo("provider-error", f"{step} gave up")
+        return self.add(events.TaskDeadLettered, step=step, gen=gen, error=error, deliveries=5)
+
+    def replayed(self, *steps: tuple[str, int]) -> events.TaskReplayed:
+        return self.add(events.TaskReplayed, steps=[events.StepGen(step, gen) for step, gen in steps], by="ops")
+
+    def completed(self, output: str = "done") -> events.TaskCompleted:
+        return self.add(events.TaskCompleted, output=output, usage=Usage(1, 2), timings=Timings(total_seconds=1.0))
+
+
+class FoldedStep(ClaimedStep):
+    """A claimed step whose appends are folded, and stored nowhere.
+
+    An append takes at least one round of the event loop. `on_append` is called with each event's type before it is
+    stored, and may write into the journal what somebody else got in first.
+    """
+
+    def __init__(
+        self,
+        journal: HandMadeJournal,
+        work: Work,
+        claim: events.StepClaimed,
+        *,
+        on_append: Callable[[str], None] | None = None,
+    ) -> None:
+        self.journal = journal
+        self.work = work
+        self.claim = claim
+        self.deliveries = claim.delivery
+        self.appends_open = 0
+        self._on_append = on_append
+
+    @property
+    def state(self) -> TaskState:
+        return self.journal.state
+
+    async def append(self, build: Callable[[Stamp], JournalEvent]) -> JournalEvent:
+        self.appends_open += 1
+        assert self.appends_open == 1, "two appends in flight"
+        # Whoever cancels an append leaves it open, and the next one fails.
+        await asyncio.sleep(0)
+        if self._on_append is not None:
+            self._on_append(events.event_type(build(self.journal.stamp(now()))))
+        self.appends_open -= 1
+        if not self.state.owns(self.claim):
+            raise StepLost("somebody else has it")
+        event = build(self.journal.stamp(now()))
+        self.journal.fold(event)
+        return event
+
+
+def turn_work(request: TaskRequest | None = None, turn: int = 1, gen: int = 0, **fields: Any) -> TurnWork:
+    """Work for a turn: the first as in TASKS, others as in TURNS."""
+    if turn == 1 and gen == 0:
+        fields = {"request": request or TaskRequest(input="hello"), "accepted_at": START} | fields
+    return TurnWork(task=TASK, tenant=TENANT, turn=turn, gen=gen, pool="default", priority="normal", **fields)
+
+
+def tool_work(call: str = "1-0", gen: int = 0, tool: str = "add", arguments: dict[str, Any] | None = None) -> ToolWork:
+    """Work for a call."""
+    arguments = {"a": 1, "b": 2} if arguments is None else arguments
+    return ToolWork(task=TASK, tenant=TENANT, turn=int(call[0]), call=call, gen=gen, tool=tool, arguments=arguments)

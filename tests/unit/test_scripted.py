@@ -1,0 +1,366 @@
+"""The scripted model: its grammar, its tokens, and what it does in a try."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.events import Usage
+from contracts.tasks import Message
+from inference_worker.chunks import Finished, TextDelta, TurnInput
+from inference_worker.providers import create_provider
+from inference_worker.script import (
+    EXCERPT_CHARACTERS_MAX,
+    Failure,
+    Halfway,
+    Hang,
+    Rate,
+    Say,
+    Script,
+    Text,
+    parse_script,
+)
+from inference_worker.scripted import Pace, ScriptedProvider
+from mesh.decisions import StepFailed
+from mesh.settings import Settings
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def turn_input(script: str, **fields: Any) -> TurnInput:
+    return TurnInput(messages=[Message("user", script)], model="scripted", **fields)
+
+
+class Heard:
+    """What came out of a provider, up to its end or failure."""
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+        self.finished: Finished | None = None
+        self.error: StepFailed | None = None
+        self.killed = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+
+async def listen(script: str, *, exit_allowed: bool = False, **fields: Any) -> Heard:
+    heard = Heard()
+    provider = ScriptedProvider(exit_allowed=exit_allowed, exit_process=kill)
+    try:
+        async with aclosing(provider.stream(turn_input(script, **fields))) as chunks:
+            async for chunk in chunks:
+                assert heard.finished is None, "a chunk after the last one"
+                match chunk:
+                    case TextDelta(text):
+                        assert text
+                        heard.tokens.append(text)
+                    case Finished():
+                        heard.finished = chunk
+    except StepFailed as error:
+        heard.error = error
+    except Killed:
+        heard.killed = True
+    return heard
+
+
+# The grammar
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("!say 3", Script((Say(3),))),
+        ("!say 0", Script((Say(0),))),
+        ("!say 3\r\n!rate 50\r\n", Script((Say(3), Rate(50)))),
+        ("!rate 0.5\n!say 2\n!rate 0", Script((Rate(0.5), Say(2), Rate(0)))),
+        ("!  say   3  ", Script((Say(3),))),
+        ("!hang 1.5", Script((Hang(1.5),))),
+        ("!fail overloaded", Script(failures=(Failure("overloaded", 1),))),
+        ("!fail disconnect 3", Script(failures=(Failure("disconnect", 3),))),
+        (
+            "!fail rate_limit 2\n!fail server_error\n!fail bad_request 0",
+            Script(failures=(Failure("rate_limit", 2), Failure("server_error", 1), Failure("bad_request", 0))),
+        ),
+        ("!exit 3", Script(exits=3)),
+        ("!exit 1\n!exit 2", Script(exits=2)),
+        ("before\n!say 1\nafter", Script((Text("before\n"), Say(1), Text("after\n")))),
+        ("!say 1\n\n two\n\nlines \n\n", Script((Say(1), Text(" two\n\nlines \n")))),
+        ("!say 1\n \n\t\n!say 2", Script((Say(1), Say(2)))),
+        (" !say 1\n!say 2", Script((Text(" !say 1\n"), Say(2)))),
+        ("!say 100000\n!say 100000", Script((Say(100_000), Say(100_000)))),
+        ("!rate 100000\n!hang 3600", Script((Rate(100_000), Hang(3600)))),
+    ],
+)
+def test_a_script_is_read(text: str, script: Script) -> None:
+    assert parse_script(text) == script
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("!", "line 1: ! is no directive"),
+        ("!dance", "line 1: !dance is no directive"),
+        ("fine\n!Say 3", "line 2: !Say is no directive"),
+        ('!call add {"a":1,"b":2}', "line 1: !call is not supported by this version"),
+        ("!say 1\n!then", "line 2: !then is not supported by this version"),
+        ("!ask Which quarter?", "line 1: !ask is not supported by this version"),
+        ("!say", "!say takes one whole number"),
+        ("!say many", "!say takes one whole number"),
+        ("!say -1", "!say takes one whole number"),
+        ("!say 1.5", "!say takes one whole number"),
+        ("!say 1_000", "!say takes one whole number"),
+        ("!say ٣", "!say takes one whole number"),
+        ("!say 1 2", "!say takes one whole number"),
+        ("!say 9999999999", "!say takes one whole number"),
+        ("!say 200001", "!say: 200001 is more than 200000 tokens in total"),
+        ("!say 100000\n!say 100001", "line 2: !say: 200001 is more than 200000 tokens in total"),
+        ("!rate", "!rate takes one number"),
+        ("!rate fast", "!rate takes one number"),
+        ("!rate nan", "!rate takes one number"),
+        ("!rate 1e3", "!rate takes one number"),
+        ("!rate -1", "!rate takes one number"),
+        ("!rate 100001", "!rate: 100001 is more than 100000 tokens a second"),
+        ("!rate 0.001", "!rate: 0.001 is less than 0.01 tokens a second"),
+        ("!hang", "!hang takes one number"),
+        ("!hang 3601", "!hang: 3601 is more than 3600 seconds in total"),
+        ("!hang 3000\n!hang 601", "line 2: !hang: 3601 is more than 3600 seconds in total"),
+        ("!fail", "!fail takes one of rate_limit, overloaded, server_error, bad_request, disconnect"),
+        ("!fail sometimes", "!fail takes one of"),
+        ("!fail overloaded often", "!fail takes one whole number"),
+        ("!fail overloaded 1 2", "!fail takes one whole number"),
+        ("!fail overloaded 1000001", "!fail: 1e+06 is more than 1e+06 tries"),
+        ("!exit", "!exit takes one whole number"),
+        ("!exit 1000001", "is more than 1e+06 deliveries"),
+    ],
+)
+def test_a_wrong_script_is_the_requests_own_fault(text: str, complaint: str) -> None:
+    with pytest.raises(StepFailed) as caught:
+        parse_script(text)
+    assert complaint in str(caught.value)
+    assert (caught.value.code, caught.value.terminal, caught.value.retryable) == ("invalid-script", True, False)
+
+
+@given(st.text())
+def test_any_text_is_a_script_or_refused_as_one(text: str) -> None:
+    try:
+        parse_script(text)
+    except StepFailed:
+        assert any(line.startswith("!") for line in text.split("\n"))
+
+
+@given(st.text())
+def test_the_tokens_of_a_text_joined_are_the_text(text: str) -> None:
+    assert "".join(Text(text).tokens()) == text
+
+
+@given(st.text(min_size=1).filter(lambda text: not any(line.startswith("!") for line in text.split("\n"))))
+def test_plain_text_gets_a_short_answer_of_its_own(text: str) -> None:
+    (answer,) = parse_script(text).acts
+    assert isinstance(answer, Text)
+    assert len(answer.text) < EXCERPT_CHARACTERS_MAX + 100
+    assert " ".join(text.split())[:EXCERPT_CHARACTERS_MAX].strip() in answer.text
+    assert parse_script(text) == parse_script(text)
+
+
+def test_a_long_script_is_read_in_linear_time() -> None:
+    script = parse_script("!rate 1\n" * 60_000 + "!say 1")
+    assert len(script.acts) == 60_001
+
+
+# What happens in a turn
+
+
+@pytest.mark.parametrize(
+    ("script", "token_count", "covered", "moments"),
+    [
+        (Script((Say(2),)), 2, 0, ["t0 ", Halfway(), "t1 "]),
+        (Script((Say(1),)), 1, 0, [Halfway(), "t0 "]),
+        (Script(), 0, 0, [Halfway()]),
+        (Script((Hang(1),)), 0, 0, [Halfway(), Hang(1)]),
+        (Script((Say(3),)), 3, 4, [Halfway(), "1 ", "t2 "]),
+        (Script((Text("a b "), Rate(5), Say(1))), 3, 0, ["a ", Halfway(), "b ", Rate(5), "t0 "]),
+        (Script((Say(4),)), 4, 6, [Halfway(), "t2 ", "t3 "]),
+        (Script((Say(4),)), 4, 7, [Halfway(), "2 ", "t3 "]),
+        (Script((Say(4),)), 4, 12, [Halfway()]),
+        (Script((Say(4),)), 4, 99, [Halfway()]),
+        (Script((Say(1), Hang(1), Say(1))), 2, 0, ["t0 ", Hang(1), Halfway(), "t0 "]),
+        (Script((Say(1), Hang(1), Say(1))), 2, 3, [Hang(1), Halfway(), "t0 "]),
+        (Script((Say(1), Hang(1), Say(1))), 2, 4, [Halfway(), "0 "]),
+        (Script((Rate(5), Say(1))), 1, 3, [Rate(5), Halfway()]),
+        (Script((Say(2), Hang(1), Say(2))), 2, 0, ["t0 ", Halfway(), "t1 "]),
+        (Script((Say(2), Hang(1))), 2, 0, ["t0 ", Halfway(), "t1 ", Hang(1)]),
+    ],
+)
+def test_the_moments_of_a_turn(script: Script, token_count: int, covered: int, moments: list[object]) -> None:
+    assert list(script.moments(token_count, covered)) == moments
+
+
+@pytest.mark.parametrize(
+    ("tries", "kind"), [(0, "rate_limit"), (1, "rate_limit"), (2, "disconnect"), (3, None), (100, None)]
+)
+def test_failures_take_turns(tries: int, kind: str | None) -> None:
+    script = Script(failures=(Failure("rate_limit", 2), Failure("overloaded", 0), Failure("disconnect", 1)))
+    assert script.failure(tries) == kind
+
+
+scripts = st.lists(
+    st.one_of(st.builds("!say {}".format, st.integers(0, 40)), st.text(alphabet="ab \t\r€😀", max_size=20)),
+    max_size=6,
+).map("\n".join)
+
+
+@given(scripts, st.integers(0, 300), st.none() | st.integers(1, 60))
+async def test_any_cut_point_gives_the_same_text(script: str, cut: int, max_output_tokens: int | None) -> None:
+    whole = await listen(script, max_output_tokens=max_output_tokens)
+    prefix = whole.text[:cut]
+    rest = await listen(script, max_output_tokens=max_output_tokens, prefix=prefix)
+    assert prefix + rest.text == whole.text
+    assert rest.finished == whole.finished
+
+
+async def test_plain_text_is_answered_word_by_word() -> None:
+    heard = await listen("How was  the\nthird quarter?")
+    assert heard.text.startswith("You said: How was the third quarter?\n")
+    assert len(heard.tokens) > 10
+    assert heard.finished == Finished(finish_reason="stop", usage=Usage(5, len(heard.tokens)))
+
+
+async def test_the_last_message_of_the_user_is_the_script() -> None:
+    messages = [
+        Message("system", "!say 9"),
+        Message("user", "!say 8"),
+        Message("user", "!say 2"),
+        Message("assistant", "one two"),
+    ]
+    provider = ScriptedProvider(exit_allowed=False)
+    chunks = [chunk async for chunk in provider.stream(TurnInput(messages=messages, model="scripted"))]
+    assert chunks == [TextDelta("t0 "), TextDelta("t1 "), Finished(finish_reason="stop", usage=Usage(8, 2))]
+
+
+async def test_max_output_tokens_cuts_the_whole_output_prefix_included() -> None:
+    heard = await listen("!say 10", max_output_tokens=4, prefix="t0 t")
+    assert heard.text == "1 t2 t3 "
+    assert heard.finished == Finished(finish_reason="length", usage=Usage(2, 4))
+    exact = await listen("!say 4", max_output_tokens=4)
+    assert exact.finished == Finished(finish_reason="stop", usage=Usage(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "terminal"),
+    [
+        ("rate_limit", "rate-limited", False),
+        ("overloaded", "provider-overloaded", False),
+        ("server_error", "provider-error", False),
+        ("bad_request", "provider-bad-request", True),
+        ("disconnect", "provider-disconnected", False),
+    ],
+)
+async def test_the_first_tries_fail(kind: str, code: str, *, terminal: bool) -> None:
+    for tries in (0, 1):
+        heard = await listen(f"!say 4\n!fail {kind} 2", tries=tries)
+        assert heard.error is not None
+        assert (heard.error.code, heard.error.terminal, heard.error.retryable) == (code, terminal, not terminal)
+        assert heard.text == ("t0 t1 " if kind == "disconnect" else "")
+    heard = await listen(f"!say 4\n!fail {kind} 2", tries=2)
+    assert (heard.error, heard.text) == (None, "t0 t1 t2 t3 ")
+
+
+async def test_a_disconnect_comes_halfway_through_the_whole_turn() -> None:
+    again = await listen("!say 4\n!fail disconnect 2", tries=1, prefix="t0 t1 ")
+    assert (again.text, again.error is not None) == ("", True)
+    cut = await listen("!say 40\n!fail disconnect", max_output_tokens=6)
+    assert cut.text == "t0 t1 t2 "
+
+
+async def test_the_first_deliveries_kill_their_process_halfway() -> None:
+    for deliveries in (1, 2):
+        heard = await listen("!say 4\n!exit 2", exit_allowed=True, deliveries=deliveries)
+        assert (heard.text, heard.killed) == ("t0 t1 ", True)
+    heard = await listen("!say 4\n!exit 2", exit_allowed=True, deliveries=3)
+    assert (heard.text, heard.killed) == ("t0 t1 t2 t3 ", False)
+
+
+async def test_exit_is_refused_unless_it_is_allowed() -> None:
+    heard = await listen("!say 4\n!exit 2", deliveries=3)
+    assert heard.error is not None
+    assert heard.error.code == "invalid-script"
+    assert (heard.text, heard.killed) == ("", False)
+
+
+@pytest.mark.parametrize(
+    ("rate", "asked_at", "delays"),
+    [
+        (10, [0.0, 0.0, 0.1, 0.2], [0.0, 0.1, 0.1, 0.1]),
+        # Late by a slow reader, or by a timer: the tokens that are due come at once, and then the clock holds again.
+        (10, [5.0, 5.35, 5.35, 5.35, 5.35], [0.0, 0.0, 0.0, 0.0, 0.05]),
+        (0, [0.0, 0.0, 9.0], [0.0, 0.0, 0.0]),
+        (0.5, [1.0, 1.0], [0.0, 2.0]),
+    ],
+)
+def test_a_rate_holds_on_average(rate: float, asked_at: list[float], delays: list[float]) -> None:
+    pace = Pace(rate)
+    assert [pace.delay_seconds(at) for at in asked_at] == pytest.approx(delays)
+
+
+def test_a_silence_is_not_made_up_for() -> None:
+    pace = Pace(10)
+    assert pace.delay_seconds(0.0) == 0.0
+    pace.begin_again()
+    assert [pace.delay_seconds(at) for at in (60.0, 60.0)] == pytest.approx([0.0, 0.1])
+
+
+async def test_a_rate_takes_its_time() -> None:
+    loop = asyncio.get_running_loop()
+    began_at = loop.time()
+    await listen("!rate 1000\n!say 21")
+    assert loop.time() - began_at >= 0.019
+
+
+async def test_without_a_rate_others_still_run() -> None:
+    rounds = 0
+
+    async def other() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await listen("!say 5120")
+    task.cancel()
+    assert rounds >= 20
+
+
+async def test_closing_the_stream_ends_a_silence() -> None:
+    provider = ScriptedProvider(exit_allowed=False)
+    chunks = provider.stream(turn_input("!say 1\n!hang 3600\n!say 1"))
+    assert await anext(chunks) == TextDelta("t0 ")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await anext(chunks)
+    await chunks.aclose()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_the_provider_of_a_process_obeys_its_settings(allowed: bool) -> None:
+    provider = create_provider(Settings(scripted_allow_exit=allowed))
+    assert (provider.kind, provider.continues_prefix) == ("scripted", True)
+    stream = provider.stream(turn_input("!exit 1\n!say 2", deliveries=2))
+    if allowed:
+        assert [chunk async for chunk in stream][:1] == [TextDelta("t0 ")]
+    else:
+        with pytest.raises(StepFailed, match="MESH_SCRIPTED_ALLOW_EXIT"):
+            await anext(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated, Any
 
@@ -22,7 +23,6 @@ json_values = st.recursive(
     | st.booleans()
     | st.integers(-(2**63), 2**64 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
-    # Lone surrogates are no text in UTF-8.
     | st.text(),
     lambda children: st.lists(children, max_size=5) | st.dictionaries(st.text(), children, max_size=5),
     max_leaves=20,
@@ -78,15 +78,21 @@ def test_what_is_not_json_is_refused(payload: bytes) -> None:
         decode(payload, Point)
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e999", "0x10", "1_000", "1" * 5_000])
-@pytest.mark.parametrize("kind", [ANYTHING, Point, TaskRequest])
-def test_a_number_that_json_has_not_is_refused(number: str, kind: Any) -> None:
-    for template in (
-        '{"x":%s,"input":"a","temperature":%s}',
-        '{"input":"a","x":1,"temperature":%s,"metadata":{"a":%s}}',
-    ):
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "0x10", "1_000", "1.", ".5", "--1"])
+@pytest.mark.parametrize("template", ['{"x":%s}', '{"x":1,"unknown":%s}', '{"x":1,"unknown":[%s]}'])
+def test_a_number_that_json_has_not_is_refused(number: str, template: str) -> None:
+    for kind in (ANYTHING, Point):
         with pytest.raises(InvalidPayload):
-            decode((template % (number, number)).encode(), kind)
+            decode((template % number).encode(), kind)
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999", "1" * 5_000])
+def test_a_number_that_is_too_large_to_hold_is_refused(number: str) -> None:
+    for kind in (ANYTHING, Point):
+        with pytest.raises(InvalidPayload):
+            decode(f'{{"x":{number}}}'.encode(), kind)
+    with pytest.raises(InvalidPayload):
+        decode(f'{{"input":"a","temperature":{number}}}'.encode(), TaskRequest)
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
@@ -154,10 +160,8 @@ def test_unknown_fields_are_ignored_by_readers_and_refused_in_requests() -> None
 
 @given(st.binary(max_size=64))
 def test_rubbish_is_refused_or_understood_but_never_breaks(payload: bytes) -> None:
-    try:
+    with contextlib.suppress(InvalidPayload):
         decode(payload, Point)
-    except InvalidPayload:
-        pass
 
 
 def test_exactly_means_all_of_the_text() -> None:

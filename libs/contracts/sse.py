@@ -12,7 +12,7 @@ from contracts.events import EVENT_TYPE_PATTERN
 RETRY_MILLISECONDS = 1000
 """Sent once at the start of a stream: how long a client waits before it comes back."""
 FRAME_BYTES_MAX = 64 * 1024 * 1024
-"""Largest frame that the decoder takes: a snapshot holds the texts of all turns. Above it the peer sends rubbish."""
+"""About the largest frame that the decoder takes: a snapshot holds the texts of all turns, and more is rubbish."""
 _RETRY_DIGITS_MAX = 9
 
 _EVENT_TYPE = re.compile(EVENT_TYPE_PATTERN)
@@ -76,7 +76,8 @@ class Decoder:
         self._event_type = ""
         self._data: list[str] = []
         self._partial_line: list[bytes] = []
-        self._bytes_held = 0
+        self._partial_bytes = 0
+        self._data_characters = 0
         self._at_start = True
         self._after_cr = False
 
@@ -93,6 +94,7 @@ class Decoder:
             self._hold(line)
             received = self._take_line(b"".join(self._partial_line))
             self._partial_line.clear()
+            self._partial_bytes = 0
             if received is not None:
                 frames.append(received)
         if rest:
@@ -101,8 +103,8 @@ class Decoder:
 
     def _hold(self, part: bytes) -> None:
         self._partial_line.append(part)
-        self._bytes_held += len(part)
-        if self._bytes_held > FRAME_BYTES_MAX:
+        self._partial_bytes += len(part)
+        if self._partial_bytes + self._data_characters > FRAME_BYTES_MAX:
             raise InvalidPayload(f"a frame of more than {FRAME_BYTES_MAX} bytes")
 
     def _take_line(self, line: bytes) -> Frame | None:
@@ -116,6 +118,7 @@ class Decoder:
         match name:
             case b"data":
                 self._data.append(value)
+                self._data_characters += len(value) + 1
             case b"event":
                 self._event_type = value
             case b"id" if "\0" not in value:
@@ -133,5 +136,5 @@ class Decoder:
             received = Frame(self.last_event_id, self._event_type or "message", "\n".join(self._data))
         self._data = []
         self._event_type = ""
-        self._bytes_held = 0
+        self._data_characters = 0
         return received

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,7 @@ from meshctl.broker import Broker, check_port
 from meshctl.errors import StartFailed
 from meshctl.home import Home
 from meshctl.processes import ServiceProcess, Supervised, Supervisor
-from meshctl.stops import Stopped, Stops
+from meshctl.stops import Stops
 from meshctl.streams import provision
 
 log = structlog.get_logger("meshctl")
@@ -26,6 +26,7 @@ DRAIN_MARGIN_SECONDS: Final = 2.0
 """What a service may need on top of MESH_DRAIN_SECONDS before it is killed."""
 BROKER_STOP_SECONDS_MAX: Final = 1.5
 """With the drain's default of 5 s, its margin and what a kill may take, all has ended within 10 s."""
+_LOOPBACK_OF_ANY: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - read here, not bound
 
 
 class Assembly:
@@ -49,11 +50,13 @@ class Assembly:
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
         give_up_at = asyncio.get_running_loop().time() + READY_SECONDS_MAX
-        if settings.nats_url is None:
+        if settings.nats_url is not None:
+            self.nats_url = settings.nats_url
+        else:
             self._broker = Broker(settings, self.home, self._environment, self._lock)
             self._supervisor.start(self._broker)
             await self._until_ready([self._broker], give_up_at)
-        self.nats_url = settings.nats_url if self._broker is None else self._broker.url
+            self.nats_url = self._broker.url
         await provision(replace(settings, nats_url=self.nats_url))
 
         self._environment["MESH_HOME"] = str(self.home.path)
@@ -75,11 +78,15 @@ class Assembly:
 
     async def stop(self) -> None:
         """End the services, then the broker that they drain into."""
+        if not self._supervisor.processes:
+            return
+        log.info("mesh.stopping")
         drain_seconds = self._settings.drain_seconds + DRAIN_MARGIN_SECONDS
         await self._supervisor.stop(list(self._services), drain_seconds)
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
         self.home.remove_pids()
+        log.info("mesh.stopped")
 
     def kill(self) -> None:
         """End everything at once."""
@@ -100,19 +107,16 @@ class Assembly:
                 lines += self.home.log_tail(process.name, process.log_start) or ["(empty)"]
         return lines
 
-    def _start_service(self, service: str, name: str | None = None, address_variable: str | None = None) -> ServiceProcess:
+    def _start_service(
+        self, service: str, name: str | None = None, address_variable: str | None = None
+    ) -> ServiceProcess:
         process = ServiceProcess(name or service, service, self.home, dict(self._environment), address_variable)
         self._services.append(process)
         self._supervisor.start(process)
         return process
 
-    async def _until_ready(self, processes: list[ServiceProcess] | list[Broker], give_up_at: float) -> None:
-        waited: list[Supervised] = [*processes]
-        left_seconds = max(0.0, give_up_at - asyncio.get_running_loop().time())
-        try:
-            await self._supervisor.until_ready(waited, left_seconds)
-        except StartFailed as error:
-            raise StartFailed(str(error), error.failed) from None
+    async def _until_ready(self, processes: Sequence[Supervised], give_up_at: float) -> None:
+        await self._supervisor.until_ready(processes, max(0.0, give_up_at - asyncio.get_running_loop().time()))
 
     def _write_pids(self) -> None:
         self.home.write_pids({"meshctl": [os.getpid()], **self.pids})
@@ -135,12 +139,11 @@ async def run_mesh(
             await stops.unless(mesh.start())
             return await stops.unless(during(mesh, stops))
         except StartFailed as error:
-            print("\n".join(mesh.log_tails(error.failed)), file=sys.stderr)
+            for line in mesh.log_tails(error.failed):
+                print(line, file=sys.stderr)
             raise
         finally:
-            log.info("mesh.stopping")
             await mesh.stop()
-            log.info("mesh.stopped")
 
 
 def _check_address(address: Address, name: str) -> None:
@@ -153,7 +156,4 @@ def _url(address: str | None) -> str:
     if address is None:
         raise StartFailed("a service did not say where it listens")
     host, _, port = address.rpartition(":")
-    return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host)}:{port}"
-
-
-__all__ = ["Assembly", "Stopped", "run_mesh"]
+    return f"http://{_LOOPBACK_OF_ANY.get(host, host)}:{port}"

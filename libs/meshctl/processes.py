@@ -27,7 +27,7 @@ log = structlog.get_logger("meshctl.processes")
 
 LIVED_SECONDS: Final = 10.0
 """Whoever lived that long died for a new reason: the back-off begins anew."""
-KILL_SECONDS_MAX: Final = 1.0
+KILL_SECONDS_MAX: Final = 0.5
 """How long a killed process may take to disappear."""
 STATUS_WRONG_SETTING: Final = 2
 """How a service ends when a setting makes no sense: starting it again would not help."""
@@ -242,7 +242,7 @@ class Supervisor:
             future.result()
         late = tuple(process.name for future, process in waited.items() if not future.done())
         if late:
-            raise StartFailed(f"not ready within {timeout_seconds:.0f} s: {', '.join(late)}", late)
+            raise StartFailed(f"not ready in time: {', '.join(late)}", late)
 
     async def stop(self, processes: list[Supervised], timeout_seconds: float) -> None:
         """End these: first asked, after the timeout killed."""

@@ -29,14 +29,14 @@ CONNECT_SECONDS_MAX: Final = 10.0
 _SETTINGS = ("nats_url", "nats_port", "ack_wait_seconds", "max_deliver")
 
 
-def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+def add_commands(commands: Any) -> None:
     """Register `streams`."""
     streams: argparse.ArgumentParser = commands.add_parser(
         "streams", help="create and update the broker's streams", description="Streams, consumers and buckets."
     )
     actions = streams.add_subparsers(metavar="ACTION", required=True)
     text = "Create what is missing, update what differs, and say what was done. Nothing is ever deleted."
-    parser = actions.add_parser("apply", parents=[common], help="make them as declared", description=text)
+    parser = actions.add_parser("apply", help="make them as declared", description=text)
     add_setting_flags(parser, _SETTINGS)
     parser.set_defaults(run=_run_apply)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from contracts.codec import decode
@@ -44,9 +45,7 @@ class Transcript:
                 self._parts.append(_Part(event.n, event.turn, event.text))
                 return event.text
             case TurnRestarted():
-                self._parts = [
-                    part for part in self._parts if part.turn != event.turn or part.n < event.discard_from
-                ]
+                self._parts = [part for part in self._parts if part.turn != event.turn or part.n < event.discard_from]
             case TaskCompleted():
                 self.output = event.output
             case _:
@@ -67,7 +66,7 @@ class Transcript:
     @property
     def rises(self) -> bool:
         """Whether each sequence is higher than the one before."""
-        return all(first < second for first, second in zip(self.sequences, self.sequences[1:], strict=False))
+        return all(first < second for first, second in pairwise(self.sequences))
 
 
 def decode_snapshot(payload: bytes) -> Snapshot:

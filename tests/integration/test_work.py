@@ -18,11 +18,12 @@ from contracts.work import DeadLetter, Work
 from mesh.connection import Connection
 from mesh.decisions import StepFailed
 from mesh.fold import TaskState
+from mesh.journal import Journal
 from mesh.settings import Settings
 from mesh.work import ClaimedStep, LaneSpec, WorkLoop
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
-from tests.support.tasks import begin_journal, publish_work, turn_work
+from tests.support.tasks import begin_journal, claim_first_turn, publish_work, turn_work
 
 pytestmark = pytest.mark.integration
 
@@ -289,7 +290,8 @@ async def test_a_step_that_somebody_else_claims_is_lost_and_nothing_of_it_is_sto
     async with working(connection, settings, Handler(hold)):
         await publish_work(connection.requests, work)
         await claimed.wait()
-        thief = await begin_journal_of(connection, work.task)
+        thief = await Journal.load(connection.requests, "default", work.task)
+        await claim_first_turn(thief, "thief")
         gate.set()
         await until(lambda: is_done(outcomes))
         stored = await read_stored(connection.requests)
@@ -300,20 +302,6 @@ async def test_a_step_that_somebody_else_claims_is_lost_and_nothing_of_it_is_sto
 
 async def is_done(outcomes: list[str]) -> bool:
     return bool(outcomes)
-
-
-async def begin_journal_of(connection: Connection, task: str):  # type: ignore[no-untyped-def]  # a journal
-    """Claim a task's first turn as another worker would."""
-    from contracts.events import StepClaimed
-    from mesh.journal import Journal
-
-    journal = await Journal.load(connection.requests, "default", task)
-    message = journal.state.bindings["1", 0]
-    await journal.append(
-        lambda stamp: StepClaimed(*stamp, step="1", gen=0, message=message, worker="thief", delivery=2, turn=1),
-        lambda _: True,
-    )
-    return journal
 
 
 async def test_draining_hands_over_what_does_not_end_in_time(connection: Connection, settings: Settings) -> None:

@@ -41,10 +41,17 @@ async def begin_journal(requests: Requests, work: TurnWork) -> Journal:
     """A journal whose first turn has been claimed."""
     journal = Journal(requests, work.tenant, work.task)
     await journal.append(lambda stamp: queued_event(stamp, work), lambda state: not state.exists)
-    await journal.append(
-        lambda stamp: StepClaimed(*stamp, step="1", gen=0, message=1, worker="test", delivery=1, turn=1), lambda _: True
-    )
+    await claim_first_turn(journal, "test")
     return journal
+
+
+async def claim_first_turn(journal: Journal, worker: str) -> None:
+    """Claim a task's first turn, as a worker would that has its work message."""
+    message = journal.state.bindings.get(("1", 0), 1)
+    await journal.append(
+        lambda stamp: StepClaimed(*stamp, step="1", gen=0, message=message, worker=worker, delivery=2, turn=1),
+        lambda _: True,
+    )
 
 
 async def append_text(journal: Journal, text: str, turn: int = 1) -> None:
@@ -54,12 +61,17 @@ async def append_text(journal: Journal, text: str, turn: int = 1) -> None:
 
 async def complete_turn(journal: Journal, turn: int = 1) -> None:
     """End a turn with the text that it has."""
-    text = journal.state.turn(turn).text
+    await complete_with(journal, journal.state.turn(turn).text, turn)
 
-    def build(stamp: object) -> TurnCompleted:
-        return TurnCompleted(*stamp, turn=turn, text=text, finish_reason="stop", usage=Usage(), timings=Timings())  # type: ignore[misc]
 
-    await journal.append(build, lambda _: True)
+async def complete_with(journal: Journal, text: str, turn: int = 1) -> None:
+    """End a turn with any text."""
+    await journal.append(
+        lambda stamp: TurnCompleted(
+            *stamp, turn=turn, text=text, finish_reason="stop", usage=Usage(), timings=Timings()
+        ),
+        lambda _: True,
+    )
 
 
 async def end_task(journal: Journal) -> None:

@@ -122,12 +122,16 @@ async def test_a_writer_waits_when_too_much_has_gathered() -> None:
 async def test_the_next_write_raises_what_an_append_raised() -> None:
     appends = Appends()
     appends.error = RuntimeError("full")
-    with pytest.raises(RuntimeError, match="full"):
+
+    async def write() -> None:
         async with DeltaWriter(appends.append) as writer:
             await writer.write("output", "a")
             await settle()
             await writer.write("output", "b")
             pytest.fail("nobody was told")
+
+    with pytest.raises(RuntimeError, match="full"):
+        await write()
     assert (appends.started, appends.done) == (1, [])
 
 
@@ -175,12 +179,16 @@ async def test_a_normal_end_waits_for_the_last_append_and_loses_nothing() -> Non
 
 async def test_an_end_by_an_error_drops_what_gathered_and_keeps_the_error() -> None:
     appends = Appends(gate_open=False)
-    with pytest.raises(ValueError, match="broken"):
+
+    async def write() -> None:
         async with DeltaWriter(appends.append) as writer:
             await writer.write("output", "a")
             await settle()
             await writer.write("output", "b")
             raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await write()
     assert (appends.done, appends.started, appends.cancelled, appends.in_flight) == ([], 1, 1, 0)
 
 

@@ -97,7 +97,7 @@ async def returns_three(_: AddArguments) -> object:
 
 
 async def hangs(_: AddArguments) -> object:
-    await asyncio.Event().wait()
+    return await asyncio.Event().wait()
 
 
 async def test_a_call_is_completed_with_its_result() -> None:

@@ -1,0 +1,95 @@
+"""The checker is kept honest: with a safeguard switched off, it must find what breaks.
+
+Each run here is one that passes elsewhere with all safeguards on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mesh.connection import connect
+from mesh.journal import Journal
+from tests.acceptance.test_takeover import claims, stored_of
+from tests.support.checker import Recorded, check, read_stored
+from tests.support.clients import Viewer, post_task, submit
+from tests.support.processes import running_mesh
+from tests.support.tasks import append_text, claim_first_turn
+
+pytestmark = pytest.mark.acceptance
+
+
+def kinds(violations: list[str]) -> set[str]:
+    """The invariants that are broken."""
+    return {violation.partition(":")[0] for violation in violations}
+
+
+async def test_without_acks_finished_work_stays_in_the_queue(tmp_path: Path) -> None:
+    recorded = Recorded()
+    async with running_mesh(tmp_path, "ingress", "stream_edge") as mesh, httpx.AsyncClient() as client:
+        await mesh.start("inference_worker", MESH_TEST_SWITCH_OFF="ack")
+        for number in range(3):
+            task = await submit(client, mesh.ingress_url, recorded, f"task {number}")
+            recorded.histories.append(await Viewer(str(mesh.settings.edge_address), task).follow())
+        violations = check(recorded, await stored_of(mesh))
+        assert kinds(violations) == {"I10"}
+        assert any("left in the work queues" in violation for violation in violations)
+
+
+async def run_with_a_step_taken_over_in_mid_turn(folder: Path, switch_off: str) -> list[str]:
+    """A worker streams, and never learns that its lease is gone, while another claims its step and writes."""
+    recorded = Recorded()
+    variables = {"MESH_ACK_WAIT_SECONDS": "1"}
+    async with running_mesh(folder, "ingress", **variables) as mesh, httpx.AsyncClient() as client:
+        await mesh.start("inference_worker", MESH_TEST_SWITCH_OFF=switch_off)
+        task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 300")
+        async with connect(mesh.settings, "test") as connection:
+            while not claims(await stored_of(mesh), task):
+                await asyncio.sleep(0.02)
+            successor = await Journal.load(connection.requests, "default", task)
+            await claim_first_turn(successor, "successor")
+            await append_text(successor, "".join(f"t{number} " for number in range(300))[len(successor.state.turn(1).text) :][:7])
+            async with asyncio.timeout(30):
+                while (await connection.requests.api("STREAM.INFO.TASKS"))["state"]["messages"]:
+                    await asyncio.sleep(0.1)
+            return check(recorded, await read_stored(connection.requests))
+
+
+async def test_with_the_fence_a_former_owner_writes_nothing(tmp_path: Path) -> None:
+    assert await run_with_a_step_taken_over_in_mid_turn(tmp_path, "") == []
+
+
+async def test_without_the_fence_a_former_owner_writes_into_its_successors_turn(tmp_path: Path) -> None:
+    violations = await run_with_a_step_taken_over_in_mid_turn(tmp_path, "fence")
+    assert {"I4", "I6"} <= kinds(violations), violations
+    assert any("n is not dense" in violation for violation in violations)
+
+
+async def test_without_message_ids_a_key_that_is_used_at_once_is_stored_more_than_once(tmp_path: Path) -> None:
+    recorded = Recorded()
+    async with running_mesh(tmp_path, MESH_TEST_SWITCH_OFF="message_id") as mesh, httpx.AsyncClient() as client:
+        await mesh.start("ingress")
+        client.headers["Idempotency-Key"] = "the same"
+        answers = await asyncio.gather(*(post_task(client, mesh.ingress_url, "once") for _ in range(20)))
+        recorded.accepted |= {answer.json()["id"] for answer in answers}
+        assert len(recorded.accepted) == 1
+        await mesh.start("inference_worker")
+        async with connect(mesh.settings, "test") as connection:
+            async with asyncio.timeout(30):
+                while (await connection.requests.api("STREAM.INFO.TASKS"))["state"]["messages"]:
+                    await asyncio.sleep(0.05)
+            violations = check(recorded, await read_stored(connection.requests))
+        assert kinds(violations) == {"I10"}, violations
+        assert any("TASKS has stored" in violation for violation in violations)
+
+
+async def test_a_process_with_a_safeguard_off_says_so_in_its_log(tmp_path: Path) -> None:
+    async with running_mesh(tmp_path) as mesh:
+        await mesh.start("steward", MESH_TEST_SWITCH_OFF="ack,fence")
+        said = [line for line in mesh.logs() if line.get("event") == "service.safeguards_off"]
+        assert said[0]["off"] == ["ack", "fence"]
+    assert "MESH_TEST_SWITCH_OFF" not in os.environ

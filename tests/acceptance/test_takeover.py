@@ -1,0 +1,139 @@
+"""A worker that dies, or sleeps through its lease, is replaced; what it left is gone on with, exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.connection import connect
+from mesh.settings import worker_name
+from tests.support.checker import Recorded, Stored, check, read_stored, writers_after_takeover
+from tests.support.clients import Viewer, submit
+from tests.support.processes import Mesh, Process, running_mesh
+
+pytestmark = pytest.mark.acceptance
+
+ACK_WAIT_SECONDS = 2.0
+TAKEOVER_SECONDS_MAX = ACK_WAIT_SECONDS + 2.0
+VARIABLES = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS)}
+
+
+async def stored_of(mesh: Mesh) -> Stored:
+    """What the broker holds."""
+    async with connect(mesh.settings, "test") as connection:
+        return await read_stored(connection.requests)
+
+
+def claims(stored: Stored, task: str) -> list[dict[str, Any]]:
+    """The claims of a task, in order."""
+    return [event.event for event in stored.journals.get(task, []) if event.event["type"] == "step.claimed"]
+
+
+async def claimant(mesh: Mesh, workers: list[Process], task: str) -> Process:
+    """The worker process that claimed a task first, once it has."""
+    while True:
+        claimed = claims(await stored_of(mesh), task)
+        if claimed:
+            return next(worker for worker in workers if f"-{worker.pid}@" in claimed[0]["worker"])
+        await asyncio.sleep(0.02)
+
+
+def seconds_of_takeover(stored: Stored, task: str) -> float:
+    """Time in the journal between the loser's last event and the second claim: an upper bound that needs no clock."""
+    from datetime import datetime
+
+    events = [event.event for event in stored.journals[task]]
+    second = [index for index, event in enumerate(events) if event["type"] == "step.claimed"][1]
+    at, before = events[second]["time"], events[second - 1]["time"]
+    return (datetime.fromisoformat(at) - datetime.fromisoformat(before)).total_seconds()
+
+
+async def test_a_killed_worker_is_replaced_in_mid_turn_and_the_stream_goes_on(tmp_path: Path) -> None:
+    recorded = Recorded()
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **VARIABLES) as mesh, httpx.AsyncClient() as client:
+        workers = [await mesh.start("inference_worker") for _ in range(2)]
+        task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 400")
+        viewer = Viewer(str(mesh.settings.edge_address), task)
+        following = asyncio.create_task(viewer.follow())
+        owner = await claimant(mesh, workers, task)
+        while len(viewer.history.frames) < 40:
+            await asyncio.sleep(0.005)
+        await owner.kill()
+        recorded.histories.append(await following)
+        stored = await stored_of(mesh)
+        assert [claim["delivery"] for claim in claims(stored, task)] == [1, 2]
+        assert seconds_of_takeover(stored, task) < TAKEOVER_SECONDS_MAX
+        assert stored.records[task]["output"] == "".join(f"t{number} " for number in range(400))
+        assert check(recorded, stored) == []
+
+
+async def test_a_worker_that_slept_through_its_lease_adds_nothing_and_acks_nothing(tmp_path: Path) -> None:
+    recorded = Recorded()
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **VARIABLES) as mesh, httpx.AsyncClient() as client:
+        workers = [await mesh.start("inference_worker") for _ in range(2)]
+        # Long enough that the turn is still under way when the sleeper wakes up.
+        task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 900")
+        viewer = Viewer(str(mesh.settings.edge_address), task)
+        following = asyncio.create_task(viewer.follow())
+        sleeper = await claimant(mesh, workers, task)
+        loser = worker_name("inference_worker").replace(f"-{__import__('os').getpid()}@", f"-{sleeper.pid}@")
+        while len(viewer.history.frames) < 40:
+            await asyncio.sleep(0.005)
+        sleeper.signal(signal.SIGSTOP)
+        while len(claims(await stored_of(mesh), task)) < 2:
+            await asyncio.sleep(0.05)
+        sleeper.signal(signal.SIGCONT)
+        recorded.histories.append(await following)
+        stored = await stored_of(mesh)
+        assert claims(stored, task)[0]["worker"] == loser
+        assert len(claims(stored, task)) == 2
+        assert writers_after_takeover(stored.journals[task], loser) == []
+        assert check(recorded, stored) == []
+        logged = [line for line in mesh.logs() if line.get("event") in ("step.lost", "step.lease_lost")]
+        assert logged, "the sleeper said that it lost the step"
+        # It serves on: the next tasks go to either worker.
+        for number in range(4):
+            after = await submit(client, mesh.ingress_url, recorded, f"again {number}")
+            recorded.histories.append(await Viewer(str(mesh.settings.edge_address), after).follow())
+        assert check(recorded, await stored_of(mesh)) == []
+
+
+async def test_a_worker_told_to_stop_hands_over_without_waiting_for_the_lease(tmp_path: Path) -> None:
+    recorded = Recorded()
+    variables = {"MESH_ACK_WAIT_SECONDS": "30", "MESH_DRAIN_SECONDS": "0.2"}
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+        workers = [await mesh.start("inference_worker") for _ in range(2)]
+        task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 300")
+        viewer = Viewer(str(mesh.settings.edge_address), task)
+        following = asyncio.create_task(viewer.follow())
+        owner = await claimant(mesh, workers, task)
+        assert await owner.stop() == 0
+        recorded.histories.append(await following)
+        stored = await stored_of(mesh)
+        assert len(claims(stored, task)) == 2
+        assert check(recorded, stored) == []
+
+
+async def test_a_task_whose_process_dies_on_its_first_deliveries_is_completed_by_a_later_one(tmp_path: Path) -> None:
+    recorded = Recorded()
+    variables = {"MESH_ACK_WAIT_SECONDS": "1", "MESH_SCRIPTED_ALLOW_EXIT": "1"}
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+        task = await submit(client, mesh.ingress_url, recorded, "!exit 2\n!say 40")
+        viewer = Viewer(str(mesh.settings.edge_address), task)
+        following = asyncio.create_task(viewer.follow())
+        for _ in range(3):
+            worker = await mesh.start("inference_worker")
+            ended = asyncio.create_task(asyncio.to_thread(worker._popen.wait))  # type: ignore[union-attr]  # it runs
+            await asyncio.wait({ended, following}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                await worker.stop()
+            await ended
+        recorded.histories.append(await following)
+        stored = await stored_of(mesh)
+        assert len(claims(stored, task)) == 3
+        assert check(recorded, stored) == []

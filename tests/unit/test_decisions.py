@@ -1,0 +1,307 @@
+"""Decisions: what is to be done with a delivery, and with a failure, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts import events
+from contracts.errors import ErrorInfo
+from contracts.retries import RetryPolicy
+from contracts.tasks import TaskRequest, fingerprint
+from contracts.work import Work
+from mesh.decisions import (
+    Begin,
+    Claim,
+    Decision,
+    Drop,
+    Expire,
+    Fail,
+    GiveUp,
+    Later,
+    Refuse,
+    Retry,
+    Settle,
+    SettleDeadLetter,
+    StepFailed,
+    decide,
+    decide_failure,
+    queued_event,
+)
+from mesh.fold import TaskState
+from tests.unit.journals import MESSAGE, START, TASK, TENANT, HandMadeJournal, tool_work, turn_work
+
+Telling = Callable[[HandMadeJournal], object]
+
+TURN_1 = turn_work()
+TURN_1_REPLAYED = turn_work(gen=1)
+TURN_2 = turn_work(turn=2)
+CALL = tool_work("1-0")
+
+
+def told(*tellings: Telling) -> TaskState:
+    journal = HandMadeJournal()
+    for telling in tellings:
+        telling(journal)
+    return journal.state
+
+
+def queued(journal: HandMadeJournal) -> object:
+    return journal.queued()
+
+
+def queued_until(journal: HandMadeJournal) -> object:
+    """With a deadline a minute after the start."""
+    return journal.queued(deadline=START + timedelta(seconds=60))
+
+
+def claimed(journal: HandMadeJournal) -> object:
+    return journal.claimed()
+
+
+def turn_1_asks_for_a_call(journal: HandMadeJournal) -> object:
+    return journal.turn_completed(calls=1)
+
+
+def turn_1_is_the_last(journal: HandMadeJournal) -> object:
+    return journal.turn_completed()
+
+
+def call_claimed(journal: HandMadeJournal) -> object:
+    return journal.claimed("1-0")
+
+
+def call_completed(journal: HandMadeJournal) -> object:
+    return journal.tool_completed("1-0")
+
+
+def call_failed(journal: HandMadeJournal) -> object:
+    error = ErrorInfo("tool-timeout", "no result")
+    return journal.add(events.ToolFailed, turn=1, call="1-0", tool="add", error=error, outcome="failed")
+
+
+def dead(journal: HandMadeJournal) -> object:
+    return journal.dead_lettered()
+
+
+def replayed(journal: HandMadeJournal) -> object:
+    return journal.replayed(("1", 0))
+
+
+def call_dead(journal: HandMadeJournal) -> object:
+    return journal.dead_lettered("1-0")
+
+
+def ended(journal: HandMadeJournal) -> object:
+    return journal.completed()
+
+
+def cancelled(journal: HandMadeJournal) -> object:
+    return journal.add(events.TaskCancelled)
+
+
+def failed(journal: HandMadeJournal) -> object:
+    return journal.add(events.TaskFailed, error=ErrorInfo("invalid-script", "no"))
+
+
+def expired(journal: HandMadeJournal) -> object:
+    return journal.add(events.TaskExpired)
+
+
+@pytest.mark.parametrize(
+    ("tellings", "work", "decision"),
+    [
+        # No journal yet (rule 10).
+        ([], TURN_1, Begin(TURN_1)),
+        ([], TURN_1_REPLAYED, Later()),
+        ([], TURN_2, Later()),
+        ([], CALL, Later()),
+        # The task has ended (rule 2).
+        ([queued, claimed, ended], TURN_1, Settle()),
+        ([queued, cancelled], TURN_1, Settle()),
+        ([queued, failed], TURN_1, Settle()),
+        ([queued, expired], TURN_1, Settle()),
+        ([queued, claimed, turn_1_asks_for_a_call, cancelled], CALL, Settle()),
+        ([queued, claimed, ended], TURN_1_REPLAYED, Settle()),
+        ([queued, claimed, dead, cancelled], TURN_1, Settle()),
+        # Generations (rule 6).
+        ([queued, claimed, dead, replayed], TURN_1, Drop()),
+        ([queued, claimed, dead, replayed], TURN_1_REPLAYED, Claim()),
+        ([queued, claimed, dead], TURN_1_REPLAYED, Later()),
+        ([queued, claimed], TURN_1_REPLAYED, Later()),
+        # Dead letters, each of its own step (rule 7).
+        ([queued, claimed, turn_1_asks_for_a_call, call_dead], TURN_1, Settle()),
+        ([queued, claimed, turn_1_asks_for_a_call, lambda journal: journal.dead_lettered("1-1")], CALL, Claim()),
+        # The step has its result (rule 2); a last turn has it only with the task's end.
+        ([queued, claimed, turn_1_asks_for_a_call], TURN_1, Settle()),
+        ([queued, claimed, turn_1_asks_for_a_call, call_claimed, call_completed], CALL, Settle()),
+        ([queued, claimed, turn_1_asks_for_a_call, call_claimed, call_failed], CALL, Settle()),
+        ([queued, claimed, turn_1_is_the_last], TURN_1, Claim()),
+        # What the step builds on is not there.
+        ([queued], TURN_2, Later()),
+        ([queued, claimed], TURN_2, Later()),
+        ([queued, claimed, turn_1_asks_for_a_call], TURN_2, Claim()),
+        # Work to be done.
+        ([queued], TURN_1, Claim()),
+        ([queued, claimed], TURN_1, Claim()),
+        ([queued, claimed, turn_1_asks_for_a_call], CALL, Claim()),
+        ([queued, claimed, turn_1_asks_for_a_call, call_claimed], CALL, Claim()),
+        ([queued, claimed, lambda journal: journal.retrying(1)], TURN_1, Claim()),
+    ],
+)
+def test_what_to_do_with_a_delivery(tellings: list[Telling], work: Work, decision: Decision) -> None:
+    assert decide(told(*tellings), work, MESSAGE, START) == decision
+
+
+@pytest.mark.parametrize(
+    ("tellings", "work"),
+    [([queued, claimed, dead], TURN_1), ([queued, claimed, turn_1_asks_for_a_call, call_dead], CALL)],
+)
+def test_a_step_that_gave_up_is_settled_as_a_dead_letter(tellings: list[Telling], work: Work) -> None:
+    state = told(*tellings)
+    dead_letter = state.dead_letters[work.step, 0]
+    assert decide(state, work, MESSAGE, START) == SettleDeadLetter(dead_letter)
+
+
+@pytest.mark.parametrize(
+    ("tellings", "work", "message", "decision"),
+    [
+        ([queued], TURN_1, 99, Claim()),
+        ([queued, claimed], TURN_1, 99, Drop()),
+        ([queued, claimed, dead], TURN_1, 99, Drop()),
+        ([queued, claimed, turn_1_is_the_last], TURN_1, 99, Drop()),
+        ([queued, claimed, dead, replayed], TURN_1_REPLAYED, 99, Claim()),
+        ([queued, claimed, ended], TURN_1, 99, Settle()),
+    ],
+)
+def test_a_claim_binds_a_step_to_its_message(
+    tellings: list[Telling], work: Work, message: int, decision: Decision
+) -> None:
+    """Rule 3: another message for a claimed (step, gen) is dropped; an ended task settles whatever comes."""
+    assert decide(told(*tellings), work, message, START) == decision
+
+
+@pytest.mark.parametrize(
+    ("tellings", "work", "seconds", "decision"),
+    [
+        ([queued_until], TURN_1, 59.9, Claim()),
+        ([queued_until], TURN_1, 60, Expire()),
+        ([queued_until], TURN_1, 3600, Expire()),
+        ([queued], TURN_1, 3600, Claim()),
+        # Once somebody has begun, the deadline ends the turn with what there is.
+        ([queued_until, claimed], TURN_1, 3600, Claim()),
+        ([queued_until, claimed, dead, replayed], TURN_1_REPLAYED, 3600, Claim()),
+        ([queued_until, claimed, turn_1_asks_for_a_call], CALL, 3600, Claim()),
+        ([queued_until, expired], TURN_1, 3600, Settle()),
+    ],
+)
+def test_a_task_expires_only_before_anybody_began(
+    tellings: list[Telling], work: Work, seconds: float, decision: Decision
+) -> None:
+    assert decide(told(*tellings), work, MESSAGE, START + timedelta(seconds=seconds)) == decision
+
+
+@pytest.mark.parametrize(
+    ("tellings", "work"),
+    [
+        ([queued, claimed, turn_1_asks_for_a_call], tool_work("1-1")),
+        ([queued, claimed, turn_1_asks_for_a_call], tool_work("2-0")),
+        ([queued, claimed, turn_1_is_the_last], CALL),
+        ([queued], CALL),
+    ],
+)
+def test_a_call_that_no_turn_asked_for_is_refused(tellings: list[Telling], work: Work) -> None:
+    decision = decide(told(*tellings), work, MESSAGE, START)
+    assert isinstance(decision, Refuse)
+    assert decision.error.code == "call-unknown"
+
+
+def test_deciding_again_gives_the_same() -> None:
+    for tellings in ([], [queued], [queued, claimed], [queued, claimed, dead]):
+        state = told(*tellings)
+        assert decide(state, TURN_1, MESSAGE, START) == decide(state, TURN_1, MESSAGE, START)
+
+
+# The first event
+
+
+def test_the_first_event_is_the_same_whoever_writes_it() -> None:
+    request = TaskRequest(input="hi", pool="default")
+    work = turn_work(request, deadline=START + timedelta(seconds=5))
+    stamp = events.Stamp("0" * 26, TASK, TENANT, 0, START)
+    event = queued_event(stamp, work)
+    assert event == queued_event(stamp, work)
+    assert (event.request, event.fingerprint) == (request, fingerprint(request))
+    assert (event.pool, event.priority, event.deadline) == ("default", "normal", START + timedelta(seconds=5))
+
+
+def test_only_the_first_turn_can_begin_a_journal() -> None:
+    with pytest.raises(ValueError, match="first turn"):
+        queued_event(events.Stamp("0" * 26, TASK, TENANT, 0, START), TURN_2)
+
+
+# Failures
+
+POLICY = RetryPolicy(tries_max=3, delay_seconds_first=1.0, delay_seconds_max=8.0)
+
+
+def failure(*, retryable: bool = True, terminal: bool = False, retry_after_seconds: float | None = None) -> StepFailed:
+    return StepFailed(
+        "provider-error", "no", retryable=retryable, terminal=terminal, retry_after_seconds=retry_after_seconds
+    )
+
+
+@pytest.mark.parametrize(
+    ("tries_before", "error", "decision"),
+    [
+        (0, failure(), Retry(delay_seconds=0.5, tries=1)),
+        (1, failure(), Retry(delay_seconds=1.0, tries=2)),
+        (2, failure(), GiveUp()),
+        (3, failure(), GiveUp()),
+        (0, failure(retryable=False), GiveUp()),
+        (0, failure(retryable=False, terminal=True), Fail()),
+        (2, failure(retryable=False, terminal=True), Fail()),
+        # Both at once is a slip where it was raised: the request is at fault all the same.
+        (0, failure(terminal=True), Fail()),
+        (0, failure(retry_after_seconds=30), Retry(delay_seconds=30, tries=1)),
+        (0, failure(retry_after_seconds=-1), Retry(delay_seconds=0, tries=1)),
+        (2, failure(retry_after_seconds=30), GiveUp()),
+    ],
+)
+def test_what_follows_a_failed_try(tries_before: int, error: StepFailed, decision: Retry | GiveUp | Fail) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    if tries_before:
+        journal.retrying(tries_before)
+    assert decide_failure(journal.state, TURN_1, error, POLICY, 0.5) == decision
+
+
+def test_tries_count_for_each_step_and_each_replay() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.retrying(2)
+    assert decide_failure(journal.state, TURN_1, failure(), POLICY, 0.5) == GiveUp()
+    assert decide_failure(journal.state, TURN_1_REPLAYED, failure(), POLICY, 0.5) == Retry(0.5, 1)
+    assert decide_failure(journal.state, CALL, failure(), POLICY, 0.5) == Retry(0.5, 1)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_a_delay_is_never_longer_than_its_policy_says(tries_before: int, random_fraction: float) -> None:
+    state = TaskState(TENANT, TASK)
+    state.tries["1", 0] = tries_before
+    policy = RetryPolicy(tries_max=1_000_000, delay_seconds_first=0.5, delay_seconds_max=8.0)
+    decision = decide_failure(state, TURN_1, failure(), policy, random_fraction)
+    assert isinstance(decision, Retry)
+    assert decision.tries == tries_before + 1
+    assert 0 <= decision.delay_seconds <= min(8.0, 0.5 * 2 ** min(tries_before, 10))
+
+
+def test_a_failure_is_stored_with_its_code() -> None:
+    error = failure()
+    assert error.info() == ErrorInfo("provider-error", "no")
+    assert (error.retryable, error.terminal, error.retry_after_seconds) == (True, False, None)

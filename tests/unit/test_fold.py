@@ -1,0 +1,481 @@
+"""Folding: what a journal says of its task, whoever reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts import events
+from contracts.errors import ErrorInfo
+from contracts.events import EventHead, Timings, UnknownEvent, Usage
+from contracts.status import ENDED, STATUSES
+from contracts.tasks import TaskRequest
+from mesh.errors import JournalCorrupt
+from mesh.fold import TaskState, fold, record, snapshot_turns
+from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT, HandMadeJournal
+
+Step = Callable[[HandMadeJournal], object]
+
+
+def journal_of(*steps: Step) -> HandMadeJournal:
+    journal = HandMadeJournal()
+    for step in steps:
+        step(journal)
+    return journal
+
+
+def ask(journal: HandMadeJournal) -> object:
+    return journal.add(events.InputRequested, question="Which quarter?")
+
+
+def answer(journal: HandMadeJournal) -> object:
+    return journal.add(events.InputReceived, text="The third", by="ana", mode="append")
+
+
+def request_approval(journal: HandMadeJournal) -> object:
+    return journal.add(events.ApprovalRequested, call="1-0", tool="add", arguments={}, expires_at=START)
+
+
+def resolve_approval(journal: HandMadeJournal) -> object:
+    return journal.add(events.ApprovalResolved, call="1-0", decision="approved", by="ana")
+
+
+def fail(journal: HandMadeJournal) -> object:
+    return journal.add(events.TaskFailed, error=ErrorInfo("invalid-script", "no such directive"))
+
+
+def cancel(journal: HandMadeJournal) -> object:
+    return journal.add(events.TaskCancelled, output="Hel", by="ana")
+
+
+def expire(journal: HandMadeJournal) -> object:
+    return journal.add(events.TaskExpired)
+
+
+def say(journal: HandMadeJournal) -> object:
+    return journal.delta("Hel")
+
+
+def replay(journal: HandMadeJournal) -> object:
+    return journal.replayed(("1", 0))
+
+
+QUEUED: Step = HandMadeJournal.queued
+CLAIMED: Step = HandMadeJournal.claimed
+COMPLETED: Step = HandMadeJournal.completed
+DEAD: Step = HandMadeJournal.dead_lettered
+
+
+# Statuses
+
+
+@pytest.mark.parametrize(
+    ("steps", "status"),
+    [
+        ([QUEUED], "queued"),
+        ([QUEUED, CLAIMED], "running"),
+        ([QUEUED, CLAIMED, say], "running"),
+        ([QUEUED, CLAIMED, lambda journal: journal.retrying(1)], "running"),
+        ([QUEUED, CLAIMED, lambda journal: journal.turn_completed()], "running"),
+        ([QUEUED, CLAIMED, ask], "waiting"),
+        ([QUEUED, CLAIMED, ask, answer], "running"),
+        ([QUEUED, CLAIMED, request_approval], "waiting"),
+        ([QUEUED, CLAIMED, request_approval, resolve_approval], "running"),
+        ([QUEUED, CLAIMED, DEAD], "dead_lettered"),
+        ([QUEUED, DEAD], "dead_lettered"),
+        ([QUEUED, CLAIMED, ask, DEAD], "dead_lettered"),
+        ([QUEUED, CLAIMED, DEAD, replay], "running"),
+        ([QUEUED, DEAD, replay], "queued"),
+        ([QUEUED, CLAIMED, COMPLETED], "completed"),
+        ([QUEUED, CLAIMED, fail], "failed"),
+        ([QUEUED, CLAIMED, cancel], "cancelled"),
+        ([QUEUED, cancel], "cancelled"),
+        ([QUEUED, expire], "expired"),
+        ([QUEUED, CLAIMED, ask, cancel], "cancelled"),
+        ([QUEUED, CLAIMED, DEAD, cancel], "cancelled"),
+    ],
+)
+def test_the_status_of_a_task(steps: list[Step], status: str) -> None:
+    state = journal_of(*steps).state
+    assert state.status == status
+    assert status in STATUSES
+    assert (state.terminal is not None) == (status in ENDED)
+
+
+def test_a_journal_that_has_not_begun() -> None:
+    state = TaskState(TENANT, TASK)
+    assert (state.exists, state.status, state.revision, state.next_n) == (False, "queued", 0, 0)
+    assert state.turn(1).text == ""
+    assert not state.has_result("1")
+    with pytest.raises(ValueError, match="no journal"):
+        record(state)
+
+
+def test_the_revision_is_the_last_sequence_and_n_is_dense() -> None:
+    journal = journal_of(QUEUED, CLAIMED, say)
+    assert (journal.state.revision, journal.state.next_n) == (3 * SEQUENCES_PER_EVENT, 3)
+
+
+# Text
+
+
+def test_deltas_join_to_a_text_for_each_turn() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.reasoning("Hm")
+    journal.delta("Hel")
+    journal.delta("other", turn=2)
+    journal.delta("lo")
+    assert journal.state.turn(1).text == "Hello"
+    assert journal.state.turn(1).reasoning_text == "Hm"
+    assert journal.state.turn(2).text == "other"
+    assert journal.state.turn(2).reasoning_text is None
+
+
+@pytest.mark.parametrize(
+    ("discard_from", "text", "reasoning"),
+    [(2, "", None), (3, "", "Hm"), (4, "Hel", "Hm"), (5, "Hello", "Hm"), (6, "Hello", "Hm so"), (99, "Hello", "Hm so")],
+)
+def test_a_restart_forgets_a_turns_deltas_from_an_n_on(discard_from: int, text: str, reasoning: str | None) -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.reasoning("Hm")  # n = 2
+    journal.delta("Hel")
+    journal.delta("lo")
+    journal.reasoning(" so")
+    journal.delta("kept", turn=2)
+    journal.restarted(discard_from)
+    turn = journal.state.turn(1)
+    assert (turn.text, turn.reasoning_text) == (text, reasoning)
+    assert journal.state.turn(2).text == "kept"
+    journal.delta("!")
+    assert journal.state.turn(1).text == text + "!"
+
+
+def test_the_text_of_a_completed_turn_is_the_one_in_its_event() -> None:
+    journal = journal_of(QUEUED, CLAIMED, say)
+    assert not journal.state.has_result("1")
+    journal.turn_completed("Hello")
+    turn = journal.state.turn(1)
+    assert (turn.text, turn.reasoning_text, turn.parts) == ("Hello", None, [])
+    assert journal.state.has_result("1")
+    assert not journal.state.has_result("1-0")
+    assert not journal.state.has_result("2")
+
+
+# Ownership
+
+
+def test_a_claim_is_owned_until_the_next_one_of_its_step() -> None:
+    journal = journal_of(QUEUED)
+    first = journal.claimed()
+    assert journal.state.owns(first)
+    second = journal.claimed(delivery=2)
+    assert not journal.state.owns(first)
+    assert journal.state.owns(second)
+    assert journal.state.turn(1).claims == 2
+
+
+def test_claims_of_other_steps_are_only_news() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed(calls=2)
+    first = journal.claimed("1-0")
+    second = journal.claimed("1-1", message=8)
+    assert journal.state.owns(first)
+    assert journal.state.owns(second)
+    assert journal.state.turn(1).claims == 1, "calls are no claims of their turn"
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        lambda journal: journal.dead_lettered(),
+        lambda journal: journal.replayed(("1", 0)),
+        COMPLETED,
+        cancel,
+    ],
+)
+def test_a_claim_is_lost(news: Step) -> None:
+    journal = journal_of(QUEUED)
+    claim = journal.claimed()
+    news(journal)
+    assert not journal.state.owns(claim)
+
+
+def test_a_dead_letter_of_another_step_loses_nothing() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed(calls=2)
+    claim = journal.claimed("1-0")
+    journal.dead_lettered("1-1")
+    journal.replayed(("1-1", 0))
+    assert journal.state.owns(claim)
+
+
+def test_a_claim_that_is_not_in_the_journal_is_not_owned() -> None:
+    claim = journal_of(QUEUED).claimed()
+    assert not journal_of(QUEUED).state.owns(claim)
+    assert not journal_of(QUEUED, CLAIMED).state.owns(claim)
+
+
+def test_the_first_claim_binds_a_step_to_its_message() -> None:
+    journal = journal_of(QUEUED)
+    journal.claimed(message=MESSAGE)
+    journal.claimed(message=9)
+    assert journal.state.bindings == {("1", 0): MESSAGE}
+    journal.dead_lettered()
+    journal.replayed(("1", 0))
+    journal.claimed(gen=1, message=9)
+    assert journal.state.bindings == {("1", 0): MESSAGE, ("1", 1): 9}
+
+
+# Tries, dead letters, replays
+
+
+def test_tries_are_counted_for_each_gen() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.retrying(1)
+    journal.retrying(2)
+    journal.retrying(1, step="1-0")
+    journal.retrying(1, gen=1)
+    assert journal.state.tries == {("1", 0): 2, ("1-0", 0): 1, ("1", 1): 1}
+
+
+def test_a_replay_repairs_the_dead_letters_that_it_names() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed(calls=2)
+    journal.dead_lettered("1-0")
+    journal.dead_lettered("1-1")
+    journal.replayed(("1-0", 0))
+    assert list(journal.state.dead_letters) == [("1-1", 0)]
+    assert (journal.state.gen("1-0"), journal.state.gen("1-1")) == (1, 0)
+    journal.replayed(("1-1", 0))
+    assert (journal.state.dead_letters, journal.state.status) == ({}, "running")
+
+
+def test_a_step_may_die_and_be_replayed_again() -> None:
+    journal = journal_of(QUEUED)
+    for gen in range(3):
+        journal.claimed(gen=gen, message=10 + gen)
+        journal.dead_lettered(gen=gen)
+        assert journal.state.status == "dead_lettered"
+        journal.replayed(("1", gen))
+    assert (journal.state.gen("1"), journal.state.dead_letters) == (3, {})
+
+
+def test_a_replay_told_twice_counts_once() -> None:
+    journal = journal_of(QUEUED, CLAIMED, DEAD, replay, replay)
+    assert journal.state.gen("1") == 1
+
+
+def test_the_first_result_of_a_call_is_its_result() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed(calls=1)
+    result = journal.tool_completed("1-0")
+    journal.add(
+        events.ToolFailed, turn=1, call="1-0", tool="add", error=ErrorInfo("tool-timeout", "late"), outcome="failed"
+    )
+    assert journal.state.call_results == {"1-0": result}
+    assert journal.state.has_result("1-0")
+
+
+# What must not be, and what is new
+
+
+def unknown(n: int) -> UnknownEvent:
+    return UnknownEvent(EventHead("task.blessed", "0" * 26, TASK, TENANT, n))
+
+
+def test_events_of_unknown_types_are_counted_and_change_nothing_else() -> None:
+    journal = journal_of(QUEUED, CLAIMED, say)
+    before = record(journal.state)
+    fold(journal.state, 100, unknown(3))
+    assert (journal.state.unknown_events, journal.state.revision, journal.state.next_n) == (1, 100, 4)
+    after = record(journal.state)
+    assert after.sequence == 100
+    assert (after.status, after.updated_at) == (before.status, before.updated_at)
+
+
+def test_an_unknown_event_must_not_leave_a_hole_either() -> None:
+    with pytest.raises(JournalCorrupt):
+        fold(journal_of(QUEUED).state, 100, unknown(2))
+
+
+def with_n(n: int) -> events.OutputDelta:
+    return events.OutputDelta("0" * 26, TASK, TENANT, n, START, turn=1, text="x")
+
+
+@pytest.mark.parametrize(
+    ("n", "holes_allowed", "corrupt"),
+    [
+        (2, False, False),
+        (3, False, True),
+        (1, False, True),
+        (0, False, True),
+        (2, True, False),
+        (3, True, False),
+        (1, True, True),
+        (0, True, True),
+    ],
+)
+def test_n_never_runs_backwards_and_has_no_hole(n: int, holes_allowed: bool, corrupt: bool) -> None:
+    state = journal_of(QUEUED, CLAIMED).state
+    if not corrupt:
+        fold(state, 100, with_n(n), holes_allowed=holes_allowed)
+        assert (state.revision, state.next_n) == (100, n + 1)
+        return
+    revision = state.revision
+    with pytest.raises(JournalCorrupt, match="expected n=2"):
+        fold(state, 100, with_n(n), holes_allowed=holes_allowed)
+    assert (state.revision, state.next_n) == (revision, 2), "what is corrupt is not folded"
+
+
+def test_what_follows_the_end_is_counted_and_changes_nothing_else() -> None:
+    journal = journal_of(QUEUED, CLAIMED, COMPLETED)
+    ended = record(journal.state)
+    journal.delta("more")
+    cancel(journal)
+    assert journal.state.events_after_end == 2
+    after = record(journal.state)
+    assert (after.status, after.output, after.updated_at) == (ended.status, ended.output, ended.updated_at)
+
+
+def test_the_place_before_the_end_is_remembered() -> None:
+    journal = journal_of(QUEUED, CLAIMED, say, COMPLETED)
+    assert journal.state.before_end == (3 * SEQUENCES_PER_EVENT, 2)
+
+
+@given(st.lists(st.integers(0, 9), max_size=30))
+def test_folding_the_same_events_gives_the_same_state(choices: list[int]) -> None:
+    steps: list[Step] = [
+        CLAIMED,
+        say,
+        lambda journal: journal.restarted(3),
+        lambda journal: journal.retrying(1),
+        DEAD,
+        replay,
+        ask,
+        answer,
+        lambda journal: journal.turn_completed(),
+        cancel,
+    ]
+    journal = journal_of(QUEUED, *(steps[choice] for choice in choices))
+    again = TaskState(TENANT, TASK)
+    for event in journal.events:
+        fold(again, again.revision + SEQUENCES_PER_EVENT, event)
+    assert again == journal.state
+    assert again.next_n == len(journal.events)
+
+
+# The record
+
+
+def fields(journal: HandMadeJournal) -> dict[str, Any]:
+    """Fields of a task's record that are not their defaults, as they are stored; times as seconds since the start."""
+    status = record(journal.state)
+    default_free = {name: getattr(status, name) for name in status.__struct_fields__}
+    for name in ("created_at", "updated_at", "deadline"):
+        if default_free[name] is not None:
+            default_free[name] = (default_free[name] - START).total_seconds()
+    always = {"id": TASK, "tenant": TENANT, "pool": "default", "priority": "normal", "created_at": 0.0}
+    assert always.items() <= default_free.items()
+    return {name: value for name, value in default_free.items() if value is not None and name not in always}
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([QUEUED], {"status": "queued", "updated_at": 0.0, "sequence": 3}),
+        (
+            [QUEUED, CLAIMED],
+            {"status": "running", "updated_at": 1.0, "sequence": 6, "turn": 1, "model": "scripted"},
+        ),
+        (
+            [QUEUED, CLAIMED, COMPLETED],
+            {
+                "status": "completed",
+                "updated_at": 2.0,
+                "sequence": 9,
+                "turn": 1,
+                "model": "scripted",
+                "output": "done",
+                "usage": Usage(1, 2),
+                "timings": Timings(total_seconds=1.0),
+            },
+        ),
+        (
+            [QUEUED, CLAIMED, fail],
+            {
+                "status": "failed",
+                "updated_at": 2.0,
+                "sequence": 9,
+                "turn": 1,
+                "model": "scripted",
+                "error": ErrorInfo("invalid-script", "no such directive"),
+            },
+        ),
+        (
+            [QUEUED, CLAIMED, cancel],
+            {
+                "status": "cancelled",
+                "updated_at": 2.0,
+                "sequence": 9,
+                "turn": 1,
+                "model": "scripted",
+                "output": "Hel",
+            },
+        ),
+        ([QUEUED, expire], {"status": "expired", "updated_at": 1.0, "sequence": 6}),
+        (
+            [QUEUED, DEAD],
+            {
+                "status": "dead_lettered",
+                "updated_at": 1.0,
+                "sequence": 6,
+                "error": ErrorInfo("provider-error", "1 gave up"),
+            },
+        ),
+        ([QUEUED, DEAD, replay], {"status": "queued", "updated_at": 2.0, "sequence": 9}),
+        ([QUEUED, DEAD, cancel], {"status": "cancelled", "updated_at": 2.0, "sequence": 9, "output": "Hel"}),
+    ],
+)
+def test_the_record_of_a_task(steps: list[Step], expected: dict[str, object]) -> None:
+    assert fields(journal_of(*steps)) == expected
+
+
+def test_the_record_repeats_what_the_request_says() -> None:
+    journal = HandMadeJournal()
+    request = TaskRequest(input="hi", pool="gpu", priority="high", metadata={"order": 7, "vip": True})
+    journal.queued(request, deadline=START + timedelta(seconds=60))
+    status = record(journal.state)
+    assert (status.pool, status.priority, status.metadata) == ("gpu", "high", {"order": 7, "vip": True})
+    assert status.deadline == START + timedelta(seconds=60)
+
+
+def test_the_record_of_an_incomplete_task_says_why() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.add(
+        events.TaskCompleted, output="Hel", incomplete="deadline", usage=Usage(), timings=Timings(total_seconds=1.0)
+    )
+    assert record(journal.state).incomplete == "deadline"
+
+
+def test_the_record_has_the_newest_turn() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed(calls=1)
+    journal.claimed("2", message=8)
+    assert record(journal.state).turn == 2
+
+
+def test_a_snapshot_holds_the_turns_in_order() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed("first", calls=1)
+    journal.claimed("2", message=8)
+    journal.reasoning("Hm", turn=2)
+    journal.delta("sec", turn=2)
+    assert snapshot_turns(journal.state) == [
+        events.SnapshotTurn(turn=1, text="first", completed=True),
+        events.SnapshotTurn(turn=2, text="sec", reasoning="Hm", completed=False),
+    ]

@@ -10,6 +10,7 @@ import asyncio
 from datetime import datetime
 
 import msgspec
+import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -101,7 +102,11 @@ class Leases:
             await asyncio.sleep(self._interval_seconds)
             for delivery, task in list(self._held.items()):
                 if delivery.lease_held:
-                    await delivery.heartbeat()
+                    try:
+                        await delivery.heartbeat()
+                    except (nats.errors.Error, OSError) as error:
+                        # The others' leases must not end with this one's: it runs out, or the next one gets through.
+                        log.warning("step.heartbeat_failed", message=delivery.sequence, error=str(error))
                 else:
                     delivery.give_up()
                     self.remove(delivery)

@@ -58,6 +58,8 @@ class TaskState:
     turns: dict[int, TurnState] = field(default_factory=dict)
     claims: dict[StepGen, events.StepClaimed] = field(default_factory=dict)
     """The last claim of each (step, gen)."""
+    claim_counts: dict[StepGen, int] = field(default_factory=dict)
+    """How often each (step, gen) was claimed."""
     bindings: dict[StepGen, int] = field(default_factory=dict)
     """Stream sequence of the work message that each (step, gen) is bound to by its first claim."""
     gens: dict[str, int] = field(default_factory=dict)
@@ -161,6 +163,7 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
         case events.StepClaimed():
             step_gen = (event.step, event.gen)
             state.claims[step_gen] = event
+            state.claim_counts[step_gen] = state.claim_counts.get(step_gen, 0) + 1
             state.bindings.setdefault(step_gen, event.message)
             if event.call is None:
                 _turn(state, event.turn).claims += 1
@@ -202,7 +205,8 @@ def record(state: TaskState) -> TaskRecord:
     if queued is None or state.changed_at is None:
         raise ValueError("there is no journal to make a record of")
     end = state.terminal
-    last_claim = max(state.claims.values(), key=lambda claim: claim.n, default=None)
+    turn_claims = [claim for claim in state.claims.values() if claim.call is None]
+    last_claim = max(turn_claims, key=lambda claim: claim.n, default=None)
     open_dead_letter = next(iter(state.dead_letters.values()), None)
     completed = end if isinstance(end, events.TaskCompleted) else None
     stopped = end if isinstance(end, events.TaskCancelled | events.TaskExpired) else None

@@ -20,7 +20,7 @@ from mesh import faults
 from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable, StepLost
 from mesh.fold import TaskState, fold
-from mesh.reading import Stored, read_page
+from mesh.reading import Stored, last_from_leader, read_page
 from mesh.requests import WRONG_LAST_SEQUENCE, Requests
 
 APPEND_SECONDS_MAX = 60.0
@@ -86,6 +86,11 @@ class Journal:
                 fold(self.state, message.sequence, event)
                 ids.add(event.head.id if isinstance(event, UnknownEvent) else event.id)
         return ids
+
+    async def is_behind(self) -> bool:
+        """Whether the stream's leader has milestones that were not folded here yet. Raises `BrokerUnavailable`."""
+        last = await last_from_leader(self._requests, "EVENTS", self._log)
+        return last is not None and last.sequence > self.state.revision
 
     async def append(self, build: Build, may_append: MayAppend) -> JournalEvent:
         """Append one event, fenced by all that is folded, and fold it.

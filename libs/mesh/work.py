@@ -283,7 +283,11 @@ class WorkLoop:
                     await self._later(delivery, work)
                     return None
                 case Refuse():
-                    await self._refuse(delivery, decision.error)
+                    # Only the stream's leader knows that there is no such call (rule 11).
+                    if await journal.is_behind():
+                        await self._later(delivery, work)
+                    else:
+                        await self._refuse(delivery, decision.error)
                     return None
 
     async def _try(

@@ -7,13 +7,13 @@ from contextlib import aclosing
 
 import msgspec
 import structlog
-from contracts.openapi import openapi
 from litestar import Litestar, Response, get, post
 from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import InvalidName
+from contracts.openapi import openapi
 from contracts.status import Links, TaskAccepted, TaskRecord
 from contracts.tasks import BODY_BYTES_MAX
 from ingress.lanes import Lanes

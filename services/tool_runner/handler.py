@@ -117,12 +117,8 @@ def _as_json(result: object, outcome: Outcome) -> object:
 
 
 def claimed_before(step: ClaimedStep) -> bool:
-    """Whether the call may have been run before.
-
-    A (step, gen) is bound to one message, so an earlier claim came from an earlier delivery of it. That such a
-    delivery ended before its claim can't be seen here: it counts as claimed, which is the safe mistake.
-    """
-    return step.deliveries > 1 or (step.work.step, step.work.gen) in step.state.tries
+    """Whether an earlier claim of the same (step, gen) is in the journal: the call may have been run then."""
+    return step.state.claim_counts.get((step.work.step, step.work.gen), 0) > 1
 
 
 def queued_seconds(state: TaskState, claim: events.StepClaimed) -> float | None:

@@ -52,7 +52,9 @@ async def run_with_a_step_taken_over_in_mid_turn(folder: Path, switch_off: str) 
                 await asyncio.sleep(0.02)
             successor = await Journal.load(connection.requests, "default", task)
             await claim_first_turn(successor, "successor")
-            await append_text(successor, "".join(f"t{number} " for number in range(300))[len(successor.state.turn(1).text) :][:7])
+            await append_text(
+                successor, "".join(f"t{number} " for number in range(300))[len(successor.state.turn(1).text) :][:7]
+            )
             async with asyncio.timeout(30):
                 while (await connection.requests.api("STREAM.INFO.TASKS"))["state"]["messages"]:
                     await asyncio.sleep(0.1)

@@ -144,7 +144,9 @@ async def test_a_slow_viewer_that_catches_up_has_missed_nothing(tmp_path: Path) 
             received += data
         slow.close()
         body = received.partition(b"\r\n\r\n")[2]
-        frames = [Frame(int(frame.last_event_id), frame.event_type, frame.data.encode()) for frame in Decoder().feed(body)]
+        frames = [
+            Frame(int(frame.last_event_id), frame.event_type, frame.data.encode()) for frame in Decoder().feed(body)
+        ]
         stored = await read_stored(connection.requests)
         history = ClientHistory(journal.state.task, frames)
         assert check_history(history, stored.journals[journal.state.task]) == []

@@ -132,9 +132,7 @@ async def test_purged_history_shows_as_a_gap_and_a_snapshot_and_the_end_follows(
     work = turn_work()
     await write(await begin_journal(connection.requests, work), 5)
     expected = await stored_frames(connection, work.task)
-    await connection.requests.api(
-        "STREAM.PURGE.EVENTS", {"filter": subjects.journal_delta("default", work.task)}
-    )
+    await connection.requests.api("STREAM.PURGE.EVENTS", {"filter": subjects.journal_delta("default", work.task)})
 
     received = await follow_to_end(hub, work.task, after=expected[2][0])
 

@@ -88,9 +88,7 @@ async def test_of_many_writers_at_once_each_event_is_stored_once_and_in_order(co
     assert check_journal(stored.journals[work.task], quiet=False) == []
 
 
-async def test_appends_survive_a_killed_broker_without_loss_or_double(
-    connection: Connection, broker: Broker
-) -> None:
+async def test_appends_survive_a_killed_broker_without_loss_or_double(connection: Connection, broker: Broker) -> None:
     work = turn_work()
     journal = await begin_journal(connection.requests, work)
 

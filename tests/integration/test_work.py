@@ -59,9 +59,7 @@ async def answer(step: ClaimedStep) -> None:
 async def finish(step: ClaimedStep) -> None:
     text = step.state.turn(1).text
     await step.append(
-        lambda stamp: TurnCompleted(
-            *stamp, turn=1, text=text, finish_reason="stop", usage=Usage(), timings=Timings()
-        )
+        lambda stamp: TurnCompleted(*stamp, turn=1, text=text, finish_reason="stop", usage=Usage(), timings=Timings())
     )
     await step.append(lambda stamp: TaskCompleted(*stamp, output=text, usage=Usage(), timings=Timings()))
 
@@ -242,9 +240,7 @@ async def test_a_malformed_message_becomes_a_dead_letter_and_the_loop_goes_on(
     assert stored.records[work.task]["status"] == "completed"
 
 
-async def test_a_deadline_that_passes_in_the_queue_expires_the_task(
-    connection: Connection, settings: Settings
-) -> None:
+async def test_a_deadline_that_passes_in_the_queue_expires_the_task(connection: Connection, settings: Settings) -> None:
     work = turn_work(deadline_seconds=0.01)
     await asyncio.sleep(0.02)
     async with working(connection, settings, Handler(answer)):

@@ -41,9 +41,7 @@ class Broker:
         self.log = folder / "nats.log"
         self._config = folder / "nats.conf"
         folder.mkdir(parents=True, exist_ok=True)
-        self._config.write_text(
-            _CONFIG.format(port=self.port, store=folder / "jetstream", sync_interval=sync_interval)
-        )
+        self._config.write_text(_CONFIG.format(port=self.port, store=folder / "jetstream", sync_interval=sync_interval))
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:

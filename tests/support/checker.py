@@ -221,7 +221,7 @@ def check_history(history: ClientHistory, journal: list[StoredEvent]) -> list[st
         expected = expected[: len(received)]
     if sequences != [stored.sequence for stored in expected]:
         doubled = [sequence for sequence, count in Counter(sequences).items() if count > 1]
-        missing = sorted({stored.sequence for stored in expected} - set(sequences))  # type: ignore[type-var]  # no None here
+        missing = sorted({stored.sequence for stored in expected} - set(sequences))
         return [f"I4: a client's sequences differ: missing {missing[:5]}, doubled {doubled[:5]}"]
     if [frame.data for frame in received] != [stored.data for stored in expected]:
         return ["I4: a client received other bytes than are stored"]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import httpx
 
-from contracts.sse import Decoder
 from contracts.events import TERMINAL_TYPES
+from contracts.sse import Decoder
 from tests.support.checker import ClientHistory, Frame, Recorded
 
 CONNECT_RETRY_SECONDS = 0.05

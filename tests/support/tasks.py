@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.events import OutputDelta, StepClaimed, TaskCompleted, TurnCompleted, Usage, Timings
+from contracts.events import OutputDelta, StepClaimed, TaskCompleted, Timings, TurnCompleted, Usage
 from contracts.identifiers import new_id
 from contracts.tasks import TaskRequest
 from contracts.work import TurnWork

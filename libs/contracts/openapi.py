@@ -139,8 +139,8 @@ def _follow() -> dict[str, Any]:
         "tags": ["events"],
         "summary": "Follow a task's events",
         "description": (
-            "The journal from its beginning, or from behind a cursor, and then each event as it is stored. A frame's "
-            "`id` is the event's stream sequence and the cursor behind it, `event` its type, `data` the event as JSON "
+            "The journal from its beginning, or from after a cursor, and then each event as it is stored. A frame's "
+            "`id` is the event's stream sequence and the cursor after it, `event` its type, `data` the event as JSON "
             "(spec/schemas/event.json). The stream ends after the task's terminal event. Where events can't be "
             "delivered any more there is `stream.gap`, without an id, and then `snapshot`. Comments keep an idle "
             "connection open. A client that reconnects with `Last-Event-ID` misses nothing and gets nothing twice."
@@ -149,7 +149,7 @@ def _follow() -> dict[str, Any]:
             _parameter("TaskId"),
             _parameter("Tenant"),
             _query("tenant", _string(subjects.TENANT_PATTERN), tenant),
-            _query("after", after, "Sequence to go on behind; 0 is the beginning. Last-Event-ID outranks it."),
+            _query("after", after, "Sequence to go on after; 0 is the beginning. Last-Event-ID outranks it."),
             _parameter("LastEventId"),
         ],
         "responses": {
@@ -159,7 +159,7 @@ def _follow() -> dict[str, Any]:
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
             "204": {
-                "description": "The cursor is at the task's end, or behind it: nothing follows. Don't reconnect.",
+                "description": "The cursor is at the task's end, or after it: nothing follows. Don't reconnect.",
                 "headers": {"Cache-Control": _header("NoStore")},
             },
             **_problems("400", "404", "429", "503"),
@@ -225,7 +225,7 @@ def _parameters() -> dict[str, Any]:
         "LastEventId": _in_header(
             headers.HTTP_LAST_EVENT_ID,
             _string(CURSOR_PATTERN),
-            "Sequence to go on behind: the id of the last frame received. A browser sends it by itself.",
+            "Sequence to go on after: the id of the last frame received. A browser sends it by itself.",
         ),
     }
 

@@ -160,6 +160,6 @@ def _parse_address(raw: str) -> Address:
     return Address(host.removeprefix("[").removesuffix("]"), number)
 
 
-def worker_name(service: str) -> str:
-    """Name of this process among all workers, e.g. `inference_worker-4711@host`."""
-    return f"{service}-{os.getpid()}@{platform.node() or sys.platform}"
+def worker_name(service: str, pid: int | None = None) -> str:
+    """Name of a process, this one by default, among all workers, e.g. `inference_worker-4711@host`."""
+    return f"{service}-{pid or os.getpid()}@{platform.node() or sys.platform}"

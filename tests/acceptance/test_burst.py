@@ -14,6 +14,7 @@ from mesh.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import PostingConnection
 from tests.support.processes import running_mesh
+from tests.support.waiting import until_no_work_is_left
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -50,9 +51,7 @@ async def test_each_of_ten_thousand_tasks_ends_once_or_was_refused(tmp_path: Pat
         assert len(recorded.accepted) >= LANE_BACKLOG_MAX
 
         async with connect(mesh.settings, "test") as connection:
-            async with asyncio.timeout(DRAIN_SECONDS_MAX):
-                while (await connection.requests.api("STREAM.INFO.TASKS"))["state"]["messages"]:
-                    await asyncio.sleep(0.2)
+            await until_no_work_is_left(connection, DRAIN_SECONDS_MAX)
             stored = await read_stored(connection.requests)
         assert check(recorded, stored) == []
         assert stored.journals.keys() == recorded.accepted

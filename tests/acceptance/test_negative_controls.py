@@ -14,11 +14,12 @@ import pytest
 
 from mesh.connection import connect
 from mesh.journal import Journal
-from tests.acceptance.test_takeover import claims, stored_of
+from tests.acceptance.test_takeover import stored_of, until_claimed
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, post_task, submit
 from tests.support.processes import running_mesh
 from tests.support.tasks import append_text, claim_first_turn
+from tests.support.waiting import until_no_work_is_left
 
 pytestmark = pytest.mark.acceptance
 
@@ -48,16 +49,13 @@ async def run_with_a_step_taken_over_in_mid_turn(folder: Path, switch_off: str) 
         await mesh.start("inference_worker", MESH_TEST_SWITCH_OFF=switch_off)
         task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 300")
         async with connect(mesh.settings, "test") as connection:
-            while not claims(await stored_of(mesh), task):
-                await asyncio.sleep(0.02)
+            await until_claimed(mesh, task)
             successor = await Journal.load(connection.requests, "default", task)
             await claim_first_turn(successor, "successor")
             await append_text(
                 successor, "".join(f"t{number} " for number in range(300))[len(successor.state.turn(1).text) :][:7]
             )
-            async with asyncio.timeout(30):
-                while (await connection.requests.api("STREAM.INFO.TASKS"))["state"]["messages"]:
-                    await asyncio.sleep(0.1)
+            await until_no_work_is_left(connection)
             return check(recorded, await read_stored(connection.requests))
 
 
@@ -81,9 +79,7 @@ async def test_without_message_ids_a_key_that_is_used_at_once_is_stored_more_tha
         assert len(recorded.accepted) == 1
         await mesh.start("inference_worker")
         async with connect(mesh.settings, "test") as connection:
-            async with asyncio.timeout(30):
-                while (await connection.requests.api("STREAM.INFO.TASKS"))["state"]["messages"]:
-                    await asyncio.sleep(0.05)
+            await until_no_work_is_left(connection)
             violations = check(recorded, await read_stored(connection.requests))
         assert kinds(violations) == {"I10"}, violations
         assert any("TASKS has stored" in violation for violation in violations)

@@ -12,6 +12,7 @@ from mesh.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, random_cuts, submit
 from tests.support.processes import Mesh, running_mesh
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
 
@@ -28,8 +29,7 @@ async def judge(mesh: Mesh, recorded: Recorded) -> list[str]:
 async def more_frames(viewer: Viewer) -> None:
     """Wait until a viewer has received some more."""
     seen = len(viewer.history.frames)
-    while len(viewer.history.frames) < seen + 20:
-        await asyncio.sleep(0.005)
+    await until(lambda: len(viewer.history.frames) >= seen + 20)
 
 
 async def test_a_client_that_is_cut_fifty_times_sees_what_an_undisturbed_one_sees(tmp_path: Path) -> None:

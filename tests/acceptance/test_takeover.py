@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mesh.settings import worker_name
 from tests.support.checker import Recorded, Stored, check, read_stored, writers_after_takeover
 from tests.support.clients import Viewer, submit
 from tests.support.processes import Mesh, Process, running_mesh
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
 
@@ -34,19 +36,24 @@ def claims(stored: Stored, task: str) -> list[dict[str, Any]]:
     return [event.event for event in stored.journals.get(task, []) if event.event["type"] == "step.claimed"]
 
 
+async def until_claimed(mesh: Mesh, task: str, times: int = 1) -> None:
+    """Wait until a task was claimed so often."""
+
+    async def claimed() -> bool:
+        return len(claims(await stored_of(mesh), task)) >= times
+
+    await until(claimed)
+
+
 async def claimant(mesh: Mesh, workers: list[Process], task: str) -> Process:
     """The worker process that claimed a task first, once it has."""
-    while True:
-        claimed = claims(await stored_of(mesh), task)
-        if claimed:
-            return next(worker for worker in workers if f"-{worker.pid}@" in claimed[0]["worker"])
-        await asyncio.sleep(0.02)
+    await until_claimed(mesh, task)
+    first = claims(await stored_of(mesh), task)[0]
+    return next(worker for worker in workers if f"-{worker.pid}@" in first["worker"])
 
 
 def seconds_of_takeover(stored: Stored, task: str) -> float:
     """Time in the journal between the loser's last event and the second claim: an upper bound that needs no clock."""
-    from datetime import datetime
-
     events = [event.event for event in stored.journals[task]]
     second = [index for index, event in enumerate(events) if event["type"] == "step.claimed"][1]
     at, before = events[second]["time"], events[second - 1]["time"]
@@ -61,8 +68,7 @@ async def test_a_killed_worker_is_replaced_in_mid_turn_and_the_stream_goes_on(tm
         viewer = Viewer(str(mesh.settings.edge_address), task)
         following = asyncio.create_task(viewer.follow())
         owner = await claimant(mesh, workers, task)
-        while len(viewer.history.frames) < 40:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(viewer.history.frames) >= 40)
         await owner.kill()
         recorded.histories.append(await following)
         stored = await stored_of(mesh)
@@ -81,12 +87,10 @@ async def test_a_worker_that_slept_through_its_lease_adds_nothing_and_acks_nothi
         viewer = Viewer(str(mesh.settings.edge_address), task)
         following = asyncio.create_task(viewer.follow())
         sleeper = await claimant(mesh, workers, task)
-        loser = worker_name("inference_worker").replace(f"-{__import__('os').getpid()}@", f"-{sleeper.pid}@")
-        while len(viewer.history.frames) < 40:
-            await asyncio.sleep(0.005)
+        loser = worker_name("inference_worker", sleeper.pid)
+        await until(lambda: len(viewer.history.frames) >= 40)
         sleeper.signal(signal.SIGSTOP)
-        while len(claims(await stored_of(mesh), task)) < 2:
-            await asyncio.sleep(0.05)
+        await until_claimed(mesh, task, times=2)
         sleeper.signal(signal.SIGCONT)
         recorded.histories.append(await following)
         stored = await stored_of(mesh)

@@ -20,6 +20,7 @@ from tests.support.checker import ClientHistory, Frame, Recorded, check, check_h
 from tests.support.clients import PostingConnection, Viewer
 from tests.support.processes import running_mesh
 from tests.support.tasks import append_text, begin_journal, complete_with, end_task, turn_work
+from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -50,19 +51,15 @@ async def test_fifteen_hundred_viewers_on_one_edge_all_see_their_task_exactly(tm
             viewers.append(Viewer(str(mesh.settings.edge_address), task))
             following.append(asyncio.create_task(viewers[-1].follow(seconds=180)))
         connection.close()
-        async with asyncio.timeout(60):
-            # Everybody is there before the first token: all 1,500 streams are open at once.
-            while any(not viewer.history.frames for viewer in viewers):
-                await asyncio.sleep(0.05)
+        # Everybody is there before the first token: all 1,500 streams are open at once.
+        await until(lambda: all(viewer.history.frames for viewer in viewers), seconds=60)
         for _ in range(2):
             await mesh.start("inference_worker")
         await asyncio.gather(*following)
         assert all(viewer.connections == 1 for viewer in viewers)
         recorded.histories += [viewer.history for viewer in viewers]
         async with connect(mesh.settings, "test") as opened:
-            async with asyncio.timeout(30):
-                while (await opened.requests.api("STREAM.INFO.TASKS"))["state"]["messages"]:
-                    await asyncio.sleep(0.1)
+            await until_no_work_is_left(opened)
             assert check(recorded, await read_stored(opened.requests)) == []
         assert mesh.tracebacks() == []
 

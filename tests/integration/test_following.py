@@ -17,7 +17,7 @@ from mesh.following import Followed, Following, TaskNotFound
 from mesh.journal import Journal
 from tests.support.broker import Broker
 from tests.support.checker import read_stored
-from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
+from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work, until_written
 
 pytestmark = pytest.mark.integration
 
@@ -52,8 +52,7 @@ async def test_history_and_live_are_joined_exactly_whenever_a_follower_comes(con
     writing = asyncio.create_task(write(journal, 300))
     followers = []
     for at in (1, 3, 10, 50, 120, 200, 290):
-        while journal.state.next_n < at:
-            await asyncio.sleep(0)
+        await until_written(journal, at)
         followers.append(asyncio.create_task(follow_to_end(hub, work.task)))
     await writing
     expected = await stored_frames(connection, work.task)
@@ -118,8 +117,7 @@ async def test_live_events_lost_with_the_connection_are_read_from_the_journal(
     journal = await begin_journal(connection.requests, work)
     follower = asyncio.create_task(follow_to_end(hub, work.task))
     writing = asyncio.create_task(write(journal, 300))
-    while journal.state.next_n < 100:
-        await asyncio.sleep(0.001)
+    await until_written(journal, 100)
     await broker.kill()
     await broker.start()
     await writing

@@ -16,7 +16,7 @@ from mesh.reading import read_page
 from mesh.settings import Settings
 from tests.support.broker import Broker
 from tests.support.checker import check_journal, read_stored
-from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
+from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work, until_written
 
 pytestmark = pytest.mark.integration
 
@@ -98,9 +98,7 @@ async def test_appends_survive_a_killed_broker_without_loss_or_double(connection
 
     writing = asyncio.create_task(write())
     for _ in range(2):
-        at = journal.state.next_n
-        while journal.state.next_n < at + 50:
-            await asyncio.sleep(0.001)
+        await until_written(journal, journal.state.next_n + 50)
         await broker.kill()
         await broker.start()
     await writing

@@ -24,6 +24,7 @@ from mesh.work import ClaimedStep, LaneSpec, WorkLoop
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.tasks import begin_journal, claim_first_turn, publish_work, turn_work
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -78,13 +79,6 @@ async def working(
         stopping.set()
         async with asyncio.timeout(20):
             await running
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15) -> None:
-    """Wait for a condition."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def status_is(connection: Connection, task: str, status: str) -> bool:
@@ -289,15 +283,11 @@ async def test_a_step_that_somebody_else_claims_is_lost_and_nothing_of_it_is_sto
         thief = await Journal.load(connection.requests, "default", work.task)
         await claim_first_turn(thief, "thief")
         gate.set()
-        await until(lambda: is_done(outcomes))
+        await until(lambda: bool(outcomes))
         stored = await read_stored(connection.requests)
     assert outcomes == ["StepLost"]
     assert thief.state.next_n == len(stored.journals[work.task])
     assert len(stored.work) == 1
-
-
-async def is_done(outcomes: list[str]) -> bool:
-    return bool(outcomes)
 
 
 async def test_draining_hands_over_what_does_not_end_in_time(connection: Connection, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 from contracts import subjects
@@ -72,6 +73,12 @@ async def complete_with(journal: Journal, text: str, turn: int = 1) -> None:
         ),
         lambda _: True,
     )
+
+
+async def until_written(journal: Journal, n: int) -> None:
+    """Wait until somebody has written event `n` through this journal. Gives way, but never sleeps past it."""
+    while journal.state.next_n < n:  # noqa: ASYNC110 - the writer has no event to wait for, and must not be slowed
+        await asyncio.sleep(0)
 
 
 async def end_task(journal: Journal) -> None:

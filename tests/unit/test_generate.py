@@ -24,8 +24,10 @@ from contracts.generate import (
     main,
     render,
 )
-from contracts.openapi import NOT_SERVED_YET, openapi
+from contracts.openapi import LIST_DEFAULT, LIST_MAX, NOT_SERVED_YET, openapi
 from contracts.tasks import TaskRequest
+from ingress import requests
+from mesh import listing
 
 PROTOCOL = REPOSITORY / "libs" / "contracts" / "spec" / "PROTOCOL.md"
 COMMON_FIELDS = set(Event.__struct_fields__)
@@ -179,6 +181,16 @@ def test_the_api_says_nothing_of_fields_that_are_not_served() -> None:
     fields = {field.encode_name for field in msgspec.structs.fields(TaskRequest)}
     assert set(properties) == fields - set(NOT_SERVED_YET)
     assert set(NOT_SERVED_YET) < fields
+
+
+def test_the_api_says_what_the_services_do() -> None:
+    assert (LIST_DEFAULT, LIST_MAX) == (requests.LIST_DEFAULT, listing.LIST_MAX)
+    samples: dict[str, object] = {"tools": ["add"], "approval": "always", "continues": "0" * 26}
+    assert samples.keys() == set(NOT_SERVED_YET)
+    for name, value in samples.items():
+        body = json.dumps({"input": "a", name: value}).encode()
+        with pytest.raises(errors.InvalidPayload, match=name):
+            requests.parse_task_request(body, ("default",))
 
 
 def test_every_document_of_the_api_is_a_new_one() -> None:

@@ -11,14 +11,14 @@ from mesh.requests import WRONG_LAST_SEQUENCE, Requests
 
 
 class Entry(NamedTuple):
-    """A value and its revision, which is its sequence in the bucket's stream."""
+    """A value and its revision, which is its sequence in the bucket's stream. None: it was deleted."""
 
-    value: bytes
+    value: bytes | None
     revision: int
 
 
 async def get(requests: Requests, bucket: str, key: str) -> Entry | None:
-    """Read a value by direct get, from any replica; None if there is none, or it was deleted."""
+    """Read a value by direct get, from any replica; None if the key was never there."""
     subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"
     answer = await requests.one(subject)
     message_headers = answer.headers or {}
@@ -27,9 +27,8 @@ async def get(requests: Requests, bucket: str, key: str) -> Entry | None:
         return None
     if status is not None:
         raise BrokerUnavailable(f"bucket {bucket} answered {status}")
-    if "KV-Operation" in message_headers:
-        return None
-    return Entry(answer.data, int(message_headers[headers.SEQUENCE]))
+    value = None if "KV-Operation" in message_headers else answer.data
+    return Entry(value, int(message_headers[headers.SEQUENCE]))
 
 
 async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:
@@ -38,7 +37,7 @@ async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:
 
 
 async def compare_and_set(requests: Requests, bucket: str, key: str, value: bytes, revision: int) -> bool:
-    """Write a value if the key is still at `revision` (0: not there). False if it is not."""
+    """Write a value if the key is still at `revision` (0: never there). False if it is not."""
     expected = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
     try:
         await requests.publish(f"$KV.{bucket}.{key}", value, expected)

@@ -13,7 +13,6 @@ from contracts.status import Status, TaskList, TaskRecord
 from mesh.reading import last_sequence, read_page
 from mesh.requests import Requests
 
-LIST_MAX = 100
 WINDOW_FIRST = 256
 WINDOW_MAX = 16_384
 SCAN_MAX = 20_000

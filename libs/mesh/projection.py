@@ -39,7 +39,7 @@ async def project(requests: Requests, record: TaskRecord, *, known_revision: int
     for round_number in range(1, _ROUNDS_MAX):
         if revision is None:
             entry = await keyvalue.get(requests, BUCKET, key)
-            if entry is not None and decode(entry.value, TaskRecord).sequence >= record.sequence:
+            if entry is not None and _covers(entry.value, record):
                 return
             revision = entry.revision if entry else 0
         if await keyvalue.compare_and_set(requests, BUCKET, key, value, revision):
@@ -48,6 +48,11 @@ async def project(requests: Requests, record: TaskRecord, *, known_revision: int
         if round_number > 1:
             await asyncio.sleep(BROKER_POLICY.delay_seconds(round_number, random.random()))
     raise BrokerUnavailable(f"the record of task {record.id} can't be written")
+
+
+def _covers(value: bytes | None, record: TaskRecord) -> bool:
+    """Whether the bucket's value says as much of the journal as `record` does."""
+    return value is not None and decode(value, TaskRecord).sequence >= record.sequence
 
 
 class BackgroundProjection:

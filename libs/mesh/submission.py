@@ -157,23 +157,24 @@ class Submission:
         return event if isinstance(event, TaskQueued) else None
 
     async def _duplicate_of(self, work: TurnWork, sequence: int) -> TaskQueued:
-        """The first event of the task that TASKS knew already. Its submitter, or a worker, is about to write it."""
+        """The first event of the task that TASKS knew already, under this key or by a try of ours that got no answer.
+
+        If its journal has not begun, it is begun from the message that was accepted, never from this request.
+        """
         give_up_at = asyncio.get_running_loop().time() + COMMIT_SECONDS_MAX
         failures = 0
-        while True:
+        while asyncio.get_running_loop().time() < give_up_at:
             queued = await self._first_event(work.tenant, work.task)
             if queued is not None:
                 return queued
             stored = await read_sequence(self._requests, "TASKS", sequence)
             if stored is not None:
-                first = decode(stored.payload, TurnWork)
-                if first.task == work.task and first.request is not None and first.accepted_at is not None:
-                    stamp = events.Stamp(new_id(), first.task, first.tenant, 0, first.accepted_at)
-                    return queued_event(stamp, first)
+                accepted = decode(stored.payload, TurnWork)
+                if accepted.task == work.task and accepted.request is not None:
+                    await self._begin(accepted, None)
             failures += 1
             await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
-            if asyncio.get_running_loop().time() > give_up_at:
-                raise BrokerUnavailable(f"task {work.task} is known, but its journal can't be read")
+        raise BrokerUnavailable(f"task {work.task} is known, but its journal can't be read")
 
 
 def _existing(queued: TaskQueued, request: TaskRequest) -> Submitted:

@@ -11,10 +11,10 @@ from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
 from meshctl import demo, output, streams, tasks, up
 from meshctl.errors import ApiError
+from meshctl.stops import STATUS_INTERRUPTED
 
 STATUS_FAILED: Final = 1
 STATUS_USAGE: Final = 2
-STATUS_INTERRUPTED: Final = 130
 STATUS_BROKEN_PIPE: Final = 141
 """As a shell shows a program that SIGPIPE ended."""
 

@@ -138,7 +138,7 @@ def check_port(host: str, port: int, variable: str, flag: str) -> None:
         # Not error.strerror: asked for a server, the standard library tells the address once more there.
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StartFailed(
-            f"can't listen on {host}:{port} ({variable}): {reason}. Choose another one with {flag}; port 0 takes a free one"
+            f"can't listen on {host}:{port} ({variable}): {reason}. Choose another with {flag}; port 0 takes a free one"
         ) from None
 
 

@@ -20,14 +20,13 @@ from meshctl.client import Client, Received
 from meshctl.errors import StreamBroken
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.output import printable
-from meshctl.stops import Stopped, Stops
+from meshctl.stops import STATUS_INTERRUPTED, Stopped, Stops
 from meshctl.tasks import APPEARS_SECONDS
 from meshctl.transcript import Transcript
 
 TOKENS: Final = 120
 TOKENS_PER_SECOND: Final = 40
 SECONDS_MAX: Final = 60.0
-STATUS_INTERRUPTED: Final = 130
 _SETTINGS = ("nats_server", "workers", "runners", "sync_interval", "log_level")
 _DESCRIPTION = (
     f"Start a mesh of its own on free ports in a temporary folder, stream a task of {TOKENS} tokens, cut the connection"

@@ -13,8 +13,20 @@ T = TypeVar("T")
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+STATUS_INTERRUPTED: Final = 130
+
+
 class Stopped(Exception):
     """The operator wants an end. Not an error."""
+
+    def __init__(self, stops: Stops) -> None:
+        super().__init__("stopped by a signal")
+        self._stops = stops
+
+    @property
+    def insisted(self) -> bool:
+        """Whether the operator did not want to wait, up to now."""
+        return self._stops.insisted
 
 
 class Stops:
@@ -60,7 +72,7 @@ class Stops:
         try:
             await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
-                raise Stopped
+                raise Stopped(self)
             result: T = running.result()
             return result
         finally:

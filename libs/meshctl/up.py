@@ -17,7 +17,7 @@ from meshctl.broker import without_password
 from meshctl.client import Client
 from meshctl.first_task import run_first_task
 from meshctl.flags import add_setting_flags, environment_with
-from meshctl.stops import Stopped, Stops
+from meshctl.stops import STATUS_INTERRUPTED, Stopped, Stops
 
 _DESCRIPTION = """\
 Start the mesh on this machine and keep it running until Ctrl-C: nats-server (unless MESH_NATS_URL names
@@ -74,12 +74,12 @@ async def _up(settings: Settings, environment: dict[str, str], *, first_task: bo
         elif people:
             print(_how_to_go_on(mesh), flush=True)
         await stops.wait()
-        return 0
+        raise Stopped(stops)
 
     try:
         return await run_mesh(settings, environment, during)
-    except Stopped:
-        return 0
+    except Stopped as stopped:
+        return STATUS_INTERRUPTED if stopped.insisted else 0
 
 
 def _summary(mesh: Assembly) -> str:

@@ -36,7 +36,7 @@ class Lanes:
             for key in self._keys:
                 try:
                     entry = await keyvalue.get(self._requests, "lanes", key)
-                    if entry is not None:
+                    if entry is not None and entry.value is not None:
                         self._statistics[key] = decode(entry.value, LaneStatistics)
                 except TaskmeshError as error:
                     log.debug("lanes.unavailable", lane=key, error=str(error))

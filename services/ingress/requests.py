@@ -6,12 +6,10 @@ import re
 
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
+from contracts.openapi import LIST_DEFAULT, LIST_MAX, NOT_SERVED_YET
 from contracts.status import STATUSES, Status
 from contracts.tasks import IDEMPOTENCY_KEY_CHARACTERS_MAX, WAIT_SECONDS_MAX, TaskRequest
-from mesh.listing import LIST_MAX
 
-LIST_DEFAULT = 50
-_NOT_SERVED_YET = ("tools", "approval", "continues")
 _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,6})\s*", re.IGNORECASE)
 _KEY = re.compile(r"[\x20-\x7e]+")
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -20,7 +18,7 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 def parse_task_request(body: bytes, pools: tuple[str, ...]) -> TaskRequest:
     """The task that a body asks for. Raises `InvalidPayload`."""
     request = decode(body, TaskRequest)
-    for name in _NOT_SERVED_YET:
+    for name in NOT_SERVED_YET:
         if getattr(request, name) is not None:
             raise InvalidPayload(f"`{name}` is not served by this version")
     if request.pool not in pools:

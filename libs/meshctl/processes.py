@@ -136,24 +136,26 @@ class Supervised(ABC):
 
     async def _start(self) -> asyncio.subprocess.Process:
         launch = self.prepare()
-        arguments = [*_leash(self._death_signal), *launch.arguments]
-        output = self._home.open_log(self.name)
         try:
-            return await asyncio.create_subprocess_exec(
-                *arguments,
-                env=dict(launch.environment),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=launch.descriptors,
-                start_new_session=True,
-            )
+            output = self._home.open_log(self.name)
+            try:
+                return await asyncio.create_subprocess_exec(
+                    *_leash(self._death_signal),
+                    *launch.arguments,
+                    env=dict(launch.environment),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=launch.descriptors,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(output)
         finally:
-            os.close(output)
             self.started()
 
     def started(self) -> None:  # noqa: B027 - a hook, empty unless somebody needs it
-        """The child has its copies of the descriptors."""
+        """The child has its copies of the descriptors, or there is none."""
 
     async def _announce(self, pid: int) -> None:
         if not await self.until_ready(pid):

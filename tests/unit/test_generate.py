@@ -27,7 +27,6 @@ from contracts.generate import (
 from contracts.openapi import LIST_DEFAULT, LIST_MAX, NOT_SERVED_YET, openapi
 from contracts.tasks import TaskRequest
 from ingress import requests
-from mesh import listing
 
 PROTOCOL = REPOSITORY / "libs" / "contracts" / "spec" / "PROTOCOL.md"
 COMMON_FIELDS = set(Event.__struct_fields__)
@@ -184,7 +183,10 @@ def test_the_api_says_nothing_of_fields_that_are_not_served() -> None:
 
 
 def test_the_api_says_what_the_services_do() -> None:
-    assert (LIST_DEFAULT, LIST_MAX) == (requests.LIST_DEFAULT, listing.LIST_MAX)
+    assert requests.parse_limit(None) == LIST_DEFAULT
+    assert requests.parse_limit(str(LIST_MAX)) == LIST_MAX
+    with pytest.raises(errors.InvalidPayload, match="limit"):
+        requests.parse_limit(str(LIST_MAX + 1))
     samples: dict[str, object] = {"tools": ["add"], "approval": "always", "continues": "0" * 26}
     assert samples.keys() == set(NOT_SERVED_YET)
     for name, value in samples.items():

@@ -6,17 +6,24 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import structlog
 import uvicorn
 from litestar import MediaType, Request, Response, get
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
+from litestar.exceptions import (
+    HTTPException,
+    InternalServerException,
+    MethodNotAllowedException,
+    NotFoundException,
+)
 from litestar.types import ASGIApp, ExceptionHandlersMap
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from contracts import VERSION, subjects
 from contracts.codec import encode
-from contracts.errors import HTTP_STATUS_BY_CODE, TaskmeshError, problem
+from contracts.errors import HTTP_STATUS_BY_CODE, InvalidName, TaskmeshError, problem
 from contracts.headers import HTTP_TENANT
 from contracts.status import Health, HealthCheck
 from mesh.errors import SettingsError
@@ -30,6 +37,10 @@ TENANT_DEFAULT = "default"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 5
+HEAD_BYTES_MAX = 64 * 1024
+"""Largest request line and headers together."""
+HEAD_SECONDS_MAX = 30.0
+"""How long a head may take to come, from the connection or from its first byte."""
 
 AnyRequest = Request[object, object, State]
 Probe = Callable[[], Awaitable[list[HealthCheck]]]
@@ -76,14 +87,14 @@ def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
 EXCEPTION_HANDLERS: ExceptionHandlersMap = {Exception: _on_error}
 
 
-def tenant_of(value: str | None) -> str:
-    """The tenant that a header or query names; `default` when absent. Raises `InvalidName`."""
+def tenant_of_request(request: AnyRequest, otherwise: str | None = None) -> str:
+    """The tenant of a request's `Mesh-Tenant`; without one `otherwise`, or `default`. Raises `InvalidName`."""
+    named = request.headers.getall(HTTP_TENANT, [])
+    if len(named) > 1:
+        # Whoever checked the request on its way may have looked at the other one.
+        raise InvalidName(f"{HTTP_TENANT} is there {len(named)} times")
+    value = named[0] if named else otherwise
     return subjects.check_tenant(value) if value is not None else TENANT_DEFAULT
-
-
-def tenant_of_request(request: AnyRequest) -> str:
-    """The tenant of a request's `Mesh-Tenant`. Raises `InvalidName`."""
-    return tenant_of(request.headers.get(HTTP_TENANT))
 
 
 async def read_json_body(request: AnyRequest, bytes_max: int) -> bytes:
@@ -96,10 +107,14 @@ async def read_json_body(request: AnyRequest, bytes_max: int) -> bytes:
     if declared.isdigit() and int(declared) > bytes_max:
         raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > bytes_max:
-            raise too_large
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > bytes_max:
+                raise too_large
+    except InternalServerException:
+        # What litestar makes of a client that is gone: nobody's fault here, and nobody reads the answer.
+        raise RequestRefused("invalid-request", "the connection closed before the body was whole") from None
     return bytes(body)
 
 
@@ -126,13 +141,81 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(address: Address) -> socket.socket:
-    """A listening socket. Raises `SettingsError` if the address is taken or not ours."""
+class _HeadTooLarge(Exception):
+    """Makes the parser give up."""
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP, with bounds on a request's head, and problem documents for what is not HTTP.
+
+    By itself the parser holds a head of any size, for any time, until it is whole.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._chunk_bytes = 0
+        self._head_bytes: int | None = None
+        """Bytes of the head under way, without the chunk that it began in; None outside of a head."""
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._chunk_bytes = len(data)
+        super().data_received(data)
+        if self._head_bytes is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = -self._chunk_bytes
+        if self._head_timer is None:
+            self._start_head_timer()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        self._stop_head_timer()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
+            raise _HeadTooLarge
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse()
+
+    def _refuse(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            detail = f"not an HTTP request, or one whose head has more than {HEAD_BYTES_MAX} bytes"
+            body = encode(problem("invalid-request", detail))
+            head = f"content-type: {PROBLEM_JSON}\r\ncache-control: no-store\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}connection: close\r\n\r\n".encode() + body)
+        # Else an answer is under way, and must not be written into.
+        self.transport.close()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.close)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def bind(address: Address, variable: str) -> socket.socket:
+    """A listening socket. Raises `SettingsError`, naming the variable, if the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         listener = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise SettingsError(f"can't listen on {address}: {error.strerror or error}") from None
+        raise SettingsError(f"{variable}={str(address)!r}: can't listen: {error.strerror or error}") from None
     listener.setblocking(False)
     return listener
 
@@ -141,7 +224,7 @@ async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, 
     """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -26,7 +26,11 @@ async def list_tasks(
 
     Raises `InvalidPayload` for a cursor that is none, `BrokerUnavailable`.
     """
-    before = _parse_cursor(cursor) if cursor is not None else await last_sequence(requests, "KV_tasks") + 1
+    after_page = _parse_cursor(cursor) if cursor is not None else None
+    before = await last_sequence(requests, "KV_tasks") + 1
+    if after_page is not None:
+        # Never from beyond the end: there are no windows to look at there, only time to lose.
+        before = min(before, after_page)
     subject_filter = f"$KV.tasks.{subjects.check_tenant(tenant)}.*"
     found: list[TaskRecord] = []
     scanned = 0

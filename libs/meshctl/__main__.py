@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
         output.give_up()
         return STATUS_BROKEN_PIPE
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # The prompt gets a line of its own.
         return STATUS_INTERRUPTED
     except SettingsError as error:
         print(f"meshctl: {_line(error)}", file=sys.stderr)

@@ -57,7 +57,7 @@ class Assembly:
             self._supervisor.start(self._broker)
             await self._until_ready([self._broker], give_up_at)
             self.nats_url = self._broker.url
-        await provision(replace(settings, nats_url=self.nats_url))
+        await provision(replace(settings, nats_url=self.nats_url), ours=self._broker is not None)
 
         self._environment["MESH_HOME"] = str(self.home.path)
         self._environment["MESH_NATS_URL"] = self.nats_url

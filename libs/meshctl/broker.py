@@ -60,11 +60,7 @@ class BrokerConfig(NamedTuple):
 
 
 def render_config(config: BrokerConfig) -> str:
-    """The configuration file of the embedded broker. Raises `SettingsError` for a sync interval that is none."""
-    if _SYNC_INTERVAL.fullmatch(config.sync_interval) is None:
-        raise SettingsError(
-            f"MESH_SYNC_INTERVAL={config.sync_interval!r}: must be `always` or a time such as 1s, 500ms"
-        )
+    """The configuration file of the embedded broker."""
     return f"""\
 # Written by meshctl at each start of the broker; changes here are lost.
 server_name: "taskmesh"
@@ -94,6 +90,13 @@ feature_flags {{
 def _quoted(path: Path) -> str:
     """A path as a string of the configuration language: quotes and backslashes escaped, nothing expanded."""
     return json.dumps(str(path), ensure_ascii=False)
+
+
+def check_sync_interval(value: str) -> str:
+    """Return it unchanged. Raises `SettingsError` for what nats-server would not take."""
+    if _SYNC_INTERVAL.fullmatch(value) is None:
+        raise SettingsError(f"MESH_SYNC_INTERVAL={value!r}: must be `always` or a time such as 1s, 500ms")
+    return value
 
 
 def find_program(configured: str | None, search_path: str | None, executable: str = sys.executable) -> Path:
@@ -153,7 +156,7 @@ class Broker(Supervised):
         check_version(self._program)
         if settings.nats_port:
             check_port(HOST, settings.nats_port, "MESH_NATS_PORT", "--nats-port")
-        self._sync_interval = settings.sync_interval
+        self._sync_interval = check_sync_interval(settings.sync_interval)
         self._environment = environment
         self._lock = lock
 

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from contracts.errors import TaskmeshError
 from meshctl.client import Client
+from meshctl.errors import StreamBroken
 from meshctl.output import printable
 from meshctl.tasks import APPEARS_SECONDS
 from meshctl.transcript import Transcript
@@ -43,9 +44,11 @@ async def _run(client: Client, out: TextIO) -> bool:
             if text and first_token_seconds is None:
                 first_token_seconds = time.monotonic() - started_at
             print(printable(text), end="", file=out, flush=True)
+    sequences = transcript.sequences
+    if not sequences:
+        raise StreamBroken("the stream ended before it had begun")
     record = (await client.get(task)).value
     first = f"{first_token_seconds * 1000:.0f} ms" if first_token_seconds is not None else "never"
-    sequences = transcript.sequences
     print(
         f"\n{record.status}; first token after {first}; {len(sequences)} events,"
         f" sequences {sequences[0]} to {sequences[-1]}",

@@ -29,6 +29,8 @@ LIVED_SECONDS: Final = 10.0
 """Whoever lived that long died for a new reason: the back-off begins anew."""
 KILL_SECONDS_MAX: Final = 0.5
 """How long a killed process may take to disappear."""
+DEATHS_BEFORE_READY_MAX: Final = 5
+"""Whoever died so often without having served once will not serve: about 2 s of trying."""
 STATUS_WRONG_SETTING: Final = 2
 """How a service ends when a setting makes no sense: starting it again would not help."""
 READY_LINE_BYTES_MAX: Final = 4096
@@ -83,14 +85,17 @@ class Supervised(ABC):
     async def run(self, on_change: Callable[[], None]) -> None:
         """Keep a process running. `on_change` is called whenever `pid` has changed."""
         backoff = Backoff()
+        deaths_before_ready = 0
         while not self._stop.is_set():
             started_at = time.monotonic()
             status = await self._live(on_change)
             if self._stop.is_set():
                 return
-            if status == STATUS_WRONG_SETTING and not self.first_ready.done():
-                self.first_ready.set_exception(StartFailed(f"{self.name} refused to start", (self.name,)))
-                return
+            if not self.first_ready.done():
+                deaths_before_ready += 1
+                if status == STATUS_WRONG_SETTING or deaths_before_ready >= DEATHS_BEFORE_READY_MAX:
+                    self.first_ready.set_exception(StartFailed(f"{self.name} does not start", (self.name,)))
+                    return
             delay_seconds = backoff.delay_seconds(time.monotonic() - started_at)
             self._died_at = time.monotonic()
             log.warning("process.died", process=self.name, restart_in_seconds=delay_seconds, **_fate(status))
@@ -115,8 +120,10 @@ class Supervised(ABC):
         """One process's life; returns its exit status, None if it could not be started."""
         try:
             process = await self._start()
-        except OSError as error:
-            log.error("process.start_failed", process=self.name, error=error.strerror or str(error))
+        except Exception as error:
+            # No more processes, no more disk: that may pass. Whatever else it is, the others go on.
+            known = isinstance(error, OSError)
+            log.error("process.start_failed", process=self.name, error=str(error), exc_info=None if known else error)
             return None
         self.pid = process.pid
         if self._stop.is_set():  # While it was being started.

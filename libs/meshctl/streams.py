@@ -53,11 +53,17 @@ async def connected(settings: Settings) -> AsyncIterator[Connection]:
         yield connection
 
 
-async def provision(settings: Settings) -> None:
-    """Create what is missing. What differs stays, and is only said: a running mesh may need it so."""
+async def provision(settings: Settings, *, ours: bool) -> None:
+    """Create what is missing. What differs stays, and is only said: a running mesh, or its operator, may need it so.
+
+    `ours`: the broker serves this mesh alone. Then its consumers follow the settings, since workers do: a lease that
+    only one of the two sides knows of is none.
+    """
     wanted = declared(settings, TOOLS)
     async with connected(settings) as connection:
         await apply(connection.requests, wanted, update=False)
+        if ours:
+            await apply(connection.requests, wanted._replace(streams=[]), update=True)
         for difference in await compare(connection.requests, wanted):
             log.warning("stream.differs", difference=str(difference), remedy="meshctl streams apply")
 

@@ -176,7 +176,8 @@ async def _watch(
     async with aclosing(client.follow(task, after, appears_within_seconds=appears_within_seconds)) as stream:
         async for received in stream:
             if raw:
-                print(_frame(received), end="", flush=True)
+                frame = _frame(received)
+                print(frame if text is None else output.printable(frame), end="", flush=True)
             elif text is not None:
                 print(text.add(received), end="", flush=True)
             else:

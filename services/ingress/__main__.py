@@ -14,7 +14,7 @@ from mesh.submission import Submission
 async def main(service: Service) -> None:
     """Accept tasks until told to stop."""
     settings = service.settings
-    listener = bind(settings.ingress_address)
+    listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     lanes = Lanes(service.requests, settings.pools)
     submission = Submission(service.requests)
     ingress = Ingress(settings, service.requests, submission, Following(service.connection), lanes)

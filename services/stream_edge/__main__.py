@@ -12,7 +12,7 @@ from stream_edge.app import Edge, create_app
 async def main(service: Service) -> None:
     """Serve streams until told to stop."""
     settings = service.settings
-    listener = bind(settings.edge_address)
+    listener = bind(settings.edge_address, "MESH_EDGE_ADDRESS")
     edge = Edge(Following(service.connection), settings.edge_streams_max, service.stopping)
 
     async def probe() -> list[HealthCheck]:

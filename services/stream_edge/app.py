@@ -17,7 +17,7 @@ from mesh.http import (
     Probe,
     RequestRefused,
     health_routes,
-    tenant_of,
+    tenant_of_request,
 )
 from stream_edge.stream import stream
 
@@ -35,7 +35,7 @@ class Edge:
 
     async def events(self, request: AnyRequest, task: str) -> ASGIApp:
         """`GET /v1/tasks/{id}/events`: the application that sends the stream."""
-        tenant = tenant_of(request.headers.get(headers.HTTP_TENANT) or request.query_params.get("tenant"))
+        tenant = tenant_of_request(request, otherwise=request.query_params.get("tenant"))
         checked_task = _task_of(task)
         after = _cursor_of(request)
         if self._stopping.is_set() or self.streams >= self._streams_max:

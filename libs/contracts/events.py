@@ -87,12 +87,13 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
 
 
 class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
-    """Accepted: the first event of every journal."""
+    """Accepted, at `accepted_at`: the first event of every journal, whoever writes it and however late."""
 
     request: TaskRequest
     pool: LaneName
     priority: Priority
     fingerprint: str
+    accepted_at: Time
     deadline: Time | None = None
 
 

@@ -70,7 +70,7 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
 ) -> Decision:
     """What to do with a delivery of `work`, whose stream sequence is `message`."""
     if state.queued is None:
-        if isinstance(work, TurnWork) and work.request is not None:
+        if isinstance(work, TurnWork) and work.request is not None and work.accepted_at is not None:
             return Begin(work)  # rule 10
         return Later()
     if state.terminal is not None:
@@ -110,14 +110,15 @@ def _asked_for(state: TaskState, turn: int, call: str) -> bool:
 
 def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
     """The first event of a journal, the same whoever writes it: the ingress, or a worker that finds none."""
-    if work.request is None:
-        raise ValueError("only the first turn carries the request")
+    if work.request is None or work.accepted_at is None:
+        raise ValueError("only the first turn, as it is in TASKS, carries the request")
     return events.TaskQueued(
         *stamp,
         request=work.request,
         pool=work.pool,
         priority=work.priority,
         fingerprint=fingerprint(work.request),
+        accepted_at=work.accepted_at,
         deadline=work.deadline,
     )
 

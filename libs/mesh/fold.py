@@ -218,7 +218,7 @@ def record(state: TaskState) -> TaskRecord:
         status=state.status,
         pool=queued.pool,
         priority=queued.priority,
-        created_at=queued.time,
+        created_at=queued.accepted_at,
         updated_at=state.changed_at,
         sequence=state.revision,
         turn=max(state.turns, default=None),

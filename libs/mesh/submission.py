@@ -180,7 +180,9 @@ class Submission:
 def _existing(queued: TaskQueued, request: TaskRequest) -> Submitted:
     if queued.fingerprint != fingerprint(request):
         raise IdempotencyMismatch(f"the key belongs to task {queued.task}, which asked for something else")
-    return Submitted(queued.task, queued.tenant, queued.pool, queued.priority, queued.time, "queued", existing=True)
+    return Submitted(
+        queued.task, queued.tenant, queued.pool, queued.priority, queued.accepted_at, "queued", existing=True
+    )
 
 
 def _deadline(request: TaskRequest, accepted_at: datetime) -> datetime | None:

@@ -9,6 +9,7 @@ has failed; the step is lost.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class TurnHandler:
         if not isinstance(work, TurnWork) or queued is None:
             raise TypeError("not a claimed turn")
         if work.turn == 1 and step.claim.attempt == 1:
-            wait = (step.claim.time - (work.accepted_at or queued.time)).total_seconds()
+            wait = (step.claim.time - queued.accepted_at).total_seconds()
             self._on_claimed(work.pool, work.priority, max(0.0, wait))
         try:
             await self._perform(step, work, queued)
@@ -145,12 +146,13 @@ class _Run:
         self._step = step
         self._turn = turn
         self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
+        # Not the loop's clock for what is told: uvloop's counts whole milliseconds.
+        self._started_at = time.perf_counter()
         self._first_token_at: float | None = None
-        self._queued_seconds = max(0.0, (step.claim.time - queued.time).total_seconds())
+        self._queued_seconds = max(0.0, (step.claim.time - queued.accepted_at).total_seconds())
         self._end_at: float | None = None
         if queued.deadline is not None:
-            self._end_at = self._started_at + (queued.deadline - now()).total_seconds()
+            self._end_at = self._loop.time() + (queued.deadline - now()).total_seconds()
         self._bytes_left: dict[DeltaKind, int] = {}
 
     def timings(self) -> Timings:
@@ -158,8 +160,8 @@ class _Run:
         first = self._first_token_at
         return Timings(
             queued_seconds=self._queued_seconds,
-            first_token_seconds=None if first is None else first - self._started_at,
-            total_seconds=self._loop.time() - self._started_at,
+            first_token_seconds=None if first is None else round(first - self._started_at, 6),
+            total_seconds=round(time.perf_counter() - self._started_at, 6),
         )
 
     async def stream(self, provider: Provider, turn_input: TurnInput) -> Ending:
@@ -216,7 +218,7 @@ class _Run:
         kept = clip(text, self._bytes_left[kind])
         if kept:
             if self._first_token_at is None:
-                self._first_token_at = self._loop.time()
+                self._first_token_at = time.perf_counter()
             self._bytes_left[kind] -= _inner_bytes(kept)
             await writer.write(kind, kept)
         if len(kept) < len(text):

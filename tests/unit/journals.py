@@ -72,6 +72,7 @@ class HandMadeJournal:
             pool=request.pool,
             priority=request.priority,
             fingerprint=fingerprint(request),
+            accepted_at=time or START,
             deadline=deadline,
         )
 

@@ -30,7 +30,9 @@ def stamp(n: int) -> Stamp:
 
 def queued(n: int = 0) -> events.TaskQueued:
     request = TaskRequest(input="hi")
-    return events.TaskQueued(*stamp(n), request=request, pool="default", priority="normal", fingerprint="f")
+    return events.TaskQueued(
+        *stamp(n), request=request, pool="default", priority="normal", fingerprint="f", accepted_at=stamp(n).time
+    )
 
 
 def delta(n: int, text: str, turn: int = 1) -> events.OutputDelta:

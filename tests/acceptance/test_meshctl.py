@@ -1,0 +1,419 @@
+"""`meshctl`, as an operator has it: real processes, real signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from contracts import VERSION
+from meshctl.home import is_alive
+from tests.support.broker import Broker
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.acceptance
+
+MESHCTL = [sys.executable, "-m", "meshctl"]
+FREE_PORTS = ["--nats-port", "0", "--ingress-address", "127.0.0.1:0", "--edge-address", "127.0.0.1:0"]
+SERVICES = {"ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "nats_server"}
+READY_SECONDS = 40
+STOP_SECONDS_MAX = 10
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs: one that has ended, and that nobody has asked about yet, does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return not Path("/proc/self/stat").exists() and is_alive(pid)
+
+
+class Up:
+    """A running `meshctl up`. `ready` is the line that it printed."""
+
+    def __init__(self, home: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.home = home
+        self.process = process
+        self.log = log
+        self.ready: dict[str, Any] = {}
+        self.rest = b""
+
+    def pids(self) -> dict[str, list[int]]:
+        """What pids.json says now."""
+        pids: dict[str, list[int]] = json.loads((self.home / "pids.json").read_bytes())
+        return pids
+
+    @property
+    def all_pids(self) -> list[int]:
+        """Every process that pids.json names."""
+        return [pid for pids in self.pids().values() for pid in pids]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With what other commands find this mesh."""
+        return {
+            **ENVIRONMENT,
+            "MESH_NATS_URL": self.ready["nats_url"],
+            "MESH_INGRESS_URL": self.ready["ingress_url"],
+            "MESH_EDGE_URL": self.ready["edge_url"],
+        }
+
+    async def wait_until_ready(self) -> None:
+        """Read the one line."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(READY_SECONDS):
+            line = await asyncio.to_thread(self.process.stdout.readline)
+        assert line, self.log.read_text()
+        self.ready = json.loads(line)
+
+    async def end(self, number: signal.Signals) -> float:
+        """Send a signal, wait for the end; returns how long that took. `rest` is what it has still printed."""
+        began_at = time.monotonic()
+        self.process.send_signal(number)
+        self.rest, _ = await asyncio.to_thread(self.process.communicate, timeout=STOP_SECONDS_MAX + 5)
+        return time.monotonic() - began_at
+
+    async def killed(self, service: str) -> int:
+        """`kill -9` the first process of a service, and wait until its successor serves; returns its pid."""
+        old = self.pids()[service][0]
+        restarts = self.log.read_text().count("process.restarted")
+        os.kill(old, signal.SIGKILL)
+        await until(lambda: self.log.read_text().count("process.restarted") > restarts, 20)
+        [new] = self.pids()[service]
+        assert new != old
+        assert not runs(old)
+        assert runs(new)
+        return new
+
+
+@asynccontextmanager
+async def up(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> AsyncIterator[Up]:
+    """`meshctl up` into a pipe, ready; stopped at the end if it still runs."""
+    log = home.with_suffix(".log")
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [*MESHCTL, "up", "--home", str(home), *FREE_PORTS, *arguments],
+            env={**ENVIRONMENT, **(variables or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+    mesh = Up(home, process, log)
+    try:
+        await mesh.wait_until_ready()
+        yield mesh
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                await asyncio.to_thread(process.communicate, timeout=STOP_SECONDS_MAX + 5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                await asyncio.to_thread(process.communicate)
+        elif process.stdout is not None:
+            process.stdout.close()
+
+
+async def meshctl(
+    *arguments: str, environment: Mapping[str, str] = ENVIRONMENT, text: str = "", seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [*MESHCTL, *arguments],
+        env=dict(environment),
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Up]:
+    """A mesh that is ready."""
+    async with up(tmp_path / "home") as running:
+        yield running
+
+
+async def test_up_prints_one_line_into_a_pipe_and_sigint_ends_it_all(mesh: Up) -> None:
+    assert mesh.ready.keys() == {"event", "nats_url", "ingress_url", "edge_url", "pids"}
+    assert mesh.ready["event"] == "mesh.ready"
+    assert mesh.ready["pids"].keys() == SERVICES
+    assert mesh.pids() == {"meshctl": [mesh.process.pid], **mesh.ready["pids"]}
+    pids = mesh.all_pids
+    assert len(pids) == 7
+    assert all(map(runs, pids))
+    async with httpx.AsyncClient() as http:
+        for url in (mesh.ready["ingress_url"], mesh.ready["edge_url"]):
+            assert (await http.get(f"{url}/health/ready")).status_code == 200
+    took_seconds = await mesh.end(signal.SIGINT)
+    assert mesh.process.returncode == 0
+    assert took_seconds < STOP_SECONDS_MAX
+    assert mesh.rest == b""
+    assert [pid for pid in pids if runs(pid)] == []
+    assert not (mesh.home / "pids.json").exists()
+    assert {path.stem for path in (mesh.home / "logs").glob("*.log")} == {
+        "ingress", "stream_edge", "inference_worker-1", "tool_runner-1", "steward", "nats_server",
+    }  # fmt: skip
+
+
+async def test_sigterm_ends_it_too_also_with_a_service_that_does_not_listen(mesh: Up) -> None:
+    pids = mesh.all_pids
+    os.kill(mesh.pids()["steward"][0], signal.SIGSTOP)
+    assert await mesh.end(signal.SIGTERM) < STOP_SECONDS_MAX
+    assert mesh.process.returncode == 0
+    assert "process.killed" in mesh.log.read_text()
+    assert [pid for pid in pids if runs(pid)] == []
+
+
+async def test_a_second_sigint_does_not_wait(mesh: Up) -> None:
+    pids = mesh.all_pids
+    os.kill(mesh.pids()["steward"][0], signal.SIGSTOP)
+    mesh.process.send_signal(signal.SIGINT)
+    await until(lambda: "mesh.stopping" in mesh.log.read_text())
+    assert await mesh.end(signal.SIGINT) < 3
+    assert mesh.process.returncode == 130
+    assert [pid for pid in pids if runs(pid)] == []
+
+
+async def test_kill_9_of_meshctl_leaves_nothing_and_the_home_is_free_again(mesh: Up) -> None:
+    pids = mesh.all_pids
+    await mesh.end(signal.SIGKILL)
+    async with up(mesh.home) as successor:
+        assert not set(successor.all_pids) & set(pids)
+        await until(lambda: not any(map(runs, pids)), 5)
+
+
+async def test_what_is_killed_comes_back_where_it_was(mesh: Up) -> None:
+    await mesh.killed("stream_edge")
+    await mesh.killed("ingress")
+    await mesh.killed("nats_server")
+    await mesh.killed("inference_worker")
+    # The same addresses as ever: a task through all four.
+    answer = await meshctl("submit", "--wait", "!say 3", environment=mesh.environment)
+    assert json.loads(answer.stdout)["output"] == "t0 t1 t2 "
+    assert mesh.log.read_text().count('"process.died"') == 4
+
+
+async def test_as_many_workers_and_runners_as_asked_for(tmp_path: Path) -> None:
+    async with up(tmp_path / "home", "--workers", "3", variables={"MESH_RUNNERS": "0"}) as mesh:
+        assert {name: len(pids) for name, pids in mesh.ready["pids"].items()} == {
+            **dict.fromkeys(SERVICES, 1),
+            "inference_worker": 3,
+            "tool_runner": 0,
+        }
+
+
+async def test_a_broker_of_ones_own_is_used_and_left_alone(tmp_path: Path, broker: Broker) -> None:
+    async with up(tmp_path / "home", variables={"MESH_NATS_URL": broker.url}) as mesh:
+        assert mesh.ready["nats_url"] == broker.url
+        assert mesh.ready["pids"]["nats_server"] == []
+        await mesh.end(signal.SIGINT)
+    assert broker.process is not None
+    assert broker.process.poll() is None
+    assert not (mesh.home / "nats.conf").exists()
+
+
+@pytest.mark.parametrize("flag", ["--nats-port", "--ingress-address", "--edge-address"])
+async def test_a_taken_port_is_one_clear_line(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        value = str(port) if flag == "--nats-port" else f"127.0.0.1:{port}"
+        answer = await meshctl("up", "--home", str(tmp_path / "home"), *FREE_PORTS, flag, value)
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    last = answer.stderr.splitlines()[-1]
+    assert last.startswith(f"meshctl: can't listen on 127.0.0.1:{port} (MESH_")
+    assert flag in last
+
+
+async def test_a_service_that_does_not_start_shows_what_it_said(tmp_path: Path, broker: Broker) -> None:
+    """Both listen on one port: the second can't, and its log says why."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url}
+    same = ("--ingress-address", address, "--edge-address", address)
+    answer = await meshctl("up", "--home", str(tmp_path / "home"), *same, environment=variables)
+    assert answer.returncode == 1
+    assert address in answer.stderr
+    assert "in use" in answer.stderr
+    assert answer.stderr.splitlines()[-1] in ("meshctl: ingress does not start", "meshctl: stream_edge does not start")
+
+
+async def test_a_second_mesh_on_the_same_home_is_refused(mesh: Up) -> None:
+    answer = await meshctl("up", "--home", str(mesh.home), *FREE_PORTS)
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr == f"meshctl: conflict: another meshctl (pid {mesh.process.pid}) runs on {mesh.home}\n"
+    assert all(map(runs, mesh.all_pids))
+
+
+async def test_a_wrong_setting_ends_with_2(tmp_path: Path) -> None:
+    answer = await meshctl("up", "--home", str(tmp_path / "home"), *FREE_PORTS, "--workers", "many")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("meshctl: MESH_WORKERS='many'")
+
+
+async def test_consumers_of_the_embedded_broker_follow_the_settings(tmp_path: Path) -> None:
+    """A home of before, with another lease: workers and broker must agree on it."""
+    home = tmp_path / "home"
+    async with up(home):
+        pass
+    async with up(home, "--ack-wait-seconds", "7") as mesh:
+        answer = await meshctl("streams", "apply", "--ack-wait-seconds", "7", environment=mesh.environment)
+        assert json.loads(answer.stdout) == {"event": "streams.as_declared", "changed": 0}
+
+
+async def test_the_first_task_runs_while_one_watches(tmp_path: Path) -> None:
+    async with up(tmp_path / "home", "--first-task") as mesh:
+        await until(lambda: "meshctl submit --watch" in mesh.log.read_text())
+        told = mesh.log.read_text()
+        assert "First task " in told
+        assert "completed; first token after " in told
+        assert "I am the scripted model" in told
+        await mesh.end(signal.SIGINT)
+        assert mesh.rest == b""
+
+
+async def test_the_demonstration_holds_and_leaves_nothing(tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path), "MESH_NATS_URL": "nats://127.0.0.1:1", "MESH_WORKERS": "0"}
+    answer = await meshctl("demo", environment=environment, seconds=90)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "The connection is cut after sequence " in answer.stdout
+    assert "Resumed after " in answer.stdout
+    assert answer.stdout.count("  ok    ") == 5
+    assert "FAILED" not in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_streams_apply_says_what_it_changes_and_then_that_all_is_well(broker: Broker) -> None:
+    environment = {**ENVIRONMENT, "MESH_NATS_URL": broker.url}
+    created, again, changed = [
+        [
+            json.loads(line)
+            for line in (await meshctl("streams", "apply", *flags, environment=environment)).stdout.splitlines()
+        ]
+        for flags in ([], [], ["--max-deliver", "7"])
+    ]
+    assert {"stream.created"} == {line["event"] for line in created[:-1]}
+    assert {"EVENTS", "KV_tasks", "TASKS/default-normal"} <= {line["name"] for line in created[:-1]}
+    assert again == [{"event": "streams.as_declared", "changed": 0}]
+    assert changed[0]["event"] == "stream.updated"
+    assert changed[0]["fields"] == {"max_deliver": {"declared": 7, "was": 10}}
+
+
+async def test_a_client_submits_follows_and_lists(mesh: Up) -> None:
+    environment = mesh.environment
+    submitted = await meshctl("submit", "-", "--metadata", "a=b", "--key", "k1", environment=environment, text="!say 4")
+    task = json.loads(submitted.stdout)["id"]
+    twice = await meshctl("submit", "!say 4", "--metadata", "a=b", "--key", "k1", environment=environment)
+    assert json.loads(twice.stdout)["id"] == task
+    other = await meshctl("submit", "!say 5", "--key", "k1", environment=environment)
+    assert (other.returncode, other.stdout) == (1, "")
+    assert other.stderr.startswith("meshctl: idempotency-mismatch: ")
+
+    watched = await meshctl("watch", task, environment=environment)
+    events = [json.loads(line) for line in watched.stdout.splitlines()]
+    assert [event["n"] for event in events] == list(range(len(events)))
+    assert events[-1]["type"] == "task.completed"
+    frames = (await meshctl("watch", task, "--raw", environment=environment)).stdout.split("\n\n")
+    first = int(frames[0].splitlines()[0].removeprefix("id: "))
+    rest = await meshctl("watch", task, "--after", str(first), environment=environment)
+    assert rest.stdout.splitlines() == watched.stdout.splitlines()[1:]
+
+    got = json.loads((await meshctl("get", task, environment=environment)).stdout)
+    assert (got["status"], got["output"], got["metadata"]) == ("completed", "t0 t1 t2 t3 ", {"a": "b"})
+    failed = await meshctl("submit", "--watch", "!no such thing", environment=environment)
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout.splitlines()[-1])["type"] == "task.failed"
+
+    listed = await meshctl("list", "--all", environment=environment)
+    assert [json.loads(line)["status"] for line in listed.stdout.splitlines()] == ["failed", "completed"]
+    assert len((await meshctl("list", "--limit", "1", environment=environment)).stdout.splitlines()) == 1
+    only = await meshctl("list", "--status", "completed", environment=environment)
+    assert [json.loads(line)["id"] for line in only.stdout.splitlines()] == [task]
+    strangers = await meshctl("--tenant", "acme", "list", environment=environment)
+    assert strangers.stdout == ""
+    missing = await meshctl("get", task, "--tenant", "acme", environment=environment)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr.startswith("meshctl: not-found: ")
+
+
+async def test_a_watch_survives_its_edge_and_the_broker(mesh: Up) -> None:
+    watch = await asyncio.create_subprocess_exec(
+        *MESHCTL, "submit", "--watch", "!rate 20\n!say 80", env=mesh.environment, stdout=subprocess.PIPE
+    )
+    assert watch.stdout is not None
+    async with asyncio.timeout(60):
+        lines = [await watch.stdout.readline() for _ in range(10)]
+        await mesh.killed("stream_edge")
+        lines += [await watch.stdout.readline() for _ in range(10)]
+        await mesh.killed("nats_server")
+        rest, _ = await watch.communicate()
+    events = [json.loads(line) for line in [*lines, *rest.splitlines()]]
+    assert watch.returncode == 0
+    assert [event["n"] for event in events] == list(range(len(events)))
+    text = "".join(event["text"] for event in events if event["type"] == "output.delta")
+    assert text == events[-1]["output"] == "".join(f"t{number} " for number in range(80))
+
+
+async def test_ctrl_c_and_a_closed_pipe_end_a_watch_quietly(mesh: Up) -> None:
+    async def watching() -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *MESHCTL, "submit", "--watch", "!rate 20\n!say 100",
+            env=mesh.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        await process.stdout.readline()
+        return process
+
+    async with asyncio.timeout(30):
+        interrupted = await watching()
+        interrupted.send_signal(signal.SIGINT)
+        _, errors = await interrupted.communicate()
+        assert (interrupted.returncode, errors) == (130, b"")
+
+        cut = await watching()
+        cut._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # asyncio has no public way to hang up
+        assert cut.stderr is not None
+        assert await cut.stderr.read() == b""
+        assert await cut.wait() == 141
+
+
+async def test_a_terminal_gets_text(mesh: Up) -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*MESHCTL, "submit", "--watch", "!say 3"], env=mesh.environment, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):  # The other side of the terminal is closed: EIO.
+        while chunk := await asyncio.to_thread(os.read, master, 4096):
+            shown += chunk
+    os.close(master)
+    assert await asyncio.to_thread(process.wait, 10) == 0
+    lines = shown.decode().splitlines()
+    assert lines[0] == "· queued in default, normal"
+    assert lines[2:] == ["t0 t1 t2 ", "· turn 1 completed: stop, 3 tokens", "· completed"]
+
+
+async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+    answer = await meshctl("--url", "http://127.0.0.1:1", "list")
+    assert (answer.returncode, answer.stdout) == (1, "")
+    assert answer.stderr.startswith("meshctl: unreachable: http://127.0.0.1:1: ")
+    assert len(answer.stderr.splitlines()) == 1
+    version = await meshctl("--version")
+    assert version.stdout == f"meshctl {VERSION}\n"

@@ -1,0 +1,468 @@
+"""Submission over HTTP: what 202 promises, keys, waiting, lists, a full lane, and a broker that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.identifiers import new_id, task_id_for_key, turn_message_id
+from contracts.streams import TASKS
+from mesh.connection import Connection, connect
+from mesh.provisioning import apply, declared
+from mesh.reading import last_sequence
+from tests.support.checker import Recorded, check, read_stored
+from tests.support.clients import Viewer
+from tests.support.processes import Mesh, running_mesh
+from tests.support.tasks import begin_journal, complete_turn, end_task, publish_work, turn_work
+from tests.support.waiting import until, until_no_work_is_left
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
+
+T = TypeVar("T")
+
+ANSWER_SECONDS_MAX = 7.0
+"""An ingress without a broker says so within this."""
+SLOW = "!rate 100\n!say 150"
+SLOW_OUTPUT = "".join(f"t{number} " for number in range(150))
+
+
+@dataclass
+class Bench:
+    """A mesh that several cases share, each with a tenant of its own."""
+
+    mesh: Mesh
+    connection: Connection
+    client: httpx.AsyncClient
+
+    async def post(
+        self, text: str, tenant: str, *, key: str | None = None, wait: int | None = None, **fields: object
+    ) -> httpx.Response:
+        """`POST /v1/tasks`"""
+        sent = {"Mesh-Tenant": tenant}
+        if key is not None:
+            sent["Idempotency-Key"] = key
+        if wait is not None:
+            sent["Prefer"] = f"wait={wait}"
+        return await self.client.post("/v1/tasks", json={"input": text, **fields}, headers=sent, timeout=30)
+
+    async def accepted(self, text: str, tenant: str, *, key: str | None = None) -> str:
+        """Post a task that must be accepted; its id."""
+        response = await self.post(text, tenant, key=key)
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
+
+    async def finished(self, text: str, tenant: str) -> str:
+        """Post a task, and wait for its end; its id."""
+        response = await self.post(text, tenant, wait=20)
+        assert response.status_code == 200, response.text
+        return str(response.json()["id"])
+
+    async def task(self, task: str, tenant: str) -> dict[str, Any]:
+        """`GET /v1/tasks/{id}`"""
+        response = await self.client.get(f"/v1/tasks/{task}", headers={"Mesh-Tenant": tenant})
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    async def page(self, tenant: str, **query: str | int) -> dict[str, Any]:
+        """`GET /v1/tasks`"""
+        response = await self.client.get("/v1/tasks", params=query, headers={"Mesh-Tenant": tenant})
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    async def listed(self, tenant: str, **query: str | int) -> list[str]:
+        """Ids of a tenant's tasks, from all pages."""
+        page = await self.page(tenant, **query)
+        found = [task["id"] for task in page["tasks"]]
+        while page["cursor"] is not None:
+            page = await self.page(tenant, **query, cursor=page["cursor"])
+            found += [task["id"] for task in page["tasks"]]
+        return found
+
+    async def last(self, stream: str) -> int:
+        """The last sequence that a stream has given out."""
+        return await last_sequence(self.connection.requests, stream)
+
+    def task_has(self, task: str, tenant: str, status: str) -> Callable[[], Awaitable[bool]]:
+        """A condition for `until`."""
+
+        async def condition() -> bool:
+            response = await self.client.get(f"/v1/tasks/{task}", headers={"Mesh-Tenant": tenant})
+            return response.status_code == 200 and response.json()["status"] == status
+
+        return condition
+
+
+@asynccontextmanager
+async def open_bench(
+    tmp_path_factory: pytest.TempPathFactory, name: str, *services: str, **variables: str
+) -> AsyncIterator[Bench]:
+    """A running mesh, a connection to its broker, a client of its ingress."""
+    async with (
+        running_mesh(tmp_path_factory.mktemp(name), *services, **variables) as mesh,
+        connect(mesh.settings, "test") as connection,
+        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+    ):
+        yield Bench(mesh, connection, client)
+        assert mesh.tracebacks() == []
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    """Ingress, edge and a worker."""
+    async with open_bench(tmp_path_factory, "served", "ingress", "stream_edge", "inference_worker") as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def idle(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    """An ingress alone: what is accepted waits."""
+    async with open_bench(tmp_path_factory, "idle", "ingress") as opened:
+        yield opened
+
+
+# What 202 says
+
+
+async def test_an_accepted_task_is_told_with_its_place_and_links_that_work(bench: Bench) -> None:
+    response = await bench.post("hello", "shape", priority="high", metadata={"a": 1})
+    assert response.status_code == 202
+    accepted = response.json()
+    task = accepted["id"]
+    assert accepted.keys() == {"id", "status", "pool", "priority", "created_at", "queue", "links"}
+    assert (accepted["status"], accepted["pool"], accepted["priority"]) == ("queued", "default", "high")
+    assert datetime.fromisoformat(accepted["created_at"]).utcoffset() is not None
+    assert accepted["queue"].keys() == {"depth", "eta_seconds"}
+    assert response.headers["location"] == f"/v1/tasks/{task}" == accepted["links"]["self"]
+    record = (await bench.client.get(response.headers["location"], headers={"Mesh-Tenant": "shape"})).json()
+    assert (record["id"], record["tenant"], record["priority"]) == (task, "shape", "high")
+    assert (record["created_at"], record["metadata"]) == (accepted["created_at"], {"a": 1})
+    assert record["links"] == accepted["links"]
+    async with httpx.AsyncClient() as client:
+        events = await client.get(accepted["links"]["events"], headers={"Mesh-Tenant": "shape"})
+    assert (events.status_code, events.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert "event: task.completed\n" in events.text
+
+
+async def test_a_record_is_folded_from_the_journal_while_the_task_runs_and_when_it_has_ended(bench: Bench) -> None:
+    task = await bench.accepted(SLOW, "default")
+    viewer = Viewer(str(bench.mesh.settings.edge_address), task)
+    following = asyncio.create_task(viewer.follow())
+    await until(lambda: any(frame.type == "output.delta" for frame in viewer.history.frames))
+    running = await bench.task(task, "default")
+    assert (running["status"], running["turn"], "output" in running) == ("running", 1, False)
+    history = await following
+    ended = await bench.task(task, "default")
+    assert (ended["status"], ended["output"]) == ("completed", SLOW_OUTPUT)
+    assert ended["sequence"] == history.frames[-1].sequence
+    assert ended["usage"]["output_tokens"] == 150
+    assert ended["timings"]["queued_seconds"] >= 0
+
+
+async def test_a_task_that_ends_while_the_client_waits_is_answered_with_its_record(bench: Bench) -> None:
+    response = await bench.post("!say 3", "waiting", wait=10)
+    assert response.status_code == 200
+    assert response.headers["preference-applied"] == "wait=10"
+    record = response.json()
+    assert (record["status"], record["output"]) == ("completed", "t0 t1 t2 ")
+    assert response.headers["location"] == f"/v1/tasks/{record['id']}"
+    assert record == await bench.task(record["id"], "waiting")
+
+
+async def test_a_task_that_failed_while_the_client_waits_is_answered_too(bench: Bench) -> None:
+    record = (await bench.post("!fail bad_request", "waiting", wait=10)).json()
+    assert (record["status"], record["error"]["code"]) == ("failed", "provider-bad-request")
+
+
+async def test_a_client_does_not_wait_longer_than_it_asked_for(bench: Bench) -> None:
+    began = time.monotonic()
+    response = await bench.post("!hang 2", "waiting", wait=1)
+    assert (response.status_code, response.json()["status"]) == (202, "queued")
+    assert "preference-applied" not in response.headers
+    assert 1 <= time.monotonic() - began < 2
+    await until(bench.task_has(response.json()["id"], "waiting", "completed"))
+
+
+# Idempotency keys
+
+
+async def test_the_same_key_and_request_is_the_same_task_however_often_and_whenever(bench: Bench) -> None:
+    before = await bench.last("TASKS")
+    first = await bench.post("hello", "keys", key="once", priority="normal")
+    body = b'{ "metadata": null, "input":"hello" }'  # the same request in other words
+    sent = {"Mesh-Tenant": "keys", "Idempotency-Key": "once", "Content-Type": "application/json"}
+    again = await bench.client.post("/v1/tasks", content=body, headers=sent)
+    assert (first.status_code, again.status_code) == (202, 202)
+    task = first.json()["id"]
+    await until(bench.task_has(task, "keys", "completed"))
+    ended = await bench.post("hello", "keys", key="once")
+    assert (ended.status_code, ended.json()["status"]) == (202, "completed")
+    for other in (again, ended):
+        assert other.json()["id"] == task
+        assert other.json()["created_at"] == first.json()["created_at"]
+        assert other.headers["location"] == first.headers["location"]
+    waited = await bench.post("hello", "keys", key="once", wait=5)
+    assert (waited.status_code, waited.json()["id"]) == (200, task)
+    assert await bench.last("TASKS") == before + 1
+
+
+async def test_a_key_that_is_used_twenty_times_at_once_makes_one_task(bench: Bench) -> None:
+    before = await bench.last("TASKS")
+    answers = await asyncio.gather(*(bench.post("hello", "keys", key="at once") for _ in range(20)))
+    assert [answer.status_code for answer in answers] == [202] * 20
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len({answer.json()["created_at"] for answer in answers}) == 1
+    assert await bench.last("TASKS") == before + 1
+    await until_no_work_is_left(bench.connection)
+    stored = await read_stored(bench.connection.requests)
+    types = [event.event["type"] for event in stored.journals[answers[0].json()["id"]]]
+    assert (types.count("task.queued"), types.count("task.completed")) == (1, 1)
+
+
+async def test_a_key_with_another_request_is_refused_and_the_first_task_is_untouched(bench: Bench) -> None:
+    task = await bench.accepted("hello", "keys", key="taken")
+    await until(bench.task_has(task, "keys", "completed"))
+    before = await bench.task(task, "keys")
+    for fields in ({"priority": "high"}, {"metadata": {"a": 1}}, {"max_output_tokens": 5}):
+        response = await bench.post("hello", "keys", key="taken", **fields)
+        assert (response.status_code, response.json()["code"]) == (422, "idempotency-mismatch")
+    response = await bench.post("goodbye", "keys", key="taken")
+    assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+    assert await bench.task(task, "keys") == before
+
+
+async def test_a_key_used_at_once_for_two_requests_makes_one_task_and_refuses_the_other(bench: Bench) -> None:
+    texts = ["this", "that"] * 5
+    answers = await asyncio.gather(*(bench.post(text, "keys", key="contested") for text in texts))
+    assert {answer.status_code for answer in answers} == {202, 422}
+    winner = {text for text, answer in zip(texts, answers, strict=True) if answer.status_code == 202}
+    assert len(winner) == 1
+    assert len({answer.json()["id"] for answer in answers if answer.status_code == 202}) == 1
+
+
+async def test_the_same_key_of_another_tenant_is_another_task(bench: Bench) -> None:
+    one = await bench.accepted("hello", "one", key="shared")
+    other = await bench.accepted("something else", "other", key="shared")
+    assert one != other
+    response = await bench.client.get(f"/v1/tasks/{one}", headers={"Mesh-Tenant": "other"})
+    assert response.status_code == 404
+
+
+async def test_a_key_whose_task_ended_before_the_broker_can_remember_it_is_found_in_the_journal(bench: Bench) -> None:
+    task = task_id_for_key("keys", "long ago")
+    journal = await begin_journal(bench.connection.requests, turn_work(task, tenant="keys"))
+    await complete_turn(journal)
+    await end_task(journal)
+    before = await bench.last("TASKS")
+    response = await bench.post("hello", "keys", key="long ago")
+    assert (response.status_code, response.json()["id"], response.json()["status"]) == (202, task, "completed")
+    assert (await bench.post("goodbye", "keys", key="long ago")).status_code == 422
+    assert await bench.last("TASKS") == before
+
+
+# An ingress that died between TASKS and the journal
+
+
+async def test_a_task_whose_ingress_died_after_the_commit_is_run_and_found(bench: Bench) -> None:
+    work = turn_work(tenant="orphan")
+    await publish_work(bench.connection.requests, work)
+    await until(bench.task_has(work.task, "orphan", "completed"))
+    await until_no_work_is_left(bench.connection)
+    assert await bench.listed("orphan") == [work.task]
+    assert work.accepted_at is not None
+    created_at = (await bench.task(work.task, "orphan"))["created_at"]
+    assert datetime.fromisoformat(created_at) == work.accepted_at
+
+
+async def test_a_retry_after_the_ingress_died_gets_the_task_before_anybody_has_begun_it(idle: Bench) -> None:
+    task = task_id_for_key("orphan", "again")
+    work = turn_work(task, tenant="orphan")
+    message_headers = {headers.MESSAGE_ID: turn_message_id(task, 1, 0)}
+    subject = subjects.tasks(work.pool, work.priority, work.tenant)
+    await idle.connection.requests.publish(subject, encode(work), message_headers)
+    before = await idle.last("TASKS")
+
+    response = await idle.post("hello", "orphan", key="again")
+    assert (response.status_code, response.json()["id"], response.json()["status"]) == (202, task, "queued")
+    assert (await idle.post("goodbye", "orphan", key="again")).status_code == 422
+    assert await idle.last("TASKS") == before
+
+
+# Lists
+
+
+async def test_a_list_begins_with_what_changed_last(bench: Bench) -> None:
+    slow = await bench.accepted("!hang 0.5", "recent")
+    quick = [await bench.finished(f"task {number}", "recent") for number in range(4)]
+    await until(bench.task_has(slow, "recent", "completed"))
+    await until_no_work_is_left(bench.connection)
+    assert await bench.listed("recent") == [slow, *reversed(quick)]
+    first = (await bench.page("recent", limit=1))["tasks"][0]
+    assert first == await bench.task(slow, "recent")
+
+
+async def test_pages_of_more_than_a_hundred_tasks_lose_and_double_none(bench: Bench) -> None:
+    posted = await asyncio.gather(*(bench.accepted(f"task {number}", "paging") for number in range(130)))
+    await until_no_work_is_left(bench.connection)
+    whole = await bench.listed("paging", limit=100)
+    assert (len(whole), set(whole)) == (130, set(posted))
+    assert await bench.listed("paging", limit=7) == whole
+    assert await bench.listed("paging") == whole
+    # What comes meanwhile is at the front, which a page further on does not see.
+    page = await bench.page("paging", limit=50)
+    later = await bench.finished("later", "paging")
+    await until_no_work_is_left(bench.connection)
+    rest = await bench.listed("paging", limit=100, cursor=page["cursor"])
+    assert [task["id"] for task in page["tasks"]] + rest == whole
+    assert await bench.listed("paging") == [later, *whole]
+
+
+async def test_a_list_can_be_of_one_status(bench: Bench) -> None:
+    failed = [await bench.finished("!fail bad_request", "mixed") for _ in range(2)]
+    completed = [await bench.finished("hello", "mixed") for _ in range(3)]
+    running = await bench.accepted("!hang 1", "mixed")
+
+    async def runs() -> bool:
+        return await bench.listed("mixed", status="running") == [running]
+
+    await until(runs)
+    assert await bench.listed("mixed", status="failed", limit=1) == failed[::-1]
+    assert await bench.listed("mixed", status="completed", limit=2) == completed[::-1]
+    assert await bench.listed("mixed", status="cancelled") == []
+    assert set(await bench.listed("mixed")) == {*failed, *completed, running}
+    await until_no_work_is_left(bench.connection)
+
+
+async def test_a_list_shows_a_tenant_its_own_tasks_only(bench: Bench) -> None:
+    ours = [await bench.finished("hello", "ours") for _ in range(3)]
+    theirs = await bench.finished("hello", "theirs")
+    # A prefix is not the tenant.
+    assert await bench.listed("our") == []
+    assert await bench.listed("ours") == ours[::-1]
+    assert await bench.listed("theirs") == [theirs]
+    assert {task["tenant"] for task in (await bench.page("ours"))["tasks"]} == {"ours"}
+
+
+# A full lane
+
+
+async def test_a_full_lane_refuses_its_tenant_only_and_stores_nothing_of_what_it_refused(idle: Bench) -> None:
+    narrow = msgspec.structs.replace(TASKS, max_msgs_per_subject=5).as_config()
+    await idle.connection.requests.api("STREAM.UPDATE.TASKS", narrow)
+    try:
+        accepted = [await idle.accepted(f"task {number}", "busy", key=f"key {number}") for number in range(5)]
+        before = [await idle.last(stream) for stream in ("TASKS", "EVENTS", "KV_tasks")]
+
+        for key in (None, "key 5"):
+            refused = await idle.post("one too many", "busy", key=key)
+            assert (refused.status_code, refused.json()["code"]) == (503, "queue-full")
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert int(refused.headers["retry-after"]) >= 1
+        assert [await idle.last(stream) for stream in ("TASKS", "EVENTS", "KV_tasks")] == before
+        assert set(await idle.listed("busy")) == set(accepted)
+        absent = await idle.client.get(f"/v1/tasks/{task_id_for_key('busy', 'key 5')}", headers={"Mesh-Tenant": "busy"})
+        assert absent.status_code == 404
+
+        # A task that is known is not refused; neither is another tenant, nor another lane.
+        assert await idle.accepted("task 0", "busy", key="key 0") == accepted[0]
+        await idle.accepted("hello", "patient")
+        assert (await idle.post("hello", "busy", priority="high")).status_code == 202
+    finally:
+        await idle.connection.requests.api("STREAM.UPDATE.TASKS", TASKS.as_config())
+    # The refused key is free: the client comes back with it.
+    retried = await idle.accepted("one too many", "busy", key="key 5")
+    assert retried == task_id_for_key("busy", "key 5")
+
+
+# A broker that is gone
+
+
+async def holds(reading: Awaitable[T], condition: Callable[[T], bool]) -> bool:
+    """Whether a condition holds of what is read."""
+    return condition(await reading)
+
+
+async def health(bench: Bench) -> tuple[int, dict[str, bool]]:
+    """Status of `/health/ready`, and what it says of each part."""
+    response = await bench.client.get("/health/ready", timeout=10)
+    return response.status_code, {part["name"]: part["ok"] for part in response.json()["checks"]}
+
+
+async def test_without_a_broker_nothing_is_accepted_and_afterwards_all_works(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    recorded = Recorded()
+    async with open_bench(tmp_path_factory, "broken", "ingress", "inference_worker") as bench:
+
+        async def is_ready() -> bool:
+            return (await health(bench))[0] == 200
+
+        async def is_not_ready() -> bool:
+            return not await is_ready()
+
+        async def refused(method: str, path: str, **sent: Any) -> None:
+            response = await bench.client.request(method, path, timeout=10, **sent)
+            assert (response.status_code, response.json()["code"]) == (503, "broker-unavailable"), response.text
+            assert response.headers["content-type"] == "application/problem+json"
+            assert int(response.headers["retry-after"]) >= 1
+
+        assert await health(bench) == (200, dict.fromkeys(("broker", "TASKS", "EVENTS", "KV_tasks"), True))
+        recorded.accepted.add(await bench.accepted("before", "default"))
+        # Accepted is accepted, even if the broker goes while the client waits for the end.
+        waiting = asyncio.create_task(bench.post("!hang 1", "default", wait=3))
+        await until(lambda: holds(bench.listed("default", status="running"), lambda tasks: len(tasks) == 1))
+        in_flight = [asyncio.create_task(bench.post("hello", "default", key=f"key {number}")) for number in range(8)]
+        await bench.mesh.broker.kill()
+        assert {(await answer).status_code for answer in in_flight} <= {202, 503}
+        await until(is_not_ready)
+
+        began = time.monotonic()
+        body = {"input": "hello"}
+        await asyncio.gather(
+            refused("POST", "/v1/tasks", json=body),
+            refused("POST", "/v1/tasks", json=body, headers={"Idempotency-Key": "again"}),
+            refused("POST", "/v1/tasks", json=body, headers={"Prefer": "wait=1"}),
+            refused("GET", "/v1/tasks"),
+            refused("GET", f"/v1/tasks/{new_id()}"),
+        )
+        assert time.monotonic() - began < ANSWER_SECONDS_MAX
+        assert await health(bench) == (503, {"broker": False})
+        assert (await bench.client.get("/health/live")).json()["ok"] is True
+        answer = await waiting
+        assert answer.status_code == 202, answer.text
+        recorded.accepted.add(answer.json()["id"])
+
+        await bench.mesh.broker.start()
+        await until(is_ready)
+        for key in ["again", *(f"key {number}" for number in range(8))]:
+            retried = {await bench.accepted("hello", "default", key=key) for _ in range(2)}
+            assert retried == {task_id_for_key("default", key)}
+            recorded.accepted |= retried
+        await until_no_work_is_left(bench.connection)
+        assert check(recorded, await read_stored(bench.connection.requests)) == []
+
+
+async def test_one_stream_that_is_gone_shows_and_does_not_undo_what_was_accepted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async with open_bench(tmp_path_factory, "halved", "ingress") as bench:
+        await bench.connection.requests.api("STREAM.DELETE.EVENTS")
+        assert await health(bench) == (503, {"broker": True, "TASKS": True, "EVENTS": False, "KV_tasks": True})
+        # TASKS has taken it: the answer is 202, whatever becomes of the rest.
+        response = await bench.post("hello", "default", wait=1)
+        assert (response.status_code, response.json()["status"]) == (202, "queued")
+        assert await bench.last("TASKS") == 1
+        await apply(bench.connection.requests, declared(bench.mesh.settings, ("add",)), update=False)
+        await until(bench.task_has(response.json()["id"], "default", "queued"))
+        assert (await health(bench))[0] == 200

@@ -33,5 +33,5 @@ def settings(broker: Broker, tmp_path: Path) -> Settings:
 async def connection(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to that broker, with all streams as declared."""
     async with connect(settings, "test") as opened:
-        await apply(opened.requests, declared(settings, ("add",)), update=False)
+        await apply(opened.requests, declared(settings), update=False)
         yield opened

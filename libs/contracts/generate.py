@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from contracts.openapi import openapi
 from contracts.schemas import schemas
-from contracts.streams import BUCKETS, STREAMS, consumers
+from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, consumers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMAS = "libs/contracts/spec/schemas"
@@ -25,8 +25,7 @@ CONSUMER_CONFIGURATIONS = "deploy/nats/consumers"
 FOLDERS = (SCHEMAS, STREAM_CONFIGURATIONS, CONSUMER_CONFIGURATIONS)
 
 POOLS = ("default",)
-TOOLS = ("add",)
-"""What the rendered consumers are for: the pool and the tool that are there without a configuration file."""
+"""The pool that is there without a configuration file."""
 
 
 class Drift(NamedTuple):
@@ -42,7 +41,7 @@ def render() -> dict[str, str]:
     files[OPENAPI] = openapi()
     for stream in (*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)):
         files[f"{STREAM_CONFIGURATIONS}/{stream.name}.json"] = stream.as_config()
-    for consumer in consumers(POOLS, TOOLS):
+    for consumer in consumers(POOLS, BUILT_IN_TOOLS):
         files[f"{CONSUMER_CONFIGURATIONS}/{consumer.stream}.{consumer.name}.json"] = consumer.as_config()
     return {path: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for path, content in files.items()}
 

@@ -26,6 +26,8 @@ TASKS_MAX = 50_000
 ACK_PENDING_MAX = 10_000
 """Deliveries in flight in one lane, delayed retries included. The server's default of 1,000 stops a lane early."""
 WORKERS_TTL_SECONDS = 30
+BUILT_IN_TOOLS = ("add",)
+"""The tools that the tool runner brings along; each has a consumer."""
 
 _MIB = 1024**2
 _GIB = 1024**3

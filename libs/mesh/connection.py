@@ -30,6 +30,7 @@ class Connection:
         self.role = role
         self.requests = Requests(client)
         self._reconnected: list[Callable[[], None]] = []
+        self._last_error: str | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -41,7 +42,11 @@ class Connection:
         self._reconnected.append(callback)
 
     async def _on_error(self, error: Exception) -> None:
-        log.warning("broker.error", role=self.role, error=str(error) or type(error).__name__)
+        said = str(error) or type(error).__name__
+        # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
+        if said != self._last_error:
+            log.warning("broker.error", role=self.role, error=said)
+        self._last_error = said
 
     async def _on_disconnected(self) -> None:
         self.requests.on_disconnected()
@@ -50,6 +55,7 @@ class Connection:
 
     async def _on_reconnected(self) -> None:
         log.info("broker.reconnected", role=self.role)
+        self._last_error = None
         self.requests.on_connected()
         for callback in self._reconnected:
             callback()

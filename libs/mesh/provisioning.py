@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from contracts.streams import BUCKETS, STREAMS, ConsumerDeclaration, StreamDeclaration, consumers
+from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, ConsumerDeclaration, StreamDeclaration, consumers
 from mesh.errors import BrokerError
 from mesh.requests import Requests
 from mesh.settings import Settings
@@ -35,7 +35,7 @@ class Declared(NamedTuple):
     consumers: list[ConsumerDeclaration]
 
 
-def declared(settings: Settings, tools: tuple[str, ...]) -> Declared:
+def declared(settings: Settings, tools: tuple[str, ...] = BUILT_IN_TOOLS) -> Declared:
     """The declarations for these settings and tools."""
     return Declared(
         streams=[*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)],

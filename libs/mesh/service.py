@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
+import nats.errors
 import nats.micro
 import structlog
 
@@ -121,7 +122,12 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     try:
-        async with connect(settings, name) as connection:
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(connect(settings, name))
+            except nats.errors.Error as error:
+                # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
+                raise SettingsError(f"MESH_NATS_URL: {error}") from None
             service = Service(name, settings, connection)
             await main(service)
     except asyncio.CancelledError:

@@ -96,8 +96,12 @@ class Submission:
         return Submitted(task, tenant, request.pool, request.priority, accepted_at, "queued", existing=False)
 
     async def close(self) -> None:
-        """Wait for what goes on in the background."""
-        await asyncio.gather(*self._late, return_exceptions=True)
+        """Give what goes on in the background a moment. What does not get through then is the worker's to write."""
+        if self._late:
+            _, late = await asyncio.wait(self._late, timeout=QUEUED_SECONDS_MAX)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self._projection.close()
 
     async def _commit(self, work: TurnWork, traceparent: str | None) -> PubAck:
@@ -147,14 +151,21 @@ class Submission:
         self._projection.submit(record(journal.state), known_revision=0)
 
     async def _first_event(self, tenant: str, task: str) -> TaskQueued | None:
-        page = await read_page(self._requests, "EVENTS", subjects.journal_log(tenant, task), 0, messages_max=1)
-        payload = page.messages[0].payload if page.messages else None
-        if payload is None:
-            if await last_from_leader(self._requests, "EVENTS", subjects.journal_log(tenant, task)) is None:
+        subject = subjects.journal_log(tenant, task)
+        give_up_at = asyncio.get_running_loop().time() + COMMIT_SECONDS_MAX
+        failures = 0
+        while True:
+            page = await read_page(self._requests, "EVENTS", subject, 0, messages_max=1)
+            if page.messages:
+                event = events.decode_event(page.messages[0].payload)
+                return event if isinstance(event, TaskQueued) else None
+            if await last_from_leader(self._requests, "EVENTS", subject) is None:
                 return None
-            raise BrokerUnavailable("the journal can't be read yet")
-        event = events.decode_event(payload)
-        return event if isinstance(event, TaskQueued) else None
+            # Begun between the two reads, or on a leader that is ahead of the replica that answered the first.
+            failures += 1
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise BrokerUnavailable("the journal can't be read yet")
+            await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
 
     async def _duplicate_of(self, work: TurnWork, sequence: int) -> TaskQueued:
         """The first event of the task that TASKS knew already, under this key or by a try of ours that got no answer.

@@ -23,8 +23,6 @@ from meshctl.flags import add_setting_flags, environment_with
 
 log = structlog.get_logger("meshctl.streams")
 
-TOOLS: Final = ("add",)
-"""The tools that the tool runner brings along."""
 CONNECT_SECONDS_MAX: Final = 10.0
 _SETTINGS = ("nats_url", "nats_port", "ack_wait_seconds", "max_deliver")
 
@@ -59,7 +57,7 @@ async def provision(settings: Settings, *, ours: bool) -> None:
     `ours`: the broker serves this mesh alone. Then its consumers follow the settings, since workers do: a lease that
     only one of the two sides knows of is none.
     """
-    wanted = declared(settings, TOOLS)
+    wanted = declared(settings)
     async with connected(settings) as connection:
         await apply(connection.requests, wanted, update=False)
         if ours:
@@ -78,7 +76,7 @@ def _run_apply(arguments: argparse.Namespace) -> int:
 
 async def _apply(settings: Settings) -> None:
     async with connected(settings) as connection:
-        done = await apply(connection.requests, declared(settings, TOOLS), update=True)
+        done = await apply(connection.requests, declared(settings), update=True)
     if output.for_people():
         for difference in done:
             print(f"{'created' if difference.missing else 'updated'}  {_described(difference)}")

@@ -17,7 +17,7 @@ async def main(service: Service) -> None:
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     lanes = Lanes(service.requests, settings.pools)
     submission = Submission(service.requests)
-    ingress = Ingress(settings, service.requests, submission, Following(service.connection), lanes)
+    ingress = Ingress(settings, service.requests, submission, Following(service.connection), lanes, service.stopping)
 
     async def probe() -> list[HealthCheck]:
         return await probe_broker(service.connection)

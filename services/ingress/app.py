@@ -26,7 +26,7 @@ from ingress.requests import (
     parse_wait_seconds,
 )
 from mesh import telemetry
-from mesh.errors import QueueFull
+from mesh.errors import BrokerUnavailable, QueueFull
 from mesh.fold import record
 from mesh.following import Following, TaskNotFound
 from mesh.http import (
@@ -55,13 +55,20 @@ class Ingress:
     """What the routes stand on."""
 
     def __init__(
-        self, settings: Settings, requests: Requests, submission: Submission, following: Following, lanes: Lanes
+        self,
+        settings: Settings,
+        requests: Requests,
+        submission: Submission,
+        following: Following,
+        lanes: Lanes,
+        stopping: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._requests = requests
         self._submission = submission
         self._following = following
         self._lanes = lanes
+        self._stopping = stopping
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
@@ -128,16 +135,26 @@ class Ingress:
         return msgspec.structs.replace(record(journal.state), links=self._links(task))
 
     async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
-        """The finished task, or None if it does not end in time."""
+        """The finished task; None if it does not end in time, or can't be seen: it is accepted all the same."""
+        following = asyncio.create_task(self._end_of(tenant, task))
+        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            async with asyncio.timeout(wait_seconds):
-                follower = await self._following.open(tenant, task, 0)
-                if follower is not None:
-                    async with aclosing(follower.batches(WAIT_POLL_SECONDS)) as batches:
-                        async for _ in batches:
-                            pass
-        except (TimeoutError, TaskNotFound):
+            await asyncio.wait({following, stopping}, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+            return following.result() if following.done() else None
+        except (BrokerUnavailable, TaskNotFound):
             return None
+        finally:
+            following.cancel()
+            stopping.cancel()
+            await asyncio.gather(following, stopping, return_exceptions=True)
+
+    async def _end_of(self, tenant: str, task: str) -> TaskRecord:
+        """The task, once it has ended."""
+        follower = await self._following.open(tenant, task, 0)
+        if follower is not None:
+            async with aclosing(follower.batches(WAIT_POLL_SECONDS)) as batches:
+                async for _ in batches:
+                    pass
         return await self._record(tenant, task)
 
     def _path(self, task: str) -> str:

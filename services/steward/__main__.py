@@ -7,14 +7,12 @@ from mesh.service import Service, background, run
 from steward.lanes import LaneKeeper
 from steward.provisioning import check_provisioning
 
-BUILT_IN_TOOLS = ("add",)
-
 
 async def main(service: Service) -> None:
     """Keep lanes and provisioning until told to stop."""
     settings = service.settings
     lanes = LaneKeeper(service.connection, settings.pools)
-    wanted = declared(settings, BUILT_IN_TOOLS)
+    wanted = declared(settings)
     async with background(lanes.run(), check_provisioning(service.requests, wanted)):
         await service.ready()
         await service.stopping.wait()

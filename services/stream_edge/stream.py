@@ -17,12 +17,14 @@ COMMENT_SECONDS = 15.0
 """How long a stream is silent before a comment keeps proxies from closing it."""
 WRITE_BYTES_MAX = 64 * 1024
 """How much is written at once: with the server's own high-water mark, the most that a slow reader holds."""
+END_SECONDS_MAX = 1.0
+"""How long a reader has to take what is on its way when the edge stops."""
 
-HEADERS = [
+HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
-]
+)
 
 
 async def stream(follower: Follower, receive: Receive, send: Send, stopping: asyncio.Event) -> None:
@@ -39,11 +41,17 @@ async def stream(follower: Follower, receive: Receive, send: Send, stopping: asy
     if isinstance(results[0], Exception):
         # The head is sent: all that is left is to end the stream, and the client resumes.
         log.error("stream.broke", task=follower.task, exc_info=results[0])
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    try:
+        async with asyncio.timeout(END_SECONDS_MAX if stopping.is_set() else None):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except TimeoutError:
+        # A reader that takes nothing more: the server closes the connection.
+        log.info("stream.cut", task=follower.task)
 
 
 async def _pump(follower: Follower, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    # A list of its own: middleware adds to it, and what it adds is this client's.
+    await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
     await _write(send, sse.retry(sse.RETRY_MILLISECONDS))
     async with aclosing(follower.batches(COMMENT_SECONDS)) as batches:
         async for batch in batches:

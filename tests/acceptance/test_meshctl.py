@@ -209,8 +209,8 @@ async def test_what_is_killed_comes_back_where_it_was(mesh: Up) -> None:
     assert mesh.log.read_text().count('"process.died"') == 4
 
 
-async def test_as_many_workers_and_runners_as_asked_for(tmp_path: Path) -> None:
-    async with up(tmp_path / "home", "--workers", "3", variables={"MESH_RUNNERS": "0"}) as mesh:
+async def test_as_many_workers_and_runners_as_asked_for_in_a_home_of_any_name(tmp_path: Path) -> None:
+    async with up(tmp_path / 'the "home" {é}', "--workers", "3", variables={"MESH_RUNNERS": "0"}) as mesh:
         assert {name: len(pids) for name, pids in mesh.ready["pids"].items()} == {
             **dict.fromkeys(SERVICES, 1),
             "inference_worker": 3,

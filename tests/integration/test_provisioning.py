@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 async def test_everything_declared_exists_after_apply_and_a_second_apply_does_nothing(
     connection: Connection, settings: Settings
 ) -> None:
-    wanted = declared(settings, ("add",))
+    wanted = declared(settings)
     assert await compare(connection.requests, wanted) == []
     assert await apply(connection.requests, wanted, update=True) == []
 
@@ -23,7 +23,7 @@ async def test_everything_declared_exists_after_apply_and_a_second_apply_does_no
 async def test_a_missing_stream_and_a_changed_consumer_are_seen_and_repaired(
     connection: Connection, settings: Settings
 ) -> None:
-    wanted = declared(settings, ("add",))
+    wanted = declared(settings)
     await connection.requests.api("STREAM.DELETE.SIGNALS")
     config = {**wanted.consumers[0].as_config(), "max_ack_pending": 7}
     name = f"{wanted.consumers[0].stream}.{wanted.consumers[0].name}"

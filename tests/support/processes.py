@@ -151,7 +151,7 @@ async def running_mesh(folder: Path, *services: str, **variables: str) -> AsyncI
     mesh = Mesh(folder, broker, variables)
     try:
         async with connect(mesh.settings, "test") as connection:
-            await apply(connection.requests, declared(mesh.settings, ("add",)), update=False)
+            await apply(connection.requests, declared(mesh.settings), update=False)
         for service in services:
             await mesh.start(service)
         yield mesh

@@ -12,6 +12,7 @@ import pytest
 
 from contracts import events, subjects
 from contracts.codec import encode
+from contracts.streams import BUILT_IN_TOOLS
 from mesh.decisions import StepFailed
 from mesh.errors import StepLost
 from tests.unit.journals import FoldedStep, HandMadeJournal, tool_work
@@ -19,6 +20,10 @@ from tool_runner.handler import RESULT_BYTES_MAX, CallHandler
 from tool_runner.tools import TOOLS, AddArguments, Tool, ToolRefused, add
 
 # The registry
+
+
+def test_what_is_declared_to_come_along_is_what_the_registry_holds() -> None:
+    assert set(TOOLS) == set(BUILT_IN_TOOLS)
 
 
 @pytest.mark.parametrize("name", TOOLS)

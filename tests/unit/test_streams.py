@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from contracts import streams, subjects
-from contracts.generate import CONSUMER_CONFIGURATIONS, POOLS, REPOSITORY, STREAM_CONFIGURATIONS, TOOLS
-from contracts.streams import BUCKETS, STREAMS, ConsumerDeclaration, StreamDeclaration, consumers
+from contracts.generate import CONSUMER_CONFIGURATIONS, POOLS, REPOSITORY, STREAM_CONFIGURATIONS
+from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, ConsumerDeclaration, StreamDeclaration, consumers
 
 DECLARED: list[StreamDeclaration] = [*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)]
-CONSUMERS = consumers(POOLS, TOOLS)
+CONSUMERS = consumers(POOLS, BUILT_IN_TOOLS)
 BY_NAME = {stream.name: stream for stream in DECLARED}
 SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What is safe as a name on every server and in every file system."""
@@ -167,7 +167,7 @@ def test_a_consumer_is_bounded_and_has_no_backoff(consumer: ConsumerDeclaration)
 
 
 def test_the_lease_and_the_net_can_be_set() -> None:
-    for consumer in consumers(POOLS, TOOLS, ack_wait_seconds=0.5, max_deliver=3):
+    for consumer in consumers(POOLS, BUILT_IN_TOOLS, ack_wait_seconds=0.5, max_deliver=3):
         assert consumer.as_config()["ack_wait"] == NANOSECONDS // 2
         assert consumer.as_config()["max_deliver"] == 3
 

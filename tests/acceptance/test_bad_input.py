@@ -20,11 +20,9 @@ from mesh import http
 from mesh.connection import Connection, connect
 from mesh.reading import last_sequence
 from mesh.settings import Address
-from tests.support.checker import ClientHistory, check_history, read_stored
 from tests.support.clients import Viewer
 from tests.support.processes import Mesh, Process, running_mesh
-from tests.support.tasks import begin_journal, turn_work
-from tests.support.waiting import until, until_no_work_is_left
+from tests.support.waiting import until_no_work_is_left
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
@@ -406,26 +404,6 @@ async def test_the_edge_refuses_a_tenant_with_a_line_break(bench: Bench) -> None
         assert_problem(response, "invalid-request")
 
 
-async def test_one_stream_too_many_is_told_when_to_come_back(bench: Bench) -> None:
-    edge = await bench.mesh.start("stream_edge", MESH_EDGE_ADDRESS="127.0.0.1:0", MESH_EDGE_STREAMS_MAX="1")
-    try:
-        journal = await begin_journal(bench.connection.requests, turn_work())
-        events = f"http://{edge.address}/v1/tasks/{journal.state.task}/events"
-        async with httpx.AsyncClient() as client:
-            async with client.stream("GET", events) as first:
-                assert first.status_code == 200
-                assert_problem(await client.get(events), "rate-limited")
-
-            async def there_is_room_again() -> bool:
-                async with client.stream("GET", events) as again:
-                    return again.status_code == 200
-
-            await until(there_is_room_again)
-    finally:
-        await edge.stop()
-        bench.mesh.processes.remove(edge)
-
-
 # Raw sockets
 
 
@@ -602,44 +580,6 @@ async def test_the_largest_body_is_taken(bench: Bench) -> None:
     response = await bench.ingress.post("/v1/tasks", content=body, headers={**JSON, **WAIT})
     assert (response.status_code, response.json()["status"]) == (200, "completed")
     await until_no_work_is_left(bench.connection)
-
-
-TEXTS = {
-    "line breaks": "a\rb\r\nc\n\nd\n\r",
-    "frames": "x\n\nid: 1\nevent: task.completed\ndata: {}\n\n: comment",
-    "NUL": "a\0b\0",
-    "control characters": "".join(map(chr, range(1, 32))) + "\x7f\x80\x9f",
-    "separators": "a\u2028b\u2029c\u0085d\ufeffe",
-    "emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 \U0010ffff",
-    "right to left": "שלום \u202egnp.exe",
-    "quotes": "\"\\' </script> ${x} \\u0000 \\ud800",
-    "combining": "e\u0301 " + "\u0300" * 200,
-}
-
-
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
-@pytest.mark.parametrize("script", ["", "!rate 0\n"], ids=["as input", "as output"])
-async def test_any_text_goes_through_unchanged(bench: Bench, script: str, text: str) -> None:
-    metadata = {"text": text[:400]}
-    accepted = await bench.ingress.post(
-        "/v1/tasks", content=task_with(input=script + text, metadata=metadata), headers=JSON
-    )
-    assert accepted.status_code == 202, accepted.text
-    task = accepted.json()["id"]
-    history = await Viewer(str(bench.mesh.settings.edge_address), task).follow()
-    events = [json.loads(frame.data) for frame in history.frames]
-    record = (await bench.ingress.get(f"/v1/tasks/{task}")).json()
-    journal = (await read_stored(bench.connection.requests)).journals[task]
-    await until_no_work_is_left(bench.connection)
-
-    assert check_history(ClientHistory(task, history.frames), journal) == []
-    assert events[0]["request"]["input"] == script + text
-    assert record["metadata"] == metadata
-    joined = "".join(event["text"] for event in events if event["type"] == "output.delta")
-    assert joined == record["output"] == events[-1]["output"]
-    assert joined == "".join(stored.event["text"] for stored in journal if stored.event["type"] == "output.delta")
-    if script:
-        assert joined == text.strip("\r\n") + "\n"
 
 
 async def test_after_all_of_this_a_task_still_works(bench: Bench, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ HEAD_BYTES_MAX = 64 * 1024
 """Largest request line and headers together."""
 HEAD_SECONDS_MAX = 30.0
 """How long a head may take to come, from the connection or from its first byte."""
+BODY_SECONDS_MAX = 60.0
+"""How long a body may take to come."""
 
 AnyRequest = Request[object, object, State]
 Probe = Callable[[], Awaitable[list[HealthCheck]]]
@@ -108,10 +110,13 @@ async def read_json_body(request: AnyRequest, bytes_max: int) -> bytes:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > bytes_max:
-                raise too_large
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > bytes_max:
+                    raise too_large
+    except TimeoutError:
+        raise RequestRefused("invalid-request", f"the body did not come within {BODY_SECONDS_MAX:g} s") from None
     except InternalServerException:
         # What litestar makes of a client that is gone: nobody's fault here, and nobody reads the answer.
         raise RequestRefused("invalid-request", "the connection closed before the body was whole") from None

@@ -14,7 +14,8 @@ from mesh.reading import last_sequence, read_page
 from mesh.requests import Requests
 
 WINDOW_FIRST = 256
-WINDOW_MAX = 16_384
+WINDOW_RECORDS_MAX = 4096
+"""A window that holds more of the tenant is made smaller; one that holds few grows, as the broker skips the others."""
 SCAN_MAX = 20_000
 """Records looked at for one page; a page may end early, with a cursor to go on."""
 
@@ -38,6 +39,9 @@ async def list_tasks(
     while before > 1:
         start = max(0, before - 1 - window)
         records = await _read_window(requests, subject_filter, start, before)
+        if records is None:
+            window = max(1, window // 16)
+            continue
         for sequence, task in reversed(records):
             before = sequence
             scanned += 1
@@ -48,7 +52,7 @@ async def list_tasks(
         before = start + 1
         if scanned >= SCAN_MAX:
             return TaskList(tasks=found, cursor=str(before))
-        window = min(window * 4, WINDOW_MAX)
+        window *= 4
     return TaskList(tasks=found, cursor=None)
 
 
@@ -60,8 +64,8 @@ def _parse_cursor(cursor: str) -> int:
 
 async def _read_window(
     requests: Requests, subject_filter: str, after: int, before: int
-) -> list[tuple[int, TaskRecord]]:
-    """Records with sequences between `after` and `before`, both exclusive, in order."""
+) -> list[tuple[int, TaskRecord]] | None:
+    """Records with sequences between `after` and `before`, both exclusive, in order; None if they are too many."""
     records: list[tuple[int, TaskRecord]] = []
     more = True
     while more:
@@ -72,4 +76,6 @@ async def _read_window(
             after = message.sequence
             if message.payload:  # a deleted key leaves an empty marker
                 records.append((message.sequence, decode(message.payload, TaskRecord)))
+        if len(records) > WINDOW_RECORDS_MAX:
+            return None
     return records

@@ -17,7 +17,7 @@ from mesh.journal import Journal
 from mesh.settings import Address
 from stream_edge.stream import WRITE_BYTES_MAX
 from tests.support.checker import ClientHistory, Frame, Recorded, check, check_history, read_stored
-from tests.support.clients import PostingConnection, Viewer
+from tests.support.clients import Chunks, PostingConnection, Viewer
 from tests.support.processes import running_mesh
 from tests.support.tasks import append_text, begin_journal, complete_with, end_task, turn_work
 from tests.support.waiting import until, until_no_work_is_left
@@ -79,7 +79,7 @@ async def open_slow_reader(address: Address, task: str, receive_bytes: int = 409
     reader.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(reader, (address.host, address.port))
-    await loop.sock_sendall(reader, f"GET /v1/tasks/{task}/events HTTP/1.0\r\nHost: edge\r\n\r\n".encode())
+    await loop.sock_sendall(reader, f"GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: edge\r\n\r\n".encode())
     return reader
 
 
@@ -137,10 +137,13 @@ async def test_a_slow_viewer_that_catches_up_has_missed_nothing(tmp_path: Path) 
         received = await loop.sock_recv(slow, 256)
         # Nothing is read while all of it is written: the edge drops its buffer, many times over.
         await write_large_journal(journal, LARGE_EVENTS // 4)
-        while data := await loop.sock_recv(slow, 65536):
-            received += data
+        head, _, chunked = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        chunks = Chunks()
+        body = chunks.feed(chunked)
+        while not chunks.ended:
+            body += chunks.feed(await loop.sock_recv(slow, 65536))
         slow.close()
-        body = received.partition(b"\r\n\r\n")[2]
         frames = [
             Frame(int(frame.last_event_id), frame.event_type, frame.data.encode()) for frame in Decoder().feed(body)
         ]

@@ -30,10 +30,31 @@ async def open_stream(
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     cursor = f"Last-Event-ID: {after}\r\n" if after is not None else ""
-    # HTTP/1.0: the body is what comes until the connection closes, without chunks around it.
-    writer.write(f"GET /v1/tasks/{task}/events HTTP/1.0\r\nHost: {address}\r\n{cursor}\r\n".encode())
+    writer.write(f"GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: {address}\r\n{cursor}\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")
     return int(head.split(b" ", 2)[1]), reader, writer
+
+
+class Chunks:
+    """Takes the chunks of HTTP/1.1 (RFC 9112, section 7.1) apart, however the bytes are cut."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self.ended = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The content of the chunks that are whole now."""
+        self._buffer += data
+        content = bytearray()
+        while (line_end := self._buffer.find(b"\r\n")) >= 0:
+            size = int(self._buffer[:line_end], 16)
+            whole = line_end + 2 + size + 2
+            if len(self._buffer) < whole:
+                break
+            self.ended = self.ended or size == 0
+            content += self._buffer[line_end + 2 : whole - 2]
+            del self._buffer[:whole]
+        return bytes(content)
 
 
 class Viewer:
@@ -66,11 +87,12 @@ class Viewer:
         status, reader, writer = await open_stream(self.address, self.history.task, self.cursor)
         self.connections += 1
         decoder = Decoder()
+        chunks = Chunks()
         try:
             if status != 200:
                 raise StreamRefused(status)
-            while data := await reader.read(65536):
-                for frame in decoder.feed(data):
+            while not chunks.ended and (data := await reader.read(65536)):
+                for frame in decoder.feed(chunks.feed(data)):
                     self._record(frame.event_type, frame.last_event_id, frame.data)
                     if self.ended or cut(len(self.history.frames)):
                         return

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
+import nats.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -93,6 +94,8 @@ class Lane:
                 await pull.ended
         except TimeoutError:
             pass  # The pull was lost, or its end was: the next one will tell.
+        except (nats.errors.Error, OSError) as error:
+            raise LaneUnavailable(f"{self.stream}/{self.consumer}: {error}") from None
         finally:
             self._pull = None
         return pull.received

@@ -6,9 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import msgspec
 import nats.errors
@@ -69,16 +68,6 @@ class Service:
         if descriptor:
             with os.fdopen(int(descriptor), "wb") as pipe:
                 pipe.write(msgspec.json.encode(Ready(self.name, os.getpid(), address)) + b"\n")
-
-
-@asynccontextmanager
-async def background(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run endless jobs beside the body. They are cancelled at its end; one that breaks ends the body, and raises."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(job) for job in jobs]
-        yield
-        for task in tasks:
-            task.cancel()
 
 
 def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:

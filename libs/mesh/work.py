@@ -23,6 +23,7 @@ from contracts.events import JournalEvent, Stamp
 from contracts.retries import STEP_POLICY
 from contracts.work import ToolWork, TurnWork, Work, decode_work
 from mesh import dead_letters, telemetry
+from mesh.background import background
 from mesh.clock import now
 from mesh.connection import Connection
 from mesh.decisions import (
@@ -139,17 +140,13 @@ class WorkLoop:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until `stopping`; then pull no more, let running steps end, and hand over what does not."""
-        heartbeats = asyncio.create_task(self._leases.run())
-        pulls = [asyncio.create_task(self._pull_lane(lane)) for lane in self._lanes]
-        try:
-            await stopping.wait()
-        finally:
-            for pull in pulls:
-                pull.cancel()
-            await asyncio.gather(*pulls, return_exceptions=True)
-            await self._drain()
-            heartbeats.cancel()
-            await asyncio.gather(heartbeats, return_exceptions=True)
+        async with background(self._leases.run()):
+            try:
+                async with background(*(self._pull_lane(lane) for lane in self._lanes)):
+                    await stopping.wait()
+            finally:
+                # Leases are kept until the last step is out of hand.
+                await self._drain()
 
     async def _drain(self) -> None:
         log.info("work.draining", steps=len(self._running))

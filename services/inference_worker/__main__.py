@@ -7,7 +7,8 @@ from contracts.subjects import PRIORITIES
 from inference_worker.lane_reports import LaneReporter
 from inference_worker.providers import create_provider
 from inference_worker.turns import TurnHandler
-from mesh.service import Service, background, run
+from mesh.background import background
+from mesh.service import Service, run
 from mesh.settings import Settings
 from mesh.work import LaneSpec, WorkLoop
 

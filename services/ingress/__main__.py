@@ -5,9 +5,10 @@ from __future__ import annotations
 from contracts.status import HealthCheck
 from ingress.app import Ingress, create_app
 from ingress.lanes import Lanes
+from mesh.background import background
 from mesh.following import Following
 from mesh.http import address_of, bind, serve
-from mesh.service import Service, background, probe_broker, run
+from mesh.service import Service, probe_broker, run
 from mesh.submission import Submission
 
 

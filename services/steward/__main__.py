@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mesh.background import background
 from mesh.provisioning import declared
-from mesh.service import Service, background, run
+from mesh.service import Service, run
 from steward.lanes import LaneKeeper
 from steward.provisioning import check_provisioning
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from mesh.connection import Connection, connect
 from mesh.provisioning import apply, declared
 from mesh.settings import Settings
 from tests.support.broker import Broker
+
+# A shell that starts the tests in the background has SIGINT ignored, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ log = structlog.get_logger("mesh.service")
 READY_FD_VARIABLE = "MESH_READY_FD"
 """A file descriptor that a service writes one `Ready` line to, and closes, once it serves."""
 PROBE_TIMEOUT_SECONDS = 2.0
+STOP_INSISTS_SECONDS = 0.2
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,8 +105,10 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
         if service is not None:
             service.stopping.set()
         elif this_task is not None:
-            # Still waiting for a broker, which may take for ever: there is nothing to drain.
+            # Still waiting for a broker, which may take for ever: there is nothing to drain. Python 3.11's wait_for,
+            # which the client connects with, loses a cancellation that comes just as a connection opens: insist.
             this_task.cancel()
+            loop.call_later(STOP_INSISTS_SECONDS, stop)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

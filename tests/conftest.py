@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mesh.connection import Connection, connect
@@ -16,6 +17,10 @@ from tests.support.broker import Broker
 
 # A shell that starts the tests in the background has SIGINT ignored, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test passes or fails by the clock: an example that is slow on a busy machine is no defect.
+hypothesis.settings.register_profile("taskmesh", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("taskmesh")
 
 
 @pytest.fixture

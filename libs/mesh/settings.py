@@ -6,11 +6,13 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from contracts.retries import STEP_POLICY
 from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
+from mesh.configuration import Configuration, default_configuration, load_configuration
 from mesh.errors import SettingsError
 
 PORT_MAX = 65_535
@@ -30,7 +32,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`."""
+    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last one."""
 
     home: Path = Path(".mesh")
     """Data folder of the embedded broker, logs, pids."""
@@ -56,6 +58,8 @@ class Settings:
     """Processes of tool_runner that `meshctl up` starts."""
     worker_concurrency: int = 64
     """Steps at once in one worker or runner process."""
+    config: Path | None = None
+    """The file that names pools and providers; unset is `mesh.toml`, if it is there."""
     ack_wait_seconds: float = ACK_WAIT_SECONDS
     """Lease of a step. Heartbeats go out at a third of it."""
     max_tries: int = STEP_POLICY.tries_max
@@ -72,6 +76,8 @@ class Settings:
     """debug, info, warning or error."""
     scripted_allow_exit: bool = False
     """Whether the scripted model obeys `!exit`, which kills its process. For failure tests."""
+    configuration: Configuration = field(default_factory=default_configuration)
+    """What that file says. It has no variable of its own."""
 
     @property
     def broker_url(self) -> str:
@@ -86,24 +92,29 @@ class Settings:
     @property
     def pools(self) -> tuple[str, ...]:
         """Names of the pools. Without a configuration file there is one."""
-        return ("default",)
+        return tuple(self.configuration.pools)
+
+
+def variable_fields() -> list[Field[Any]]:
+    """The fields of `Settings` that are variables."""
+    return [each for each in fields(Settings) if each.name != "configuration"]
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read settings from variables. Raises `SettingsError` that names the variable at fault."""
+    """Read settings from variables, and the configuration file. Raises `SettingsError` that names what is at fault."""
     values: dict[str, object] = {}
-    for field in fields(Settings):
-        variable = f"MESH_{field.name.upper()}"
+    for setting in variable_fields():
+        variable = f"MESH_{setting.name.upper()}"
         raw = environment.get(variable)
         if raw is None or raw == "":
             continue
         try:
-            values[field.name] = _parse(str(field.type), raw)
+            values[setting.name] = _parse(str(setting.type), raw)
         except ValueError as error:
             raise SettingsError(f"{variable}={raw!r}: {error}") from None
     settings = Settings(**values)  # type: ignore[arg-type]  # _parse returned what each field's type says
     _check(settings)
-    return settings
+    return replace(settings, configuration=load_configuration(settings.config))
 
 
 def _check(settings: Settings) -> None:

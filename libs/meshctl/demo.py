@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from contracts.errors import TaskmeshError
 from mesh import telemetry
+from mesh.configuration import NO_FILE
 from mesh.settings import load_settings
 from meshctl.assembly import Assembly, run_mesh
 from meshctl.client import Client, Received
@@ -81,6 +82,7 @@ def demo_environment(environment: Mapping[str, str], folder: Path) -> dict[str, 
         "MESH_INGRESS_ADDRESS": "127.0.0.1:0",
         "MESH_EDGE_ADDRESS": "127.0.0.1:0",
         "MESH_LOG_LEVEL": "warning",
+        "MESH_CONFIG": NO_FILE,
     }
 
 

@@ -7,11 +7,11 @@ import ast
 import inspect
 import itertools
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import NamedTuple
 
 import mesh.settings
-from mesh.settings import Settings
+from mesh.settings import Settings, variable_fields
 
 _DESTINATION_PREFIX = "setting_"
 _METAVARS = {"int": "N", "float": "SECONDS", "Path": "PATH", "Address": "HOST:PORT", "str": "TEXT"}
@@ -29,10 +29,10 @@ class SettingFlag(NamedTuple):
 
 
 def setting_flags() -> list[SettingFlag]:
-    """One flag for each field of `Settings`, in its order."""
+    """One flag for each field of `Settings` that is a variable, in its order."""
     documentation = _documentation()
     flags: list[SettingFlag] = []
-    for field in fields(Settings):
+    for field in variable_fields():
         kind = str(field.type).removesuffix(" | None")
         default = _shown(None if field.default is MISSING else field.default)
         flags.append(

@@ -10,6 +10,7 @@ from typing import Any
 
 from contracts import VERSION
 from mesh import telemetry
+from mesh.configuration import check_api_keys
 from mesh.settings import Settings, load_settings
 from meshctl import output
 from meshctl.assembly import Assembly, run_mesh
@@ -46,6 +47,8 @@ def add_commands(commands: Any) -> None:
 def _run_up(arguments: argparse.Namespace) -> int:
     environment = environment_with(arguments, os.environ)
     settings = load_settings(environment)
+    # The worker would say so too, but only once everything else has been started.
+    check_api_keys(settings.configuration, environment)
     telemetry.configure(settings, "meshctl")
     return asyncio.run(_up(settings, environment, first_task=arguments.first_task))
 

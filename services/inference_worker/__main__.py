@@ -5,7 +5,8 @@ from __future__ import annotations
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
 from inference_worker.lane_reports import LaneReporter
-from inference_worker.providers import create_provider
+from inference_worker.pools import PoolHandlers
+from inference_worker.providers import open_providers
 from inference_worker.turns import TurnHandler
 from mesh.background import background
 from mesh.service import Service, run
@@ -32,9 +33,12 @@ async def main(service: Service) -> None:
     """Run turns until told to stop."""
     settings = service.settings
     reporter = LaneReporter(service.connection, service.worker)
-    handler = TurnHandler(create_provider(settings), on_claimed=reporter.claimed, on_finished=reporter.finished)
-    loop = WorkLoop(service.connection, settings, lanes(settings), handler, service.worker)
-    async with background(reporter.run()):
+    async with open_providers(settings) as providers, background(reporter.run()):
+        handlers = {
+            pool: TurnHandler(provider, on_claimed=reporter.claimed, on_finished=reporter.finished)
+            for pool, provider in providers.items()
+        }
+        loop = WorkLoop(service.connection, settings, lanes(settings), PoolHandlers(handlers), service.worker)
         await service.ready()
         await loop.run(service.stopping)
 

@@ -1,32 +1,40 @@
-"""Model providers: what each must do, and which there are.
+"""Model providers: what each must do, which there are, and which pool has which.
 
-A provider's failures are `StepFailed`, raised by its stream. There are six codes:
+A provider's failures are `StepFailed`, raised by its stream. These are their codes:
 
-    rate-limited, provider-overloaded, provider-error, provider-disconnected   retryable
-    provider-bad-request, invalid-script                                       terminal: the request is at fault
+    rate-limited, provider-overloaded, provider-error, provider-disconnected,
+    provider-timeout, provider-unreachable                                     retryable
+    provider-bad-request, context-too-long, invalid-script                     terminal: the request is at fault
+    provider-unauthorized, quota-exhausted                                     neither: a dead letter, for the operator
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from inference_worker.chunks import Chunk, TurnInput
+from inference_worker.openai import OpenAIProvider, open_client
 from inference_worker.scripted import ScriptedProvider
+from mesh.configuration import (
+    OpenAIProviderConfiguration,
+    PoolConfiguration,
+    ProviderConfiguration,
+    ScriptedProviderConfiguration,
+    api_key,
+)
 from mesh.settings import Settings
 
 
-class Provider(Protocol):
+class Source(Protocol):
     """A source of model turns. One serves many turns at once."""
 
     @property
-    def kind(self) -> str:
-        """Its name in claims and dead letters."""
-        ...
-
-    @property
-    def default_model(self) -> str:
-        """The model of a request that names none."""
+    def name(self) -> str:
+        """Its name in claims and dead letters: the one that the configuration gives it."""
         ...
 
     @property
@@ -42,12 +50,55 @@ class Provider(Protocol):
         ...
 
 
-PROVIDERS: dict[str, Callable[[Settings], Provider]] = {
-    "scripted": lambda settings: ScriptedProvider(exit_allowed=settings.scripted_allow_exit),
-}
-"""Provider kind → how one is made."""
+class Provider(Source, Protocol):
+    """A source, and the model that a pool takes from it."""
+
+    @property
+    def default_model(self) -> str:
+        """The model of a request that names none."""
+        ...
 
 
-def create_provider(settings: Settings) -> Provider:
-    """The provider of this process."""
-    return PROVIDERS["scripted"](settings)
+class PoolProvider:
+    """What a pool makes of its provider: its own model, and its own limit."""
+
+    def __init__(self, source: Source, default_model: str, max_output_tokens: int | None) -> None:
+        self.name = source.name
+        self.default_model = default_model
+        self.continues_prefix = source.continues_prefix
+        self._source = source
+        self._max_output_tokens = max_output_tokens
+
+    def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        """Generate a turn, within the pool's limit."""
+        limits = [limit for limit in (turn.max_output_tokens, self._max_output_tokens) if limit is not None]
+        return self._source.stream(replace(turn, max_output_tokens=min(limits, default=None)))
+
+
+@asynccontextmanager
+async def open_providers(
+    settings: Settings, environment: Mapping[str, str] = os.environ
+) -> AsyncIterator[dict[str, Provider]]:
+    """The provider of each pool; connections are closed at the end. Raises `SettingsError` for a missing key."""
+    configuration = settings.configuration
+    async with AsyncExitStack() as stack:
+        sources: dict[str, Source] = {}
+        for name in sorted({pool.provider for pool in configuration.pools.values()}):
+            key = api_key(configuration, name, environment)
+            sources[name] = await _open(stack, settings, name, configuration.providers[name], key)
+        yield {name: _of_pool(sources[pool.provider], pool) for name, pool in configuration.pools.items()}
+
+
+async def _open(
+    stack: AsyncExitStack, settings: Settings, name: str, configuration: ProviderConfiguration, key: str | None
+) -> Source:
+    match configuration:
+        case ScriptedProviderConfiguration():
+            return ScriptedProvider(name, exit_allowed=settings.scripted_allow_exit)
+        case OpenAIProviderConfiguration():
+            client = open_client(configuration, key, connections_max=settings.worker_concurrency)
+            return OpenAIProvider(name, configuration, await stack.enter_async_context(client), key)
+
+
+def _of_pool(source: Source, pool: PoolConfiguration) -> Provider:
+    return PoolProvider(source, pool.model or ScriptedProvider.default_model, pool.max_output_tokens)

@@ -36,11 +36,13 @@ class ScriptedProvider:
     is obeyed, which kills this process.
     """
 
-    kind = "scripted"
     default_model = "scripted"
     continues_prefix = True
 
-    def __init__(self, *, exit_allowed: bool, exit_process: Callable[[], None] = _kill_this_process) -> None:
+    def __init__(
+        self, name: str = "scripted", *, exit_allowed: bool, exit_process: Callable[[], None] = _kill_this_process
+    ) -> None:
+        self.name = name
         self._exit_allowed = exit_allowed
         self._exit_process = exit_process
 

@@ -63,7 +63,7 @@ class TurnHandler:
         model = self._provider.default_model
         if state.queued is not None and state.queued.request.model is not None:
             model = state.queued.request.model
-        return {"provider": self._provider.kind, "model": model}
+        return {"provider": self._provider.name, "model": model}
 
     async def perform(self, step: ClaimedStep) -> None:
         """Generate the turn, and append its result and the task's end. Raises `StepFailed`."""

@@ -31,7 +31,9 @@ FREE_PORTS = ["--nats-port", "0", "--ingress-address", "127.0.0.1:0", "--edge-ad
 SERVICES = {"ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "nats_server"}
 READY_SECONDS = 40
 STOP_SECONDS_MAX = 10
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")} | {
+    "MESH_CONFIG": os.devnull  # not the mesh.toml of whoever runs the tests
+}
 
 
 def runs(pid: int) -> bool:

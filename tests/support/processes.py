@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from mesh.configuration import NO_FILE
 from mesh.connection import connect
 from mesh.provisioning import apply, declared
 from mesh.service import READY_FD_VARIABLE, Ready
@@ -106,6 +107,7 @@ class Mesh:
             "MESH_INGRESS_ADDRESS": f"127.0.0.1:{free_port()}",
             "MESH_EDGE_ADDRESS": f"127.0.0.1:{edge_port}",
             "MESH_LOG_FORMAT": "json",
+            "MESH_CONFIG": NO_FILE,
             **variables,
         }
         self.settings = load_settings(self.environment)

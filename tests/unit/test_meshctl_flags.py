@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from mesh.settings import Address, Settings, load_settings
+from mesh.settings import Address, load_settings, variable_fields
 from meshctl.__main__ import build_parser
 from meshctl.demo import demo_environment
 from meshctl.flags import add_setting_flags, environment_with, setting_flags
@@ -22,7 +21,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def test_each_setting_has_a_flag_a_variable_and_its_own_words() -> None:
     flags = {flag.name: flag for flag in setting_flags()}
-    assert list(flags) == [field.name for field in fields(Settings)]
+    assert list(flags) == [field.name for field in variable_fields()]
     assert flags["nats_port"].flag == "--nats-port"
     assert flags["nats_port"].variable == "MESH_NATS_PORT"
     assert flags["nats_port"].help == "Port of the embedded broker; 0 takes a free one. [4222]"
@@ -60,12 +59,14 @@ def test_the_demonstration_takes_nothing_from_another_mesh() -> None:
         "MESH_NATS_URL": "nats://production:4222",
         "MESH_WORKERS": "0",
         "MESH_NATS_SERVER": "/opt/n",
+        "MESH_CONFIG": "/production/mesh.toml",
         "HOME": "/h",
     }
     environment = demo_environment(others, Path("/tmp/demo"))  # noqa: S108 - a name, nothing is written there
     settings = load_settings(environment)
     assert (settings.nats_url, settings.workers, settings.nats_server) == (None, 1, "/opt/n")
     assert (settings.nats_port, settings.ingress_address.port, settings.edge_address.port) == (0, 0, 0)
+    assert settings.pools == ("default",)
     assert environment["HOME"] == "/h"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contracts.events import Usage
 from contracts.tasks import Message
 from inference_worker.chunks import Finished, TextDelta, TurnInput
-from inference_worker.providers import create_provider
+from inference_worker.providers import open_providers
 from inference_worker.script import (
     EXCERPT_CHARACTERS_MAX,
     Failure,
@@ -356,11 +356,13 @@ async def test_closing_the_stream_ends_a_silence() -> None:
 
 @pytest.mark.parametrize("allowed", [True, False])
 async def test_the_provider_of_a_process_obeys_its_settings(allowed: bool) -> None:
-    provider = create_provider(Settings(scripted_allow_exit=allowed))
-    assert (provider.kind, provider.continues_prefix) == ("scripted", True)
-    stream = provider.stream(turn_input("!exit 1\n!say 2", deliveries=2))
-    if allowed:
-        assert [chunk async for chunk in stream][:1] == [TextDelta("t0 ")]
-    else:
-        with pytest.raises(StepFailed, match="MESH_SCRIPTED_ALLOW_EXIT"):
-            await anext(stream)
+    async with open_providers(Settings(scripted_allow_exit=allowed)) as providers:
+        provider = providers["default"]
+        described = (provider.name, provider.default_model, provider.continues_prefix)
+        assert described == ("scripted", "scripted", True)
+        stream = provider.stream(turn_input("!exit 1\n!say 2", deliveries=2))
+        if allowed:
+            assert [chunk async for chunk in stream][:1] == [TextDelta("t0 ")]
+        else:
+            with pytest.raises(StepFailed, match="MESH_SCRIPTED_ALLOW_EXIT"):
+                await anext(stream)

@@ -34,7 +34,7 @@ Event = Chunk | BaseException | Callable[[], Awaitable[object]]
 class PlayedProvider:
     """Plays back chunks, raises exceptions and awaits functions, in order; remembers what it was asked."""
 
-    kind = "played"
+    name = "played"
     default_model = "played-1"
 
     def __init__(self, *chunks: Event, continues_prefix: bool = True) -> None:

@@ -1,0 +1,271 @@
+"""The answer of a chat completions stream: bytes to lines, lines to chunks, chunks to one answer. Pure.
+
+The dialects differ (shared facts are in the OpenAI API reference; the rest was seen in vLLM, llama.cpp and Ollama), and
+this reads all of them: thinking is `reasoning` or `reasoning_content`; `content` may be null; the usage comes in a
+chunk of its own, in the last one, in each, or not at all; `[DONE]` may come without a blank line, or never.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from contracts.events import FinishReason, Usage
+from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta
+from inference_worker.openai_errors import ProviderFailed, failure_in_stream
+
+LINE_BYTES_MAX = 4 * 1024 * 1024
+"""The longest line: a call comes whole from some servers, and its arguments may be a document."""
+CALLS_MAX = 128
+"""Most calls of one answer."""
+ARGUMENTS_CHARACTERS_MAX = 256 * 1024
+"""Most of the arguments of all of them: they have to fit into one event."""
+
+_DONE = b"[DONE]"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_FINISH_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "model_length": "length",
+    "max_tokens": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+"""What is not here, and no failure, means that the model was done in some way of its own: stop."""
+_FAILED_REASONS = frozenset({"error", "abort"})
+
+
+class LineReader:
+    """Takes Server-Sent Events apart, however the bytes are cut, and as soon as a line is whole.
+
+    Leaner than the standard, as these servers are: each event is one line of `data`. So nothing waits for the blank
+    line, which some leave out. llama.cpp sends errors as a field `error`.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads that are whole now. Raises `ProviderFailed` for a line that is too long."""
+        *lines, self._rest = _LINE_END.split(self._rest + data)
+        if len(self._rest) > LINE_BYTES_MAX:
+            raise ProviderFailed("provider-error", f"a line of more than {LINE_BYTES_MAX} bytes", retryable=True)
+        return [payload for line in lines if (payload := _payload(line))]
+
+    def end(self) -> list[bytes]:
+        """What stood in a last line without an end."""
+        rest, self._rest = self._rest, b""
+        payload = _payload(rest)
+        return [payload] if payload else []
+
+
+def _payload(line: bytes) -> bytes | None:
+    name, _, value = line.partition(b":")
+    return value.strip() if name in (b"data", b"error") else None
+
+
+class FunctionDelta(msgspec.Struct):
+    """A part of a call's function."""
+
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCallDelta(msgspec.Struct):
+    """A part of a call."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionDelta | None = None
+
+
+class Delta(msgspec.Struct):
+    """What is new."""
+
+    content: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class Choice(msgspec.Struct):
+    """One of the answers; only one is asked for."""
+
+    index: int = 0
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class ChunkUsage(msgspec.Struct):
+    """Tokens, as the server counted them."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class LlamaTimings(msgspec.Struct):
+    """llama.cpp's own count: what it read of the prompt, what it had of it, what it generated."""
+
+    prompt_n: int = 0
+    cache_n: int = 0
+    predicted_n: int = 0
+
+
+class CompletionChunk(msgspec.Struct):
+    """`chat.completion.chunk`, as far as it is read."""
+
+    object: str | None = None
+    choices: list[Choice] | None = None
+    usage: ChunkUsage | None = None
+    timings: LlamaTimings | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class RequestedCall(msgspec.Struct, frozen=True):
+    """A call that the model asks for, with the model's own id."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+
+_chunks = msgspec.json.Decoder(CompletionChunk)
+
+
+class Answer:
+    """What a server has said so far.
+
+    `begun`: the first token has come. `finish_reason`: why the model stopped, in the server's words; None as long as
+    it has not. `done`: nothing more will come.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.done = False
+        self.finish_reason: str | None = None
+        self._usage = Usage()
+        self._calls: list[_Call] = []
+        self._arguments_characters = 0
+
+    def take(self, payload: bytes) -> list[Chunk]:
+        """Take the payload of one line. Raises `ProviderFailed` for an error in mid-stream, and for rubbish."""
+        if self.done or payload == _DONE:
+            self.done = True
+            return []
+        try:
+            chunk = _chunks.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise self._rubbish(payload) from None
+        if chunk.object == "error" or bytes(chunk.error) not in (b"null", b"{}", b'""'):
+            raise failure_in_stream(msgspec.json.decode(payload))
+        self._count(chunk)
+        out: list[Chunk] = []
+        for choice in chunk.choices or ():
+            if choice.index != 0:
+                continue
+            if choice.delta is not None:
+                self._take_delta(choice.delta, out)
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+        return out
+
+    def take_last(self, payloads: list[bytes]) -> list[Chunk]:
+        """Take what stood in a last line without an end. If that was cut off it counts for nothing."""
+        chunks: list[Chunk] = []
+        for payload in payloads:
+            try:
+                if payload != _DONE:
+                    msgspec.json.decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
+            chunks += self.take(payload)
+        return chunks
+
+    def finished(self) -> Finished:
+        """The end of the answer. Raises `ProviderFailed` if it has none, or is one that this version can't use."""
+        reason = self.finish_reason
+        if reason is None:
+            raise ProviderFailed("provider-disconnected", "the stream ended without a finish_reason", retryable=True)
+        if reason in _FAILED_REASONS:
+            raise ProviderFailed("provider-error", f"the server gave up: {reason}", retryable=True)
+        if self._calls:
+            message = "the model asked for tools, which this version does not run"
+            raise ProviderFailed("provider-bad-request", message, terminal=True)
+        return Finished(finish_reason=_FINISH_REASONS.get(reason, "stop"), usage=self._usage)
+
+    def calls(self) -> list[RequestedCall]:
+        """The calls asked for, in order. Raises `ProviderFailed` if one is cut off, whatever finish_reason says."""
+        return [call.whole() for call in self._calls]
+
+    def _take_delta(self, delta: Delta, out: list[Chunk]) -> None:
+        reasoning = delta.reasoning or delta.reasoning_content  # where both are there they are the same
+        if reasoning:
+            out.append(ReasoningDelta(reasoning))
+        text = delta.content or delta.refusal
+        if text:
+            out.append(TextDelta(text))
+        for call in delta.tool_calls or ():
+            self._take_call(call)
+        self.begun = self.begun or bool(out or delta.tool_calls)
+
+    def _take_call(self, delta: ToolCallDelta) -> None:
+        """Calls are told apart by index; but a new id is a new call (Ollama's older ones all have index 0)."""
+        call = next((each for each in reversed(self._calls) if delta.index is None or each.index == delta.index), None)
+        if call is None or (delta.id and call.id and delta.id != call.id):
+            if len(self._calls) >= CALLS_MAX:
+                raise ProviderFailed("provider-error", f"more than {CALLS_MAX} calls in one answer", retryable=True)
+            call = _Call(delta.index)
+            self._calls.append(call)
+        call.id = call.id or delta.id or ""
+        if delta.function is None:
+            return
+        call.name = call.name or delta.function.name or ""
+        arguments = delta.function.arguments or ""
+        part = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+        self._arguments_characters += len(part)
+        if self._arguments_characters > ARGUMENTS_CHARACTERS_MAX:
+            raise ProviderFailed("provider-error", "the arguments of the calls are too long", retryable=True)
+        call.arguments.append(part)
+
+    def _count(self, chunk: CompletionChunk) -> None:
+        """The last count stands: some servers send one in each chunk, or null in all but one."""
+        if chunk.usage is not None:
+            prompt, completion = chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0
+        elif chunk.timings is not None and self._usage == Usage():
+            prompt, completion = chunk.timings.prompt_n + chunk.timings.cache_n, chunk.timings.predicted_n
+        else:
+            return
+        self._usage = Usage(input_tokens=max(0, prompt), output_tokens=max(0, completion))
+
+    def _rubbish(self, payload: bytes) -> ProviderFailed:
+        """What is no chunk: an error in some other form, if it is JSON that says so, or nothing that can be read."""
+        try:
+            value = msgspec.json.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ProviderFailed("provider-error", "a chunk is not JSON", retryable=True)
+        if isinstance(value, dict) and (value.get("error") or value.get("object") == "error" or "choices" not in value):
+            return failure_in_stream(value)
+        return ProviderFailed("provider-error", "a chunk is of an unknown form", retryable=True)
+
+
+class _Call:
+    """A call that is being gathered."""
+
+    def __init__(self, index: int | None) -> None:
+        self.index = index
+        self.id = ""
+        self.name = ""
+        self.arguments: list[str] = []
+
+    def whole(self) -> RequestedCall:
+        try:
+            arguments = msgspec.json.decode("".join(self.arguments).strip() or "{}", type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError):
+            raise ProviderFailed(
+                "provider-error", "the arguments of a call are no JSON object", retryable=True
+            ) from None
+        return RequestedCall(self.id, self.name, arguments)

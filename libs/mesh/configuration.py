@@ -8,6 +8,7 @@ it. API keys are never in this file: it names the variables that hold them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,8 +29,8 @@ FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
 Name = Annotated[str, exactly(LANE_NAME_PATTERN, 48)]
-HeaderName = Annotated[str, exactly("[A-Za-z0-9!#$%&'*+.^_`|~-]+", 128)]
-HeaderValue = Annotated[str, exactly("[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?", 1024)]
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
 _RESERVED_HEADERS = frozenset({"authorization", "content-type", "content-length", "host", "transfer-encoding"})
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class OpenAIProviderConfiguration(
     """How long the first token may take: queueing, loading the model and reading the prompt are in it."""
     between_tokens_seconds: Seconds = 60.0
     """How long the next one may take from there on."""
-    headers: dict[HeaderName, HeaderValue] = {}
+    headers: dict[str, str] = {}
     """Sent with each request."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     """The name of the limit in requests. Absent: OpenAI's own new name at api.openai.com, else the one all know."""
@@ -192,9 +193,11 @@ def _check_openai(provider: OpenAIProviderConfiguration, key: str, source: str) 
     if url.username is not None or url.query or url.fragment:
         # Not shown: what is in there may be a password.
         raise SettingsError(f"{source}: {key}.base_url: takes no user, no query and no fragment")
-    for name in provider.headers:
+    for name, value in provider.headers.items():
+        if _HEADER_NAME.fullmatch(name) is None or _HEADER_VALUE.fullmatch(value) is None:
+            raise SettingsError(f"{source}: {key}.headers.{name!r}: is no header's name, or its value is none")
         if name.lower() in _RESERVED_HEADERS:
-            raise SettingsError(f"{source}: {key}.headers.{name}: can't be set here (a key: api_key_env)")
+            raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
 
 
 def _one_line(error: Exception) -> str:

@@ -123,6 +123,15 @@ class CompletionChunk(msgspec.Struct):
     usage: ChunkUsage | None = None
     timings: LlamaTimings | None = None
     error: msgspec.Raw = msgspec.Raw(b"null")
+    message: msgspec.Raw | None = None
+    """Only errors have one here."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is an error, in whatever form."""
+        if self.choices is None and self.message is not None:
+            return True
+        return self.object == "error" or bytes(self.error) not in (b"null", b"{}", b'""')
 
 
 class RequestedCall(msgspec.Struct, frozen=True):
@@ -159,8 +168,8 @@ class Answer:
         try:
             chunk = _chunks.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise self._rubbish(payload) from None
-        if chunk.object == "error" or bytes(chunk.error) not in (b"null", b"{}", b'""'):
+            raise _failure_of_rubbish(payload) from None
+        if chunk.is_error:
             raise failure_in_stream(msgspec.json.decode(payload))
         self._count(chunk)
         out: list[Chunk] = []
@@ -241,16 +250,6 @@ class Answer:
             return
         self._usage = Usage(input_tokens=max(0, prompt), output_tokens=max(0, completion))
 
-    def _rubbish(self, payload: bytes) -> ProviderFailed:
-        """What is no chunk: an error in some other form, if it is JSON that says so, or nothing that can be read."""
-        try:
-            value = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return ProviderFailed("provider-error", "a chunk is not JSON", retryable=True)
-        if isinstance(value, dict) and (value.get("error") or value.get("object") == "error" or "choices" not in value):
-            return failure_in_stream(value)
-        return ProviderFailed("provider-error", "a chunk is of an unknown form", retryable=True)
-
 
 class _Call:
     """A call that is being gathered."""
@@ -269,3 +268,14 @@ class _Call:
                 "provider-error", "the arguments of a call are no JSON object", retryable=True
             ) from None
         return RequestedCall(self.id, self.name, arguments)
+
+
+def _failure_of_rubbish(payload: bytes) -> ProviderFailed:
+    """What is no chunk: an error whose other fields are of another form, or nothing that can be read."""
+    try:
+        value = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ProviderFailed("provider-error", "a chunk is not JSON", retryable=True)
+    if isinstance(value, dict) and (value.get("error") or "choices" not in value):
+        return failure_in_stream(value)
+    return ProviderFailed("provider-error", "a chunk is of an unknown form", retryable=True)

@@ -1,0 +1,206 @@
+"""The configuration file: what it gives, and how each wrong key is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mesh.configuration import (
+    NO_FILE,
+    OpenAIProviderConfiguration,
+    PoolConfiguration,
+    ScriptedProviderConfiguration,
+    api_key,
+    check_api_keys,
+    default_configuration,
+    load_configuration,
+    parse_configuration,
+)
+from mesh.errors import SettingsError
+from mesh.settings import load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCAL = '[providers.local]\nkind = "openai"\nbase_url = "http://127.0.0.1:8000/v1"\n'
+POOL = '[pools.default]\nprovider = "local"\nmodel = "m"\n'
+SECRET = "sk-made-up-0123456789"
+
+
+def parse(text: str) -> object:
+    return parse_configuration(text.encode())
+
+
+def error_of(text: str) -> str:
+    with pytest.raises(SettingsError) as failed:
+        parse(text)
+    said = str(failed.value)
+    assert "\n" not in said, "one line"
+    return said
+
+
+def test_pools_and_providers_are_read() -> None:
+    configuration = parse_configuration(
+        b"""
+        [providers.local]
+        kind = "openai"
+        base_url = "https://models.example:8443/v1/"
+        api_key_env = "LOCAL_KEY"
+        connect_seconds = 1
+        first_token_seconds = 2.5
+        between_tokens_seconds = 3
+        headers = { "X-Title" = "taskmesh" }
+        max_tokens_field = "max_completion_tokens"
+        continue_prefix = "vllm"
+
+        [pools.default]
+
+        [pools.gpu-0_a]
+        provider = "local"
+        model = "Qwen/Qwen3-8B"
+        max_output_tokens = 100
+        """
+    )
+    local = OpenAIProviderConfiguration(
+        base_url="https://models.example:8443/v1/",
+        api_key_env="LOCAL_KEY",
+        connect_seconds=1,
+        first_token_seconds=2.5,
+        between_tokens_seconds=3,
+        headers={"X-Title": "taskmesh"},
+        max_tokens_field="max_completion_tokens",
+        continue_prefix="vllm",
+    )
+    assert configuration.providers == {"scripted": ScriptedProviderConfiguration(), "local": local}
+    assert configuration.pools == {
+        "default": PoolConfiguration(provider="scripted"),
+        "gpu-0_a": PoolConfiguration(provider="local", model="Qwen/Qwen3-8B", max_output_tokens=100),
+    }
+    assert configuration.provider_of("gpu-0_a") is configuration.providers["local"]
+
+
+def test_what_names_no_pool_has_the_default_one() -> None:
+    assert parse("") == default_configuration()
+    assert load_configuration(Path(NO_FILE)).pools == default_configuration().pools
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        ("pools = 1", "pools", "must be tables"),
+        ("[poools.default]", "poools", "no such key"),
+        ("[pools.Default]", "pools.'Default'", "matching regex"),
+        ('[pools."a.b"]', "pools.'a.b'", "matching regex"),
+        ("[pools.default]\nmodell = 'x'", "pools.default", "`modell`"),
+        ("[pools.default]\nmodel = 1", "pools.default.model", "got `int`"),
+        ("[pools.default]\nmax_output_tokens = 0", "pools.default.max_output_tokens", ">= 1"),
+        ("[pools.default]\nprovider = 'nobody'", "pools.default.provider", "there is no provider 'nobody'"),
+        ("[pools.gpu]", "pools.default", "required"),
+        (f"{LOCAL}[pools.default]\nprovider = 'local'", "pools.default.model", "required"),
+        ("[providers.local]\nbase_url = 'http://a'", "providers.local", "`kind`"),
+        ("[providers.local]\nkind = 'openaai'", "providers.local.kind", "'openaai'"),
+        ("[providers.local]\nkind = 'openai'", "providers.local", "`base_url`"),
+        (f"{LOCAL}connect_seconds = 0", "providers.local.connect_seconds", "> 0"),
+        (f"{LOCAL}first_token_seconds = 'soon'", "providers.local.first_token_seconds", "got `str`"),
+        (f"{LOCAL}between_tokens_seconds = nan", "providers.local.between_tokens_seconds", "> 0"),
+        (f"{LOCAL}base_urll = 'x'", "providers.local", "`base_urll`"),
+        (f"{LOCAL}continue_prefix = 'always'", "providers.local.continue_prefix", "'always'"),
+        (f'{LOCAL}headers = {{ Authorization = "x" }}', "providers.local.headers.'Authorization'", "api_key_env"),
+        (f'{LOCAL}headers = {{ "X-A" = "b\\r\\nX-C: d" }}', "providers.local.headers.'X-A'", "no header"),
+        (f'{LOCAL}headers = {{ "X A" = "b" }}', "providers.local.headers.'X A'", "no header"),
+        ("[providers", "not valid TOML", ""),
+        ("[pools.default]\n[pools.default]", "not valid TOML", ""),
+    ],
+)
+def test_a_wrong_key_is_named_in_one_line(text: str, key: str, reason: str) -> None:
+    said = error_of(text)
+    assert said.startswith(f"mesh.toml: {key}: ")
+    assert reason in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:8000",
+        "ftp://a/v1",
+        "http://",
+        "http://a:99999/v1",
+        "http://a/v1?key=x",
+        "http://a/v1#x",
+        "http://a b/v1",
+        "http://ä/v1",
+        f"http://user:{SECRET}@a/v1",
+    ],
+)
+def test_an_address_that_can_be_none_is_refused_and_never_shown(url: str) -> None:
+    said = error_of(f'[providers.local]\nkind = "openai"\nbase_url = "{url}"')
+    assert said.startswith("mesh.toml: providers.local.base_url: ")
+    assert SECRET not in said
+
+
+def test_a_key_in_the_place_of_its_variable_is_refused_and_never_shown() -> None:
+    said = error_of(f'{LOCAL}api_key_env = "{SECRET}"')
+    assert said.startswith("mesh.toml: providers.local.api_key_env: ")
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(None, "is not set"), (" ", "is not set"), (f"{SECRET} x", "can't"), (f"{SECRET}ä", "can't")]
+)
+def test_a_key_that_is_missing_or_can_be_none_is_named_by_its_variable(value: str | None, reason: str) -> None:
+    configuration = parse_configuration(f'{LOCAL}api_key_env = "LOCAL_KEY"\n{POOL}'.encode())
+    with pytest.raises(SettingsError) as failed:
+        check_api_keys(configuration, {} if value is None else {"LOCAL_KEY": value})
+    said = str(failed.value)
+    assert said.startswith("mesh.toml: providers.local.api_key_env: the variable LOCAL_KEY ")
+    assert reason in said
+    assert SECRET not in said
+
+
+def test_a_key_is_read_without_the_line_break_of_its_file() -> None:
+    configuration = parse_configuration(f'{LOCAL}api_key_env = "LOCAL_KEY"\n{POOL}'.encode())
+    assert api_key(configuration, "local", {"LOCAL_KEY": f"{SECRET}\n"}) == SECRET
+    assert api_key(configuration, "scripted", {}) is None
+
+
+def test_a_provider_that_no_pool_uses_needs_no_key() -> None:
+    check_api_keys(parse_configuration(f'{LOCAL}api_key_env = "LOCAL_KEY"'.encode()), {})
+
+
+# Where the file is
+
+
+def test_the_file_is_the_one_that_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text(LOCAL + POOL)
+    settings = load_settings({"MESH_CONFIG": str(file)})
+    assert settings.pools == ("default",)
+    assert settings.configuration.pools["default"].provider == "local"
+
+
+def test_the_file_is_mesh_toml_where_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings({}).configuration == default_configuration()
+    Path("mesh.toml").write_text("[pools.default]\n[pools.cpu]")
+    assert load_settings({}).pools == ("default", "cpu")
+    assert load_settings({"MESH_CONFIG": NO_FILE}).pools == ("default",)
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^MESH_CONFIG='.*missing\.toml': there is no such file$"):
+        load_settings({"MESH_CONFIG": str(tmp_path / "missing.toml")})
+    with pytest.raises(SettingsError, match=r"^MESH_CONFIG='.*': Is a directory$"):
+        load_settings({"MESH_CONFIG": str(tmp_path)})
+
+
+def test_the_example_is_valid_and_as_it_stands_changes_nothing() -> None:
+    example = (ROOT / "mesh.example.toml").read_text()
+    assert parse(example) == default_configuration()
+
+
+def test_the_example_is_valid_with_everything_in_it_switched_on() -> None:
+    lines = (ROOT / "mesh.example.toml").read_text().splitlines()
+    switched_on = "\n".join(line.removeprefix("#") for line in lines if not line.startswith("# "))
+    configuration = parse_configuration(switched_on.encode(), "mesh.example.toml")
+    assert set(configuration.providers) == {"scripted", "vllm", "ollama", "llama_cpp", "openai"}
+    assert set(configuration.pools) == {"default", "small", "large"}

@@ -1,0 +1,248 @@
+"""The chunks of a chat completions stream, in the dialects of several servers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.events import Usage
+from inference_worker import openai_stream
+from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta
+from inference_worker.openai_errors import ProviderFailed
+from inference_worker.openai_stream import Answer, LineReader, RequestedCall
+from tests.support.model_server import chunk, usage
+
+
+def taken(*chunks: object) -> tuple[Answer, list[Chunk]]:
+    """An answer that has taken these chunks, and what they gave."""
+    answer = Answer()
+    out = [each for one in chunks for each in answer.take(one if isinstance(one, bytes) else json.dumps(one).encode())]
+    return answer, out
+
+
+def call(index: int | None, identifier: str | None, name: str | None, arguments: object) -> dict[str, Any]:
+    delta: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return delta | ({} if index is None else {"index": index}) | ({} if identifier is None else {"id": identifier})
+
+
+def calls(*deltas: dict[str, Any], finish_reason: str = "tool_calls") -> list[RequestedCall]:
+    """What deltas of calls, each in a chunk of its own, come to."""
+    answer, out = taken(*(chunk({"tool_calls": [delta]}) for delta in deltas), chunk({}, finish_reason))
+    assert (out, answer.begun) == ([], True)
+    return answer.calls()
+
+
+# Lines
+
+LINES = b'data: {"a": 1}\n\n: comment\n\nevent: x\r\ndata:{"b": 2}\r\n\r\nerror: {"c": 3}\n\nid: 7\n\ndata: [DONE]\n\n'
+PAYLOADS = [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b"[DONE]"]
+
+
+@given(st.lists(st.integers(0, len(LINES)), max_size=20))
+def test_lines_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
+    places = [0, *sorted(cuts), len(LINES)]
+    reader = LineReader()
+    found = [line for i in range(len(places) - 1) for line in reader.feed(LINES[places[i] : places[i + 1]])]
+    assert found == PAYLOADS
+    assert reader.end() == []
+
+
+def test_a_line_counts_as_soon_as_it_is_whole() -> None:
+    reader = LineReader()
+    assert reader.feed(b'data: {"a"') == []
+    assert reader.feed(b": 1}\n") == [b'{"a": 1}']
+
+
+def test_a_last_line_needs_no_end() -> None:
+    reader = LineReader()
+    assert reader.feed(b"data: [DONE]") == []
+    assert reader.end() == [b"[DONE]"]
+    assert reader.end() == []
+
+
+def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_stream, "LINE_BYTES_MAX", 100)
+    reader = LineReader()
+    reader.feed(b"data: " + b"x" * 90)
+    with pytest.raises(ProviderFailed, match="a line of more than"):
+        reader.feed(b"x" * 90)
+
+
+# Deltas
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({}, []),
+        ({"role": "assistant", "content": ""}, []),
+        ({"role": "assistant", "content": None}, []),
+        ({"content": "a"}, [TextDelta("a")]),
+        ({"reasoning": "a"}, [ReasoningDelta("a")]),
+        ({"reasoning_content": "a"}, [ReasoningDelta("a")]),
+        ({"reasoning": "a", "reasoning_content": "a"}, [ReasoningDelta("a")]),
+        ({"reasoning": None, "reasoning_content": "a", "content": None}, [ReasoningDelta("a")]),
+        ({"reasoning": "a", "content": "b"}, [ReasoningDelta("a"), TextDelta("b")]),
+        ({"refusal": "I can't.", "content": None}, [TextDelta("I can't.")]),
+        ({"content": "a", "tool_calls": None, "annotations": [], "unknown": {"x": 1}}, [TextDelta("a")]),
+    ],
+)
+def test_a_delta_gives_text_and_reasoning(delta: dict[str, Any], expected: list[Chunk]) -> None:
+    answer, out = taken(chunk(delta))
+    assert out == expected
+    assert answer.begun is bool(expected)
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"choices": []},
+        {"choices": None},
+        {"choices": [], "prompt_filter_results": [{}]},
+        {"choices": [{"index": 0, "finish_reason": None, "delta": None}]},
+        {"choices": [{"index": 0, "finish_reason": ""}]},
+        {"choices": [{"index": 1, "delta": {"content": "another answer"}, "finish_reason": "stop"}]},
+        {"choices": [], "error": None},
+    ],
+)
+def test_chunks_without_anything_new_are_passed_over(nothing: dict[str, Any]) -> None:
+    answer, out = taken(nothing)
+    assert (out, answer.begun, answer.finish_reason, answer.done) == ([], False, None, False)
+
+
+def test_nothing_counts_after_done() -> None:
+    answer, out = taken(chunk({}, "stop"), b"[DONE]", chunk({"content": "a"}), b"rubbish")
+    assert (answer.done, out) == (True, [])
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("content_filter", "content_filter"),
+        ("model_length", "length"),
+        ("max_tokens", "length"),
+        ("eos", "stop"),
+    ],
+)
+def test_reasons_to_finish(reason: str, expected: str) -> None:
+    answer, _ = taken(chunk({"content": "a"}, reason))
+    assert answer.finished().finish_reason == expected
+
+
+@pytest.mark.parametrize(("reason", "code"), [(None, "provider-disconnected"), ("abort", "provider-error")])
+def test_an_end_that_is_none_is_a_failure(reason: str | None, code: str) -> None:
+    answer, _ = taken(chunk({"content": "a"}, reason), b"[DONE]")
+    with pytest.raises(ProviderFailed) as failed:
+        answer.finished()
+    assert (failed.value.code, failed.value.retryable) == (code, True)
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ([chunk({}, "stop"), usage(3, 4)], Usage(3, 4)),
+        ([chunk({}, usage={"prompt_tokens": 3, "completion_tokens": 1}), chunk({}, "stop"), usage(3, 4)], Usage(3, 4)),
+        ([chunk({}, "stop", usage=usage(3, 4)["usage"]), chunk({}, usage=None)], Usage(3, 4)),
+        ([chunk({}, "stop", timings={"cache_n": 1, "prompt_n": 2, "predicted_n": 4.0 and 4})], Usage(3, 4)),
+        ([chunk({}, "stop", timings={"prompt_n": 9, "predicted_n": 9}), usage(3, 4)], Usage(3, 4)),
+        ([usage(3, 4), chunk({}, "stop", timings={"prompt_n": 9, "predicted_n": 9})], Usage(3, 4)),
+        ([chunk({}, "stop", usage={"prompt_tokens": None, "completion_tokens": -1})], Usage(0, 0)),
+        ([chunk({}, "stop")], Usage(0, 0)),
+    ],
+)
+def test_usage_is_taken_where_it_stands(chunks: list[object], expected: Usage) -> None:
+    answer, _ = taken(*chunks)
+    assert answer.finished() == Finished(finish_reason="stop", usage=expected)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("payload", "code", "retryable"),
+    [
+        ({"error": {"message": "x", "code": 500}}, "provider-error", True),
+        ({"error": {"message": "x", "type": "BadRequestError", "code": 400}}, "provider-bad-request", False),
+        ({"object": "error", "message": "x", "type": "BadRequestError", "code": 400}, "provider-bad-request", False),
+        ({"error": "text"}, "provider-error", True),
+        ({"id": 7, "choices": [], "error": {"code": 503}}, "provider-overloaded", True),
+        ({"choices": "none"}, "provider-error", True),
+        ({"code": 429, "message": "x"}, "rate-limited", True),
+        (b"not JSON", "provider-error", True),
+        (b"\xff", "provider-error", True),
+        (b"[" * 100_000, "provider-error", True),
+        ([1], "provider-error", True),
+    ],
+)
+def test_what_is_no_chunk_is_a_failure(payload: object, code: str, retryable: bool) -> None:
+    with pytest.raises(ProviderFailed) as failed:
+        taken(payload)
+    assert (failed.value.code, failed.value.retryable) == (code, retryable)
+
+
+# Calls
+
+ONE = RequestedCall("c1", "add", {"a": 1})
+TWO = RequestedCall("c2", "add", {"b": 2})
+
+
+def test_calls_are_gathered_by_index() -> None:
+    assert calls(
+        call(0, "c1", "add", ""),
+        call(1, "c2", "add", ""),
+        call(0, None, None, '{"a"'),
+        call(1, None, None, '{"b": 2}'),
+        call(0, None, None, ": 1}"),
+    ) == [ONE, TWO]
+
+
+def test_a_new_id_is_a_new_call_whatever_the_index() -> None:
+    assert calls(call(0, "c1", "add", '{"a": 1}'), call(0, "c2", "add", '{"b": 2}')) == [ONE, TWO]
+
+
+def test_an_id_that_is_repeated_or_empty_is_no_new_call() -> None:
+    assert calls(call(0, "c1", "add", '{"a"'), call(0, "c1", "add", ": "), call(0, "", None, "1}")) == [ONE]
+
+
+def test_calls_without_an_index_are_told_apart_by_id() -> None:
+    assert calls(
+        call(None, "c1", "add", '{"a"'), call(None, None, None, ": 1}"), call(None, "c2", "add", '{"b": 2}')
+    ) == [ONE, TWO]
+
+
+def test_arguments_may_be_absent_or_an_object() -> None:
+    assert calls(call(0, "c1", "add", {"a": 1})) == [ONE]
+    assert calls(call(0, "c1", "now", None)) == [RequestedCall("c1", "now", {})]
+
+
+@pytest.mark.parametrize("arguments", ['{"a": ', "[1]", "1", "nothing"])
+def test_arguments_are_checked_whatever_finish_reason_says(arguments: str) -> None:
+    """vLLM may call a truncated call finished."""
+    with pytest.raises(ProviderFailed, match="arguments") as failed:
+        calls(call(0, "c1", "add", arguments))
+    assert failed.value.retryable
+
+
+def test_calls_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_stream, "CALLS_MAX", 1)
+    monkeypatch.setattr(openai_stream, "ARGUMENTS_CHARACTERS_MAX", 10)
+    with pytest.raises(ProviderFailed, match="more than 1 calls"):
+        calls(call(0, "c1", "add", ""), call(1, "c2", "add", ""))
+    with pytest.raises(ProviderFailed, match="too long"):
+        calls(call(0, "c1", "add", "x" * 6), call(0, None, None, "x" * 6))
+
+
+def test_an_answer_with_calls_fails_the_task_for_now() -> None:
+    answer, _ = taken(chunk({"tool_calls": [call(0, "c1", "add", "{}")]}), chunk({}, "tool_calls"))
+    with pytest.raises(ProviderFailed) as failed:
+        answer.finished()
+    assert (failed.value.code, failed.value.terminal) == ("provider-bad-request", True)

@@ -62,7 +62,10 @@ class OpenAIProviderConfiguration(
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     """The name of the limit in requests. Absent: OpenAI's own new name at api.openai.com, else the one all know."""
     continue_prefix: Literal["vllm"] | None = None
-    """How a turn whose worker died is continued in mid-sentence. Absent: it is generated again."""
+    """How a turn whose worker died is continued in mid-sentence. Absent: it is generated again.
+
+    The server counts the part that was there as input, and a limit of output from there on.
+    """
 
 
 ProviderConfiguration = ScriptedProviderConfiguration | OpenAIProviderConfiguration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -204,3 +205,11 @@ def test_the_example_is_valid_with_everything_in_it_switched_on() -> None:
     configuration = parse_configuration(switched_on.encode(), "mesh.example.toml")
     assert set(configuration.providers) == {"scripted", "vllm", "ollama", "llama_cpp", "openai"}
     assert set(configuration.pools) == {"default", "small", "large"}
+
+
+def test_the_readmes_examples_are_valid() -> None:
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    examples = [pair for pair in pairwise(lines) if pair[0].startswith("providers.mine = ")]
+    assert len(examples) == 3
+    for example in examples:
+        assert parse_configuration("\n".join(example).encode()).pools["default"].provider == "mine"

@@ -7,6 +7,7 @@ it. API keys are never in this file: it names the variables that hold them.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
 Name = Annotated[str, exactly(LANE_NAME_PATTERN, 48)]
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_HOST_CHARACTERS_MAX = 253
 _RESERVED_HEADERS = frozenset({"authorization", "content-type", "content-length", "host", "transfer-encoding"})
 
 T = TypeVar("T")
@@ -188,7 +191,7 @@ def _convert(value: Any, kind: type[T], key: str, source: str) -> T:
 def _check_openai(provider: OpenAIProviderConfiguration, key: str, source: str) -> None:
     try:
         url = urlsplit(provider.base_url)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        usable = url.scheme in ("http", "https") and _is_host(url.hostname or "") and url.port != 0
     except ValueError:
         usable = False
     if not usable or not provider.base_url.isascii() or not provider.base_url.isprintable() or " " in provider.base_url:
@@ -201,6 +204,17 @@ def _check_openai(provider: OpenAIProviderConfiguration, key: str, source: str) 
             raise SettingsError(f"{source}: {key}.headers.{name!r}: is no header's name, or its value is none")
         if name.lower() in _RESERVED_HEADERS:
             raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is an IP address or a DNS name. A last label of digits can only be part of an address (WHATWG URL)."""
+    if ":" in host or host.rpartition(".")[2].isdigit():
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return True
+    return len(host) <= _HOST_CHARACTERS_MAX and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
 def _one_line(error: Exception) -> str:

@@ -69,7 +69,7 @@ class OpenAIProvider:
         self._configuration = configuration
         self._client = client
         self._key = key
-        self._url = f"{configuration.base_url.rstrip('/')}/chat/completions"
+        self._url = httpx.URL(f"{configuration.base_url.rstrip('/')}/chat/completions")
 
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises `ProviderFailed`. Closing the generator closes the connection at once."""

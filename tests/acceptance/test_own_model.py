@@ -75,7 +75,7 @@ async def test_tasks_are_completed_by_the_model_of_their_pool(tmp_path: Path) ->
     recorded = Recorded()
     async with (
         model_server(openai) as server,
-        running_mesh(tmp_path, *SERVICES, "steward", **configured(tmp_path, server)) as mesh,
+        running_mesh(tmp_path, *SERVICES, "steward", MESH_LOG_LEVEL="debug", **configured(tmp_path, server)) as mesh,
     ):
         task = await run_task(mesh, recorded)
         large = await run_task(mesh, recorded, pool="large", max_output_tokens=70)

@@ -24,6 +24,7 @@ from contracts.sse import Decoder
 from contracts.status import LaneStatistics
 from contracts.streams import SIGNALS
 from mesh import keyvalue
+from mesh.configuration import NO_FILE
 from mesh.connection import connect
 from mesh.http import SHUTDOWN_SECONDS
 from mesh.provisioning import compare, declared
@@ -134,7 +135,7 @@ async def test_each_service_ends_at_once_when_told_to_while_it_waits_for_the_bro
 
 async def start_in_vain(service: str, **variables: str) -> tuple[int | None, str]:
     """Run a service that must not start; its status and what it said."""
-    environment = {"PYTHONPATH": f"{ROOT}/libs:{ROOT}/services", "PATH": "", **variables}
+    environment = {"PYTHONPATH": f"{ROOT}/libs:{ROOT}/services", "PATH": "", "MESH_CONFIG": NO_FILE, **variables}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -12,6 +12,7 @@ import pytest
 
 from contracts.events import Usage
 from contracts.tasks import Message
+from inference_worker import openai
 from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta, TurnInput
 from inference_worker.openai import OpenAIProvider, open_client
 from inference_worker.openai_errors import ProviderFailed
@@ -165,6 +166,25 @@ async def test_a_connection_that_breaks_after_the_models_end_costs_the_usage_onl
 
     async with connected(breaking) as (provider, _):
         assert await generate(provider) == [TextDelta("a"), Finished(finish_reason="stop", usage=Usage())]
+
+
+@pytest.mark.parametrize(("clock", "last"), [("USAGE_SECONDS", b""), ("DRAIN_SECONDS", DONE)])
+async def test_a_server_that_does_not_end_its_response_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, clock: str, last: bytes
+) -> None:
+    monkeypatch.setattr(openai, clock, 0.05)
+
+    async def holding(exchange: Exchange) -> None:
+        await exchange.begin()
+        await exchange.say(chunk({"content": "a"}), chunk({}, "stop"))
+        if last:
+            await exchange.send(last)
+        await exchange.gone.wait()
+
+    async with connected(holding) as (provider, server):
+        assert await generate(provider) == [TextDelta("a"), Finished(finish_reason="stop", usage=Usage())]
+        async with asyncio.timeout(1):
+            await server.exchanges[0].gone.wait()
 
 
 @pytest.mark.parametrize("last", [b"", DONE, event(chunk({})) + DONE, event(chunk({})), b'data: {"choi', b"\n\n"])

@@ -130,6 +130,12 @@ def test_a_wrong_key_is_named_in_one_line(text: str, key: str, reason: str) -> N
         "http://a/v1#x",
         "http://a b/v1",
         "http://ä/v1",
+        "http://a..b/v1",
+        "http://-a/v1",
+        "http://a%41/v1",
+        "http://1.2.3.999/v1",
+        "http://[zz]/v1",
+        "http://[::1/v1",
         f"http://user:{SECRET}@a/v1",
     ],
 )
@@ -137,6 +143,13 @@ def test_an_address_that_can_be_none_is_refused_and_never_shown(url: str) -> Non
     said = error_of(f'[providers.local]\nkind = "openai"\nbase_url = "{url}"')
     assert said.startswith("mesh.toml: providers.local.base_url: ")
     assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    "url", ["http://localhost", "https://models.example:8443/a/b/", "http://[::1]:8000/v1", "http://vllm_0.svc/v1"]
+)
+def test_addresses(url: str) -> None:
+    parse(f'[providers.local]\nkind = "openai"\nbase_url = "{url}"')
 
 
 def test_a_key_in_the_place_of_its_variable_is_refused_and_never_shown() -> None:

@@ -122,6 +122,23 @@ async def test_a_stream_that_breaks_off_is_generated_again_from_the_start(tmp_pa
         assert mesh.tracebacks() == []
 
 
+async def test_a_rate_limit_is_waited_for_as_long_as_the_server_asks(tmp_path: Path) -> None:
+    recorded = Recorded()
+
+    async def limiting(exchange: Exchange) -> None:
+        server.behave = openai
+        await exchange.refuse(429, {"error": {"code": "rate_limit_exceeded"}}, x_ratelimit_reset_requests="300ms")
+
+    async with (
+        model_server(limiting) as server,
+        running_mesh(tmp_path, *SERVICES, **configured(tmp_path, server)) as mesh,
+    ):
+        events = await journal_of(mesh, await run_task(mesh, recorded))
+        (retrying,) = of_type(events, "task.retrying")
+        assert (retrying["reason"], retrying["delay_seconds"]) == ("rate-limited", 0.3)
+        assert of_type(events, "task.completed")[0]["output"] == "Hello"
+
+
 async def test_a_refusal_is_stored_with_the_servers_words_and_logged_without_them(tmp_path: Path) -> None:
     recorded = Recorded()
 

@@ -87,8 +87,8 @@ class ProviderFailed(StepFailed):
         self.detail = detail
 
     def info(self) -> ErrorInfo:
-        """The error as it is stored."""
-        return ErrorInfo(self.code, str(self), self.detail)
+        """The error as it is stored. Its detail is cut here, and not before: half a key could not be found in it."""
+        return ErrorInfo(self.code, str(self), self.detail[:DETAIL_CHARACTERS_MAX] if self.detail else None)
 
 
 def parse_error(value: Any) -> ServerError:
@@ -135,7 +135,7 @@ def failure_in_stream(value: Any) -> ProviderFailed:
 
 def _failure(status: int, error: ServerError, where: str, retry_after: float | None) -> ProviderFailed:
     message = f"{where} ({', '.join(error.words)})" if error.words else where
-    detail = error.message[:DETAIL_CHARACTERS_MAX] or None
+    detail = error.message or None
     if status in (401, 403):
         return ProviderFailed("provider-unauthorized", message, detail=detail)
     if status == 402 or _QUOTA_WORDS.intersection(error.words):  # noqa: PLR2004 - Payment Required

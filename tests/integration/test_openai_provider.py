@@ -15,7 +15,7 @@ from contracts.tasks import Message
 from inference_worker import openai
 from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta, TurnInput
 from inference_worker.openai import OpenAIProvider, open_client
-from inference_worker.openai_errors import ProviderFailed
+from inference_worker.openai_errors import DETAIL_CHARACTERS_MAX, ProviderFailed
 from mesh.configuration import OpenAIProviderConfiguration
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Behaviour, Exchange, ModelServer, chunk, event, model_server, usage
@@ -268,6 +268,13 @@ async def test_a_refusal_says_what_is_to_be_done(
     assert (failed.code, failed.retryable, failed.terminal) == (code, retryable, terminal)
     assert failed.retry_after_seconds == (7.0 if retryable else None)
     assert KEY not in f"{failed} {failed.info()}", "a server may quote the key"
+
+
+async def test_a_key_is_not_told_in_part_either() -> None:
+    async def refusing(exchange: Exchange) -> None:
+        await exchange.refuse(401, ("x" * (DETAIL_CHARACTERS_MAX - 10) + KEY).encode())
+
+    assert KEY[:5] not in str((await failure_of(refusing, KEY)).info())
 
 
 async def test_an_answer_that_is_no_stream_is_a_failure() -> None:

@@ -281,6 +281,7 @@ class TaskCancelled(Event, frozen=True, kw_only=True, tag="task.cancelled"):
 
     output: str | None = None
     by: str | None = None
+    reason: str | None = None
 
 
 class TaskExpired(Event, frozen=True, kw_only=True, tag="task.expired"):

@@ -53,6 +53,7 @@ def openapi() -> dict[str, Any]:
         "paths": {
             "/v1/tasks": {"post": _submit(), "get": _list()},
             "/v1/tasks/{id}": {"get": _read()},
+            "/v1/tasks/{id}/cancel": {"post": _cancel()},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": _follow()},
             "/health/live": {"servers": [INGRESS, STREAM_EDGE], "get": _live()},
             "/health/ready": {"servers": [INGRESS, STREAM_EDGE], "get": _ready()},
@@ -126,6 +127,24 @@ def _read() -> dict[str, Any]:
         "parameters": [_parameter("TaskId"), _parameter("Tenant")],
         "responses": {
             "200": _json("The status record.", "TaskRecord", headers=("NoStore",)),
+            **_problems("400", "404", "503"),
+        },
+    }
+
+
+def _cancel() -> dict[str, Any]:
+    return {
+        "operationId": "cancelTask",
+        "tags": ["tasks"],
+        "summary": "Stop a task",
+        "description": (
+            "The task ends with `task.cancelled`, which carries the output so far, and soon after the answer: follow "
+            "its events to see it. It may complete before that; then it stays completed. Twice is the same as once."
+        ),
+        "parameters": [_parameter("TaskId"), _parameter("Tenant")],
+        "responses": {
+            "200": _json("The task is over already: this is its record.", "TaskRecord", headers=("NoStore",)),
+            "202": _json("It will be stopped. The record as it stands.", "TaskRecord", headers=("NoStore",)),
             **_problems("400", "404", "503"),
         },
     }

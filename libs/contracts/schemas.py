@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contracts import errors, events, status, tasks, work
+from contracts import control, errors, events, status, tasks, work
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX = "urn:taskmesh:schema:"
@@ -18,6 +18,7 @@ STREAMED_EVENT_TYPES: tuple[type[msgspec.Struct], ...] = (*events.EVENT_TYPES, e
 _RECORDS: dict[str, type[msgspec.Struct]] = {
     "work.turn": work.TurnWork,
     "work.tool": work.ToolWork,
+    "control.cancel": control.CancelCommand,
     "dead_letter": work.DeadLetter,
     "task_request": tasks.TaskRequest,
     "task_accepted": status.TaskAccepted,

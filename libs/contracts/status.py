@@ -33,10 +33,11 @@ Metadata = dict[str, str | int | bool]
 
 
 class Links(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where to go on from here. `events` is the SSE stream at the edge."""
+    """Where to go on from here. `events` is the SSE stream at the edge, `cancel` takes a POST."""
 
     self_: str = msgspec.field(name="self")
     events: str
+    cancel: str | None = None
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -130,6 +130,11 @@ def live(tenant: str, task: str) -> str:
     return LIVE_PREFIX + journal(tenant, task)
 
 
+def live_log(tenant: str, task: str) -> str:
+    """The milestones alone of what is republished: `live.events.<tenant>.<task>.log`."""
+    return LIVE_PREFIX + journal_log(tenant, task)
+
+
 def dead_letter(tenant: str, task: str) -> str:
     """Dead letters of a task: `dead.<tenant>.<task>`."""
     return f"dead.{check_tenant(tenant)}.{check_task(task)}"

@@ -56,7 +56,7 @@ async def write_message(requests: Requests, delivery: Delivery, error: ErrorInfo
 
 
 def _tenant_of(delivery: Delivery) -> str | None:
-    """The last token of a lane's subject; None for a tool's, or where the subject is as wrong as the message."""
+    """The last token of a lane's or command's subject; None for a tool's, or where the subject is as wrong as that."""
     if delivery.stream == "TOOLS":
         return None
     try:

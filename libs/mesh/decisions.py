@@ -95,6 +95,23 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
     return Claim()
 
 
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The task goes on: end it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No journal can be seen: there is no such task, if the stream's leader says so too."""
+
+
+def decide_cancel(state: TaskState) -> Cancel | Settle | Unknown:
+    """What to do with a command to stop a task."""
+    if state.queued is None:
+        return Unknown()  # rule 11
+    return Cancel() if state.terminal is None else Settle()  # rules 9 and 2
+
+
 def _lacks_its_end(state: TaskState, work: Work) -> bool:
     """A last turn (it asks for no calls) is only done once the task has its terminal event."""
     if not isinstance(work, TurnWork):

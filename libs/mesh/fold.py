@@ -109,15 +109,23 @@ class TaskState:
             return True
         return any(turn_step(turn.turn) == step and turn.completed for turn in self.turns.values())
 
+    @property
+    def output_so_far(self) -> str | None:
+        """The text of the last turn that has any: what a task that is stopped now leaves behind."""
+        texts = (self.turns[turn].text for turn in sorted(self.turns, reverse=True))
+        return next(filter(None, texts), None)
+
+    def is_last_claim(self, claim: events.StepClaimed) -> bool:
+        """Whether nobody else has claimed the (step, gen) since."""
+        last = self.claims.get((claim.step, claim.gen))
+        return last is not None and last.id == claim.id
+
     def owns(self, claim: events.StepClaimed) -> bool:
         """Whether a claim is still the last one of its (step, gen), in a task that goes on."""
-        step_gen = (claim.step, claim.gen)
-        last = self.claims.get(step_gen)
         return (
             self.terminal is None
-            and last is not None
-            and last.id == claim.id
-            and step_gen not in self.dead_letters
+            and self.is_last_claim(claim)
+            and (claim.step, claim.gen) not in self.dead_letters
             and self.gen(claim.step) == claim.gen
         )
 

@@ -42,6 +42,8 @@ class Journal:
         self._log = subjects.journal_log(tenant, task)
         self._delta = subjects.journal_delta(tenant, task)
         self._traceparent = traceparent
+        # An append folds its own event when it is answered: nobody may read that event in between.
+        self._lock = asyncio.Lock()
 
     @classmethod
     async def load(cls, requests: Requests, tenant: str, task: str, *, traceparent: str | None = None) -> Journal:
@@ -61,7 +63,7 @@ class Journal:
         for sequence, event in decoded[: anchor + 1]:
             fold(self.state, sequence, event, holes_allowed=True)
         if page.more:
-            await self.catch_up()
+            await self._catch_up()
         else:
             for sequence, event in decoded[anchor + 1 :]:
                 fold(self.state, sequence, event)
@@ -75,7 +77,16 @@ class Journal:
             messages += page_messages
         return messages
 
-    async def catch_up(self) -> set[str]:
+    async def catch_up(self, to: int | None = None) -> None:
+        """Read and fold what was written since, once no append is under way. Raises `BrokerUnavailable`.
+
+        `to`: a stream sequence; nothing is read if that is folded by then.
+        """
+        async with self._lock:
+            if to is None or to > self.state.revision:
+                await self._catch_up()
+
+    async def _catch_up(self) -> set[str]:
         """Read and fold what was written since; returns the ids of those events. Raises `BrokerUnavailable`."""
         ids: set[str] = set()
         more = True
@@ -100,6 +111,10 @@ class Journal:
         Raises `BrokerUnavailable` after `APPEND_SECONDS_MAX`, `BrokerError` if the stream refuses for another
         reason.
         """
+        async with self._lock:
+            return await self._append(build, may_append)
+
+    async def _append(self, build: Build, may_append: MayAppend) -> JournalEvent:
         event_id = new_id()
         give_up_at = asyncio.get_running_loop().time() + APPEND_SECONDS_MAX
         failures = 0
@@ -123,7 +138,7 @@ class Journal:
             if failures > 1:
                 await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
             try:
-                if event_id in await self.catch_up():
+                if event_id in await self._catch_up():
                     return event
             except BrokerUnavailable:
                 if asyncio.get_running_loop().time() > give_up_at:

@@ -66,6 +66,8 @@ class Settings:
     """Tries of a step by policy, then it is a dead letter."""
     max_deliver: int = MAX_DELIVER
     """Deliveries of a work message by the broker."""
+    high_water_percent: float = 90.0
+    """The ingress takes no tasks while a stream that they need, or the account, uses this much of its storage."""
     sync_interval: str = "always"
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
     drain_seconds: float = 5.0
@@ -127,6 +129,7 @@ def _check(settings: Settings) -> None:
         "ack_wait_seconds": (settings.ack_wait_seconds, 0.3, 3600),
         "max_tries": (settings.max_tries, 1, 1000),
         "max_deliver": (settings.max_deliver, 1, 10_000),
+        "high_water_percent": (settings.high_water_percent, 0, 100),
         "drain_seconds": (settings.drain_seconds, 0, 3600),
     }
     for name, (value, low, high) in limits.items():

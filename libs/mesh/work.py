@@ -50,6 +50,7 @@ from mesh.journal import Build, Journal
 from mesh.lanes import Lane, LaneUnavailable
 from mesh.projection import BackgroundProjection, project
 from mesh.settings import Settings
+from mesh.watching import until_lost
 
 log = structlog.get_logger("mesh.work")
 
@@ -327,7 +328,37 @@ class WorkLoop:
 
     async def _perform(self, step: ClaimedStep, journal: Journal, delivery: Delivery) -> None:
         try:
-            await self._handler.perform(step)
+            await self._perform_or_fail(step, journal, delivery)
+        except StepLost:
+            if journal.state.terminal is None or not journal.state.is_last_claim(step.claim):
+                raise
+            # Somebody has ended the task, and nobody else has its message: who meets the end settles (rule 2).
+            log.info("step.ended_from_outside", status=journal.state.status)
+            await self._settle(journal.state, delivery)
+
+    async def _perform_watched(self, step: ClaimedStep, journal: Journal) -> None:
+        """Run the handler for as long as the step is owned. Raises what it raises, or `StepLost`."""
+        performing = asyncio.create_task(self._handler.perform(step))
+        watching = asyncio.create_task(until_lost(self._connection, journal, step.claim))
+        try:
+            await asyncio.wait({performing, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if performing.done():
+                performing.result()
+            elif watching.exception() is not None:
+                # The fence and the lease protect the step without it.
+                log.error("step.watch_broke", error=str(watching.exception()))
+                await performing
+            else:
+                raise StepLost(f"task {journal.state.task}: the journal has moved on")
+        finally:
+            # Also where this delivery's own task is cancelled: nothing of the step outlives it.
+            performing.cancel()
+            watching.cancel()
+            await asyncio.gather(performing, watching, return_exceptions=True)
+
+    async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery) -> None:
+        try:
+            await self._perform_watched(step, journal)
         except (StepLost, BrokerUnavailable):
             raise
         except StepFailed as error:

@@ -165,6 +165,11 @@ class Client:
         raw = await self._call("GET", f"/v1/tasks/{quote(task, safe='')}")
         return Answer(decode(raw, TaskRecord), raw)
 
+    async def cancel(self, task: str) -> Answer[TaskRecord]:
+        """`POST /v1/tasks/{id}/cancel`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("POST", f"/v1/tasks/{quote(task, safe='')}/cancel")
+        return Answer(decode(raw, TaskRecord), raw)
+
     async def list(self, status: str | None = None, limit: int | None = None, cursor: str | None = None) -> TaskPage:
         """`GET /v1/tasks`: one page. Raises `ApiError`, `Unreachable`."""
         wanted = {"status": status, "limit": limit, "cursor": cursor}

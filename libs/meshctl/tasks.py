@@ -1,4 +1,4 @@
-"""`meshctl submit`, `watch`, `get`, `list`: a client's view of tasks."""
+"""`meshctl submit`, `watch`, `get`, `cancel`, `list`: a client's view of tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contracts import sse, subjects
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.events import TERMINAL_TYPES
-from contracts.status import STATUSES, TaskRecord
+from contracts.status import ENDED, STATUSES, TaskRecord
 from contracts.subjects import PRIORITIES
 from contracts.tasks import BODY_BYTES_MAX
 from mesh.settings import load_settings
@@ -48,6 +48,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     get.add_argument("task", help="id of the task")
     get.set_defaults(run=_run_get)
+
+    text = "Stop a task, for good. What it has put out so far stays. A task that is over stays as it is."
+    cancel = commands.add_parser("cancel", parents=[common], help="stop a task", description=text)
+    cancel.add_argument("task", help="id of the task")
+    cancel.set_defaults(run=_run_cancel)
 
     text = "Print tasks, the most recently changed first."
     listing = commands.add_parser("list", parents=[common], help="list tasks", description=text)
@@ -112,6 +117,10 @@ def _run_watch(arguments: argparse.Namespace) -> int:
 
 def _run_get(arguments: argparse.Namespace) -> int:
     return _run(_get(arguments))
+
+
+def _run_cancel(arguments: argparse.Namespace) -> int:
+    return _run(_cancel(arguments))
 
 
 def _run_list(arguments: argparse.Namespace) -> int:
@@ -197,6 +206,17 @@ async def _get(arguments: argparse.Namespace) -> int:
         answer = await client.get(arguments.task)
     if output.for_people():
         print(record_text(answer.value))
+    else:
+        output.raw_line(answer.raw)
+    return 0
+
+
+async def _cancel(arguments: argparse.Namespace) -> int:
+    async with _client(arguments) as client:
+        answer = await client.cancel(arguments.task)
+    if output.for_people():
+        ended = answer.value.status in ENDED
+        print(f"{answer.value.id} is {answer.value.status} already" if ended else f"{answer.value.id} will be stopped")
     else:
         output.raw_line(answer.raw)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contracts.status import HealthCheck
 from ingress.app import Ingress, create_app
 from ingress.lanes import Lanes
+from ingress.storage import Storage
 from mesh.background import background
 from mesh.following import Following
 from mesh.http import address_of, bind, serve
@@ -18,12 +19,14 @@ async def main(service: Service) -> None:
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     lanes = Lanes(service.requests, settings.pools)
     submission = Submission(service.requests)
-    ingress = Ingress(settings, service.requests, submission, Following(service.connection), lanes, service.stopping)
+    storage = Storage(service.requests, settings.high_water_percent)
+    following = Following(service.connection)
+    ingress = Ingress(settings, service.requests, submission, following, lanes, storage, service.stopping)
 
     async def probe() -> list[HealthCheck]:
-        return await probe_broker(service.connection)
+        return storage.marked(await probe_broker(service.connection))
 
-    async with background(lanes.run()):
+    async with background(lanes.run(), storage.run()):
         app = create_app(ingress, probe)
         await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
     await submission.close()

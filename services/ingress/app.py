@@ -12,9 +12,10 @@ from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
 from contracts.codec import encode
+from contracts.control import CancelCommand, cancel_message_id
 from contracts.errors import InvalidName
 from contracts.openapi import openapi
-from contracts.status import Links, TaskAccepted, TaskRecord
+from contracts.status import ENDED, Links, TaskAccepted, TaskRecord
 from contracts.tasks import BODY_BYTES_MAX
 from ingress.lanes import Lanes
 from ingress.requests import (
@@ -25,8 +26,9 @@ from ingress.requests import (
     parse_traceparent,
     parse_wait_seconds,
 )
+from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from mesh import telemetry
-from mesh.errors import BrokerUnavailable, QueueFull
+from mesh.errors import BrokerError, BrokerUnavailable, QueueFull
 from mesh.fold import record
 from mesh.following import Following, TaskNotFound
 from mesh.http import (
@@ -49,6 +51,8 @@ from mesh.submission import Submission, Submitted
 log = structlog.get_logger("ingress")
 
 WAIT_POLL_SECONDS = 15.0
+CONTROL_RETRY_SECONDS = 5.0
+"""When to try again where CONTROL takes no command."""
 
 
 class Ingress:
@@ -61,6 +65,7 @@ class Ingress:
         submission: Submission,
         following: Following,
         lanes: Lanes,
+        storage: Storage,
         stopping: asyncio.Event,
     ) -> None:
         self._settings = settings
@@ -68,6 +73,7 @@ class Ingress:
         self._submission = submission
         self._following = following
         self._lanes = lanes
+        self._storage = storage
         self._stopping = stopping
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
@@ -77,6 +83,9 @@ class Ingress:
         wait_seconds = parse_wait_seconds(request.headers.get(headers.HTTP_PREFER))
         body = await read_json_body(request, BODY_BYTES_MAX)
         task_request = parse_task_request(body, self._settings.pools)
+        refusal = self._storage.refusal
+        if refusal is not None:
+            raise RequestRefused("queue-full", refusal, retry_after_seconds=RETRY_AFTER_SECONDS)
         incoming = parse_traceparent(request.headers.get(headers.TRACEPARENT))
         with telemetry.span("POST /v1/tasks", incoming, SpanKind.SERVER):
             traceparent = telemetry.current_traceparent() or incoming or telemetry.new_traceparent()
@@ -110,6 +119,22 @@ class Ingress:
         )
         linked = [msgspec.structs.replace(task, links=self._links(task.id)) for task in page.tasks]
         return json_response(msgspec.structs.replace(page, tasks=linked), 200, {"Cache-Control": "no-store"})
+
+    async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
+        """`POST /v1/tasks/{id}/cancel`"""
+        tenant = tenant_of_request(request)
+        record = await self._record(tenant, _checked_task(task))
+        if record.status in ENDED:
+            return json_response(record, 200, {"Cache-Control": "no-store"})
+        # Nobody is known by name yet; what is known is that it came this way.
+        command = CancelCommand(task=record.id, tenant=tenant, by="http")
+        message_headers = {headers.MESSAGE_ID: cancel_message_id(record.id)}
+        try:
+            await self._requests.publish(subjects.control("cancel", tenant), encode(command), message_headers)
+        except BrokerError as error:
+            raise RequestRefused("queue-full", str(error), retry_after_seconds=CONTROL_RETRY_SECONDS) from None
+        log.info("task.cancel_asked", task=record.id, tenant=tenant)
+        return json_response(record, 202, {"Cache-Control": "no-store"})
 
     async def _accepted(self, submitted: Submitted) -> Response[bytes]:
         status = (await self._record(submitted.tenant, submitted.task)).status if submitted.existing else "queued"
@@ -162,7 +187,7 @@ class Ingress:
 
     def _links(self, task: str) -> Links:
         path = self._path(task)
-        return Links(self_=path, events=f"{self._settings.events_base_url}{path}/events")
+        return Links(self_=path, events=f"{self._settings.events_base_url}{path}/events", cancel=f"{path}/cancel")
 
 
 def _checked_task(task: str) -> str:
@@ -189,12 +214,16 @@ def create_app(ingress: Ingress, probe: Probe) -> Litestar:
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
 
+    @post("/v1/tasks/{task:str}/cancel")
+    async def cancel(request: AnyRequest, task: str) -> Response[bytes]:
+        return await ingress.cancel(request, task)
+
     @get("/schema")
     async def schema() -> Response[bytes]:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     return Litestar(
-        route_handlers=[submit, tasks, task, schema, *health_routes("ingress", probe)],  # type: ignore[list-item]  # mixed
+        route_handlers=[submit, tasks, task, cancel, schema, *health_routes("ingress", probe)],  # type: ignore[list-item]  # mixed
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=None,
         logging_config=None,

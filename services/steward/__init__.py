@@ -1,1 +1,1 @@
-"""Does what is nobody's turn: lane statistics, provisioning checks."""
+"""Does what is nobody's turn: commands to tasks, lane statistics, provisioning checks."""

@@ -18,6 +18,7 @@ import pytest
 
 from contracts import identifiers, sse, subjects
 from contracts.codec import decode, encode
+from contracts.control import cancel_message_id, decode_control
 from contracts.errors import InvalidName, TaskmeshError
 from contracts.events import Event, UnknownEvent, decode_event, is_delta
 from contracts.schemas import STREAMED_EVENT_TYPES, named_types
@@ -150,6 +151,20 @@ def test_the_schemas_of_work_agree(case: dict[str, Any]) -> None:
     expected = case.get("schema", case["valid"])
     if expected is not None:
         assert any(schema_accepts(name, payload) for name in ("work.turn", "work.tool")) is expected
+
+
+@pytest.mark.parametrize("case", cases("control"))
+def test_a_command_is_taken_or_refused(case: dict[str, Any]) -> None:
+    payload = payload_of(case, "message")
+    if case["valid"]:
+        command = decode_control(payload, case["subject"])
+        assert cancel_message_id(command.task) == case["message_id"]
+        assert decode_control(encode(command), case["subject"]) == command
+    else:
+        with pytest.raises(TaskmeshError):
+            decode_control(payload, case["subject"])
+    if "message" in case:
+        assert schema_accepts("control.cancel", payload) is case.get("schema", case["valid"])
 
 
 @pytest.mark.parametrize("case", cases("task_requests"))

@@ -16,6 +16,7 @@ from contracts.tasks import TaskRequest, fingerprint
 from contracts.work import Work
 from mesh.decisions import (
     Begin,
+    Cancel,
     Claim,
     Decision,
     Drop,
@@ -28,7 +29,9 @@ from mesh.decisions import (
     Settle,
     SettleDeadLetter,
     StepFailed,
+    Unknown,
     decide,
+    decide_cancel,
     decide_failure,
     queued_event,
 )
@@ -305,3 +308,45 @@ def test_a_failure_is_stored_with_its_code() -> None:
     error = failure()
     assert error.info() == ErrorInfo("provider-error", "no")
     assert (error.retryable, error.terminal, error.retry_after_seconds) == (True, False, None)
+
+
+def test_a_task_that_goes_on_is_cancelled_one_that_has_ended_is_settled_one_that_is_not_there_is_unknown() -> None:
+    journal = HandMadeJournal()
+    assert decide_cancel(journal.state) == Unknown()
+    journal.queued()
+    assert decide_cancel(journal.state) == Cancel()
+    claim = journal.claimed()
+    assert decide_cancel(journal.state) == Cancel()
+    journal.add(events.TaskDeadLettered, step="1", gen=0, error=ErrorInfo("x", "y"), deliveries=1)
+    assert decide_cancel(journal.state) == Cancel()
+    journal.add(events.TaskCancelled, output=None, by="test")
+    assert decide_cancel(journal.state) == Settle()
+    # Who claimed last may settle, though nobody owns a step of a task that is over.
+    assert not journal.state.owns(claim)
+    assert journal.state.is_last_claim(claim)
+
+
+def test_a_claim_is_the_last_one_until_another_of_its_step_and_gen_comes() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    claim = journal.claimed()
+    journal.claimed("2")
+    assert journal.state.is_last_claim(claim)
+    journal.claimed(delivery=2)
+    assert not journal.state.is_last_claim(claim)
+
+
+def test_the_output_so_far_is_the_text_of_the_last_turn_that_has_any() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    assert journal.state.output_so_far is None
+    journal.claimed()
+    assert journal.state.output_so_far is None
+    journal.delta("one ")
+    journal.delta("two")
+    assert journal.state.output_so_far == "one two"
+    journal.turn_completed("one two", calls=1)
+    journal.claimed("2")
+    assert journal.state.output_so_far == "one two"
+    journal.delta("three", turn=2)
+    assert journal.state.output_so_far == "three"

@@ -159,6 +159,7 @@ def test_the_api_is_what_this_version_serves() -> None:
         "post /v1/tasks",
         "get /v1/tasks",
         "get /v1/tasks/{id}",
+        "post /v1/tasks/{id}/cancel",
         "get /v1/tasks/{id}/events",
         "get /health/live",
         "get /health/ready",

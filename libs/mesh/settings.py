@@ -66,6 +66,10 @@ class Settings:
     """Tries of a step by policy, then it is a dead letter."""
     max_deliver: int = MAX_DELIVER
     """Deliveries of a work message by the broker."""
+    retention_days: float = 30.0
+    """How long a task is kept after it has ended: its journal, record and dead letters."""
+    delta_retention_hours: float = 24.0
+    """How long the deltas of a completed turn are kept, from the task's last change on."""
     high_water_percent: float = 90.0
     """The ingress takes no tasks while a stream that they need, or the account, uses this much of its storage."""
     sync_interval: str = "always"
@@ -129,6 +133,8 @@ def _check(settings: Settings) -> None:
         "ack_wait_seconds": (settings.ack_wait_seconds, 0.3, 3600),
         "max_tries": (settings.max_tries, 1, 1000),
         "max_deliver": (settings.max_deliver, 1, 10_000),
+        "retention_days": (settings.retention_days, 0, 36_500),
+        "delta_retention_hours": (settings.delta_retention_hours, 0, 876_000),
         "high_water_percent": (settings.high_water_percent, 0, 100),
         "drain_seconds": (settings.drain_seconds, 0, 3600),
     }

@@ -1,1 +1,1 @@
-"""Does what is nobody's turn: commands to tasks, lane statistics, provisioning checks."""
+"""Does what is nobody's turn: commands to tasks, retention, lane statistics, provisioning checks."""

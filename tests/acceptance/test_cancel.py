@@ -42,13 +42,13 @@ async def test_a_cancel_reaches_a_silent_task_ends_it_once_and_frees_its_worker(
         assert again.status_code in (200, 202)
         async with asyncio.timeout(10):  # A bound far below the 30 s of silence.
             recorded.histories.append(await following)
-        print(f"from the request to the viewer's end: {(time.perf_counter() - began) * 1000:.0f} ms")
+        print(f"from the request to the viewer's end: {(time.perf_counter() - began) * 1000:.0f} ms")  # noqa: T201 - a figure, for who runs it with -s
         assert viewer.history.frames[-1].type == "task.cancelled"
 
         # The only slot is free again: another task runs to its end.
         after = await submit(client, mesh.ingress_url, recorded, "!say 3")
         recorded.histories.append(await Viewer(str(mesh.settings.edge_address), after).follow())
-        print(f"from the request to the next task's end: {(time.perf_counter() - began) * 1000:.0f} ms")
+        print(f"from the request to the next task's end: {(time.perf_counter() - began) * 1000:.0f} ms")  # noqa: T201 - a figure, for who runs it with -s
 
         over = await client.post(f"/v1/tasks/{task}/cancel")
         assert over.status_code == 200

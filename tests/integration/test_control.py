@@ -73,7 +73,7 @@ async def test_a_silent_step_notices_the_cancel_is_stopped_and_its_message_is_se
         await ask_to_cancel(connection, work.task)
         async with asyncio.timeout(10):
             await stopped.wait()
-        print(f"from the command to the stopped handler: {(time.perf_counter() - began) * 1000:.1f} ms")
+        print(f"from the command to the stopped handler: {(time.perf_counter() - began) * 1000:.1f} ms")  # noqa: T201 - a figure, for who runs it with -s
         await until(lambda: queues_are_empty(connection))
         await until(lambda: loop.steps_running == 0)
         await until(lambda: control_is_empty(connection))
@@ -137,7 +137,7 @@ async def test_a_cancel_and_a_completion_at_the_same_moment_leave_exactly_one_en
         await until(lambda: queues_are_empty(connection))
     stored = await read_stored(connection.requests)
     ends = [stored.journals[work.task][-1].event["type"] for work in works]
-    print({end: ends.count(end) for end in set(ends)})
+    print({end: ends.count(end) for end in set(ends)})  # noqa: T201 - a figure, for who runs it with -s
     assert set(ends) <= {"task.completed", "task.cancelled"}
     assert check(Recorded(accepted={work.task for work in works}), stored) == []
 

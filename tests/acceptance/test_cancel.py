@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import time
 from pathlib import Path
 
@@ -100,3 +102,30 @@ async def test_the_ingress_refuses_before_a_stream_is_full_and_takes_tasks_again
         await resize(EVENTS.max_bytes)
         await until(lambda: answers(200))
         assert (await client.post("/v1/tasks", json={"input": "one more"})).status_code == 202
+
+
+async def test_meshctl_cancels_and_says_what_is_over_already(tmp_path: Path) -> None:
+    async with (
+        running_mesh(tmp_path, "ingress", "inference_worker", "steward") as mesh,
+        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+    ):
+        task = str((await client.post("/v1/tasks", json={"input": "!hang 30"})).json()["id"])
+
+        async def meshctl(*arguments: str) -> tuple[int, dict[str, object]]:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "meshctl", *arguments),
+                env=mesh.environment,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            out, _ = await process.communicate()
+            return process.returncode or 0, json.loads(out)
+
+        status, record = await meshctl("cancel", task)
+        assert (status, record["id"]) == (0, task)
+
+        async def over() -> bool:
+            return (await client.get(f"/v1/tasks/{task}")).json()["status"] == "cancelled"
+
+        await until(over)
+        status, record = await meshctl("cancel", task)
+        assert (status, record["status"]) == (0, "cancelled")

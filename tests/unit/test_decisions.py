@@ -338,15 +338,16 @@ def test_a_claim_is_the_last_one_until_another_of_its_step_and_gen_comes() -> No
 
 def test_the_output_so_far_is_the_text_of_the_last_turn_that_has_any() -> None:
     journal = HandMadeJournal()
-    journal.queued()
-    assert journal.state.output_so_far is None
-    journal.claimed()
-    assert journal.state.output_so_far is None
+    seen: list[str | None] = []
+
+    def look(_: object) -> None:
+        seen.append(journal.state.output_so_far)
+
+    look(journal.queued())
+    look(journal.claimed())
     journal.delta("one ")
-    journal.delta("two")
-    assert journal.state.output_so_far == "one two"
+    look(journal.delta("two"))
     journal.turn_completed("one two", calls=1)
-    journal.claimed("2")
-    assert journal.state.output_so_far == "one two"
-    journal.delta("three", turn=2)
-    assert journal.state.output_so_far == "three"
+    look(journal.claimed("2"))
+    look(journal.delta("three", turn=2))
+    assert seen == [None, None, "one two", "one two", "three"]

@@ -22,7 +22,7 @@ from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.events import JournalEvent, Stamp
 from contracts.retries import STEP_POLICY
 from contracts.work import ToolWork, TurnWork, Work, decode_work
-from mesh import dead_letters, telemetry
+from mesh import dead_letters, faults, telemetry
 from mesh.background import background
 from mesh.clock import now
 from mesh.connection import Connection
@@ -339,7 +339,7 @@ class WorkLoop:
     async def _perform_watched(self, step: ClaimedStep, journal: Journal) -> None:
         """Run the handler for as long as the step is owned. Raises what it raises, or `StepLost`."""
         performing = asyncio.create_task(self._handler.perform(step))
-        watching = asyncio.create_task(until_lost(self._connection, journal, step.claim))
+        watching = asyncio.create_task(self._watch(journal, step.claim))
         try:
             await asyncio.wait({performing, watching}, return_when=asyncio.FIRST_COMPLETED)
             if performing.done():
@@ -355,6 +355,11 @@ class WorkLoop:
             performing.cancel()
             watching.cancel()
             await asyncio.gather(performing, watching, return_exceptions=True)
+
+    async def _watch(self, journal: Journal, claim: events.StepClaimed) -> None:
+        if not faults.WATCH_ON:
+            await asyncio.Event().wait()
+        await until_lost(self._connection, journal, claim)
 
     async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery) -> None:
         try:

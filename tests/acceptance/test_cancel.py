@@ -124,7 +124,7 @@ async def test_meshctl_cancels_and_says_what_is_over_already(tmp_path: Path) -> 
         assert (status, record["id"]) == (0, task)
 
         async def over() -> bool:
-            return (await client.get(f"/v1/tasks/{task}")).json()["status"] == "cancelled"
+            return bool((await client.get(f"/v1/tasks/{task}")).json()["status"] == "cancelled")
 
         await until(over)
         status, record = await meshctl("cancel", task)

@@ -64,7 +64,7 @@ async def test_with_the_fence_a_former_owner_writes_nothing(tmp_path: Path) -> N
 
 
 async def test_without_the_fence_a_former_owner_writes_into_its_successors_turn(tmp_path: Path) -> None:
-    violations = await run_with_a_step_taken_over_in_mid_turn(tmp_path, "fence")
+    violations = await run_with_a_step_taken_over_in_mid_turn(tmp_path, "fence,watch")
     assert {"I4", "I6"} <= kinds(violations), violations
     assert any("n is not dense" in violation for violation in violations)
 

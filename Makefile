@@ -13,7 +13,7 @@ PACKAGES  := $(sort $(wildcard libs/*/__init__.py services/*/__init__.py))
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run demo test check schemas lock clean FORCE
+.PHONY: help install run demo test bench check schemas lock clean FORCE
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: $(INSTALLED) ## watch a guided demonstration (ARGS=...)
 
 test: $(INSTALLED) ## run the tests (ARGS="tests/unit -k retry")
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+bench: $(INSTALLED) ## measure, each figure beside its limit, about eight minutes (ARGS="accept resume", ARGS=--quick)
+	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
 check: $(INSTALLED) ## check format, lint, types, generated schemas, layering
 	@echo "check: format"

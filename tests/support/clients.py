@@ -24,11 +24,11 @@ class StreamRefused(Exception):
 
 
 async def open_stream(
-    address: str, task: str, after: int | None
+    address: str, task: str, after: int | None, buffer_bytes_max: int = 65536
 ) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a stream; returns the HTTP status, and the connection."""
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(host, int(port), limit=buffer_bytes_max)
     cursor = f"Last-Event-ID: {after}\r\n" if after is not None else ""
     writer.write(f"GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: {address}\r\n{cursor}\r\n".encode())
     head = await reader.readuntil(b"\r\n\r\n")

@@ -1,0 +1,1 @@
+"""What it costs: each figure beside its limit, from the same interleaved run. `make bench`; no test asserts a time."""

@@ -1,0 +1,108 @@
+"""`python -m tests.benchmarks [names…] [--quick] [--json FILE]`: measure, print a table, write JSON."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from tests.benchmarks import accept, fan_out, first_token, fsyncs, journal, resume, takeover
+from tests.benchmarks.bench import Run
+from tests.benchmarks.figures import Figure, table
+from tests.support.broker import PROGRAM
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS_MAX = 120.0
+"""How long one benchmark may take; one that takes longer fails, and the others go on."""
+
+BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
+    "accept": accept.measure,
+    "first_token": first_token.measure,
+    "fan_out": fan_out.measure,
+    "tokens": journal.measure_tokens,
+    "append": journal.measure_append,
+    "resume": resume.measure,
+    "fold": journal.measure_fold,
+    "takeover": takeover.measure,
+    "fsyncs": fsyncs.measure,
+}
+
+
+async def measure(names: list[str], quick: bool, seed: int) -> tuple[list[Figure], list[str]]:
+    """Run benchmarks one after the other: their figures, and what failed."""
+    figures: list[Figure] = []
+    failures: list[str] = []
+    for name in names:
+        began_at = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="taskmesh-bench-") as folder:
+            try:
+                async with asyncio.timeout(SECONDS_MAX):
+                    figures += await BENCHMARKS[name](Run(Path(folder), seed, quick))
+            except Exception as error:  # one that can't be measured here must not hide the others
+                failures.append(f"{name}: {type(error).__name__}: {error}")
+        print(f"{name}: {time.perf_counter() - began_at:.0f} s", file=sys.stderr, flush=True)
+    return figures, failures
+
+
+def environment(seed: int, quick: bool) -> dict[str, Any]:
+    """What a reader of the figures must know."""
+    server = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    packages = ("nats-py", "litestar", "uvicorn", "uvloop", "msgspec")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "quick": quick,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "nats_server": server,
+        **{package: version(package) for package in packages},
+    }
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (all)")
+    parser.add_argument("--quick", action="store_true", help="few and short rounds: whether it works, not how well")
+    parser.add_argument("--json", type=Path, help="where to write (tests/benchmarks/results/<time>.json)")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    names = arguments.names or list(BENCHMARKS)
+    about = environment(0, arguments.quick)
+    figures, failures = uvloop.run(measure(names, arguments.quick, 0))
+    print(table(figures))
+    print(f"\n{about['cores']} cores, load {about['load_average'][0]:.1f} at the start; {about['nats_server']}")
+    path = arguments.json or RESULTS / f"{about['time'].replace(':', '')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "about": about,
+        "figures": [{**asdict(figure), "ratio": figure.ratio} for figure in figures],
+        "failures": failures,
+    }
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+    print(f"written to {path}")
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

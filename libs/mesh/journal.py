@@ -21,10 +21,10 @@ from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable, StepLost
 from mesh.fold import TaskState, fold
 from mesh.reading import Stored, last_from_leader, read_page
-from mesh.requests import WRONG_LAST_SEQUENCE, Requests
+from mesh.requests import NO_ROOM, WRONG_LAST_SEQUENCE, Requests
 
 APPEND_SECONDS_MAX = 60.0
-"""How long an append is tried again while the broker does not answer."""
+"""How long an append is tried again while the broker does not answer, or has no room."""
 
 Build = Callable[[Stamp], JournalEvent]
 """Makes an event from its common fields, e.g. `lambda stamp: OutputDelta(*stamp, turn=1, text="…")`."""
@@ -126,7 +126,11 @@ class Journal:
             try:
                 ack = await self._publish(event)
             except BrokerError as error:
-                if error.number not in WRONG_LAST_SEQUENCE:
+                if error.number in NO_ROOM:
+                    # A worker waits for room as for a broker: its lease is kept, and no delivery is used up.
+                    if asyncio.get_running_loop().time() > give_up_at:
+                        raise BrokerUnavailable(str(error)) from None
+                elif error.number not in WRONG_LAST_SEQUENCE:
                     raise
             except BrokerUnavailable:
                 if asyncio.get_running_loop().time() > give_up_at:

@@ -22,8 +22,14 @@ from mesh.errors import BrokerError, BrokerUnavailable
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's error numbers for an expected revision that is not the last one."""
 MESSAGE_TOO_LARGE = 10054
+NO_ROOM = (10077, 10047, 10023)
+"""Maximum messages or bytes of a subject or stream; no storage left. All mean: not now."""
 REQUEST_TIMEOUT_SECONDS = 5.0
 """How long one request may take, waiting for a reconnect included."""
+SILENCE_SECONDS_MIN = 1.0
+"""A publish that waited less for its answer says nothing of its stream."""
+SILENCE_SECONDS_MAX = 60.0
+"""How long a stream counts as silent after a publish without an answer, if nobody tries another."""
 
 _decode_answer = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -57,6 +63,8 @@ class Requests:
         self._numbers = itertools.count()
         self._waiters: dict[str, _Waiter] = {}
         self._connected = asyncio.Event()
+        self._silent_since: dict[str, float] = {}
+        """When a publish got no answer though the connection was there, by the subject's first name."""
 
     async def start(self) -> None:
         """Subscribe the inbox. Once, after the connection is up."""
@@ -73,7 +81,18 @@ class Requests:
 
     def on_connected(self) -> None:
         """Let new requests go."""
+        # A stream whose disk gave out stays silent until its server starts again: this may be that start.
+        self._silent_since.clear()
         self._connected.set()
+
+    def is_silent(self, prefix: str) -> bool:
+        """Whether the last publish below `prefix`, such as `tasks`, got no answer, in the last minute.
+
+        After a write error nats-server (2.15) answers no publish into that stream, while it still answers for the
+        stream's state and refuses what breaks a condition: only a publish shows it.
+        """
+        since = self._silent_since.get(prefix)
+        return since is not None and asyncio.get_running_loop().time() - since < SILENCE_SECONDS_MAX
 
     async def one(
         self,
@@ -104,7 +123,14 @@ class Requests:
 
         Raises `BrokerError` if the stream refused it, `BrokerUnavailable` if nobody knows.
         """
-        answer = await self.one(subject, payload, message_headers, timeout_seconds)
+        prefix = _prefix(subject)
+        try:
+            answer = await self.one(subject, payload, message_headers, timeout_seconds)
+        except BrokerUnavailable:
+            if self._connected.is_set() and timeout_seconds >= SILENCE_SECONDS_MIN:
+                self._silent_since[prefix] = asyncio.get_running_loop().time()
+            raise
+        self._silent_since.pop(prefix, None)
         try:
             ack = _decode_pub_ack(answer.data)
         except msgspec.DecodeError:
@@ -164,6 +190,12 @@ class Requests:
             waiter.future.set_result(message)
         else:
             waiter.messages.append(message)
+
+
+def _prefix(subject: str) -> str:
+    """What stands for a subject's stream: `tasks`, `events`; of a bucket `$KV.<bucket>`."""
+    names = subject.split(".", 2)
+    return ".".join(names[:2]) if names[0] == "$KV" else names[0]
 
 
 def _time_out(future: asyncio.Future[Msg], subject: str) -> None:

@@ -133,7 +133,11 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
     if not connection.is_connected:
         return [HealthCheck(name="broker", ok=False, detail="not connected")]
 
-    async def probe(stream: str) -> HealthCheck:
+    async def probe(stream: str, prefix: str) -> HealthCheck:
+        if connection.requests.is_silent(prefix):
+            return HealthCheck(
+                name=stream, ok=False, detail="the last publish got no answer: is the broker's disk full?"
+            )
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                 await connection.requests.api(f"STREAM.INFO.{stream}")
@@ -141,5 +145,9 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
             return HealthCheck(name=stream, ok=False, detail=str(error) or "no answer in time")
         return HealthCheck(name=stream, ok=True)
 
-    checks = await asyncio.gather(probe(TASKS.name), probe(EVENTS.name), probe(TASKS_BUCKET.stream_name))
+    checks = await asyncio.gather(
+        probe(TASKS.name, "tasks"),
+        probe(EVENTS.name, "events"),
+        probe(TASKS_BUCKET.stream_name, f"$KV.{TASKS_BUCKET.name}"),
+    )
     return [HealthCheck(name="broker", ok=True), *checks]

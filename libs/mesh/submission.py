@@ -31,7 +31,7 @@ from mesh.fold import record
 from mesh.journal import Journal
 from mesh.projection import BackgroundProjection
 from mesh.reading import last_from_leader, read_page, read_sequence
-from mesh.requests import PubAck, Requests
+from mesh.requests import NO_ROOM, PubAck, Requests
 
 log = structlog.get_logger("mesh.submission")
 
@@ -40,8 +40,6 @@ COMMIT_SECONDS_MAX = 5.0
 QUEUED_SECONDS_MAX = 2.0
 """How long the answer waits for the journal's first event; later ones go on in the background."""
 BACKGROUND_MAX = 1024
-_REFUSED_AS_FULL = (10077, 10047, 10023)
-"""Maximum messages or bytes of a subject or stream; no storage left. All mean: not now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class Submission:
             try:
                 return await self._requests.publish(subject, payload, message_headers, timeout_seconds=max(left, 0.01))
             except BrokerError as error:
-                if error.number in _REFUSED_AS_FULL:
+                if error.number in NO_ROOM:
                     raise QueueFull(f"lane {work.pool}.{work.priority} takes no more of tenant {work.tenant}") from None
                 raise
             except BrokerUnavailable:

@@ -81,13 +81,14 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (all)")
     parser.add_argument("--quick", action="store_true", help="few and short rounds: whether it works, not how well")
     parser.add_argument("--json", type=Path, help="where to write (tests/benchmarks/results/<time>.json)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is shuffled (0)")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     names = arguments.names or list(BENCHMARKS)
-    about = environment(0, arguments.quick)
-    figures, failures = uvloop.run(measure(names, arguments.quick, 0))
+    about = environment(arguments.seed, arguments.quick)
+    figures, failures = uvloop.run(measure(names, arguments.quick, arguments.seed))
     print(table(figures))
     print(f"\n{about['cores']} cores, load {about['load_average'][0]:.1f} at the start; {about['nats_server']}")
     path = arguments.json or RESULTS / f"{about['time'].replace(':', '')}.json"

@@ -13,10 +13,12 @@ from contracts.events import OutputDelta
 from contracts.identifiers import new_id
 from mesh.clock import now
 from mesh.journal import Journal
+from mesh.reading import last_sequence
 from tests.benchmarks.bench import LIMIT_SERVER, Run, Stage, cpu_seconds, line, load, stage
 from tests.benchmarks.figures import Figure, beside, interleaved
 from tests.support.processes import Process
 from tests.support.tasks import begin_journal, turn_work
+from tests.support.waiting import until
 
 VIEWERS = 500
 PER_VIEWER_PER_SECOND = 10.0
@@ -91,6 +93,7 @@ def _path(journal: Journal, after: dict[str, int]) -> str:
 async def _write(on: Stage, journals: Sequence[Journal], events: int) -> None:
     """Deltas for all journals at the pace. Not fenced: nobody else writes, and the writer is not what is measured."""
     loop = asyncio.get_running_loop()
+    stored = await last_sequence(on.connection.requests, "EVENTS") + events * len(journals)
     began_at = loop.time()
     for number in range(events):
         await asyncio.sleep(max(0.0, began_at + number / PER_VIEWER_PER_SECOND - loop.time()))
@@ -99,14 +102,15 @@ async def _write(on: Stage, journals: Sequence[Journal], events: int) -> None:
             subject = subjects.journal_delta(journal.state.tenant, journal.state.task)
             await on.connection.client.publish(subject, payload)
             journal.state.next_n += 1
+
+    async def all_stored() -> bool:
+        return await last_sequence(on.connection.requests, "EVENTS") >= stored
+
+    await until(all_stored)
     for journal in journals:
-        await journal_caught_up(on, journal)
-
-
-async def journal_caught_up(on: Stage, journal: Journal) -> None:
-    """Know the journal's last sequence again, as a writer would."""
-    fresh = await Journal.load(on.connection.requests, journal.state.tenant, journal.state.task)
-    journal.state = fresh.state
+        # Know its last sequence again: the next round's viewers begin behind it.
+        fresh = await Journal.load(on.connection.requests, journal.state.tenant, journal.state.task)
+        journal.state = fresh.state
 
 
 def _delta(journal: Journal, n: int) -> bytes:

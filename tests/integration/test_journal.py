@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from contracts import subjects
 from contracts.events import OutputDelta
+from contracts.streams import EVENTS
 from mesh.connection import Connection
 from mesh.errors import StepLost
 from mesh.fold import TaskState
@@ -52,6 +54,32 @@ async def test_a_writer_that_missed_something_reads_it_and_decides_again(connect
 
     assert len(judged) == 2
     assert second.state.turn(1).text == "first second"
+
+
+async def test_an_append_waits_for_room_in_a_full_stream_and_goes_in_once(connection: Connection) -> None:
+    journal = await begin_journal(connection.requests, turn_work())
+    info = await connection.requests.api("STREAM.INFO.EVENTS")
+    full = msgspec.structs.replace(EVENTS, max_bytes=info["state"]["bytes"])
+    await connection.requests.api("STREAM.UPDATE.EVENTS", full.as_config())
+    asked = asyncio.Event()
+
+    def may_append(_: TaskState) -> bool:
+        # The second time: the first try was refused.
+        if judged:
+            asked.set()
+        judged.append(True)
+        return True
+
+    judged: list[bool] = []
+    appending = asyncio.create_task(journal.append(lambda stamp: OutputDelta(*stamp, turn=1, text="late"), may_append))
+    await asyncio.wait_for(asked.wait(), 10)
+    assert not appending.done()
+    await connection.requests.api("STREAM.UPDATE.EVENTS", EVENTS.as_config())
+    await appending
+
+    stored = await read_stored(connection.requests)
+    assert check_journal(stored.journals[journal.state.task], quiet=False) == []
+    assert journal.state.turn(1).text == "late"
 
 
 async def test_a_writer_whose_reason_is_gone_appends_nothing(connection: Connection) -> None:

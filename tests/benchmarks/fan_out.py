@@ -39,7 +39,7 @@ async def measure(run: Run) -> list[Figure]:
 
 
 async def _measure(run: Run, tasks: int) -> list[Figure]:
-    events = run.scale(40, 15)
+    events = run.scale(25, 15)
     load_cpu: list[float] = []
     async with stage(run.folder / f"fan-out-{tasks}", "stream_edge", LIMIT_SERVER) as on:
         edge, limit = on.process("stream_edge"), on.process(LIMIT_SERVER)

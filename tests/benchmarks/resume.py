@@ -87,12 +87,11 @@ async def write_strangers(on: Stage, count: int) -> None:
 
 
 async def measure(run: Run) -> list[Figure]:
-    """A hundred events before and hardly any other task is the limit; the rest is measured in turns with it."""
+    """Histories and other tasks, few and many, measured in turns; the limit is the fastest of them."""
     many = run.scale(100_000, 5_000)
     async with stage(run.folder / "resume", "stream_edge") as on:
         await write_strangers(on, 10)
         tails = {"100 before": await Tail.write(on, 100)}
-        few = tails["100 before"]
         for before in (1_000, 10_000, many):
             tails[f"{before:,} before"] = await Tail.write(on, before)
         await write_strangers(on, many)
@@ -106,21 +105,23 @@ async def measure(run: Run) -> list[Figure]:
                 took = await tail.resume()
                 if round_number:
                     tail.milliseconds.append(took)
-        figures = [_figure(name, tail, few) for name, tail in tails.items() if tail is not few]
-        figures += await _cold(run, on, few, tails)
+        # Not the first one: what is stored after it costs too, and a limit must not hide that.
+        fastest = min(tails.values(), key=lambda tail: statistics.median(tail.milliseconds))
+        figures = [_figure(name, tail, fastest) for name, tail in tails.items() if tail is not fastest]
+        figures += await _cold(run, on, fastest, tails)
     return figures
 
 
-def _figure(name: str, tail: Tail, few: Tail) -> Figure:
-    limit = "ms, 100 before, 10 other tasks"
-    figure = beside(f"resume of {TAIL} events: {name}", "ms", tail.milliseconds, limit, few.milliseconds)
+def _figure(name: str, tail: Tail, fastest: Tail) -> Figure:
+    limit = "ms, the fastest of these"
+    figure = beside(f"resume of {TAIL} events: {name}", "ms", tail.milliseconds, limit, fastest.milliseconds)
     if "interleaved" not in name:
         figure.target = f"≤ {RATIO_MAX}"
         figure.met = figure.ratio is not None and figure.ratio <= RATIO_MAX
     return figure
 
 
-async def _cold(run: Run, on: Stage, few: Tail, tails: dict[str, Tail]) -> list[Figure]:
+async def _cold(run: Run, on: Stage, fastest: Tail, tails: dict[str, Tail]) -> list[Figure]:
     """The first resume after the broker was started again: it has no block of the journal in memory."""
     cold: list[float] = []
     longest = max(tails.values(), key=lambda tail: tail.next_n)
@@ -138,8 +139,8 @@ async def _cold(run: Run, on: Stage, few: Tail, tails: dict[str, Tail]) -> list[
             "resume, cold, the longest history",
             "ms",
             statistics.median(cold),
-            "ms, 100 before, warm",
-            statistics.median(few.milliseconds),
+            "ms, the fastest, warm",
+            statistics.median(fastest.milliseconds),
             note="the first after a restart of broker and edge; the system's page cache is warm",
             rounds={"subject": cold},
         )

@@ -14,6 +14,8 @@ LAST_SEQUENCE = "Nats-Last-Sequence"
 STATUS = "Status"
 """nats-py's name for the number in a status line such as `NATS/1.0 404 Message Not Found`."""
 DESCRIPTION = "Description"
+KV_OPERATION = "KV-Operation"
+"""On what marks a key of a bucket as deleted (NATS ADR-8)."""
 TRACEPARENT = "traceparent"
 """W3C trace context, on every work message and on every milestone of a journal."""
 

@@ -26,6 +26,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "task_list": status.TaskList,
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
+    "worker_record": status.WorkerRecord,
     "problem": errors.Problem,
     "health": status.Health,
 }

@@ -121,6 +121,25 @@ class LaneSample(msgspec.Struct, frozen=True, kw_only=True):
     wait_seconds: list[Seconds]
 
 
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A process that takes work, in the bucket `workers`, written again every 10 s and gone 30 s after the last time.
+
+    `pools` and `tools` are what it serves, `concurrency` how many steps it takes at once, `running` how many it has.
+    """
+
+    worker: str
+    service: str
+    version: str
+    pid: Ordinal
+    host: str
+    pools: tuple[LaneName, ...] = ()
+    tools: tuple[LaneName, ...] = ()
+    concurrency: Ordinal
+    running: Count
+    started_at: Time
+    time: Time
+
+
 class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that must be well. `detail` says what is not."""
 

@@ -8,6 +8,7 @@ give different subjects, and `parse_*` gives the names back.
 from __future__ import annotations
 
 import re
+import string
 from typing import NamedTuple
 
 from contracts.errors import InvalidName
@@ -20,10 +21,14 @@ CONTROL_KINDS = ("cancel", "input", "approval", "replay", "child_done")
 PRIORITIES = ("high", "normal", "low")
 """Lanes of a pool, the most urgent first."""
 
+WORKER_CHARACTERS_MAX = 255
+"""Longest name of a worker: a process and a host."""
+
 _TENANT = re.compile(TENANT_PATTERN)
 _TASK = re.compile(TASK_PATTERN)
 _LANE_NAME = re.compile(LANE_NAME_PATTERN)
 _CALL = re.compile(CALL_PATTERN)
+_KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 
 EVENTS_ALL = ("events.*.*.log", "events.*.*.delta")
 LIVE_PREFIX = "live."
@@ -153,6 +158,19 @@ def task_key(tenant: str, task: str) -> str:
 def lane_key(pool: str, priority: str) -> str:
     """Key of a lane's statistics in the bucket `lanes`: `<pool>.<priority>`."""
     return f"{check_pool(pool)}.{check_priority(priority)}"
+
+
+def worker_key(worker: str) -> str:
+    """Key of a worker in the bucket `workers`: its name, which holds an @ and may hold dots, made one token.
+
+    Each byte of its UTF-8 that is no ASCII letter, digit, `-` or `_` is written as `=` and two hexadecimal digits.
+    """
+    if not 0 < len(worker) <= WORKER_CHARACTERS_MAX:
+        raise InvalidName(f"not a worker's name: {worker!r:.80}")
+    return "".join(
+        chr(byte) if chr(byte) in _KEY_CHARACTERS else f"={byte:02x}"
+        for byte in worker.encode("utf-8", "surrogatepass")
+    )
 
 
 def lane_statistics(pool: str, priority: str) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from contracts import headers
 from contracts.codec import encode
 from mesh.errors import BrokerError, BrokerUnavailable
-from mesh.requests import WRONG_LAST_SEQUENCE, Requests
+from mesh.requests import REQUEST_TIMEOUT_SECONDS, WRONG_LAST_SEQUENCE, Requests
 
 
 class Entry(NamedTuple):
@@ -27,7 +27,7 @@ async def get(requests: Requests, bucket: str, key: str) -> Entry | None:
         return None
     if status is not None:
         raise BrokerUnavailable(f"bucket {bucket} answered {status}")
-    value = None if "KV-Operation" in message_headers else answer.data
+    value = None if headers.KV_OPERATION in message_headers else answer.data
     return Entry(value, int(message_headers[headers.SEQUENCE]))
 
 
@@ -46,6 +46,11 @@ async def compare_and_set(requests: Requests, bucket: str, key: str, value: byte
             return False
         raise
     return True
+
+
+async def delete(requests: Requests, bucket: str, key: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
+    """Mark a key as deleted; readers find an entry without a value."""
+    await requests.publish(f"$KV.{bucket}.{key}", b"", {headers.KV_OPERATION: "DEL"}, timeout_seconds)
 
 
 async def put_json(requests: Requests, bucket: str, key: str, value: object) -> int:

@@ -1,10 +1,11 @@
-"""Making streams, consumers and buckets exist as they are declared. Never deletes anything."""
+"""Making streams, consumers and buckets exist as they are declared. Never deletes anything, nor lets a limit do so."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
 from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, ConsumerDeclaration, StreamDeclaration, consumers
+from mesh.changes import obstacles
 from mesh.errors import BrokerError
 from mesh.requests import Requests
 from mesh.settings import Settings
@@ -14,12 +15,21 @@ _CONSUMER_NOT_FOUND = 10014
 
 
 class Difference(NamedTuple):
-    """What is declared and not so. `fields`: names and (declared, existing) values where it exists."""
+    """What is declared and not so. `fields`: names and (declared, existing) values where it exists.
+
+    `obstacles`: for those of the fields that `apply` leaves as they are, why.
+    """
 
     kind: Literal["stream", "consumer"]
     name: str
     missing: bool
     fields: dict[str, tuple[Any, Any]]
+    obstacles: dict[str, str]
+
+    @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """The fields that `apply` can change."""
+        return {name: values for name, values in self.fields.items() if name not in self.obstacles}
 
     def __str__(self) -> str:
         if self.missing:
@@ -47,15 +57,17 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
     """What differs from the declarations. Raises `BrokerUnavailable`."""
     differences: list[Difference] = []
     for stream in wanted.streams:
-        existing = await _info(requests, f"STREAM.INFO.{stream.name}", _STREAM_NOT_FOUND)
+        info = await _info(requests, f"STREAM.INFO.{stream.name}", _STREAM_NOT_FOUND)
+        existing = info["config"] if info else None
         replicas = existing["num_replicas"] if existing else 1
-        difference = _difference("stream", stream.name, stream.as_config(replicas), existing)
+        messages = int(info["state"]["messages"]) if info else 0
+        difference = _difference("stream", stream.name, stream.as_config(replicas), existing, messages)
         if difference is not None:
             differences.append(difference)
     for consumer in wanted.consumers:
-        existing = await _info(requests, f"CONSUMER.INFO.{consumer.stream}.{consumer.name}", _CONSUMER_NOT_FOUND)
+        info = await _info(requests, f"CONSUMER.INFO.{consumer.stream}.{consumer.name}", _CONSUMER_NOT_FOUND)
         name = f"{consumer.stream}/{consumer.name}"
-        difference = _difference("consumer", name, consumer.as_config(), existing)
+        difference = _difference("consumer", name, consumer.as_config(), info["config"] if info else None)
         if difference is not None:
             differences.append(difference)
     return differences
@@ -64,53 +76,64 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
 async def apply(requests: Requests, wanted: Declared, *, update: bool) -> list[Difference]:
     """Create what is missing and, with `update`, change what differs; returns what was done.
 
-    Raises `BrokerError` where the server refuses, e.g. for a change that a stream can't take.
+    What can't be changed, or not without losing what is stored, stays, and is still in what `compare` returns.
+    Raises `BrokerError` where the server refuses.
     """
-    differences = await compare(requests, wanted)
     streams = {stream.name: stream for stream in wanted.streams}
     consumer_by_name = {f"{consumer.stream}/{consumer.name}": consumer for consumer in wanted.consumers}
     done: list[Difference] = []
-    for difference in differences:
-        if not difference.missing and not update:
+    for difference in await compare(requests, wanted):
+        if not difference.missing and not (update and difference.changes):
             continue
         if difference.kind == "stream":
-            replicas = 1
-            if not difference.missing:
-                info = await requests.api(f"STREAM.INFO.{difference.name}")
-                replicas = info["config"]["num_replicas"]
             verb = "CREATE" if difference.missing else "UPDATE"
-            await requests.api(f"STREAM.{verb}.{difference.name}", streams[difference.name].as_config(replicas))
+            config = streams[difference.name].as_config()
+            if not difference.missing:
+                config = await _changed(requests, f"STREAM.INFO.{difference.name}", difference)
+            await requests.api(f"STREAM.{verb}.{difference.name}", config)
         else:
             consumer = consumer_by_name[difference.name]
-            await requests.api(
-                f"CONSUMER.DURABLE.CREATE.{consumer.stream}.{consumer.name}",
-                {"stream_name": consumer.stream, "config": consumer.as_config(), "action": ""},
-            )
-        done.append(difference)
+            config = consumer.as_config()
+            path = f"{consumer.stream}.{consumer.name}"
+            if not difference.missing:
+                config = await _changed(requests, f"CONSUMER.INFO.{path}", difference)
+            body = {"stream_name": consumer.stream, "config": config, "action": ""}
+            await requests.api(f"CONSUMER.DURABLE.CREATE.{path}", body)
+        done.append(difference._replace(fields=difference.changes, obstacles={}))
     return done
+
+
+async def _changed(requests: Requests, subject: str, difference: Difference) -> dict[str, Any]:
+    """The existing configuration with what may be changed changed, and what nobody declared left alone."""
+    config: dict[str, Any] = (await requests.api(subject))["config"]
+    return config | {name: new for name, (new, _) in difference.changes.items()}
 
 
 async def _info(requests: Requests, subject: str, not_found: int) -> dict[str, Any] | None:
     try:
-        info = await requests.api(subject)
+        return await requests.api(subject)
     except BrokerError as error:
         # A consumer's stream may be missing too.
         if error.number in (not_found, _STREAM_NOT_FOUND):
             return None
         raise
-    config: dict[str, Any] = info["config"]
-    return config
 
 
 def _difference(
-    kind: Literal["stream", "consumer"], name: str, config: dict[str, Any], existing: dict[str, Any] | None
+    kind: Literal["stream", "consumer"],
+    name: str,
+    config: dict[str, Any],
+    existing: dict[str, Any] | None,
+    messages: int = 0,
 ) -> Difference | None:
     if existing is None:
-        return Difference(kind, name, missing=True, fields={})
+        return Difference(kind, name, missing=True, fields={}, obstacles={})
     # The server leaves out what is false, 0 or empty.
     fields = {
         key: (value, existing.get(key))
         for key, value in config.items()
         if existing.get(key) != value and not (not value and not existing.get(key))
     }
-    return Difference(kind, name, missing=False, fields=fields) if fields else None
+    if not fields:
+        return None
+    return Difference(kind, name, missing=False, fields=fields, obstacles=obstacles(kind, fields, messages))

@@ -9,7 +9,7 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl import demo, output, streams, tasks, up
+from meshctl import demo, doctor, output, streams, tasks, up, workers
 from meshctl.errors import ApiError
 from meshctl.stops import STATUS_INTERRUPTED
 
@@ -45,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
     streams.add_commands(commands)
+    workers.add_commands(commands)
+    doctor.add_commands(commands)
     return parser
 
 

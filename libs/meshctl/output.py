@@ -8,6 +8,8 @@ import os
 import sys
 from typing import Any
 
+from rich.console import Console, RenderableType
+
 from contracts.codec import encode
 
 # A model's words reach the operator's terminal: nothing in them may move the cursor, retitle the window or worse.
@@ -29,6 +31,17 @@ def prepare() -> None:
 def printable(text: str) -> str:
     """Text as it may be shown on a terminal: control characters other than line feed and tab are replaced."""
     return text.translate(_CONTROLS)
+
+
+def in_colour() -> bool:
+    """Whether standard output may be coloured and written over: a terminal that can, and nobody said NO_COLOR."""
+    return for_people() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def show(what: RenderableType) -> None:
+    """Print a table, or styled text; plain where colours are not wanted (https://no-color.org)."""
+    console = Console(color_system="auto" if in_colour() else None, highlight=False, emoji=False)
+    console.print(what)
 
 
 def json_line(value: Any) -> None:

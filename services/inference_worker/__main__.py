@@ -9,6 +9,7 @@ from inference_worker.pools import PoolHandlers
 from inference_worker.providers import open_providers
 from inference_worker.turns import TurnHandler
 from mesh.background import background
+from mesh.heartbeats import heartbeats
 from mesh.service import Service, run
 from mesh.settings import Settings
 from mesh.work import LaneSpec, WorkLoop
@@ -39,8 +40,9 @@ async def main(service: Service) -> None:
             for pool, provider in providers.items()
         }
         loop = WorkLoop(service.connection, settings, lanes(settings), PoolHandlers(handlers), service.worker)
-        await service.ready()
-        await loop.run(service.stopping)
+        async with heartbeats(service, lambda: loop.steps_running, pools=settings.pools):
+            await service.ready()
+            await loop.run(service.stopping)
 
 
 if __name__ == "__main__":

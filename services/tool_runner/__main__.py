@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contracts.streams import tool_consumer
+from mesh.heartbeats import heartbeats
 from mesh.service import Service, run
 from mesh.work import LaneSpec, WorkLoop
 from tool_runner.handler import CallHandler
@@ -15,8 +16,9 @@ async def main(service: Service) -> None:
     """Run tool calls until told to stop."""
     lanes = [LaneSpec("TOOLS", tool_consumer(name), BATCH_MAX) for name in TOOLS]
     loop = WorkLoop(service.connection, service.settings, lanes, CallHandler(TOOLS), service.worker)
-    await service.ready()
-    await loop.run(service.stopping)
+    async with heartbeats(service, lambda: loop.steps_running, tools=tuple(TOOLS)):
+        await service.ready()
+        await loop.run(service.stopping)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,31 @@ async def test_a_missing_stream_and_a_changed_consumer_are_seen_and_repaired(
     assert await compare(connection.requests, wanted) == []
 
 
+async def test_what_could_delete_messages_or_can_not_be_changed_is_left_and_the_rest_is_done(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    wanted = declared(settings)
+    await requests.api("STREAM.DELETE.DEAD_LETTERS")
+    config = next(stream for stream in STREAMS if stream.name == "DEAD_LETTERS").as_config()
+    wider = {**config, "max_bytes": config["max_bytes"] * 2, "metadata": {"owner": "somebody"}, "description": "old"}
+    await requests.api("STREAM.CREATE.DEAD_LETTERS", {**wider, "retention": "workqueue"})
+    await requests.publish("dead.t.malformed", b"kept")
+
+    [difference] = await compare(requests, wanted)
+    assert difference.fields.keys() == {"max_bytes", "description", "retention"}
+    assert difference.obstacles.keys() == {"max_bytes", "retention"}
+    [done] = await apply(requests, wanted, update=True)
+    assert done.fields.keys() == {"description"}
+
+    info = await requests.api("STREAM.INFO.DEAD_LETTERS")
+    assert info["state"]["messages"] == 1
+    assert info["config"]["description"] == config["description"]
+    assert info["config"]["max_bytes"] == config["max_bytes"] * 2
+    assert info["config"]["metadata"]["owner"] == "somebody"
+    assert await apply(requests, wanted, update=True) == []
+
+
 async def test_every_declared_stream_is_there(connection: Connection) -> None:
     listed = await connection.requests.api("STREAM.NAMES")
     assert set(listed["streams"]) == {stream.name for stream in STREAMS} | {bucket.stream_name for bucket in BUCKETS}

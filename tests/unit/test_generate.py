@@ -223,7 +223,7 @@ def test_the_protocol_names_every_event_and_all_of_its_fields(kind: type[msgspec
 
 
 @pytest.mark.parametrize(
-    "name", ["work.turn", "work.tool", "dead_letter", "task_record", "lane_statistics", "lane_sample"]
+    "name", ["work.turn", "work.tool", "dead_letter", "task_record", "lane_statistics", "lane_sample", "worker_record"]
 )
 def test_the_protocol_names_every_field_of_a_record(name: str) -> None:
     text = protocol()

@@ -114,6 +114,7 @@ def test_what_the_builders_build_is_stored_where_it_belongs() -> None:
         subjects.dead_letter("acme", task): "DEAD_LETTERS",
         subjects.malformed_dead_letter(None): "DEAD_LETTERS",
         f"$KV.tasks.{subjects.task_key('acme', task)}": "KV_tasks",
+        f"$KV.workers.{subjects.worker_key('inference_worker-1@a.example')}": "KV_workers",
         f"$KV.lanes.{subjects.lane_key('default', 'high')}": "KV_lanes",
     }
     for subject, name in stored.items():

@@ -205,3 +205,17 @@ def test_a_call_is_a_turn_and_an_index(call: str) -> None:
     for other in (f"0{call}", call.replace("-", "-0"), call.replace("-", "--"), f"-{call}", f"{call}-1"):
         with pytest.raises(InvalidName):
             subjects.check_call(other)
+
+
+@given(one=st.text(min_size=1, max_size=255), other=st.text(min_size=1, max_size=255))
+def test_a_worker_s_key_is_one_token_and_its_own(one: str, other: str) -> None:
+    """Names of hosts are not ours to choose: whatever is in one is written so that a key can hold it (NATS ADR-8)."""
+    assert re.fullmatch(r"[-_=a-zA-Z0-9]+", subjects.worker_key(one))
+    assert (subjects.worker_key(one) == subjects.worker_key(other)) == (one == other)
+
+
+def test_a_worker_s_key_can_be_read() -> None:
+    assert subjects.worker_key("inference_worker-4711@a.example") == "inference_worker-4711=40a=2eexample"
+    for wrong in ("", "a" * 256):
+        with pytest.raises(InvalidName):
+            subjects.worker_key(wrong)

@@ -1,0 +1,86 @@
+"""Tables for people: tasks, workers, lanes, and what the doctor says. Pure: from records to a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+from contracts.status import LaneStatistics, WorkerRecord
+from meshctl.checks import Check
+from meshctl.output import printable
+
+_STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def plain_table(*heads: str) -> Table:
+    """Columns with their heads and nothing around them: what `cut` and a narrow terminal can take."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=bool(heads))
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def cell(text: object, style: str = "") -> Text:
+    """Text as it may be shown: no control characters, no markup."""
+    return Text(printable(str(text)), style=style)
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """One line for each check, and under it what to do."""
+    table = plain_table()
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        table.add_row(cell(check.status, _STYLES[check.status]), cell(check.check), cell(check.detail))
+        if check.remedy:
+            table.add_row("", "", cell(f"→ {check.remedy}", _STYLES[check.status]))
+    return table
+
+
+def workers_table(workers: Sequence[WorkerRecord], at: datetime) -> Table:
+    """One line for each process. Times are told as they are at `at`."""
+    table = plain_table("WORKER", "VERSION", "SERVES", "STEPS", "UP", "SEEN")
+    for worker in workers:
+        table.add_row(
+            cell(worker.worker),
+            cell(worker.version),
+            cell(", ".join([*worker.pools, *worker.tools])),
+            f"{worker.running}/{worker.concurrency}",
+            _duration((at - worker.started_at).total_seconds()),
+            f"{_duration((at - worker.time).total_seconds())} ago",
+        )
+    return table
+
+
+def lanes_table(lanes: Sequence[LaneStatistics], at: datetime) -> Table:
+    """One line for each lane."""
+    table = plain_table("LANE", "WAITING", "RUNNING", "TURNS/S", "WAIT P50", "WAIT P95", "AS OF")
+    for lane in lanes:
+        table.add_row(
+            cell(f"{lane.pool}, {lane.priority}"),
+            str(lane.depth),
+            str(lane.running),
+            "-" if lane.drain_per_second is None else f"{lane.drain_per_second:.1f}",
+            _seconds(lane.wait_seconds_p50),
+            _seconds(lane.wait_seconds_p95),
+            f"{_duration((at - lane.time).total_seconds())} ago",
+        )
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def _duration(seconds: float) -> str:
+    """`12s`, `3m`, `5h`, `2d`: the largest unit that fits, and no more."""
+    whole = max(0, int(seconds))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"

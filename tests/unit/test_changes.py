@@ -1,0 +1,42 @@
+"""Which changes of streams and consumers are made, and which are left to a person."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from mesh.changes import CANNOT_CHANGE, COULD_LOSE, COULD_ORPHAN, obstacles
+
+_GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "new", "existing", "messages", "why"),
+    [
+        ("stream", "max_bytes", 2 * _GIB, _GIB, 9, None),
+        ("stream", "max_bytes", _GIB, 2 * _GIB, 9, COULD_LOSE),
+        ("stream", "max_bytes", _GIB, 2 * _GIB, 0, None),
+        ("stream", "max_bytes", _GIB, -1, 9, COULD_LOSE),
+        ("stream", "max_msgs", -1, 100, 9, None),
+        ("stream", "max_msgs", 100, None, 9, COULD_LOSE),
+        ("stream", "max_msgs_per_subject", 1, 5, 9, COULD_LOSE),
+        ("stream", "max_age", 0, 10**9, 9, None),
+        ("stream", "max_age", 10**9, 0, 9, COULD_LOSE),
+        ("stream", "subjects", ["a.*", "b.*"], ["a.*"], 9, None),
+        ("stream", "subjects", ["a.*"], ["a.*", "b.*"], 9, COULD_ORPHAN),
+        ("stream", "subjects", ["a.*"], ["a.*", "b.*"], 0, None),
+        ("stream", "retention", "workqueue", "limits", 0, CANNOT_CHANGE),
+        ("stream", "storage", "file", "memory", 0, CANNOT_CHANGE),
+        ("stream", "deny_delete", True, None, 9, None),
+        ("stream", "deny_delete", False, True, 0, CANNOT_CHANGE),
+        ("stream", "discard", "new", "old", 9, None),
+        ("consumer", "max_deliver", 5, 10, 0, None),
+        ("consumer", "ack_policy", "explicit", "all", 0, CANNOT_CHANGE),
+        ("consumer", "max_waiting", 512, 7, 0, CANNOT_CHANGE),
+    ],
+)
+def test_a_change_is_made_unless_the_server_can_not_or_messages_could_go(
+    kind: Literal["stream", "consumer"], name: str, new: Any, existing: Any, messages: int, why: str | None
+) -> None:
+    assert obstacles(kind, {name: (new, existing)}, messages) == ({name: why} if why else {})

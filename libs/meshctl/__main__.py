@@ -21,7 +21,8 @@ STATUS_BROKEN_PIPE: Final = 141
 _DESCRIPTION = "Run a task mesh, submit tasks to one, and watch them."
 _EPILOG = """\
 On a terminal the output is text, into a pipe it is JSON lines. An error is one line on standard error.
-status: 0 it worked, 1 it did not, 2 the command line or a setting was wrong, 130 interrupted
+status: 0 it worked, 1 it did not, 2 the command line or a setting was wrong, 3 streams differ,
+        130 interrupted
 
 Begin with: meshctl up --first-task
 """

@@ -143,9 +143,9 @@ def check_persist_mode(mode: str) -> Check:
     if mode == "async":
         remedy = "it can't be changed: back up, and create EVENTS again with the default persist mode"
         return Check(
-            "persist mode", "fail", "EVENTS is stored asynchronously: a crash gives sequences out twice", remedy
+            "persist_mode", "fail", "EVENTS is stored asynchronously: a crash gives sequences out twice", remedy
         )
-    return Check("persist mode", "ok", f"EVENTS has the {mode or 'default'} one")
+    return Check("persist_mode", "ok", f"EVENTS has the {mode or 'default'} one")
 
 
 def check_clock(ahead_seconds: float) -> Check:
@@ -210,13 +210,13 @@ def check_services(services: Sequence[SeenService]) -> Check:
 def check_open_files(limit: int, hard: int) -> Check:
     """How many files and sockets a process started from here may have open. Below 0: any number."""
     if limit < 0:
-        return Check("open files", "ok", "no limit")
+        return Check("open_files", "ok", "no limit")
     if limit >= OPEN_FILES_MIN:
-        return Check("open files", "ok", f"up to {limit:,} in a process")
+        return Check("open_files", "ok", f"up to {limit:,} in a process")
     remedy = f"`ulimit -n {OPEN_FILES_MIN}` before `meshctl up`"
     if 0 <= hard < OPEN_FILES_MIN:
         remedy += f"; the hard limit is {hard:,}: raise that first (LimitNOFILE= of its unit, or limits.conf)"
-    return Check("open files", "warn", f"up to {limit:,} in a process", remedy)
+    return Check("open_files", "warn", f"up to {limit:,} in a process", remedy)
 
 
 def exit_status(checks: Sequence[Check]) -> int:

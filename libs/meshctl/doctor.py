@@ -137,7 +137,7 @@ async def probe(url: str) -> BrokerInfo | str:
     finally:
         if writer is not None:
             writer.close()
-    with suppress(msgspec.MsgspecError, KeyError):
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, KeyError):
         verb, _, payload = line.partition(b" ")
         if verb == b"INFO":
             info = msgspec.json.decode(payload, type=dict[str, Any])

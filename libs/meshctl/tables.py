@@ -36,7 +36,9 @@ def checks_table(checks: Sequence[Check]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in checks:
-        table.add_row(cell(check.status, _STYLES[check.status]), cell(check.check), cell(check.detail))
+        table.add_row(
+            cell(check.status, _STYLES[check.status]), cell(check.check.replace("_", " ")), cell(check.detail)
+        )
         if check.remedy:
             table.add_row("", "", cell(f"→ {check.remedy}", _STYLES[check.status]))
     return table

@@ -1,0 +1,195 @@
+"""What the doctor says of facts, and how it is shown. Pure, but for a disk and a port of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from contracts.status import LaneStatistics, WorkerRecord
+from mesh.provisioning import Difference
+from mesh.settings import Settings
+from meshctl import checks, disk, embedded
+from meshctl.checks import BrokerInfo, Check, Facts, SeenService, StreamsSeen, diagnose, exit_status
+from meshctl.doctor import probe
+from meshctl.home import Home
+from meshctl.tables import checks_table, lanes_table, workers_table
+from tests.support.broker import free_port
+
+ALL_SERVICES = tuple(SeenService(name, "0.1.0", "7") for name in checks.SERVICES)
+WELL = Facts(
+    url="nats://127.0.0.1:4222",
+    broker=BrokerInfo("2.15.1", jetstream=True),
+    streams=StreamsSeen([], declared=25, persist_mode="", clock_ahead_seconds=0.002),
+    services=ALL_SERVICES,
+    sync_interval="always",
+    fsyncs_per_second=4_000.0,
+    open_files=65_536,
+    open_files_hard=65_536,
+)
+TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def missing(name: str) -> Difference:
+    return Difference("stream", name, missing=True, fields={}, obstacles={})
+
+
+def differs(name: str) -> Difference:
+    return Difference("stream", name, missing=False, fields={"max_bytes": (2, 1)}, obstacles={})
+
+
+def seen(**more: Any) -> StreamsSeen:
+    assert isinstance(WELL.streams, StreamsSeen)
+    return WELL.streams._replace(**more)
+
+
+def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
+    told = diagnose(WELL)
+    assert [check.check for check in told] == [
+        "broker", "version", "jetstream", "streams", "persist_mode", "clock", "sync", "disk", "services", "open_files",
+    ]  # fmt: skip
+    assert {(check.status, check.remedy) for check in told} == {("ok", "")}
+    assert exit_status(told) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "status", "detail", "remedy"),
+    [
+        ({"broker": "Connection refused"}, "broker", "fail", "none at nats://127.0.0.1:4222: Conn", "meshctl up"),
+        ({"broker": BrokerInfo("2.12.9", jetstream=True)}, "version", "fail", "2.12.9 is too old", "2.14 or newer"),
+        ({"broker": BrokerInfo("2.14.0", jetstream=True)}, "version", "ok", "2.14.0", ""),
+        ({"broker": BrokerInfo("3.0.0-rc1", jetstream=True)}, "version", "ok", "3.0.0-rc1", ""),
+        ({"broker": BrokerInfo("main", jetstream=True)}, "version", "warn", "no version", "2.14 or newer"),
+        ({"broker": BrokerInfo("2.15.1", jetstream=False)}, "jetstream", "fail", "is off", "jetstream {"),
+        ({"streams": seen(differences=[missing("TASKS"), differs("EVENTS")])}, "streams", "fail",
+         "missing: TASKS; not as declared: EVENTS", "streams apply"),
+        ({"streams": seen(differences=[differs(f"S{n}") for n in range(6)])}, "streams", "warn",
+         "S0, S1, S2, S3 and 2 more", "streams plan"),
+        ({"streams": "no responders"}, "streams", "fail", "no responders", "log"),
+        ({"streams": seen(persist_mode="async")}, "persist_mode", "fail", "twice", "create EVENTS again"),
+        ({"streams": seen(clock_ahead_seconds=1.5)}, "clock", "warn", "1.5 s behind the broker", "NTP"),
+        ({"streams": seen(clock_ahead_seconds=-90.0)}, "clock", "warn", "90.0 s ahead of the broker", "NTP"),
+        ({"streams": seen(clock_ahead_seconds=-1.0)}, "clock", "ok", "within 1.00 s", ""),
+        ({"sync_interval": "1s"}, "sync", "warn", "every 1s", "MESH_SYNC_INTERVAL=always"),
+        ({"sync_interval": None}, "sync", "warn", "unknown", "sync_interval"),
+        ({"fsyncs_per_second": 4_000.0}, "disk", "ok", "4,000 fsyncs a second: at most about 400 tasks", ""),
+        ({"fsyncs_per_second": 60.0}, "disk", "warn", "about 6 tasks", "faster disk"),
+        ({"fsyncs_per_second": 60.0, "sync_interval": "1s"}, "disk", "ok", "no ceiling", ""),
+        ({"fsyncs_per_second": None}, "disk", "ok", "not measured", ""),
+        ({"fsyncs_per_second": "can't write to .mesh"}, "disk", "fail", "can't write", "MESH_HOME"),
+        ({"services": []}, "services", "warn", "none answers", "meshctl up"),
+        ({"services": ALL_SERVICES[1:]}, "services", "warn", "none of ingress", "python -m ingress"),
+        ({"services": [*ALL_SERVICES, SeenService("ingress", "0.2.0", "9")]}, "services", "warn",
+         "more than one version: 0.1.0: ingress (pid 7), ", "restart"),
+        ({"services": [*ALL_SERVICES, SeenService("somebody_elses", "9.9.9", "9")]}, "services", "ok", "0.1.0", ""),
+        ({"open_files": 1024}, "open_files", "warn", "up to 1,024", "ulimit -n 4096"),
+        ({"open_files": 1024, "open_files_hard": 2048}, "open_files", "warn", "1,024", "hard limit is 2,048"),
+        ({"open_files": -1}, "open_files", "ok", "no limit", ""),
+    ],
+)  # fmt: skip
+def test_what_is_not_well_is_said_with_what_to_do(
+    change: dict[str, Any], check: str, status: str, detail: str, remedy: str
+) -> None:
+    told = diagnose(WELL._replace(**change))
+    [line] = [line for line in told if line.check == check]
+    assert line.status == status
+    assert detail in line.detail
+    assert remedy in line.remedy
+    assert bool(line.remedy) == (status != "ok")
+    assert exit_status(told) == int(status == "fail")
+
+
+def test_without_a_broker_nothing_is_said_of_what_is_on_it() -> None:
+    told = diagnose(WELL._replace(broker="refused", streams=None, services=None, fsyncs_per_second=None))
+    assert [line.check for line in told] == ["broker", "disk", "open_files"]
+
+
+def test_the_clock_is_compared_at_the_middle_of_the_request() -> None:
+    asked_at = TIME
+    answered_at = TIME + timedelta(seconds=4)
+    assert checks.clock_ahead_seconds(TIME + timedelta(seconds=2), asked_at, answered_at) == 0
+    assert checks.clock_ahead_seconds(TIME + timedelta(seconds=5), asked_at, answered_at) == 3
+
+
+def test_the_disk_is_measured_within_its_bound_and_nothing_is_left(tmp_path: Path) -> None:
+    assert disk.fsyncs_per_second(tmp_path, 0.05) > 0
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No such file"):
+        disk.fsyncs_per_second(tmp_path / "missing")
+
+
+async def test_a_probe_tells_who_listens() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> None:
+        writer.write(line)
+        await writer.drain()
+        writer.close()
+
+    async def told(line: bytes) -> BrokerInfo | str:
+        server = await asyncio.start_server(lambda reader, writer: answer(reader, writer, line), "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            return await probe(f"nats://user:pass@127.0.0.1:{port},nats://elsewhere:1")
+
+    assert await told(b'INFO {"version":"2.15.1","jetstream":true} \r\n') == BrokerInfo("2.15.1", jetstream=True)
+    assert await told(b'INFO {"version":"2.15.1"}\r\n') == BrokerInfo("2.15.1", jetstream=False)
+    stranger = "what listens there does not speak NATS"
+    assert await told(b"SSH-2.0-OpenSSH\r\n") == stranger
+    assert await told(b"INFO []\r\n") == stranger
+    assert await told(b"") == stranger
+    assert await probe(f"127.0.0.1:{free_port()}") == "Connection refused"
+    assert "port" in str(await probe("nats://127.0.0.1:many")).lower()
+
+
+def test_the_embedded_broker_of_a_home_is_found_while_it_lives(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.nats_ports.mkdir()
+    settings = Settings(home=tmp_path)
+    assert embedded.at_broker(settings).broker_url == "nats://127.0.0.1:4222"
+    (home.nats_ports / "nats-server_999999999.ports").write_text('{"nats":["nats://127.0.0.1:1"]}')
+    (home.nats_ports / "nats-server_x.ports").write_text("{")
+    assert embedded.running_url(home) is None
+    (home.nats_ports / f"nats-server_{os.getpid()}.ports").write_text('{"nats":["nats://127.0.0.1:7777"]}')
+    assert embedded.at_broker(settings).broker_url == "nats://127.0.0.1:7777"
+    told = Settings(home=tmp_path, nats_port=4333)
+    assert embedded.at_broker(told).broker_url == "nats://127.0.0.1:4333"
+    assert embedded.sync_interval(home) is None
+    home.nats_config.write_text('jetstream {\n  sync_interval: "1s"\n}\n')
+    assert embedded.sync_interval(home) == "1s"
+
+
+def shown(table: Any) -> list[str]:
+    console = Console(color_system=None, width=120)
+    with console.capture() as captured:
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def test_a_line_shows_its_remedy_below_and_drives_no_terminal() -> None:
+    told = [Check("open_files", "warn", "a [bold]few[/bold]\x1b[2J", "raise it"), Check("broker", "ok", "there")]
+    assert shown(checks_table(told)) == [
+        "warn  open files  a [bold]few[/bold]\ufffd[2J",
+        "                  → raise it",
+        "ok    broker      there",
+    ]
+
+
+def test_workers_and_lanes_are_told_as_of_now() -> None:
+    worker = WorkerRecord(
+        worker="inference_worker-7@host", service="inference_worker", version="0.1.0", pid=7, host="host",
+        pools=("default", "large"), concurrency=64, running=3, started_at=TIME, time=TIME + timedelta(hours=2),
+    )  # fmt: skip
+    at = TIME + timedelta(hours=2, seconds=4)
+    assert shown(workers_table([worker], at))[1].split() == [
+        "inference_worker-7@host", "0.1.0", "default,", "large", "3/64", "2h", "4s", "ago",
+    ]  # fmt: skip
+    lane = LaneStatistics(
+        pool="default", priority="high", time=TIME, depth=5, running=2, drain_per_second=1.25, wait_seconds_p50=0.5
+    )
+    assert shown(lanes_table([lane], TIME + timedelta(days=3)))[1].split() == [
+        "default,", "high", "5", "2", "1.2", "0.50", "s", "-", "3d", "ago",
+    ]  # fmt: skip

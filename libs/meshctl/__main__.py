@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from meshctl import interrupts
+
+# isort: split
 import argparse
 import sys
 from typing import Final
@@ -11,7 +14,7 @@ from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
 from meshctl import demo, doctor, output, streams, tasks, up, workers
 from meshctl.errors import ApiError
-from meshctl.stops import STATUS_INTERRUPTED
+from meshctl.interrupts import STATUS_INTERRUPTED
 
 STATUS_FAILED: Final = 1
 STATUS_USAGE: Final = 2
@@ -53,9 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status. Usage errors exit with 2 by themselves."""
-    output.prepare()
-    parsed = build_parser().parse_args(arguments)
+    interrupts.begun()
     try:
+        output.prepare()
+        parsed = build_parser().parse_args(arguments)
         status: int = parsed.run(parsed)
         sys.stdout.flush()
         return status

@@ -32,8 +32,17 @@ _LOOPBACK_OF_ANY: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S10
 class Assembly:
     """A mesh of one machine. `nats_url`, `ingress_url` and `edge_url` are set once it has started."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str], home: Home, lock: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        home: Home,
+        lock: int,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`progress` is told what the start is at, for people."""
         self.home = home
+        self._progress = progress
         self.nats_url = ""
         self.ingress_url = ""
         self.edge_url = ""
@@ -53,14 +62,17 @@ class Assembly:
         if settings.nats_url is not None:
             self.nats_url = settings.nats_url
         else:
+            self._progress("starting nats-server")
             self._broker = Broker(settings, self.home, self._environment, self._lock)
             self._supervisor.start(self._broker)
             await self._until_ready([self._broker], give_up_at)
             self.nats_url = self._broker.url
+        self._progress("looking at the streams")
         await provision(replace(settings, nats_url=self.nats_url), ours=self._broker is not None)
 
         self._environment["MESH_HOME"] = str(self.home.path)
         self._environment["MESH_NATS_URL"] = self.nats_url
+        self._progress("starting the services")
         edge = self._start_service("stream_edge", address_variable="MESH_EDGE_ADDRESS")
         if settings.edge_address.port == 0:
             # The ingress tells clients where the edge is, so that has to be known first.
@@ -123,7 +135,10 @@ class Assembly:
 
 
 async def run_mesh(
-    settings: Settings, environment: Mapping[str, str], during: Callable[[Assembly, Stops], Awaitable[int]]
+    settings: Settings,
+    environment: Mapping[str, str],
+    during: Callable[[Assembly, Stops], Awaitable[int]],
+    progress: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Start a mesh, run `during` while it serves, and stop it whatever happens.
 
@@ -133,7 +148,7 @@ async def run_mesh(
     home = Home(settings.home)
     home.create()
     with home.locked() as lock, Stops() as stops:
-        mesh = Assembly(settings, environment, home, lock)
+        mesh = Assembly(settings, environment, home, lock, progress)
         stops.on_insisted(mesh.kill)
         try:
             await stops.unless(mesh.start())

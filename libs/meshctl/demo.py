@@ -20,8 +20,9 @@ from meshctl.assembly import Assembly, run_mesh
 from meshctl.client import Client, Received
 from meshctl.errors import StreamBroken
 from meshctl.flags import add_setting_flags, environment_with
+from meshctl.interrupts import STATUS_INTERRUPTED
 from meshctl.output import printable
-from meshctl.stops import STATUS_INTERRUPTED, Stopped, Stops
+from meshctl.stops import Stopped, Stops
 from meshctl.tasks import APPEARS_SECONDS
 from meshctl.transcript import Transcript
 

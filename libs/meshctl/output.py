@@ -6,9 +6,12 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
 
 from contracts.codec import encode
 
@@ -40,8 +43,23 @@ def in_colour() -> bool:
 
 def show(what: RenderableType) -> None:
     """Print a table, or styled text; plain where colours are not wanted (https://no-color.org)."""
-    console = Console(color_system="auto" if in_colour() else None, highlight=False, emoji=False)
-    console.print(what)
+    _console().print(what)
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner while something takes its time, gone at the end. Yields what changes its text; silent elsewhere."""
+    if not in_colour():
+        yield lambda _: None
+        return
+    spinner = Spinner("dots", text)
+    # Nothing else is taken over: what goes to standard error still goes where that leads.
+    with Live(spinner, console=_console(), transient=True, redirect_stdout=False, redirect_stderr=False):
+        yield lambda changed: spinner.update(text=changed)
+
+
+def _console() -> Console:
+    return Console(color_system="auto" if in_colour() else None, highlight=False, emoji=False, markup=False)
 
 
 def json_line(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from contracts.events import StreamGap, UnknownEvent, decode_event
 from contracts.status import TaskAccepted, TaskRecord
 from meshctl.client import Received
 from meshctl.output import printable
+from meshctl.screen import DIM, PLAIN
 from meshctl.transcript import decode_snapshot
 
 MARK: Final = "· "
@@ -26,8 +26,9 @@ _COMMON = frozenset({"type", "id", "task", "tenant", "n", "time"})
 class StreamText:
     """A stream as it is shown: the model's words run on, everything else gets a line of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_colour: bool = False) -> None:
         self._at_line_start = True
+        self._before, self._behind = (DIM, PLAIN) if in_colour else ("", "")
 
     def add(self, received: Received) -> str:
         """What to print for an event. Raises `InvalidPayload`."""
@@ -57,7 +58,7 @@ class StreamText:
     def _line(self, text: str) -> str:
         begin = "" if self._at_line_start else "\n"
         self._at_line_start = True
-        return f"{begin}{MARK}{printable(text)}\n"
+        return f"{begin}{self._before}{MARK}{printable(text)}{self._behind}\n"
 
 
 def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str:
@@ -106,8 +107,8 @@ def record_text(record: TaskRecord) -> str:
         ("task", record.id),
         ("status", record.status + (f" (incomplete: {record.incomplete})" if record.incomplete else "")),
         ("lane", f"{record.pool}, {record.priority}"),
-        ("created", _time(record.created_at)),
-        ("changed", _time(record.updated_at)),
+        ("created", time_text(record.created_at)),
+        ("changed", time_text(record.updated_at)),
     ]
     if record.turn is not None:
         rows.append(("turn", str(record.turn)))
@@ -118,7 +119,7 @@ def record_text(record: TaskRecord) -> str:
     if record.timings is not None and record.timings.total_seconds is not None:
         rows.append(("took", f"{record.timings.total_seconds:.2f} s"))
     if record.deadline is not None:
-        rows.append(("deadline", _time(record.deadline)))
+        rows.append(("deadline", time_text(record.deadline)))
     for name, value in (record.metadata or {}).items():
         rows.append((f"· {name}", str(value)))
     if record.error is not None:
@@ -127,18 +128,12 @@ def record_text(record: TaskRecord) -> str:
     return text if record.output is None else f"{text}\noutput\n{printable(record.output)}"
 
 
-def list_text(records: Sequence[TaskRecord]) -> str:
-    """Tasks as a table, one on each line."""
-    lines = [f"{'TASK':<26}  {'STATUS':<13}  {'LANE':<16}  {'CHANGED':<20}  OUTPUT"]
-    for record in records:
-        output = " ".join((record.output or (record.error.message if record.error else "")).split())
-        if len(output) > _OUTPUT_CHARACTERS_IN_LIST:
-            output = output[: _OUTPUT_CHARACTERS_IN_LIST - 1] + "…"
-        lane = f"{record.pool}, {record.priority}"
-        line = f"{record.id:<26}  {record.status:<13}  {lane:<16}  {_time(record.updated_at):<20}  {printable(output)}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
+def first_words(record: TaskRecord) -> str:
+    """What a task came to, on one line and cut."""
+    text = " ".join((record.output or (record.error.message if record.error else "")).split())
+    return text if len(text) <= _OUTPUT_CHARACTERS_IN_LIST else text[: _OUTPUT_CHARACTERS_IN_LIST - 1] + "…"
 
 
-def _time(value: datetime) -> str:
+def time_text(value: datetime) -> str:
+    """A time, to the second."""
     return value.strftime("%Y-%m-%d %H:%M:%SZ")

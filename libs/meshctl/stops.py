@@ -13,9 +13,6 @@ T = TypeVar("T")
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-STATUS_INTERRUPTED: Final = 130
-
-
 class Stopped(Exception):
     """The operator wants an end. Not an error."""
 

@@ -9,9 +9,10 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
-from contracts.status import LaneStatistics, WorkerRecord
+from contracts.status import LaneStatistics, TaskRecord, WorkerRecord
 from meshctl.checks import Check
 from meshctl.output import printable
+from meshctl.rendering import first_words, time_text
 
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -41,6 +42,24 @@ def checks_table(checks: Sequence[Check]) -> Table:
         )
         if check.remedy:
             table.add_row("", "", cell(f"→ {check.remedy}", _STYLES[check.status]))
+    return table
+
+
+def tasks_table(tasks: Sequence[TaskRecord], *, with_head: bool = True) -> Table:
+    """Tasks, one on each line. A page after the first has no head, and its columns stand where they stood."""
+    heads = (("TASK", 26), ("STATUS", 13), ("LANE", 16), ("CHANGED", 20), ("OUTPUT", None))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=with_head)
+    for head, width in heads:
+        table.add_column(head, min_width=width, no_wrap=True, overflow="ellipsis" if width is None else "ignore")
+    for task in tasks:
+        style = "red" if task.status in ("failed", "dead_lettered") else "green" if task.status == "completed" else ""
+        table.add_row(
+            cell(task.id),
+            cell(task.status, style),
+            cell(f"{task.pool}, {task.priority}"),
+            cell(time_text(task.updated_at)),
+            cell(first_words(task)),
+        )
     return table
 
 

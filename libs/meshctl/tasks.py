@@ -23,7 +23,9 @@ from mesh.settings import load_settings
 from meshctl import output
 from meshctl.client import Client, Received
 from meshctl.errors import MeshctlError
-from meshctl.rendering import MARK, StreamText, accepted_text, list_text, record_text
+from meshctl.rendering import MARK, StreamText, accepted_text, record_text
+from meshctl.screen import screen
+from meshctl.tables import tasks_table
 
 INGRESS_URL_VARIABLE: Final = "MESH_INGRESS_URL"
 EDGE_URL_VARIABLE: Final = "MESH_EDGE_URL"
@@ -180,15 +182,19 @@ async def _watch_command(arguments: argparse.Namespace) -> int:
 async def _watch(
     client: Client, task: str, after: int, *, raw: bool = False, appears_within_seconds: float = 0.0
 ) -> int:
-    text = StreamText() if output.for_people() else None
+    in_colour = output.in_colour()
+    text = StreamText(in_colour=in_colour) if output.for_people() else None
     end = "task.completed"  # A cursor at the end of a task has nothing more to say.
-    async with aclosing(client.follow(task, after, appears_within_seconds=appears_within_seconds)) as stream:
+    async with (
+        screen(is_live=in_colour and not raw) as shown,
+        aclosing(client.follow(task, after, appears_within_seconds=appears_within_seconds)) as stream,
+    ):
         async for received in stream:
             if raw:
                 frame = _frame(received)
                 print(frame if text is None else output.printable(frame), end="", flush=True)
             elif text is not None:
-                print(text.add(received), end="", flush=True)
+                shown.add(received, text.add(received))
             else:
                 output.raw_line(received.payload)
             if received.type in TERMINAL_TYPES:
@@ -233,9 +239,8 @@ async def _list(arguments: argparse.Namespace) -> int:
             tasks = page.tasks[:left]
             if people:
                 records = [decode(bytes(task), TaskRecord) for task in tasks]
-                text = list_text(records)
                 # The head stands once, above the first page.
-                print(text if shown == 0 else text.partition("\n")[2], flush=True)
+                output.show(tasks_table(records, with_head=shown == 0))
             else:
                 for task in tasks:
                     output.raw_line(msgspec.json.format(bytes(task), indent=-1))

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from contracts import VERSION
@@ -18,7 +19,8 @@ from meshctl.broker import without_password
 from meshctl.client import Client
 from meshctl.first_task import run_first_task
 from meshctl.flags import add_setting_flags, environment_with
-from meshctl.stops import STATUS_INTERRUPTED, Stopped, Stops
+from meshctl.interrupts import STATUS_INTERRUPTED
+from meshctl.stops import Stopped, Stops
 
 _DESCRIPTION = """\
 Start the mesh on this machine and keep it running until Ctrl-C: nats-server (unless MESH_NATS_URL names
@@ -55,6 +57,7 @@ def _run_up(arguments: argparse.Namespace) -> int:
 
 async def _up(settings: Settings, environment: dict[str, str], *, first_task: bool) -> int:
     async def during(mesh: Assembly, stops: Stops) -> int:
+        spinner.close()
         people = output.for_people()
         if people:
             print(_summary(mesh), flush=True)
@@ -79,10 +82,12 @@ async def _up(settings: Settings, environment: dict[str, str], *, first_task: bo
         await stops.wait()
         raise Stopped(stops)
 
-    try:
-        return await run_mesh(settings, environment, during)
-    except Stopped as stopped:
-        return STATUS_INTERRUPTED if stopped.insisted else 0
+    with ExitStack() as spinner:
+        progress = spinner.enter_context(output.progress("starting"))
+        try:
+            return await run_mesh(settings, environment, during, progress)
+        except Stopped as stopped:
+            return STATUS_INTERRUPTED if stopped.insisted else 0
 
 
 def _summary(mesh: Assembly) -> str:

@@ -395,11 +395,10 @@ async def test_ctrl_c_and_a_closed_pipe_end_a_watch_quietly(mesh: Up) -> None:
         assert await cut.wait() == 141
 
 
-async def test_a_terminal_gets_text(mesh: Up) -> None:
+async def on_a_terminal(*arguments: str, environment: Mapping[str, str]) -> str:
+    """What a command that works shows on a terminal."""
     master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*MESHCTL, "submit", "--watch", "!say 3"], env=mesh.environment, stdin=slave, stdout=slave, stderr=slave
-    )
+    process = subprocess.Popen([*MESHCTL, *arguments], env=environment, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     shown = b""
     with suppress(OSError):  # The other side of the terminal is closed: EIO.
@@ -407,9 +406,28 @@ async def test_a_terminal_gets_text(mesh: Up) -> None:
             shown += chunk
     os.close(master)
     assert await asyncio.to_thread(process.wait, 10) == 0
-    lines = shown.decode().splitlines()
+    return shown.decode()
+
+
+async def test_a_terminal_gets_text(mesh: Up) -> None:
+    plain = {**mesh.environment, "NO_COLOR": "1", "TERM": "xterm-256color"}
+    shown = await on_a_terminal("submit", "--watch", "!say 3", environment=plain)
+    lines = shown.splitlines()
     assert lines[0] == "· queued in default, normal"
     assert lines[2:] == ["t0 t1 t2 ", "· turn 1 completed: stop, 3 tokens", "· completed"]
+    for command in (["list"], ["workers"], ["lanes"], ["doctor"]):
+        assert "\x1b" not in await on_a_terminal(*command, environment=plain)
+
+
+async def test_a_terminal_gets_colour_and_progress(mesh: Up) -> None:
+    coloured = {**mesh.environment, "TERM": "xterm-256color"}
+    coloured.pop("NO_COLOR", None)
+    shown = await on_a_terminal("submit", "--watch", "!rate 10\n!say 3", environment=coloured)
+    assert "\x1b[2m· completed" in shown
+    assert "running  about " in shown
+    assert "t2 " in shown
+    assert "\x1b[32m" in await on_a_terminal("list", environment=coloured)
+    assert "\x1b[32mok" in await on_a_terminal("doctor", environment=coloured)
 
 
 async def test_nobody_there_is_one_line(tmp_path: Path) -> None:

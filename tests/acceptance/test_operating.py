@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from contracts import VERSION
 from contracts.streams import SIGNALS
 from mesh.connection import connect
 from mesh.settings import Settings
-from tests.acceptance.test_meshctl import ENVIRONMENT, Up, meshctl, up
+from tests.acceptance.test_meshctl import ENVIRONMENT, MESHCTL, Up, meshctl, up
 from tests.support.broker import Broker, free_port
 from tests.support.waiting import until
 
@@ -145,3 +148,14 @@ async def test_a_plan_says_what_apply_leaves_and_apply_leaves_it(broker: Broker)
         assert (lines[-1], len(lines)) == ({"event": "streams.differ", "changed": 0, "left": 1}, 2)
         info = await connection.requests.api("STREAM.INFO.SIGNALS")
         assert (info["config"]["max_bytes"], info["state"]["messages"]) == (SIGNALS.max_bytes * 2, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_ctrl_c_before_a_command_has_begun_is_quiet() -> None:
+    process = subprocess.Popen([*MESHCTL, "--help"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # msgspec's library is mapped long before the last import is done.
+    maps = Path(f"/proc/{process.pid}/maps")
+    await until(lambda: "msgspec" in maps.read_text() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    _, errors = await asyncio.to_thread(process.communicate, timeout=30)
+    assert (process.returncode, errors) == (130, b"")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from contracts import events
 from contracts.codec import encode
@@ -17,7 +18,9 @@ from meshctl.__main__ import _line
 from meshctl.client import Received
 from meshctl.errors import ApiError, MeshctlError
 from meshctl.output import printable
-from meshctl.rendering import StreamText, list_text, record_text
+from meshctl.rendering import StreamText, record_text
+from meshctl.screen import Screen
+from meshctl.tables import tasks_table
 from meshctl.transcript import Transcript
 
 TASK = "01m7wh5eyc81mpvdjs4a849g13"
@@ -148,9 +151,13 @@ def test_a_record_shows_what_there_is() -> None:
 
 
 def test_a_list_has_one_line_for_each_task() -> None:
-    lines = list_text([record(output="two\nlines " * 20), record(status="queued")]).splitlines()
+    console = Console(color_system=None, width=160)
+    with console.capture() as captured:
+        console.print(tasks_table([record(output="two\nlines " * 20), record(status="queued")]))
+    lines = captured.get().splitlines()
     assert len(lines) == 3
-    assert lines[1].endswith("…")
+    assert lines[0].split() == ["TASK", "STATUS", "LANE", "CHANGED", "OUTPUT"]
+    assert lines[1].rstrip().endswith("…")
     assert lines[2].startswith(f"{TASK}  queued ")
 
 
@@ -165,3 +172,28 @@ def test_a_list_has_one_line_for_each_task() -> None:
 )
 def test_an_error_is_one_line_with_its_code(error: TaskmeshError, line: str) -> None:
     assert _line(error) == line
+
+
+def test_a_line_below_the_words_is_taken_away_before_more_come() -> None:
+    written: list[str] = []
+    screen = Screen(written.append, is_live=True, columns=lambda: 80)
+    screen.add(Received(1, "output.delta", b""), "twelve chars")
+    assert written[0].startswith("twelve chars\x1bD\x1b[A\x1b7\x1b[B\r")
+    assert "running  about 3 tokens  0.0 s" in written[0]
+    screen.add(Received(2, "output.delta", b""), " more")
+    assert written[1].startswith("\x1b7\x1b[B\r\x1b[J\x1b8 more\x1bD")
+    screen.close()
+    assert written[2] == "\x1b7\x1b[B\r\x1b[J\x1b8"
+    screen.close()
+    assert written[3] == ""
+
+
+def test_the_line_below_never_wraps_and_without_it_there_are_only_words() -> None:
+    written: list[str] = []
+    narrow = Screen(written.append, is_live=True, columns=lambda: 9)
+    narrow.refresh()
+    assert "⠙ waitin\x1b" in written[0]
+    silent = Screen(written.append, is_live=False, columns=lambda: 80)
+    silent.add(Received(1, "task.queued", b""), "· queued\n")
+    silent.close()
+    assert written[1:] == ["· queued\n", ""]

@@ -61,6 +61,12 @@ def json_response(value: object, status: int = 200, response_headers: dict[str, 
     return Response(encode(value), status_code=status, headers=response_headers, media_type=JSON)
 
 
+def http_code(error: Exception) -> str:
+    """The problem code that a client sees for an error."""
+    code = error.code if isinstance(error, TaskmeshError) else "internal"
+    return code if code in HTTP_STATUS_BY_CODE else "internal"
+
+
 def problem_response(code: str, detail: str | None, retry_after_seconds: float | None = None) -> Response[bytes]:
     """A problem document (RFC 9457). Codes outside of HTTP's table are `internal` to a client."""
     if code not in HTTP_STATUS_BY_CODE:

@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from contracts import events, headers, subjects
 from contracts.codec import encode
-from contracts.events import Event, JournalEvent, Stamp, UnknownEvent, decode_event, is_delta
+from contracts.events import (
+    TERMINAL_TYPES,
+    Event,
+    JournalEvent,
+    Stamp,
+    UnknownEvent,
+    decode_event,
+    event_type,
+    is_delta,
+)
 from contracts.identifiers import new_id
 from contracts.retries import BROKER_POLICY
-from mesh import faults
+from mesh import faults, metrics, telemetry
 from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable, StepLost
 from mesh.fold import TaskState, fold
@@ -32,6 +43,25 @@ MayAppend = Callable[[TaskState], bool]
 """Whether an event is still right, judged anew after each conflict."""
 
 
+@dataclass(slots=True)
+class Appends:
+    """What a writer has appended. All of a step make one span: one for each token would cost more than it tells."""
+
+    count: int = 0
+    payload_bytes: int = 0
+    seconds_max: float = 0.0
+    started_ns: int = field(default_factory=time.time_ns)
+    """Unix time of the first append, in nanoseconds."""
+
+    def add(self, payload_bytes: int, seconds: float) -> None:
+        """Count an append."""
+        if self.count == 0:
+            self.started_ns = time.time_ns() - int(seconds * 1e9)
+        self.count += 1
+        self.payload_bytes += payload_bytes
+        self.seconds_max = max(self.seconds_max, seconds)
+
+
 class Journal:
     """A task's journal as one writer sees it: `state` is folded up to what was read or appended last."""
 
@@ -44,6 +74,9 @@ class Journal:
         self._traceparent = traceparent
         # An append folds its own event when it is answered: nobody may read that event in between.
         self._lock = asyncio.Lock()
+        self.appends = Appends()
+        """What was appended here while telemetry is on."""
+        self._payload_bytes = 0
 
     @classmethod
     async def load(cls, requests: Requests, tenant: str, task: str, *, traceparent: str | None = None) -> Journal:
@@ -116,6 +149,7 @@ class Journal:
 
     async def _append(self, build: Build, may_append: MayAppend) -> JournalEvent:
         event_id = new_id()
+        started_at = time.perf_counter()
         give_up_at = asyncio.get_running_loop().time() + APPEND_SECONDS_MAX
         failures = 0
         while True:
@@ -137,12 +171,14 @@ class Journal:
                     raise
             else:
                 fold(self.state, ack, event)
+                self._measure(event, started_at)
                 return event
             failures += 1
             if failures > 1:
                 await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
             try:
                 if event_id in await self._catch_up():
+                    self._measure(event, started_at)
                     return event
             except BrokerUnavailable:
                 if asyncio.get_running_loop().time() > give_up_at:
@@ -156,8 +192,21 @@ class Journal:
         delta = is_delta(event)
         if self._traceparent and not delta:
             message_headers[headers.TRACEPARENT] = self._traceparent
-        ack = await self._requests.publish(self._delta if delta else self._log, encode(event), message_headers)
+        payload = encode(event)
+        self._payload_bytes = len(payload)
+        ack = await self._requests.publish(self._delta if delta else self._log, payload, message_headers)
         return ack.seq
+
+    def _measure(self, event: JournalEvent, started_at: float) -> None:
+        if not telemetry.enabled():
+            return
+        seconds = time.perf_counter() - started_at
+        self.appends.add(self._payload_bytes, seconds)
+        metrics.appended(delta=is_delta(event), seconds=seconds)
+        queued = self.state.queued
+        if queued is not None and event_type(event) in TERMINAL_TYPES:
+            status = event_type(event).removeprefix("task.")
+            metrics.task_ended(queued.pool, status, (event.time - queued.accepted_at).total_seconds())
 
 
 def _last_completed_turn(decoded: list[tuple[int, JournalEvent | UnknownEvent]]) -> int:

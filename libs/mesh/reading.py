@@ -68,6 +68,13 @@ async def read_sequence(requests: Requests, stream: str, sequence: int) -> Store
     return _stored(answer.headers or {}, answer.data)
 
 
+async def first_traceparent(requests: Requests, tenant: str, task: str) -> str | None:
+    """The `traceparent` of a journal's first event: that of the task's submission. None if it tells none."""
+    body = {"seq": 1, "next_by_subj": subjects.journal_log(tenant, task)}
+    answer = await requests.one("$JS.API.DIRECT.GET.EVENTS", encode(body))
+    return (answer.headers or {}).get(headers.TRACEPARENT)
+
+
 async def last_from_leader(requests: Requests, stream: str, subject: str) -> Stored | None:
     """Read the last message of a subject from the stream's leader; None is the truth."""
     try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from opentelemetry.trace import SpanKind
 
 from contracts import events, headers, subjects
 from contracts.codec import decode, encode
@@ -23,7 +24,7 @@ from contracts.retries import BROKER_POLICY
 from contracts.status import Status
 from contracts.tasks import TaskRequest, fingerprint
 from contracts.work import TurnWork
-from mesh import faults
+from mesh import faults, telemetry
 from mesh.clock import now
 from mesh.decisions import queued_event
 from mesh.errors import BrokerError, BrokerUnavailable, IdempotencyMismatch, QueueFull, StepLost
@@ -87,7 +88,10 @@ class Submission:
             accepted_at=accepted_at,
             deadline=_deadline(request, accepted_at),
         )
-        ack = await self._commit(work, traceparent)
+        attributes = _span_attributes(work) if telemetry.enabled() else None
+        with telemetry.span("publish tasks", kind=SpanKind.PRODUCER, attributes=attributes):
+            # The worker's spans hang under this one.
+            ack = await self._commit(work, telemetry.current_traceparent() or traceparent)
         if ack.duplicate:
             return _existing(await self._duplicate_of(work, ack.seq), request)
         await self._begin(work, traceparent)
@@ -184,6 +188,17 @@ class Submission:
             failures += 1
             await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
         raise BrokerUnavailable(f"task {work.task} is known, but its journal can't be read")
+
+
+def _span_attributes(work: TurnWork) -> dict[str, str]:
+    return {
+        "messaging.system": "nats",
+        "messaging.destination.name": "TASKS",
+        "taskmesh.task": work.task,
+        "taskmesh.tenant": work.tenant,
+        "taskmesh.pool": work.pool,
+        "taskmesh.priority": work.priority,
+    }
 
 
 def _existing(queued: TaskQueued, request: TaskRequest) -> Submitted:

@@ -16,13 +16,15 @@ from typing import Protocol
 
 import msgspec
 import structlog
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from contracts import events, headers
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.events import JournalEvent, Stamp
 from contracts.retries import STEP_POLICY
 from contracts.work import ToolWork, TurnWork, Work, decode_work
-from mesh import dead_letters, faults, telemetry
+from mesh import dead_letters, faults, metrics, telemetry
 from mesh.background import background
 from mesh.clock import now
 from mesh.connection import Connection
@@ -46,7 +48,7 @@ from mesh.decisions import (
 from mesh.deliveries import Delivery, Leases
 from mesh.errors import BrokerUnavailable, StepLost
 from mesh.fold import TaskState, record
-from mesh.journal import Build, Journal
+from mesh.journal import Appends, Build, Journal
 from mesh.lanes import Lane, LaneUnavailable
 from mesh.projection import BackgroundProjection, project
 from mesh.settings import Settings
@@ -91,6 +93,35 @@ class ClaimedStep:
 
 def _queued(work: TurnWork, stamp: Stamp) -> JournalEvent:
     return queued_event(stamp, work)
+
+
+def _span_attributes(work: Work, delivery: Delivery) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {
+        "messaging.system": "nats",
+        "messaging.destination.name": delivery.stream,
+        "taskmesh.task": work.task,
+        "taskmesh.tenant": work.tenant,
+        "taskmesh.turn": work.turn,
+        "taskmesh.gen": work.gen,
+        "taskmesh.delivery": delivery.deliveries,
+    }
+    if isinstance(work, ToolWork):
+        attributes["taskmesh.call"] = work.call
+    return attributes
+
+
+def _add_span_of_appends(journal: Journal) -> None:
+    appends = journal.appends
+    if appends.count:
+        telemetry.add_past_span(
+            "append events",
+            appends.started_ns,
+            {
+                "taskmesh.append.count": appends.count,
+                "taskmesh.append.bytes": appends.payload_bytes,
+                "taskmesh.append.seconds_max": appends.seconds_max,
+            },
+        )
 
 
 class StepHandler(Protocol):
@@ -239,15 +270,28 @@ class WorkLoop:
         except TaskmeshError as error:
             await self._refuse(delivery, ErrorInfo("malformed-message", str(error)))
             return
-        with (
-            structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step),
-            telemetry.span(f"{work.step} {delivery.stream}", delivery.headers.get(headers.TRACEPARENT)),
-        ):
-            traceparent = telemetry.current_traceparent() or delivery.headers.get(headers.TRACEPARENT)
-            journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
-            step = await self._claim(journal, work, delivery)
-            if step is not None:
-                await self._perform(step, journal, delivery)
+        if delivery.deliveries > 1:
+            metrics.redelivered(delivery.stream)
+        name = f"call {work.tool}" if isinstance(work, ToolWork) else "turn"
+        attributes = _span_attributes(work, delivery) if telemetry.enabled() else None
+        incoming = delivery.headers.get(headers.TRACEPARENT)
+        with structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step):
+            # Two spans: the claim's ends at once, and is exported even if this process dies in the middle of the step.
+            with telemetry.span(f"claim {name}", incoming, SpanKind.CONSUMER, attributes):
+                traceparent = telemetry.current_traceparent() or incoming
+                journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
+                step = await self._claim(journal, work, delivery)
+            if step is None:
+                return
+            with (
+                telemetry.carrying(traceparent),
+                telemetry.span(name, traceparent, SpanKind.CONSUMER, attributes),
+            ):
+                journal.appends = Appends()  # without the claim: it has a span of its own
+                try:
+                    await self._perform(step, journal, delivery)
+                finally:
+                    _add_span_of_appends(journal)
 
     async def _claim(self, journal: Journal, work: Work, delivery: Delivery) -> ClaimedStep | None:
         """Decide, and act, until the step is claimed or the delivery is answered."""
@@ -379,6 +423,7 @@ class WorkLoop:
 
     async def _failed(self, step: ClaimedStep, journal: Journal, delivery: Delivery, error: StepFailed) -> None:
         work = step.work
+        telemetry.fail(trace.get_current_span(), error.code)
         match decide_failure(journal.state, work, error, self._policy, random.random()):
             case Fail():
                 await step.append(lambda stamp: events.TaskFailed(*stamp, error=error.info()))

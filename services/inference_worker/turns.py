@@ -19,7 +19,9 @@ from contracts.events import FinishReason, Incomplete, JournalEvent, Stamp, Timi
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
 from contracts.work import TurnWork, Work
 from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta, TurnInput
+from inference_worker.observing import observed_call
 from inference_worker.providers import Provider
+from mesh import metrics
 from mesh.clock import now
 from mesh.coalescing import DeltaKind, DeltaWriter
 from mesh.decisions import StepFailed
@@ -74,6 +76,7 @@ class TurnHandler:
         if work.turn == 1 and step.claim.attempt == 1:
             wait = (step.claim.time - queued.accepted_at).total_seconds()
             self._on_claimed(work.pool, work.priority, max(0.0, wait))
+            metrics.queue_waited(work.pool, work.priority, max(0.0, wait))
         try:
             await self._perform(step, work, queued)
         except StepFailed as error:
@@ -94,7 +97,9 @@ class TurnHandler:
         """Generate the turn up to `turn.completed`."""
         run = _Run(step, work.turn, queued)
         turn_input = await self._prepare(step, work, queued.request)
-        ending = await run.stream(self._provider, turn_input)
+        with observed_call(self._provider.kind, turn_input) as call:
+            ending = await run.stream(self._provider, turn_input)
+            call.ended(ending.finish_reason, ending.usage, run.timings())
         turn = step.state.turn(work.turn)
         text, reasoning, timings = turn.text, turn.reasoning_text, run.timings()
         await step.append(

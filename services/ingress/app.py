@@ -23,11 +23,10 @@ from ingress.requests import (
     parse_limit,
     parse_status,
     parse_task_request,
-    parse_traceparent,
     parse_wait_seconds,
 )
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
-from mesh import telemetry
+from mesh import metrics, telemetry
 from mesh.errors import BrokerError, BrokerUnavailable, QueueFull
 from mesh.fold import record
 from mesh.following import Following, TaskNotFound
@@ -37,6 +36,7 @@ from mesh.http import (
     Probe,
     RequestRefused,
     health_routes,
+    http_code,
     json_response,
     read_json_body,
     tenant_of_request,
@@ -53,6 +53,7 @@ log = structlog.get_logger("ingress")
 WAIT_POLL_SECONDS = 15.0
 CONTROL_RETRY_SECONDS = 5.0
 """When to try again where CONTROL takes no command."""
+_SPAN_ATTRIBUTES = {"http.request.method": "POST", "http.route": "/v1/tasks"}
 
 
 class Ingress:
@@ -78,6 +79,13 @@ class Ingress:
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
+        try:
+            return await self._submit(request)
+        except Exception as error:
+            metrics.submission_refused(http_code(error))
+            raise
+
+    async def _submit(self, request: AnyRequest) -> Response[bytes]:
         tenant = tenant_of_request(request)
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
         wait_seconds = parse_wait_seconds(request.headers.get(headers.HTTP_PREFER))
@@ -86,14 +94,15 @@ class Ingress:
         refusal = self._storage.refusal
         if refusal is not None:
             raise RequestRefused("queue-full", refusal, retry_after_seconds=RETRY_AFTER_SECONDS)
-        incoming = parse_traceparent(request.headers.get(headers.TRACEPARENT))
-        with telemetry.span("POST /v1/tasks", incoming, SpanKind.SERVER):
+        incoming = telemetry.parse_traceparent(request.headers.get(headers.TRACEPARENT))
+        with telemetry.span("POST /v1/tasks", incoming, SpanKind.SERVER, _SPAN_ATTRIBUTES) as span:
             traceparent = telemetry.current_traceparent() or incoming or telemetry.new_traceparent()
             try:
                 submitted = await self._submission.submit(task_request, tenant, key, traceparent)
             except QueueFull as error:
                 retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)
                 raise RequestRefused(error.code, str(error), retry_after_seconds=retry_after) from None
+            span.set_attribute("taskmesh.task", submitted.task)
             log.info("task.accepted", task=submitted.task, tenant=tenant, existing=submitted.existing)
             if wait_seconds:
                 finished = await self._wait(tenant, submitted.task, wait_seconds)

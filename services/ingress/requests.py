@@ -12,7 +12,6 @@ from contracts.tasks import IDEMPOTENCY_KEY_CHARACTERS_MAX, WAIT_SECONDS_MAX, Ta
 
 _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,6})\s*", re.IGNORECASE)
 _KEY = re.compile(r"[\x20-\x7e]+")
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def parse_task_request(body: bytes, pools: tuple[str, ...]) -> TaskRequest:
@@ -47,11 +46,6 @@ def parse_wait_seconds(prefer: str | None) -> int:
         if match is not None:
             return min(int(match[1]), WAIT_SECONDS_MAX)
     return 0
-
-
-def parse_traceparent(value: str | None) -> str | None:
-    """A valid W3C traceparent, else None: a broken one starts a new trace, by the standard."""
-    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
 def parse_status(value: str | None) -> Status | None:

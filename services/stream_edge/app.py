@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from litestar import Litestar, get
 from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
+from opentelemetry.trace import Span, SpanKind
 
 from contracts import headers, subjects
-from contracts.errors import InvalidName, InvalidPayload
+from contracts.errors import InvalidName, InvalidPayload, TaskmeshError
+from mesh import metrics, telemetry
 from mesh.following import Following, TaskNotFound
 from mesh.http import (
     EXCEPTION_HANDLERS,
@@ -19,15 +22,19 @@ from mesh.http import (
     health_routes,
     tenant_of_request,
 )
+from mesh.reading import first_traceparent
+from mesh.requests import Requests
 from stream_edge.stream import stream
 
 CURSOR_DIGITS_MAX = 18
+_ROUTE = "/v1/tasks/{task}/events"
 
 
 class Edge:
     """Streams of one process, counted."""
 
-    def __init__(self, following: Following, streams_max: int, stopping: asyncio.Event) -> None:
+    def __init__(self, requests: Requests, following: Following, streams_max: int, stopping: asyncio.Event) -> None:
+        self._requests = requests
         self._following = following
         self._streams_max = streams_max
         self._stopping = stopping
@@ -40,23 +47,53 @@ class Edge:
         after = _cursor_of(request)
         if self._stopping.is_set() or self.streams >= self._streams_max:
             raise RequestRefused("rate-limited", "this edge has as many streams as it may")
-        self.streams += 1
+        self._count(1)
         try:
             follower = await self._following.open(tenant, checked_task, after)
+            span = await self._span(request, tenant, checked_task, after)
         except BaseException:
-            self.streams -= 1
+            self._count(-1)
             raise
 
         async def send_stream(_: Scope, receive: Receive, send: Send) -> None:
             try:
-                if follower is None:
-                    await _send_nothing(send)
-                else:
-                    await stream(follower, receive, send, self._stopping)
+                with span:
+                    if follower is None:
+                        await _send_nothing(send)
+                    else:
+                        await stream(follower, receive, send, self._stopping)
             finally:
-                self.streams -= 1
+                self._count(-1)
 
         return send_stream
+
+    def _count(self, by: int) -> None:
+        self.streams += by
+        metrics.streams_changed(by)
+
+    async def _span(
+        self, request: AnyRequest, tenant: str, task: str, after: int
+    ) -> AbstractContextManager[Span | None]:
+        """The span of a stream, in the task's own trace; in the client's, and linked to the task's, if it brings one.
+
+        The task's trace is that of its first event: one small read for each stream, and none while telemetry is off.
+        """
+        if not telemetry.enabled():
+            return nullcontext()
+        of_task: str | None = None
+        with suppress(TaskmeshError):  # A stream without its trace is better than none.
+            of_task = await first_traceparent(self._requests, tenant, task)
+        of_client = telemetry.parse_traceparent(request.headers.get(headers.TRACEPARENT))
+        attributes: dict[str, str | int] = {
+            "http.request.method": "GET",
+            "http.route": _ROUTE,
+            "taskmesh.task": task,
+            "taskmesh.tenant": tenant,
+            "taskmesh.stream.after": after,
+        }
+        return telemetry.span(
+            "GET " + _ROUTE, of_client or of_task, SpanKind.SERVER, attributes, of_task if of_client else None
+        )
 
 
 async def _send_nothing(send: Send) -> None:

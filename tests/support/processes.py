@@ -40,6 +40,11 @@ class Process:
         assert self._popen is not None
         return self._popen.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self._popen is not None and self._popen.poll() is None
+
     async def start(self) -> Process:
         """Start, and wait until it says that it serves."""
         reader, writer = os.pipe()

@@ -1,0 +1,212 @@
+"""Traces and metrics as a real OTLP receiver gets them; and that telemetry costs nobody a task."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh.exporting import FLUSH_SECONDS_MAX
+from mesh.metrics import REGISTRY
+from tests.support.broker import free_port
+from tests.support.checker import Recorded
+from tests.support.clients import Viewer, submit
+from tests.support.otlp_receiver import OtlpReceiver
+from tests.support.processes import Mesh, running_mesh
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.acceptance
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "200", "MESH_ACK_WAIT_SECONDS": "1"}
+CLIENT_TRACE = "0af7651916cd43dd8448eb211c80319c"
+CLIENT_SPAN = "b7ad6b7169203331"
+
+
+@pytest.fixture
+async def receiver(tmp_path: Path) -> AsyncIterator[OtlpReceiver]:
+    """A running receiver."""
+    running = await OtlpReceiver(tmp_path).start()
+    yield running
+    await running.stop()
+
+
+def by_name(spans: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Spans under their names."""
+    named: dict[str, list[dict[str, Any]]] = {}
+    for span in spans:
+        named.setdefault(span["name"], []).append(span)
+    return named
+
+
+def worker_of(span: dict[str, Any]) -> str:
+    """The process that a span is from."""
+    return str(span["resource"]["service.instance.id"])
+
+
+async def test_a_task_whose_worker_is_killed_in_mid_turn_is_one_unbroken_trace(
+    tmp_path: Path, receiver: OtlpReceiver
+) -> None:
+    variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+        workers = [await mesh.start("inference_worker") for _ in range(2)]
+        accepted = await client.post(
+            f"{mesh.ingress_url}/v1/tasks",
+            json={"input": "!rate 100\n!say 300"},
+            headers={"traceparent": f"00-{CLIENT_TRACE}-{CLIENT_SPAN}-01"},
+        )
+        assert accepted.status_code == 202
+        viewer = Viewer(str(mesh.settings.edge_address), accepted.json()["id"])
+        following = asyncio.create_task(viewer.follow())
+        await until(lambda: "claim turn" in by_name(receiver.spans(CLIENT_TRACE)))
+        await until(lambda: len(viewer.history.frames) >= 20)
+        first = worker_of(by_name(receiver.spans(CLIENT_TRACE))["claim turn"][0])
+        await next(worker for worker in workers if f"-{worker.pid}@" in first).kill()
+        await following
+
+        expected = {"POST /v1/tasks", "publish tasks", "claim turn", "turn", "chat scripted", "append events"}
+        expected.add("GET /v1/tasks/{task}/events")
+        await until(lambda: set(by_name(receiver.spans(CLIENT_TRACE))) >= expected)
+        spans = receiver.spans(CLIENT_TRACE)
+        assert receiver.spans() == spans, "there is no other trace"
+        named = by_name(spans)
+        assert set(named) == expected
+        # Unbroken: each span's parent is in the trace, but for the one that hangs under the client's own.
+        ids = {span["span"] for span in spans}
+        assert [span["name"] for span in spans if span["parent"] not in ids] == ["POST /v1/tasks"]
+        assert named["POST /v1/tasks"][0]["parent"] == CLIENT_SPAN
+        # Both workers hang under the submission; the turn of the one that was killed is lost with it.
+        submission = named["publish tasks"][0]
+        assert [claim["parent"] for claim in named["claim turn"]] == [submission["span"]] * 2
+        assert [claim["attributes"]["taskmesh.delivery"] for claim in named["claim turn"]] == ["1", "2"]
+        assert len({worker_of(claim) for claim in named["claim turn"]}) == 2
+        (turn,), (chat,), (appends,) = named["turn"], named["chat scripted"], named["append events"]
+        assert turn["parent"] == named["claim turn"][1]["span"]
+        assert worker_of(turn) != first
+        assert (chat["parent"], appends["parent"]) == (turn["span"], turn["span"])
+        assert [
+            named[name][0]["kind"].removeprefix("SPAN_KIND_")
+            for name in ("POST /v1/tasks", "publish tasks", "claim turn", "turn", "chat scripted")
+        ] == ["SERVER", "PRODUCER", "CONSUMER", "CONSUMER", "CLIENT"]
+        assert chat["attributes"]["gen_ai.operation.name"] == "chat"
+        assert chat["attributes"]["gen_ai.usage.output_tokens"] == "300"
+        assert int(appends["attributes"]["taskmesh.append.count"]) >= 3
+        assert {span["attributes"].get("taskmesh.task") for span in (submission, turn)} == {accepted.json()["id"]}
+
+
+async def test_a_viewer_with_a_trace_of_its_own_is_linked_to_the_tasks(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+    services = ("ingress", "stream_edge", "inference_worker")
+    async with running_mesh(tmp_path, *services, **variables) as mesh, httpx.AsyncClient() as client:
+        task = await submit(client, mesh.ingress_url, Recorded(), "hello")
+        headers = {"traceparent": f"00-{CLIENT_TRACE}-{CLIENT_SPAN}-01"}
+        await client.get(f"{mesh.edge_url}/v1/tasks/{task}/events", headers=headers, timeout=30)
+        await until(lambda: receiver.spans(CLIENT_TRACE) != [])
+        await until(lambda: "turn" in by_name(receiver.spans()))
+        (delivery,) = receiver.spans(CLIENT_TRACE)
+        assert delivery["parent"] == CLIENT_SPAN
+        assert delivery["links"] == [by_name(receiver.spans())["turn"][0]["trace"]]
+
+
+async def test_every_metric_of_the_registry_arrives(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "MESH_SCRIPTED_ALLOW_EXIT": "1"}
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+        dying = await mesh.start("inference_worker")
+        task = await submit(client, mesh.ingress_url, Recorded(), "!exit 1\n!say 40")
+        following = asyncio.create_task(Viewer(str(mesh.settings.edge_address), task).follow())
+        await until(lambda: not dying.is_running)
+        await mesh.start("inference_worker")
+        await following
+        refused = await client.post(f"{mesh.ingress_url}/v1/tasks", json={"input": "x", "pool": "nowhere"})
+        assert refused.status_code == 400
+        await until(lambda: {point["name"] for point in receiver.metrics()} >= set(REGISTRY))
+        points = receiver.metrics()
+        assert {point["name"]: point["unit"] for point in points} == {name: i.unit for name, i in REGISTRY.items()}
+        # No point carries more than its entry says: few attributes, of few values.
+        for point in points:
+            assert set(point["attributes"]) <= set(REGISTRY[point["name"]].attributes), point
+
+        def last(name: str) -> dict[str, Any]:
+            return receiver.metrics(name)[-1]
+
+        assert last("taskmesh.submission.refusals")["attributes"] == {"error.type": "invalid-request"}
+        assert last("taskmesh.step.redeliveries")["value"] == 1
+        assert last("taskmesh.task.duration")["attributes"]["taskmesh.status"] == "completed"
+        await until(lambda: last("taskmesh.edge.streams")["value"] == 0)
+        assert any(point["value"] == 1 for point in receiver.metrics("taskmesh.edge.streams"))
+        tokens = {
+            p["attributes"]["gen_ai.token.type"]: p["value"] for p in receiver.metrics("gen_ai.client.token.usage")
+        }
+        assert tokens["output"] == 40
+
+
+def test_the_readme_names_every_metric() -> None:
+    text = README.read_text()
+    assert [name for name in REGISTRY if f"`{name}`" not in text] == []
+
+
+# A collector that is not there
+
+
+async def _run_tasks(mesh: Mesh, count: int) -> float:
+    """Run tasks to their ends; seconds it took."""
+    began_at = time.monotonic()
+    async with httpx.AsyncClient() as client:
+        for _ in range(count):
+            done = await client.post(
+                f"{mesh.ingress_url}/v1/tasks", json={"input": "!say 50"}, headers={"Prefer": "wait=20"}, timeout=30
+            )
+            assert done.status_code == 200
+            assert done.json()["status"] == "completed"
+    return time.monotonic() - began_at
+
+
+@pytest.mark.parametrize("collector", ["away", "silent"])
+async def test_a_collector_that_is_away_or_silent_costs_one_log_line_and_two_seconds_at_the_end(
+    tmp_path: Path, collector: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # It accepts, and never answers.
+        port = listener.getsockname()[1] if collector == "silent" else free_port()
+        variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+        if collector == "silent":
+            variables["OTEL_EXPORTER_OTLP_TIMEOUT"] = "1"
+        async with running_mesh(tmp_path, "ingress", "inference_worker", **variables) as mesh:
+            assert await _run_tasks(mesh, 20) < 10, "no task waits for the collector"
+            await until(lambda: len(_complaints(mesh)) == len(mesh.processes))
+            await _run_tasks(mesh, 5)
+            for process in mesh.processes:
+                began_at = time.monotonic()
+                assert await process.stop() == 0
+                assert time.monotonic() - began_at < FLUSH_SECONDS_MAX + 1.5
+            assert len(_complaints(mesh)) == len(mesh.processes), "one line for each process, whatever fails later"
+            assert mesh.tracebacks() == []
+            assert [process.log.read_text().count("urllib3") for process in mesh.processes] == [0, 0]
+
+
+def _complaints(mesh: Mesh) -> list[dict[str, object]]:
+    return [line for line in mesh.logs() if "telemetry" in str(line.get("event"))]
+
+
+# Nothing set
+
+
+async def test_without_an_endpoint_no_service_imports_an_exporter(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    """Python itself says what a process imports. The same process with an endpoint shows that it would be seen."""
+    unset = {name: "" for name in os.environ if name.startswith("OTEL_")}
+    said = {"PYTHONPROFILEIMPORTTIME": "1", **unset}
+    async with running_mesh(tmp_path, "ingress", "stream_edge", "inference_worker", "tool_runner", **said) as mesh:
+        await _run_tasks(mesh, 1)
+        imported = {process.service: process.log.read_text() for process in mesh.processes}
+        with_endpoint = await mesh.start("tool_runner", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+        assert "opentelemetry.exporter" in with_endpoint.log.read_text()
+        for service, log in imported.items():
+            assert "mesh.telemetry" in log, service
+            for module in ("opentelemetry.exporter", "opentelemetry.sdk", "mesh.exporting", "google.protobuf"):
+                assert module not in log, (service, module)

@@ -1,0 +1,90 @@
+"""Telemetry without an exporter: nothing is made or measured, and the trace of a request travels all the same."""
+
+from __future__ import annotations
+
+import timeit
+
+import pytest
+
+from mesh import metrics, telemetry
+from mesh.metrics import REGISTRY
+
+INCOMING = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OTHER = "00-1bf7651916cd43dd8448eb211c80319c-c7ad6b7169203331-01"
+OFF_SECONDS_MAX = 10e-6
+"""Far above what it takes (about a tenth of a microsecond), and a hundredth of the fastest append."""
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked_for"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/v1/traces"}, True),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://collector:4318/v1/metrics"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_SDK_DISABLED": "true"}, False),
+    ],
+)
+def test_an_endpoint_asks_for_telemetry_unless_the_sdk_is_switched_off(
+    environment: dict[str, str], *, asked_for: bool
+) -> None:
+    assert telemetry.is_asked_for(environment) is asked_for
+
+
+@pytest.mark.parametrize(
+    ("value", "parsed"),
+    [
+        (INCOMING, INCOMING),
+        (None, None),
+        ("rubbish", None),
+        (INCOMING + "-more", None),
+        (f"00-{'0' * 32}-b7ad6b7169203331-01", None),
+        (f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01", None),
+    ],
+)
+def test_a_broken_traceparent_is_none(value: str | None, parsed: str | None) -> None:
+    assert telemetry.parse_traceparent(value) == parsed
+
+
+def test_a_new_traceparent_is_a_valid_one() -> None:
+    made = telemetry.new_traceparent()
+    assert telemetry.parse_traceparent(made) == made
+
+
+def test_without_an_exporter_messages_carry_on_what_came() -> None:
+    assert telemetry.current_traceparent() is None
+    with telemetry.span("claim", INCOMING):
+        assert telemetry.current_traceparent() == INCOMING
+        with telemetry.span("inner"):
+            assert telemetry.current_traceparent() == INCOMING
+        with telemetry.carrying(OTHER):
+            assert telemetry.current_traceparent() == OTHER
+    assert telemetry.current_traceparent() is None
+
+
+def test_without_an_exporter_there_are_no_spans_and_errors_pass_through() -> None:
+    def fail() -> None:
+        with telemetry.span("failing", INCOMING) as span:
+            telemetry.fail(span, "code")
+            assert not span.is_recording()
+            raise ValueError("as it was")
+
+    with pytest.raises(ValueError, match="as it was"):
+        fail()
+
+
+def test_every_metric_has_a_name_of_the_conventions_or_of_ours_and_says_what_it_is() -> None:
+    for name, instrument in REGISTRY.items():
+        assert name == instrument.name
+        assert name.startswith(("taskmesh.", "gen_ai."))
+        assert instrument.unit
+        assert instrument.description.endswith(".")
+
+
+def test_what_is_asked_for_each_token_costs_nothing_while_telemetry_is_off() -> None:
+    def measure() -> None:
+        metrics.appended(delta=True, seconds=0.0)
+
+    calls = 10_000
+    assert min(timeit.repeat(measure, number=calls, repeat=5)) / calls < OFF_SECONDS_MAX

@@ -27,7 +27,7 @@ from mesh.connection import Connection
 from mesh.errors import BrokerUnavailable
 from mesh.fold import snapshot_turns
 from mesh.journal import Journal
-from mesh.reading import Page, Stored, journal_exists, last_sequence, read_page, read_sequence
+from mesh.reading import Page, Stored, first_traceparent, journal_exists, last_sequence, read_page, read_sequence
 
 log = structlog.get_logger("mesh.following")
 
@@ -156,6 +156,11 @@ class Following:
         """Read a page of a journal, not too many at once."""
         async with self._reads:
             return await read_page(self._requests, "EVENTS", subject_filter, after, PAGE_EVENTS_MAX, PAGE_BYTES_MAX)
+
+    async def traceparent(self, tenant: str, task: str) -> str | None:
+        """The trace that a task was submitted in; None if its journal tells none. Raises `BrokerUnavailable`."""
+        async with self._reads:
+            return await first_traceparent(self._requests, tenant, task)
 
     async def _subscribe(self, subject: str, buffer: LiveBuffer) -> None:
         entry = self._subjects.get(subject)

@@ -13,7 +13,7 @@ async def main(service: Service) -> None:
     """Serve streams until told to stop."""
     settings = service.settings
     listener = bind(settings.edge_address, "MESH_EDGE_ADDRESS")
-    edge = Edge(service.requests, Following(service.connection), settings.edge_streams_max, service.stopping)
+    edge = Edge(Following(service.connection), settings.edge_streams_max, service.stopping)
 
     async def probe() -> list[HealthCheck]:
         return await probe_broker(service.connection)

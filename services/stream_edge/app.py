@@ -22,8 +22,6 @@ from mesh.http import (
     health_routes,
     tenant_of_request,
 )
-from mesh.reading import first_traceparent
-from mesh.requests import Requests
 from stream_edge.stream import stream
 
 CURSOR_DIGITS_MAX = 18
@@ -33,8 +31,7 @@ _ROUTE = "/v1/tasks/{task}/events"
 class Edge:
     """Streams of one process, counted."""
 
-    def __init__(self, requests: Requests, following: Following, streams_max: int, stopping: asyncio.Event) -> None:
-        self._requests = requests
+    def __init__(self, following: Following, streams_max: int, stopping: asyncio.Event) -> None:
         self._following = following
         self._streams_max = streams_max
         self._stopping = stopping
@@ -49,8 +46,8 @@ class Edge:
             raise RequestRefused("rate-limited", "this edge has as many streams as it may")
         self._count(1)
         try:
-            follower = await self._following.open(tenant, checked_task, after)
             span = await self._span(request, tenant, checked_task, after)
+            follower = await self._following.open(tenant, checked_task, after)
         except BaseException:
             self._count(-1)
             raise
@@ -82,7 +79,7 @@ class Edge:
             return nullcontext()
         of_task: str | None = None
         with suppress(TaskmeshError):  # A stream without its trace is better than none.
-            of_task = await first_traceparent(self._requests, tenant, task)
+            of_task = await self._following.traceparent(tenant, task)
         of_client = telemetry.parse_traceparent(request.headers.get(headers.TRACEPARENT))
         attributes: dict[str, str | int] = {
             "http.request.method": "GET",

@@ -192,6 +192,16 @@ async def test_a_collector_that_is_away_or_silent_costs_one_log_line_and_two_sec
             assert [process.log.read_text().count("urllib3") for process in mesh.processes] == [0, 0]
 
 
+async def test_a_service_ends_in_time_though_its_collector_would_have_ten_seconds_to_answer(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}"}
+        async with running_mesh(tmp_path, "ingress", "inference_worker", **variables) as mesh:
+            await _run_tasks(mesh, 2)
+            began_at = time.monotonic()
+            assert await asyncio.gather(*(process.stop() for process in mesh.processes)) == [0, 0]
+            assert time.monotonic() - began_at < FLUSH_SECONDS_MAX + 1.5
+
+
 def _complaints(mesh: Mesh) -> list[dict[str, object]]:
     return [line for line in mesh.logs() if "telemetry" in str(line.get("event"))]
 

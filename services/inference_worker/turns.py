@@ -97,7 +97,7 @@ class TurnHandler:
         """Generate the turn up to `turn.completed`."""
         run = _Run(step, work.turn, queued)
         turn_input = await self._prepare(step, work, queued.request)
-        with observed_call(self._provider.kind, turn_input) as call:
+        with observed_call(self._provider.name, turn_input) as call:
             ending = await run.stream(self._provider, turn_input)
             call.ended(ending.finish_reason, ending.usage, run.timings())
         turn = step.state.turn(work.turn)

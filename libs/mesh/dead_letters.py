@@ -6,6 +6,7 @@ import base64
 from typing import Any, Literal
 
 import msgspec
+import structlog
 
 from contracts import headers, subjects
 from contracts.codec import encode
@@ -18,6 +19,8 @@ from mesh.deliveries import Delivery
 from mesh.errors import BrokerError
 from mesh.fold import TaskState
 from mesh.requests import MESSAGE_TOO_LARGE, Requests
+
+log = structlog.get_logger("mesh.dead_letters")
 
 
 async def write_step(
@@ -45,6 +48,20 @@ async def write_step(
     )
     message_id = f"{work.task}.{work.step}.g{work.gen}.dead"
     await _publish(requests, subjects.dead_letter(work.tenant, work.task), record, message_id)
+
+
+async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> None:
+    """Take a message that nobody can carry out from its queue: a log line, its record, then term."""
+    log.error(
+        "message.refused",
+        stream=delivery.stream,
+        subject=delivery.subject,
+        message=delivery.sequence,
+        code=error.code,
+        error=error.message,
+    )
+    await write_message(requests, delivery, error, worker)
+    await delivery.term(error.code)
 
 
 async def write_message(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> None:

@@ -474,13 +474,4 @@ class WorkLoop:
         await delivery.nak(LATER_SECONDS)
 
     async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> None:
-        log.error(
-            "message.refused",
-            stream=delivery.stream,
-            subject=delivery.subject,
-            message=delivery.sequence,
-            code=error.code,
-            error=error.message,
-        )
-        await dead_letters.write_message(self._requests, delivery, error, self._worker)
-        await delivery.term(error.code)
+        await dead_letters.refuse(self._requests, delivery, error, self._worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -21,6 +22,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # No test passes or fails by the clock: an example that is slow on a busy machine is no defect.
 hypothesis.settings.register_profile("taskmesh", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("taskmesh")
+
+WORKERS_PER_CORE = 1.5
+"""Most tests wait, for a lease to pass or for a model's next token, more than they compute."""
+WORKERS_MAX = 8
+"""More would gain nothing: the tests of a file run one after another, and by then the longest file sets the time."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many workers `pytest -n auto` starts; with -n 0 the tests run in pytest's own process."""
+    return max(1, min(WORKERS_MAX, int(WORKERS_PER_CORE * (os.cpu_count() or 1))))
 
 
 @pytest.fixture

@@ -1,32 +1,78 @@
 """Commands to a task: what waits in CONTROL until the steward carries it out.
 
-As with work messages no payload is trusted: each is validated against its type and the subject it came on.
+As with work messages no payload is trusted: each is validated against its type and the subject it came on. Timers that
+have fired carry the same commands.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from contracts import subjects
 from contracts.codec import decode
-from contracts.errors import InvalidPayload
-from contracts.events import Id, Tenant
+from contracts.errors import ErrorInfo, InvalidPayload
+from contracts.events import Call, Id, Tenant
 
 BY_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 2_000
 """Both end up in a terminal event beside an output that may take 448 KiB of the event's 1 MiB."""
+INPUT_CHARACTERS_MAX = 100_000
+COMMAND_CHARACTERS_MAX = 128
+
+By = Annotated[str, Meta(min_length=1, max_length=BY_CHARACTERS_MAX)]
+Reason = Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)]
+InputMode = Literal["append", "redirect"]
+Decision = Literal["approved", "denied", "expired"]
 
 
-class CancelCommand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="cancel"):
-    """Stop a task, for good. `by` says who wants it, `reason` why: both are for people."""
+class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What every command has. `by` says who wants it; it is for people."""
 
     task: Id
     tenant: Tenant
-    by: Annotated[str, Meta(min_length=1, max_length=BY_CHARACTERS_MAX)]
-    reason: Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)] | None = None
+    by: By
+
+
+class CancelCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="cancel"):
+    """Stop a task, for good. `reason` says why: it is for people."""
+
+    reason: Reason | None = None
+
+
+class InputCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="input"):
+    """A message of the user in mid-run. `command` is its message id.
+
+    `append`: the oldest open question is answered; if there is none, the next turn sees it. `redirect`: the turn under
+    way begins again with it, and what else waits for a person is called off.
+    """
+
+    text: Annotated[str, Meta(min_length=1, max_length=INPUT_CHARACTERS_MAX)]
+    mode: InputMode = "append"
+    command: Annotated[str, Meta(min_length=1, max_length=COMMAND_CHARACTERS_MAX)]
+
+
+class ApprovalCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="approval"):
+    """A decision on one call. `expired` is the clock's, on an approval or on a question."""
+
+    call: Call
+    decision: Decision
+    reason: Reason | None = None
+
+
+class ChildDoneCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="child_done"):
+    """A sub-task has ended. `task` is the parent; output and error are the child's."""
+
+    call: Call
+    child: Id
+    status: str
+    output: str | None = None
+    error: ErrorInfo | None = None
+
+
+AnyCommand = CancelCommand | InputCommand | ApprovalCommand | ChildDoneCommand
 
 
 def cancel_message_id(task: str) -> str:
@@ -34,16 +80,31 @@ def cancel_message_id(task: str) -> str:
     return f"{subjects.check_task(task)}.cancel"
 
 
-def decode_control(payload: bytes, subject: str) -> CancelCommand:
-    """Decode a command and hold it against its subject.
+def input_message_id(task: str, request: str) -> str:
+    """`Nats-Msg-Id` of an input, `<task>.input.<request>`: unique to the request that brought it."""
+    return f"{subjects.check_task(task)}.input.{request}"
+
+
+def approval_message_id(task: str, call: str, decision: str) -> str:
+    """`Nats-Msg-Id` of a decision, `<task>.approval.<call>.<decision>`."""
+    return f"{subjects.check_task(task)}.approval.{subjects.check_call(call)}.{decision}"
+
+
+def child_done_message_id(child: str) -> str:
+    """`Nats-Msg-Id` of the news of a child's end, `<child>.done`."""
+    return f"{subjects.check_task(child)}.done"
+
+
+def decode_control(payload: bytes, subject: str) -> AnyCommand:
+    """Decode a command and hold it against its subject, one of CONTROL or that of a timer that has fired.
 
     Raises `InvalidPayload` (or `InvalidName` for a subject outside the grammar) if it is not the command that
     belongs there, or one of a kind that this version does not carry out.
     """
-    kind, tenant = subjects.parse_control(subject)
-    if kind != "cancel":
-        raise InvalidPayload(f"this version carries out no command of kind {kind}")
-    command = decode(payload, CancelCommand)
-    if command.tenant != tenant:
-        raise InvalidPayload(f"not a command of the tenant that {subject} is for")
+    kind, tenant = (
+        subjects.parse_timer_fired(subject) if subject.startswith("timers.") else subjects.parse_control(subject)
+    )
+    command: AnyCommand = decode(payload, AnyCommand)  # type: ignore[arg-type]  # a union is no type to mypy
+    if command.tenant != tenant or command.__struct_config__.tag != kind:
+        raise InvalidPayload(f"not a command of the kind and tenant that {subject} is for")
     return command

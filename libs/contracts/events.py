@@ -51,12 +51,35 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     total_seconds: Seconds | None = None
 
 
-class ToolCall(msgspec.Struct, frozen=True):
-    """A call that a model asked for."""
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that a model asked for, and what was decided on it when its turn was completed.
+
+    `approval`: a person has to agree first. `error`: it can't be carried out at all (no such tool, arguments that are
+    no JSON), and is answered with `tool.failed` at once.
+    """
 
     call: Call
     tool: LaneName
     arguments: dict[str, Any]
+    approval: bool = False
+    error: ErrorInfo | None = None
+
+
+class Parent(msgspec.Struct, frozen=True):
+    """The call that a sub-task stands for. `depth` is 1 for a child of a task that has no parent itself."""
+
+    task: Id
+    call: Call
+    depth: Ordinal
+
+
+class ObjectReference(msgspec.Struct, frozen=True):
+    """A result that is too large for an event, as JSON in an object store bucket. `digest` is `SHA-256=<base64url>`."""
+
+    bucket: str
+    name: str
+    size: Count
+    digest: str
 
 
 class StepGen(msgspec.Struct, frozen=True):
@@ -95,6 +118,7 @@ class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
     fingerprint: str
     accepted_at: Time
     deadline: Time | None = None
+    parent: Parent | None = None
 
 
 class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
@@ -137,12 +161,16 @@ class TurnRestarted(Event, frozen=True, kw_only=True, tag="turn.restarted"):
 
 
 class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
-    """A turn's whole text, and the calls it asks for."""
+    """A turn's whole text, and the calls it asks for.
+
+    `blocks` is what the provider wants to see again in the next turn as it was, such as signed thinking; opaque.
+    """
 
     turn: Ordinal
     text: str
     reasoning: str | None = None
     calls: list[ToolCall] = []
+    blocks: list[Any] | None = None
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
@@ -160,12 +188,13 @@ class ToolProgress(Event, frozen=True, kw_only=True, tag="tool.progress"):
 
 
 class ToolCompleted(Event, frozen=True, kw_only=True, tag="tool.completed"):
-    """A call's recorded result."""
+    """A call's recorded result. One that is too large lies in `object`, and `result` is the beginning of its JSON."""
 
     turn: Ordinal
     call: Call
     tool: LaneName
     result: Any
+    object: ObjectReference | None = None
     timings: Timings
 
 
@@ -189,7 +218,7 @@ class ApprovalRequested(Event, frozen=True, kw_only=True, tag="approval.requeste
 
 
 class ApprovalResolved(Event, frozen=True, kw_only=True, tag="approval.resolved"):
-    """A person, or the clock, has decided on a call."""
+    """A person, or the clock, has decided on a call. Denied or expired, this is the call's result."""
 
     call: Call
     decision: Literal["approved", "denied", "expired"]
@@ -198,17 +227,24 @@ class ApprovalResolved(Event, frozen=True, kw_only=True, tag="approval.resolved"
 
 
 class InputRequested(Event, frozen=True, kw_only=True, tag="input.requested"):
-    """The task asks its user, and waits."""
+    """The task asks its user, and waits: a call of the tool `ask_user`."""
 
     question: str
+    call: Call | None = None
+    expires_at: Time | None = None
 
 
 class InputReceived(Event, frozen=True, kw_only=True, tag="input.received"):
-    """A message of the user in mid-run."""
+    """A message of the user in mid-run. With `call` it answers that question, and is the call's result.
+
+    `command` is the message id of the command that brought it: the same command is carried out once.
+    """
 
     text: str
     by: str
     mode: Literal["append", "redirect"]
+    call: Call | None = None
+    command: str | None = None
 
 
 class SubtaskStarted(Event, frozen=True, kw_only=True, tag="subtask.started"):
@@ -219,11 +255,13 @@ class SubtaskStarted(Event, frozen=True, kw_only=True, tag="subtask.started"):
 
 
 class SubtaskCompleted(Event, frozen=True, kw_only=True, tag="subtask.completed"):
-    """A child has ended."""
+    """A child has ended: the result of the call that it stands for."""
 
     call: Call
     child: Id
     status: str
+    output: str | None = None
+    error: ErrorInfo | None = None
 
 
 class ModelSwitched(Event, frozen=True, kw_only=True, tag="model.switched"):

@@ -53,6 +53,11 @@ def call_id(turn: int, index: int) -> str:
     return f"{turn}-{index}"
 
 
+def turn_of(step: str) -> int:
+    """The turn that a step is, or whose call it is: 3 of `"3"` and of `"3-0"`."""
+    return int(step.partition("-")[0])
+
+
 def turn_message_id(task: str, turn: int, gen: int) -> str:
     """`Nats-Msg-Id` of a turn's work message: `<task>.<turn>.g<gen>`."""
     return f"{task}.{turn}.g{gen}"

@@ -9,15 +9,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from contracts import VERSION, errors, headers, status, subjects, tasks
+from contracts import VERSION, errors, headers, inputs, status, subjects, tasks
 from contracts.schemas import components, exact_pattern
 
 LIST_DEFAULT = 50
 LIST_MAX = 100
 CURSOR_PATTERN = "[0-9]{1,18}"
 IDEMPOTENCY_KEY_PATTERN = r"[\x20-\x7e]+"
-NOT_SERVED_YET = ("tools", "approval", "continues")
-"""Fields of a task request that this version refuses (400); left out of the document for that reason."""
 
 INGRESS = {"url": "http://127.0.0.1:8080", "description": "Ingress (MESH_INGRESS_ADDRESS)"}
 STREAM_EDGE = {"url": "http://127.0.0.1:8081", "description": "Stream edge (MESH_EDGE_ADDRESS)"}
@@ -54,6 +52,7 @@ def openapi() -> dict[str, Any]:
             "/v1/tasks": {"post": _submit(), "get": _list()},
             "/v1/tasks/{id}": {"get": _read()},
             "/v1/tasks/{id}/cancel": {"post": _cancel()},
+            "/v1/tasks/{id}/inputs": {"post": _send_input()},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": _follow()},
             "/health/live": {"servers": [INGRESS, STREAM_EDGE], "get": _live()},
             "/health/ready": {"servers": [INGRESS, STREAM_EDGE], "get": _ready()},
@@ -80,7 +79,8 @@ def _submit() -> dict[str, Any]:
             "Answers as soon as the task can't be lost. The same Idempotency-Key with the same request is the same "
             "task, and 202 again; with another request it is 422. Without an answer nobody knows whether the task "
             "exists: repeat the request with the same key. With `Prefer: wait=N` the task queues all the same, and "
-            "the answer is 200 with its record if it ends within N seconds, else 202."
+            "the answer is 200 with its record if it ends within N seconds, else 202. `continues` names an ended task "
+            "of the tenant, whose conversation goes on: 404 if there is none, 409 while it has not ended."
         ),
         "parameters": [_parameter(name) for name in ("Tenant", "IdempotencyKey", "Prefer", "Traceparent")],
         "requestBody": {
@@ -93,7 +93,7 @@ def _submit() -> dict[str, Any]:
                 "The task ended while the client waited.", "TaskRecord", headers=("Location", "PreferenceApplied")
             ),
             "202": _json("The task is accepted: it can't be lost any more.", "TaskAccepted", headers=("Location",)),
-            **_problems("400", "413", "415", "422", "503"),
+            **_problems("400", "404", "409", "413", "415", "422", "503"),
         },
     }
 
@@ -146,6 +146,30 @@ def _cancel() -> dict[str, Any]:
             "200": _json("The task is over already: this is its record.", "TaskRecord", headers=("NoStore",)),
             "202": _json("It will be stopped. The record as it stands.", "TaskRecord", headers=("NoStore",)),
             **_problems("400", "404", "503"),
+        },
+    }
+
+
+def _send_input() -> dict[str, Any]:
+    return {
+        "operationId": "sendInput",
+        "tags": ["tasks"],
+        "summary": "Say something to a task: a message, an answer, or a decision on a call",
+        "description": (
+            "202 means that it can't be lost; the journal decides what comes of it, soon after the answer: follow the "
+            "task's events to see it. Between the answer and that the task may end, or somebody else may decide on "
+            "the call: the first one counts. A message is one for each request, unless the same Idempotency-Key makes "
+            "two of them one. A decision is one for each call, with a key or without."
+        ),
+        "parameters": [_parameter(name) for name in ("TaskId", "Tenant", "InputIdempotencyKey", "Traceparent")],
+        "requestBody": {
+            "required": True,
+            "description": f"At most {tasks.BODY_BYTES_MAX} bytes. Unknown fields are refused.",
+            "content": {_JSON: {"schema": _ref("TaskInput")}},
+        },
+        "responses": {
+            "202": _json("It will be carried out. The record as it stands.", "TaskRecord", headers=("NoStore",)),
+            **_problems("400", "404", "409", "413", "415", "422", "503"),
         },
     }
 
@@ -237,6 +261,9 @@ def _parameters() -> dict[str, Any]:
         "IdempotencyKey": _in_header(
             headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating the request safe: one key is one task of the tenant."
         ),
+        "InputIdempotencyKey": _in_header(
+            headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating a message safe: one key is one message to the task."
+        ),
         "Prefer": _in_header(headers.HTTP_PREFER, {"type": "string", "examples": ["wait=30"]}, wait),
         "Traceparent": _in_header(
             headers.TRACEPARENT, {"type": "string"}, "W3C trace context, carried into every step of the task."
@@ -283,6 +310,8 @@ def _problem_response(description: str) -> dict[str, Any]:
 def _component_schemas() -> dict[str, Any]:
     kinds: list[type[Struct]] = [
         tasks.TaskRequest,
+        inputs.MessageInput,
+        inputs.ApprovalInput,
         status.TaskAccepted,
         status.TaskRecord,
         status.TaskList,
@@ -290,8 +319,15 @@ def _component_schemas() -> dict[str, Any]:
         errors.Problem,
     ]
     found = components(kinds, _REF)
-    for name in NOT_SERVED_YET:
-        del found["TaskRequest"]["properties"][name]
+    found["TaskInput"] = {
+        "title": "TaskInput",
+        "description": "What a client says to a task that goes on, told apart by `kind`.",
+        "oneOf": [_ref(kind.__name__) for kind in (inputs.MessageInput, inputs.ApprovalInput)],
+        "discriminator": {
+            "propertyName": "kind",
+            "mapping": {"message": _ref("MessageInput")["$ref"], "approval": _ref("ApprovalInput")["$ref"]},
+        },
+    }
     found["Problem"]["properties"]["code"]["enum"] = list(errors.HTTP_STATUS_BY_CODE)
     return found
 

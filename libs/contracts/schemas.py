@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contracts import control, errors, events, status, tasks, work
+from contracts import control, errors, events, inputs, status, tasks, tools, work
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX = "urn:taskmesh:schema:"
@@ -19,8 +19,14 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "work.turn": work.TurnWork,
     "work.tool": work.ToolWork,
     "control.cancel": control.CancelCommand,
+    "control.input": control.InputCommand,
+    "control.approval": control.ApprovalCommand,
+    "control.child_done": control.ChildDoneCommand,
+    "tool_declaration": tools.ToolDeclaration,
     "dead_letter": work.DeadLetter,
     "task_request": tasks.TaskRequest,
+    "task_input.message": inputs.MessageInput,
+    "task_input.approval": inputs.ApprovalInput,
     "task_accepted": status.TaskAccepted,
     "task_record": status.TaskRecord,
     "task_list": status.TaskList,

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from contracts.errors import ErrorInfo
-from contracts.events import Count, Id, Incomplete, LaneName, Ordinal, Seconds, Tenant, Time, Timings, Usage
+from contracts.events import (
+    Call,
+    Count,
+    Id,
+    Incomplete,
+    LaneName,
+    Ordinal,
+    Parent,
+    Seconds,
+    Tenant,
+    Time,
+    Timings,
+    Usage,
+)
 from contracts.tasks import Priority
 
 Status = Literal["queued", "running", "waiting", "dead_lettered", "completed", "failed", "cancelled", "expired"]
@@ -33,11 +46,29 @@ Metadata = dict[str, str | int | bool]
 
 
 class Links(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where to go on from here. `events` is the SSE stream at the edge, `cancel` takes a POST."""
+    """Where to go on from here. `events` is the SSE stream at the edge; `cancel` and `inputs` take a POST."""
 
     self_: str = msgspec.field(name="self")
     events: str
     cancel: str | None = None
+    inputs: str | None = None
+
+
+class OpenApproval(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that waits for a person's decision."""
+
+    call: Call
+    tool: LaneName
+    arguments: dict[str, Any]
+    expires_at: Time
+
+
+class OpenQuestion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A question that waits for the user's answer."""
+
+    question: str
+    call: Call | None = None
+    expires_at: Time | None = None
 
 
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,6 +95,9 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str | None = None
     deadline: Time | None = None
     metadata: Metadata | None = None
+    approvals: list[OpenApproval] | None = None
+    questions: list[OpenQuestion] | None = None
+    parent: Parent | None = None
     links: Links | None = None
 
 

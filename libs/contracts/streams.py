@@ -26,7 +26,9 @@ TASKS_MAX = 50_000
 ACK_PENDING_MAX = 10_000
 """Deliveries in flight in one lane, delayed retries included. The server's default of 1,000 stops a lane early."""
 WORKERS_TTL_SECONDS = 30
-BUILT_IN_TOOLS = ("add",)
+TOOLS_TTL_SECONDS = 600
+"""How long a tool is offered after its last runner has declared it; runners do so each minute."""
+BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "spawn_task")
 """The tools that the tool runner brings along; each has a consumer."""
 
 _MIB = 1024**2
@@ -222,6 +224,17 @@ SIGNALS = StreamDeclaration(
     max_age_seconds=7 * 24 * 3600,
 )
 
+RESULTS = StreamDeclaration(
+    name="OBJ_results",
+    description="Object store: results of tools that are too large for an event.",
+    # As NATS ADR-20 has it.
+    subjects=("$O.results.C.>", "$O.results.M.>"),
+    discard="new",
+    max_bytes=1 * _GIB,
+    allow_rollup_headers=True,
+    max_age_seconds=30 * 24 * 3600,
+)
+
 STREAMS: tuple[StreamDeclaration, ...] = (
     TASKS,
     TURNS,
@@ -232,6 +245,7 @@ STREAMS: tuple[StreamDeclaration, ...] = (
     ADVISORIES,
     TIMERS,
     SIGNALS,
+    RESULTS,
 )
 
 TASKS_BUCKET = BucketDeclaration(name="tasks", description="Status record of each task.", max_bytes=2 * _GIB)
@@ -240,6 +254,9 @@ WORKERS_BUCKET = BucketDeclaration(
 )
 PROVIDERS_BUCKET = BucketDeclaration(name="providers", description="Breakers and gates.", max_bytes=16 * _MIB)
 LANES_BUCKET = BucketDeclaration(name="lanes", description="Depth and pace of each lane.", max_bytes=16 * _MIB)
+TOOLS_BUCKET = BucketDeclaration(
+    name="tools", description="Declarations of tools.", max_bytes=16 * _MIB, ttl_seconds=TOOLS_TTL_SECONDS
+)
 TRIGGERS_BUCKET = BucketDeclaration(name="triggers", description="Rules that start tasks.", max_bytes=16 * _MIB)
 
 BUCKETS: tuple[BucketDeclaration, ...] = (
@@ -247,6 +264,7 @@ BUCKETS: tuple[BucketDeclaration, ...] = (
     WORKERS_BUCKET,
     PROVIDERS_BUCKET,
     LANES_BUCKET,
+    TOOLS_BUCKET,
     TRIGGERS_BUCKET,
 )
 
@@ -272,14 +290,14 @@ def consumers(
     """The durable consumers for these pools and tools, and the steward's."""
     declared: list[ConsumerDeclaration] = []
 
-    def declare(stream: str, name: str, filter_subject: str) -> None:
+    def declare(stream: str, name: str, filter_subject: str, deliveries_max: int = max_deliver) -> None:
         declared.append(
             ConsumerDeclaration(
                 stream=stream,
                 name=name,
                 filter_subject=filter_subject,
                 ack_wait_seconds=ack_wait_seconds,
-                max_deliver=max_deliver,
+                max_deliver=deliveries_max,
             )
         )
 
@@ -290,7 +308,8 @@ def consumers(
     for tool in tools:
         declare("TOOLS", tool_consumer(tool), f"tools.{tool}")
     declare("CONTROL", "steward", "control.*.*")
-    declare("TIMERS", "steward", "timers.fired.>")
+    # What fires has no queue that could be swept, and is carried out once however often it comes.
+    declare("TIMERS", "steward", "timers.fired.>", -1)
     declare("ADVISORIES", "steward", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*")
     declare("SIGNALS", "steward", "signals.>")
     return declared

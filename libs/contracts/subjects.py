@@ -30,7 +30,9 @@ _LANE_NAME = re.compile(LANE_NAME_PATTERN)
 _CALL = re.compile(CALL_PATTERN)
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 
-EVENTS_ALL = ("events.*.*.log", "events.*.*.delta")
+EVENTS_LOG = "events.*.*.log"
+"""The milestones of all journals, as a filter."""
+EVENTS_ALL = (EVENTS_LOG, "events.*.*.delta")
 LIVE_PREFIX = "live."
 MALFORMED = "malformed"
 """Stands for the task in the dead letter of a message from which no task can be read."""
@@ -208,6 +210,32 @@ def parse_control(subject: str) -> tuple[str, str]:
     if kind not in CONTROL_KINDS:
         raise InvalidName(f"not a control kind: {kind!r:.80}")
     return kind, check_tenant(tenant)
+
+
+def timer_at(kind: str, tenant: str, task: str, name: str) -> str:
+    """A command that is due later, one for each subject: `timers.at.<kind>.<tenant>.<task>.<name>`. `name`: a call."""
+    return f"timers.at.{_checked_kind(kind)}.{check_tenant(tenant)}.{check_task(task)}.{check_call(name)}"
+
+
+def timer_fired(kind: str, tenant: str, task: str, name: str) -> str:
+    """Where it is stored once it is due: `timers.fired.<kind>.<tenant>.<task>.<name>`."""
+    return f"timers.fired.{_checked_kind(kind)}.{check_tenant(tenant)}.{check_task(task)}.{check_call(name)}"
+
+
+def parse_timer_fired(subject: str) -> tuple[str, str]:
+    """Kind and tenant of `timers.fired.<kind>.<tenant>.<task>.<name>`."""
+    _, fired, kind, tenant, task, name = _parts(subject, "timers", 6)
+    if fired != "fired":
+        raise InvalidName(f"not a timer that has fired: {subject!r:.120}")
+    check_task(task)
+    check_call(name)
+    return _checked_kind(kind), check_tenant(tenant)
+
+
+def _checked_kind(kind: str) -> str:
+    if kind not in CONTROL_KINDS:
+        raise InvalidName(f"not a control kind: {kind!r:.80}")
+    return kind
 
 
 def parse_journal(subject: str) -> JournalSubject:

@@ -14,7 +14,7 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
-from contracts.events import Call, Count, Id, LaneName, Ordinal, Step, Tenant, Time
+from contracts.events import Call, Count, Id, LaneName, Ordinal, Parent, Step, Tenant, Time
 from contracts.identifiers import turn_step
 from contracts.tasks import Priority, TaskRequest
 
@@ -31,6 +31,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     request: TaskRequest | None = None
     accepted_at: Time | None = None
     deadline: Time | None = None
+    parent: Parent | None = None
 
     @property
     def step(self) -> str:

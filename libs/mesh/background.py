@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+
+from contracts.errors import TaskmeshError
 
 
 @asynccontextmanager
@@ -16,3 +18,30 @@ async def background(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
         for task in tasks:
             task.cancel()
+
+
+async def repeatedly(
+    act: Callable[[], Awaitable[object]], pause_seconds: float, complain: Callable[[TaskmeshError], None]
+) -> None:
+    """Act again and again until cancelled. Of failures that follow one another only the first is complained of."""
+    complained = False
+    while True:
+        try:
+            await act()
+            complained = False
+        except TaskmeshError as error:
+            if not complained:
+                complain(error)
+            complained = True
+        await asyncio.sleep(pause_seconds)
+
+
+async def first_of(*events: asyncio.Event, seconds: float | None) -> None:
+    """Wait until one of the events is set, or for so long; None is for ever."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)

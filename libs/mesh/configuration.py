@@ -1,4 +1,4 @@
-"""The mesh's configuration file: pools, and the model providers that serve them.
+"""The mesh's configuration file: pools, and the model providers that serve them; tools are in `tool_configuration`.
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +21,8 @@ from msgspec import Meta
 from contracts.codec import exactly
 from contracts.subjects import LANE_NAME_PATTERN
 from mesh.errors import SettingsError
+from mesh.tables import convert, named_tables
+from mesh.tool_configuration import ToolsConfiguration, parse_tools
 
 CONFIG_VARIABLE = "MESH_CONFIG"
 DEFAULT_FILE = "mesh.toml"
@@ -35,8 +37,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _HOST_CHARACTERS_MAX = 253
 _RESERVED_HEADERS = frozenset({"authorization", "content-type", "content-length", "host", "transfer-encoding"})
-
-T = TypeVar("T")
+_RESERVED_OF_ANTHROPIC = frozenset({"x-api-key", "anthropic-version"})
 
 
 class ScriptedProviderConfiguration(
@@ -45,13 +46,11 @@ class ScriptedProviderConfiguration(
     """The scripted model. It needs nothing, and is there under the name `scripted` without being configured."""
 
 
-class OpenAIProviderConfiguration(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="openai"
-):
-    """Any server of OpenAI-compatible chat completions. Times are in seconds."""
+class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server of models, of whatever kind. Times are in seconds."""
 
     base_url: Annotated[str, Meta(max_length=2048)]
-    """What `/chat/completions` is appended to, e.g. `http://127.0.0.1:8000/v1`."""
+    """What the kind's own path is appended to."""
     api_key_env: Annotated[str, exactly("[A-Za-z_][A-Za-z0-9_]{0,127}")] | None = None
     """Name of the variable that holds the key, never the key itself. Absent: no key is sent."""
     connect_seconds: Seconds = 10.0
@@ -62,6 +61,16 @@ class OpenAIProviderConfiguration(
     """How long the next one may take from there on."""
     headers: dict[str, str] = {}
     """Sent with each request."""
+
+
+class OpenAIProviderConfiguration(
+    ServerConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="openai"
+):
+    """Any server of OpenAI-compatible chat completions.
+
+    `/chat/completions` is appended to `base_url`, e.g. `http://127.0.0.1:8000/v1`.
+    """
+
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     """The name of the limit in requests. Absent: OpenAI's own new name at api.openai.com, else the one all know."""
     continue_prefix: Literal["vllm"] | None = None
@@ -71,7 +80,23 @@ class OpenAIProviderConfiguration(
     """
 
 
-ProviderConfiguration = ScriptedProviderConfiguration | OpenAIProviderConfiguration
+class AnthropicProviderConfiguration(
+    ServerConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="anthropic"
+):
+    """Anthropic's Messages API, or a server that has the same. `/v1/messages` is appended to `base_url`."""
+
+    base_url: Annotated[str, Meta(max_length=2048)] = "https://api.anthropic.com"
+    max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    """The limit of output, thinking included, where neither request nor pool has one: this API demands one."""
+    thinking_budget_tokens: Annotated[int, Meta(ge=1024, le=1_000_000)] | None = None
+    """How much a model may think before it answers; 1024 is the API's own least. Absent: it does not.
+
+    A turn whose limit of output leaves no room for it goes without. With it a turn whose worker died is generated
+    again, and not continued.
+    """
+
+
+ProviderConfiguration = ScriptedProviderConfiguration | OpenAIProviderConfiguration | AnthropicProviderConfiguration
 
 
 class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +114,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     providers: dict[str, ProviderConfiguration]
     pools: dict[str, PoolConfiguration]
+    tools: ToolsConfiguration = ToolsConfiguration()
     source: str = DEFAULT_FILE
 
     def provider_of(self, pool: str) -> ProviderConfiguration:
@@ -126,19 +152,21 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
         tables = msgspec.toml.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{source}: not valid TOML: {_one_line(error)}") from None
-    unknown = sorted(tables.keys() - {"providers", "pools"})
+    unknown = sorted(tables.keys() - {"providers", "pools", "tools", "mcp"})
     if unknown:
-        raise SettingsError(f"{source}: {unknown[0]}: there is no such key; there are pools and providers")
+        raise SettingsError(f"{source}: {unknown[0]}: there is no such key; there are pools, providers, tools and mcp")
     providers: dict[str, ProviderConfiguration] = {"scripted": ScriptedProviderConfiguration()}
-    for name, table in _tables(tables, "providers", source).items():
+    for name, table in named_tables(tables, "providers", Name, source).items():
         key = f"providers.{name}"
-        provider: ProviderConfiguration = _convert(table, ProviderConfiguration, key, source)  # type: ignore[arg-type]  # a union
-        if isinstance(provider, OpenAIProviderConfiguration):
-            _check_openai(provider, key, source)
+        provider: ProviderConfiguration = convert(table, ProviderConfiguration, key, source)  # type: ignore[arg-type]  # a union
+        if isinstance(provider, ServerConfiguration):
+            _check_server(provider, key, source)
+        if isinstance(provider, AnthropicProviderConfiguration):
+            _check_anthropic(provider, key, source)
         providers[name] = provider
     pools: dict[str, PoolConfiguration] = {}
-    for name, table in _tables(tables, "pools", source).items():
-        pool = _convert(table, PoolConfiguration, f"pools.{name}", source)
+    for name, table in named_tables(tables, "pools", Name, source).items():
+        pool = convert(table, PoolConfiguration, f"pools.{name}", source)
         if pool.provider not in providers:
             there = ", ".join(sorted(providers))
             raise SettingsError(f"{source}: pools.{name}.provider: there is no provider {pool.provider!r}; {there}")
@@ -147,13 +175,18 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
         pools[name] = pool
     if pools and "default" not in pools:
         raise SettingsError(f"{source}: pools.default: required: it takes the requests that name no pool")
-    return Configuration(providers=providers, pools=pools or default_configuration().pools, source=source)
+    return Configuration(
+        providers=providers,
+        pools=pools or default_configuration().pools,
+        tools=parse_tools(tables, source),
+        source=source,
+    )
 
 
 def api_key(configuration: Configuration, provider: str, environment: Mapping[str, str]) -> str | None:
     """The key of a provider; None if it needs none. Raises `SettingsError`, which never shows the key."""
     configured = configuration.providers[provider]
-    if not isinstance(configured, OpenAIProviderConfiguration) or configured.api_key_env is None:
+    if not isinstance(configured, ServerConfiguration) or configured.api_key_env is None:
         return None
     key = environment.get(configured.api_key_env, "").strip()
     where = f"{configuration.source}: providers.{provider}.api_key_env: the variable {configured.api_key_env}"
@@ -170,25 +203,7 @@ def check_api_keys(configuration: Configuration, environment: Mapping[str, str])
         api_key(configuration, pool.provider, environment)
 
 
-def _tables(tables: dict[str, Any], key: str, source: str) -> dict[str, Any]:
-    found = tables.get(key, {})
-    if not isinstance(found, dict):
-        raise SettingsError(f"{source}: {key}: must be tables, each with a name: [{key}.<name>]")
-    for name in found:
-        _convert(name, Name, f"{key}.{name!r}", source)
-    return found
-
-
-def _convert(value: Any, kind: type[T], key: str, source: str) -> T:
-    """Read one table; the message of an error says the whole key, down to the field."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
-        raise SettingsError(f"{source}: {key}{path.rstrip('`')}: {what}") from None
-
-
-def _check_openai(provider: OpenAIProviderConfiguration, key: str, source: str) -> None:
+def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:
     try:
         url = urlsplit(provider.base_url)
         usable = url.scheme in ("http", "https") and _is_host(url.hostname or "") and url.port != 0
@@ -204,6 +219,16 @@ def _check_openai(provider: OpenAIProviderConfiguration, key: str, source: str) 
             raise SettingsError(f"{source}: {key}.headers.{name!r}: is no header's name, or its value is none")
         if name.lower() in _RESERVED_HEADERS:
             raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+
+
+def _check_anthropic(provider: AnthropicProviderConfiguration, key: str, source: str) -> None:
+    budget = provider.thinking_budget_tokens
+    for name in provider.headers:
+        if name.lower() in _RESERVED_OF_ANTHROPIC:
+            raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+    if budget is not None and budget >= provider.max_output_tokens:
+        reason = f"must be less than max_output_tokens ({provider.max_output_tokens}), of which it is a part"
+        raise SettingsError(f"{source}: {key}.thinking_budget_tokens: {reason}")
 
 
 def _is_host(host: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, Protocol
 
 import msgspec
 import structlog
@@ -23,9 +25,28 @@ from mesh.requests import MESSAGE_TOO_LARGE, Requests
 log = structlog.get_logger("mesh.dead_letters")
 
 
+class QueuedMessage(Protocol):
+    """A message of a work queue: a `Delivery`, or one that lies in its stream."""
+
+    @property
+    def stream(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def deliveries(self) -> int: ...
+    @property
+    def stored_at(self) -> datetime: ...
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
 async def write_step(
     requests: Requests,
-    delivery: Delivery,
+    message: QueuedMessage,
     work: Work,
     state: TaskState,
     error: ErrorInfo,
@@ -34,7 +55,7 @@ async def write_step(
     """Write the record of a step that gave up. Writing it twice is the same as once."""
     claim = state.claims.get((work.step, work.gen))
     record = DeadLetter(
-        **_of_message(delivery),
+        **_of_message(message),
         errors=[error],
         tenant=work.tenant,
         task=work.task,
@@ -64,41 +85,41 @@ async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worke
     await delivery.term(error.code)
 
 
-async def write_message(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> None:
+async def write_message(requests: Requests, message: QueuedMessage, error: ErrorInfo, worker: str) -> None:
     """Write the record of a message that is not work, or fits no journal. Its tenant is read off the subject."""
-    tenant = _tenant_of(delivery)
-    record = DeadLetter(**_of_message(delivery), errors=[error], tenant=tenant, worker=worker)
-    message_id = f"{delivery.stream}.{delivery.sequence}.{delivery.stored_at.timestamp()}.dead"
+    tenant = _tenant_of(message)
+    record = DeadLetter(**_of_message(message), errors=[error], tenant=tenant, worker=worker)
+    message_id = f"{message.stream}.{message.sequence}.{message.stored_at.timestamp()}.dead"
     await _publish(requests, subjects.malformed_dead_letter(tenant), record, message_id)
 
 
-def _tenant_of(delivery: Delivery) -> str | None:
+def _tenant_of(message: QueuedMessage) -> str | None:
     """The last token of a lane's or command's subject; None for a tool's, or where the subject is as wrong as that."""
-    if delivery.stream == "TOOLS":
+    if message.stream == "TOOLS":
         return None
     try:
-        return subjects.check_tenant(delivery.subject.rpartition(".")[2])
+        return subjects.check_tenant(message.subject.rpartition(".")[2])
     except TaskmeshError:
         return None
 
 
-def _of_message(delivery: Delivery) -> dict[str, Any]:
+def _of_message(message: QueuedMessage) -> dict[str, Any]:
     encoding: Literal["utf-8", "base64"] = "utf-8"
     try:
-        text = delivery.payload.decode("utf-8")
+        text = message.payload.decode("utf-8")
     except UnicodeDecodeError:
         encoding = "base64"
-        text = base64.b64encode(delivery.payload).decode("ascii")
+        text = base64.b64encode(message.payload).decode("ascii")
     return {
         "id": new_id(),
         "time": now(),
-        "stream": delivery.stream,
-        "subject": delivery.subject,
-        "sequence": delivery.sequence,
-        "deliveries": delivery.deliveries,
+        "stream": message.stream,
+        "subject": message.subject,
+        "sequence": message.sequence,
+        "deliveries": message.deliveries,
         "message": text,
         "message_encoding": encoding,
-        "traceparent": delivery.headers.get(headers.TRACEPARENT),
+        "traceparent": message.headers.get(headers.TRACEPARENT),
     }
 
 

@@ -10,9 +10,13 @@ from datetime import datetime
 
 from contracts import events
 from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.events import ToolCall
+from contracts.identifiers import turn_of
 from contracts.retries import RetryPolicy
 from contracts.tasks import fingerprint
-from contracts.work import TurnWork, Work
+from contracts.tools import ASK_USER
+from contracts.work import ToolWork, TurnWork, Work
+from mesh.dues import is_last_turn, unasked
 from mesh.fold import TaskState
 
 
@@ -86,43 +90,73 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
     if state.has_result(work.step) and not _lacks_its_end(state, work):
         return Settle()  # rule 2
     if isinstance(work, TurnWork):
-        if work.turn > 1 and not state.turn(work.turn - 1).completed:
+        if work.turn > 1 and not _may_begin(state, work.turn):
             return Later()
         if state.queued.deadline is not None and now >= state.queued.deadline and not state.claims:
             return Expire()
-    elif not _asked_for(state, work.turn, work.call):
-        return Refuse(ErrorInfo("call-unknown", f"no turn of the journal asked for call {work.call}"))
+        return Claim()
+    return _decide_call(state, work)
+
+
+def _decide_call(state: TaskState, work: ToolWork) -> Claim | Settle | Later | Refuse:
+    asked = state.asked_for(work.call)
+    if asked is None or asked.tool != work.tool or _is_not_for_runners(state, asked):
+        return Refuse(ErrorInfo("call-unknown", f"no turn of the journal asked for call {work.call} of {work.tool}"))
+    if work.call in state.children:
+        return Settle()  # The sub-task's end is the call's.
+    if asked.approval and work.call not in state.resolutions:
+        return Later()  # Whoever sent this: nobody has agreed yet.
     return Claim()
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
-    """The task goes on: end it."""
+class GiveUp:
+    """No further try: a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unknown:
-    """No journal can be seen: there is no such task, if the stream's leader says so too."""
+class Leave:
+    """Nothing is left to do for the message: project what its task has come to, and take it from its queue."""
 
 
-def decide_cancel(state: TaskState) -> Cancel | Settle | Unknown:
-    """What to do with a command to stop a task."""
-    if state.queued is None:
-        return Unknown()  # rule 11
-    return Cancel() if state.terminal is None else Settle()  # rules 9 and 2
+def decide_stranded(
+    state: TaskState, work: Work, message: int, now: datetime
+) -> Begin | Expire | GiveUp | SettleDeadLetter | Refuse | Leave:
+    """What to do with a message that nobody will get any more (rule 8): its work is done, or a dead letter."""
+    match decide(state, work, message, now):
+        case Settle() | Drop():
+            return Leave()
+        case Claim():
+            return GiveUp()
+        case Later():
+            return Refuse(ErrorInfo("journal-missing", f"no journal fits step {work.step}"))
+        case decision:
+            return decision
+
+
+def _is_not_for_runners(state: TaskState, asked: ToolCall) -> bool:
+    """Whether nobody is to run the call: it was refused, is a question, or its turn was the last one."""
+    completed = state.turn(turn_of(asked.call)).completed
+    last = completed is not None and is_last_turn(state, completed)
+    return asked.error is not None or asked.tool == ASK_USER or last
+
+
+def _may_begin(state: TaskState, turn: int) -> bool:
+    """Whether the turn before is completed, was not the last one, and all of its calls have their results."""
+    before = state.turn(turn - 1).completed
+    if before is None or is_last_turn(state, before):
+        return False
+    return all(asked.call in state.call_results for asked in before.calls)
 
 
 def _lacks_its_end(state: TaskState, work: Work) -> bool:
-    """A last turn (it asks for no calls) is only done once the task has its terminal event."""
+    """A completed turn is only done once what it leads to is recorded: the task's end, a question, an approval."""
     if not isinstance(work, TurnWork):
         return False
     completed = state.turn(work.turn).completed
-    return completed is not None and not completed.calls
-
-
-def _asked_for(state: TaskState, turn: int, call: str) -> bool:
-    completed = state.turn(turn).completed
-    return completed is not None and any(asked.call == call for asked in completed.calls)
+    if completed is None:
+        return False
+    return is_last_turn(state, completed) or unasked(state, completed) is not None
 
 
 def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
@@ -137,6 +171,7 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
         fingerprint=fingerprint(work.request),
         accepted_at=work.accepted_at,
         deadline=work.deadline,
+        parent=work.parent,
     )
 
 
@@ -146,11 +181,6 @@ class Retry:
 
     delay_seconds: float
     tries: int
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """No further try: a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)

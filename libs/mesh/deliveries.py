@@ -7,6 +7,8 @@ suspension. Who has lost it sends nothing more for the delivery: no ack, no nak,
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import msgspec
@@ -15,8 +17,10 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from contracts.retries import BROKER_POLICY
 from mesh import faults
 from mesh.clock import lease_clock
+from mesh.errors import BrokerUnavailable
 from mesh.requests import Requests
 
 log = structlog.get_logger("mesh.deliveries")
@@ -61,7 +65,9 @@ class Delivery:
     async def ack(self) -> None:
         """Finish the message, by a double ack: returns once the broker has it. Raises `BrokerUnavailable`."""
         if self.lease_held and faults.ACK_ON:
+            faults.reach("before-ack", self.subject)
             await self._requests.one(self._reply, b"+ACK")
+            faults.reach("after-ack", self.subject)
         self.give_up()
 
     async def nak(self, delay_seconds: float = 0) -> None:
@@ -76,6 +82,29 @@ class Delivery:
         if self.lease_held and faults.ACK_ON:
             await self._requests.one(self._reply, f"+TERM {reason}".encode())
         self.give_up()
+
+
+async def handle_while_leased(delivery: Delivery, handle: Callable[[Delivery], Awaitable[None]]) -> None:
+    """Handle a delivery, again from its journal while the broker is there but does not answer.
+
+    A stream whose disk gave out answers nothing until its server starts again. Who gives up then burns a delivery with
+    each try, and in the end the message: so it stays in hand for as long as its lease is heard. Raises
+    `BrokerUnavailable` once it is not.
+    """
+    failures = 0
+    while True:
+        try:
+            await handle(delivery)
+            return
+        except BrokerUnavailable as error:
+            if not delivery.lease_held:
+                raise
+            failures += 1
+            if failures == 1:
+                log.warning(
+                    "delivery.waiting_for_broker", stream=delivery.stream, message=delivery.sequence, error=str(error)
+                )
+        await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
 
 
 class Leases:

@@ -1,15 +1,64 @@
-"""Switches that break taskmesh on purpose. For tests only: negative controls that keep the checker honest.
+"""Switches that break taskmesh on purpose. For tests only: negative controls that keep the checker honest, and crashes.
 
 `MESH_TEST_SWITCH_OFF` names safeguards, separated by commas: `ack`, `fence`, `message_id`, `watch`. A process that
 starts with one says so in its log at level error. Nothing else reads the variable.
+
+`MESH_TEST_POINTS` names a folder. Each point that the process comes to is a line in the file `reached` there, and an
+order in the file `crash` is carried out at the point that it names: `<name of the order> <point> <which time, from 1>
+<signal> <process id, 0 for this one>`. The order's file is removed just before. Such a process says so, too.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 SWITCHED_OFF = frozenset(filter(None, os.environ.get("MESH_TEST_SWITCH_OFF", "").split(",")))
 ACK_ON = "ack" not in SWITCHED_OFF
 FENCE_ON = "fence" not in SWITCHED_OFF
 MESSAGE_ID_ON = "message_id" not in SWITCHED_OFF
 WATCH_ON = "watch" not in SWITCHED_OFF
+
+POINTS_VARIABLE = "MESH_TEST_POINTS"
+REACHED_FILE = "reached"
+ORDER_FILE = "crash"
+_NAMED_ELSEWHERE = ("events.", "$KV.")
+"""Subjects of appends and projections, which are points of their own, and of records that nobody's work hangs on."""
+
+
+class _Points:
+    """What this process has come to, and where it is to be stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._order_file = folder / ORDER_FILE
+        self._reached = os.open(folder / REACHED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._order = ""
+        self._times = 0
+
+    def reach(self, point: str) -> None:
+        os.write(self._reached, f"{time.time():.6f} {os.getpid()} {point}\n".encode())
+        try:
+            order = self._order_file.read_text()
+        except FileNotFoundError:
+            return
+        if order != self._order:
+            self._order, self._times = order, 0
+        _, ordered, which, number, pid = order.split()
+        self._times += point == ordered
+        if point == ordered and self._times == int(which):
+            self._order_file.unlink()
+            os.kill(int(pid) or os.getpid(), int(number))
+
+
+POINTS_ON = bool(os.environ.get(POINTS_VARIABLE))
+_points = _Points(Path(os.environ[POINTS_VARIABLE])) if POINTS_ON else None
+
+
+def reach(kind: str, what: str) -> None:
+    """A point at which a test may stop this process: `append:<event type>`, `before-project:<status>`, ….
+
+    Of a subject its first two names are told.
+    """
+    if _points is not None and not what.startswith(_NAMED_ELSEWHERE):
+        _points.reach(f"{kind}:{what}" if kind == "append" else f"{kind}:{'.'.join(what.split('.')[:2])}")

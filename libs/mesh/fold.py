@@ -7,11 +7,15 @@ from datetime import datetime
 
 from contracts import events
 from contracts.events import JournalEvent, TerminalEvent, UnknownEvent
-from contracts.identifiers import turn_step
-from contracts.status import Metadata, Status, TaskRecord
+from contracts.identifiers import turn_of, turn_step
+from contracts.status import Metadata, OpenApproval, OpenQuestion, Status, TaskRecord
 from mesh.errors import JournalCorrupt
 
 StepGen = tuple[str, int]
+CallResult = (
+    events.ToolCompleted | events.ToolFailed | events.ApprovalResolved | events.InputReceived | events.SubtaskCompleted
+)
+"""What ends a call: its result, a refusal, the user's answer, the end of its sub-task."""
 
 _STATUS_BY_END: dict[type[events.Event], Status] = {
     events.TaskCompleted: "completed",
@@ -29,6 +33,8 @@ class TurnState:
     parts: list[tuple[int, str]] = field(default_factory=list)
     reasoning: list[tuple[int, str]] = field(default_factory=list)
     claims: int = 0
+    base_n: int = 0
+    """n of the event from which on the turn was generated: inputs before it are in its prompt, later ones are not."""
     completed: events.TurnCompleted | None = None
 
     @property
@@ -68,9 +74,16 @@ class TaskState:
     """Failed tries of each (step, gen)."""
     dead_letters: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
     """Steps that gave up and were not replayed since."""
-    call_results: dict[str, events.ToolCompleted | events.ToolFailed] = field(default_factory=dict)
-    open_approvals: set[str] = field(default_factory=set)
-    open_question: str | None = None
+    call_results: dict[str, CallResult] = field(default_factory=dict)
+    approvals: dict[str, events.ApprovalRequested] = field(default_factory=dict)
+    resolutions: dict[str, events.ApprovalResolved] = field(default_factory=dict)
+    questions: dict[str, events.InputRequested] = field(default_factory=dict)
+    """By call; a question without one is under the empty name."""
+    children: dict[str, events.SubtaskStarted] = field(default_factory=dict)
+    inputs: list[events.InputReceived] = field(default_factory=list)
+    """Messages of the user in mid-run that answer no question."""
+    commands: set[str] = field(default_factory=set)
+    """Message ids of the inputs that were carried out."""
     terminal: TerminalEvent | None = None
     before_end: tuple[int, int] = (0, 0)
     """Revision and n of the last event before the terminal one."""
@@ -91,9 +104,52 @@ class TaskState:
             return _STATUS_BY_END[type(self.terminal)]
         if self.dead_letters:
             return "dead_lettered"
-        if self.open_approvals or self.open_question is not None:
+        if self.open_approvals or self.open_questions:
+            return "waiting"
+        if self.open_calls and all(asked.call in self.children for asked in self.open_calls):
             return "waiting"
         return "running" if self.claims else "queued"
+
+    @property
+    def open_approvals(self) -> list[events.ApprovalRequested]:
+        """Calls that wait for a person's decision."""
+        return [asked for call, asked in self.approvals.items() if call not in self.resolutions]
+
+    @property
+    def open_questions(self) -> list[events.InputRequested]:
+        """Questions that wait for the user, the oldest first."""
+        return [asked for call, asked in self.questions.items() if call not in self.call_results]
+
+    @property
+    def last_completed(self) -> events.TurnCompleted | None:
+        """The last turn that was completed."""
+        return self.turn(max(self.turns, default=0)).completed or self.turn(max(self.turns, default=1) - 1).completed
+
+    @property
+    def open_calls(self) -> list[events.ToolCall]:
+        """Calls of the last completed turn that have no result yet."""
+        completed = self.last_completed
+        return [asked for asked in completed.calls if asked.call not in self.call_results] if completed else []
+
+    @property
+    def called_off(self) -> list[str]:
+        """Calls of the last completed turn that a person or the clock has refused: their joins may be due."""
+        completed = self.last_completed
+        refused = (events.ApprovalResolved, events.ToolFailed)
+        return (
+            [each.call for each in completed.calls if isinstance(self.call_results.get(each.call), refused)]
+            if completed
+            else []
+        )
+
+    def asked_for(self, call: str) -> events.ToolCall | None:
+        """What a turn asked for under a call's id."""
+        completed = self.turn(turn_of(call)).completed
+        return next((asked for asked in completed.calls if asked.call == call), None) if completed else None
+
+    def unseen_inputs(self, turn: int) -> list[events.InputReceived]:
+        """Inputs that came too late for a turn's prompt."""
+        return [told for told in self.inputs if told.n > self.turn(turn).base_n]
 
     def gen(self, step: str) -> int:
         """How often the step was replayed."""
@@ -174,27 +230,35 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             state.claim_counts[step_gen] = state.claim_counts.get(step_gen, 0) + 1
             state.bindings.setdefault(step_gen, event.message)
             if event.call is None:
-                _turn(state, event.turn).claims += 1
+                turn = _turn(state, event.turn)
+                turn.claims += 1
+                if not turn.parts and not turn.reasoning and turn.completed is None:
+                    turn.base_n = event.n
         case events.TurnRestarted():
             turn = _turn(state, event.turn)
             turn.parts = [part for part in turn.parts if part[0] < event.discard_from]
             turn.reasoning = [part for part in turn.reasoning if part[0] < event.discard_from]
+            turn.base_n = event.n
         case events.TurnCompleted():
             turn = _turn(state, event.turn)
             turn.completed = event
             # The whole text is in the event: the deltas are not needed again.
             turn.parts.clear()
             turn.reasoning.clear()
-        case events.ToolCompleted() | events.ToolFailed():
+        case events.ToolCompleted() | events.ToolFailed() | events.SubtaskCompleted():
             state.call_results.setdefault(event.call, event)
         case events.ApprovalRequested():
-            state.open_approvals.add(event.call)
+            state.approvals[event.call] = event
         case events.ApprovalResolved():
-            state.open_approvals.discard(event.call)
+            state.resolutions.setdefault(event.call, event)
+            if event.decision != "approved":
+                state.call_results.setdefault(event.call, event)
         case events.InputRequested():
-            state.open_question = event.question
+            state.questions[event.call or ""] = event
         case events.InputReceived():
-            state.open_question = None
+            _receive(state, event)
+        case events.SubtaskStarted():
+            state.children.setdefault(event.call, event)
         case events.TaskRetrying():
             state.tries[event.step, event.gen] = event.tries
         case events.TaskDeadLettered():
@@ -205,6 +269,17 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
                 state.gens[replayed.step] = max(state.gen(replayed.step), replayed.gen + 1)
         case _:
             pass  # Told to clients; no decision hangs on it.
+
+
+def _receive(state: TaskState, event: events.InputReceived) -> None:
+    if event.command is not None:
+        state.commands.add(event.command)
+    if event.call is not None:
+        state.call_results.setdefault(event.call, event)
+        return
+    state.inputs.append(event)
+    if "" in state.questions:
+        state.call_results.setdefault("", event)
 
 
 def record(state: TaskState) -> TaskRecord:
@@ -238,7 +313,18 @@ def record(state: TaskState) -> TaskRecord:
         model=last_claim.model if last_claim else None,
         deadline=queued.deadline,
         metadata=metadata,
+        approvals=[_open_approval(asked) for asked in state.open_approvals if end is None] or None,
+        questions=[_open_question(asked) for asked in state.open_questions if end is None] or None,
+        parent=queued.parent,
     )
+
+
+def _open_approval(asked: events.ApprovalRequested) -> OpenApproval:
+    return OpenApproval(call=asked.call, tool=asked.tool, arguments=asked.arguments, expires_at=asked.expires_at)
+
+
+def _open_question(asked: events.InputRequested) -> OpenQuestion:
+    return OpenQuestion(question=asked.question, call=asked.call, expires_at=asked.expires_at)
 
 
 def snapshot_turns(state: TaskState) -> list[events.SnapshotTurn]:

@@ -27,7 +27,16 @@ from mesh.connection import Connection
 from mesh.errors import BrokerUnavailable
 from mesh.fold import snapshot_turns
 from mesh.journal import Journal
-from mesh.reading import Page, Stored, first_traceparent, journal_exists, last_sequence, read_page, read_sequence
+from mesh.reading import (
+    Page,
+    Stored,
+    first_traceparent,
+    journal_exists,
+    last_event,
+    last_sequence,
+    read_page,
+    read_sequence,
+)
 
 log = structlog.get_logger("mesh.following")
 
@@ -40,6 +49,8 @@ READS_MAX = 64
 PAGE_BYTES_MAX = 128 * 1024
 BROKER_RETRY_SECONDS = 0.25
 STALE_RETRY_SECONDS = 0.02
+STALE_READS_MAX = 250
+"""Reads in vain of what was seen live: anybody may publish on a live subject, and what is made up never comes."""
 
 
 class Followed(NamedTuple):
@@ -152,10 +163,15 @@ class Following:
         await follower.close()
         return None
 
-    async def page(self, subject_filter: str, after: int) -> Page:
+    async def page(self, subject_filter: str, after: int, messages_max: int) -> Page:
         """Read a page of a journal, not too many at once."""
         async with self._reads:
-            return await read_page(self._requests, "EVENTS", subject_filter, after, PAGE_EVENTS_MAX, PAGE_BYTES_MAX)
+            return await read_page(self._requests, "EVENTS", subject_filter, after, messages_max, PAGE_BYTES_MAX)
+
+    async def last(self, subject_filter: str) -> Stored | None:
+        """Read the last event of a journal, not too many at once."""
+        async with self._reads:
+            return await last_event(self._requests, subject_filter)
 
     async def traceparent(self, tenant: str, task: str) -> str | None:
         """The trace that a task was submitted in; None if its journal tells none. Raises `BrokerUnavailable`."""
@@ -223,7 +239,10 @@ class Follower:
         self._buffer = buffer
         self._cursor = 0
         self._next_n = 0
-        self._must_reach = 0
+        self._last: Stored | None = None
+        """The journal's last event as it was when this was opened."""
+        self._must_reach = -1
+        """n of an event that was seen live behind a hole."""
         self._gap = False
         self._ended = False
 
@@ -232,34 +251,29 @@ class Follower:
         await self._following._unsubscribe(self._subject, self._buffer)
 
     async def _start(self, after: int) -> bool:
-        """Find out where `after` lies. False if the end was seen already."""
-        page = await self._following.page(self._filter, after)
-        if page.messages and (after == 0 or decode_head(page.messages[0].payload).n == 0):
-            self._cursor = page.messages[0].sequence - 1
-            self._gap = decode_head(page.messages[0].payload).n != 0
+        """Find out where `after` lies. False if there is nothing behind it any more."""
+        self._cursor = after
+        last = self._last = await self._following.last(self._filter)
+        if last is None and not await journal_exists(self._requests, self.tenant, self.task):
+            raise TaskNotFound(f"there is no task {self.task}")
+        if after == 0:
             return True
-        at_cursor = await read_sequence(self._requests, "EVENTS", after) if after > 0 else None
+        at_cursor = last if last and last.sequence == after else await read_sequence(self._requests, "EVENTS", after)
         if at_cursor is not None and self._is_ours(at_cursor):
             head = decode_head(at_cursor.payload)
-            self._cursor, self._next_n = after, head.n + 1
+            self._next_n = head.n + 1
             return head.type not in TERMINAL_TYPES
-        # The cursor is not an event of this journal: purged, of a stream that was recreated, or made up.
-        if not page.messages:
-            if not await journal_exists(self._requests, self.tenant, self.task):
-                raise TaskNotFound(f"there is no task {self.task}")
-            if after > 0 and await self._ended_before(after):
-                return False
-        self._cursor, self._gap = after, after > 0
+        # The cursor is no event of this journal: another's, purged, of a stream that was recreated, or made up.
+        if last is not None and last.sequence < after and decode_head(last.payload).type in TERMINAL_TYPES:
+            # Beyond the end of the stream: it was recreated, and the reader must know.
+            self._gap = after > await last_sequence(self._requests, "EVENTS")
+            return self._gap
+        first = await self._following.page(self._filter, after, 1)
+        self._gap = not first.messages or decode_head(first.messages[0].payload).n != 0
         return True
 
     def _is_ours(self, message: Stored) -> bool:
         return message.subject.rpartition(".")[0] == self._filter.rpartition(".")[0]
-
-    async def _ended_before(self, after: int) -> bool:
-        if after > await last_sequence(self._requests, "EVENTS"):
-            return False  # Beyond the end of the stream: it was recreated, and the reader must know.
-        journal = await Journal.load(self._requests, self.tenant, self.task)
-        return journal.state.terminal is not None and journal.state.revision <= after
 
     async def batches(self, idle_seconds: float) -> AsyncGenerator[list[Followed], None]:
         """Yield events in order until the task has ended; an empty batch whenever nothing came for a while.
@@ -284,28 +298,40 @@ class Follower:
     async def _from_journal(self) -> AsyncGenerator[list[Followed], None]:
         """Everything stored behind the cursor."""
         self._buffer.reset()
-        more = True
-        while more and not self._ended:
+        last, self._last = self._last or await self._following.last(self._filter), None
+        end_n = max(self._must_reach, decode_head(last.payload).n if last else -1)
+        stale_reads = 0
+        while not self._ended and (self._gap or self._next_n <= end_n):
             if self._gap:
                 yield await self._over_the_gap()
-            page = await self._following.page(self._filter, self._cursor)
-            more = page.more
-            if not page.messages and self._cursor < self._must_reach:
-                # A replica that lags behind the leader: the event was seen live, so it will come.
-                await asyncio.sleep(STALE_RETRY_SECONDS)
-                more = True
-            batch: list[Followed] = []
-            for message in page.messages:
-                head = decode_head(message.payload)
-                if head.n != self._next_n:
-                    self._gap = more = True
-                    break
-                batch.append(self._advance(message.sequence, head.n, head.type, message.payload))
-                if batch[-1].is_end:
-                    break
+                continue
+            # Never more than there is: the server would search for it up to the stream's end.
+            wanted = min(PAGE_EVENTS_MAX, end_n - self._next_n + 1)
+            page = await self._following.page(self._filter, self._cursor, wanted)
+            batch = self._contiguous(page.messages)
             if batch:
                 yield batch
-        self._must_reach = 0
+            elif not page.messages:
+                # A replica that lags behind the one that knew of more, which will come; unless it was made up.
+                stale_reads += 1
+                if stale_reads > STALE_READS_MAX:
+                    log.warning("follow.nothing_there", task=self.task, n=self._next_n, end=end_n)
+                    break
+                await asyncio.sleep(STALE_RETRY_SECONDS)
+        self._must_reach = -1
+
+    def _contiguous(self, messages: list[Stored]) -> list[Followed]:
+        """What goes on from the cursor without a hole, up to the task's end. A hole is a gap."""
+        batch: list[Followed] = []
+        for message in messages:
+            head = decode_head(message.payload)
+            if head.n != self._next_n:
+                self._gap = True
+                break
+            batch.append(self._advance(message.sequence, head.n, head.type, message.payload))
+            if batch[-1].is_end:
+                break
+        return batch
 
     async def _from_live(self, idle_seconds: float) -> AsyncGenerator[list[Followed], None]:
         """Live events as they come; returns when the journal must be read again."""
@@ -323,7 +349,7 @@ class Follower:
                     continue
                 if live.n != self._next_n:
                     hole = True
-                    self._must_reach = live.sequence
+                    self._must_reach = live.n
                     break
                 batch.append(self._advance(live.sequence, live.n, live.type, live.payload))
                 if batch[-1].is_end:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import sys
@@ -17,7 +16,7 @@ from contracts.errors import TaskmeshError
 from contracts.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET
 from mesh import keyvalue
-from mesh.background import background
+from mesh.background import background, repeatedly
 from mesh.clock import now
 from mesh.requests import Requests
 from mesh.service import Service
@@ -32,11 +31,16 @@ GOODBYE_SECONDS_MAX = 1.0
 
 @asynccontextmanager
 async def heartbeats(
-    service: Service, running: Callable[[], int], *, pools: tuple[str, ...] = (), tools: tuple[str, ...] = ()
+    service: Service,
+    running: Callable[[], int],
+    *,
+    pools: tuple[str, ...] = (),
+    tools: Callable[[], tuple[str, ...]] = tuple,
 ) -> AsyncIterator[None]:
     """Write this process's record at once and every 10 s beside the body, and delete it at the end.
 
-    `running` says how many steps are in hand. A heartbeat that fails is only said: no work hangs on it.
+    `running` says how many steps are in hand, `tools` which tools are served at present. A heartbeat that fails is only
+    said: no work hangs on it.
     """
     started_at = now()
     key = subjects.worker_key(service.worker)
@@ -49,7 +53,7 @@ async def heartbeats(
             pid=os.getpid(),
             host=platform.node() or sys.platform,
             pools=pools,
-            tools=tools,
+            tools=tools(),
             concurrency=service.settings.worker_concurrency,
             running=running(),
             started_at=started_at,
@@ -64,16 +68,11 @@ async def heartbeats(
 
 
 async def _beat(requests: Requests, key: str, record: Callable[[], WorkerRecord]) -> None:
-    complained = False
-    while True:
-        try:
-            await keyvalue.put(requests, WORKERS_BUCKET.name, key, encode(record()))
-            complained = False
-        except TaskmeshError as error:
-            if not complained:
-                log.warning("heartbeat.not_written", error=str(error))
-            complained = True
-        await asyncio.sleep(HEARTBEAT_SECONDS)
+    await repeatedly(
+        lambda: keyvalue.put(requests, WORKERS_BUCKET.name, key, encode(record())),
+        HEARTBEAT_SECONDS,
+        lambda error: log.warning("heartbeat.not_written", error=str(error)),
+    )
 
 
 async def _say_goodbye(service: Service, key: str) -> None:

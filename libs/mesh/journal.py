@@ -171,6 +171,7 @@ class Journal:
                     raise
             else:
                 fold(self.state, ack, event)
+                faults.reach("append", event_type(event))
                 self._measure(event, started_at)
                 return event
             failures += 1

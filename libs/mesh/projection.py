@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,15 +18,18 @@ from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
 from contracts.retries import BROKER_POLICY
 from contracts.status import TaskRecord
-from mesh import keyvalue
+from mesh import faults, keyvalue
 from mesh.errors import BrokerUnavailable
 from mesh.requests import Requests
 
 log = structlog.get_logger("mesh.projection")
 
 BUCKET = "tasks"
-BACKGROUND_MAX = 256
-"""Projections in the background at once; above it they are skipped, and the next event of the task makes up."""
+SETTLE_SECONDS = 0.25
+"""How long a record must be the newest of its task before it is written in the background."""
+SETTLING_MAX = 8192
+"""Records that wait for that; above it they are skipped, and the next event of the task makes up."""
+WRITING_MAX = 16
 _ROUNDS_MAX = 100
 
 
@@ -36,6 +41,7 @@ async def project(requests: Requests, record: TaskRecord, *, known_revision: int
     key = subjects.task_key(record.tenant, record.id)
     value = encode(record)
     revision = known_revision
+    faults.reach("before-project", record.status)
     for round_number in range(1, _ROUNDS_MAX):
         if revision is None:
             entry = await keyvalue.get(requests, BUCKET, key)
@@ -43,6 +49,7 @@ async def project(requests: Requests, record: TaskRecord, *, known_revision: int
                 return
             revision = entry.revision if entry else 0
         if await keyvalue.compare_and_set(requests, BUCKET, key, value, revision):
+            faults.reach("after-project", record.status)
             return
         revision = None
         if round_number > 1:
@@ -55,43 +62,72 @@ def _covers(value: bytes | None, record: TaskRecord) -> bool:
     return value is not None and decode(value, TaskRecord).sequence >= record.sequence
 
 
+@dataclass(slots=True)
+class _Settling:
+    record: TaskRecord
+    known_revision: int | None
+    timer: asyncio.TimerHandle
+
+
 class BackgroundProjection:
-    """Projections that nobody waits for: a task has begun, or runs. The newest record of a task wins."""
+    """Projections that nobody waits for: a task has begun, or runs. The newest record of a task wins.
+
+    A record is written once it has been the newest for a while: of a task that ends before that, only its end is.
+    """
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._next: dict[str, TaskRecord] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._settling: dict[str, _Settling] = {}
+        self._ready: deque[str] = deque()
+        self._writing: dict[str, asyncio.Task[None]] = {}
 
     def submit(self, record: TaskRecord, *, known_revision: int | None = None) -> None:
         """Project soon. A record of the same task that still waits is replaced."""
         key = subjects.task_key(record.tenant, record.id)
-        if key in self._tasks:
-            self._next[key] = record
-        elif len(self._tasks) < BACKGROUND_MAX:
-            self._tasks[key] = asyncio.create_task(self._run(key, record, known_revision))
+        waiting = self._settling.get(key)
+        if waiting is not None:
+            waiting.record = record
+        elif len(self._settling) < SETTLING_MAX:
+            timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settled, key)
+            self._settling[key] = _Settling(record, known_revision, timer)
 
     async def superseded(self, tenant: str, task: str) -> None:
-        """Wait until nothing older of this task is under way; call before an awaited projection."""
+        """Drop what waits of this task, and wait for what is under way; call before an awaited projection."""
         key = subjects.task_key(tenant, task)
-        self._next.pop(key, None)
-        running = self._tasks.get(key)
-        if running is not None:
-            await asyncio.gather(running, return_exceptions=True)
+        waiting = self._settling.pop(key, None)
+        if waiting is not None:
+            waiting.timer.cancel()
+        writing = self._writing.get(key)
+        if writing is not None:
+            await asyncio.gather(writing, return_exceptions=True)
 
     async def close(self) -> None:
-        """Wait for what is under way."""
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        """Write what waits, and wait for what is under way."""
+        for key, waiting in list(self._settling.items()):
+            waiting.timer.cancel()
+            if key not in self._ready:
+                self._settled(key)
+        while self._writing:
+            await asyncio.gather(*self._writing.values(), return_exceptions=True)
 
-    async def _run(self, key: str, record: TaskRecord | None, known_revision: int | None) -> None:
+    def _settled(self, key: str) -> None:
+        self._ready.append(key)
+        self._write_next()
+
+    def _write_next(self) -> None:
+        while self._ready and len(self._writing) < WRITING_MAX:
+            key = self._ready.popleft()
+            waiting = self._settling.pop(key, None)
+            # It may have been superseded; what is under way for the same task makes up with the next event.
+            if waiting is not None and key not in self._writing:
+                self._writing[key] = asyncio.create_task(self._write(key, waiting))
+
+    async def _write(self, key: str, waiting: _Settling) -> None:
         try:
-            while record is not None:
-                await project(self._requests, record, known_revision=known_revision)
-                known_revision = None
-                record = self._next.pop(key, None)
+            await project(self._requests, waiting.record, known_revision=waiting.known_revision)
         except TaskmeshError as error:
             # The record lags until the task's next event; readers fold the journal.
             log.warning("projection.failed", key=key, code=error.code, error=str(error))
         finally:
-            self._next.pop(key, None)
-            del self._tasks[key]
+            del self._writing[key]
+            self._write_next()

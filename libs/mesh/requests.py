@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from contracts import headers
+from mesh import faults
 from mesh.errors import BrokerError, BrokerUnavailable
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -124,6 +125,7 @@ class Requests:
         Raises `BrokerError` if the stream refused it, `BrokerUnavailable` if nobody knows.
         """
         prefix = _prefix(subject)
+        faults.reach("before-publish", subject)
         try:
             answer = await self.one(subject, payload, message_headers, timeout_seconds)
         except BrokerUnavailable:
@@ -137,6 +139,7 @@ class Requests:
             raise BrokerUnavailable(f"no stream answers on {subject}") from None
         if ack.error is not None:
             raise _broker_error(ack.error)
+        faults.reach("after-publish", subject)
         return ack
 
     async def api(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def _event_loop_runner() -> Callable[[Awaitable[None]], None]:
 async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaitable[None]]) -> None:
     if faults.SWITCHED_OFF:
         log.error("service.safeguards_off", off=sorted(faults.SWITCHED_OFF))
+    if faults.POINTS_ON:
+        log.error("service.points_on")
     this_task = asyncio.current_task()
     service: Service | None = None
     stop_asked = False

@@ -69,7 +69,9 @@ class Settings:
     retention_days: float = 30.0
     """How long a task is kept after it has ended: its journal, record and dead letters."""
     delta_retention_hours: float = 24.0
-    """How long the deltas of a completed turn are kept, from the task's last change on."""
+    """How long the deltas of a turn are kept after it was completed."""
+    waiting_hours: float = 24.0
+    """How long an approval or a question stays open; then it expires, and the task goes on without it."""
     high_water_percent: float = 90.0
     """The ingress takes no tasks while a stream that they need, or the account, uses this much of its storage."""
     sync_interval: str = "always"
@@ -94,6 +96,11 @@ class Settings:
     def events_base_url(self) -> str:
         """What `links.events` begins with."""
         return (self.edge_public_url or f"http://{self.edge_address}").rstrip("/")
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long an approval or a question stays open."""
+        return self.waiting_hours * 3600
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -135,6 +142,7 @@ def _check(settings: Settings) -> None:
         "max_deliver": (settings.max_deliver, 1, 10_000),
         "retention_days": (settings.retention_days, 0, 36_500),
         "delta_retention_hours": (settings.delta_retention_hours, 0, 876_000),
+        "waiting_hours": (settings.waiting_hours, 0.0001, 876_000),
         "high_water_percent": (settings.high_water_percent, 0, 100),
         "drain_seconds": (settings.drain_seconds, 0, 3600),
     }

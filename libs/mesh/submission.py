@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -65,9 +66,17 @@ class Submission:
         self._late: set[asyncio.Task[None]] = set()
 
     async def submit(
-        self, request: TaskRequest, tenant: str, idempotency_key: str | None, traceparent: str | None
+        self,
+        request: TaskRequest,
+        tenant: str,
+        idempotency_key: str | None,
+        traceparent: str | None,
+        admit: Callable[[], Awaitable[None]] | None = None,
     ) -> Submitted:
         """Accept a task, or refuse it.
+
+        `admit` may refuse, by an error of its own, a task that does not exist yet: one that was accepted stays so,
+        whatever has become since of what it stands on.
 
         Raises `QueueFull`, `IdempotencyMismatch`, or `BrokerUnavailable`, and then the task does not exist, or
         exists once under its key.
@@ -77,6 +86,8 @@ class Submission:
             queued = await self._first_event(tenant, task)
             if queued is not None:
                 return _existing(queued, request)
+        if admit is not None:
+            await admit()
         accepted_at = now()
         work = TurnWork(
             task=task,

@@ -8,6 +8,7 @@ what it means is read from the journal.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import nats.errors
 import structlog
@@ -28,8 +29,13 @@ STALE_SECONDS = 0.05
 """A replica that has not the news yet is asked again after this."""
 
 
-async def until_lost(connection: Connection, journal: Journal, claim: events.StepClaimed) -> None:
-    """Return once the journal says that the claim does not own its step any more. Else runs until cancelled."""
+async def until_lost(
+    connection: Connection, journal: Journal, claim: events.StepClaimed, on_news: Callable[[], None]
+) -> None:
+    """Return once the journal says that the claim does not own its step any more. Else runs until cancelled.
+
+    `on_news` is called after each look at the journal: something may have been written that the step should know.
+    """
     told = _Told()
     subject = subjects.live_log(journal.state.tenant, journal.state.task)
     try:
@@ -46,6 +52,7 @@ async def until_lost(connection: Connection, journal: Journal, claim: events.Ste
             look_seconds = LOOK_SECONDS
             try:
                 await journal.catch_up(sequence)
+                on_news()
             except BrokerUnavailable as error:
                 log.info("step.not_looked_at", error=str(error))
             if sequence is not None and journal.state.revision < sequence:

@@ -45,7 +45,8 @@ from mesh.decisions import (
     decide_failure,
     queued_event,
 )
-from mesh.deliveries import Delivery, Leases
+from mesh.deliveries import Delivery, Leases, handle_while_leased
+from mesh.dues import BY_MESH, due_after, publish_due
 from mesh.errors import BrokerUnavailable, StepLost
 from mesh.fold import TaskState, record
 from mesh.journal import Appends, Build, Journal
@@ -79,6 +80,8 @@ class ClaimedStep:
         self.work = work
         self.claim = claim
         self.deliveries = delivery.deliveries
+        self.on_news: Callable[[], None] | None = None
+        """Called when somebody else's events were folded while the step runs."""
         self._journal = journal
 
     @property
@@ -90,9 +93,24 @@ class ClaimedStep:
         """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
         return await self._journal.append(build, lambda state: state.owns(self.claim))
 
+    async def append_if(
+        self, build: Callable[[Stamp], JournalEvent], still_so: Callable[[TaskState], bool]
+    ) -> JournalEvent | None:
+        """The same, while `still_so` holds; None if it does not any more. Raises `StepLost`."""
+        try:
+            return await self._journal.append(build, lambda state: state.owns(self.claim) and still_so(state))
+        except StepLost:
+            if not self.state.owns(self.claim):
+                raise
+            return None
+
 
 def _queued(work: TurnWork, stamp: Stamp) -> JournalEvent:
     return queued_event(stamp, work)
+
+
+def _called_off(stamp: Stamp) -> JournalEvent:
+    return events.TaskCancelled(*stamp, by=BY_MESH, reason="the task that it belongs to is over")
 
 
 def _span_attributes(work: Work, delivery: Delivery) -> dict[str, str | int]:
@@ -248,7 +266,7 @@ class WorkLoop:
         try:
             # An idle lane may bring a message more than there is room for: it waits here, its lease kept.
             async with self._slots:
-                await self._handle(delivery)
+                await handle_while_leased(delivery, self._handle)
         except asyncio.CancelledError:
             # The lease was lost, and then this sends nothing; or the process drains, and hands over.
             if self._draining:
@@ -303,6 +321,8 @@ class WorkLoop:
                     await self._try(journal, partial(_queued, decision.work), delivery, work, decision)
                 case Expire():
                     await self._try(journal, lambda stamp: events.TaskExpired(*stamp), delivery, work, decision)
+                case Claim() if await self._is_orphan(state, work):
+                    await self._try(journal, _called_off, delivery, work, decision)
                 case Claim():
                     claimed = await self._try(
                         journal, self._claim_event(state, work, delivery), delivery, work, decision
@@ -312,7 +332,7 @@ class WorkLoop:
                         self._projection.submit(record(journal.state))
                         return ClaimedStep(journal, work, claimed, delivery)
                 case Settle():
-                    await self._settle(state, delivery)
+                    await self._settle(state, work, delivery)
                     return None
                 case SettleDeadLetter():
                     await self._settle_dead_letter(journal, work, delivery, decision.event.error)
@@ -331,6 +351,17 @@ class WorkLoop:
                     else:
                         await self._refuse(delivery, decision.error)
                     return None
+
+    async def _is_orphan(self, state: TaskState, work: Work) -> bool:
+        """Whether a sub-task is about to begin whose parent is over.
+
+        The parent's end cancels its children; one whose journal had not begun then can't be found by that. Either the
+        cancel finds this journal, or this finds the parent's end.
+        """
+        parent = state.queued.parent if state.queued else None
+        if parent is None or state.claims or not isinstance(work, TurnWork):
+            return False
+        return (await Journal.load(self._requests, state.tenant, parent.task)).state.terminal is not None
 
     async def _try(
         self, journal: Journal, build: Build, delivery: Delivery, work: Work, decision: object
@@ -378,12 +409,12 @@ class WorkLoop:
                 raise
             # Somebody has ended the task, and nobody else has its message: who meets the end settles (rule 2).
             log.info("step.ended_from_outside", status=journal.state.status)
-            await self._settle(journal.state, delivery)
+            await self._settle(journal.state, step.work, delivery)
 
     async def _perform_watched(self, step: ClaimedStep, journal: Journal) -> None:
         """Run the handler for as long as the step is owned. Raises what it raises, or `StepLost`."""
         performing = asyncio.create_task(self._handler.perform(step))
-        watching = asyncio.create_task(self._watch(journal, step.claim))
+        watching = asyncio.create_task(self._watch(step, journal))
         try:
             await asyncio.wait({performing, watching}, return_when=asyncio.FIRST_COMPLETED)
             if performing.done():
@@ -400,10 +431,15 @@ class WorkLoop:
             watching.cancel()
             await asyncio.gather(performing, watching, return_exceptions=True)
 
-    async def _watch(self, journal: Journal, claim: events.StepClaimed) -> None:
+    async def _watch(self, step: ClaimedStep, journal: Journal) -> None:
         if not faults.WATCH_ON:
             await asyncio.Event().wait()
-        await until_lost(self._connection, journal, claim)
+
+        def on_news() -> None:
+            if step.on_news is not None:
+                step.on_news()
+
+        await until_lost(self._connection, journal, step.claim, on_news)
 
     async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery) -> None:
         try:
@@ -419,7 +455,7 @@ class WorkLoop:
             await self._failed(step, journal, delivery, unknown)
             return
         log.info("step.completed")
-        await self._settle(journal.state, delivery)
+        await self._settle(journal.state, step.work, delivery)
 
     async def _failed(self, step: ClaimedStep, journal: Journal, delivery: Delivery, error: StepFailed) -> None:
         work = step.work
@@ -428,7 +464,7 @@ class WorkLoop:
             case Fail():
                 await step.append(lambda stamp: events.TaskFailed(*stamp, error=error.info()))
                 log.warning("task.failed", code=error.code, error=str(error))
-                await self._settle(journal.state, delivery)
+                await self._settle(journal.state, work, delivery)
             case Retry() as retry:
                 await step.append(
                     lambda stamp: events.TaskRetrying(
@@ -453,8 +489,12 @@ class WorkLoop:
 
     # Settling: each part may be done twice
 
-    async def _settle(self, state: TaskState, delivery: Delivery) -> None:
-        await self._project(state)
+    async def _settle(self, state: TaskState, work: Work, delivery: Delivery) -> None:
+        if state.status == "running":
+            self._projection.submit(record(state))
+        else:
+            await self._project(state)
+        await publish_due(self._requests, due_after(state, work.step), telemetry.current_traceparent())
         await delivery.ack()
 
     async def _settle_dead_letter(self, journal: Journal, work: Work, delivery: Delivery, error: ErrorInfo) -> None:

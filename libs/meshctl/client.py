@@ -1,4 +1,4 @@
-"""A client of the HTTP API: submit, get, list, and follow a task through whatever happens to the edge."""
+"""A client of the HTTP API: submit, get, list, say, and follow a task through whatever happens to the edge."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from contracts import VERSION, headers
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
 from contracts.events import TERMINAL_TYPES, EventHead, Snapshot
+from contracts.inputs import TaskInput
 from contracts.sse import RETRY_MILLISECONDS, Decoder, Frame
 from contracts.status import TaskAccepted, TaskRecord
 from meshctl.errors import ApiError, StreamBroken, Unreachable
@@ -168,6 +169,17 @@ class Client:
     async def cancel(self, task: str) -> Answer[TaskRecord]:
         """`POST /v1/tasks/{id}/cancel`. Raises `ApiError`, `Unreachable`."""
         raw = await self._call("POST", f"/v1/tasks/{quote(task, safe='')}/cancel")
+        return Answer(decode(raw, TaskRecord), raw)
+
+    async def say(self, task: str, said: TaskInput, idempotency_key: str | None = None) -> Answer[TaskRecord]:
+        """`POST /v1/tasks/{id}/inputs`. Raises `ApiError`, `Unreachable`."""
+        more = {headers.HTTP_IDEMPOTENCY_KEY: idempotency_key} if idempotency_key is not None else {}
+        raw = await self._call(
+            "POST",
+            f"/v1/tasks/{quote(task, safe='')}/inputs",
+            content=encode(said),
+            headers={"Content-Type": "application/json", **more},
+        )
         return Answer(decode(raw, TaskRecord), raw)
 
     async def list(self, status: str | None = None, limit: int | None = None, cursor: str | None = None) -> TaskPage:

@@ -10,7 +10,8 @@ import msgspec
 from contracts import events
 from contracts.codec import decode
 from contracts.events import StreamGap, UnknownEvent, decode_event
-from contracts.status import TaskAccepted, TaskRecord
+from contracts.status import OpenApproval, OpenQuestion, TaskAccepted, TaskRecord
+from mesh.http import TENANT_DEFAULT
 from meshctl.client import Received
 from meshctl.output import printable
 from meshctl.screen import DIM, PLAIN
@@ -73,14 +74,94 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
         case events.TurnRestarted():
             return f"turn {event.turn} begins again ({event.reason}): what it has said so far does not count"
         case events.TurnCompleted():
-            calls = "".join(f"; calls {call.tool} ({call.call})" for call in event.calls)
+            calls = "".join(f"\n  {_call(call)}" for call in event.calls)
             return f"turn {event.turn} completed: {event.finish_reason}, {event.usage.output_tokens} tokens{calls}"
+        case (
+            events.ToolProgress()
+            | events.ToolCompleted()
+            | events.ToolFailed()
+            | events.SubtaskStarted()
+            | events.SubtaskCompleted()
+        ):
+            return _call_went_on(event)
+        case events.ApprovalRequested() | events.ApprovalResolved() | events.InputRequested() | events.InputReceived():
+            return _person(event)
         case events.TaskCompleted():
             return "completed" + (f", but incomplete: {event.incomplete}" if event.incomplete else "")
         case events.TaskFailed():
             return f"failed: {event.error.code}: {event.error.message}"
         case _:
             return _generic(payload)
+
+
+def _call(call: events.ToolCall) -> str:
+    approval = "; waits for approval" if call.approval else ""
+    error = f"; {call.error.code}: {call.error.message}" if call.error else ""
+    return f"calls {call.tool} ({call.call}) {_short(call.arguments)}{approval}{error}"
+
+
+def _call_went_on(
+    event: events.ToolProgress
+    | events.ToolCompleted
+    | events.ToolFailed
+    | events.SubtaskStarted
+    | events.SubtaskCompleted,
+) -> str:
+    match event:
+        case events.ToolProgress():
+            of_total = f" of {event.total:g}" if event.total is not None else ""
+            message = f": {event.message}" if event.message else ""
+            return f"call {event.call} ({event.tool}) is at {event.progress:g}{of_total}{message}"
+        case events.ToolCompleted():
+            size = f" ({event.object.size:,} bytes in all)" if event.object else ""
+            return f"call {event.call} ({event.tool}) completed: {_short(event.result)}{size}"
+        case events.ToolFailed():
+            unknown = "; it may have had its effect" if event.outcome == "unknown" else ""
+            return f"call {event.call} ({event.tool}) failed: {event.error.code}: {event.error.message}{unknown}"
+        case events.SubtaskStarted():
+            return f"call {event.call} is task {event.child}"
+        case events.SubtaskCompleted():
+            said = event.error.message if event.error else event.output
+            return f"call {event.call}: task {event.child} is {event.status}" + (f": {_short(said)}" if said else "")
+
+
+def _person(
+    event: events.ApprovalRequested | events.ApprovalResolved | events.InputRequested | events.InputReceived,
+) -> str:
+    """What a person is asked, and has said; with the command that answers."""
+    match event:
+        case events.ApprovalRequested():
+            asked = OpenApproval(
+                call=event.call, tool=event.tool, arguments=event.arguments, expires_at=event.expires_at
+            )
+            return f"approval of call {approval_text(asked)}\n  {_command(event, 'approve')} {event.call}"
+        case events.ApprovalResolved():
+            reason = f": {event.reason}" if event.reason else ""
+            return f"call {event.call} is {event.decision}, by {event.by}{reason}"
+        case events.InputRequested():
+            asks = OpenQuestion(question=event.question, call=event.call, expires_at=event.expires_at)
+            return f"asks: {question_text(asks)}\n  {_command(event, 'say')} TEXT"
+        case events.InputReceived():
+            kind = "answer" if event.call else "redirect" if event.mode == "redirect" else "message"
+            return f"{kind} by {event.by}: {event.text}"
+
+
+def _command(event: events.Event, name: str) -> str:
+    tenant = f" --tenant {event.tenant}" if event.tenant != TENANT_DEFAULT else ""
+    return f"meshctl {name}{tenant} {event.task}"
+
+
+def approval_text(approval: OpenApproval) -> str:
+    """A call that waits for a person."""
+    arguments = _short(approval.arguments)
+    return f"{approval.call} ({approval.tool}) {arguments}, until {time_text(approval.expires_at)}"
+
+
+def question_text(question: OpenQuestion) -> str:
+    """A question that waits for its answer."""
+    until = f", until {time_text(question.expires_at)}" if question.expires_at else ""
+    call = f" ({question.call}{until})" if question.call else ""
+    return f"{question.question}{call}"
 
 
 def _generic(payload: bytes) -> str:
@@ -120,6 +201,10 @@ def record_text(record: TaskRecord) -> str:
         rows.append(("took", f"{record.timings.total_seconds:.2f} s"))
     if record.deadline is not None:
         rows.append(("deadline", time_text(record.deadline)))
+    if record.parent is not None:
+        rows.append(("parent", f"{record.parent.task}, call {record.parent.call}"))
+    rows += [("approve", approval_text(approval)) for approval in record.approvals or []]
+    rows += [("asks", question_text(question)) for question in record.questions or []]
     for name, value in (record.metadata or {}).items():
         rows.append((f"· {name}", str(value)))
     if record.error is not None:
@@ -129,8 +214,11 @@ def record_text(record: TaskRecord) -> str:
 
 
 def first_words(record: TaskRecord) -> str:
-    """What a task came to, on one line and cut."""
-    text = " ".join((record.output or (record.error.message if record.error else "")).split())
+    """What a task came to, or waits for, on one line and cut."""
+    asked = [f"asks: {question.question}" for question in record.questions or []]
+    asked += [f"approve {approval.tool}?" for approval in record.approvals or []]
+    told = record.output or (record.error.message if record.error else "; ".join(asked))
+    text = " ".join(told.split())
     return text if len(text) <= _OUTPUT_CHARACTERS_IN_LIST else text[: _OUTPUT_CHARACTERS_IN_LIST - 1] + "…"
 
 

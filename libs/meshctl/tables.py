@@ -14,6 +14,7 @@ from meshctl.checks import Check
 from meshctl.output import printable
 from meshctl.rendering import first_words, time_text
 
+_STATUS_STYLES: Final = {"failed": "red", "dead_lettered": "red", "waiting": "yellow", "completed": "green"}
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -52,7 +53,7 @@ def tasks_table(tasks: Sequence[TaskRecord], *, with_head: bool = True) -> Table
     for head, width in heads:
         table.add_column(head, min_width=width, no_wrap=True, overflow="ellipsis" if width is None else "ignore")
     for task in tasks:
-        style = "red" if task.status in ("failed", "dead_lettered") else "green" if task.status == "completed" else ""
+        style = _STATUS_STYLES.get(task.status, "")
         table.add_row(
             cell(task.id),
             cell(task.status, style),

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Coroutine
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -18,7 +18,7 @@ from contracts.errors import InvalidPayload
 from contracts.events import TERMINAL_TYPES
 from contracts.status import ENDED, STATUSES, TaskRecord
 from contracts.subjects import PRIORITIES
-from contracts.tasks import BODY_BYTES_MAX
+from contracts.tasks import BODY_BYTES_MAX, ApprovalMode
 from mesh.settings import load_settings
 from meshctl import output
 from meshctl.client import Client, Received
@@ -32,6 +32,7 @@ EDGE_URL_VARIABLE: Final = "MESH_EDGE_URL"
 APPEARS_SECONDS: Final = 10.0
 """An accepted task may be unknown to the edge until its first event is written."""
 LIST_PAGE: Final = 100
+APPROVAL_MODES: Final = get_args(ApprovalMode)
 _WAITING_TYPES = frozenset({"input.requested", "approval.requested", "task.dead_lettered"})
 
 
@@ -77,6 +78,17 @@ def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
     submit.add_argument("--instructions", metavar="TEXT", help="what the model is told before the text")
     submit.add_argument("--max-output-tokens", metavar="N", type=_positive, help="the most tokens to generate")
     submit.add_argument("--deadline", metavar="SECONDS", type=float, help="expire after so many seconds")
+    submit.add_argument(
+        "--tool", metavar="NAME", action="append", help="a tool that the model may call; may be repeated"
+    )
+    submit.add_argument(
+        "--approval",
+        metavar="MODE",
+        choices=APPROVAL_MODES,
+        help="calls that a person has to agree to: never, destructive or always, or more if a tool says so",
+    )
+    submit.add_argument("--max-turns", metavar="N", type=_positive, help="end, incomplete, after so many turns")
+    submit.add_argument("--continues", metavar="TASK", help="go on with the conversation of a task that has ended")
     submit.add_argument("--key", help="idempotency key: the same key and body are the same task")
     submit.add_argument(
         "--metadata", metavar="K=V", type=_pair, action="append", default=[], help="kept with the task; may be repeated"
@@ -99,7 +111,8 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--tenant", default=nothing, help="the tenant [default]")
 
 
-def _client(arguments: argparse.Namespace) -> Client:
+def client_of(arguments: argparse.Namespace) -> Client:
+    """A client of the mesh that the command line, the environment or the settings name."""
     settings = load_settings()
     tenant = getattr(arguments, "tenant", None)
     return Client(
@@ -134,7 +147,6 @@ def _run(command: Coroutine[Any, Any, int]) -> int:
 
 
 async def _submit(arguments: argparse.Namespace) -> int:
-    text = _standard_input() if arguments.text == "-" else arguments.text
     wanted = {
         "pool": arguments.pool,
         "priority": arguments.priority,
@@ -142,10 +154,14 @@ async def _submit(arguments: argparse.Namespace) -> int:
         "instructions": arguments.instructions,
         "max_output_tokens": arguments.max_output_tokens,
         "deadline_seconds": arguments.deadline,
+        "tools": arguments.tool,
+        "approval": arguments.approval,
+        "max_turns": arguments.max_turns,
+        "continues": arguments.continues,
         "metadata": dict(arguments.metadata) or None,
     }
-    body = {"input": text} | {name: value for name, value in wanted.items() if value is not None}
-    async with _client(arguments) as client:
+    body = {"input": text_of(arguments.text)} | {name: value for name, value in wanted.items() if value is not None}
+    async with client_of(arguments) as client:
         answer = await client.submit(body, arguments.key)
         task = answer.value.id
         if arguments.watch:
@@ -175,7 +191,7 @@ async def _wait(client: Client, task: str) -> int:
 
 
 async def _watch_command(arguments: argparse.Namespace) -> int:
-    async with _client(arguments) as client:
+    async with client_of(arguments) as client:
         return await _watch(client, arguments.task, arguments.after, raw=arguments.raw)
 
 
@@ -208,7 +224,7 @@ def _frame(received: Received) -> str:
 
 
 async def _get(arguments: argparse.Namespace) -> int:
-    async with _client(arguments) as client:
+    async with client_of(arguments) as client:
         answer = await client.get(arguments.task)
     if output.for_people():
         print(record_text(answer.value))
@@ -218,7 +234,7 @@ async def _get(arguments: argparse.Namespace) -> int:
 
 
 async def _cancel(arguments: argparse.Namespace) -> int:
-    async with _client(arguments) as client:
+    async with client_of(arguments) as client:
         answer = await client.cancel(arguments.task)
     if output.for_people():
         ended = answer.value.status in ENDED
@@ -233,7 +249,7 @@ async def _list(arguments: argparse.Namespace) -> int:
     people = output.for_people()
     cursor: str | None = None
     shown = 0
-    async with _client(arguments) as client:
+    async with client_of(arguments) as client:
         while left is None or left > 0:
             page = await client.list(arguments.status, min(left or LIST_PAGE, LIST_PAGE), cursor)
             tasks = page.tasks[:left]
@@ -250,6 +266,11 @@ async def _list(arguments: argparse.Namespace) -> int:
             if cursor is None:
                 break
     return 0
+
+
+def text_of(argument: str) -> str:
+    """What a command is to send: its argument, or for `-` standard input. Raises `TaskmeshError`."""
+    return _standard_input() if argument == "-" else argument
 
 
 def _standard_input() -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
+from inference_worker.history import History
 from inference_worker.lane_reports import LaneReporter
+from inference_worker.offers import DeclaredTools
 from inference_worker.pools import PoolHandlers
 from inference_worker.providers import open_providers
 from inference_worker.turns import TurnHandler
@@ -12,6 +14,7 @@ from mesh.background import background
 from mesh.heartbeats import heartbeats
 from mesh.service import Service, run
 from mesh.settings import Settings
+from mesh.toolbox import Toolbox
 from mesh.work import LaneSpec, WorkLoop
 
 BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
@@ -33,10 +36,18 @@ def lanes(settings: Settings) -> list[LaneSpec]:
 async def main(service: Service) -> None:
     """Run turns until told to stop."""
     settings = service.settings
+    tools, history = DeclaredTools(Toolbox(service.requests, settings.configuration.tools)), History(service.requests)
     reporter = LaneReporter(service.connection, service.worker)
     async with open_providers(settings) as providers, background(reporter.run()):
         handlers = {
-            pool: TurnHandler(provider, on_claimed=reporter.claimed, on_finished=reporter.finished)
+            pool: TurnHandler(
+                provider,
+                tools,
+                history,
+                waiting_seconds=settings.waiting_seconds,
+                on_claimed=reporter.claimed,
+                on_finished=reporter.finished,
+            )
             for pool, provider in providers.items()
         }
         loop = WorkLoop(service.connection, settings, lanes(settings), PoolHandlers(handlers), service.worker)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from contracts.events import FinishReason, ToolCall, Usage
-from contracts.tasks import Message
+from contracts.events import FinishReason, Usage
+from contracts.tools import ToolDeclaration
+from mesh.conversation import Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnInput:
     """One turn to be generated."""
 
-    messages: list[Message]
+    messages: Sequence[Entry]
     """The conversation, instructions first."""
     model: str
+    tools: tuple[ToolDeclaration, ...] = ()
+    """The tools that the model may call."""
     max_output_tokens: int | None = None
     """The most tokens of the whole output, the part in `prefix` included."""
     temperature: float | None = None
@@ -40,12 +45,22 @@ class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
+class RequestedCall(msgspec.Struct, frozen=True):
+    """A call as the model asked for it. `arguments` is None if they are no JSON object: then `error` says why."""
+
+    name: str
+    arguments: dict[str, Any] | None
+    error: str | None = None
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """The last chunk: a stream that ends without one was cut off. `usage` is of the whole turn, prefix included."""
 
     finish_reason: FinishReason
     usage: Usage
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[RequestedCall, ...] = ()
+    blocks: list[Any] | None = None
+    """What the provider wants to see again with this turn, as it is: `AssistantTurn.blocks` of later turns."""
 
 
 Chunk = TextDelta | ReasoningDelta | Finished

@@ -1,4 +1,4 @@
-"""The answer of a chat completions stream: bytes to lines, lines to chunks, chunks to one answer. Pure.
+"""The answer of a chat completions stream, chunk by chunk. Pure.
 
 The dialects differ (shared facts are in the OpenAI API reference; the rest was seen in vLLM, llama.cpp and Ollama), and
 this reads all of them: thinking is `reasoning` or `reasoning_content`; `content` may be null; the usage comes in a
@@ -7,24 +7,17 @@ chunk of its own, in the last one, in each, or not at all; `[DONE]` may come wit
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from contracts.events import FinishReason, Usage
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta
-from inference_worker.openai_errors import ProviderFailed, failure_in_stream
-
-LINE_BYTES_MAX = 4 * 1024 * 1024
-"""The longest line: a call comes whole from some servers, and its arguments may be a document."""
-CALLS_MAX = 128
-"""Most calls of one answer."""
-ARGUMENTS_CHARACTERS_MAX = 256 * 1024
-"""Most of the arguments of all of them: they have to fit into one event."""
+from inference_worker.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
+from inference_worker.model_calls import ARGUMENTS_BYTES_MAX, CALLS_MAX, requested_call
+from inference_worker.provider_errors import ProviderFailed, failure_in_stream
 
 _DONE = b"[DONE]"
-_LINE_END = re.compile(rb"\r\n|\n|\r")
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -36,35 +29,6 @@ _FINISH_REASONS: dict[str, FinishReason] = {
 }
 """What is not here, and no failure, means that the model was done in some way of its own: stop."""
 _FAILED_REASONS = frozenset({"error", "abort"})
-
-
-class LineReader:
-    """Takes Server-Sent Events apart, however the bytes are cut, and as soon as a line is whole.
-
-    Leaner than the standard, as these servers are: each event is one line of `data`. So nothing waits for the blank
-    line, which some leave out. llama.cpp sends errors as a field `error`.
-    """
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that are whole now. Raises `ProviderFailed` for a line that is too long."""
-        *lines, self._rest = _LINE_END.split(self._rest + data)
-        if len(self._rest) > LINE_BYTES_MAX:
-            raise ProviderFailed("provider-error", f"a line of more than {LINE_BYTES_MAX} bytes", retryable=True)
-        return [payload for line in lines if (payload := _payload(line))]
-
-    def end(self) -> list[bytes]:
-        """What stood in a last line without an end."""
-        rest, self._rest = self._rest, b""
-        payload = _payload(rest)
-        return [payload] if payload else []
-
-
-def _payload(line: bytes) -> bytes | None:
-    name, _, value = line.partition(b":")
-    return value.strip() if name in (b"data", b"error") else None
 
 
 class FunctionDelta(msgspec.Struct):
@@ -134,31 +98,29 @@ class CompletionChunk(msgspec.Struct):
         return self.object == "error" or bytes(self.error) not in (b"null", b"{}", b'""')
 
 
-class RequestedCall(msgspec.Struct, frozen=True):
-    """A call that the model asks for, with the model's own id."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any]
-
-
 _chunks = msgspec.json.Decoder(CompletionChunk)
 
 
 class Answer:
     """What a server has said so far.
 
-    `begun`: the first token has come. `finish_reason`: why the model stopped, in the server's words; None as long as
-    it has not. `done`: nothing more will come.
+    `begun`: the first token has come. `heard`: how many chunks it was. `finish_reason`: why the model stopped, in the
+    server's words; None as long as it has not. `done`: nothing more will come.
     """
 
     def __init__(self) -> None:
         self.begun = False
+        self.heard = 0
         self.done = False
         self.finish_reason: str | None = None
         self._usage = Usage()
         self._calls: list[_Call] = []
-        self._arguments_characters = 0
+        self._arguments_bytes = 0
+
+    @property
+    def over(self) -> bool:
+        """The model has finished; only its usage may be missing."""
+        return self.finish_reason is not None
 
     def take(self, payload: bytes) -> list[Chunk]:
         """Take the payload of one line. Raises `ProviderFailed` for an error in mid-stream, and for rubbish."""
@@ -171,6 +133,7 @@ class Answer:
             raise _failure_of_rubbish(payload) from None
         if chunk.is_error:
             raise failure_in_stream(msgspec.json.decode(payload))
+        self.heard += 1
         self._count(chunk)
         out: list[Chunk] = []
         for choice in chunk.choices or ():
@@ -182,33 +145,24 @@ class Answer:
                 self.finish_reason = choice.finish_reason
         return out
 
-    def take_last(self, payloads: list[bytes]) -> list[Chunk]:
-        """Take what stood in a last line without an end. If that was cut off it counts for nothing."""
-        chunks: list[Chunk] = []
-        for payload in payloads:
-            try:
-                if payload != _DONE:
-                    msgspec.json.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                continue
-            chunks += self.take(payload)
-        return chunks
-
     def finished(self) -> Finished:
-        """The end of the answer. Raises `ProviderFailed` if it has none, or is one that this version can't use."""
+        """The end of the answer. Raises `ProviderFailed` if it has none."""
         reason = self.finish_reason
         if reason is None:
             raise ProviderFailed("provider-disconnected", "the stream ended without a finish_reason", retryable=True)
         if reason in _FAILED_REASONS:
             raise ProviderFailed("provider-error", f"the server gave up: {reason}", retryable=True)
-        if self._calls:
-            message = "the model asked for tools, which this version does not run"
-            raise ProviderFailed("provider-bad-request", message, terminal=True)
-        return Finished(finish_reason=_FINISH_REASONS.get(reason, "stop"), usage=self._usage)
+        calls = tuple(self._requested())
+        finish_reason = _FINISH_REASONS.get(reason, "stop")
+        if calls and finish_reason == "stop":
+            finish_reason = "tool_calls"  # Some say so of any answer that is whole.
+        return Finished(finish_reason=finish_reason, usage=self._usage, calls=calls)
 
-    def calls(self) -> list[RequestedCall]:
-        """The calls asked for, in order. Raises `ProviderFailed` if one is cut off, whatever finish_reason says."""
-        return [call.whole() for call in self._calls]
+    def _requested(self) -> Iterator[RequestedCall]:
+        """The calls asked for, in order. Only the last one can be cut off."""
+        cut_off = _FINISH_REASONS.get(self.finish_reason or "") == "length"
+        for call in self._calls:
+            yield requested_call(call.name, "".join(call.arguments), cut_off=cut_off and call is self._calls[-1])
 
     def _take_delta(self, delta: Delta, out: list[Chunk]) -> None:
         reasoning = delta.reasoning or delta.reasoning_content  # where both are there they are the same
@@ -235,8 +189,8 @@ class Answer:
         call.name = call.name or delta.function.name or ""
         arguments = delta.function.arguments or ""
         part = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-        self._arguments_characters += len(part)
-        if self._arguments_characters > ARGUMENTS_CHARACTERS_MAX:
+        self._arguments_bytes += len(part.encode())
+        if self._arguments_bytes > ARGUMENTS_BYTES_MAX:
             raise ProviderFailed("provider-error", "the arguments of the calls are too long", retryable=True)
         call.arguments.append(part)
 
@@ -259,15 +213,6 @@ class _Call:
         self.id = ""
         self.name = ""
         self.arguments: list[str] = []
-
-    def whole(self) -> RequestedCall:
-        try:
-            arguments = msgspec.json.decode("".join(self.arguments).strip() or "{}", type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
-            raise ProviderFailed(
-                "provider-error", "the arguments of a call are no JSON object", retryable=True
-            ) from None
-        return RequestedCall(self.id, self.name, arguments)
 
 
 def _failure_of_rubbish(payload: bytes) -> ProviderFailed:

@@ -16,10 +16,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
 
+from inference_worker import anthropic, openai
+from inference_worker.anthropic import AnthropicProvider
 from inference_worker.chunks import Chunk, TurnInput
-from inference_worker.openai import OpenAIProvider, open_client
+from inference_worker.openai import OpenAIProvider
 from inference_worker.scripted import ScriptedProvider
 from mesh.configuration import (
+    AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
     PoolConfiguration,
     ProviderConfiguration,
@@ -65,9 +68,13 @@ class PoolProvider:
     def __init__(self, source: Source, default_model: str, max_output_tokens: int | None) -> None:
         self.name = source.name
         self.default_model = default_model
-        self.continues_prefix = source.continues_prefix
         self._source = source
         self._max_output_tokens = max_output_tokens
+
+    @property
+    def continues_prefix(self) -> bool:
+        """Whether its provider does; that may find out on the way that a model does not."""
+        return self._source.continues_prefix
 
     def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn, within the pool's limit."""
@@ -96,8 +103,11 @@ async def _open(
         case ScriptedProviderConfiguration():
             return ScriptedProvider(name, exit_allowed=settings.scripted_allow_exit)
         case OpenAIProviderConfiguration():
-            client = open_client(configuration, key, connections_max=settings.worker_concurrency)
+            client = openai.open_client(configuration, key, connections_max=settings.worker_concurrency)
             return OpenAIProvider(name, configuration, await stack.enter_async_context(client), key)
+        case AnthropicProviderConfiguration():
+            client = anthropic.open_client(configuration, key, connections_max=settings.worker_concurrency)
+            return AnthropicProvider(name, configuration, await stack.enter_async_context(client), key)
 
 
 def _of_pool(source: Source, pool: PoolConfiguration) -> Provider:

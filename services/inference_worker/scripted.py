@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from contracts.events import Usage
-from contracts.tasks import Message
 from inference_worker.chunks import Chunk, Finished, TextDelta, TurnInput
-from inference_worker.script import FailureKind, Halfway, Hang, Rate, invalid_script, parse_script
+from inference_worker.script import FailureKind, Halfway, Hang, Rate, invalid_script, script_of_turn
+from mesh.conversation import AssistantTurn, Entry
 from mesh.decisions import StepFailed
 
 YIELD_TOKENS = 256
@@ -30,7 +30,7 @@ def _kill_this_process() -> None:
 
 
 class ScriptedProvider:
-    """Carries out the script in the last message of the user.
+    """Carries out the script in the newest message of the user that has one, a part of it in each turn.
 
     The same conversation gives the same text, whatever part of it is in the prefix. `exit_allowed`: whether `!exit`
     is obeyed, which kills this process.
@@ -48,7 +48,7 @@ class ScriptedProvider:
 
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises `StepFailed`: invalid-script, or what the script asks for."""
-        script = parse_script(_script_text(turn.messages))
+        script = script_of_turn(turn.messages)
         if script.exits and not self._exit_allowed:
             raise invalid_script("!exit is only obeyed with MESH_SCRIPTED_ALLOW_EXIT=1")
         failure = script.failure(turn.tries)
@@ -78,9 +78,12 @@ class ScriptedProvider:
                         self._exit_process()
                     if failure is not None:
                         raise _failed(failure)
+        # A model that is cut off has not come to its calls.
+        calls = script.calls if token_count == whole else ()
         yield Finished(
-            finish_reason="length" if token_count < whole else "stop",
+            finish_reason="length" if token_count < whole else "tool_calls" if calls else "stop",
             usage=Usage(input_tokens=_words(turn.messages), output_tokens=token_count),
+            calls=calls,
         )
 
 
@@ -108,13 +111,9 @@ class Pace:
         return max(0.0, due_at - now)
 
 
-def _script_text(messages: list[Message]) -> str:
-    of_user = (message.content for message in reversed(messages) if message.role == "user")
-    return next(of_user, messages[-1].content if messages else "")
-
-
-def _words(messages: list[Message]) -> int:
-    return sum(len(message.content.split()) for message in messages)
+def _words(entries: Sequence[Entry]) -> int:
+    texts = (entry.text if isinstance(entry, AssistantTurn) else entry.content for entry in entries)
+    return sum(len(text.split()) for text in texts)
 
 
 def _failed(kind: FailureKind) -> StepFailed:

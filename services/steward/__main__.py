@@ -9,6 +9,7 @@ from steward.control import ControlLoop
 from steward.lanes import LaneKeeper
 from steward.provisioning import check_provisioning
 from steward.retention import Retention
+from steward.stranded import Stranded
 
 
 async def main(service: Service) -> None:
@@ -16,9 +17,11 @@ async def main(service: Service) -> None:
     settings = service.settings
     lanes = LaneKeeper(service.connection, settings.pools)
     control = ControlLoop(service.connection, settings, service.worker)
+    timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
     retention = Retention(service.requests, settings)
-    wanted = declared(settings)
-    async with background(control.run(), retention.run(), lanes.run(), check_provisioning(service.requests, wanted)):
+    stranded = Stranded(service.requests, service.worker)
+    provisioning = check_provisioning(service.requests, declared(settings))
+    async with background(control.run(), timers.run(), stranded.run(), retention.run(), lanes.run(), provisioning):
         await service.ready()
         await service.stopping.wait()
 

@@ -1,7 +1,7 @@
-"""Carries out commands to tasks: pulls CONTROL, and appends what each command comes to.
+"""Carries out commands to tasks: pulls CONTROL, and timers that have fired, and appends what each command comes to.
 
-The order is a worker's: append → project → ack. A steward may die between any two of these, and any number
-of stewards may run: the fence of the append sees to it that a task ends once.
+The order is a worker's: append → project → publish what is due → ack. A steward may die between any two of these,
+and any number of stewards may run: the fence of the append sees to it that a task ends once.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 
 import structlog
+from opentelemetry.trace import SpanKind
 
-from contracts import events
-from contracts.control import CancelCommand, decode_control
+from contracts import headers
+from contracts.control import AnyCommand, CancelCommand, decode_control
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.events import JournalEvent, Stamp
-from mesh import dead_letters
+from mesh import dead_letters, telemetry
 from mesh.background import background
 from mesh.connection import Connection
-from mesh.decisions import Cancel, Settle, Unknown, decide_cancel
-from mesh.deliveries import Delivery, Leases
+from mesh.deliveries import Delivery, Leases, handle_while_leased
+from mesh.dues import BY_MESH
 from mesh.errors import BrokerUnavailable, StepLost
-from mesh.fold import TaskState, record
+from mesh.fold import TaskState
 from mesh.journal import Journal
 from mesh.lanes import Lane, LaneUnavailable
-from mesh.projection import project
 from mesh.settings import Settings
+from mesh.settling import settle
+from steward.commands import Append, Settle, Unknown, decide_command
 
 log = structlog.get_logger("steward.control")
 
@@ -35,17 +37,15 @@ LANE_RETRY_SECONDS = 0.5
 
 
 class ControlLoop:
-    """Everything between CONTROL and the journals, in one process."""
+    """Everything between a stream of commands, CONTROL or TIMERS, and the journals, in one process."""
 
-    def __init__(self, connection: Connection, settings: Settings, worker: str) -> None:
+    def __init__(self, connection: Connection, settings: Settings, worker: str, stream: str = "CONTROL") -> None:
         self._requests = connection.requests
         self._settings = settings
         self._worker = worker
         self._leases = Leases(settings.ack_wait_seconds)
         self._running: set[asyncio.Task[None]] = set()
-        self._lane = Lane(
-            connection, "CONTROL", "steward", COMMANDS_AT_ONCE_MAX, settings.ack_wait_seconds, self._start
-        )
+        self._lane = Lane(connection, stream, "steward", COMMANDS_AT_ONCE_MAX, settings.ack_wait_seconds, self._start)
 
     async def run(self) -> None:
         """Carry out commands until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
@@ -74,7 +74,7 @@ class ControlLoop:
                 complained = False
             except LaneUnavailable as error:
                 if not complained:
-                    log.warning("lane.unavailable", stream="CONTROL", consumer="steward", error=str(error))
+                    log.warning("lane.unavailable", stream=self._lane.stream, consumer="steward", error=str(error))
                 complained = True
                 await asyncio.sleep(LANE_RETRY_SECONDS)
 
@@ -87,7 +87,7 @@ class ControlLoop:
     async def _run(self, delivery: Delivery) -> None:
         """Handle a delivery, whatever happens. What is not answered here comes back after ack_wait."""
         try:
-            await self._handle(delivery)
+            await handle_while_leased(delivery, self._handle)
         except (BrokerUnavailable, StepLost) as error:
             log.warning("command.abandoned", message=delivery.sequence, error=str(error))
         except Exception:
@@ -100,47 +100,61 @@ class ControlLoop:
         try:
             command = decode_control(delivery.payload, delivery.subject)
         except TaskmeshError as error:
-            await self._refuse(delivery, ErrorInfo("malformed-message", str(error)))
+            malformed = ErrorInfo("malformed-message", str(error))
+            await dead_letters.refuse(self._requests, delivery, malformed, self._worker)
             return
-        with structlog.contextvars.bound_contextvars(task=command.task, tenant=command.tenant):
-            await self._cancel(command, delivery)
+        incoming = delivery.headers.get(headers.TRACEPARENT)
+        with (
+            structlog.contextvars.bound_contextvars(task=command.task, tenant=command.tenant),
+            telemetry.span(_kind(command), incoming, SpanKind.CONSUMER, {"taskmesh.task": command.task}),
+        ):
+            await self._carry_out(command, delivery)
 
-    async def _cancel(self, command: CancelCommand, delivery: Delivery) -> None:
-        journal = await Journal.load(self._requests, command.tenant, command.task)
+    async def _carry_out(self, command: AnyCommand, delivery: Delivery) -> None:
+        traceparent = telemetry.current_traceparent()
+        journal = await Journal.load(self._requests, command.tenant, command.task, traceparent=traceparent)
+        appended = False
         while True:
-            match decide_cancel(journal.state):
-                case Cancel():
-                    await self._append_end(journal, command, delivery)
-                case Settle():
-                    await project(self._requests, record(journal.state))
+            match decide_command(journal.state, command):
+                case Append() as append:
+                    appended |= await self._append(journal, command, append, delivery)
+                case Settle() as outcome:
+                    if outcome.late and not appended:
+                        log.info("command.late", kind=_kind(command), by=command.by, status=journal.state.status)
+                    await settle(self._requests, journal.state, outcome.steps, telemetry.current_traceparent())
                     await delivery.ack()
                     return
-                case Unknown():
-                    # Only the stream's leader knows that there is no such task (rule 11).
+                case Unknown() if isinstance(command, CancelCommand) and command.by == BY_MESH:
+                    # A sub-task that has not begun finds by itself that its parent is over.
+                    await delivery.ack()
+                    return
+                case Unknown() as unknown:
+                    # Only the stream's leader knows that there is no such task or call (rule 11).
                     if await journal.is_behind():
                         await delivery.nak(LATER_SECONDS)
                     else:
-                        await self._refuse(delivery, ErrorInfo("task-unknown", f"there is no task {command.task}"))
+                        await dead_letters.refuse(self._requests, delivery, unknown.error, self._worker)
                     return
 
-    async def _append_end(self, journal: Journal, command: CancelCommand, delivery: Delivery) -> None:
-        """End the task, unless it has ended meanwhile."""
+    async def _append(self, journal: Journal, command: AnyCommand, append: Append, delivery: Delivery) -> bool:
+        """Append what the command comes to. False if the journal has moved on so that it comes to something else."""
 
         def may_append(state: TaskState) -> bool:
-            return delivery.lease_held and decide_cancel(state) == Cancel()
+            return delivery.lease_held and decide_command(state, command) == append
 
         def build(stamp: Stamp) -> JournalEvent:
-            # Built anew for each try, so that it holds every token that lies before it.
-            return events.TaskCancelled(
-                *stamp, output=journal.state.output_so_far, by=command.by, reason=command.reason
-            )
+            now_so = decide_command(journal.state, command)
+            return (now_so if isinstance(now_so, Append) else append).build(stamp)
 
         try:
             await journal.append(build, may_append)
-            log.info("task.cancelled", by=command.by)
+            log.info("command.carried_out", kind=_kind(command), appended=append.what[0], by=command.by)
+            return True
         except StepLost:
             if not delivery.lease_held:
                 raise
+            return False
 
-    async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> None:
-        await dead_letters.refuse(self._requests, delivery, error, self._worker)
+
+def _kind(command: AnyCommand) -> str:
+    return str(command.__struct_config__.tag)

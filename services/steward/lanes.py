@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 from nats.aio.msg import Msg
 
@@ -13,6 +11,7 @@ from contracts.errors import TaskmeshError
 from contracts.status import LaneSample, LaneStatistics
 from contracts.streams import lane_consumer
 from mesh import keyvalue
+from mesh.background import repeatedly
 from mesh.clock import lease_clock, now
 from mesh.connection import Connection
 from steward.statistics import LaneWindow
@@ -39,17 +38,13 @@ class LaneKeeper:
     async def run(self) -> None:
         """Keep statistics until cancelled."""
         await self._connection.client.subscribe("stats.lanes.*.*", cb=self._on_sample)
-        complained = False
-        while True:
-            try:
-                for key, window in self._windows.items():
-                    await self._update(key, window)
-                complained = False
-            except TaskmeshError as error:
-                if not complained:
-                    log.warning("lanes.unavailable", error=str(error))
-                complained = True
-            await asyncio.sleep(INTERVAL_SECONDS)
+        await repeatedly(
+            self._update_all, INTERVAL_SECONDS, lambda error: log.warning("lanes.unavailable", error=str(error))
+        )
+
+    async def _update_all(self) -> None:
+        for key, window in self._windows.items():
+            await self._update(key, window)
 
     async def _update(self, key: str, window: LaneWindow) -> None:
         depth = running = 0

@@ -1,16 +1,16 @@
-"""Retention: deltas go a day after their turn was completed, whole tasks some weeks after they have ended.
+"""Retention: a turn's deltas go a day after it was completed, whole tasks some weeks after they have ended.
 
-The records in the bucket `tasks` lie in the order of their last change, so two cursors walk through them from
-the oldest: each stops at the first record that is too young, and never goes back, since a task that changes
-moves to the end. A round so costs what has become due, however many tasks there are. The cursors are kept in
-memory alone: doing any of this twice is the same as once.
+Two walks, each with a cursor, each from the oldest to the first that is too young. Records lie in the bucket
+`tasks` in the order of their last change, and milestones in EVENTS in the order in which they happened. A task
+that changes again moves to the end, so neither walk goes back: a round costs what has become due, however many
+tasks there are. The cursors are kept in memory alone: doing any of this twice is the same as once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,19 +29,32 @@ from mesh.settings import Settings
 log = structlog.get_logger("steward.retention")
 
 ROUND_SECONDS = 1.0
+"""At least this long between rounds when nothing more is due."""
+SHARE_MAX = 0.1
+"""How much of the time rounds may take while more is due: what they do not use is for those who wait."""
+REST_SECONDS_MAX = 30.0
+"""A round that stalled with its broker says nothing of how long the next one takes."""
 RECORDS_PER_ROUND_MAX = 50
 """Each costs a few requests: a round must not crowd out what people wait for."""
+MILESTONES_PER_ROUND_MAX = 256
+"""Each is read once, and one in four, or fewer, completes a turn, which costs a request."""
 QUEUE_MARGIN = timedelta(hours=1)
 """The queues' clock is the broker's, the journals' that of many machines."""
 _QUEUES = ("TASKS", "TURNS", "TOOLS")
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A record, and its sequence in the bucket's stream."""
+@dataclass(slots=True)
+class DeltasDue:
+    """What a piece of the walk along the milestones came to."""
 
-    sequence: int
-    record: TaskRecord
+    cursor: int
+    """Sequence of the last milestone that was looked at, and is done with."""
+    below: dict[str, int] = field(default_factory=dict)
+    """For each `.delta` subject the sequence below which it may be purged."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Subject and error of what was passed over."""
+    met_young: bool = False
+    """Whether it ended at a milestone that is too young."""
 
 
 def task_may_go(last: Stored | None, cutoff: datetime) -> bool:
@@ -55,14 +68,32 @@ def task_may_go(last: Stored | None, cutoff: datetime) -> bool:
     return isinstance(event, events.TerminalEvent) and event.time <= cutoff
 
 
-def deltas_end(log_part: list[Stored], cutoff: datetime) -> int:
-    """Sequence below which a journal's deltas may go: its last `turn.completed` that is old enough. 0: none may."""
-    end = 0
-    for stored in log_part:
-        event = decode_event(stored.payload)
-        if isinstance(event, events.TurnCompleted) and event.time <= cutoff:
-            end = stored.sequence
-    return end
+def deltas_due(milestones: list[Stored], cursor: int, cutoff: datetime) -> DeltasDue:
+    """Which deltas may go by the next milestones of all journals: those of turns that were completed by `cutoff`.
+
+    What can't be read is for people to look at, and must not keep the others.
+    """
+    due = DeltasDue(cursor)
+    for stored in milestones:
+        try:
+            journal = subjects.parse_journal(stored.subject)
+            event = decode_event(stored.payload)
+        except TaskmeshError as error:
+            due.unreadable.append((stored.subject, str(error)))
+        else:
+            if isinstance(event, events.Event) and event.time > cutoff:
+                due.met_young = True
+                break
+            if isinstance(event, events.TurnCompleted):
+                due.below[subjects.journal_delta(journal.tenant, journal.task)] = stored.sequence
+        due.cursor = stored.sequence
+    return due
+
+
+def pause_seconds(round_seconds: float, *, more: bool) -> float:
+    """How long to rest after a round that took this long: the slower the broker answers, the longer."""
+    rest = min(REST_SECONDS_MAX, round_seconds * (1 / SHARE_MAX - 1))
+    return rest if more else max(ROUND_SECONDS, rest)
 
 
 class Retention:
@@ -79,56 +110,66 @@ class Retention:
         """Keep purging until cancelled."""
         complained = False
         while True:
+            began_at = time.monotonic()
+            more = False
             try:
-                await self.round()
+                more = await self.round()
                 complained = False
             except TaskmeshError as error:
                 if not complained:
                     log.warning("retention.unavailable", error=str(error))
                 complained = True
-            await asyncio.sleep(ROUND_SECONDS)
+            await asyncio.sleep(pause_seconds(time.monotonic() - began_at, more=more))
 
-    async def round(self) -> None:
-        """Purge at most `RECORDS_PER_ROUND_MAX` tasks, and the deltas of as many. Raises `TaskmeshError`."""
-        time = now()
-        cutoff = await self._task_cutoff(time)
+    async def round(self) -> bool:
+        """Look at the next records and milestones, and purge what is due of them. Raises `TaskmeshError`.
 
-        async def purge_task(look: Look) -> None:
-            await self._purge_task(look, cutoff)
-            self._task_cursor = look.sequence
+        Whether more may be due: one of the walks ended at its bound.
+        """
+        at = now()
+        more_tasks = await self._purge_tasks(await self._task_cutoff(at))
+        more_deltas = await self._purge_deltas(at - self._delta_age)
+        return more_tasks or more_deltas
 
-        async def purge_deltas(look: Look) -> None:
-            await self._purge_deltas(look.record, time - self._delta_age)
-            self._delta_cursor = look.sequence
-
-        await self._walk(self._task_cursor, cutoff, purge_task)
-        await self._walk(self._delta_cursor, time - self._delta_age, purge_deltas)
-
-    async def _walk(self, cursor: int, cutoff: datetime, act: Callable[[Look], Awaitable[None]]) -> None:
-        page = await read_page(self._requests, "KV_tasks", "$KV.tasks.>", cursor, RECORDS_PER_ROUND_MAX)
+    async def _purge_tasks(self, cutoff: datetime) -> bool:
+        page = await read_page(self._requests, "KV_tasks", "$KV.tasks.>", self._task_cursor, RECORDS_PER_ROUND_MAX)
         for message in page.messages:
-            if not message.payload:
-                continue
             try:
-                record = decode(message.payload, TaskRecord)
-                if record.updated_at > cutoff:
-                    return
-                await act(Look(message.sequence, record))
+                if message.payload:
+                    record = decode(message.payload, TaskRecord)
+                    if record.updated_at > cutoff:
+                        return False
+                    await self._purge_task(record, message.sequence, cutoff)
             except InvalidPayload as error:
                 # It is for people to look at, and must not keep the others.
                 log.error("retention.unreadable", subject=message.subject, error=str(error))
+            self._task_cursor = message.sequence
+        return page.more
 
-    async def _task_cutoff(self, time: datetime) -> datetime:
+    async def _purge_deltas(self, cutoff: datetime) -> bool:
+        page = await read_page(
+            self._requests, "EVENTS", subjects.EVENTS_LOG, self._delta_cursor, MILESTONES_PER_ROUND_MAX
+        )
+        due = deltas_due(page.messages, self._delta_cursor, cutoff)
+        for subject, below in due.below.items():
+            await self._purge("EVENTS", subject, below)
+        for subject, error in due.unreadable:
+            log.error("retention.unreadable", subject=subject, error=error)
+        self._delta_cursor = due.cursor
+        return page.more and not due.met_young
+
+    async def _task_cutoff(self, at: datetime) -> datetime:
         """Ended by then, a task may go. Never while a queue holds a message as old: it could begin the task anew."""
-        cutoff = time - self._task_age
+        cutoff = at - self._task_age
         for queue in _QUEUES:
             state = (await self._requests.api(f"STREAM.INFO.{queue}"))["state"]
             if state["messages"]:
                 cutoff = min(cutoff, decode(f'"{state["first_ts"]}"'.encode(), datetime) - QUEUE_MARGIN)
         return cutoff
 
-    async def _purge_task(self, look: Look, cutoff: datetime) -> None:
-        tenant, task = look.record.tenant, look.record.id
+    async def _purge_task(self, record: TaskRecord, sequence: int, cutoff: datetime) -> None:
+        """Purge a task if it may go. `sequence`: of its record in the bucket's stream."""
+        tenant, task = record.tenant, record.id
         last = await last_from_leader(self._requests, "EVENTS", subjects.journal_log(tenant, task))
         if not task_may_go(last, cutoff):
             return
@@ -136,20 +177,8 @@ class Retention:
             await self._purge("EVENTS", subjects.journal(tenant, task), last.sequence + 1)
         await self._purge("DEAD_LETTERS", subjects.dead_letter(tenant, task))
         # The record goes last: while it is there, what a steward that died in between left is made up for.
-        await self._purge("KV_tasks", f"$KV.tasks.{subjects.task_key(tenant, task)}", look.sequence + 1)
+        await self._purge("KV_tasks", f"$KV.tasks.{subjects.task_key(tenant, task)}", sequence + 1)
         log.info("task.purged", task=task, tenant=tenant)
-
-    async def _purge_deltas(self, record: TaskRecord, cutoff: datetime) -> None:
-        messages: list[Stored] = []
-        more = True
-        while more:
-            after = messages[-1].sequence if messages else 0
-            log_subject = subjects.journal_log(record.tenant, record.id)
-            page, more = await read_page(self._requests, "EVENTS", log_subject, after)
-            messages += page
-        end = deltas_end(messages, cutoff)
-        if end:
-            await self._purge("EVENTS", subjects.journal_delta(record.tenant, record.id), end)
 
     async def _purge(self, stream: str, subject_filter: str, below: int | None = None) -> None:
         """Purge a subject; `below`: only what has a lower sequence. Nothing to purge is as good."""

@@ -6,23 +6,21 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import msgspec
 import structlog
 
 from contracts import events
-from contracts.codec import encode
-from contracts.errors import ErrorInfo
-from contracts.events import Timings
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.events import Timings, ToolCall
 from contracts.work import ToolWork, Work
 from mesh.decisions import StepFailed
+from mesh.errors import StepLost
 from mesh.fold import TaskState
 from mesh.work import ClaimedStep
-from tool_runner.tools import Tool, ToolRefused
+from tool_runner.progress import Progress, Reported
+from tool_runner.results import Recorded, Store, recorded
+from tool_runner.tools import AWAITED, REASON_CHARACTERS_MAX, Call, Tool, ToolBroke, ToolRefused
 
 log = structlog.get_logger("tool_runner.handler")
-
-RESULT_BYTES_MAX = 256 * 1024
-"""Largest result as encoded JSON: it must fit into an event, and into the next turn of a model."""
 
 Outcome = Literal["failed", "unknown"]
 
@@ -32,28 +30,30 @@ class CallFailed(Exception):
 
     def __init__(self, code: str, message: str, outcome: Outcome = "failed") -> None:
         super().__init__(message)
-        self.error = ErrorInfo(code, message)
+        self.error = ErrorInfo(code, message[:REASON_CHARACTERS_MAX].encode("utf-8", "replace").decode())
         self.outcome: Outcome = outcome
 
 
 class CallHandler:
-    """Runs calls of the tools that it is given."""
+    """Runs calls of the tools that it is given; others may be added to the mapping later."""
 
-    def __init__(self, tools: Mapping[str, Tool[Any]]) -> None:
+    def __init__(self, tools: Mapping[str, Tool[Any]], store: Store) -> None:
         self._tools = tools
+        self._store = store
 
     def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
         """Nothing: the call and its tool are in every claim."""
         return {}
 
     async def perform(self, step: ClaimedStep) -> None:
-        """Run the call, and append its result. Raises `StepFailed`."""
+        """Run the call, and append its result, if it is not somebody else's to append. Raises `StepFailed`."""
         work = step.work
         if not isinstance(work, ToolWork):
             raise TypeError("not a claimed call")
         started_at = asyncio.get_running_loop().time()
         try:
-            result = await self._run(step, work)
+            async with Progress(_appending(step, work)) as progress:
+                result = await self._run(step, work, progress)
         except CallFailed as failure:
             error, outcome = failure.error, failure.outcome
             await step.append(
@@ -62,58 +62,85 @@ class CallHandler:
                 )
             )
             return
+        if result is None:
+            return
         timings = Timings(
             queued_seconds=queued_seconds(step.state, step.claim),
             total_seconds=asyncio.get_running_loop().time() - started_at,
         )
         await step.append(
             lambda stamp: events.ToolCompleted(
-                *stamp, turn=work.turn, call=work.call, tool=work.tool, result=result, timings=timings
+                *stamp,
+                turn=work.turn,
+                call=work.call,
+                tool=work.tool,
+                result=result.result,
+                object=result.object,
+                timings=timings,
             )
         )
 
-    async def _run(self, step: ClaimedStep, work: ToolWork) -> object:
+    async def _run(self, step: ClaimedStep, work: ToolWork, progress: Progress) -> Recorded | None:
+        """The result; None if it is somebody else's to record."""
+        asked = permitted(step.state, work)
         tool = self._tools.get(work.tool)
         if tool is None:
             raise CallFailed("tool-unknown", f"this runner has no tool {work.tool}")
         try:
-            arguments = msgspec.convert(work.arguments, tool.arguments)
-        except msgspec.ValidationError as error:
-            raise CallFailed("tool-arguments-invalid", str(error)) from None
-        if not tool.idempotent and claimed_before(step):
+            # The journal's arguments: the message is anybody's who may publish.
+            arguments = tool.read(asked.arguments)
+        except ToolRefused as error:
+            raise CallFailed(error.code, str(error)) from None
+        idempotent = tool.declaration.idempotent
+        if not idempotent and claimed_before(step):
             message = "an earlier attempt may have had its effect, and the tool must not run twice"
             raise CallFailed("tool-outcome-unknown", message, "unknown")
         # From here on a tool may have had its effect even if it gave no result.
-        outcome: Outcome = "failed" if tool.idempotent else "unknown"
-        return _as_json(await _call(tool, arguments, outcome), outcome)
+        outcome: Outcome = "failed" if idempotent else "unknown"
+        try:
+            returned = await _run_in_time(tool, arguments, Call(step, progress.report), outcome)
+            return None if returned is AWAITED else await recorded(returned, step.claim, self._store)
+        except ToolRefused as error:
+            raise CallFailed(error.code, str(error)) from None
+        except ToolBroke as error:
+            raise CallFailed(error.code, str(error), outcome) from None
 
 
-async def _call(tool: Tool[Any], arguments: msgspec.Struct, outcome: Outcome) -> object:
-    limit = asyncio.timeout(tool.timeout_seconds)
+def permitted(state: TaskState, work: ToolWork) -> ToolCall:
+    """What the journal asks for under the message's call. Raises `CallFailed` if it is not to be run."""
+    asked = state.asked_for(work.call)
+    if asked is None or asked.tool != work.tool:
+        raise CallFailed("call-unknown", f"the journal asks for no call {work.call} of {work.tool}")
+    resolution = state.resolutions.get(work.call)
+    if asked.approval and (resolution is None or resolution.decision != "approved"):
+        raise CallFailed("approval-missing", "nobody has agreed to this call")
+    return asked
+
+
+async def _run_in_time(tool: Tool[Any], arguments: Any, call: Call, outcome: Outcome) -> object:
+    timeout_seconds = tool.declaration.timeout_seconds
+    limit = asyncio.timeout(timeout_seconds)
     try:
         async with limit:
-            return await tool.run(arguments)
-    except ToolRefused as error:
-        raise CallFailed(error.code, str(error)) from None
-    except StepFailed:
+            return await tool.run(arguments, call)
+    except (ToolRefused, ToolBroke, StepFailed, StepLost):
         raise
     except Exception as error:
         if isinstance(error, TimeoutError) and limit.expired():
-            raise CallFailed("tool-timeout", f"no result within {tool.timeout_seconds:g} s", outcome) from None
-        log.exception("tool.broke", tool=tool.name)
+            raise CallFailed("tool-timeout", f"no result within {timeout_seconds:g} s", outcome) from None
+        if isinstance(error, TaskmeshError) and error.retryable:
+            raise
+        log.exception("tool.broke", tool=tool.declaration.name)
         raise StepFailed("tool-error", f"{type(error).__name__}: {error}", retryable=True) from error
 
 
-def _as_json(result: object, outcome: Outcome) -> object:
-    """The result as whoever reads the event will see it."""
-    try:
-        payload = encode(result)
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise CallFailed("result-invalid", f"not representable as JSON: {error}", outcome) from None
-    if len(payload) > RESULT_BYTES_MAX:
-        message = f"{len(payload)} bytes as JSON are more than {RESULT_BYTES_MAX}"
-        raise CallFailed("result-too-large", message, outcome)
-    return msgspec.json.decode(payload)
+def _appending(step: ClaimedStep, work: ToolWork) -> Any:
+    async def append(said: Reported) -> None:
+        await step.append(
+            lambda stamp: events.ToolProgress(*stamp, turn=work.turn, call=work.call, tool=work.tool, **said._asdict())
+        )
+
+    return append
 
 
 def claimed_before(step: ClaimedStep) -> bool:

@@ -1,82 +1,133 @@
-"""The tools of this runner: one explicit registry."""
+"""What a tool is to this runner: its declaration, how its arguments are read, and what runs a call."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
+import jsonschema_rs
 import msgspec
 
 from contracts.errors import TaskmeshError
+from contracts.schemas import components
 from contracts.tasks import ApprovalMode
+from contracts.tools import TOOL_TIMEOUT_SECONDS, ToolDeclaration
+from mesh.work import ClaimedStep
 
-Arguments = TypeVar("Arguments", bound=msgspec.Struct)
+REASON_CHARACTERS_MAX = 2_000
+"""Of what is wrong with arguments, or with a call: it goes into an event, and to the model."""
+
+PATTERN_STEPS_MAX = 100_000
+"""How far a pattern in a schema may backtrack: milliseconds."""
+
+Arguments = TypeVar("Arguments")
+ArgumentsStruct = TypeVar("ArgumentsStruct", bound=msgspec.Struct)
 
 
 class ToolRefused(TaskmeshError):
-    """A tool's own refusal: this call can't succeed, however often it is tried, and had no effect."""
+    """This call can't succeed, however often it is tried, and had no effect."""
 
     code = "tool-refused"
 
 
+class ToolBroke(TaskmeshError):
+    """This call ended without a result, and may have had its effect."""
+
+    code = "tool-error"
+
+
+class ArgumentsInvalid(ToolRefused):
+    """The arguments are not what the tool's schema says."""
+
+    code = "tool-arguments-invalid"
+
+
+class _Awaited:
+    """The type of `AWAITED`."""
+
+
+AWAITED: Final = _Awaited()
+"""What a tool returns whose call goes on elsewhere: its result is somebody else's to record."""
+
+
+class Report(Protocol):
+    """How a tool says how far it is. It never waits, and what comes too fast is left out."""
+
+    def __call__(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Say it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a tool may know of the call that it runs."""
+
+    step: ClaimedStep
+    report: Report
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool(Generic[Arguments]):
-    """A tool, and how its calls are to be treated."""
+    """A tool that this runner serves."""
 
-    name: str
-    description: str
-    """What a model reads."""
-    arguments: type[Arguments]
-    """What its arguments must be."""
-    timeout_seconds: float
-    idempotent: bool
-    """Whether a call may be run twice."""
-    approval: ApprovalMode
-    """Whether a person has to agree first."""
-    run: Callable[[Arguments], Awaitable[object]]
-    """Runs one call; what it returns is encoded as JSON. Raises `ToolRefused`; anything else is tried again."""
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """JSON Schema of the arguments."""
-        whole = msgspec.json.schema(self.arguments)
-        definitions: dict[str, Any] = whole["$defs"]
-        schema: dict[str, Any] = definitions.pop(whole["$ref"].rpartition("/")[2])
-        return schema | {"$defs": definitions} if definitions else schema
+    declaration: ToolDeclaration
+    """What is in the bucket `tools`, the operator's settings applied."""
+    read: Callable[[dict[str, Any]], Arguments]
+    """Checks arguments. Raises `ArgumentsInvalid`."""
+    run: Callable[[Arguments, Call], Awaitable[object]]
+    """Runs one call; what it returns is encoded as JSON. Raises `ToolRefused` or `ToolBroke`; anything else counts as
+    a fault of the runner, and is tried again."""
 
 
-class AddArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Two numbers."""
+def built_in(
+    name: str,
+    description: str,
+    arguments: type[ArgumentsStruct],
+    run: Callable[[ArgumentsStruct, Call], Awaitable[object]],
+    *,
+    timeout_seconds: float = TOOL_TIMEOUT_SECONDS,
+    approval: ApprovalMode = "never",
+) -> Tool[ArgumentsStruct]:
+    """A tool whose arguments are a type. Those that the runner brings along can be run twice, and destroy nothing."""
 
-    a: int | float
-    b: int | float
+    def read(given: dict[str, Any]) -> ArgumentsStruct:
+        try:
+            return msgspec.convert(given, arguments)
+        except msgspec.ValidationError as error:
+            raise ArgumentsInvalid(str(error)[:REASON_CHARACTERS_MAX]) from None
 
-
-async def add(arguments: AddArguments) -> int | float:
-    """The sum of two numbers; of whole numbers exactly."""
-    try:
-        total = arguments.a + arguments.b
-    except OverflowError:
-        total = math.inf
-    if not math.isfinite(total):
-        raise ToolRefused("the sum is too large for a number")
-    return total
-
-
-TOOLS: dict[str, Tool[Any]] = {
-    tool.name: tool
-    for tool in (
-        Tool(
-            name="add",
-            description="Adds two numbers.",
-            arguments=AddArguments,
-            timeout_seconds=5.0,
-            idempotent=True,
-            approval="never",
-            run=add,
-        ),
+    declaration = ToolDeclaration(
+        name=name,
+        description=description,
+        parameters=schema_of(arguments),
+        timeout_seconds=timeout_seconds,
+        idempotent=True,
+        destructive=False,
+        approval=approval,
     )
-}
-"""Tool name → tool. A name is part of a subject: `tools.<name>`."""
+    return Tool(declaration=declaration, read=read, run=run)
+
+
+def schema_of(arguments: type[msgspec.Struct]) -> dict[str, Any]:
+    """The JSON Schema of a type, as one document."""
+    definitions = components([arguments], "#/$defs/{name}")
+    schema: dict[str, Any] = definitions.pop(arguments.__name__)
+    return schema | {"$defs": definitions} if definitions else schema
+
+
+def reader_of(schema: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Checks arguments against any JSON Schema. Raises `ValueError` for what is none, or needs a document from afar."""
+    # A schema of a stranger: nothing is fetched for it, and its patterns can't search for long.
+    patterns = jsonschema_rs.FancyRegexOptions(backtrack_limit=PATTERN_STEPS_MAX)
+    validator = jsonschema_rs.validator_for(schema, offline=True, pattern_options=patterns)
+
+    def read(given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            validator.validate(given)
+        except jsonschema_rs.ValidationError as error:
+            where = "".join(f"[{part!r}]" for part in error.instance_path)
+            raise ArgumentsInvalid(f"{error.message} - at `${where}`"[:REASON_CHARACTERS_MAX]) from None
+        return given
+
+    return read

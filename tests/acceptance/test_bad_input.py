@@ -52,6 +52,7 @@ class Footprint(NamedTuple):
     """All that a request could leave behind."""
 
     tasks: int
+    commands: int
     events: int
     records: int
     dead_letters: int
@@ -59,7 +60,7 @@ class Footprint(NamedTuple):
 
 async def footprint(connection: Connection) -> Footprint:
     """The last sequence that each stream has given out."""
-    streams = ("TASKS", "EVENTS", "KV_tasks", "DEAD_LETTERS")
+    streams = ("TASKS", "CONTROL", "EVENTS", "KV_tasks", "DEAD_LETTERS")
     return Footprint(*[await last_sequence(connection.requests, stream) for stream in streams])
 
 
@@ -202,11 +203,12 @@ BAD_BODIES: dict[str, bytes] = {
     "priority in upper case": task_with(priority="HIGH"),
     "priority with a line break": task_with(priority="normal\n"),
     "priority *": task_with(priority="*"),
-    "tools, which are not served yet": task_with(tools=["add"]),
-    "no tools, which are not served yet": task_with(tools=[]),
+    "tools not a list": task_with(tools="add"),
+    "too many tools": task_with(tools=["add"] * 65),
     "tools of a wrong name": task_with(tools=["tools.>"]),
-    "approval, which is not served yet": task_with(approval="always"),
-    "continues, which is not served yet": task_with(continues=ABSENT_TASK),
+    "approval of an unknown mode": task_with(approval="sometimes"),
+    "approval true": task_with(approval=True),
+    "continues a task and a line break": task_with(continues=ABSENT_TASK + "\n"),
     "continues no task": task_with(continues="*"),
     "model empty": task_with(model=""),
     "model too long": task_with(model="m" * 129),
@@ -218,6 +220,7 @@ BAD_BODIES: dict[str, bytes] = {
     "max_output_tokens true": task_with(max_output_tokens=True),
     "max_output_tokens too large": task_with(max_output_tokens=1_000_001),
     "max_turns 0": task_with(max_turns=0),
+    "max_turns too large": task_with(max_turns=1001),
     "temperature negative": task_with(temperature=-0.1),
     "temperature too high": task_with(temperature=2.1),
     "deadline 0": task_with(deadline_seconds=0),
@@ -286,7 +289,13 @@ async def test_a_body_that_only_says_it_is_too_large_is_refused_at_once(bench: B
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("tenant", BAD_TENANTS)
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/tasks"), ("GET", "/v1/tasks"), ("GET", f"/v1/tasks/{ABSENT_TASK}")]
+    ("method", "path"),
+    [
+        ("POST", "/v1/tasks"),
+        ("GET", "/v1/tasks"),
+        ("GET", f"/v1/tasks/{ABSENT_TASK}"),
+        ("POST", f"/v1/tasks/{ABSENT_TASK}/inputs"),
+    ],
 )
 async def test_a_tenant_outside_the_grammar_is_refused(bench: Bench, tenant: str, method: str, path: str) -> None:
     headers = {**JSON, **header("Mesh-Tenant", tenant)}

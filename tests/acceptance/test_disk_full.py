@@ -114,7 +114,10 @@ async def assert_all_accepted_are_stored(connection: Connection, recorded: Recor
     assert recorded.accepted <= {work["task"] for work in stored.work} | set(stored.journals)
 
 
-async def test_a_full_disk_refuses_in_time_and_loses_nothing_that_waits(tmp_path: Path, small_disk: Path) -> None:
+@pytest.mark.parametrize("worker_is_there", [False, True], ids=["waiting tasks", "running tasks"])
+async def test_a_full_disk_refuses_in_time_and_loses_nothing_that_was_accepted(
+    tmp_path: Path, small_disk: Path, worker_is_there: bool
+) -> None:
     recorded = Recorded()
     broker = Broker(tmp_path / "broker")
     mesh = Mesh(tmp_path, broker, {"MESH_LOG_LEVEL": "warning"})
@@ -125,6 +128,9 @@ async def test_a_full_disk_refuses_in_time_and_loses_nothing_that_waits(tmp_path
         async with connect(mesh.settings, "test") as connection:
             await apply(connection.requests, declared(mesh.settings), update=False)
             await mesh.start("ingress")
+            await mesh.start("steward")
+            if worker_is_there:
+                await mesh.start("inference_worker")
             assert (await client.checks())[0] == 200
             filler.write_bytes(b"x" * FILLER_BYTES)
 
@@ -142,7 +148,8 @@ async def test_a_full_disk_refuses_in_time_and_loses_nothing_that_waits(tmp_path
             await broker.stop()
             await broker.start()
             await until(lambda: connection.is_connected)
-            await mesh.start("inference_worker")
+            if not worker_is_there:
+                await mesh.start("inference_worker")
 
             async def ready() -> bool:
                 return (await client.checks())[0] == 200

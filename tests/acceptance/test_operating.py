@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from contracts import VERSION
-from contracts.streams import SIGNALS
+from contracts.streams import BUILT_IN_TOOLS, SIGNALS
 from mesh.connection import connect
 from mesh.settings import Settings
 from tests.acceptance.test_meshctl import ENVIRONMENT, MESHCTL, Up, meshctl, up
@@ -60,7 +60,8 @@ async def test_the_doctor_finds_a_mesh_by_its_home_and_then_what_is_missing(mesh
     assert lines["services"]["detail"].endswith(f"1 steward, all {VERSION}")
 
     # The steward would create it again.
-    os.kill(mesh.pids()["steward"][0], signal.SIGSTOP)
+    steward = mesh.pids()["steward"][0]
+    os.kill(steward, signal.SIGSTOP)
     async with connect(Settings(nats_url=mesh.ready["nats_url"]), "test") as connection:
         await connection.requests.api("STREAM.DELETE.SIGNALS")
     status, lines = await doctor(environment)
@@ -79,6 +80,8 @@ async def test_the_doctor_finds_a_mesh_by_its_home_and_then_what_is_missing(mesh
     assert (await meshctl("streams", "apply", environment=environment)).returncode == 0
     assert (await meshctl("streams", "plan", environment=environment)).returncode == 0
     assert (await doctor(environment))[1]["streams"]["status"] == "ok"
+    # Who listens again ends with the others; `meshctl up` would have to wait for it, and kill it.
+    os.kill(steward, signal.SIGCONT)
 
 
 async def test_no_broker_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
@@ -109,7 +112,11 @@ async def test_workers_come_with_their_process_and_go_with_it(mesh: Up) -> None:
     pids = mesh.pids()
     assert (worker["service"], worker["pid"]) == ("inference_worker", pids["inference_worker"][0])
     assert (worker["pools"], worker["running"], worker["version"]) == (["default"], 0, VERSION)
-    assert (runner["service"], runner["pid"], runner["tools"]) == ("tool_runner", pids["tool_runner"][0], ["add"])
+    assert (runner["service"], runner["pid"], runner["tools"]) == (
+        "tool_runner",
+        pids["tool_runner"][0],
+        list(BUILT_IN_TOOLS),
+    )
 
     # A clean stop takes its record along; its successor brings one.
     os.kill(pids["inference_worker"][0], signal.SIGTERM)

@@ -11,11 +11,12 @@ import pytest
 
 from mesh.connection import connect
 from tests.acceptance.test_services import start_in_vain
+from tests.support import messages_server
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, submit
 from tests.support.model_server import DONE, Exchange, ModelServer, chunk, model_server, openai, usage
 from tests.support.processes import Mesh, running_mesh
-from tests.support.waiting import until
+from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = pytest.mark.acceptance
 
@@ -82,6 +83,7 @@ async def test_tasks_are_completed_by_the_model_of_their_pool(tmp_path: Path) ->
         named = await run_task(mesh, recorded, pool="large", model="other", max_output_tokens=20)
         scripted = await run_task(mesh, recorded, "!say 2", pool="scripted")
         async with connect(mesh.settings, "test") as connection:
+            await until_no_work_is_left(connection)  # A stream ends before its worker has acked.
             stored = await read_stored(connection.requests)
         record = stored.records[task]
         assert (record["status"], record["output"], record["model"]) == ("completed", "Hello", "tiny")
@@ -97,6 +99,51 @@ async def test_tasks_are_completed_by_the_model_of_their_pool(tmp_path: Path) ->
         assert check(recorded, stored) == []
         assert said_nothing_secret(mesh)
         assert mesh.tracebacks() == []
+
+
+async def test_a_model_of_anthropics_that_calls_a_tool_is_told_what_came_of_it(tmp_path: Path) -> None:
+    """Its task has no tools, and so an error does."""
+    recorded = Recorded()
+    signed = {"type": "thinking", "thinking": "Hm.", "signature": "c2ln"}
+
+    async def calling(exchange: Exchange) -> None:
+        if len(exchange.body["messages"]) == 1:
+            asked = messages_server.tool_use(1, "add", '{"a": 1, ', '"b": 2}')
+            events = [*messages_server.thinking(0, "c2ln", "Hm."), *asked, *messages_server.ended("tool_use", 5)]
+        else:
+            events = [*messages_server.text(0, "Three."), *messages_server.ended("end_turn", 2)]
+        await messages_server.saying(messages_server.started(9), events)(exchange)
+
+    async with model_server(calling) as server:
+        file = tmp_path / "mesh.toml"
+        file.write_text(
+            f"""
+            [providers.claude]
+            kind = "anthropic"
+            base_url = "{server.base_url.removesuffix("/v1")}"
+            api_key_env = "LOCAL_KEY"
+            thinking_budget_tokens = 1024
+            [pools.default]
+            provider = "claude"
+            model = "tiny"
+            """
+        )
+        variables = {"MESH_CONFIG": str(file), "LOCAL_KEY": KEY, "MESH_LOG_LEVEL": "debug"}
+        async with running_mesh(tmp_path, *SERVICES, "steward", **variables) as mesh:
+            task = await run_task(mesh, recorded)
+            journal = await journal_of(mesh, task)
+            assert said_nothing_secret(mesh)
+            assert mesh.tracebacks() == []
+    assert of_type(journal, "task.completed")[0]["output"] == "Three."
+    assert of_type(journal, "task.completed")[0]["usage"] == {"input_tokens": 18, "output_tokens": 7}
+    assert of_type(journal, "turn.completed")[0]["blocks"] == [signed]
+    first, second = (exchange.body for exchange in server.exchanges)
+    assert "tools" not in first
+    told, result = second["messages"][1:]
+    used = {"type": "tool_use", "id": "1-0", "name": "add", "input": {"a": 1, "b": 2}}
+    assert told == {"role": "assistant", "content": [signed, used]}
+    assert (result["content"][0]["tool_use_id"], result["content"][0]["is_error"]) == ("1-0", True)
+    assert "tool-unknown" in result["content"][0]["content"]
 
 
 async def test_a_stream_that_breaks_off_is_generated_again_from_the_start(tmp_path: Path) -> None:
@@ -118,6 +165,7 @@ async def test_a_stream_that_breaks_off_is_generated_again_from_the_start(tmp_pa
         assert [event["reason"] for event in of_type(events, "turn.restarted")] == ["retry"]
         assert of_type(events, "task.completed")[0]["output"] == "Hello"
         async with connect(mesh.settings, "test") as connection:
+            await until_no_work_is_left(connection)
             assert check(recorded, await read_stored(connection.requests)) == []
         assert mesh.tracebacks() == []
 
@@ -231,6 +279,7 @@ async def test_a_killed_worker_is_replaced_in_mid_turn(tmp_path: Path, *, contin
             assert of_type(events, "task.completed")[0]["output"] == "Hello"
             assert len(of_type(events, "turn.restarted")) == (0 if continues else 1)
             async with connect(mesh.settings, "test") as connection:
+                await until_no_work_is_left(connection)
                 assert check(recorded, await read_stored(connection.requests)) == []
 
 

@@ -12,7 +12,7 @@ from mesh.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, random_cuts, submit
 from tests.support.processes import Mesh, running_mesh
-from tests.support.waiting import until
+from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = pytest.mark.acceptance
 
@@ -21,8 +21,9 @@ SERVICES = ("ingress", "inference_worker", "stream_edge")
 
 
 async def judge(mesh: Mesh, recorded: Recorded) -> list[str]:
-    """What the offline checker finds."""
+    """What the offline checker finds once no work is left. A stream ends before its worker has acked."""
     async with connect(mesh.settings, "test") as connection:
+        await until_no_work_is_left(connection)
         return check(recorded, await read_stored(connection.requests))
 
 

@@ -418,6 +418,11 @@ async def test_a_full_lane_refuses_its_tenant_only_and_stores_nothing_of_what_it
     await idle.connection.requests.api("STREAM.UPDATE.TASKS", narrow)
     try:
         accepted = [await idle.accepted(f"task {number}", "busy", key=f"key {number}") for number in range(5)]
+
+        async def all_are_listed() -> bool:
+            return set(await idle.listed("busy")) == set(accepted)
+
+        await until(all_are_listed)
         before = [await idle.last(stream) for stream in ("TASKS", "EVENTS", "KV_tasks")]
 
         for key in (None, "key 5"):
@@ -426,7 +431,7 @@ async def test_a_full_lane_refuses_its_tenant_only_and_stores_nothing_of_what_it
             assert refused.headers["content-type"] == "application/problem+json"
             assert int(refused.headers["retry-after"]) >= 1
         assert [await idle.last(stream) for stream in ("TASKS", "EVENTS", "KV_tasks")] == before
-        assert set(await idle.listed("busy")) == set(accepted)
+        assert await all_are_listed()
         absent = await idle.client.get(f"/v1/tasks/{task_id_for_key('busy', 'key 5')}", headers={"Mesh-Tenant": "busy"})
         assert absent.status_code == 404
 

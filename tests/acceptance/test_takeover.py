@@ -16,7 +16,7 @@ from mesh.settings import worker_name
 from tests.support.checker import Recorded, Stored, check, read_stored, writers_after_takeover
 from tests.support.clients import Viewer, submit
 from tests.support.processes import Mesh, Process, running_mesh
-from tests.support.waiting import until
+from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = pytest.mark.acceptance
 
@@ -28,6 +28,13 @@ VARIABLES = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS)}
 async def stored_of(mesh: Mesh) -> Stored:
     """What the broker holds."""
     async with connect(mesh.settings, "test") as connection:
+        return await read_stored(connection.requests)
+
+
+async def stored_at_rest(mesh: Mesh) -> Stored:
+    """What the broker holds once no work is left. A stream ends before its worker has acked."""
+    async with connect(mesh.settings, "test") as connection:
+        await until_no_work_is_left(connection)
         return await read_stored(connection.requests)
 
 
@@ -71,7 +78,7 @@ async def test_a_killed_worker_is_replaced_in_mid_turn_and_the_stream_goes_on(tm
         await until(lambda: len(viewer.history.frames) >= 40)
         await owner.kill()
         recorded.histories.append(await following)
-        stored = await stored_of(mesh)
+        stored = await stored_at_rest(mesh)
         assert [claim["delivery"] for claim in claims(stored, task)] == [1, 2]
         assert seconds_of_takeover(stored, task) < TAKEOVER_SECONDS_MAX
         assert stored.records[task]["output"] == "".join(f"t{number} " for number in range(400))
@@ -93,9 +100,10 @@ async def test_a_worker_that_slept_through_its_lease_adds_nothing_and_acks_nothi
         await until_claimed(mesh, task, times=2)
         sleeper.signal(signal.SIGCONT)
         recorded.histories.append(await following)
-        stored = await stored_of(mesh)
+        stored = await stored_at_rest(mesh)
         assert claims(stored, task)[0]["worker"] == loser
-        assert len(claims(stored, task)) == 2
+        # On a busy machine the successor's short lease may end too: whoever has claimed then goes on.
+        assert len(claims(stored, task)) >= 2
         assert writers_after_takeover(stored.journals[task], loser) == []
         assert check(recorded, stored) == []
         logged = [line for line in mesh.logs() if line.get("event") in ("step.lost", "step.lease_lost")]
@@ -104,7 +112,7 @@ async def test_a_worker_that_slept_through_its_lease_adds_nothing_and_acks_nothi
         for number in range(4):
             after = await submit(client, mesh.ingress_url, recorded, f"again {number}")
             recorded.histories.append(await Viewer(str(mesh.settings.edge_address), after).follow())
-        assert check(recorded, await stored_of(mesh)) == []
+        assert check(recorded, await stored_at_rest(mesh)) == []
 
 
 async def test_a_worker_told_to_stop_hands_over_without_waiting_for_the_lease(tmp_path: Path) -> None:
@@ -118,7 +126,7 @@ async def test_a_worker_told_to_stop_hands_over_without_waiting_for_the_lease(tm
         owner = await claimant(mesh, workers, task)
         assert await owner.stop() == 0
         recorded.histories.append(await following)
-        stored = await stored_of(mesh)
+        stored = await stored_at_rest(mesh)
         assert len(claims(stored, task)) == 2
         assert check(recorded, stored) == []
 
@@ -138,6 +146,6 @@ async def test_a_task_whose_process_dies_on_its_first_deliveries_is_completed_by
                 await worker.stop()
             await ended
         recorded.histories.append(await following)
-        stored = await stored_of(mesh)
+        stored = await stored_at_rest(mesh)
         assert len(claims(stored, task)) == 3
         assert check(recorded, stored) == []

@@ -8,15 +8,21 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import jsonschema_rs
 import pytest
 import pytest_asyncio
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.events import StepClaimed, Timings, ToolCall, ToolCompleted, ToolFailed, TurnCompleted, Usage
-from contracts.work import ToolWork
+from contracts.events import Parent, StepClaimed, Timings, ToolCall, ToolCompleted, ToolFailed, TurnCompleted, Usage
+from contracts.streams import BUILT_IN_TOOLS
+from contracts.work import ToolWork, TurnWork
 from mesh.connection import Connection, connect
+from mesh.fold import CallResult
 from mesh.journal import Journal
+from mesh.reading import read_page
+from mesh.toolbox import Toolbox
+from tests.support.calls import Calls
 from tests.support.checker import read_stored
 from tests.support.processes import Mesh, running_mesh
 from tests.support.tasks import begin_journal, turn_work
@@ -62,7 +68,7 @@ class Runner:
 
         await until(empty)
 
-    async def result(self, journal: Journal, call: str = "1-0") -> ToolCompleted | ToolFailed | None:
+    async def result(self, journal: Journal, call: str = "1-0") -> CallResult | None:
         """What the journal says of a call."""
         return (await Journal.load(self.connection.requests, "default", journal.state.task)).state.call_results.get(
             call
@@ -169,3 +175,69 @@ async def test_a_malformed_call_becomes_a_dead_letter_and_the_runner_goes_on(run
     result = await runner.result(journal)
     assert isinstance(result, ToolCompleted)
     assert result.result == 42
+
+
+# What the journal says, whatever the message says
+
+
+async def test_the_journals_arguments_are_run_and_not_the_messages(runner: Runner) -> None:
+    journal = await runner.ask({"a": 1, "b": 2})
+    await runner.call(journal, "1-0", {"a": 1000, "b": 1000})
+    await runner.until_idle()
+    result = await runner.result(journal)
+    assert isinstance(result, ToolCompleted)
+    assert result.result == 3
+
+
+async def test_a_call_that_waits_for_its_approval_is_not_run_whoever_asks(runner: Runner) -> None:
+    calls = Calls(runner.connection)
+    journal = await calls.ask("add", {"a": 1, "b": 2}, approval=True)
+    await calls.publish(journal, "add")
+    await runner.until_idle()
+    state = (await calls.journal(journal)).state
+    assert state.call_results == {}
+    assert ("1-0", 0) not in state.claims
+
+
+# The tools that come along
+
+
+async def test_the_tools_that_come_along_are_declared(runner: Runner) -> None:
+    toolbox = Toolbox(runner.connection.requests, runner.mesh.settings.configuration.tools)
+    declared = await toolbox.declarations(BUILT_IN_TOOLS)
+    assert set(declared) == set(BUILT_IN_TOOLS)
+    assert not any(tool.destructive for tool in declared.values())
+    for tool in declared.values():
+        jsonschema_rs.validator_for(tool.parameters)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "result"),
+    [
+        ("calculator", {"expression": "2 ** 10 / (3 + 1)"}, 256),
+        ("calculator", {"expression": "9 ** 9 ** 9"}, "tool-refused"),
+        ("calculator", {"expression": "().__class__"}, "tool-refused"),
+        ("current_time", {"zone": "Mars/Olympus"}, "tool-refused"),
+        ("http_get", {"url": "http://127.0.0.1/"}, "http-forbidden"),
+        ("spawn_task", {"input": "x", "pool": "nowhere"}, "tool-refused"),
+        ("spawn_task", {"input": "x", "tools": ["add"]}, "tool-refused"),
+        ("spawn_task", {}, "tool-arguments-invalid"),
+    ],
+)
+async def test_the_tools_that_come_along(runner: Runner, tool: str, arguments: dict[str, Any], result: object) -> None:
+    ended = await Calls(runner.connection).run(tool, arguments)
+    assert (ended.error.code if isinstance(ended, ToolFailed) else getattr(ended, "result", None)) == result
+
+
+async def test_a_spawned_task_is_in_its_queue_with_its_parent_and_the_call_goes_on(runner: Runner) -> None:
+    calls = Calls(runner.connection)
+    journal = await calls.ask("spawn_task", {"input": "hello"})
+    for _ in range(2):
+        await calls.publish(journal, "spawn_task")
+    await runner.until_idle()
+    state = (await calls.journal(journal)).state
+    child = state.children["1-0"].child
+    assert state.call_results == {}
+    waiting = (await read_page(runner.connection.requests, "TASKS", "tasks.>", 0)).messages
+    (work,) = (decode(message.payload, TurnWork) for message in waiting)
+    assert (work.task, work.parent) == (child, Parent(journal.state.task, "1-0", 1))

@@ -18,9 +18,21 @@ import pytest
 
 from contracts import identifiers, sse, subjects
 from contracts.codec import decode, encode
-from contracts.control import cancel_message_id, decode_control
+from contracts.control import (
+    AnyCommand,
+    ApprovalCommand,
+    CancelCommand,
+    ChildDoneCommand,
+    InputCommand,
+    approval_message_id,
+    cancel_message_id,
+    child_done_message_id,
+    decode_control,
+    input_message_id,
+)
 from contracts.errors import InvalidName, TaskmeshError
 from contracts.events import Event, UnknownEvent, decode_event, is_delta
+from contracts.inputs import TaskInput
 from contracts.schemas import STREAMED_EVENT_TYPES, named_types
 from contracts.tasks import TaskRequest, canonical, fingerprint
 from contracts.work import decode_work
@@ -153,18 +165,52 @@ def test_the_schemas_of_work_agree(case: dict[str, Any]) -> None:
         assert any(schema_accepts(name, payload) for name in ("work.turn", "work.tool")) is expected
 
 
+def control_message_id(command: AnyCommand) -> str:
+    """The Nats-Msg-Id of a command."""
+    match command:
+        case CancelCommand():
+            return cancel_message_id(command.task)
+        case InputCommand():
+            assert command.command == input_message_id(command.task, command.command.rpartition(".")[2])
+            return command.command
+        case ApprovalCommand():
+            return approval_message_id(command.task, command.call, command.decision)
+        case ChildDoneCommand():
+            return child_done_message_id(command.child)
+
+
 @pytest.mark.parametrize("case", cases("control"))
 def test_a_command_is_taken_or_refused(case: dict[str, Any]) -> None:
     payload = payload_of(case, "message")
     if case["valid"]:
         command = decode_control(payload, case["subject"])
-        assert cancel_message_id(command.task) == case["message_id"]
+        assert control_message_id(command) == case["message_id"]
         assert decode_control(encode(command), case["subject"]) == command
     else:
         with pytest.raises(TaskmeshError):
             decode_control(payload, case["subject"])
-    if "message" in case:
-        assert schema_accepts("control.cancel", payload) is case.get("schema", case["valid"])
+
+
+@pytest.mark.parametrize("case", cases("control"))
+def test_the_schemas_of_commands_agree(case: dict[str, Any]) -> None:
+    payload = payload_of(case, "message")
+    accepted = [name for name in named_types() if name.startswith("control.") and schema_accepts(name, payload)]
+    expected = case.get("schema", case["valid"])
+    assert accepted == ([f"control.{case['message']['kind']}"] if expected else [])
+
+
+@pytest.mark.parametrize("case", cases("task_inputs"))
+def test_an_input_is_taken_or_refused(case: dict[str, Any]) -> None:
+    payload = payload_of(case, "input")
+    accepted = [name for name in named_types() if name.startswith("task_input.") and schema_accepts(name, payload)]
+    assert accepted == ([f"task_input.{case['input']['kind']}"] if case["valid"] else [])
+    kind: Any = TaskInput
+    if case["valid"]:
+        said = decode(payload, kind)
+        assert decode(encode(said), kind) == said
+    else:
+        with pytest.raises(TaskmeshError):
+            decode(payload, kind)
 
 
 @pytest.mark.parametrize("case", cases("task_requests"))
@@ -187,6 +233,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "turns": subjects.parse_turns,
     "tools": lambda subject: (subjects.parse_tools(subject),),
     "control": subjects.parse_control,
+    "timer_fired": subjects.parse_timer_fired,
     "journal": subjects.parse_journal,
     "dead_letter": subjects.parse_dead_letter,
     "task_key": subjects.parse_task_key,

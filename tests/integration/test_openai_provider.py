@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from contracts.events import Usage
+from contracts.events import ToolCall, Usage
 from contracts.tasks import Message
-from inference_worker import openai
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta, TurnInput
+from contracts.tools import ToolDeclaration
+from inference_worker import provider_http
+from inference_worker.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta, TurnInput
 from inference_worker.openai import OpenAIProvider, open_client
-from inference_worker.openai_errors import DETAIL_CHARACTERS_MAX, ProviderFailed
+from inference_worker.provider_errors import DETAIL_CHARACTERS_MAX, ProviderFailed
 from mesh.configuration import OpenAIProviderConfiguration
+from mesh.conversation import AssistantTurn, Entry, ToolAnswer
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Behaviour, Exchange, ModelServer, chunk, event, model_server, usage
 
@@ -84,7 +86,7 @@ async def test_each_dialect_is_understood(dialect: Behaviour, thought: str, coun
 
 async def test_the_server_is_asked_for_what_the_turn_says() -> None:
     async with connected(dialects.openai, KEY, headers={"X-Title": "taskmesh"}) as (provider, server):
-        messages = [Message("system", "Be brief."), Message("user", "hi")]
+        messages: list[Entry] = [Message("system", "Be brief."), Message("user", "hi")]
         await generate(provider, TurnInput(messages=messages, model="large", max_output_tokens=7, temperature=0.5))
         await generate(provider)
     asked, plain = server.exchanges
@@ -172,7 +174,7 @@ async def test_a_connection_that_breaks_after_the_models_end_costs_the_usage_onl
 async def test_a_server_that_does_not_end_its_response_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, clock: str, last: bytes
 ) -> None:
-    monkeypatch.setattr(openai, clock, 0.05)
+    monkeypatch.setattr(provider_http, clock, 0.05)
 
     async def holding(exchange: Exchange) -> None:
         await exchange.begin()
@@ -230,16 +232,93 @@ async def test_an_error_in_mid_stream_is_a_failure(field: str, *, then_done: boo
     assert failed.info().detail == f"engine died on {PROMPT}"
 
 
-async def test_a_model_that_asks_for_tools_ends_the_task() -> None:
-    async def asking(exchange: Exchange) -> None:
+# Calls
+
+ADD = ToolDeclaration(name="add", description="Adds.", parameters={"type": "object"})
+
+
+async def call_in_parts(exchange: Exchange) -> None:
+    """As OpenAI and vLLM do it."""
+    await exchange.begin()
+    names = [{"index": index, "id": f"call_{index}", "function": {"name": "add", "arguments": ""}} for index in (0, 1)]
+    await exchange.say(chunk({"role": "assistant", "content": "Let me see."}))
+    await exchange.say(*(chunk({"tool_calls": [{**name, "type": "function"}]}) for name in names))
+    for index, part in ((0, '{"a"'), (1, "{}"), (0, ": 1}")):
+        await exchange.say(chunk({"tool_calls": [{"index": index, "function": {"arguments": part}}]}))
+    await exchange.say(chunk({}, "tool_calls"), usage(9, 4))
+    await exchange.send(DONE)
+    await exchange.end()
+
+
+async def call_in_one(exchange: Exchange) -> None:
+    """As Ollama does it: each call whole, older ones with one index for all, and `stop`."""
+    await exchange.begin()
+    await exchange.say(chunk({"role": "assistant", "content": "Let me see."}))
+    for number, arguments in enumerate(('{"a": 1}', "{}")):
+        function = {"name": "add", "arguments": arguments}
+        asked = {"index": 0, "id": f"call_{number}", "type": "function", "function": function}
+        await exchange.say(chunk({"role": "assistant", "content": "", "tool_calls": [asked]}))
+    await exchange.say(chunk({"content": ""}, "stop"), usage(9, 4))
+    await exchange.send(DONE)
+    await exchange.end()
+
+
+@pytest.mark.parametrize("behave", [call_in_parts, call_in_one])
+async def test_the_calls_that_a_model_asks_for_come_at_the_end(behave: Behaviour) -> None:
+    calls = (RequestedCall("add", {"a": 1}), RequestedCall("add", {}))
+    async with connected(behave) as (provider, _):
+        assert await generate(provider, turn(tools=(ADD,))) == [
+            TextDelta("Let me see."),
+            Finished(finish_reason="tool_calls", usage=Usage(9, 4), calls=calls),
+        ]
+
+
+async def test_a_truncated_call_is_no_failure_of_the_turn() -> None:
+    """vLLM may say `tool_calls` of it."""
+
+    async def truncating(exchange: Exchange) -> None:
         await exchange.begin()
-        function = {"name": "add", "arguments": "{}"}
-        await exchange.say(chunk({"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]}))
+        function = {"name": "add", "arguments": '{"a": 1'}
+        await exchange.say(chunk({"tool_calls": [{"index": 0, "id": "c", "function": function}]}))
         await exchange.say(chunk({}, "tool_calls"))
         await exchange.end()
 
-    failed = await failure_of(asking)
-    assert (failed.code, failed.terminal) == ("provider-bad-request", True)
+    async with connected(truncating) as (provider, _):
+        finished = (await generate(provider))[-1]
+    assert isinstance(finished, Finished)
+    assert [(call.name, call.arguments, bool(call.error)) for call in finished.calls] == [("add", None, True)]
+
+
+async def test_tools_are_offered_and_their_calls_and_answers_told() -> None:
+    calls = (ToolCall("1-0", "add", {"a": 1}), ToolCall("1-1", "add", {}))
+    entries: list[Entry] = [
+        Message("user", "hi"),
+        AssistantTurn("", calls),
+        ToolAnswer("1-0", "add", "2"),
+        ToolAnswer("1-1", "add", "tool-failed: no", is_error=True),
+        AssistantTurn("Two."),
+        Message("user", "thanks"),
+    ]
+    async with connected(dialects.openai) as (provider, server):
+        await generate(provider, TurnInput(messages=entries, model="m", tools=(ADD,)))
+    body = server.exchanges[0].body
+    function = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+    assert body["tools"] == [{"type": "function", "function": function}]
+    assert body["messages"] == [
+        {"role": "user", "content": "hi"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "1-0", "type": "function", "function": {"name": "add", "arguments": '{"a":1}'}},
+                {"id": "1-1", "type": "function", "function": {"name": "add", "arguments": "{}"}},
+            ],
+        },
+        {"role": "tool", "tool_call_id": "1-0", "content": "2"},
+        {"role": "tool", "tool_call_id": "1-1", "content": "tool-failed: no"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "thanks"},
+    ]
 
 
 # Refusals
@@ -317,6 +396,18 @@ async def test_comments_are_no_tokens() -> None:
             await asyncio.sleep(0.01)
 
     failed = await failure_of(commenting, first_token_seconds=0.1, between_tokens_seconds=0.1)
+    assert failed.code == "provider-timeout"
+
+
+async def test_comments_in_mid_stream_are_no_tokens_either() -> None:
+    async def commenting(exchange: Exchange) -> None:
+        await exchange.begin()
+        await exchange.say(chunk({"content": "a"}))
+        while not exchange.gone.is_set():
+            await exchange.send(b": still here\n\n")
+            await asyncio.sleep(0.01)
+
+    failed = await failure_of(commenting, between_tokens_seconds=0.1)
     assert failed.code == "provider-timeout"
 
 

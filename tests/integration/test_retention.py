@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from contracts import subjects
+from contracts import events, subjects
+from contracts.identifiers import new_id
+from mesh.clock import now
 from mesh.connection import Connection
 from mesh.fold import record
 from mesh.journal import Journal
 from mesh.projection import project
 from mesh.settings import Settings
-from steward.retention import Retention
+from steward.retention import RECORDS_PER_ROUND_MAX, Retention
 from tests.support.checker import read_stored
+from tests.support.past import PastJournal, PastTask, store, stored_messages, stored_subjects
 from tests.support.tasks import (
     append_text,
     begin_journal,
@@ -111,3 +115,90 @@ async def test_a_steward_that_died_between_journal_and_record_is_made_up_for(
     await connection.requests.api("STREAM.PURGE.EVENTS", {"filter": subject})
     await keeping(connection, settings, days=0, hours=0).round()
     assert not (await read_stored(connection.requests)).records
+
+
+async def test_a_long_living_task_loses_the_deltas_of_its_old_turns_alone(
+    connection: Connection, settings: Settings
+) -> None:
+    journal = PastJournal(connection.requests)
+    yesterday, today = now() - timedelta(hours=25), now() - timedelta(hours=1)
+    await journal.begin(yesterday)
+    await journal.turn(yesterday, 1, deltas=3)
+    await journal.turn(today, 2, deltas=2)
+    # It was open all the time, and still changes.
+    await journal.add(events.OutputDelta, now(), turn=3, text="open")
+    await journal.project()
+    retention = keeping(connection, settings, days=30, hours=24)
+    for _ in range(2):  # again is the same as once
+        await retention.round()
+        (stored,) = (await read_stored(connection.requests)).journals.values()
+        kept = [event.event["type"] for event in stored]
+        assert kept == [
+            "task.queued",
+            *("step.claimed", "turn.completed"),
+            *("step.claimed", "output.delta", "output.delta", "turn.completed"),
+            "output.delta",
+        ]
+        retention = keeping(connection, settings, days=30, hours=24)
+    again = await Journal.load(connection.requests, "default", journal.state.task)
+    assert record(again.state) == record(journal.state)
+    assert [again.state.turn(number).text for number in (1, 2, 3)] == ["token " * 3, "token " * 2, "open"]
+    await append_text(again, ".", turn=3)
+
+
+async def test_a_turn_becomes_due_while_its_task_goes_on(connection: Connection, settings: Settings) -> None:
+    retention = keeping(connection, settings, days=30, hours=24)
+    journal = PastJournal(connection.requests)
+    delta = subjects.journal_delta("default", journal.state.task)
+    await journal.begin(now() - timedelta(hours=30))
+    for turn in range(1, 4):
+        await journal.turn(now() - timedelta(hours=29 - turn), turn)
+        await journal.project()
+        await retention.round()
+        assert delta not in await stored_messages(connection.requests, "EVENTS")
+    await journal.turn(now(), 4)
+    await retention.round()
+    assert (await stored_messages(connection.requests, "EVENTS"))[delta] == 1
+
+
+async def test_what_cannot_be_read_blocks_nobody(connection: Connection, settings: Settings) -> None:
+    requests = connection.requests
+    for number in range(RECORDS_PER_ROUND_MAX):
+        # More than a round looks at: it must not look at the same ones for ever.
+        await requests.publish(f"$KV.tasks.default.unreadable{number}", b"{" if number % 2 else b"")
+        await requests.publish(subjects.journal_log("default", new_id()), b"{")
+    (task,) = await store(requests, [PastTask(timedelta(days=40), ended=True)])
+    retention = keeping(connection, settings, days=30, hours=24)
+    for _ in range(2):
+        await retention.round()
+    left = {**await stored_messages(requests, "EVENTS"), **await stored_messages(requests, "KV_tasks")}
+    assert not left.keys() & stored_subjects(task, PastTask(timedelta(), ended=True), deltas=True).keys()
+    assert len(left) == 2 * RECORDS_PER_ROUND_MAX
+
+
+async def test_of_many_tasks_exactly_the_due_ones_go_and_no_round_does_more_than_its_share(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    due = [PastTask(timedelta(days=31), ended=True, dead_letter=number % 3 == 0) for number in range(120)]
+    waiting = [PastTask(timedelta(days=90), ended=False, dead_letter=number % 3 == 0) for number in range(60)]
+    # They lie between each other, as the times at which people leave them to wait.
+    old = [task for trio in zip(due[::2], due[1::2], waiting, strict=True) for task in trio]
+    young = [PastTask(timedelta(hours=2), ended=number % 4 != 0) for number in range(120)]
+    # One after the other: a walk ends at the first that is young, and the streams are in the order of time.
+    ids = await store(requests, old) + await store(requests, young)
+    retention = keeping(connection, settings, days=30, hours=24)
+    before = len(await stored_messages(requests, "KV_tasks"))
+    for _ in range(len(old) // RECORDS_PER_ROUND_MAX + 1):
+        await retention.round()
+        now_there = len(await stored_messages(requests, "KV_tasks"))
+        assert before - now_there <= RECORDS_PER_ROUND_MAX
+        before = now_there
+    left: dict[str, int] = {}
+    for stream in ("EVENTS", "DEAD_LETTERS", "KV_tasks"):
+        left |= await stored_messages(requests, stream)
+    expected: dict[str, int] = {}
+    for task, past in zip(ids, [*old, *young], strict=True):
+        if past not in due:
+            expected |= stored_subjects(task, past, deltas=past in young)
+    assert left == expected

@@ -53,15 +53,20 @@ class Handler:
 
 async def answer(step: ClaimedStep) -> None:
     """A turn of one token."""
-    await step.append(lambda stamp: OutputDelta(*stamp, turn=1, text="ok"))
+    if step.state.turn(1).completed is None:
+        await step.append(lambda stamp: OutputDelta(*stamp, turn=1, text="ok"))
     await finish(step)
 
 
 async def finish(step: ClaimedStep) -> None:
+    """End the turn, unless whoever had the step before could still do that, and the task."""
     text = step.state.turn(1).text
-    await step.append(
-        lambda stamp: TurnCompleted(*stamp, turn=1, text=text, finish_reason="stop", usage=Usage(), timings=Timings())
-    )
+    if step.state.turn(1).completed is None:
+        await step.append(
+            lambda stamp: TurnCompleted(
+                *stamp, turn=1, text=text, finish_reason="stop", usage=Usage(), timings=Timings()
+            )
+        )
     await step.append(lambda stamp: TaskCompleted(*stamp, output=text, usage=Usage(), timings=Timings()))
 
 

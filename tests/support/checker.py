@@ -2,7 +2,7 @@
 
 It reads, and never takes part. Each violation names the invariant of PROTOCOL.md, "Promises", that it breaks:
 
-I1 durability, I2 one end, I4 stream identity, I6 attempts never mix, I7 fence, I10 conservation.
+I1 durability, I2 one end, I4 stream identity, I6 attempts never mix, I7 fence, I8 steps, I10 conservation.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Stored:
 
     journals: dict[str, list[StoredEvent]]
     work: list[dict[str, Any]]
-    """Messages left in TASKS and TURNS."""
+    """Messages left in TASKS, TURNS, TOOLS and CONTROL."""
     tasks_ever_stored: int
     """How many messages TASKS has ever taken."""
     ack_pending: int
@@ -81,7 +81,12 @@ async def read_stored(requests: Requests) -> Stored:
         journals[task].append(StoredEvent(sequence, task, payload, json.loads(payload)))
     work: list[dict[str, Any]] = []
     ack_pending = 0
-    for stream, subject_filter in (("TASKS", "tasks.>"), ("TURNS", "turns.>"), ("TOOLS", "tools.>")):
+    for stream, subject_filter in (
+        ("TASKS", "tasks.>"),
+        ("TURNS", "turns.>"),
+        ("TOOLS", "tools.>"),
+        ("CONTROL", "control.>"),
+    ):
         for _, _, payload in await _read_all(requests, stream, subject_filter):
             work.append(_work(payload))
         names = await requests.api(f"CONSUMER.NAMES.{stream}")
@@ -124,6 +129,9 @@ def check(recorded: Recorded, stored: Stored, *, quiet: bool = True) -> list[str
     violations += _durability(recorded, stored)
     for task, journal in stored.journals.items():
         violations += [f"{problem} (task {task})" for problem in check_journal(journal, quiet=quiet)]
+        end = journal[-1].event
+        if quiet and end["type"] == "task.completed" and "incomplete" not in end:
+            violations += [f"{problem} (task {task})" for problem in check_calls(journal)]
     for history in recorded.histories:
         journal = stored.journals.get(history.task, [])
         violations += [f"{problem} (task {history.task})" for problem in check_history(history, journal)]
@@ -194,6 +202,55 @@ def _attempts(journal: list[StoredEvent]) -> list[str]:
     return problems
 
 
+def check_calls(
+    journal: list[StoredEvent], executed: Counter[str] | None = None, idempotent: frozenset[str] = frozenset()
+) -> list[str]:
+    """I8: each call of an ended task has one result, and what must not run twice did not.
+
+    `executed`: how often the tools were run for each `key` in their arguments.
+    """
+    problems: list[str] = []
+    results: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    asked: dict[str, dict[str, Any]] = {}
+    for stored in journal:
+        event = stored.event
+        if event["type"] == "turn.completed":
+            asked |= {call["call"]: call for call in event.get("calls", [])}
+        elif is_result(event):
+            results[event["call"]].append(event)
+    for call, request in asked.items():
+        found = [event["type"] for event in results[call]]
+        if len(found) != 1:
+            problems.append(f"I8: call {call} has the results {found}")
+        key = request["arguments"].get("key")
+        if key is None or executed is None:
+            continue
+        if request["tool"] not in idempotent and executed[key] > 1:
+            problems.append(f"I8: call {call} of {request['tool']} was run {executed[key]} times")
+        if "tool.completed" in found and executed[key] == 0:
+            problems.append(f"I8: call {call} has a result, and was never run")
+    return problems + [f"I8: call {call} has a result, and nobody asked for it" for call in results.keys() - asked]
+
+
+def is_result(event: dict[str, Any]) -> bool:
+    """Whether an event is the result of a call."""
+    match event["type"]:
+        case "tool.completed" | "tool.failed" | "subtask.completed":
+            return True
+        case "approval.resolved":
+            return bool(event["decision"] != "approved")
+        case "input.received":
+            return event.get("call") is not None
+    return False
+
+
+def children_of(journal: list[StoredEvent]) -> dict[str, str]:
+    """Call → the task that it became."""
+    return {
+        stored.event["call"]: stored.event["child"] for stored in journal if stored.event["type"] == "subtask.started"
+    }
+
+
 def writers_after_takeover(journal: Iterable[StoredEvent], loser: str) -> list[str]:
     """I7: claims by `loser` that come after somebody else's first later claim of the same step."""
     lost: set[str] = set()
@@ -234,13 +291,13 @@ def _conservation(recorded: Recorded, stored: Stored) -> list[str]:
         problems.append(f"I10: {len(stored.work)} messages are left in the work queues")
     if stored.ack_pending:
         problems.append(f"I10: {stored.ack_pending} deliveries are not acked")
-    known = recorded.accepted | recorded.uncertain
+    children = {child for journal in stored.journals.values() for child in children_of(journal).values()}
+    known = recorded.accepted | recorded.uncertain | children
     strangers = [task for task in stored.journals if task not in known]
     problems += [f"I10: task {task} exists, and nobody submitted it" for task in strangers[:5]]
-    if not recorded.uncertain and stored.tasks_ever_stored != len(recorded.accepted):
-        problems.append(
-            f"I10: {len(recorded.accepted)} tasks were accepted, TASKS has stored {stored.tasks_ever_stored} messages"
-        )
+    expected = len(recorded.accepted | children)
+    if not recorded.uncertain and stored.tasks_ever_stored != expected:
+        problems.append(f"I10: {expected} tasks were accepted, TASKS has stored {stored.tasks_ever_stored} messages")
     for task, journal in stored.journals.items():
         last = journal[-1].event
         status = stored.records.get(task, {}).get("status")

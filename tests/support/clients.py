@@ -31,7 +31,12 @@ async def open_stream(
     reader, writer = await asyncio.open_connection(host, int(port), limit=buffer_bytes_max)
     cursor = f"Last-Event-ID: {after}\r\n" if after is not None else ""
     writer.write(f"GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: {address}\r\n{cursor}\r\n".encode())
-    head = await reader.readuntil(b"\r\n\r\n")
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except BaseException:
+        # Nobody else has the connection yet, to close it.
+        writer.transport.abort()
+        raise
     return int(head.split(b" ", 2)[1]), reader, writer
 
 

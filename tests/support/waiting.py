@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from mesh.connection import Connection
 
 POLL_SECONDS = 0.01
+QUEUES = ("TASKS", "TURNS", "TOOLS", "CONTROL")
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:
@@ -22,10 +23,10 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float 
 
 
 async def until_no_work_is_left(connection: Connection, seconds: float = 60) -> None:
-    """Wait until TASKS is empty: every task has ended, and is acked."""
+    """Wait until the queues are empty: what was to be done is done, and acked."""
 
     async def empty() -> bool:
-        info = await connection.requests.api("STREAM.INFO.TASKS")
-        return bool(info["state"]["messages"] == 0)
+        infos = [await connection.requests.api(f"STREAM.INFO.{stream}") for stream in QUEUES]
+        return all(info["state"]["messages"] == 0 for info in infos)
 
     await until(empty, seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from contracts import events
 from contracts.codec import encode
@@ -26,6 +26,10 @@ TASK = "01jqzv3m8k5w2x7y9a4b6c8d0e"
 MESSAGE = 7
 """Stream sequence of the work message in these tests."""
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+EXPIRES_AT = START + timedelta(hours=24)
+"""Until when approvals and questions stay open."""
+CHILD = "01jqzv3m8k5w2x7y9a4b6c8d0f"
+PARENT = "01jqzv3m8k5w2x7y9a4b6c8d0g"
 SEQUENCES_PER_EVENT = 3
 """Other tasks' events lie between those of a journal: a sequence is not n."""
 
@@ -62,7 +66,12 @@ class HandMadeJournal:
     # The usual events, with what a test seldom cares for filled in.
 
     def queued(
-        self, request: TaskRequest | None = None, *, deadline: datetime | None = None, time: datetime | None = None
+        self,
+        request: TaskRequest | None = None,
+        *,
+        deadline: datetime | None = None,
+        time: datetime | None = None,
+        parent: events.Parent | None = None,
     ) -> events.TaskQueued:
         request = request or TaskRequest(input="hello")
         return self.add(
@@ -74,6 +83,7 @@ class HandMadeJournal:
             fingerprint=fingerprint(request),
             accepted_at=time or START,
             deadline=deadline,
+            parent=parent,
         )
 
     def claimed(
@@ -145,6 +155,56 @@ class HandMadeJournal:
     def completed(self, output: str = "done") -> events.TaskCompleted:
         return self.add(events.TaskCompleted, output=output, usage=Usage(1, 2), timings=Timings(total_seconds=1.0))
 
+    # What agents do.
+
+    def asks(self, *asked: events.ToolCall, turn: int = 1, usage: Usage | None = None) -> events.TurnCompleted:
+        """A turn that is completed with these calls."""
+        return self.add(
+            events.TurnCompleted,
+            turn=turn,
+            text="",
+            calls=list(asked),
+            finish_reason="tool_calls",
+            usage=usage or Usage(1, 2),
+            timings=Timings(),
+        )
+
+    def tool_failed(self, call: str = "1-0", tool: str = "add", code: str = "tool-timeout") -> events.ToolFailed:
+        error = ErrorInfo(code, "no result")
+        return self.add(events.ToolFailed, turn=int(call[0]), call=call, tool=tool, error=error, outcome="failed")
+
+    def approval_requested(self, call: str = "1-0", tool: str = "wipe") -> events.ApprovalRequested:
+        return self.add(events.ApprovalRequested, call=call, tool=tool, arguments={}, expires_at=EXPIRES_AT)
+
+    def resolved(
+        self, decision: Literal["approved", "denied", "expired"] = "approved", call: str = "1-0"
+    ) -> events.ApprovalResolved:
+        return self.add(events.ApprovalResolved, call=call, decision=decision, by="user")
+
+    def input_requested(self, call: str = "1-0") -> events.InputRequested:
+        return self.add(events.InputRequested, question="Which one?", call=call, expires_at=EXPIRES_AT)
+
+    def told(
+        self,
+        text: str = "and this?",
+        *,
+        call: str | None = None,
+        command: str | None = None,
+        mode: Literal["append", "redirect"] = "append",
+    ) -> events.InputReceived:
+        return self.add(events.InputReceived, text=text, by="user", mode=mode, call=call, command=command)
+
+    def child_started(self, call: str = "1-0", child: str = CHILD) -> events.SubtaskStarted:
+        return self.add(events.SubtaskStarted, call=call, child=child)
+
+    def child_ended(
+        self, call: str = "1-0", child: str = CHILD, status: str = "completed", output: str | None = "done"
+    ) -> events.SubtaskCompleted:
+        return self.add(events.SubtaskCompleted, call=call, child=child, status=status, output=output)
+
+    def cancelled(self) -> events.TaskCancelled:
+        return self.add(events.TaskCancelled, output=self.state.output_so_far, by="user")
+
 
 class FoldedStep(ClaimedStep):
     """A claimed step whose appends are folded, and stored nowhere.
@@ -166,6 +226,7 @@ class FoldedStep(ClaimedStep):
         self.claim = claim
         self.deliveries = claim.delivery
         self.appends_open = 0
+        self.on_news = None
         self._on_append = on_append
 
     @property
@@ -185,6 +246,11 @@ class FoldedStep(ClaimedStep):
         event = build(self.journal.stamp(now()))
         self.journal.fold(event)
         return event
+
+    async def append_if(
+        self, build: Callable[[Stamp], JournalEvent], still_so: Callable[[TaskState], bool]
+    ) -> JournalEvent | None:
+        return await self.append(build) if still_so(self.state) else None
 
 
 def turn_work(request: TaskRequest | None = None, turn: int = 1, gen: int = 0, **fields: Any) -> TurnWork:

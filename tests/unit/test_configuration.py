@@ -9,6 +9,7 @@ import pytest
 
 from mesh.configuration import (
     NO_FILE,
+    AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
     PoolConfiguration,
     ScriptedProviderConfiguration,
@@ -20,9 +21,11 @@ from mesh.configuration import (
 )
 from mesh.errors import SettingsError
 from mesh.settings import load_settings
+from mesh.tool_configuration import McpServerConfiguration, ToolConfiguration
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = '[providers.local]\nkind = "openai"\nbase_url = "http://127.0.0.1:8000/v1"\n'
+CLAUDE = '[providers.claude]\nkind = "anthropic"\n'
 POOL = '[pools.default]\nprovider = "local"\nmodel = "m"\n'
 SECRET = "sk-made-up-0123456789"
 
@@ -79,6 +82,58 @@ def test_pools_and_providers_are_read() -> None:
     assert configuration.provider_of("gpu-0_a") is configuration.providers["local"]
 
 
+def test_anthropics_provider_is_read_and_needs_nothing() -> None:
+    configuration = parse_configuration(
+        b"""
+        [providers.plain]
+        kind = "anthropic"
+
+        [providers.deep]
+        kind = "anthropic"
+        base_url = "https://models.example"
+        api_key_env = "DEEP_KEY"
+        first_token_seconds = 2.5
+        headers = { "anthropic-beta" = "some-1" }
+        max_output_tokens = 9000
+        thinking_budget_tokens = 8999
+        """
+    )
+    assert configuration.providers["plain"] == AnthropicProviderConfiguration(base_url="https://api.anthropic.com")
+    assert configuration.providers["deep"] == AnthropicProviderConfiguration(
+        base_url="https://models.example",
+        api_key_env="DEEP_KEY",
+        first_token_seconds=2.5,
+        headers={"anthropic-beta": "some-1"},
+        max_output_tokens=9000,
+        thinking_budget_tokens=8999,
+    )
+    assert api_key(configuration, "deep", {"DEEP_KEY": SECRET}) == SECRET
+
+
+def test_tools_and_mcp_servers_are_read() -> None:
+    tools = parse_configuration(
+        b"""
+        [tools.http_get]
+        allowed_hosts = ["a.example", "*.b.example:8080", "[::1]:9000", "10.0.0.1"]
+        allow_private = true
+
+        [tools.files_read]
+        approval = "always"
+        idempotent = false
+        timeout_seconds = 3
+
+        [mcp.files]
+        command = ["npx", "server"]
+        env_from = ["TOKEN"]
+        """
+    ).tools
+    assert tools.http_get.allow_private
+    assert len(tools.http_get.allowed_hosts) == 4
+    assert tools.of("files_read") == ToolConfiguration(approval="always", idempotent=False, timeout_seconds=3)
+    assert tools.of("add") == ToolConfiguration()
+    assert tools.mcp == {"files": McpServerConfiguration(command=["npx", "server"], env_from=["TOKEN"])}
+
+
 def test_what_names_no_pool_has_the_default_one() -> None:
     assert parse("") == default_configuration()
     assert load_configuration(Path(NO_FILE)).pools == default_configuration().pools
@@ -108,6 +163,27 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         (f'{LOCAL}headers = {{ Authorization = "x" }}', "providers.local.headers.'Authorization'", "api_key_env"),
         (f'{LOCAL}headers = {{ "X-A" = "b\\r\\nX-C: d" }}', "providers.local.headers.'X-A'", "no header"),
         (f'{LOCAL}headers = {{ "X A" = "b" }}', "providers.local.headers.'X A'", "no header"),
+        (f"{CLAUDE}base_url = 'ftp://a'", "providers.claude.base_url", "must be http"),
+        (f"{CLAUDE}continue_prefix = 'vllm'", "providers.claude", "`continue_prefix`"),
+        (f"{CLAUDE}thinking_budget_tokens = 1023", "providers.claude.thinking_budget_tokens", ">= 1024"),
+        (f"{CLAUDE}thinking_budget_tokens = 4096", "providers.claude.thinking_budget_tokens", "less than"),
+        (f'{CLAUDE}headers = {{ X-Api-Key = "x" }}', "providers.claude.headers.'X-Api-Key'", "api_key_env"),
+        ("tools = 1", "tools", "must be tables"),
+        ("[tools.'a.b']", "tools.'a.b'", "matching regex"),
+        ("[tools.add]\napproval = 'sometimes'", "tools.add.approval", "'sometimes'"),
+        ("[tools.add]\ntimeout_seconds = 0", "tools.add.timeout_seconds", "> 0"),
+        ("[tools.add]\nallowed_hosts = ['a']", "tools.add", "`allowed_hosts`"),
+        ("[tools.http_get]\nallowed_hosts = ['http://a/']", "tools.http_get.allowed_hosts", "no <host>"),
+        ("[tools.http_get]\nallowed_hosts = ['*']", "tools.http_get.allowed_hosts", "no <host>"),
+        ("[tools.http_get]\nallowed_hosts = ['a:99999']", "tools.http_get.allowed_hosts", "no <host>"),
+        ("[mcp.Files]\nurl = 'http://a/mcp'", "mcp.'Files'", "matching regex"),
+        ("[mcp.files]", "mcp.files", "either command or url"),
+        ("[mcp.files]\ncommand = ['a']\nurl = 'http://a'", "mcp.files", "either command or url"),
+        ("[mcp.files]\ncommand = []", "mcp.files.command", "length >= 1"),
+        ("[mcp.files]\nurl = 'ftp://a'", "mcp.files.url", "must be http"),
+        ("[mcp.files]\nurl = 'http://u:p@a/'", "mcp.files.url", "takes no user"),
+        ("[mcp.files]\nurl = 'http://a'\nenv = { A = 'b' }", "mcp.files", "are for a command"),
+        ("[mcp.files]\ncommand = ['a']\napi_key_env = 'A'", "mcp.files.api_key_env", "env_from"),
         ("[providers", "not valid TOML", ""),
         ("[pools.default]\n[pools.default]", "not valid TOML", ""),
     ],
@@ -216,13 +292,13 @@ def test_the_example_is_valid_with_everything_in_it_switched_on() -> None:
     lines = (ROOT / "mesh.example.toml").read_text().splitlines()
     switched_on = "\n".join(line.removeprefix("#") for line in lines if not line.startswith("# "))
     configuration = parse_configuration(switched_on.encode(), "mesh.example.toml")
-    assert set(configuration.providers) == {"scripted", "vllm", "ollama", "llama_cpp", "openai"}
+    assert set(configuration.providers) == {"scripted", "vllm", "ollama", "llama_cpp", "openai", "anthropic"}
     assert set(configuration.pools) == {"default", "small", "large"}
 
 
 def test_the_readmes_examples_are_valid() -> None:
     lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
     examples = [pair for pair in pairwise(lines) if pair[0].startswith("providers.mine = ")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         assert parse_configuration("\n".join(example).encode()).pools["default"].provider == "mine"

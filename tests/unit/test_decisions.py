@@ -16,7 +16,6 @@ from contracts.tasks import TaskRequest, fingerprint
 from contracts.work import Work
 from mesh.decisions import (
     Begin,
-    Cancel,
     Claim,
     Decision,
     Drop,
@@ -24,15 +23,15 @@ from mesh.decisions import (
     Fail,
     GiveUp,
     Later,
+    Leave,
     Refuse,
     Retry,
     Settle,
     SettleDeadLetter,
     StepFailed,
-    Unknown,
     decide,
-    decide_cancel,
     decide_failure,
+    decide_stranded,
     queued_event,
 )
 from mesh.fold import TaskState
@@ -85,6 +84,39 @@ def call_completed(journal: HandMadeJournal) -> object:
 def call_failed(journal: HandMadeJournal) -> object:
     error = ErrorInfo("tool-timeout", "no result")
     return journal.add(events.ToolFailed, turn=1, call="1-0", tool="add", error=error, outcome="failed")
+
+
+def turn_1_asks_for_agreement(journal: HandMadeJournal) -> object:
+    asked = events.ToolCall("1-0", "add", {"a": 1, "b": 2}, approval=True)
+    return journal.add(
+        events.TurnCompleted,
+        turn=1,
+        text="",
+        calls=[asked],
+        finish_reason="tool_calls",
+        usage=events.Usage(),
+        timings=events.Timings(),
+    )
+
+
+def agreement_asked(journal: HandMadeJournal) -> object:
+    return journal.add(events.ApprovalRequested, call="1-0", tool="add", arguments={}, expires_at=START)
+
+
+def agreed(journal: HandMadeJournal) -> object:
+    return journal.add(events.ApprovalResolved, call="1-0", decision="approved", by="test")
+
+
+def denied(journal: HandMadeJournal) -> object:
+    return journal.add(events.ApprovalResolved, call="1-0", decision="denied", by="test")
+
+
+def child_started(journal: HandMadeJournal) -> object:
+    return journal.add(events.SubtaskStarted, call="1-0", child=TASK)
+
+
+def said(journal: HandMadeJournal) -> object:
+    return journal.add(events.InputReceived, text="and this?", by="test", mode="append", command="c")
 
 
 def dead(journal: HandMadeJournal) -> object:
@@ -147,7 +179,21 @@ def expired(journal: HandMadeJournal) -> object:
         # What the step builds on is not there.
         ([queued], TURN_2, Later()),
         ([queued, claimed], TURN_2, Later()),
-        ([queued, claimed, turn_1_asks_for_a_call], TURN_2, Claim()),
+        ([queued, claimed, turn_1_asks_for_a_call], TURN_2, Later()),
+        ([queued, claimed, turn_1_asks_for_a_call, call_claimed, call_completed], TURN_2, Claim()),
+        # Nobody has agreed yet, whoever sent the call; a call of another tool was never asked for.
+        ([queued, claimed, turn_1_asks_for_agreement], CALL, Later()),
+        ([queued, claimed, turn_1_asks_for_agreement, agreement_asked], CALL, Later()),
+        ([queued, claimed, turn_1_asks_for_agreement, agreement_asked, agreed], CALL, Claim()),
+        ([queued, claimed, turn_1_asks_for_agreement, agreement_asked, denied], CALL, Settle()),
+        # A turn is only done once what it leads to is recorded.
+        ([queued, claimed, turn_1_asks_for_agreement], TURN_1, Claim()),
+        ([queued, claimed, turn_1_asks_for_agreement, agreement_asked], TURN_1, Settle()),
+        # A sub-task's end is the call's.
+        ([queued, claimed, turn_1_asks_for_a_call, call_claimed, child_started], CALL, Settle()),
+        # What the user said too late for the turn makes another one.
+        ([queued, claimed, said, turn_1_is_the_last], TURN_1, Settle()),
+        ([queued, claimed, said, turn_1_is_the_last], TURN_2, Claim()),
         # Work to be done.
         ([queued], TURN_1, Claim()),
         ([queued, claimed], TURN_1, Claim()),
@@ -168,6 +214,30 @@ def test_a_step_that_gave_up_is_settled_as_a_dead_letter(tellings: list[Telling]
     state = told(*tellings)
     dead_letter = state.dead_letters[work.step, 0]
     assert decide(state, work, MESSAGE, START) == SettleDeadLetter(dead_letter)
+
+
+@pytest.mark.parametrize(
+    ("tellings", "work", "decision"),
+    [
+        # Replayed since, or another message's: nothing is left to do.
+        ([queued, claimed, dead, replayed], TURN_1, Leave()),
+        # Its result is recorded, or the task is over.
+        ([queued, claimed, turn_1_asks_for_a_call], TURN_1, Leave()),
+        ([queued, claimed, ended], TURN_1, Leave()),
+        ([queued, claimed, turn_1_asks_for_a_call, call_claimed, call_failed], CALL, Leave()),
+        # Nobody will do it any more.
+        ([queued, claimed], TURN_1, GiveUp()),
+        ([queued], TURN_1, GiveUp()),
+        ([queued, claimed, turn_1_is_the_last], TURN_1, GiveUp()),
+        ([queued, claimed, turn_1_asks_for_a_call], CALL, GiveUp()),
+        # Its journal was never begun.
+        ([], TURN_1, Begin(TURN_1)),
+        ([], CALL, Refuse(ErrorInfo("journal-missing", "no journal fits step 1-0"))),
+    ],
+)
+def test_what_to_do_with_a_message_that_nobody_will_get(tellings: list[Telling], work: Work, decision: object) -> None:
+    """Rule 8."""
+    assert decide_stranded(told(*tellings), work, MESSAGE, START) == decision
 
 
 @pytest.mark.parametrize(
@@ -308,46 +378,3 @@ def test_a_failure_is_stored_with_its_code() -> None:
     error = failure()
     assert error.info() == ErrorInfo("provider-error", "no")
     assert (error.retryable, error.terminal, error.retry_after_seconds) == (True, False, None)
-
-
-def test_a_task_that_goes_on_is_cancelled_one_that_has_ended_is_settled_one_that_is_not_there_is_unknown() -> None:
-    journal = HandMadeJournal()
-    assert decide_cancel(journal.state) == Unknown()
-    journal.queued()
-    assert decide_cancel(journal.state) == Cancel()
-    claim = journal.claimed()
-    assert decide_cancel(journal.state) == Cancel()
-    journal.add(events.TaskDeadLettered, step="1", gen=0, error=ErrorInfo("x", "y"), deliveries=1)
-    assert decide_cancel(journal.state) == Cancel()
-    journal.add(events.TaskCancelled, output=None, by="test")
-    assert decide_cancel(journal.state) == Settle()
-    # Who claimed last may settle, though nobody owns a step of a task that is over.
-    assert not journal.state.owns(claim)
-    assert journal.state.is_last_claim(claim)
-
-
-def test_a_claim_is_the_last_one_until_another_of_its_step_and_gen_comes() -> None:
-    journal = HandMadeJournal()
-    journal.queued()
-    claim = journal.claimed()
-    journal.claimed("2")
-    assert journal.state.is_last_claim(claim)
-    journal.claimed(delivery=2)
-    assert not journal.state.is_last_claim(claim)
-
-
-def test_the_output_so_far_is_the_text_of_the_last_turn_that_has_any() -> None:
-    journal = HandMadeJournal()
-    seen: list[str | None] = []
-
-    def look(_: object) -> None:
-        seen.append(journal.state.output_so_far)
-
-    look(journal.queued())
-    look(journal.claimed())
-    journal.delta("one ")
-    look(journal.delta("two"))
-    journal.turn_completed("one two", calls=1)
-    look(journal.claimed("2"))
-    look(journal.delta("three", turn=2))
-    assert seen == [None, None, "one two", "one two", "three"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -11,6 +12,7 @@ import pytest
 from contracts import sse
 from contracts.codec import encode
 from contracts.errors import problem
+from contracts.inputs import ApprovalInput, MessageInput
 from contracts.sse import Frame
 from meshctl import client as client_module
 from meshctl.client import Client, Cursor, Received, Reconnection
@@ -189,6 +191,24 @@ async def test_a_task_that_is_gone_after_it_was_seen_is_an_error() -> None:
 async def test_what_is_no_stream_of_a_journal_is_refused(answer: httpx.Response, complaint: str) -> None:
     with pytest.raises(StreamBroken, match=complaint):
         await follow(Edge(answer))
+
+
+async def test_what_is_said_is_posted_with_its_key_if_it_has_one() -> None:
+    record = {
+        "id": TASK, "tenant": "default", "status": "waiting", "pool": "default", "priority": "normal",
+        "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z", "sequence": 9,
+    }  # fmt: skip
+    edge = Edge(*[httpx.Response(202, content=encode(record)) for _ in range(2)])
+    async with Client("http://127.0.0.1:1", "http://127.0.0.1:2", transport=edge) as client:
+        answer = await client.say(TASK, ApprovalInput(call="1-0", decision="denied"))
+        await client.say(TASK, MessageInput(text="Q3", mode="redirect"), "k")
+    assert (answer.value.status, answer.raw) == ("waiting", encode(record))
+    assert [(request.method, request.url.path) for request in edge.asked] == [("POST", f"/v1/tasks/{TASK}/inputs")] * 2
+    assert [request.headers.get("idempotency-key") for request in edge.asked] == [None, "k"]
+    assert [json.loads(request.content) for request in edge.asked] == [
+        {"kind": "approval", "call": "1-0", "decision": "denied"},
+        {"kind": "message", "text": "Q3", "mode": "redirect"},
+    ]
 
 
 async def test_an_answer_that_is_no_problem_document_is_named_by_its_status() -> None:

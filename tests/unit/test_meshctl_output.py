@@ -11,14 +11,15 @@ from rich.console import Console
 from contracts import events
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, TaskmeshError, problem
-from contracts.events import Stamp, Timings, Usage
-from contracts.status import TaskRecord
+from contracts.events import Parent, Stamp, Timings, Usage
+from contracts.status import OpenApproval, OpenQuestion, TaskRecord
 from contracts.tasks import TaskRequest
 from meshctl.__main__ import _line
 from meshctl.client import Received
 from meshctl.errors import ApiError, MeshctlError
+from meshctl.inputs import only_approval
 from meshctl.output import printable
-from meshctl.rendering import StreamText, record_text
+from meshctl.rendering import StreamText, first_words, record_text
 from meshctl.screen import Screen
 from meshctl.tables import tasks_table
 from meshctl.transcript import Transcript
@@ -93,6 +94,82 @@ def test_words_run_on_and_milestones_get_lines_of_their_own() -> None:
     )
 
 
+ARGUMENTS = {"command": "rm -r build", "why": "two\nlines"}
+EXPIRES = datetime(2026, 1, 3, tzinfo=UTC)
+
+
+def asked_for(n: int, tenant: str = "default") -> events.ApprovalRequested:
+    common = Stamp(TASK, TASK, tenant, n, TIME)
+    return events.ApprovalRequested(*common, call="1-0", tool="shell", arguments=ARGUMENTS, expires_at=EXPIRES)
+
+
+def test_a_turn_shows_each_call_and_what_was_decided_on_it() -> None:
+    calls = [
+        events.ToolCall("1-0", "shell", {"command": "ls"}, approval=True),
+        events.ToolCall("1-1", "add", {"a": 1}),
+        events.ToolCall("1-2", "nope", {}, error=ErrorInfo("tool-unknown", "there is no such tool")),
+    ]
+    turn = events.TurnCompleted(
+        *stamp(1), turn=1, text="", calls=calls, finish_reason="tool_calls", usage=Usage(), timings=Timings()
+    )
+    assert shown(turn).splitlines() == [
+        "· turn 1 completed: tool_calls, 0 tokens",
+        '  calls shell (1-0) {"command":"ls"}; waits for approval',
+        '  calls add (1-1) {"a":1}',
+        "  calls nope (1-2) {}; tool-unknown: there is no such tool",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            events.ToolProgress(*stamp(1), turn=1, call="1-0", tool="fetch", progress=3, total=10, message="page 3"),
+            "call 1-0 (fetch) is at 3 of 10: page 3",
+        ),
+        (
+            events.ToolCompleted(*stamp(1), turn=1, call="1-0", tool="add", result={"sum": 3}, timings=Timings()),
+            'call 1-0 (add) completed: {"sum":3}',
+        ),
+        (
+            events.ToolFailed(
+                *stamp(1), turn=1, call="1-0", tool="send", error=ErrorInfo("tool-timeout", "60 s"), outcome="unknown"
+            ),
+            "call 1-0 (send) failed: tool-timeout: 60 s; it may have had its effect",
+        ),
+        (events.SubtaskStarted(*stamp(1), call="1-0", child=TASK), f"call 1-0 is task {TASK}"),
+        (
+            events.SubtaskCompleted(*stamp(1), call="1-0", child=TASK, status="completed", output="forty-two"),
+            f"call 1-0: task {TASK} is completed: forty-two",
+        ),
+        (
+            events.ApprovalResolved(*stamp(1), call="1-0", decision="denied", by="Ada", reason="too much"),
+            "call 1-0 is denied, by Ada: too much",
+        ),
+        (
+            events.InputReceived(*stamp(1), text="Q3", by="http", mode="append", call="1-1"),
+            "answer by http: Q3",
+        ),
+        (events.InputReceived(*stamp(1), text="stop", by="http", mode="redirect"), "redirect by http: stop"),
+    ],
+)
+def test_what_becomes_of_a_call_is_one_line(event: events.Event, line: str) -> None:
+    assert shown(event) == f"· {line}\n"
+
+
+def test_who_is_asked_is_told_how_to_answer() -> None:
+    assert shown(asked_for(1)).splitlines() == [
+        '· approval of call 1-0 (shell) {"command":"rm -r build","why":"two\\nlines"}, until 2026-01-03 00:00:00Z',
+        f"  meshctl approve {TASK} 1-0",
+    ]
+    assert shown(asked_for(1, "acme")).endswith(f"  meshctl approve --tenant acme {TASK} 1-0\n")
+    question = events.InputRequested(*stamp(1), question="Which quarter?", call="1-1", expires_at=EXPIRES)
+    assert shown(question).splitlines() == [
+        "· asks: Which quarter? (1-1, until 2026-01-03 00:00:00Z)",
+        f"  meshctl say {TASK} TEXT",
+    ]
+
+
 def test_an_event_of_a_new_type_is_shown_by_its_fields() -> None:
     news = {
         "type": "moon.risen",
@@ -148,6 +225,33 @@ def test_a_record_shows_what_there_is() -> None:
         "output",
         "forty-two",
     ]
+
+
+def approval(call: str) -> OpenApproval:
+    return OpenApproval(call=call, tool="shell", arguments={"command": "ls"}, expires_at=EXPIRES)
+
+
+def test_a_record_shows_what_waits_for_a_person_and_whose_part_it_is() -> None:
+    waiting = record(
+        status="waiting",
+        parent=Parent(TASK, "2-1", 1),
+        approvals=[approval("1-0")],
+        questions=[OpenQuestion(question="Which quarter?", call="1-1", expires_at=EXPIRES)],
+    )
+    assert record_text(waiting).splitlines()[-3:] == [
+        f"parent    {TASK}, call 2-1",
+        'approve   1-0 (shell) {"command":"ls"}, until 2026-01-03 00:00:00Z',
+        "asks      Which quarter? (1-1, until 2026-01-03 00:00:00Z)",
+    ]
+    assert first_words(waiting) == "asks: Which quarter?; approve shell?"
+
+
+def test_the_only_approval_that_is_open_need_not_be_named() -> None:
+    assert only_approval(record(status="waiting", approvals=[approval("1-0")])).call == "1-0"
+    with pytest.raises(MeshctlError, match="is completed, and waits for no approval"):
+        only_approval(record())
+    with pytest.raises(MeshctlError, match=r"2 calls wait, so name one: 1-0 \(shell\) .*; 1-1 \(shell\)"):
+        only_approval(record(status="waiting", approvals=[approval("1-0"), approval("1-1")]))
 
 
 def test_a_list_has_one_line_for_each_task() -> None:

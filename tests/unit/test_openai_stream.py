@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from contracts.events import Usage
 from inference_worker import openai_stream
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta
-from inference_worker.openai_errors import ProviderFailed
-from inference_worker.openai_stream import Answer, LineReader, RequestedCall
+from inference_worker.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
+from inference_worker.openai_stream import Answer
+from inference_worker.provider_errors import ProviderFailed
 from tests.support.model_server import chunk, usage
 
 
@@ -33,43 +31,7 @@ def calls(*deltas: dict[str, Any], finish_reason: str = "tool_calls") -> list[Re
     """What deltas of calls, each in a chunk of its own, come to."""
     answer, out = taken(*(chunk({"tool_calls": [delta]}) for delta in deltas), chunk({}, finish_reason))
     assert (out, answer.begun) == ([], True)
-    return answer.calls()
-
-
-# Lines
-
-LINES = b'data: {"a": 1}\n\n: comment\n\nevent: x\r\ndata:{"b": 2}\r\n\r\nerror: {"c": 3}\n\nid: 7\n\ndata: [DONE]\n\n'
-PAYLOADS = [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b"[DONE]"]
-
-
-@given(st.lists(st.integers(0, len(LINES)), max_size=20))
-def test_lines_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
-    places = [0, *sorted(cuts), len(LINES)]
-    reader = LineReader()
-    found = [line for i in range(len(places) - 1) for line in reader.feed(LINES[places[i] : places[i + 1]])]
-    assert found == PAYLOADS
-    assert reader.end() == []
-
-
-def test_a_line_counts_as_soon_as_it_is_whole() -> None:
-    reader = LineReader()
-    assert reader.feed(b'data: {"a"') == []
-    assert reader.feed(b": 1}\n") == [b'{"a": 1}']
-
-
-def test_a_last_line_needs_no_end() -> None:
-    reader = LineReader()
-    assert reader.feed(b"data: [DONE]") == []
-    assert reader.end() == [b"[DONE]"]
-    assert reader.end() == []
-
-
-def test_a_line_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_stream, "LINE_BYTES_MAX", 100)
-    reader = LineReader()
-    reader.feed(b"data: " + b"x" * 90)
-    with pytest.raises(ProviderFailed, match="a line of more than"):
-        reader.feed(b"x" * 90)
+    return list(answer.finished().calls)
 
 
 # Deltas
@@ -191,8 +153,8 @@ def test_what_is_no_chunk_is_a_failure(payload: object, code: str, retryable: bo
 
 # Calls
 
-ONE = RequestedCall("c1", "add", {"a": 1})
-TWO = RequestedCall("c2", "add", {"b": 2})
+ONE = RequestedCall("add", {"a": 1})
+TWO = RequestedCall("add", {"b": 2})
 
 
 def test_calls_are_gathered_by_index() -> None:
@@ -203,6 +165,13 @@ def test_calls_are_gathered_by_index() -> None:
         call(1, None, None, '{"b": 2}'),
         call(0, None, None, ": 1}"),
     ) == [ONE, TWO]
+
+
+def test_calls_may_come_whole_and_together() -> None:
+    """Ollama's do."""
+    both = [call(0, "c1", "add", '{"a": 1}'), call(1, "c2", "add", '{"b": 2}')]
+    answer, _ = taken(chunk({"content": "", "tool_calls": both}), chunk({}, "tool_calls"))
+    assert list(answer.finished().calls) == [ONE, TWO]
 
 
 def test_a_new_id_is_a_new_call_whatever_the_index() -> None:
@@ -221,28 +190,38 @@ def test_calls_without_an_index_are_told_apart_by_id() -> None:
 
 def test_arguments_may_be_absent_or_an_object() -> None:
     assert calls(call(0, "c1", "add", {"a": 1})) == [ONE]
-    assert calls(call(0, "c1", "now", None)) == [RequestedCall("c1", "now", {})]
+    assert calls(call(0, "c1", "now", None)) == [RequestedCall("now", {})]
 
 
+@pytest.mark.parametrize("finish_reason", ["tool_calls", "length", "stop"])
 @pytest.mark.parametrize("arguments", ['{"a": ', "[1]", "1", "nothing"])
-def test_arguments_are_checked_whatever_finish_reason_says(arguments: str) -> None:
-    """vLLM may call a truncated call finished."""
-    with pytest.raises(ProviderFailed, match="arguments") as failed:
-        calls(call(0, "c1", "add", arguments))
-    assert failed.value.retryable
+def test_arguments_are_checked_whatever_finish_reason_says(arguments: str, finish_reason: str) -> None:
+    """vLLM may call a truncated call finished. The model is told, and the other calls are as good as before."""
+    whole, cut = calls(call(0, "c1", "add", '{"a": 1}'), call(1, "c2", "add", arguments), finish_reason=finish_reason)
+    assert whole == ONE
+    assert (cut.name, cut.arguments) == ("add", None)
+    assert cut.error
+
+
+def test_a_last_call_without_arguments_is_cut_off_where_the_output_is() -> None:
+    first, last = calls(call(0, "c1", "now", ""), call(1, "c2", "now", ""), finish_reason="length")
+    assert first == RequestedCall("now", {}), "the model has gone on to the next one"
+    assert last == RequestedCall("now", None, "the call was cut off")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("tool_calls", "tool_calls"), ("function_call", "tool_calls"), ("stop", "tool_calls"), ("length", "length")],
+)
+def test_an_answer_with_calls_finishes_with_them_whatever_the_server_calls_it(said: str, expected: str) -> None:
+    answer, _ = taken(chunk({"content": "Well."}), chunk({"tool_calls": [call(0, "c1", "add", '{"a": 1}')]}, said))
+    assert answer.finished() == Finished(finish_reason=expected, usage=Usage(), calls=(ONE,))  # type: ignore[arg-type]  # a word
 
 
 def test_calls_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_stream, "CALLS_MAX", 1)
-    monkeypatch.setattr(openai_stream, "ARGUMENTS_CHARACTERS_MAX", 10)
+    monkeypatch.setattr(openai_stream, "ARGUMENTS_BYTES_MAX", 10)
     with pytest.raises(ProviderFailed, match="more than 1 calls"):
         calls(call(0, "c1", "add", ""), call(1, "c2", "add", ""))
     with pytest.raises(ProviderFailed, match="too long"):
-        calls(call(0, "c1", "add", "x" * 6), call(0, None, None, "x" * 6))
-
-
-def test_an_answer_with_calls_fails_the_task_for_now() -> None:
-    answer, _ = taken(chunk({"tool_calls": [call(0, "c1", "add", "{}")]}), chunk({}, "tool_calls"))
-    with pytest.raises(ProviderFailed) as failed:
-        answer.finished()
-    assert (failed.value.code, failed.value.terminal) == ("provider-bad-request", True)
+        calls(call(0, "c1", "add", "x" * 6), call(0, None, None, "ü" * 3))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+
+import pytest
 
 from contracts import events, subjects
 from contracts.codec import encode
 from mesh.reading import Stored
-from steward.retention import deltas_end, task_may_go
+from steward.retention import REST_SECONDS_MAX, ROUND_SECONDS, deltas_due, pause_seconds, task_may_go
 from tests.unit.journals import START, TASK, TENANT, HandMadeJournal
 
 
@@ -17,20 +19,52 @@ def log_of(journal: HandMadeJournal) -> list[Stored]:
     return [Stored(event.n * 10, subject, encode(event)) for event in journal.events if not events.is_delta(event)]
 
 
-def test_deltas_go_up_to_the_last_completed_turn_that_is_old_enough_and_never_beyond() -> None:
+HOUR = timedelta(hours=1)
+DELTA_SUBJECT = subjects.journal_delta(TENANT, TASK)
+
+
+def two_turns() -> list[Stored]:
+    """The first turn was completed after an hour, at sequence 30, the second after five, at sequence 60."""
     journal = HandMadeJournal()
     journal.queued()
     journal.claimed()
     journal.delta("a")
-    assert deltas_end(log_of(journal), START + timedelta(days=9)) == 0
-    journal.turn_completed("a", time=START + timedelta(hours=1))
-    journal.claimed("2")
+    journal.turn_completed("a", time=START + HOUR)
+    journal.claimed("2", time=START + HOUR)
     journal.delta("b", turn=2)
-    journal.turn_completed("b", turn=2, time=START + timedelta(hours=5))
+    journal.turn_completed("b", turn=2, time=START + 5 * HOUR)
     journal.delta("c", turn=3)
-    assert deltas_end(log_of(journal), START) == 0
-    assert deltas_end(log_of(journal), START + timedelta(hours=2)) == 30
-    assert deltas_end(log_of(journal), START + timedelta(hours=9)) == 60
+    return log_of(journal)
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "below", "cursor"),
+    [
+        pytest.param(START - HOUR, {}, 7, id="nothing is old enough: the cursor stays"),
+        pytest.param(START + HOUR / 2, {}, 10, id="old, but no turn is completed"),
+        pytest.param(START + HOUR, {DELTA_SUBJECT: 30}, 40, id="the first turn, however young the second is"),
+        pytest.param(START + 9 * HOUR, {DELTA_SUBJECT: 60}, 60, id="both, in one purge"),
+    ],
+)
+def test_a_turns_deltas_go_once_it_was_completed_long_enough_ago(
+    cutoff: datetime, below: dict[str, int], cursor: int
+) -> None:
+    due = deltas_due(two_turns(), 7, cutoff)
+    assert (due.below, due.cursor, due.unreadable) == (below, cursor, [])
+    assert due.met_young == (cursor < 60)
+
+
+def test_what_cannot_be_read_is_said_and_passed_over() -> None:
+    milestones = two_turns()
+    broken = [
+        Stored(1, subjects.journal_log(TENANT, TASK), b"{"),
+        Stored(2, "events.NOBODY.nothing.log", milestones[0].payload),
+        Stored(3, subjects.journal_log(TENANT, TASK), milestones[0].payload.replace(b"task.queued", b"task.news")),
+    ]
+    due = deltas_due([*broken, *milestones], 0, START + HOUR)
+    assert (due.below, due.cursor) == ({DELTA_SUBJECT: 30}, 40)
+    assert [subject for subject, _ in due.unreadable] == [message.subject for message in broken[:2]]
+    assert deltas_due(broken, 0, START).cursor == 3
 
 
 def test_a_task_goes_once_it_has_ended_long_enough_or_its_journal_is_gone() -> None:
@@ -43,3 +77,10 @@ def test_a_task_goes_once_it_has_ended_long_enough_or_its_journal_is_gone() -> N
     journal.add(events.TaskCancelled, time=START + timedelta(days=5))
     assert not task_may_go(log_of(journal)[-1], START + timedelta(days=4))
     assert task_may_go(log_of(journal)[-1], START + timedelta(days=5))
+
+
+def test_rounds_follow_sooner_while_more_is_due_but_rest_nine_times_as_long_as_they_work() -> None:
+    assert pause_seconds(0.05, more=False) == ROUND_SECONDS
+    assert pause_seconds(0.05, more=True) == pytest.approx(0.45)
+    assert pause_seconds(2.0, more=True) == pause_seconds(2.0, more=False) == pytest.approx(18.0)
+    assert pause_seconds(100.0, more=True) == REST_SECONDS_MAX

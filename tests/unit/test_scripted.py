@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 
 from contracts.events import Usage
 from contracts.tasks import Message
-from inference_worker.chunks import Finished, TextDelta, TurnInput
+from inference_worker.chunks import Finished, RequestedCall, TextDelta, TurnInput
 from inference_worker.providers import open_providers
 from inference_worker.script import (
     EXCERPT_CHARACTERS_MAX,
+    TOOL_ANSWERS_MAX,
     Failure,
     Halfway,
     Hang,
@@ -24,8 +26,11 @@ from inference_worker.script import (
     Script,
     Text,
     parse_script,
+    plain_answer,
+    script_of_turn,
 )
 from inference_worker.scripted import Pace, ScriptedProvider
+from mesh.conversation import AssistantTurn, Entry, ToolAnswer
 from mesh.decisions import StepFailed
 from mesh.settings import Settings
 
@@ -38,8 +43,8 @@ def kill() -> None:
     raise Killed
 
 
-def turn_input(script: str, **fields: Any) -> TurnInput:
-    return TurnInput(messages=[Message("user", script)], model="scripted", **fields)
+def turn_input(script: str, since: Iterable[Entry] = (), **fields: Any) -> TurnInput:
+    return TurnInput(messages=[Message("user", script), *since], model="scripted", **fields)
 
 
 class Heard:
@@ -56,11 +61,11 @@ class Heard:
         return "".join(self.tokens)
 
 
-async def listen(script: str, *, exit_allowed: bool = False, **fields: Any) -> Heard:
+async def listen(script: str, since: Iterable[Entry] = (), *, exit_allowed: bool = False, **fields: Any) -> Heard:
     heard = Heard()
     provider = ScriptedProvider(exit_allowed=exit_allowed, exit_process=kill)
     try:
-        async with aclosing(provider.stream(turn_input(script, **fields))) as chunks:
+        async with aclosing(provider.stream(turn_input(script, since, **fields))) as chunks:
             async for chunk in chunks:
                 assert heard.finished is None, "a chunk after the last one"
                 match chunk:
@@ -105,7 +110,7 @@ async def listen(script: str, *, exit_allowed: bool = False, **fields: Any) -> H
     ],
 )
 def test_a_script_is_read(text: str, script: Script) -> None:
-    assert parse_script(text) == script
+    assert parse_script(text) == (script,)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +119,12 @@ def test_a_script_is_read(text: str, script: Script) -> None:
         ("!", "line 1: ! is no directive"),
         ("!dance", "line 1: !dance is no directive"),
         ("fine\n!Say 3", "line 2: !Say is no directive"),
-        ('!call add {"a":1,"b":2}', "line 1: !call is not supported by this version"),
-        ("!say 1\n!then", "line 2: !then is not supported by this version"),
-        ("!ask Which quarter?", "line 1: !ask is not supported by this version"),
+        ("!say 1\n!call", "line 2: !call takes the name of a tool"),
+        ("!call add\n" * 65, "line 65: !call: 65 is more than 64 calls in a turn"),
+        ("!ask  ", "!ask takes a question"),
+        ("!then what", "!then stands alone"),
+        ("!say 1\n!then\n!dance", "line 3: !dance is no directive"),
+        ("!say 100000\n!then\n!say 100001", "line 3: !say: 200001 is more than 200000 tokens in total"),
         ("!say", "!say takes one whole number"),
         ("!say many", "!say takes one whole number"),
         ("!say -1", "!say takes one whole number"),
@@ -168,16 +176,147 @@ def test_the_tokens_of_a_text_joined_are_the_text(text: str) -> None:
 
 @given(st.text(min_size=1).filter(lambda text: not any(line.startswith("!") for line in text.split("\n"))))
 def test_plain_text_gets_a_short_answer_of_its_own(text: str) -> None:
-    (answer,) = parse_script(text).acts
+    (answer,) = script_of_turn([Message("user", text)]).acts
     assert isinstance(answer, Text)
     assert len(answer.text) < EXCERPT_CHARACTERS_MAX + 100
     assert " ".join(text.split())[:EXCERPT_CHARACTERS_MAX].strip() in answer.text
-    assert parse_script(text) == parse_script(text)
 
 
 def test_a_long_script_is_read_in_linear_time() -> None:
-    script = parse_script("!rate 1\n" * 60_000 + "!say 1")
+    (script,) = parse_script("!rate 1\n" * 60_000 + "!say 1")
     assert len(script.acts) == 60_001
+
+
+# Turns, calls and questions
+
+
+@pytest.mark.parametrize(
+    ("directive", "call"),
+    [
+        ('!call add {"a":1,"b":2}', RequestedCall("add", {"a": 1, "b": 2})),
+        ('!call  add   { "a" : " 1 !" } ', RequestedCall("add", {"a": " 1 !"})),
+        ("!call current_time", RequestedCall("current_time", {})),
+        ("!ask  Which  quarter? ", RequestedCall("ask_user", {"question": "Which  quarter?"})),
+    ],
+)
+def test_a_call_is_read(directive: str, call: RequestedCall) -> None:
+    assert parse_script(directive) == (Script(calls=(call,)),)
+
+
+@pytest.mark.parametrize("arguments", ["a=1", '{"a":', "[1]", "3", "null", "NaN", '{"a":1} {}', "[" * 100_000])
+def test_arguments_that_are_no_object_go_out_as_a_models_mistake(arguments: str) -> None:
+    (script,) = parse_script(f"!call add {arguments}")
+    (call,) = script.calls
+    assert (call.name, call.arguments) == ("add", None)
+    assert call.error
+
+
+SCRIPT = """Two sums.
+!fail overloaded
+!call add {"a":1,"b":2}
+!call add {"a":3,"b":4}
+!then
+!exit 1
+!ask Which quarter?
+!then
+All done.
+"""
+ADD_1 = RequestedCall("add", {"a": 1, "b": 2})
+ADD_2 = RequestedCall("add", {"a": 3, "b": 4})
+PARTS = (
+    Script((Text("Two sums.\n"),), (Failure("overloaded", 1),), calls=(ADD_1, ADD_2)),
+    Script(exits=1, calls=(RequestedCall("ask_user", {"question": "Which quarter?"}),)),
+    Script((Text("All done.\n"),)),
+)
+
+
+def test_then_ends_a_turn_with_all_that_was_said_of_it() -> None:
+    assert parse_script(SCRIPT) == PARTS
+    assert parse_script("!then\n!then") == (Script(), Script(), Script())
+
+
+def test_each_turn_does_its_part() -> None:
+    entries: list[Entry] = [Message("user", SCRIPT)]
+    assert script_of_turn(entries) == PARTS[0]
+    entries += [AssistantTurn("Two sums.\n"), ToolAnswer("1-0", "add", "3"), ToolAnswer("1-1", "add", "7")]
+    assert script_of_turn(entries) == PARTS[1]
+    entries += [AssistantTurn(""), ToolAnswer("2-0", "ask_user", "the third")]
+    assert script_of_turn(entries) == PARTS[2]
+
+
+def test_a_plain_message_in_mid_run_does_not_end_a_script_and_a_new_script_begins_anew() -> None:
+    entries: list[Entry] = [Message("user", SCRIPT), AssistantTurn("Two sums.\n"), Message("user", "hurry up")]
+    assert script_of_turn(entries) == PARTS[1]
+    entries += [Message("user", "!say 2\n!then\n!say 3")]
+    assert script_of_turn(entries) == Script((Say(2),))
+    assert script_of_turn([*entries, AssistantTurn("t0 t1 ")]) == Script((Say(3),))
+
+
+def answer_to(*entries: Entry) -> str:
+    (answer,) = script_of_turn([*entries]).acts
+    assert isinstance(answer, Text)
+    return answer.text
+
+
+def test_behind_a_script_the_answer_is_made_from_what_the_tools_said() -> None:
+    asked: list[Entry] = [Message("user", "!call add\n!call add"), AssistantTurn("")]
+    answers = [ToolAnswer("1-0", "add", "3"), ToolAnswer("1-1", "add", "denied by\nCarol", is_error=True)]
+    assert answer_to(*asked, *answers) == "The tools said: 1-0 = 3; 1-1 failed: denied by Carol"
+
+
+def test_what_tools_said_before_the_newest_message_is_no_news() -> None:
+    said = ToolAnswer("1-0", "add", "3")
+    entries: list[Entry] = [Message("user", "!call add"), AssistantTurn(""), said, Message("user", "why?")]
+    assert answer_to(*entries).startswith("You said: why?\n")
+    assert answer_to(*entries, AssistantTurn("x"), ToolAnswer("2-0", "add", "4")) == "The tools said: 2-0 = 4"
+
+
+def test_an_answer_from_tools_is_short() -> None:
+    answers = [ToolAnswer(f"1-{index}", "read", "word " * 1_000) for index in range(64)]
+    answer = answer_to(Message("user", "read"), AssistantTurn(""), *answers)
+    assert len(answer) < TOOL_ANSWERS_MAX * (EXCERPT_CHARACTERS_MAX + 20) + 100
+    assert answer.endswith("; and 48 more")
+
+
+def test_a_conversation_without_a_user_is_answered_too() -> None:
+    assert answer_to(Message("assistant", "once upon")).startswith("You said: once upon\n")
+    assert plain_answer([]) == script_of_turn([])
+
+
+async def test_calls_stand_at_the_end_of_their_turn() -> None:
+    heard = await listen("one two\n!call add\nthree", prefix="one t")
+    assert heard.text == "wo\nthree\n"
+    assert heard.finished == Finished(finish_reason="tool_calls", usage=Usage(5, 3), calls=(RequestedCall("add", {}),))
+
+
+async def test_a_turn_that_is_cut_off_has_not_come_to_its_calls() -> None:
+    cut = await listen("!call add\n!say 3", max_output_tokens=2)
+    assert cut.finished == Finished(finish_reason="length", usage=Usage(4, 2))
+    whole = await listen("!call add\n!say 3", max_output_tokens=3)
+    assert whole.finished is not None
+    assert (whole.finished.finish_reason, len(whole.finished.calls)) == ("tool_calls", 1)
+
+
+@given(st.integers(0, 2), st.integers(0, 60))
+async def test_any_cut_point_of_any_turn_gives_the_same_text_and_calls(turns_before: int, cut: int) -> None:
+    script = "!say 3\n!call add\n!then\nand now\n!say 4\n!ask Why?\n!then\nthe end"
+    entries = [entry for _ in range(turns_before) for entry in (AssistantTurn("said"), ToolAnswer("1-0", "add", "3"))]
+    whole = await listen(script, entries)
+    rest = await listen(script, entries, prefix=whole.text[:cut])
+    assert whole.text[:cut] + rest.text == whole.text
+    assert rest.finished == whole.finished
+    assert whole.finished is not None
+    assert len(whole.finished.calls) == (0 if turns_before == 2 else 1)
+
+
+async def test_failures_and_exits_belong_to_their_turn() -> None:
+    failed = await listen(SCRIPT)
+    assert failed.error is not None
+    assert (failed.error.code, failed.killed) == ("provider-overloaded", False)
+    killed = await listen(SCRIPT, [AssistantTurn("")], exit_allowed=True)
+    assert (killed.error, killed.killed) == (None, True)
+    fine = await listen(SCRIPT, [AssistantTurn(""), AssistantTurn("")], exit_allowed=True)
+    assert (fine.text, fine.error, fine.killed) == ("All done.\n", None, False)
 
 
 # What happens in a turn
@@ -239,7 +378,7 @@ async def test_plain_text_is_answered_word_by_word() -> None:
 
 
 async def test_the_last_message_of_the_user_is_the_script() -> None:
-    messages = [
+    messages: list[Entry] = [
         Message("system", "!say 9"),
         Message("user", "!say 8"),
         Message("user", "!say 2"),

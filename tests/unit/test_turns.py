@@ -3,79 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import events
-from contracts.events import ToolCall, Usage
+from contracts.events import Usage
 from contracts.streams import MESSAGE_BYTES_MAX
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
 from inference_worker import turns
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, TextDelta, TurnInput
+from inference_worker.chunks import Finished, ReasoningDelta, TextDelta, TurnInput
 from inference_worker.scripted import ScriptedProvider
-from inference_worker.turns import TurnHandler, clip, failed_tries, messages_of
+from inference_worker.turns import TurnHandler, clip, failed_tries
 from mesh.clock import now
+from mesh.conversation import opening
 from mesh.decisions import StepFailed
 from mesh.errors import StepLost
-from tests.unit.journals import START, FoldedStep, HandMadeJournal, turn_work
-
-STOP = Finished(finish_reason="stop", usage=Usage(3, 4))
-HEAD = ["task.queued", "step.claimed"]
-END = ["turn.completed", "task.completed"]
-
-Event = Chunk | BaseException | Callable[[], Awaitable[object]]
-
-
-class PlayedProvider:
-    """Plays back chunks, raises exceptions and awaits functions, in order; remembers what it was asked."""
-
-    name = "played"
-    default_model = "played-1"
-
-    def __init__(self, *chunks: Event, continues_prefix: bool = True) -> None:
-        self.continues_prefix = continues_prefix
-        self.asked: list[TurnInput] = []
-        self.closed = asyncio.Event()
-        self._chunks = chunks
-
-    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        self.asked.append(turn)
-        try:
-            for chunk in self._chunks:
-                if isinstance(chunk, BaseException):
-                    raise chunk
-                if callable(chunk):
-                    await chunk()
-                else:
-                    yield chunk
-        finally:
-            self.closed.set()
+from tests.unit.journals import START, FoldedStep, HandMadeJournal
+from tests.unit.played import (
+    END,
+    HEAD,
+    STOP,
+    Event,
+    PlayedProvider,
+    claimed_step,
+    last,
+    turn_handler,
+)
 
 
 async def silence() -> None:
     await asyncio.Event().wait()
-
-
-def claimed_step(
-    journal: HandMadeJournal | None = None, request: TaskRequest | None = None, **options: Any
-) -> FoldedStep:
-    """Turn 1, claimed: in a new journal, or anew in one that is there."""
-    if journal is None:
-        journal = HandMadeJournal()
-        journal.queued(request)
-    work = turn_work(journal.state.queued.request if journal.state.queued else None, gen=journal.state.gen("1"))
-    return FoldedStep(journal, work, journal.claimed(gen=work.gen), **options)
-
-
-def last(step: FoldedStep, kind: type[events.Event]) -> Any:
-    found = [event for event in step.journal.events if isinstance(event, kind)]
-    assert len(found) == 1, f"{len(found)} of {kind}"
-    return found[0]
 
 
 def deltas(step: FoldedStep) -> str:
@@ -87,7 +48,7 @@ def deltas(step: FoldedStep) -> str:
 
 async def test_a_new_turn_is_streamed_completed_and_ends_the_task() -> None:
     step = claimed_step()
-    await TurnHandler(PlayedProvider(TextDelta("Hello "), TextDelta("world"), STOP)).perform(step)
+    await turn_handler(PlayedProvider(TextDelta("Hello "), TextDelta("world"), STOP)).perform(step)
     types = step.journal.types()
     assert types[:2] + types[-2:] == HEAD + END
     assert set(types[2:-2]) == {"output.delta"}
@@ -109,7 +70,7 @@ async def test_the_provider_is_asked_for_what_the_request_says() -> None:
         input="hi", instructions="Be brief.", model="large", max_output_tokens=7, temperature=0.5, priority="normal"
     )
     provider = PlayedProvider(STOP)
-    handler = TurnHandler(provider)
+    handler = turn_handler(provider)
     step = claimed_step(request=request)
     assert handler.describe_claim(step.state, step.work) == {"provider": "played", "model": "large"}
     await handler.perform(step)
@@ -129,14 +90,14 @@ async def test_the_provider_is_asked_for_what_the_request_says() -> None:
 async def test_a_request_without_a_model_gets_the_providers_own() -> None:
     provider = PlayedProvider(STOP)
     step = claimed_step()
-    assert TurnHandler(provider).describe_claim(step.state, step.work) == {"provider": "played", "model": "played-1"}
-    await TurnHandler(provider).perform(step)
+    assert turn_handler(provider).describe_claim(step.state, step.work) == {"provider": "played", "model": "played-1"}
+    await turn_handler(provider).perform(step)
     assert provider.asked[0].model == "played-1"
 
 
 async def test_a_turn_without_text_completes_with_none() -> None:
     step = claimed_step()
-    await TurnHandler(PlayedProvider(STOP)).perform(step)
+    await turn_handler(PlayedProvider(STOP)).perform(step)
     assert step.journal.types() == HEAD + END
     assert last(step, events.TaskCompleted).output == ""
     assert last(step, events.TurnCompleted).timings.first_token_seconds is None
@@ -165,7 +126,7 @@ async def test_a_completed_turn_whose_task_lacks_its_end_only_gets_that(
     provider = PlayedProvider(STOP)
     step = claimed_step(journal)
     before = len(journal.events)
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     assert journal.types()[before:] == ["task.completed"]
     end = last(step, events.TaskCompleted)
     assert (end.output, end.incomplete, end.usage) == ("whole", incomplete, Usage(5, 6))
@@ -185,7 +146,7 @@ def journal_with_part() -> HandMadeJournal:
 async def test_a_provider_that_can_goes_on_from_what_is_there() -> None:
     provider = PlayedProvider(TextDelta("world"), STOP)
     step = claimed_step(journal_with_part())
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     assert step.journal.types() == [*HEAD, "output.delta", "output.delta", "step.claimed", "output.delta", *END]
     assert provider.asked[0].prefix == "Hello "
     assert deltas(step) == last(step, events.TurnCompleted).text == last(step, events.TaskCompleted).output
@@ -195,7 +156,7 @@ async def test_a_provider_that_can_goes_on_from_what_is_there() -> None:
 async def test_a_provider_that_cannot_begins_again_and_says_so() -> None:
     provider = PlayedProvider(TextDelta("Hi!"), STOP, continues_prefix=False)
     step = claimed_step(journal_with_part())
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     assert step.journal.types()[5:] == ["turn.restarted", "output.delta", *END]
     restarted = last(step, events.TurnRestarted)
     assert (restarted.attempt, restarted.discard_from, restarted.reason) == (2, 2, "takeover")
@@ -207,7 +168,7 @@ async def test_a_restart_after_a_failed_try_gives_that_as_its_reason() -> None:
     journal = journal_with_part()
     journal.retrying(1)
     step = claimed_step(journal)
-    await TurnHandler(PlayedProvider(STOP, continues_prefix=False)).perform(step)
+    await turn_handler(PlayedProvider(STOP, continues_prefix=False)).perform(step)
     assert last(step, events.TurnRestarted).reason == "retry"
 
 
@@ -218,7 +179,7 @@ async def test_reasoning_without_text_cannot_be_continued() -> None:
     journal.reasoning("Hm")
     provider = PlayedProvider(ReasoningDelta("Let me see"), TextDelta("42"), STOP)
     step = claimed_step(journal)
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     assert last(step, events.TurnRestarted).discard_from == 2
     turn = last(step, events.TurnCompleted)
     assert (turn.reasoning, turn.text) == ("Let me see", "42")
@@ -231,7 +192,7 @@ async def test_a_restart_discards_reasoning_before_the_text_too() -> None:
     journal.reasoning("Hm")
     journal.delta("4")
     step = claimed_step(journal)
-    await TurnHandler(PlayedProvider(TextDelta("42"), STOP, continues_prefix=False)).perform(step)
+    await turn_handler(PlayedProvider(TextDelta("42"), STOP, continues_prefix=False)).perform(step)
     assert last(step, events.TurnRestarted).discard_from == 2
     turn = last(step, events.TurnCompleted)
     assert (turn.reasoning, turn.text) == (None, "42")
@@ -245,7 +206,7 @@ async def test_the_scripted_model_gives_the_same_text_whatever_was_there(deltas_
     for number in range(deltas_before):
         journal.delta(f"t{number} ")
     step = claimed_step(journal)
-    await TurnHandler(ScriptedProvider(exit_allowed=False)).perform(step)
+    await turn_handler(ScriptedProvider(exit_allowed=False)).perform(step)
     assert last(step, events.TaskCompleted).output == deltas(step) == "t0 t1 t2 t3 t4 t5 "
     assert last(step, events.TaskCompleted).usage == Usage(2, 6)
 
@@ -263,7 +224,7 @@ async def test_tries_and_deliveries_are_counted_over_all_replays() -> None:
     journal.claimed(gen=1, message=8)
     journal.retrying(1, gen=1)
     provider = PlayedProvider(STOP)
-    await TurnHandler(provider).perform(claimed_step(journal))
+    await turn_handler(provider).perform(claimed_step(journal))
     # Two retries and the try that ended in the dead letter; one retry since.
     assert failed_tries(journal.state, "1") == provider.asked[0].tries == 4
     assert provider.asked[0].deliveries == 5
@@ -276,7 +237,7 @@ async def test_what_came_before_a_failure_is_journaled() -> None:
     failure = StepFailed("provider-overloaded", "too much", retryable=True)
     step = claimed_step()
     with pytest.raises(StepFailed) as caught:
-        await TurnHandler(PlayedProvider(TextDelta("Hel"), TextDelta("lo"), failure)).perform(step)
+        await turn_handler(PlayedProvider(TextDelta("Hel"), TextDelta("lo"), failure)).perform(step)
     assert caught.value is failure
     assert deltas(step) == step.state.turn(1).text == "Hello"
     assert "turn.completed" not in step.journal.types()
@@ -286,7 +247,7 @@ async def test_what_came_before_a_failure_is_journaled() -> None:
 async def test_a_stream_that_just_ends_is_a_failure() -> None:
     step = claimed_step()
     with pytest.raises(StepFailed) as caught:
-        await TurnHandler(PlayedProvider(TextDelta("Hel"))).perform(step)
+        await turn_handler(PlayedProvider(TextDelta("Hel"))).perform(step)
     assert (caught.value.code, caught.value.retryable) == ("provider-disconnected", True)
     assert deltas(step) == "Hel"
 
@@ -294,16 +255,8 @@ async def test_a_stream_that_just_ends_is_a_failure() -> None:
 async def test_a_bug_of_a_provider_is_not_taken_for_an_answer() -> None:
     step = claimed_step()
     with pytest.raises(ZeroDivisionError):
-        await TurnHandler(PlayedProvider(TextDelta("Hel"), ZeroDivisionError())).perform(step)
+        await turn_handler(PlayedProvider(TextDelta("Hel"), ZeroDivisionError())).perform(step)
     assert "turn.completed" not in step.journal.types()
-
-
-async def test_a_model_that_asks_for_tools_is_refused() -> None:
-    calls = (ToolCall("1-0", "add", {"a": 1, "b": 2}),)
-    finished = Finished(finish_reason="tool_calls", usage=Usage(1, 1), calls=calls)
-    with pytest.raises(StepFailed) as caught:
-        await TurnHandler(PlayedProvider(finished)).perform(claimed_step())
-    assert caught.value.terminal
 
 
 @pytest.mark.parametrize(
@@ -314,7 +267,7 @@ async def test_the_end_says_whether_something_is_missing(
 ) -> None:
     step = claimed_step()
     finished = Finished(finish_reason=finish_reason, usage=Usage(1, 1))
-    await TurnHandler(PlayedProvider(TextDelta("text"), finished)).perform(step)
+    await turn_handler(PlayedProvider(TextDelta("text"), finished)).perform(step)
     assert last(step, events.TurnCompleted).finish_reason == finish_reason
     assert last(step, events.TaskCompleted).incomplete == incomplete
 
@@ -341,7 +294,7 @@ async def test_the_output_is_cut_at_a_character_where_it_would_not_fit_an_event(
         journal.delta(so_far)
     provider = PlayedProvider(*map(TextDelta, chunks), silence)
     step = claimed_step(journal)
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     assert deltas(step) == last(step, events.TaskCompleted).output == output
     assert last(step, events.TurnCompleted).finish_reason == "length"
     assert last(step, events.TaskCompleted).incomplete == "max_output_tokens"
@@ -351,7 +304,7 @@ async def test_the_output_is_cut_at_a_character_where_it_would_not_fit_an_event(
 async def test_an_output_that_just_fits_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "OUTPUT_BYTES_MAX", 10)
     step = claimed_step()
-    await TurnHandler(PlayedProvider(TextDelta("abcd"), TextDelta("efgh"), STOP)).perform(step)
+    await turn_handler(PlayedProvider(TextDelta("abcd"), TextDelta("efgh"), STOP)).perform(step)
     end = last(step, events.TaskCompleted)
     assert (end.output, end.incomplete, end.usage) == ("abcdefgh", None, Usage(3, 4))
 
@@ -360,7 +313,7 @@ async def test_reasoning_over_its_limit_is_left_out_and_the_text_goes_on(monkeyp
     monkeypatch.setattr(turns, "REASONING_BYTES_MAX", 6)
     chunks: list[Event] = [ReasoningDelta("abc"), ReasoningDelta("😀"), ReasoningDelta("z"), TextDelta("text")]
     step = claimed_step()
-    await TurnHandler(PlayedProvider(*chunks, STOP)).perform(step)
+    await turn_handler(PlayedProvider(*chunks, STOP)).perform(step)
     turn = last(step, events.TurnCompleted)
     assert (turn.reasoning, turn.text, turn.finish_reason) == ("abc", "text", "stop")
 
@@ -370,7 +323,7 @@ async def test_the_deadline_stops_the_provider_and_ends_with_what_there_is() -> 
     journal.queued(deadline=now() + timedelta(seconds=0.3))
     provider = PlayedProvider(TextDelta("Hel"), TextDelta("lo"), silence)
     step = claimed_step(journal)
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     end = last(step, events.TaskCompleted)
     assert (end.output, end.incomplete) == ("Hello", "deadline")
     assert last(step, events.TurnCompleted).finish_reason == "length"
@@ -392,7 +345,7 @@ async def test_the_deadline_never_cancels_an_append() -> None:
         return event
 
     step.append = slow_append  # type: ignore[method-assign]  # a broker that takes its time
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     assert ended == ["output.delta", *END]
     assert last(step, events.TaskCompleted).output == deltas(step) == "Hello"
 
@@ -404,7 +357,7 @@ async def test_a_deadline_that_has_passed_asks_nobody() -> None:
     journal.delta("Hel")
     step = claimed_step(journal)
     provider = PlayedProvider(TextDelta("lo"), STOP)
-    await TurnHandler(provider).perform(step)
+    await turn_handler(provider).perform(step)
     end = last(step, events.TaskCompleted)
     assert (end.output, end.incomplete) == ("Hel", "deadline")
     assert provider.asked == []
@@ -419,7 +372,7 @@ async def test_a_provider_that_never_waits_meets_the_deadline_too() -> None:
     journal = HandMadeJournal()
     journal.queued(deadline=now() + timedelta(seconds=0.3))
     step = claimed_step(journal)
-    await TurnHandler(PlayedProvider(TextDelta("Hel"), pass_time, TextDelta("lo"), TextDelta("!"), STOP)).perform(step)
+    await turn_handler(PlayedProvider(TextDelta("Hel"), pass_time, TextDelta("lo"), TextDelta("!"), STOP)).perform(step)
     end = last(step, events.TaskCompleted)
     assert (end.output, end.incomplete) == ("Hello", "deadline")
 
@@ -429,7 +382,7 @@ async def test_a_providers_own_timeout_is_not_the_deadline() -> None:
     journal.queued(deadline=now() + timedelta(seconds=60))
     step = claimed_step(journal)
     with pytest.raises(TimeoutError):
-        await TurnHandler(PlayedProvider(TextDelta("Hel"), TimeoutError())).perform(step)
+        await turn_handler(PlayedProvider(TextDelta("Hel"), TimeoutError())).perform(step)
     assert "turn.completed" not in journal.types()
 
 
@@ -448,7 +401,7 @@ async def test_a_step_that_is_lost_closes_the_provider_and_writes_no_more() -> N
     provider = PlayedProvider(TextDelta("Hel"), breathe, TextDelta("lo"), silence)
     step = claimed_step(journal, on_append=take_over)
     with pytest.raises(StepLost):
-        await TurnHandler(provider).perform(step)
+        await turn_handler(provider).perform(step)
     assert journal.types() == [*HEAD, "step.claimed"]
     assert provider.closed.is_set()
 
@@ -463,7 +416,7 @@ async def test_a_task_that_was_cancelled_gets_no_end_of_its_own() -> None:
 
     step = claimed_step(journal, on_append=cancel)
     with pytest.raises(StepLost):
-        await TurnHandler(PlayedProvider(TextDelta("Hello"), STOP)).perform(step)
+        await turn_handler(PlayedProvider(TextDelta("Hello"), STOP)).perform(step)
     assert journal.types() == [*HEAD, "output.delta", "task.cancelled"]
 
 
@@ -476,7 +429,7 @@ class Reports:
         self.finished: list[tuple[str, str]] = []
 
     def handler(self, provider: PlayedProvider) -> TurnHandler:
-        return TurnHandler(
+        return turn_handler(
             provider,
             on_claimed=lambda *claimed: self.claimed.append(claimed),
             on_finished=lambda *finished: self.finished.append(finished),
@@ -520,7 +473,7 @@ async def test_a_later_claim_waited_for_no_worker() -> None:
     ],
 )
 def test_a_request_begins_a_conversation(request_body: TaskRequest, messages: list[Message]) -> None:
-    assert messages_of(request_body) == messages
+    assert opening(request_body) == messages
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.integers(0, 50))

@@ -1,4 +1,4 @@
-"""What each failure of an OpenAI-compatible server means, and how long it asks to wait."""
+"""What each failure of a model's server means, and how long it asks to wait."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inference_worker.openai_errors import (
+from inference_worker.provider_errors import (
     DETAIL_CHARACTERS_MAX,
     RETRY_AFTER_SECONDS_MAX,
     ProviderFailed,
@@ -101,6 +101,40 @@ def test_a_status_alone_has_its_class(status: int, code: str, kind: tuple[bool, 
         # Ollama
         (503, {"error": {"message": "server busy, please try again"}}, "provider-overloaded", RETRYABLE),
         (400, {"error": "the input length exceeds the context length"}, "context-too-long", TERMINAL),
+        # Anthropic
+        (
+            400,
+            {"type": "error", "error": {"type": "invalid_request_error", "message": "Your credit balance is too low"}},
+            "quota-exhausted",
+            NEITHER,
+        ),
+        (
+            400,
+            {"error": {"message": "You have reached your specified API usage limits. You will regain access on …"}},
+            "quota-exhausted",
+            NEITHER,
+        ),
+        (402, {"type": "error", "error": {"type": "billing_error"}}, "quota-exhausted", NEITHER),
+        (429, {"type": "error", "error": {"type": "rate_limit_error"}}, "rate-limited", RETRYABLE),
+        (
+            400,
+            {
+                "error": {
+                    "type": "invalid_request_error",
+                    "message": "prompt is too long: 201000 tokens > 200000 maximum",
+                }
+            },
+            "context-too-long",
+            TERMINAL,
+        ),
+        (
+            400,
+            {"error": {"message": "input length and `max_tokens` exceed context limit: 198000 + 8000 > 200000"}},
+            "context-too-long",
+            TERMINAL,
+        ),
+        (413, {"error": {"type": "request_too_large"}}, "provider-bad-request", TERMINAL),
+        (529, {"type": "error", "error": {"type": "overloaded_error"}}, "provider-overloaded", RETRYABLE),
         # Rubbish says no more than its status
         (400, b"\xff\xfe", "provider-bad-request", TERMINAL),
         (500, b"[" * 100_000, "provider-error", RETRYABLE),
@@ -123,6 +157,10 @@ def test_what_a_server_says_outranks_its_status(status: int, body: object, code:
         ({"error": {"message": "x", "type": "BadRequestError"}}, "provider-bad-request", TERMINAL),
         ({"error": {"message": "x", "type": "invalid_request_error"}}, "provider-bad-request", TERMINAL),
         ({"error": {"type": "overloaded_error"}}, "provider-overloaded", RETRYABLE),
+        ({"type": "error", "error": {"type": "api_error", "message": "x"}}, "provider-error", RETRYABLE),
+        ({"type": "error", "error": {"type": "timeout_error"}}, "provider-error", RETRYABLE),
+        ({"type": "error", "error": {"type": "billing_error"}}, "quota-exhausted", NEITHER),
+        ({"type": "error", "error": {"type": "request_too_large"}}, "provider-bad-request", TERMINAL),
         ({"error": {"code": "rate_limit_exceeded"}}, "rate-limited", RETRYABLE),
         ({"error": {"code": "insufficient_quota"}}, "quota-exhausted", NEITHER),
         ({"error": {"type": "authentication_error"}}, "provider-unauthorized", NEITHER),
@@ -193,6 +231,20 @@ def test_errors_are_read_in_every_form(value: Any, error: ServerError) -> None:
         ),
         (429, {"retry-after": "2", "x-ratelimit-reset-tokens": "6m0s"}, 2.0),
         (500, {"x-ratelimit-reset-tokens": "6m0s"}, None),
+        (429, {"anthropic-ratelimit-requests-reset": "2026-01-01T12:00:30Z"}, 30.0),
+        (
+            429,
+            {
+                "anthropic-ratelimit-requests-remaining": "7",
+                "anthropic-ratelimit-requests-reset": "2026-01-01T13:00:00Z",
+                "anthropic-ratelimit-output-tokens-remaining": "0",
+                "anthropic-ratelimit-output-tokens-reset": "2026-01-01T12:00:10+00:00",
+            },
+            10.0,
+        ),
+        (429, {"anthropic-ratelimit-tokens-reset": "soon"}, None),
+        (429, {"anthropic-ratelimit-tokens-reset": "2025-12-31T12:00:00Z"}, None),
+        (529, {"anthropic-ratelimit-tokens-reset": "2026-01-01T12:00:30Z"}, None),
     ],
 )
 def test_a_server_says_when_to_come_back(status: int, headers: dict[str, str], seconds: float | None) -> None:

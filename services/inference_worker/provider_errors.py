@@ -1,4 +1,4 @@
-"""Failures of an OpenAI-compatible server, and what follows from each.
+"""Failures of a model's server, and what follows from each.
 
 Six questions are asked, in this order, whether the error came as an HTTP status or in mid-stream at HTTP 200:
 
@@ -47,14 +47,20 @@ _STATUS_BY_WORD = {
     "notfounderror": 404,
     "not_found_error": 404,
     "not_supported_error": 501,
+    "billing_error": 402,
+    "request_too_large": 413,
+    "timeout_error": 504,
 }
 """Types and codes of errors → the HTTP status that means the same. For errors that come without one."""
 _QUOTA_WORDS = frozenset({"insufficient_quota", "credit_balance_exhausted", "billing_hard_limit_reached"})
+_QUOTA_TEXT = re.compile(r"credit balance is too low|reached your specified api usage limit")
+"""How Anthropic says it: as a 400, `invalid_request_error`, as if the request were at fault."""
 _CONTEXT_WORDS = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _CONTEXT_TEXT = re.compile(
     r"maximum (?:context|model) length|(?:exceeds?|exceeded|longer than) (?:the |max |available |maximum )*context"
+    r"|prompt is too long|exceed context limit"
 )
-"""How vLLM and Ollama say it, which have no word for it."""
+"""How vLLM, Ollama and, last, Anthropic say it, which have no word for it."""
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _SECONDS_OF_UNITS = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
@@ -138,9 +144,11 @@ def _failure(status: int, error: ServerError, where: str, retry_after: float | N
     detail = error.message or None
     if status in (401, 403):
         return ProviderFailed("provider-unauthorized", message, detail=detail)
-    if status == 402 or _QUOTA_WORDS.intersection(error.words):  # noqa: PLR2004 - Payment Required
+    said = error.message.lower()
+    # Before anything that is retried: nothing comes of it until somebody has paid.
+    if status == 402 or _QUOTA_WORDS.intersection(error.words) or _QUOTA_TEXT.search(said):  # noqa: PLR2004 - Payment Required
         return ProviderFailed("quota-exhausted", message, detail=detail)
-    if _CONTEXT_WORDS.intersection(error.words) or _CONTEXT_TEXT.search(error.message.lower()):
+    if _CONTEXT_WORDS.intersection(error.words) or _CONTEXT_TEXT.search(said):
         return ProviderFailed("context-too-long", message, terminal=True, detail=detail)
     if status == 429:  # noqa: PLR2004 - Too Many Requests
         return ProviderFailed("rate-limited", message, retryable=True, retry_after_seconds=retry_after, detail=detail)
@@ -155,14 +163,15 @@ def _failure(status: int, error: ServerError, where: str, retry_after: float | N
 def retry_after_seconds(status: int, headers: Mapping[str, str], now: datetime) -> float | None:
     """How long the server asks to wait; None if it does not say, or says nothing usable.
 
-    `retry-after-ms` outranks `retry-after` (seconds or a date), and that the resets of OpenAI's rate limits, which
-    count for a 429 only. Of those the longest is taken; where some are known to be used up, the longest of these.
+    `retry-after-ms` outranks `retry-after` (seconds or a date), and that the resets of OpenAI's and Anthropic's rate
+    limits, which count for a 429 only. Of those the longest is taken; where some are known to be used up, the longest
+    of these.
     """
     found = _milliseconds(headers.get("retry-after-ms"))
     if found is None:
         found = _retry_after(headers.get("retry-after"), now)
     if found is None and status == 429:  # noqa: PLR2004 - Too Many Requests
-        found = _reset_seconds(headers)
+        found = _reset_seconds(headers, now)
     # No time at all is no advice: the policy's own delay keeps tries apart.
     return min(found, RETRY_AFTER_SECONDS_MAX) if found else None
 
@@ -194,11 +203,24 @@ def _retry_after(text: str | None, now: datetime) -> float | None:
     return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
 
 
-def _reset_seconds(headers: Mapping[str, str]) -> float | None:
+def _reset_seconds(headers: Mapping[str, str], now: datetime) -> float | None:
     known: list[tuple[bool, float]] = []
     for what in ("requests", "tokens"):
         seconds = parse_duration(headers.get(f"x-ratelimit-reset-{what}", ""))
         if seconds is not None:
             known.append((headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0", seconds))
+    for what in ("requests", "tokens", "input-tokens", "output-tokens"):
+        seconds = _seconds_until(headers.get(f"anthropic-ratelimit-{what}-reset", ""), now)
+        if seconds is not None:
+            known.append((headers.get(f"anthropic-ratelimit-{what}-remaining", "").strip() == "0", seconds))
     used_up = [seconds for is_used_up, seconds in known if is_used_up]
     return max(used_up or [seconds for _, seconds in known], default=None)
+
+
+def _seconds_until(text: str, now: datetime) -> float | None:
+    """Seconds until an RFC 3339 time; None if it is none."""
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())

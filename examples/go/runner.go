@@ -1,0 +1,264 @@
+// One delivery: check it, fold its journal, decide, claim, run, record, publish what is due, ack.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+const (
+	resultBytesMax     = 256 * 1024
+	laterDelay         = 200 * time.Millisecond
+	laterDeliveriesMax = 8
+)
+
+// Delivery is a message in this process's hands, and the lease on it.
+type Delivery struct {
+	jetstream.Msg
+	meta     *jetstream.MsgMetadata
+	mesh     *Mesh
+	ackWait  time.Duration
+	leasedAt atomic.Int64 // by the wall clock, which goes on while the machine sleeps
+}
+
+func (delivery *Delivery) held() bool {
+	return time.Since(time.UnixMilli(delivery.leasedAt.Load())) <= delivery.ackWait
+}
+
+// keepLease sends heartbeats, and calls `lost` once the lease is over: from then on nothing is sent for the delivery.
+func (delivery *Delivery) keepLease(ctx context.Context, lost func()) {
+	ticks := time.NewTicker(delivery.ackWait / 3)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticks.C:
+		}
+		if !delivery.held() {
+			lost()
+			return
+		}
+		if at := time.Now().UnixMilli(); delivery.InProgress() == nil { // +WPI
+			delivery.leasedAt.Store(at)
+		}
+	}
+}
+
+// answer sends the last word on a delivery, and waits until the broker has it: a double ack.
+func (delivery *Delivery) answer(word string) error {
+	if !delivery.held() {
+		return errLost
+	}
+	_, err := delivery.mesh.connection.Request(delivery.Reply(), []byte(word), requestTime)
+	return err
+}
+
+func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, ackWait time.Duration) error {
+	meta, err := message.Metadata()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	delivery := &Delivery{Msg: message, meta: meta, mesh: mesh, ackWait: ackWait}
+	delivery.leasedAt.Store(time.Now().UnixMilli())
+	go delivery.keepLease(ctx, cancel)
+
+	work, err := mesh.schemas.decodeWork(message.Data(), message.Subject())
+	if err != nil {
+		return mesh.refuse(ctx, delivery, ErrorInfo{"malformed-message", err.Error()})
+	}
+	journal := &Journal{newState(), mesh, work.Tenant, work.Task, message.Headers().Get("traceparent")}
+	if _, err := journal.catchUp(ctx); err != nil {
+		return err
+	}
+	for {
+		state := journal.State
+		switch decision := decide(state, work, meta.Sequence.Stream); decision {
+		case claim:
+			id, err := journal.append(ctx, mesh.claimOf(work, delivery), func() bool {
+				return delivery.held() && decide(state, work, meta.Sequence.Stream) == claim
+			})
+			if err == nil {
+				return mesh.perform(ctx, tool, work, journal, delivery, id)
+			}
+			if !errors.Is(err, errLost) || !delivery.held() {
+				return err
+			} // else something else is to be done: decide again
+		case settle:
+			return mesh.settle(ctx, work, journal, delivery)
+		case drop:
+			return delivery.answer("+ACK")
+		case later:
+			return mesh.later(ctx, work, delivery)
+		case deadLettered:
+			if err := mesh.deadLetter(ctx, delivery, state.deadLetters[work.step()].Error, &work); err != nil {
+				return err
+			}
+			return delivery.answer("+TERM dead letter")
+		case refuse:
+			if behind, err := journal.isBehind(ctx); err != nil {
+				return err
+			} else if behind {
+				return mesh.later(ctx, work, delivery)
+			}
+			return mesh.refuse(ctx, delivery, ErrorInfo{"call-unknown", "no turn of the journal asked for call " + work.Call})
+		}
+	}
+}
+
+func (mesh *Mesh) claimOf(work Work, delivery *Delivery) map[string]any {
+	return map[string]any{
+		"type": "step.claimed", "step": work.Call, "gen": work.Gen, "message": delivery.meta.Sequence.Stream,
+		"worker": mesh.worker, "delivery": delivery.meta.NumDelivered, "turn": work.Turn, "call": work.Call, "tool": work.Tool,
+	}
+}
+
+// perform runs a claimed call, and records what came of it.
+func (mesh *Mesh) perform(
+	ctx context.Context, tool Tool, work Work, journal *Journal, delivery *Delivery, claim string,
+) error {
+	began := time.Now()
+	event := mesh.run(ctx, tool, work, journal.State)
+	event["turn"], event["call"], event["tool"] = work.Turn, work.Call, work.Tool
+	if event["type"] == "tool.completed" {
+		event["timings"] = map[string]any{"total_seconds": time.Since(began).Seconds()}
+	}
+	_, err := journal.append(ctx, event, func() bool { return delivery.held() && journal.State.owns(work, claim) })
+	if errors.Is(err, errLost) && journal.State.ended && journal.State.isLastClaim(work, claim) {
+		return mesh.settle(ctx, work, journal, delivery) // the task was ended from outside, and nobody else has its message
+	} else if err != nil {
+		return err // the step is lost: nothing more is sent for the delivery
+	}
+	log.Printf("%s %s: %s", work.Task, work.Call, event["type"])
+	return mesh.settle(ctx, work, journal, delivery)
+}
+
+// run is the call itself; its end is an event without the fields that say whose it is.
+func (mesh *Mesh) run(ctx context.Context, tool Tool, work Work, state *State) map[string]any {
+	outcome := "unknown" // an attempt that broke may have had its effect
+	if tool.Idempotent {
+		outcome = "failed"
+	}
+	asked, _ := state.asked(work)
+	if err := mesh.parameters[tool.Name].Validate(parse(asked.Arguments)); err != nil {
+		return failed("tool-arguments-invalid", err, "failed")
+	}
+	if !tool.Idempotent && len(state.claims[work.step()]) > 1 {
+		return failed("tool-outcome-unknown", errors.New("an earlier attempt may have had its effect"), "unknown")
+	}
+	ctx, cancel := context.WithTimeout(ctx, tool.Timeout)
+	defer cancel()
+	type ending struct {
+		result any
+		err    error
+	}
+	ended := make(chan ending, 1)
+	go func() {
+		result, err := tool.Run(ctx, mesh.folder, asked.Arguments)
+		ended <- ending{result, err}
+	}()
+	select {
+	case <-ctx.Done(): // too late; or the lease is over, and then the append does not take place
+		return failed("tool-timeout", fmt.Errorf("no result within %s", tool.Timeout), outcome)
+	case end := <-ended:
+		if refused := (Refused{}); errors.As(end.err, &refused) {
+			return failed("tool-refused", end.err, "failed")
+		} else if end.err != nil {
+			return failed("tool-error", end.err, outcome)
+		}
+		payload, err := json.Marshal(end.result)
+		if err != nil {
+			return failed("result-invalid", err, outcome)
+		} else if len(payload) > resultBytesMax {
+			return failed("result-too-large", fmt.Errorf("%d bytes", len(payload)), outcome)
+		}
+		return map[string]any{"type": "tool.completed", "result": json.RawMessage(payload)}
+	}
+}
+
+func failed(code string, err error, outcome string) map[string]any {
+	return map[string]any{"type": "tool.failed", "error": ErrorInfo{code, err.Error()}, "outcome": outcome}
+}
+
+func parse(arguments json.RawMessage) any {
+	value, _ := jsonschema.UnmarshalJSON(bytes.NewReader(arguments)) // it is a part of JSON that was parsed before
+	return value
+}
+
+// settle publishes what is due, and acks. All of it may be done twice.
+func (mesh *Mesh) settle(ctx context.Context, work Work, journal *Journal, delivery *Delivery) error {
+	if turn := nextTurn(journal.State, work.Turn); turn != 0 {
+		subject, id, value := nextTurnWork(journal.State, work, turn)
+		if err := mesh.send(ctx, "work.turn", subject, id, journal.traceparent, value); err != nil {
+			return err
+		}
+	}
+	return delivery.answer("+ACK")
+}
+
+func (mesh *Mesh) later(ctx context.Context, work Work, delivery *Delivery) error {
+	if delivery.meta.NumDelivered >= laterDeliveriesMax {
+		return mesh.refuse(ctx, delivery, ErrorInfo{"journal-missing", "no journal fits call " + work.Call})
+	}
+	if !delivery.held() {
+		return errLost
+	}
+	return delivery.NakWithDelay(laterDelay)
+}
+
+// refuse takes a message that nobody can carry out from its queue, its dead letter first.
+func (mesh *Mesh) refuse(ctx context.Context, delivery *Delivery, because ErrorInfo) error {
+	log.Printf("message %d refused: %s: %s", delivery.meta.Sequence.Stream, because.Code, because.Message)
+	if err := mesh.deadLetter(ctx, delivery, because, nil); err != nil {
+		return err
+	}
+	return delivery.answer("+TERM " + because.Code)
+}
+
+// deadLetter writes the record of a step that gave up, or, without work, that of a message that fits nothing.
+func (mesh *Mesh) deadLetter(ctx context.Context, delivery *Delivery, because ErrorInfo, work *Work) error {
+	record := map[string]any{
+		"id": newID(), "time": now(), "stream": delivery.meta.Stream, "subject": delivery.Subject(),
+		"sequence": delivery.meta.Sequence.Stream, "deliveries": delivery.meta.NumDelivered, "worker": mesh.worker,
+		"errors": []ErrorInfo{because},
+	}
+	record["message"], record["message_encoding"] = asText(delivery.Data())
+	stored := strconv.FormatFloat(float64(delivery.meta.Timestamp.UnixMicro())/1e6, 'f', -1, 64)
+	subject, id := "dead._.malformed", fmt.Sprintf("%s.%d.%s.dead", delivery.meta.Stream, delivery.meta.Sequence.Stream, stored)
+	if work != nil {
+		record["tenant"], record["task"], record["step"], record["gen"] = work.Tenant, work.Task, work.Call, work.Gen
+		subject = "dead." + work.Tenant + "." + work.Task
+		id = fmt.Sprintf("%s.%s.g%d.dead", work.Task, work.Call, work.Gen)
+	}
+	return mesh.send(ctx, "dead_letter", subject, id, "", record)
+}
+
+// send publishes a record or a work message under its message id, so that twice is the same as once.
+func (mesh *Mesh) send(ctx context.Context, name, subject, id, traceparent string, value any) error {
+	payload, err := mesh.schemas.encode(name, value)
+	if err != nil {
+		return err
+	}
+	message := nats.NewMsg(subject)
+	message.Data = payload
+	message.Header.Set("Nats-Msg-Id", id)
+	if traceparent != "" {
+		message.Header.Set("traceparent", traceparent)
+	}
+	_, err = mesh.jetstream.PublishMsg(ctx, message)
+	return err
+}

@@ -1,0 +1,226 @@
+// The fold of a journal, as far as a runner of calls needs it, and what it decides. Pure.
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"strconv"
+)
+
+// Asked is a call that a completed turn asks for, and what was decided on it.
+type Asked struct {
+	Call      string          `json:"call"`
+	Tool      string          `json:"tool"`
+	Arguments json.RawMessage `json:"arguments"`
+	Approval  bool            `json:"approval"`
+}
+
+// Event has the fields that decide anything here, of whichever type the event is.
+type Event struct {
+	Type     string    `json:"type"`
+	ID       string    `json:"id"`
+	N        int       `json:"n"`
+	Step     string    `json:"step"`
+	Gen      int       `json:"gen"`
+	Message  uint64    `json:"message"`
+	Turn     int       `json:"turn"`
+	Call     string    `json:"call"`
+	Decision string    `json:"decision"`
+	Pool     string    `json:"pool"`
+	Priority string    `json:"priority"`
+	Deadline *string   `json:"deadline"`
+	Error    ErrorInfo `json:"error"`
+	Calls    []Asked   `json:"calls"`
+	Steps    []StepGen `json:"steps"`
+	Finish   string    `json:"finish_reason"`
+	Usage    struct {
+		OutputTokens int `json:"output_tokens"`
+	} `json:"usage"`
+	Request struct {
+		MaxTurns        *int `json:"max_turns"`
+		MaxOutputTokens *int `json:"max_output_tokens"`
+	} `json:"request"`
+}
+
+// State is what a journal says, up to stream sequence Revision.
+type State struct {
+	Revision    uint64
+	NextN       int
+	hole        bool
+	queued      *Event
+	ended       bool
+	turns       map[int]Event        // by turn, completed ones
+	results     map[string]bool      // calls that have their result
+	approved    map[string]bool      // calls that a person agreed to
+	children    map[string]bool      // calls that became tasks of their own
+	gens        map[string]int       // replays of each step
+	bindings    map[StepGen]uint64   // the message of the first claim
+	claims      map[StepGen][]string // ids of the claims
+	deadLetters map[StepGen]Event    // open ones
+	tokens      int
+}
+
+func newState() *State {
+	return &State{
+		turns: map[int]Event{}, results: map[string]bool{}, approved: map[string]bool{}, children: map[string]bool{},
+		gens: map[string]int{}, bindings: map[StepGen]uint64{}, claims: map[StepGen][]string{},
+		deadLetters: map[StepGen]Event{},
+	}
+}
+
+var errHole = errors.New("the journal has a hole: the read was stale")
+
+// whole says whether an append may follow: deltas before the last completed turn may be gone, later ones not.
+func (state *State) whole() error {
+	if state.hole {
+		return errHole
+	}
+	return nil
+}
+
+// fold adds one event. Events of unknown types keep their place in n, and change nothing else.
+func (state *State) fold(sequence uint64, event Event) {
+	state.hole = state.hole || event.N != state.NextN
+	state.Revision, state.NextN = sequence, event.N+1
+	if state.ended {
+		return
+	}
+	step := StepGen{event.Step, event.Gen}
+	switch event.Type {
+	case "task.queued":
+		state.queued = &event
+	case "step.claimed":
+		if _, bound := state.bindings[step]; !bound {
+			state.bindings[step] = event.Message
+		}
+		state.claims[step] = append(state.claims[step], event.ID)
+	case "turn.completed":
+		state.hole = false
+		state.turns[event.Turn] = event
+		state.tokens += event.Usage.OutputTokens
+	case "tool.completed", "tool.failed", "subtask.completed":
+		state.results[event.Call] = true
+	case "input.received":
+		if event.Call != "" {
+			state.results[event.Call] = true
+		}
+	case "approval.resolved":
+		if event.Decision == "approved" {
+			state.approved[event.Call] = true
+		} else {
+			state.results[event.Call] = true
+		}
+	case "subtask.started":
+		state.children[event.Call] = true
+	case "task.dead_lettered":
+		state.deadLetters[step] = event
+	case "task.replayed":
+		for _, replayed := range event.Steps {
+			delete(state.deadLetters, replayed)
+			state.gens[replayed.Step] = max(state.gens[replayed.Step], replayed.Gen+1)
+		}
+	case "task.completed", "task.failed", "task.cancelled", "task.expired":
+		state.ended = true
+	}
+}
+
+func (state *State) asked(work Work) (Asked, bool) {
+	for _, asked := range state.turns[work.Turn].Calls {
+		if asked.Call == work.Call && asked.Tool == work.Tool {
+			return asked, true
+		}
+	}
+	return Asked{}, false
+}
+
+func (state *State) isLastClaim(work Work, claim string) bool {
+	claims := state.claims[work.step()]
+	return len(claims) > 0 && claims[len(claims)-1] == claim
+}
+
+// owns says whether a claim still holds: only then may anything be appended for its step.
+func (state *State) owns(work Work, claim string) bool {
+	_, dead := state.deadLetters[work.step()]
+	return !state.ended && !dead && state.isLastClaim(work, claim) && state.gens[work.Call] == work.Gen
+}
+
+// Decision is what to do with a delivery.
+type Decision string
+
+const (
+	claim        Decision = "claim"         // the call is to be run
+	settle       Decision = "settle"        // it is done: publish what is due, ack
+	drop         Decision = "drop"          // another message stands for it: ack, and no more
+	later        Decision = "later"         // its journal can't be seen yet, or nobody has agreed yet
+	refuse       Decision = "refuse"        // no journal can fit: a dead letter of the message
+	deadLettered Decision = "dead_lettered" // it gave up before: write its record again, term
+)
+
+// decide is the table of section 12, for calls: the first line that fits.
+func decide(state *State, work Work, message uint64) Decision {
+	step := work.step()
+	bound, isBound := state.bindings[step]
+	_, dead := state.deadLetters[step]
+	asked, found := state.asked(work)
+	switch {
+	case state.queued == nil:
+		return later
+	case state.ended:
+		return settle
+	case work.Gen < state.gens[work.Call]:
+		return drop
+	case work.Gen > state.gens[work.Call]:
+		return later
+	case isBound && bound != message:
+		return drop
+	case dead:
+		return deadLettered
+	case state.results[work.Call]:
+		return settle
+	case !found:
+		return refuse
+	case state.children[work.Call]:
+		return settle
+	case asked.Approval && !state.approved[work.Call]:
+		return later
+	}
+	return claim
+}
+
+// nextTurn is the turn that is due once every call of a turn has its result; 0 if none is.
+func nextTurn(state *State, turn int) int {
+	const maxTurns = 32 // of a request that names no other limit
+	completed, found := state.turns[turn]
+	if !found || state.ended || state.queued == nil || completed.Finish == "length" {
+		return 0
+	}
+	request := state.queued.Request
+	if turn >= *orElse(request.MaxTurns, maxTurns) || state.tokens >= *orElse(request.MaxOutputTokens, state.tokens+1) {
+		return 0
+	}
+	for _, asked := range completed.Calls {
+		if !state.results[asked.Call] {
+			return 0
+		}
+	}
+	return turn + 1
+}
+
+// nextTurnWork is that turn's message: its subject, its message id and its payload.
+func nextTurnWork(state *State, work Work, turn int) (subject, id string, payload map[string]any) {
+	step := strconv.Itoa(turn)
+	payload = map[string]any{
+		"kind": "turn", "task": work.Task, "tenant": work.Tenant, "turn": turn, "gen": state.gens[step],
+		"pool": state.queued.Pool, "priority": state.queued.Priority, "deadline": state.queued.Deadline,
+	}
+	subject = "turns." + state.queued.Pool + "." + state.queued.Priority + "." + work.Tenant
+	return subject, work.Task + "." + step + ".g" + strconv.Itoa(state.gens[step]), payload
+}
+
+func orElse(value *int, other int) *int {
+	if value != nil {
+		return value
+	}
+	return &other
+}

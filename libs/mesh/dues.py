@@ -1,0 +1,206 @@
+"""What is due: the messages that a journal calls for. Pure; `publish_due` sends them.
+
+Whoever settles a step publishes what is due after it. Any of it may be sent twice: the message id sees to that within
+the duplicate window, and the binding of a claimed step to its message after it (rule 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from contracts import control, events, headers, subjects
+from contracts.codec import encode
+from contracts.identifiers import call_message_id, turn_message_id, turn_of
+from contracts.tools import ASK_USER
+from contracts.work import ToolWork, TurnWork
+from mesh import faults
+from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.fold import TaskState
+from mesh.requests import NO_ROOM, Requests
+from mesh.subtasks import child_work
+
+MAX_TURNS = 32
+"""Turns of a task whose request names no other limit."""
+BY_MESH = "taskmesh"
+"""Who is behind a command that nobody gave: a parent's end, the clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A message to publish. `at`: a timer, which fires then onto `fires_on`."""
+
+    subject: str
+    payload: TurnWork | ToolWork | control.AnyCommand
+    message_id: str
+    at: datetime | None = None
+    fires_on: str | None = None
+
+
+def max_turns(state: TaskState) -> int:
+    """How many turns the task may have."""
+    return (state.queued.request.max_turns if state.queued else None) or MAX_TURNS
+
+
+def tokens_left(state: TaskState, after_turn: int | None = None) -> int | None:
+    """How many tokens the turns to come may put out, now or as it was after a turn; None without a limit."""
+    limit = state.queued.request.max_output_tokens if state.queued else None
+    if limit is None:
+        return None
+    completed = [each.completed for each in state.turns.values() if each.completed]
+    used = sum(each.usage.output_tokens for each in completed if after_turn is None or each.turn <= after_turn)
+    return max(0, limit - used)
+
+
+def is_last_turn(state: TaskState, completed: events.TurnCompleted) -> bool:
+    """Whether nothing follows a completed turn but the task's end: the model has stopped, or a limit is reached."""
+    if completed.turn >= max_turns(state) or completed.finish_reason == "length":
+        return True
+    # By what was left then: a turn that led on stays one that did, whatever later ones have used up.
+    if tokens_left(state, completed.turn) == 0:
+        return True
+    return not completed.calls and not state.unseen_inputs(completed.turn)
+
+
+def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> events.Incomplete | None:
+    """Why a task whose last turn this is has not more of an output; None if the model has stopped by itself."""
+    if completed.finish_reason == "length":
+        deadline = state.queued.deadline if state.queued else None
+        return "deadline" if deadline is not None and completed.time >= deadline else "max_output_tokens"
+    if not completed.calls and not state.unseen_inputs(completed.turn):
+        return None
+    return "max_turns" if completed.turn >= max_turns(state) else "max_output_tokens"
+
+
+def unasked(state: TaskState, completed: events.TurnCompleted) -> events.ToolCall | None:
+    """The first call of a turn for which its worker has still to record a refusal, a question or an approval."""
+    if is_last_turn(state, completed):
+        return None
+    for asked in completed.calls:
+        if asked.call in state.call_results:
+            continue
+        if asked.error is not None:
+            return asked
+        if asked.tool == ASK_USER and asked.call not in state.questions:
+            return asked
+        if asked.approval and asked.call not in state.approvals:
+            return asked
+    return None
+
+
+def due_after(state: TaskState, step: str) -> list[Due]:
+    """What is due once a step is done: a turn's calls, a turn after the last result, or news of the task's end."""
+    if state.terminal is not None:
+        return _after_the_end(state)
+    completed = state.turn(turn_of(step)).completed
+    if completed is None or is_last_turn(state, completed):
+        return []
+    open_calls = [asked for asked in completed.calls if asked.call not in state.call_results]
+    if not open_calls:
+        return _next_turn(state, completed.turn + 1)
+    if "-" in step:
+        open_calls = [asked for asked in open_calls if asked.call == step]
+    return [due for asked in open_calls for due in _of_call(state, completed.turn, asked)]
+
+
+def _next_turn(state: TaskState, turn: int) -> list[Due]:
+    queued = state.queued
+    if queued is None:
+        return []
+    gen = state.gen(str(turn))
+    work = TurnWork(
+        task=state.task,
+        tenant=state.tenant,
+        turn=turn,
+        gen=gen,
+        pool=queued.pool,
+        priority=queued.priority,
+        deadline=queued.deadline,
+    )
+    subject = subjects.turns(queued.pool, queued.priority, state.tenant)
+    return [Due(subject, work, turn_message_id(state.task, turn, gen))]
+
+
+def _of_call(state: TaskState, turn: int, asked: events.ToolCall) -> list[Due]:
+    """A call's work, the timer of what it waits for, or the sub-task that it has become."""
+    if asked.error is not None:
+        return []
+    started = state.children.get(asked.call)
+    if started is not None:
+        child = child_work(state, asked, started)
+        subject = subjects.tasks(child.pool, child.priority, child.tenant)
+        return [Due(subject, child, turn_message_id(child.task, 1, 0))]
+    if asked.tool == ASK_USER:
+        question = state.questions.get(asked.call)
+        return _timer(state, asked.call, question.expires_at) if question else []
+    if asked.approval and asked.call not in state.resolutions:
+        approval = state.approvals.get(asked.call)
+        return _timer(state, asked.call, approval.expires_at) if approval else []
+    gen = state.gen(asked.call)
+    work = ToolWork(
+        task=state.task,
+        tenant=state.tenant,
+        turn=turn,
+        call=asked.call,
+        gen=gen,
+        tool=asked.tool,
+        arguments=asked.arguments,
+        deadline=state.queued.deadline if state.queued else None,
+    )
+    return [Due(subjects.tools(asked.tool), work, call_message_id(state.task, turn, asked.call, gen))]
+
+
+def _timer(state: TaskState, call: str, at: datetime | None) -> list[Due]:
+    if at is None:
+        return []
+    command = control.ApprovalCommand(
+        task=state.task, tenant=state.tenant, by=BY_MESH, call=call, decision="expired", reason="nobody decided in time"
+    )
+    place = ("approval", state.tenant, state.task, call)
+    message_id = control.approval_message_id(state.task, call, "timer")
+    return [Due(subjects.timer_at(*place), command, message_id, at, subjects.timer_fired(*place))]
+
+
+def _after_the_end(state: TaskState) -> list[Due]:
+    """News for the parent, and cancels for the children that still run."""
+    dues: list[Due] = []
+    end, queued = state.terminal, state.queued
+    if queued is not None and queued.parent is not None:
+        output = None if isinstance(end, events.TaskFailed) else getattr(end, "output", None)
+        done = control.ChildDoneCommand(
+            task=queued.parent.task,
+            tenant=state.tenant,
+            by=BY_MESH,
+            call=queued.parent.call,
+            child=state.task,
+            status=state.status,
+            output=output,
+            error=end.error if isinstance(end, events.TaskFailed) else None,
+        )
+        subject = subjects.control("child_done", state.tenant)
+        dues.append(Due(subject, done, control.child_done_message_id(state.task)))
+    for call, started in state.children.items():
+        if call not in state.call_results:
+            cancel = control.CancelCommand(
+                task=started.child, tenant=state.tenant, by=BY_MESH, reason="the task that it belongs to is over"
+            )
+            subject = subjects.control("cancel", state.tenant)
+            dues.append(Due(subject, cancel, control.cancel_message_id(started.child)))
+    return dues
+
+
+async def publish_due(requests: Requests, dues: list[Due], traceparent: str | None) -> None:
+    """Send what is due, one after the other. Raises `BrokerUnavailable`, also where a stream has no room now."""
+    for due in dues:
+        message_headers = {headers.MESSAGE_ID: due.message_id} if faults.MESSAGE_ID_ON else {}
+        if traceparent:
+            message_headers[headers.TRACEPARENT] = traceparent
+        if due.at is not None and due.fires_on is not None:
+            message_headers[headers.SCHEDULE] = f"@at {due.at.astimezone(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')}"
+            message_headers[headers.SCHEDULE_TARGET] = due.fires_on
+        try:
+            await requests.publish(due.subject, encode(due.payload), message_headers or None)
+        except BrokerError as error:
+            if error.number in NO_ROOM:
+                raise BrokerUnavailable(f"no room for what is due: {error}") from None
+            raise

@@ -1,0 +1,56 @@
+"""Sub-tasks: the task that a call of `spawn_task` becomes. Pure: whoever makes it, however often, it is the same."""
+
+from __future__ import annotations
+
+import msgspec
+
+from contracts import events
+from contracts.events import Parent
+from contracts.identifiers import derived_id
+from contracts.tasks import TaskRequest
+from contracts.tools import SpawnArguments
+from contracts.work import TurnWork
+from mesh.fold import TaskState
+
+
+def child_id(task: str, call: str, gen: int) -> str:
+    """The id of the task that a call becomes: a crash while spawning makes no twin (rule 15)."""
+    return derived_id("child", task, call, str(gen))
+
+
+def depth(state: TaskState) -> int:
+    """How deep a child of this task lies."""
+    parent = state.queued.parent if state.queued else None
+    return (parent.depth if parent else 0) + 1
+
+
+def child_work(state: TaskState, asked: events.ToolCall, started: events.SubtaskStarted) -> TurnWork:
+    """The child's first turn, as it goes into TASKS. Raises `msgspec.ValidationError` for arguments that are none."""
+    queued = state.queued
+    if queued is None:
+        raise ValueError("there is no journal")
+    arguments = msgspec.convert(asked.arguments, SpawnArguments)
+    # A model gives no more than it has.
+    allowed = set(queued.request.tools or ())
+    tools = [tool for tool in arguments.tools or () if tool in allowed]
+    request = TaskRequest(
+        input=arguments.input,
+        pool=arguments.pool or queued.pool,
+        model=arguments.model or (None if arguments.pool else queued.request.model),
+        priority=queued.priority,
+        instructions=arguments.instructions,
+        tools=tools or None,
+        approval=queued.request.approval,
+        max_turns=queued.request.max_turns,
+    )
+    return TurnWork(
+        task=started.child,
+        tenant=state.tenant,
+        turn=1,
+        pool=request.pool,
+        priority=request.priority,
+        request=request,
+        accepted_at=started.time,
+        deadline=queued.deadline,
+        parent=Parent(state.task, asked.call, depth(state)),
+    )

@@ -1,0 +1,32 @@
+"""Commands on their way into CONTROL."""
+
+from __future__ import annotations
+
+from opentelemetry.trace import SpanKind
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.control import Command
+from mesh import telemetry
+from mesh.errors import BrokerError
+from mesh.http import AnyRequest, RequestRefused
+from mesh.requests import PubAck, Requests
+
+RETRY_SECONDS = 5.0
+"""When to try again where CONTROL takes no command."""
+
+
+async def send(requests: Requests, command: Command, message_id: str, request: AnyRequest, route: str) -> PubAck:
+    """Store a command, once for each message id that CONTROL remembers, as part of the client's trace if it has one.
+
+    Raises `RequestRefused` if there is no room, `BrokerUnavailable` if nobody knows whether it is stored.
+    """
+    incoming = telemetry.parse_traceparent(request.headers.get(headers.TRACEPARENT))
+    subject = subjects.control(str(command.__struct_config__.tag), command.tenant)
+    try:
+        with telemetry.span(f"POST {route}", incoming, SpanKind.SERVER, {"taskmesh.task": command.task}):
+            traceparent = telemetry.current_traceparent() or telemetry.new_traceparent()
+            message_headers = {headers.MESSAGE_ID: message_id, headers.TRACEPARENT: traceparent}
+            return await requests.publish(subject, encode(command), message_headers)
+    except BrokerError as error:
+        raise RequestRefused("queue-full", str(error), retry_after_seconds=RETRY_SECONDS) from None

@@ -1,0 +1,41 @@
+"""Reading the journal of a task that a client asks about."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from contracts.retries import BROKER_POLICY
+from mesh.errors import BrokerUnavailable
+from mesh.fold import TaskState
+from mesh.following import TaskNotFound
+from mesh.journal import Journal
+from mesh.requests import Requests
+
+BEHIND_SECONDS_MAX = 5.0
+"""How long the replicas may be behind the leader before the client gets 503."""
+
+
+async def read_journal(
+    requests: Requests, tenant: str, task: str, shows: Callable[[TaskState], bool] = lambda state: state.exists
+) -> Journal:
+    """A journal, folded until it shows what is asked for, or up to what the stream's leader has.
+
+    So an answer that says no is only given after a look at the leader (rule 11). Raises `TaskNotFound`, and
+    `BrokerUnavailable`.
+    """
+    journal = await Journal.load(requests, tenant, task)
+    give_up_at = asyncio.get_running_loop().time() + BEHIND_SECONDS_MAX
+    failures = 0
+    while not shows(journal.state) and await journal.is_behind():
+        if failures > 0:
+            # A replica answered that lags.
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise BrokerUnavailable("the journal can't be read yet")
+            await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
+        await journal.catch_up()
+        failures += 1
+    if not journal.state.exists:
+        raise TaskNotFound(f"there is no task {task}")
+    return journal

@@ -1,0 +1,230 @@
+"""Stranded messages: work that lies in its queue, and that its consumer will never deliver again (rule 8).
+
+There are two ways there. A process died at each of the deliveries: after max_deliver the broker keeps the message,
+invisible. Or the broker's disk gave out between an acknowledgement and the removal: after its restart the message
+is back, behind the consumer that had finished it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import structlog
+
+from contracts import events, headers
+from contracts.codec import decode
+from contracts.control import decode_control
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.events import Stamp
+from contracts.work import Work, decode_work
+from mesh import dead_letters
+from mesh.background import repeatedly
+from mesh.clock import now
+from mesh.decisions import Begin, Expire, GiveUp, Leave, Refuse, SettleDeadLetter, decide_stranded, queued_event
+from mesh.errors import BrokerError, BrokerUnavailable, StepLost
+from mesh.fold import TaskState, record
+from mesh.journal import Build, Journal
+from mesh.projection import project
+from mesh.reading import Stored, read_page
+from mesh.requests import Requests
+from mesh.settling import settle
+from steward.commands import Settle, decide_command
+
+log = structlog.get_logger("steward.stranded")
+
+ROUND_SECONDS = 2.0
+MESSAGES_PER_ROUND_MAX = 256
+"""Read of one queue in one round; the next goes on behind them."""
+QUEUES = ("TASKS", "TURNS", "TOOLS", "CONTROL")
+DELIVERIES_EXHAUSTED = "deliveries-exhausted"
+_NO_MESSAGE_FOUND = (10037, 10043, 10057)
+
+
+@dataclass(frozen=True, slots=True)
+class StrandedMessage:
+    """A message as it lies in its stream. `deliveries` is how often the broker may have delivered it."""
+
+    stream: str
+    subject: str
+    sequence: int
+    deliveries: int
+    stored_at: datetime
+    payload: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def settled_below(consumer: dict[str, Any]) -> int:
+    """The sequence up to which a consumer (a `CONSUMER.INFO` answer) holds no message, and will deliver none."""
+    if consumer["num_ack_pending"] == 0:
+        return int(consumer["delivered"]["stream_seq"])
+    return int(consumer["ack_floor"]["stream_seq"])
+
+
+def consumer_of(subject: str, consumers: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The one whose filter takes a subject: `tasks.default.high.*` for `tasks.default.high.acme`."""
+    tokens = subject.split(".")
+    for consumer in consumers:
+        pattern = consumer["config"].get("filter_subject", "").split(".")
+        if len(pattern) == len(tokens) and all(p in ("*", t) for p, t in zip(pattern, tokens, strict=True)):
+            return consumer
+    return None
+
+
+class Stranded:
+    """Finds stranded messages, settles those whose work is done, and makes dead letters of the others."""
+
+    def __init__(self, requests: Requests, worker: str) -> None:
+        self._requests = requests
+        self._worker = worker
+        self._cursors = dict.fromkeys(QUEUES, 0)
+        self._suspects: set[tuple[str, int]] = set()
+        """Found in the last round. What is found twice is stranded; the first time its ack may be under way."""
+
+    async def run(self) -> None:
+        """Keep looking until cancelled."""
+        await repeatedly(self.round, ROUND_SECONDS, lambda error: log.warning("stranded.unavailable", error=str(error)))
+
+    async def round(self) -> None:
+        """Look through each queue once, as far as the bound goes. Raises `TaskmeshError`."""
+        suspects: set[tuple[str, int]] = set()
+        for stream in QUEUES:
+            async for message in self._found(stream):
+                key = (stream, message.sequence)
+                if key not in self._suspects:
+                    suspects.add(key)
+                    continue
+                try:
+                    await self._handle(message)
+                except StepLost as error:
+                    log.info("stranded.moved_on", message=message.sequence, reason=str(error))
+                except BrokerUnavailable:
+                    raise
+                except TaskmeshError as error:
+                    # It is for people to look at, and must not keep the others.
+                    log.error("stranded.unreadable", stream=stream, message=message.sequence, error=str(error))
+        self._suspects = suspects
+
+    async def _found(self, stream: str) -> AsyncIterator[StrandedMessage]:
+        state = (await self._requests.api(f"STREAM.INFO.{stream}"))["state"]
+        if state["messages"] == 0:
+            return
+        consumers = (await self._requests.api(f"CONSUMER.LIST.{stream}"))["consumers"]
+        end = max(map(settled_below, consumers), default=0)
+        after = self._cursors[stream]
+        if after >= end:
+            after = 0
+        page = await read_page(self._requests, stream, ">", after, MESSAGES_PER_ROUND_MAX)
+        # Found ones are looked at again before the walk goes on.
+        found = False
+        for stored in page.messages:
+            consumer = consumer_of(stored.subject, consumers)
+            if consumer is not None and stored.sequence <= settled_below(consumer):
+                found = True
+                yield _message(stream, stored, consumer)
+        self._cursors[stream] = after if found else page.messages[-1].sequence if page.more else 0
+
+    async def _handle(self, message: StrandedMessage) -> None:
+        if message.stream == "CONTROL":
+            await self._handle_command(message)
+            return
+        try:
+            work = decode_work(message.payload, message.subject)
+        except TaskmeshError as error:
+            await self._refuse(message, ErrorInfo("malformed-message", str(error)))
+            return
+        with structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step):
+            await self._settle(message, work)
+
+    async def _handle_command(self, message: StrandedMessage) -> None:
+        """A command whose steward died at each delivery: settled if it was carried out, else for people to look at."""
+        try:
+            command = decode_control(message.payload, message.subject)
+        except TaskmeshError as error:
+            await self._refuse(message, ErrorInfo("malformed-message", str(error)))
+            return
+        journal = await Journal.load(self._requests, command.tenant, command.task)
+        outcome = decide_command(journal.state, command)
+        if not isinstance(outcome, Settle):
+            await self._refuse(message, _exhausted(message))
+            return
+        await settle(self._requests, journal.state, outcome.steps, message.headers.get(headers.TRACEPARENT))
+        await self._delete(message)
+
+    async def _settle(self, message: StrandedMessage, work: Work) -> None:
+        """Do what the journal says of the message's step, then delete it."""
+        traceparent = message.headers.get(headers.TRACEPARENT)
+        journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
+        while True:
+            match decision := decide_stranded(journal.state, work, message.sequence, now()):
+                case Begin():
+                    await self._append(journal, partial(_queued, decision), work, message, decision)
+                case Expire():
+                    await self._append(journal, lambda stamp: events.TaskExpired(*stamp), work, message, decision)
+                case GiveUp():
+                    await self._append(journal, _dead_lettered(work, message), work, message, decision)
+                    log.error("step.dead_lettered", code=DELIVERIES_EXHAUSTED, deliveries=message.deliveries)
+                case SettleDeadLetter():
+                    await project(self._requests, record(journal.state))
+                    error = decision.event.error
+                    await dead_letters.write_step(self._requests, message, work, journal.state, error, self._worker)
+                    break
+                case Refuse():
+                    if not await journal.is_behind():
+                        await self._refuse(message, decision.error)
+                    return
+                case Leave():
+                    await settle(self._requests, journal.state, (work.step,), traceparent)
+                    break
+        log.warning("message.stranded", stream=message.stream, message=message.sequence)
+        await self._delete(message)
+
+    async def _append(
+        self, journal: Journal, build: Build, work: Work, message: StrandedMessage, decision: object
+    ) -> None:
+        def still_so(state: TaskState) -> bool:
+            return decide_stranded(state, work, message.sequence, now()) == decision
+
+        await journal.append(build, still_so)
+
+    async def _refuse(self, message: StrandedMessage, error: ErrorInfo) -> None:
+        log.error("message.refused", stream=message.stream, message=message.sequence, code=error.code)
+        await dead_letters.write_message(self._requests, message, error, self._worker)
+        await self._delete(message)
+
+    async def _delete(self, message: StrandedMessage) -> None:
+        try:
+            await self._requests.api(f"STREAM.MSG.DELETE.{message.stream}", {"seq": message.sequence, "no_erase": True})
+        except BrokerError as error:
+            if error.number not in _NO_MESSAGE_FOUND:
+                raise
+
+
+def _message(stream: str, stored: Stored, consumer: dict[str, Any]) -> StrandedMessage:
+    return StrandedMessage(
+        stream=stream,
+        subject=stored.subject,
+        sequence=stored.sequence,
+        deliveries=int(consumer["config"].get("max_deliver", -1)),
+        stored_at=decode(f'"{stored.headers[headers.TIME_STAMP]}"'.encode(), datetime),
+        payload=stored.payload,
+        headers=stored.headers,
+    )
+
+
+def _queued(decision: Begin, stamp: Stamp) -> events.TaskQueued:
+    return queued_event(stamp, decision.work)
+
+
+def _exhausted(message: StrandedMessage) -> ErrorInfo:
+    return ErrorInfo(DELIVERIES_EXHAUSTED, f"each of the {message.deliveries} deliveries ended without an answer")
+
+
+def _dead_lettered(work: Work, message: StrandedMessage) -> Build:
+    error = _exhausted(message)
+    return lambda stamp: events.TaskDeadLettered(
+        *stamp, step=work.step, gen=work.gen, error=error, deliveries=message.deliveries
+    )

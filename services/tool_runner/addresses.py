@@ -1,0 +1,57 @@
+"""Which hosts and addresses may be read from: pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+DEFAULT_PORTS = (80, 443)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# For protocols, not for hosts; Python 3.11 knows only parts of it.
+_SPECIAL = ipaddress.ip_network("192.0.0.0/24")
+# The one metadata service whose address is a public one (Azure's WireServer); all others are link-local or private.
+_METADATA = frozenset({ipaddress.ip_address("168.63.129.16")})
+
+
+def is_allowed(host: str, port: int, patterns: Sequence[str]) -> bool:
+    """Whether a host, in lower case and an IPv6 address without brackets, is on the operator's list."""
+    return any(_matches(host, port, pattern) for pattern in patterns)
+
+
+def _matches(host: str, port: int, pattern: str) -> bool:
+    name, colon, number = pattern.rpartition(":")
+    if not colon or pattern.endswith("]"):
+        name, number = pattern, ""
+    ports = (int(number),) if number else DEFAULT_PORTS
+    name = name.removeprefix("[").removesuffix("]")
+    matched = host.endswith(name[1:]) if name.startswith("*.") else host == name
+    return matched and port in ports
+
+
+def is_public(text: str) -> bool:
+    """Whether an address is a public one, however it is wrapped: no loopback, private, link-local, metadata address."""
+    try:
+        address: Address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return _is_public(address)
+    inside = _inside(address)
+    # Of those two kinds only the address inside counts: the wrapping is never a host's own.
+    wrapped = address.ipv4_mapped is not None or address in _NAT64
+    return all(_is_public(each) for each in inside) and (wrapped or _is_public(address))
+
+
+def _is_public(address: Address) -> bool:
+    special = address in _METADATA or (isinstance(address, ipaddress.IPv4Address) and address in _SPECIAL)
+    return address.is_global and not address.is_multicast and not address.is_reserved and not special
+
+
+def _inside(address: ipaddress.IPv6Address) -> list[Address]:
+    """The IPv4 addresses that an IPv6 address stands for."""
+    found: list[Address | None] = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if address in _NAT64:
+        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return [each for each in found if each is not None]

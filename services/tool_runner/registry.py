@@ -1,0 +1,31 @@
+"""The tools that this runner brings along: one explicit registry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mesh.settings import Settings
+from tool_runner.arithmetic import ADD, CALCULATOR
+from tool_runner.http_get import http_get
+from tool_runner.spawning import spawn_task
+from tool_runner.times import CURRENT_TIME
+from tool_runner.tools import Tool
+
+
+def built_in_tools(settings: Settings) -> dict[str, Tool[Any]]:
+    """Tool name → tool, with the operator's settings applied. A name is part of a subject: `tools.<name>`."""
+    configuration = settings.configuration.tools
+    tools: tuple[Tool[Any], ...] = (
+        ADD,
+        CALCULATOR,
+        CURRENT_TIME,
+        http_get(configuration.http_get),
+        spawn_task(settings.pools),
+    )
+    return {
+        tool.declaration.name: replace(
+            tool, declaration=configuration.of(tool.declaration.name).applied_to(tool.declaration)
+        )
+        for tool in tools
+    }

@@ -1,0 +1,59 @@
+"""The result of a call as it is recorded: in the event, or in the object store with its beginning in the event."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import msgspec
+
+from contracts.codec import encode
+from contracts.events import ObjectReference, StepClaimed
+from contracts.tools import OBJECT_BYTES_MAX, RESULT_BYTES_MAX
+from mesh.errors import BrokerError
+from tool_runner.tools import ToolBroke
+
+BEGINNING_BYTES = 32 * 1024
+"""How much of a result that lies in the object store is in the event, and so what a model sees of it."""
+
+Store = Callable[[str, bytes], Awaitable[ObjectReference]]
+"""Puts bytes under a name into the bucket `results`. Raises `BrokerError`, `BrokerUnavailable`."""
+
+
+class ResultUnusable(ToolBroke):
+    """There was a result, and it can't be recorded."""
+
+    code = "result-invalid"
+
+
+class Recorded(NamedTuple):
+    """What goes into `tool.completed`."""
+
+    result: object
+    object: ObjectReference | None
+
+
+async def recorded(returned: object, claim: StepClaimed, store: Store) -> Recorded:
+    """What a tool returned, as whoever reads the event will see it. Raises `ResultUnusable`, `BrokerUnavailable`."""
+    try:
+        payload = encode(returned)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise ResultUnusable(f"not representable as JSON: {error}") from None
+    if len(payload) <= RESULT_BYTES_MAX:
+        try:
+            return Recorded(msgspec.json.decode(payload), None)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ResultUnusable(f"not readable as JSON: {error}") from None
+    if len(payload) > OBJECT_BYTES_MAX:
+        message = f"{len(payload)} bytes as JSON are more than {OBJECT_BYTES_MAX}"
+        raise ResultUnusable(message, code="result-too-large")
+    try:
+        reference = await store(object_name(claim), payload)
+    except BrokerError as error:
+        raise ResultUnusable(f"the object store does not take it: {error}", code="result-not-stored") from None
+    return Recorded(payload[:BEGINNING_BYTES].decode("utf-8", "ignore"), reference)
+
+
+def object_name(claim: StepClaimed) -> str:
+    """`<tenant>.<task>.<call>.<claim>`. Of this claim alone: who has lost the call can't replace another's result."""
+    return f"{claim.tenant}.{claim.task}.{claim.step}.{claim.id}"

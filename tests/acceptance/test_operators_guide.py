@@ -1,0 +1,184 @@
+"""The operator's guide in deploy/nats: every command, as printed, with the real `nats` CLI against a running mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from contracts import subjects
+from contracts.events import TaskCompleted
+from contracts.identifiers import task_id_for_key
+from mesh.connection import connect
+from mesh.provisioning import compare, declared
+from mesh.settings import Settings
+from tests.support.agents import Agents
+from tests.support.broker import Broker
+from tests.support.processes import Mesh, running_mesh
+from tests.support.terminal import Terminal
+from tests.support.toolchains import REPOSITORY, nats_cli
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+
+DEPLOY = REPOSITORY / "deploy" / "nats"
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+DEFAULT = "default"
+DEAD = task_id_for_key(DEFAULT, "dead")
+
+SHOWS = {
+    "nats stream add --config deploy/nats/streams/TASKS.json": ["Information for Stream TASKS", "New Per Subject"],
+    "nats consumer add TASKS --config deploy/nats/consumers/TASKS.default-normal.json": ["tasks.default.normal.*"],
+    "nats micro ls": ["ingress", "inference_worker", "steward", "0.1.0"],
+    "nats stream report": ["EVENTS", "DEAD_LETTERS", "KV_tasks"],
+    "nats consumer report TASKS": ["default-normal", "Ack Pending", "Unprocessed", "Redelivered"],
+    "nats kv get lanes default.normal --raw": ['"depth":'],
+    "nats kv ls tasks": [f"default.{DEAD}"],
+    "nats kv get tasks default.TASK --raw": ['"status":"dead_lettered"'],
+    "nats stream view EVENTS --subject events.default.TASK.log": ["task.queued", "step.claimed", "task.dead_lettered"],
+    "nats stream get EVENTS --last-for events.default.TASK.log": ["task.dead_lettered"],
+    "nats consumer info TASKS default-normal": ["Outstanding Acks: 1", "Waiting Pulls"],
+    "nats stream view TASKS --subject tasks.default.normal.default": ["!hang 600"],
+    "nats stream view TIMERS --subject 'timers.at.>'": ["Reached apparent end of data"],
+    "nats kv ls tools": ["No keys found"],
+    "nats consumer info TOOLS tool-add": ["tools.add", "Unprocessed Messages: 0"],
+    "nats stream view DEAD_LETTERS --subject dead.default.TASK": ["provider-overloaded", '"tries":1'],
+    "nats stream view DEAD_LETTERS --subject 'dead.*.malformed'": ["malformed-message", "rubbish"],
+}
+"""Command → what it must show. TASK is a task whose only try has failed."""
+
+FOLLOWS = {
+    "nats sub live.events.default.TASK.log": (["task.queued", "turn.completed", "task.completed"], ["output.delta"]),
+    "nats sub 'live.events.default.TASK.*'": (["task.queued", "output.delta", "task.completed"], []),
+    "nats sub 'live.events.*.*.log'": (["task.queued", "turn.completed", "task.completed"], ["output.delta"]),
+}
+"""Command that goes on until Ctrl-C → what it must show of a task that is submitted meanwhile, and what not."""
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return nats_cli()
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+    """A mesh where one task is a dead letter, one is in hand for long, and one message was rubbish."""
+    async with running_mesh(tmp_path, "ingress", "inference_worker", "steward", MESH_MAX_TRIES="1") as running:
+        await submit(running, "!fail overloaded 9", "dead")
+        await submit(running, "!hang 600", "hanging")
+        async with connect(running.settings, "test") as connection:
+            await connection.requests.publish(subjects.tasks("default", "normal", "default"), b"rubbish")
+
+            async def all_is_told() -> bool:
+                letters = await connection.requests.api("STREAM.INFO.DEAD_LETTERS")
+                lane = await connection.requests.api("STREAM.INFO.KV_lanes")
+                tasks = await connection.requests.api("CONSUMER.INFO.TASKS.default-normal")
+                return bool(
+                    letters["state"]["messages"] == 2
+                    and lane["state"]["messages"]
+                    and tasks["num_ack_pending"] == 1
+                    and tasks["num_pending"] == 0
+                )
+
+            await until(all_is_told)
+        yield running
+
+
+async def submit(mesh: Mesh, script: str, key: str) -> str:
+    """Post a task under a key, which says its id beforehand."""
+    async with httpx.AsyncClient() as client:
+        answer = await client.post(
+            f"{mesh.ingress_url}/v1/tasks", json={"input": script}, headers={"Idempotency-Key": key}
+        )
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def terminal(program: Path, broker: Broker, command: str, task: str, home: Path) -> Terminal:
+    """A command of the guide on a terminal, with a task's id in the place of TASK."""
+    words = shlex.split(re.sub(r"\bTASK\b", task, command))
+    environment = {**os.environ, "NATS_URL": broker.url, "HOME": str(home), "XDG_CONFIG_HOME": str(home)}
+    return Terminal([str(program), *words[1:]], environment, REPOSITORY)
+
+
+def test_every_command_of_the_guide_is_tried() -> None:
+    decides = {command for command in COMMANDS if command.startswith("nats pub ")}
+    assert len(decides) == 2
+    assert set(COMMANDS) == set(SHOWS) | set(FOLLOWS) | decides
+
+
+async def test_a_person_decides_and_answers_with_it(program: Path, mesh: Mesh, tmp_path: Path) -> None:
+    await mesh.start("tool_runner")
+    async with connect(mesh.settings, "test") as connection:
+        agents = Agents(connection)
+        task = await agents.submit('!call add {"a": 1, "b": 2}\n!ask Which?', tools=["add"], approval="always")
+        await agents.until_asked(task, "1-0", "1-1")
+        for command in COMMANDS:
+            if command.startswith("nats pub "):
+                shown = terminal(program, mesh.broker, command, task, tmp_path)
+                assert await shown.run() == 0, f"{command}: {shown.output}"
+        state = await agents.until_status(task, "completed")
+        assert isinstance(state.terminal, TaskCompleted)
+        assert "1-0 = 3; 1-1 = the third" in state.terminal.output
+
+
+async def test_commands_show_what_the_guide_says(program: Path, mesh: Mesh, tmp_path: Path) -> None:
+    for command, expected in SHOWS.items():
+        shown = terminal(program, mesh.broker, command, DEAD, tmp_path)
+        status = await shown.run()
+        assert status == 0, f"{command}: {shown.output}"
+        for text in expected:
+            assert text in shown.output, f"{command} does not show {text}: {shown.output}"
+
+
+@pytest.mark.parametrize("command", FOLLOWS)
+async def test_a_task_is_followed_live(program: Path, mesh: Mesh, tmp_path: Path, command: str) -> None:
+    expected, unexpected = FOLLOWS[command]
+    task = task_id_for_key(DEFAULT, "live")
+    follower = terminal(program, mesh.broker, command, task, tmp_path)
+
+    def all_shown(output: str) -> bool:
+        return all(text in output for text in expected)
+
+    following = asyncio.create_task(follower.run(all_shown))
+    async with connect(mesh.settings, "test") as connection:
+
+        async def it_listens() -> bool:
+            # It says so before its subscription is at the broker.
+            await connection.client.publish(subjects.live(DEFAULT, task).replace("*", "log"), b"are you there?")
+            return "are you there?" in follower.output
+
+        await until(it_listens)
+    assert await submit(mesh, "!say 5", "live") == task
+    await following
+    assert not [text for text in unexpected if text in follower.output]
+
+
+async def test_the_files_create_what_is_declared(program: Path, tmp_path: Path) -> None:
+    """A team without Python has the same streams, buckets and consumers."""
+    broker = Broker(tmp_path / "broker")
+    await broker.start()
+    try:
+        settings = replace(Settings(), nats_url=broker.url)
+        commands = [f"nats stream add --config {path}" for path in sorted(DEPLOY.glob("streams/*.json"))]
+        for path in sorted(DEPLOY.glob("consumers/*.json")):
+            commands.append(f"nats consumer add {path.name.partition('.')[0]} --config {path}")
+        for command in commands:
+            shown = terminal(program, broker, command, DEAD, tmp_path)
+            assert await shown.run() == 0, f"{command}: {shown.output}"
+        async with connect(settings, "test") as connection:
+            assert await compare(connection.requests, declared(settings)) == []
+    finally:
+        await broker.stop()

@@ -1,0 +1,149 @@
+"""`python -m tests.chaos [--seed N] [--points SUBSTRING] [--quick]`: run the kill matrix, print a table."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from tests.benchmarks.figures import percentile
+from tests.chaos.matrix import CONTROLS, Matrix, Report
+from tests.chaos.points import Point
+from tests.chaos.runs import Outcome
+from tests.support.processes import ROOT
+
+QUICK_SHARE = 0.1
+PROGRESS_RUNS = 20
+"""After so many runs a line is printed."""
+
+
+def main() -> int:
+    """Exit status 1 if anything was found, or a point was not covered, or a control found nothing."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=None, help="order of the points, and choice of --quick")
+    parser.add_argument("--points", default="", help='only points whose name contains this, e.g. "kill steward"')
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SHARE:.0%} of the points")
+    parser.add_argument("--meshes", type=int, default=2 * (os.cpu_count() or 1), help="meshes beside each other")
+    parser.add_argument("--keep", type=Path, help="folder for logs and stores of meshes in which something went wrong")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(2**32)
+    # What the harness's own connections say of brokers that die is no news.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    _say(f"seed {seed}, commit {_commit()}")
+    started_at = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
+        folder = arguments.keep or Path(scratch)
+        report = asyncio.run(_run(folder, seed, arguments))
+    _say(f"\n{table(report)}\n")
+    for point, problem in report.violations:
+        _say(f"VIOLATION {point or 'undisturbed'}: {problem}")
+    for traceback in report.tracebacks:
+        _say(f"UNHANDLED {traceback}")
+    for point in report.missed:
+        _say(f"NOT COVERED {point}")
+    unknown = sum(outcome.unknown_calls for outcome in report.outcomes)
+    _say(f"{unknown} calls that must not run twice ended as unknown, since their runner died or slept meanwhile")
+    for name, found in report.controls.items():
+        _say(f"without {name}: {_found(found)}")
+    took_seconds = time.monotonic() - started_at
+    _say(f"{took_seconds:.0f} s, seed {seed}, commit {_commit()}: {'ok' if report.passed else 'FAILED'}")
+    if not report.passed:
+        _say(f'again: make chaos ARGS="--seed {seed}", or --points "…" for some of the points')
+    return 0 if report.passed else 1
+
+
+async def _run(folder: Path, seed: int, arguments: argparse.Namespace) -> Report:
+    runs = 0
+
+    def tell(outcome: Outcome) -> None:
+        nonlocal runs
+        runs += 1
+        for problem in outcome.violations:
+            _say(f"  {outcome.point or 'undisturbed'}: {problem}")
+        if runs % PROGRESS_RUNS == 0:
+            _say(f"  {runs} runs, {len(matrix.report.covered)} of {len(matrix.report.points)} points")
+
+    def choose(points: list[Point], chance: random.Random) -> list[Point]:
+        points = [point for point in points if arguments.points in str(point)]
+        return chance.sample(points, math.ceil(len(points) * QUICK_SHARE)) if arguments.quick else points
+
+    matrix = Matrix(folder, seed, slots=arguments.meshes, on_outcome=tell)
+    await matrix.run(choose)
+    for safeguard in CONTROLS:
+        await matrix.control(safeguard)
+    return matrix.report
+
+
+def _found(violations: list[str]) -> str:
+    if not violations:
+        return "THE CHECKER FOUND NOTHING"
+    kinds = ", ".join(sorted({problem.partition(":")[0] for problem in violations}))
+    return f"the checker found {kinds}; such as {violations[-1]}"
+
+
+def table(report: Report) -> str:
+    """A line for each fault and service, and one for all."""
+    rows = [("fault", "points", "covered", "runs", "violations", "takeover p50", "max")]
+    for fault, service in sorted({(point.fault, point.service) for point in report.points}):
+        chosen = [
+            each
+            for each in report.outcomes
+            if each.point and (each.point.fault, each.point.service) == (fault, service)
+        ]
+        name = f"nats-server dies, {service} writes" if fault == "broker" else f"{service} {_PAST[fault]}"
+        points = [point for point in report.points if (point.fault, point.service) == (fault, service)]
+        rows.append(_row(name, points, chosen))
+    rows.append(_row("nothing", [], [each for each in report.outcomes if each.point is None]))
+    rows.append(_row("all", report.points, report.outcomes))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+_PAST = {"kill": "is killed", "pause": "sleeps past its lease"}
+
+
+def _row(name: str, points: Sequence[Point], outcomes: Sequence[Outcome]) -> tuple[str, str, str, str, str, str, str]:
+    covered = {outcome.point for outcome in outcomes if outcome.reached}
+    seconds = [outcome.takeover_seconds for outcome in outcomes if outcome.takeover_seconds is not None]
+    return (
+        name,
+        str(len(points)),
+        str(len(covered)),
+        str(len(outcomes)),
+        str(sum(bool(outcome.violations) for outcome in outcomes)),
+        f"{percentile(seconds, 50):.2f} s" if seconds else "-",
+        f"{max(seconds):.2f} s" if seconds else "-",
+    )
+
+
+def _commit() -> str:
+    """The commit that is checked out, `+` if the tree has changes beside it."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return told.stdout.strip() or "unknown"
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - for people
+
+
+if __name__ == "__main__":
+    sys.exit(main())

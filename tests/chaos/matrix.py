@@ -1,0 +1,147 @@
+"""The matrix: every point of an undisturbed run once, in meshes beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections import deque
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.points import Point, points_of
+from tests.chaos.runner import REPEATS_VARIABLE
+from tests.chaos.runs import Outcome, Patience, run_once
+from tests.chaos.slot import Slot, opened_slot
+
+RECORDINGS = 5
+"""Undisturbed runs before all others."""
+TRIES_MAX = 12
+"""How often a point is tried that a run did not come to, since another process was faster."""
+CONTROL_PATIENCE = Patience(run_seconds=7.0, idle_seconds=2.0)
+"""A run without a safeguard need not come to an end."""
+
+OFF = "MESH_TEST_SWITCH_OFF"
+CONTROLS: dict[str, tuple[str, dict[str, str], Point | None]] = {
+    "ack": ("inference_worker", {OFF: "ack"}, None),
+    "fence": ("inference_worker", {OFF: "fence,watch"}, Point("pause", "inference_worker", "append:turn.completed", 1)),
+    "message id": ("tool_runner", {OFF: "message_id"}, Point("kill", "tool_runner", "after-publish:tasks.default", 1)),
+    "at most once": ("tool_runner", {REPEATS_VARIABLE: "1"}, Point("kill", "tool_runner", "ran:charge", 1)),
+}
+"""Safeguard → who goes without it, by which variable, and a point at which that must show."""
+
+
+def _ignore(_: Outcome) -> None:
+    pass
+
+
+@dataclass
+class Report:
+    """What all runs came to."""
+
+    points: list[Point] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    """Exceptions that nobody handled, from the processes' logs."""
+    controls: dict[str, list[str]] = field(default_factory=dict)
+    """Safeguard that was off → what the checker found."""
+
+    @property
+    def covered(self) -> set[Point]:
+        """Points that were come to."""
+        return {outcome.point for outcome in self.outcomes if outcome.point is not None and outcome.reached}
+
+    @property
+    def missed(self) -> list[Point]:
+        """Points that no run came to again."""
+        return [point for point in self.points if point not in self.covered]
+
+    @property
+    def violations(self) -> list[tuple[Point | None, str]]:
+        """What the checker found, and where."""
+        return [(outcome.point, problem) for outcome in self.outcomes for problem in outcome.violations]
+
+    @property
+    def passed(self) -> bool:
+        """There were points, every one is covered, nothing was found but what the controls must find."""
+        found = self.missed or self.violations or self.tracebacks
+        return bool(self.points) and not found and all(self.controls.values())
+
+
+class Matrix:
+    """Runs points in several meshes; a mesh in which something went wrong is left, and another one opened."""
+
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        *,
+        slots: int = 1,
+        recordings: int = RECORDINGS,
+        on_outcome: Callable[[Outcome], None] = _ignore,
+    ) -> None:
+        self.report = Report()
+        self._folder = folder
+        self._random = random.Random(seed)
+        self._slots = slots
+        self._recordings = recordings
+        self._on_outcome = on_outcome
+        self._opened = 0
+        self._left: deque[tuple[Point, int]] = deque()
+        self._planned = asyncio.Event()
+
+    async def run(self, choose: Callable[[list[Point], random.Random], list[Point]]) -> Report:
+        """Record, plan what `choose` leaves of all points, and run it all."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._slots):
+                group.create_task(self._work(choose if number == 0 else None))
+        return self.report
+
+    async def control(self, safeguard: str) -> None:
+        """Run once without a safeguard: the checker must find what breaks."""
+        service, variables, point = CONTROLS[safeguard]
+        async with opened_slot(self._next_folder(), **{service: variables}) as slot:
+            outcome = await run_once(slot, point, CONTROL_PATIENCE)
+            self.report.controls[safeguard] = outcome.violations
+
+    def _next_folder(self) -> Path:
+        self._opened += 1
+        return self._folder / f"mesh-{self._opened}"
+
+    async def _work(self, choose: Callable[[list[Point], random.Random], list[Point]] | None) -> None:
+        while choose is not None or self._left or not self._planned.is_set():
+            folder = self._next_folder()
+            async with AsyncExitStack() as stack:
+                slot = await stack.enter_async_context(opened_slot(folder))
+                if choose is not None:
+                    await self._plan(slot, choose)
+                    choose = None
+                await self._planned.wait()
+                while self._left and not slot.disturbed:
+                    await self._one(slot)
+                self.report.tracebacks += slot.tracebacks()
+            if not slot.disturbed:
+                shutil.rmtree(folder)  # What went wrong can be looked at, if the folder is a lasting one.
+
+    async def _plan(self, slot: Slot, choose: Callable[[list[Point], random.Random], list[Point]]) -> None:
+        recorded = [await run_once(slot, None) for _ in range(self._recordings)]
+        for outcome in recorded:
+            self._add(outcome)
+        points = choose(points_of([outcome.counts for outcome in recorded]), self._random)
+        self._random.shuffle(points)
+        self.report.points = sorted(points)
+        self._left.extend((point, 1) for point in points)
+        self._planned.set()
+
+    async def _one(self, slot: Slot) -> None:
+        point, tries = self._left.popleft()
+        outcome = await run_once(slot, point)
+        self._add(outcome)
+        if not outcome.reached and not outcome.violations and tries < TRIES_MAX:
+            self._left.append((point, tries + 1))
+
+    def _add(self, outcome: Outcome) -> None:
+        self.report.outcomes.append(outcome)
+        self._on_outcome(outcome)

@@ -1,0 +1,76 @@
+"""`python -m tests.chaos.runner`: the tool runner with tools that write down each time they are run.
+
+`CHAOS_EXECUTIONS` names that file. A line is written before the tool returns: what is there has had its effect.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+
+from mesh import faults
+from mesh.service import run
+from mesh.settings import Settings
+from tool_runner import serving
+from tool_runner.__main__ import main
+from tool_runner.registry import built_in_tools
+from tool_runner.tools import Call, Tool, built_in
+
+EXECUTIONS_VARIABLE = "CHAOS_EXECUTIONS"
+REPEATS_VARIABLE = "CHAOS_REPEATS"
+"""If set, `charge` says of itself that it may be run twice: a negative control."""
+
+
+class AddArguments(msgspec.Struct, frozen=True):
+    """Two numbers; `key` names the call in the file."""
+
+    a: int
+    b: int
+    key: str
+
+
+class ChargeArguments(msgspec.Struct, frozen=True):
+    """An amount; `key` names the call in the file."""
+
+    cents: int
+    key: str
+
+
+def _write_down(tool: str, key: str) -> None:
+    with Path(os.environ[EXECUTIONS_VARIABLE]).open("a") as file:
+        file.write(f"{key}\n")
+    faults.reach("ran", tool)
+
+
+async def add(arguments: AddArguments, _: Call) -> int:
+    """Idempotent: it may be run again."""
+    _write_down("add", arguments.key)
+    return arguments.a + arguments.b
+
+
+async def charge(arguments: ChargeArguments, _: Call) -> str:
+    """Not idempotent: at most once."""
+    _write_down("charge", arguments.key)
+    return f"charged {arguments.cents}"
+
+
+def tools(settings: Settings) -> dict[str, Tool[Any]]:
+    """The built-in tools, and those of this run."""
+    charging = built_in("charge", "Charges an amount.", ChargeArguments, charge)
+    repeats = bool(os.environ.get(REPEATS_VARIABLE))
+    declared = msgspec.structs.replace(charging.declaration, idempotent=repeats, destructive=True, approval="always")
+    return {
+        **built_in_tools(settings),
+        "add": built_in("add", "Adds two numbers.", AddArguments, add),
+        "charge": replace(charging, declaration=declared),
+    }
+
+
+if __name__ == "__main__":
+    with mock.patch.object(serving, "built_in_tools", tools):
+        run("tool_runner", main)

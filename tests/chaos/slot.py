@@ -1,0 +1,171 @@
+"""A mesh in which runs follow one another: whoever dies in it is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from contracts.errors import TaskmeshError
+from mesh import faults
+from mesh.background import background
+from mesh.connection import Connection, connect
+from mesh.provisioning import apply, declared
+from tests.chaos.points import SERVICES, Reached, read_reached
+from tests.chaos.runner import EXECUTIONS_VARIABLE
+from tests.chaos.scenario import TOOLS
+from tests.support.processes import ROOT, Mesh, Process, running_mesh
+from tests.support.waiting import POLL_SECONDS, QUEUES, until
+
+ACK_WAIT_SECONDS = 1.0
+TRACEBACK_CHARACTERS = 3_000
+STARTS_MAX = 40
+START_AGAIN_SECONDS = 0.25
+WITHIN_SECONDS = 30.0
+"""How long whatever was killed may take to serve again."""
+
+
+class Slot:
+    """One mesh, its processes, and what they came to."""
+
+    def __init__(self, mesh: Mesh, connection: Connection, client: httpx.AsyncClient, executions: Path) -> None:
+        self.mesh = mesh
+        self.connection = connection
+        self.client = client
+        self.processes: dict[str, Process] = {}
+        self.runs = 0
+        self.broker_started_at = 0.0
+        """Unix time in seconds of its last start after a death."""
+        self.deaths: list[str] = []
+        """Who was found dead, in order."""
+        self.disturbed = False
+        """Whether a run in it went wrong: what it left behind would be held against the next."""
+        self._executions = executions
+
+    def folder(self, service: str) -> Path:
+        """Where the processes of a service write down what they come to."""
+        return self.mesh.folder / "points" / service
+
+    async def start(self, service: str, **variables: str) -> Process:
+        """Start a process of a service; the last one started is the one that is kept."""
+        folder = self.folder(service)
+        folder.mkdir(parents=True, exist_ok=True)
+        variables = {
+            faults.POINTS_VARIABLE: str(folder),
+            EXECUTIONS_VARIABLE: str(self._executions),
+            "PYTHONPATH": os.pathsep.join([*(str(ROOT / part) for part in ("libs", "services")), str(ROOT)]),
+            **variables,
+        }
+        self.processes[service] = await self.mesh.start(SERVICES.get(service, service), **variables)
+        return self.processes[service]
+
+    def executed(self) -> Counter[str]:
+        """How often the tools were run, for each key."""
+        return Counter(self._executions.read_text().splitlines()) if self._executions.exists() else Counter()
+
+    def reached(self, service: str, after: int = 0) -> list[Reached]:
+        """What a service came to."""
+        return read_reached(self.folder(service), after)
+
+    def tracebacks(self) -> list[str]:
+        """The end of each log in which there is an exception that nobody handled, from its first one on."""
+        logs = {process.log for process in self.mesh.processes}
+        told = [(log.name, log.read_text().partition("Traceback")) for log in sorted(logs)]
+        return [f"{name}: {found}{rest[:TRACEBACK_CHARACTERS]}" for name, (_, found, rest) in told if found]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everybody lives."""
+        return (
+            self.mesh.broker.process is not None
+            and self.mesh.broker.process.poll() is None
+            and (all(process.is_running for process in self.processes.values()))
+        )
+
+    async def keep(self) -> None:
+        """Start again whoever is dead, until cancelled."""
+        # Apart from each other: a service that begins while the broker is dead is only ready once that is back.
+        async with background(self._keep_broker(), self._keep_services()):
+            await asyncio.Event().wait()
+
+    async def _keep_broker(self) -> None:
+        broker = self.mesh.broker
+        while True:
+            if broker.process is not None and broker.process.poll() is not None:
+                self.deaths.append("nats-server")
+                await broker.start()
+                self.broker_started_at = time.time()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _keep_services(self) -> None:
+        while True:
+            for service, process in list(self.processes.items()):
+                if not process.is_running:
+                    self.deaths.append(service)
+                    await _start_again(process)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def replace(self, service: str) -> Process:
+        """Start another process in the place of one that sleeps; the one that sleeps."""
+        asleep = self.processes[service]
+        await self.start(service)
+        return asleep
+
+    async def left(self) -> dict[str, int]:
+        """How many messages lie in the queues."""
+        infos = [(stream, await self.connection.requests.api(f"STREAM.INFO.{stream}")) for stream in QUEUES]
+        return {stream: int(info["state"]["messages"]) for stream, info in infos if info["state"]["messages"]}
+
+    async def stored(self) -> dict[str, int]:
+        """How many messages each queue has ever stored."""
+        infos = [(stream, await self.connection.requests.api(f"STREAM.INFO.{stream}")) for stream in QUEUES]
+        return {stream: int(info["state"]["last_seq"]) for stream, info in infos}
+
+    async def until_idle(self, seconds: float) -> bool:
+        """Wait until the queues are empty; False if they are not in time."""
+
+        async def empty() -> bool:
+            try:
+                return self.is_whole and await self.left() == {}
+            except TaskmeshError:
+                return False
+
+        try:
+            await until(empty, seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+async def _start_again(process: Process) -> None:
+    """Start a process anew. While it was dead somebody's connection may have got its port, for a moment."""
+    for _ in range(STARTS_MAX - 1):
+        try:
+            await process.start()
+            return
+        except RuntimeError:
+            await asyncio.sleep(START_AGAIN_SECONDS)
+    await process.start()
+
+
+@asynccontextmanager
+async def opened_slot(folder: Path, **variables_of: dict[str, str]) -> AsyncIterator[Slot]:
+    """A mesh with every service once. `variables_of`: service → more variables of its process."""
+    folder.mkdir(parents=True)
+    variables = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS)}
+    async with (
+        running_mesh(folder, "stream_edge", **variables) as mesh,
+        connect(mesh.settings, "chaos") as connection,
+        httpx.AsyncClient(trust_env=False) as client,
+    ):
+        await apply(connection.requests, declared(mesh.settings, TOOLS), update=False)
+        slot = Slot(mesh, connection, client, folder / "executions")
+        await asyncio.gather(*(slot.start(service, **variables_of.get(service, {})) for service in SERVICES))
+        async with background(slot.keep()):
+            yield slot

@@ -1,0 +1,74 @@
+"""Declarations through a real broker, and results in a real object store."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from contracts.codec import encode
+from contracts.streams import TOOLS_BUCKET
+from contracts.tools import RESULTS_BUCKET, ToolDeclaration
+from mesh import keyvalue, objects
+from mesh.configuration import parse_configuration
+from mesh.connection import Connection
+from mesh.provisioning import compare, declared
+from mesh.reading import last_sequence
+from mesh.settings import Settings
+from mesh.tool_configuration import ToolsConfiguration
+from mesh.toolbox import Toolbox
+from tool_runner.declaring import declare
+
+pytestmark = pytest.mark.integration
+
+FOREIGN = ToolDeclaration(name="files_read", description="Reads.", parameters={"type": "object"}, timeout_seconds=9)
+
+
+async def test_what_a_runner_declares_a_worker_reads(connection: Connection, settings: Settings) -> None:
+    toolbox = Toolbox(connection.requests, ToolsConfiguration())
+    assert await toolbox.declarations(["files_read", "nobodys"]) == {}
+    await declare(connection.requests, settings, [FOREIGN])
+    assert await toolbox.declarations(["nobodys", "files_read"]) == {"files_read": FOREIGN}
+
+
+async def test_a_tool_that_is_not_built_in_gets_its_consumer(connection: Connection, settings: Settings) -> None:
+    await declare(connection.requests, settings, [FOREIGN])
+    info = await connection.requests.api("CONSUMER.INFO.TOOLS.tool-files_read")
+    assert info["config"]["filter_subject"] == "tools.files_read"
+    assert info["config"]["ack_wait"] == int(settings.ack_wait_seconds * 1e9)
+    assert await compare(connection.requests, declared(settings)) == []
+
+
+async def test_a_declaration_is_written_each_time_since_the_bucket_forgets(
+    connection: Connection, settings: Settings
+) -> None:
+    await declare(connection.requests, settings, [FOREIGN])
+    before = await last_sequence(connection.requests, TOOLS_BUCKET.stream_name)
+    await declare(connection.requests, settings, [FOREIGN])
+    assert await last_sequence(connection.requests, TOOLS_BUCKET.stream_name) == before + 1
+
+
+async def test_the_operators_settings_outrank_the_declaration(connection: Connection, settings: Settings) -> None:
+    configuration = parse_configuration(b"[tools.files_read]\napproval = 'always'\ntimeout_seconds = 3")
+    await declare(connection.requests, settings, [FOREIGN])
+    toolbox = Toolbox(connection.requests, configuration.tools)
+    read = (await toolbox.declarations(["files_read"]))["files_read"]
+    assert read == msgspec.structs.replace(FOREIGN, approval="always", timeout_seconds=3)
+    assert toolbox.operator_approval("files_read") == "always"
+    assert toolbox.operator_approval("add") is None
+
+
+@pytest.mark.parametrize("payload", [b"", b"rubbish", encode(msgspec.structs.replace(FOREIGN, name="other"))])
+async def test_a_declaration_that_can_not_be_read_is_none(connection: Connection, payload: bytes) -> None:
+    await keyvalue.put(connection.requests, TOOLS_BUCKET.name, "files_read", payload)
+    assert await Toolbox(connection.requests, ToolsConfiguration()).declarations(["files_read"]) == {}
+
+
+@pytest.mark.parametrize("size", [1, objects.CHUNK_BYTES, objects.CHUNK_BYTES * 2 + 1])
+async def test_an_object_is_read_by_any_client(connection: Connection, size: int) -> None:
+    payload = bytes(index % 251 for index in range(size))
+    reference = await objects.put(connection.requests, RESULTS_BUCKET, "default.a.1-0.b", payload)
+    assert (reference.bucket, reference.name, reference.size) == (RESULTS_BUCKET, "default.a.1-0.b", size)
+    store = await connection.client.jetstream().object_store(RESULTS_BUCKET)
+    read = await store.get(reference.name)
+    assert read.data == payload
+    assert read.info.digest == reference.digest

@@ -1,0 +1,68 @@
+"""The bounded configurations: small tasks, each with a few misfortunes, so that every interleaving can be visited."""
+
+from __future__ import annotations
+
+from tests.model.journal import Task
+from tests.model.rules import Off
+from tests.model.state import Bounds
+from tests.model.steps import Configuration
+
+ONE_TURN = Task(((),))
+ONE_CALL = Task((("1-0",), ()))
+TWO_CALLS = Task((("1-0", "1-1"), ()))
+APPROVED_CALL = Task((("1-0",), ()), frozenset({"1-0"}))
+CALL_AND_APPROVED_CALL = Task((("1-0", "1-1"), ()), frozenset({"1-1"}))
+
+CONFIGURATIONS: tuple[Configuration, ...] = (
+    Configuration("a turn, crashes", ONE_TURN, Bounds(crashes=2, lost_answers=1), deliveries_max=4),
+    Configuration("a turn, zombies", ONE_TURN, Bounds(crashes=1, stalls=2, lost_answers=1)),
+    Configuration("a turn, a cancel", ONE_TURN, Bounds(crashes=1, stalls=1, lost_answers=1, cancels=1)),
+    Configuration("a submission", ONE_TURN, Bounds(crashes=1, stalls=1, lost_answers=1, stale_reads=1), begun=False),
+    Configuration("a turn, given up", ONE_TURN, Bounds(crashes=1, stalls=1, failures=1, replays=1), deliveries_max=2),
+    Configuration("a turn, stranded", ONE_TURN, Bounds(crashes=2, stalls=1, replays=1), deliveries_max=1),
+    Configuration("a call", ONE_CALL, Bounds(crashes=1, stalls=1, lost_answers=1)),
+    Configuration("a call, a short window", ONE_CALL, Bounds(crashes=1, stalls=1, windows=1)),
+    Configuration("a call, stale reads", ONE_CALL, Bounds(crashes=1, stale_reads=2)),
+    Configuration("a call, a cancel", ONE_CALL, Bounds(crashes=1, cancels=1)),
+    Configuration("a call, stranded", ONE_CALL, Bounds(crashes=1, stalls=1, replays=1), deliveries_max=1),
+    Configuration("a call, replayed twice", ONE_CALL, Bounds(crashes=1, failures=1, replays=2), deliveries_max=2),
+    Configuration("two calls", TWO_CALLS, Bounds(crashes=1, stalls=1)),
+    Configuration("two calls, a short window", TWO_CALLS, Bounds(crashes=1, windows=1)),
+    Configuration("two calls, a cancel", TWO_CALLS, Bounds(cancels=1)),
+    Configuration("two calls, one given up", TWO_CALLS, Bounds(failures=1, replays=1)),
+    Configuration("two calls, stranded", TWO_CALLS, Bounds(stalls=1, replays=1), deliveries_max=1),
+    Configuration("an approval", APPROVED_CALL, Bounds(crashes=1, approvals=2)),
+    Configuration("an approval, zombies", APPROVED_CALL, Bounds(stalls=1, approvals=2), stewards=2),
+    Configuration("an approval, a cancel", APPROVED_CALL, Bounds(crashes=1, approvals=1, cancels=1)),
+    Configuration("an approval, a short window", APPROVED_CALL, Bounds(crashes=1, windows=1, approvals=1)),
+    Configuration("an approval beside a call", CALL_AND_APPROVED_CALL, Bounds(crashes=1, approvals=1)),
+)
+"""Each within `STATES_MAX`; the search fails at one that is not."""
+
+SHOWN_BY: dict[Off, str] = {
+    Off.ACK_FIRST: "a call",
+    Off.NO_EVENT_ID: "a turn, crashes",
+    Off.NO_FOLD_OF_RESULTS: "a call",
+    Off.NO_DUE_WHEN_SETTLING: "two calls",
+    Off.NO_CLAIM_ID: "a turn, zombies",
+    Off.NO_BINDING: "two calls, a short window",
+    Off.NO_LEASE_CLOCK: "a turn, zombies",
+    Off.NO_SECOND_DECISION: "a call",
+    Off.NO_SILENCE: "a turn, zombies",
+    Off.NO_GEN_IN_MESSAGE_ID: "a turn, given up",
+    Off.NO_GEN_IN_DECISION: "a call, stranded",
+    Off.REPLAY_ALWAYS: "a call, replayed twice",
+    Off.DEAD_LETTER_OF_TASK: "two calls, one given up",
+    Off.NO_SWEEP: "a turn, stranded",
+    Off.STRANDED_UNREAD: "a call, stranded",
+    Off.STRANDED_UNSETTLED: "a call, stranded",
+    Off.CANCEL_UNFENCED: "a turn, a cancel",
+    Off.ABSENCE_UNASKED: "a call, stale reads",
+    Off.GOES_ON_AFTER_END: "a call, a cancel",
+}
+"""Where the absence of a rule shows."""
+
+
+def named(name: str) -> Configuration:
+    """The configuration of that name."""
+    return next(configuration for configuration in CONFIGURATIONS if configuration.name == name)

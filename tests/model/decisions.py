@@ -1,0 +1,246 @@
+"""What an actor does next, as a function of its fold: the table of PROTOCOL.md, section 12, with a switch in each rule.
+
+A plan is a row of operations; after the last one the actor is idle. `()` is: send nothing more.
+"""
+
+from __future__ import annotations
+
+from tests.model.journal import Event, EventKind, Journal, StepGen, Task
+from tests.model.rules import Off, Rules
+from tests.model.state import Actor, Body, Operation
+
+Plan = tuple[Operation, ...]
+
+READ = Operation("read")
+ASK_LEADER = Operation("ask leader")
+EFFECT = Operation("effect")
+PROJECT = Operation("project")
+WRITE_RECORD = Operation("write record")
+ACK = Operation("ack")
+NAK = Operation("nak")
+DELETE = Operation("delete")
+
+SETTLE_DEAD_LETTER: Plan = (PROJECT, WRITE_RECORD, DELETE)
+REFUSE: Plan = (DELETE,)
+
+
+def append(event: Event) -> Plan:
+    """The plan to append an event; what follows is decided then."""
+    return (Operation("append", event=event),)
+
+
+def turn_of(step: str) -> str:
+    """The turn that a step is, or belongs to."""
+    return step.partition("-")[0]
+
+
+def open_calls(view: Journal, task: Task, turn: str) -> list[str]:
+    """Calls of a turn that have no result."""
+    return [call for call in task.calls_of(turn) if call not in view.results]
+
+
+def unasked(view: Journal, task: Task, turn: str) -> list[str]:
+    """Calls of a turn for which approval is still to be requested."""
+    return [call for call in task.calls_of(turn) if call in task.approvals and call not in view.approvals]
+
+
+def due_after(view: Journal, task: Task, step: str) -> list[Body]:
+    """What is due once a step is done: a turn's calls, or the next turn after the last result."""
+    turn = turn_of(step)
+    if view.ended or turn not in view.results or not task.calls_of(turn):
+        return []
+    calls = open_calls(view, task, turn)
+    if not calls:
+        following = str(int(turn) + 1)
+        return [Body("work", following, view.gen(following))]
+    return [
+        Body("work", call, view.gen(call))
+        for call in calls
+        if step in (turn, call) and (call not in task.approvals or call in view.resolved)
+    ]
+
+
+def publish(bodies: list[Body]) -> Plan:
+    """The plan to publish messages."""
+    return tuple(Operation("publish", body=body) for body in bodies)
+
+
+def settle(view: Journal, task: Task, step: str, off: Rules) -> Plan:
+    """Project, publish what is due, ack (rules 1 and 2)."""
+    due = () if Off.NO_DUE_WHEN_SETTLING in off else publish(due_after(view, task, step))
+    # While a task runs its record may lag: that projection is nobody's to wait for, and may be lost.
+    projection = (PROJECT,) if view.ended or view.dead or view.approvals - view.resolved else ()
+    return (*projection, ACK, *due) if Off.ACK_FIRST in off else (*projection, *due, ACK)
+
+
+def owns(view: Journal, actor: Actor, off: Rules) -> bool:
+    """Whether a claim is still the last one of its (step, gen), in a task that goes on (rules 3 and 5)."""
+    step, gen = actor.body.step, actor.body.gen
+    if view.ended and Off.GOES_ON_AFTER_END not in off:
+        return False
+    if Off.NO_GEN_IN_DECISION not in off and view.gen(step) != gen:
+        return False
+    return is_last_claim(view, actor, off) and not _dead(view, step, gen, off)
+
+
+def is_last_claim(view: Journal, actor: Actor, off: Rules) -> bool:
+    """Whether nobody else has claimed the (step, gen) since."""
+    last = view.claims.get((actor.body.step, actor.body.gen))
+    if Off.NO_CLAIM_ID in off:
+        return last is not None
+    return last == (actor.sequence, actor.delivery)
+
+
+def _dead(view: Journal, step: str, gen: int, off: Rules) -> bool:
+    return bool(view.dead) if Off.DEAD_LETTER_OF_TASK in off else (step, gen) in view.dead
+
+
+def is_done(view: Journal, task: Task, step: str) -> bool:
+    """Whether a step has its result; a turn also what its worker appends after that: requests, or the task's end."""
+    if step not in view.results or "-" in step:
+        return step in view.results
+    return bool(task.calls_of(step)) and not unasked(view, task, step)
+
+
+def decide(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
+    """What to do with a delivery that is not claimed."""
+    match actor.kind:
+        case "worker":
+            return _decide_work(view, task, actor, lease_held or Off.NO_LEASE_CLOCK in off, off)
+        case "steward":
+            return _decide_command(view, task, actor, lease_held, off)
+        case "sweep":
+            return _decide_stranded(view, task, actor, off)
+        case "ingress":
+            return () if view.queued else append(Event("task.queued"))
+
+
+def _decide_work(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
+    decision = _of_work(view, task, actor, off)
+    begins = decision[0].event is not None and decision[0].event.kind in ("task.queued", "step.claimed")
+    # A process that slept must not begin (rule 4).
+    return () if begins and not lease_held else decision
+
+
+def _of_work(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
+    step, gen = actor.body.step, actor.body.gen
+    claim = append(Event("step.claimed", step, gen, (actor.sequence, actor.delivery)))
+    if not view.queued:
+        # Only the first turn's message holds the request (rule 10).
+        return append(Event("task.queued")) if (step, gen) == ("1", 0) else (NAK,)
+    if view.ended and Off.NO_FOLD_OF_RESULTS not in off:
+        return settle(view, task, step, off)
+    current = view.gen(step)
+    if gen != current and Off.NO_GEN_IN_DECISION not in off:
+        return (ACK,) if gen < current else (NAK,)
+    if Off.NO_BINDING not in off and view.bindings.get((step, gen), actor.sequence) != actor.sequence:
+        return (ACK,)
+    if _dead(view, step, gen, off):
+        return SETTLE_DEAD_LETTER
+    if is_done(view, task, step) and Off.NO_FOLD_OF_RESULTS not in off:
+        return settle(view, task, step, off)
+    turn = turn_of(step)
+    if turn == step and step != "1" and not _may_begin(view, task, str(int(turn) - 1)):
+        return (NAK,)
+    if turn != step and turn not in view.results:
+        return REFUSE if Off.ABSENCE_UNASKED in off else (ASK_LEADER,)
+    if step in task.approvals and step not in view.resolved:
+        return (NAK,)  # Whoever sent this: nobody has agreed yet.
+    return claim
+
+
+def _may_begin(view: Journal, task: Task, before: str) -> bool:
+    """Whether the turn before is completed, and all of its calls have their results."""
+    return before in view.results and not open_calls(view, task, before)
+
+
+def perform(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
+    """What the owner of a step does next."""
+    if not owns(view, actor, off):
+        return lose(view, task, actor, off)
+    step, gen = actor.body.step, actor.body.gen
+
+    def own(kind: EventKind, of: str = step) -> Plan:
+        return append(Event(kind, of, gen, (actor.sequence, actor.delivery)))
+
+    if "-" in step:
+        if view.claim_counts[step, gen] > 1:
+            return own("tool.failed")  # It is not idempotent, and may have run: the outcome is unknown.
+        return (EFFECT, *own("tool.completed"))
+    if step not in view.results:
+        return own("turn.completed")
+    if not task.calls_of(step):
+        return own("task.completed")
+    for call in unasked(view, task, step):
+        return append(Event("approval.requested", call))
+    return settle(view, task, step, off)
+
+
+def lose(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
+    """The step is somebody else's: send nothing more. If the task has ended, nobody else has it: settle (rule 5)."""
+    if view.ended and is_last_claim(view, actor, off):
+        return settle(view, task, actor.body.step, off)
+    return (ACK,) if Off.NO_SILENCE in off else ()
+
+
+def _decide_command(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
+    body = actor.body
+    match body.kind:
+        case _ if not view.queued:
+            return (NAK,)
+        case "cancel":
+            plan = (PROJECT, ACK) if view.ended else append(Event("task.cancelled"))
+        case "approval" if view.ended or body.step in view.resolved:
+            plan = settle(view, task, body.step, off)
+        case "approval" if body.step not in view.approvals:
+            plan = (NAK,)
+        case "approval":
+            plan = append(Event("approval.resolved", body.step, decision=body.decision))
+        case _:
+            plan = _decide_replay(view, task, body, off)
+    appends = plan[0].event is not None
+    return () if appends and not lease_held else plan
+
+
+def _decide_replay(view: Journal, task: Task, body: Body, off: Rules) -> Plan:
+    if view.ended:
+        return (PROJECT, ACK)
+    if Off.REPLAY_ALWAYS in off:
+        return append(Event("task.replayed", steps=tuple((step, view.gen(step)) for step, _ in body.steps)))
+    still_open = tuple(step_gen for step_gen in body.steps if step_gen in view.dead)
+    if still_open:
+        return append(Event("task.replayed", steps=still_open))
+    if any(view.gen(step) <= gen for step, gen in body.steps):
+        return (NAK,)  # A stale read: the dead letters that a person saw are not there yet.
+    return settle_replay(view, task, body.steps)
+
+
+def settle_replay(view: Journal, task: Task, steps: tuple[StepGen, ...]) -> Plan:
+    """A replay that was carried out, perhaps by somebody who died then: its work may still have to be published."""
+    works = [
+        Body("work", step, gen + 1)
+        for step, gen in steps
+        if view.gen(step) == gen + 1 and (step, gen + 1) not in view.dead and not is_done(view, task, step)
+    ]
+    return (PROJECT, *publish(works), ACK)
+
+
+def _decide_stranded(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
+    """What to do with a message that nobody will get any more (rule 8)."""
+    step, gen = actor.body.step, actor.body.gen
+    give_up = append(Event("task.dead_lettered", step, gen))
+    if Off.STRANDED_UNREAD in off and view.queued and not view.ended and (step, view.gen(step)) not in view.dead:
+        return append(Event("task.dead_lettered", step, view.gen(step)))
+    plan = _of_work(view, task, actor, off)
+    first = plan[0]
+    if first.event is not None:
+        return plan if first.event.kind == "task.queued" else give_up
+    match first.kind:
+        case "nak" | "ask leader":
+            return REFUSE if Off.ABSENCE_UNASKED in off else (ASK_LEADER,)
+        case _ if plan == SETTLE_DEAD_LETTER:
+            return plan
+        case _ if Off.STRANDED_UNSETTLED in off:
+            return (DELETE,)
+        case _:
+            return (PROJECT, *publish(due_after(view, task, step)), DELETE)

@@ -1,0 +1,92 @@
+"""What must hold: at each append, at each effect on the world, and wherever nothing moves any more."""
+
+from __future__ import annotations
+
+from tests.model.journal import Event, Journal, StepGen, Task
+from tests.model.state import State
+
+RESULTS = ("turn.completed", "tool.completed", "tool.failed")
+
+
+def judge_append(state: State, task: Task, event: Event) -> str | None:
+    """What an append breaks, or None."""
+    journal = state.journal
+    if journal.ended:
+        return "an event follows the terminal one"
+    match event.kind:
+        case "task.queued" if journal.queued:
+            return "a journal begins twice"
+        case "step.claimed":
+            return _judge_claim(state, task, event)
+        case "task.dead_lettered" if event.step in journal.results and "-" in event.step:
+            return "a call that has its result becomes a dead letter"
+        case "task.dead_lettered" if (event.step, event.gen) in journal.dead:
+            return "one (step, gen) has two dead letters"
+        case "task.replayed" if not set(event.steps) <= journal.dead:
+            return "a replay repairs what has no open dead letter"
+        case "approval.resolved" if event.step in journal.resolved:
+            return "an approval is resolved twice"
+        case kind if kind in RESULTS and event.step in journal.results:
+            return "a step has two results"
+        case _:
+            return _judge_author(journal, event)
+
+
+def _judge_author(journal: Journal, event: Event) -> str | None:
+    step_gen = (event.step, event.gen)
+    if event.author is None:
+        return None
+    if journal.claims.get(step_gen) != event.author:
+        return "an event of a former owner follows the claim of the next"
+    if step_gen in journal.dead or journal.gen(event.step) != event.gen:
+        return "an event of a step that was given up, or replayed, since it was claimed"
+    return None
+
+
+def _judge_claim(state: State, task: Task, event: Event) -> str | None:
+    journal, step = state.journal, event.step
+    before = journal.claims.get((step, event.gen))
+    if before == event.author and before is not None:
+        return "a delivery claims its step twice"
+    if before is not None:
+        message = state.message(before[0])
+        if message is not None and message.held == "leased" and message.deliveries == before[1]:
+            return "a step is taken from an owner whose lease holds"
+    turn, _, index = step.partition("-")
+    if index and step in task.approvals and (step not in journal.resolved or step in journal.results):
+        return "a call is claimed without its approval"
+    if not index and turn != "1" and not journal.results.issuperset(task.calls_of(str(int(turn) - 1))):
+        return "a turn begins before all calls of the turn before have their results"
+    return None
+
+
+def judge_effect(state: State, done: StepGen) -> str | None:
+    """What an effect on the world breaks, or None. Each replay of a call is a person's leave to do it again."""
+    if done in state.effects:
+        return "a call that is not idempotent has its effect twice"
+    again = sum(step == done[0] for step, _ in state.effects) + 1
+    if again > state.journal.dead_counts.get(done[0], 0) + 1:
+        return "a call has its effect more often than it was replayed"
+    return None
+
+
+def judge_rest(state: State) -> str | None:
+    """What is wrong in a state that nothing but a person could move, or None."""
+    journal = state.journal
+    if state.queue:
+        return "a message is left that nobody will get"
+    for command in state.commands:
+        if command.kind == "cancel" and not journal.ended:
+            return "a cancel came to nothing"
+        if command.kind == "replay" and not journal.ended and journal.dead.intersection(command.steps):
+            return "a replay came to nothing"
+        if command.kind == "approval" and not journal.ended and command.step not in journal.resolved:
+            return "a decision came to nothing"
+    waiting = journal.approvals - journal.resolved
+    if not (journal.ended or journal.dead or waiting):
+        return "the task is stuck: it has not ended, and nothing can move it"
+    if state.record != journal.length:
+        return "the projection does not say what the journal says"
+    if not journal.ended and not state.records >= journal.dead:
+        return "a dead letter has no record"
+    return None

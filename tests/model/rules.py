@@ -1,0 +1,49 @@
+"""The rules of a writer (DESIGN, section 4; PROTOCOL.md, section 9), and the ways to leave one out.
+
+A rule has more than one switch where it says more than one thing: each half has to be found missing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Off(Enum):
+    """One way to break a rule. The value is the rule's number, and what is done instead."""
+
+    ACK_FIRST = (1, "acks before it publishes what is due")
+    NO_EVENT_ID = (1, "appends again after a lost answer, without looking for its event")
+    NO_FOLD_OF_RESULTS = (2, "claims whatever it is given, done or not")
+    NO_DUE_WHEN_SETTLING = (2, "settles without publishing what is due")
+    NO_CLAIM_ID = (3, "takes any claim of its step for its own")
+    NO_BINDING = (3, "works on any message for a step")
+    NO_LEASE_CLOCK = (4, "never looks at the clock of its lease")
+    NO_SECOND_DECISION = (5, "appends the same again after a conflict, whatever was written")
+    NO_SILENCE = (5, "acks although it has lost the step")
+    NO_GEN_IN_MESSAGE_ID = (6, "leaves gen out of the message id")
+    NO_GEN_IN_DECISION = (6, "takes a message of any gen for one of the current gen")
+    REPLAY_ALWAYS = (7, "replays what has no open dead letter")
+    DEAD_LETTER_OF_TASK = (7, "takes the dead letter of one step for all of them")
+    NO_SWEEP = (8, "leaves messages that nobody will get")
+    STRANDED_UNREAD = (8, "makes a dead letter of every stranded message, without a look at its (step, gen)")
+    STRANDED_UNSETTLED = (8, "deletes a stranded message whose step is done without settling it")
+    CANCEL_UNFENCED = (9, "writes a cancel without the fence")
+    ABSENCE_UNASKED = (11, "believes a stale read that there is no such call")
+    GOES_ON_AFTER_END = (12, "goes on with its step after the task's end")
+
+    @property
+    def rule(self) -> int:
+        """The rule's number."""
+        return self.value[0]
+
+    @property
+    def meaning(self) -> str:
+        """What a writer does instead."""
+        return self.value[1]
+
+
+Rules = frozenset[Off]
+"""What is switched off."""
+ALL_RULES: Rules = frozenset()
+MUST_BE_NEEDED = range(2, 9)
+"""Rules of which each switch must lead to a counterexample, and has no other reason to be here."""

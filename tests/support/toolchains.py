@@ -1,0 +1,66 @@
+"""Programs of other languages that tests need: built where their toolchain is there, missed aloud elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BUILD_SECONDS_MAX = 900
+_CLI = "github.com/nats-io/natscli/nats"
+
+
+def required() -> bool:
+    """Whether what is not there, or can't be built, is an error, and no reason to skip."""
+    return os.environ.get("CI") == "true"
+
+
+def nats_cli() -> Path:
+    """The `nats` CLI: the one on the PATH, or that of tests/nats_cli, built with Go. Skips without either."""
+    on_path = shutil.which("nats")
+    if on_path is not None:
+        return Path(on_path)
+    if shutil.which("go") is None:
+        pytest.skip("neither the nats CLI nor Go to build it is on the PATH: the operator's guide is not tried")
+    program = REPOSITORY / "build" / "nats_cli" / "nats"
+    _build("the nats CLI", "go", "-C", str(REPOSITORY / "tests" / "nats_cli"), "build", "-o", str(program), _CLI)
+    return program
+
+
+def go_tools() -> list[str]:
+    """The command of examples/go, built. Skips without Go; in CI that is an error."""
+    _demand("go", "examples/go")
+    program = REPOSITORY / "build" / "examples" / "go_tools"
+    _build("examples/go", "go", "-C", str(REPOSITORY / "examples" / "go"), "build", "-o", str(program), ".")
+    return [str(program)]
+
+
+def typescript_tools() -> list[str]:
+    """The command of examples/typescript, compiled. Skips without Node and npm; in CI that is an error."""
+    _demand("npm", "examples/typescript")
+    folder = REPOSITORY / "examples" / "typescript"
+    if not (folder / "node_modules" / "typescript").exists():
+        _build("the packages of examples/typescript", "npm", "--prefix", str(folder), "ci", "--no-audit", "--no-fund")
+    _build("examples/typescript", "npm", "--prefix", str(folder), "run", "build")
+    return ["node", str(folder / "dist" / "main.js")]
+
+
+def _demand(program: str, purpose: str) -> None:
+    if shutil.which(program) is None:
+        _miss(f"{program} is not on the PATH: {purpose} is not tried")
+
+
+def _build(what: str, *command: str) -> None:
+    built = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS_MAX, check=False)
+    if built.returncode != 0:
+        _miss(f"{command[0]} can't build {what}: {(built.stdout + built.stderr)[-2000:]}")
+
+
+def _miss(complaint: str) -> None:
+    if required():
+        pytest.fail(complaint)
+    pytest.skip(complaint)

@@ -1,0 +1,95 @@
+"""A provider that plays back what it is given, and turns that are claimed without a broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any
+
+from contracts import events
+from contracts.events import Usage
+from contracts.tasks import TaskRequest
+from contracts.tools import ToolDeclaration
+from inference_worker.calls import OfferedTool, Offers
+from inference_worker.chunks import Chunk, Finished, TurnInput
+from inference_worker.providers import Provider
+from inference_worker.turns import TurnHandler
+from mesh.conversation import Entry
+from mesh.fold import TaskState
+from tests.unit.journals import FoldedStep, HandMadeJournal, turn_work
+
+STOP = Finished(finish_reason="stop", usage=Usage(3, 4))
+HEAD = ["task.queued", "step.claimed"]
+END = ["turn.completed", "task.completed"]
+
+Event = Chunk | BaseException | Callable[[], Awaitable[object]]
+
+
+class PlayedProvider:
+    """Plays back chunks, raises exceptions and awaits functions, in order; remembers what it was asked."""
+
+    name = "played"
+    default_model = "played-1"
+
+    def __init__(self, *chunks: Event, continues_prefix: bool = True) -> None:
+        self.continues_prefix = continues_prefix
+        self.asked: list[TurnInput] = []
+        self.closed = asyncio.Event()
+        self._chunks = chunks
+
+    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        self.asked.append(turn)
+        try:
+            for chunk in self._chunks:
+                if isinstance(chunk, BaseException):
+                    raise chunk
+                if callable(chunk):
+                    await chunk()
+                else:
+                    yield chunk
+        finally:
+            self.closed.set()
+
+
+class Declared:
+    """Tools that are declared; `wipe` changes what can't be changed back."""
+
+    def __init__(self, *declarations: ToolDeclaration) -> None:
+        self._declarations = declarations
+
+    async def offered(self, names: Sequence[str]) -> dict[str, OfferedTool]:
+        return {each.name: OfferedTool(each) for each in self._declarations if each.name in names}
+
+
+DECLARED = Declared(
+    ToolDeclaration(name="add", description="", parameters={}, destructive=False),
+    ToolDeclaration(name="wipe", description="", parameters={}, destructive=True),
+)
+
+
+class NothingBefore:
+    """No task continues another one."""
+
+    async def before(self, state: TaskState) -> list[Entry]:
+        return []
+
+
+def turn_handler(provider: Provider, tools: Offers | None = None, **reports: Any) -> TurnHandler:
+    return TurnHandler(provider, tools or Declared(), NothingBefore(), **reports)
+
+
+def claimed_step(
+    journal: HandMadeJournal | None = None, request: TaskRequest | None = None, **options: Any
+) -> FoldedStep:
+    """Turn 1, claimed: in a new journal, or anew in one that is there."""
+    if journal is None:
+        journal = HandMadeJournal()
+        journal.queued(request)
+    work = turn_work(journal.state.queued.request if journal.state.queued else None, gen=journal.state.gen("1"))
+    return FoldedStep(journal, work, journal.claimed(gen=work.gen), **options)
+
+
+def last(step: FoldedStep, kind: type[events.Event]) -> Any:
+    found = [event for event in step.journal.events if isinstance(event, kind)]
+    assert len(found) == 1, f"{len(found)} of {kind}"
+    return found[0]

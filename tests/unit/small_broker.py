@@ -1,0 +1,132 @@
+"""A broker as a few data structures, as exact as the property test of the pure core needs it.
+
+It is no stand-in for the real one, and no service runs on it: it has a fence, a duplicate window, leases, and messages
+that nobody gets any more, and that is all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from contracts.codec import encode
+from contracts.control import AnyCommand
+from contracts.events import JournalEvent, decode_event
+from contracts.work import Work
+from mesh.dues import Due
+from mesh.fold import TaskState, fold
+from tests.unit.journals import SEQUENCES_PER_EVENT, TASK, TENANT
+
+Payload = Work | AnyCommand
+
+DELIVERIES_MAX = 3
+"""Low, so that messages strand."""
+
+
+@dataclass(eq=False, slots=True)
+class Message:
+    """What lies in a queue. `held` is the delivery whose lease runs."""
+
+    sequence: int
+    payload: Payload
+    deliveries: int = 0
+    held: Delivery | None = None
+
+    @property
+    def stranded(self) -> bool:
+        """Whether nobody will get it any more. Commands are delivered for as long as it takes."""
+        return self.held is None and isinstance(self.payload, Work) and self.deliveries >= DELIVERIES_MAX
+
+
+@dataclass(eq=False, slots=True)
+class Delivery:
+    """A message in a process's hands."""
+
+    message: Message
+    lease_held: bool = True
+
+
+@dataclass(slots=True)
+class SmallBroker:
+    """A journal with a fence, a queue with message ids and leases, and timers."""
+
+    journal: list[tuple[int, bytes]] = field(default_factory=list)
+    queue: dict[int, Message] = field(default_factory=dict)
+    timers: dict[str, Due] = field(default_factory=dict)
+    message_ids: set[str] = field(default_factory=set)
+    """Those of the duplicate window."""
+    published: dict[str, bytes] = field(default_factory=dict)
+    """Every message id that was ever published, and its payload."""
+    on_publish: Callable[[Payload], None] = lambda _: None
+    stored: int = 0
+
+    @property
+    def revision(self) -> int:
+        """Sequence of the journal's last event."""
+        return self.journal[-1][0] if self.journal else 0
+
+    def append(self, revision: int, event: JournalEvent) -> int | None:
+        """Store an event, and answer with its sequence: None if the journal has moved on."""
+        if revision != self.revision:
+            return None
+        payload = encode(event)
+        assert decode_event(payload) == event
+        self.journal.append((revision + SEQUENCES_PER_EVENT, payload))
+        return self.revision
+
+    def publish(self, payload: Payload, message_id: str) -> None:
+        """Put a message into its queue, unless one with that id was published in the duplicate window."""
+        assert self.published.setdefault(message_id, encode(payload)) == encode(payload), "one id, two messages"
+        self.on_publish(payload)
+        if message_id not in self.message_ids:
+            self.message_ids.add(message_id)
+            self.stored += 1
+            self.queue[self.stored] = Message(self.stored, payload)
+
+    def send(self, due: Due) -> None:
+        """Publish what is due: a message, or a timer."""
+        if due.at is None:
+            self.publish(due.payload, due.message_id)
+        elif due.message_id not in self.message_ids:
+            self.message_ids.add(due.message_id)
+            self.timers[due.subject] = due
+
+    def deliver(self, message: Message) -> Delivery:
+        """Hand a message out."""
+        assert message.held is None
+        message.deliveries += 1
+        message.held = Delivery(message)
+        return message.held
+
+    def give_back(self, delivery: Delivery) -> None:
+        """The lease has passed, or a nak: somebody else may have the message."""
+        delivery.lease_held = False
+        if delivery.message.held is delivery:
+            delivery.message.held = None
+
+    def delete(self, message: Message) -> None:
+        """Take a message from its queue."""
+        self.queue.pop(message.sequence, None)
+
+
+class View:
+    """A journal as one process has folded it. `behind`: how many events the first read does not see."""
+
+    def __init__(self, broker: SmallBroker, behind: int = 0) -> None:
+        self.state = TaskState(TENANT, TASK)
+        self._broker = broker
+        self._fold(broker.journal[: max(0, len(broker.journal) - behind)])
+
+    def catch_up(self) -> None:
+        """Read and fold what was written since."""
+        self._fold(self._broker.journal)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is more to fold."""
+        return self._broker.revision > self.state.revision
+
+    def _fold(self, journal: list[tuple[int, bytes]]) -> None:
+        for sequence, payload in journal:
+            if sequence > self.state.revision:
+                fold(self.state, sequence, decode_event(payload))

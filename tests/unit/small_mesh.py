@@ -1,0 +1,557 @@
+"""A mesh small enough to be run in any order: for the property test of the pure core.
+
+It is no stand-in for the broker: no service runs on it. Its processes are generators that call the real decisions
+(fold, decide, dues, commands) in the order of PROTOCOL.md's rules for a writer, and stop wherever a process may stop,
+die, or be overtaken: before and after each append, each publish and each ack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Literal
+
+from contracts import control, events
+from contracts.control import AnyCommand
+from contracts.errors import ErrorInfo
+from contracts.events import JournalEvent, Stamp, Timings, Usage
+from contracts.identifiers import call_message_id, new_id, turn_message_id
+from contracts.retries import RetryPolicy
+from contracts.tasks import TaskRequest
+from contracts.tools import ASK_USER, SPAWN_TASK, ToolDeclaration
+from contracts.work import ToolWork, TurnWork, Work
+from inference_worker.calls import OfferedTool, decided_calls
+from inference_worker.chunks import RequestedCall
+from inference_worker.turns import is_redirected, task_completed
+from mesh.conversation import conversation
+from mesh.decisions import (
+    Begin,
+    Claim,
+    Decision,
+    Drop,
+    Expire,
+    Fail,
+    GiveUp,
+    Later,
+    Leave,
+    Refuse,
+    Retry,
+    Settle,
+    SettleDeadLetter,
+    StepFailed,
+    decide,
+    decide_failure,
+    decide_stranded,
+    queued_event,
+)
+from mesh.dues import Due, due_after, is_last_turn, unasked
+from mesh.fold import TaskState, fold
+from mesh.subtasks import child_id
+from steward import commands
+from steward.commands import decide_command
+from tests.unit.journals import START, TASK, TENANT
+from tests.unit.small_broker import Delivery, Message, SmallBroker, View
+
+Steps = Generator[None, None, None]
+Luck = Literal["fine", "retryable", "hopeless", "terminal"]
+Place = Literal["", "completed", "settling", "acking"]
+"""Where a process may stop that others then overtake: a turn is completed; all is appended; all is published."""
+Asked = Literal["plain", "approval", "question", "child", "unknown", "no-object", "no-question"]
+
+POLICY = RetryPolicy(tries_max=2, delay_seconds_first=1.0, delay_seconds_max=1.0)
+WAITING = timedelta(hours=24)
+TOOLS = {
+    name: OfferedTool(ToolDeclaration(name=name, description="", parameters={}, destructive=name == "wipe"))
+    for name in ("add", "wipe", SPAWN_TASK)
+}
+REQUESTED: dict[Asked, RequestedCall] = {
+    "plain": RequestedCall("add", {"a": 1}),
+    "approval": RequestedCall("wipe", {"path": "/"}),
+    "question": RequestedCall(ASK_USER, {"question": "Which one?"}),
+    "child": RequestedCall(SPAWN_TASK, {"input": "hi"}),
+    "unknown": RequestedCall("No such tool!", {}),
+    "no-object": RequestedCall("add", None, "not JSON"),
+    "no-question": RequestedCall(ASK_USER, {}),
+}
+
+
+class Lost(Exception):
+    """The step is somebody else's, or what was decided is no more so."""
+
+
+Build = Callable[[Stamp], JournalEvent]
+MayAppend = Callable[[TaskState], bool]
+
+
+@dataclass(slots=True)
+class SmallMesh:
+    """One task's processes. `script` holds the calls that each turn asks for; later turns ask for none."""
+
+    request: TaskRequest
+    script: list[list[Asked]]
+    continues_prefix: bool
+    deadline: datetime | None = None
+    acks_are_lost: bool = False
+    """Every message's first one."""
+    broker: SmallBroker = field(default_factory=SmallBroker)
+    now: datetime = START
+    luck: Luck = "fine"
+    """What comes of the next try of a turn or a call."""
+    place: Place = ""
+    """Where the process that runs has just come to."""
+    children: dict[str, str] = field(default_factory=dict)
+    """Sub-tasks that were submitted, and the calls that they stand for."""
+    ended_children: set[str] = field(default_factory=set)
+
+    # What all writers do
+
+    def _stamp(self, state: TaskState) -> Stamp:
+        self.now += timedelta(seconds=1)
+        return Stamp(new_id(), TASK, TENANT, state.next_n, self.now)
+
+    def append(self, view: View, build: Build, may_append: MayAppend) -> Generator[None, None, JournalEvent]:
+        """Append one event, fenced by what is folded; on a conflict, judge again."""
+        while True:
+            if not may_append(view.state):
+                raise Lost
+            revision = view.state.revision
+            event = build(self._stamp(view.state))
+            yield
+            sequence = self.broker.append(revision, event)
+            yield
+            if sequence is not None:
+                fold(view.state, sequence, event)
+                return event
+            view.catch_up()
+
+    def _settle(self, state: TaskState, steps: tuple[str, ...], delivery: Delivery) -> Steps:
+        self.place = "settling"
+        yield
+        yield from self._publish_due(state, steps)
+        yield from self._ack(delivery)
+
+    def _publish_due(self, state: TaskState, steps: tuple[str, ...]) -> Steps:
+        for step in steps:
+            for due in due_after(state, step):
+                yield
+                self._send(due)
+
+    def _send(self, due: Due) -> None:
+        """Publish what is due. A sub-task runs elsewhere, and is begun once."""
+        work = due.payload
+        if isinstance(work, TurnWork) and work.task != TASK:
+            assert work.parent is not None
+            assert self.children.setdefault(work.task, work.parent.call) == work.parent.call
+        else:
+            self.broker.send(due)
+
+    def _ack(self, delivery: Delivery) -> Steps:
+        """Also one that is on its way when its lease passes counts."""
+        if delivery.lease_held:
+            self.place = "acking"
+            yield
+            if self.acks_are_lost and delivery.message.deliveries == 1:
+                self.broker.give_back(delivery)
+            else:
+                self.broker.delete(delivery.message)
+
+    # Workers and runners
+
+    def work(self, delivery: Delivery, behind: int) -> Steps:
+        """One delivery of a turn or a call."""
+        work = delivery.message.payload
+        assert isinstance(work, Work)
+        view = View(self.broker, behind)
+        yield
+        try:
+            claim = yield from self._claim(view, work, delivery)
+            if claim is not None:
+                yield from self._perform(view, work, claim, delivery)
+        except Lost:
+            pass
+
+    def _claim(self, view: View, work: Work, delivery: Delivery) -> Generator[None, None, events.StepClaimed | None]:
+        sequence = delivery.message.sequence
+        while True:
+            decision = decide(view.state, work, sequence, self.now)
+            match decision:
+                case Begin() | Expire() | Claim():
+                    appended = yield from self._try(view, work, delivery, decision)
+                    if isinstance(appended, events.StepClaimed):
+                        return appended
+                    continue
+                case Settle():
+                    yield from self._settle(view.state, (work.step,), delivery)
+                case SettleDeadLetter() | Drop():
+                    yield from self._ack(delivery)
+                case Later():
+                    assert view.is_behind, f"nobody could ever do {work}"
+                    self.broker.give_back(delivery)
+                case Refuse():
+                    assert view.is_behind, f"{work} was never asked for"
+                    self.broker.give_back(delivery)
+            return None
+
+    def _try(
+        self, view: View, work: Work, delivery: Delivery, decision: Decision
+    ) -> Generator[None, None, JournalEvent | None]:
+        match decision:
+            case Begin():
+                build: Build = partial(_queued, decision.work)
+            case Expire():
+                build = _expired
+            case _:
+                build = partial(_claimed, view, work, delivery)
+
+        def still_so(state: TaskState) -> bool:
+            return delivery.lease_held and decide(state, work, delivery.message.sequence, self.now) == decision
+
+        try:
+            return (yield from self.append(view, build, still_so))
+        except Lost:
+            if not delivery.lease_held:
+                raise
+            return None
+
+    def _perform(self, view: View, work: Work, claim: events.StepClaimed, delivery: Delivery) -> Steps:
+        owned: MayAppend = lambda state: state.owns(claim)  # noqa: E731 - a name for what is passed on
+        try:
+            try:
+                if isinstance(work, TurnWork):
+                    yield from self._generate(view, work, claim, owned)
+                    yield from self._lead_on(view, work.turn, owned)
+                else:
+                    yield from self._carry_out(view, work, owned)
+            except StepFailed as error:
+                if (yield from self._fail(view, work, error, owned)):
+                    self.broker.give_back(delivery)
+                    return
+                if view.state.terminal is None:
+                    yield from self._ack(delivery)
+                    return
+        except Lost:
+            if view.state.terminal is None or not view.state.is_last_claim(claim):
+                raise
+        yield from self._settle(view.state, (work.step,), delivery)
+
+    def _fail(self, view: View, work: Work, error: StepFailed, owned: MayAppend) -> Generator[None, None, bool]:
+        """Whether the step is tried again."""
+        match decide_failure(view.state, work, error, POLICY, 0.5):
+            case Fail():
+                yield from self.append(view, lambda stamp: events.TaskFailed(*stamp, error=error.info()), owned)
+            case GiveUp():
+                yield from self.append(view, partial(_dead_lettered, work, error.info()), owned)
+            case Retry() as retry:
+                yield from self.append(view, partial(_retrying, work, retry), owned)
+                return True
+        return False
+
+    def _try_luck(self) -> None:
+        luck, self.luck = self.luck, "fine"
+        if luck != "fine":
+            raise StepFailed("test", luck, retryable=luck == "retryable", terminal=luck == "terminal")
+
+    def _generate(self, view: View, work: TurnWork, claim: events.StepClaimed, owned: MayAppend) -> Steps:
+        while view.state.turn(work.turn).completed is None:
+            turn = view.state.turn(work.turn)
+            redirected = is_redirected(view.state, work.turn)
+            if redirected or (turn.parts and not self.continues_prefix):
+                first = turn.parts[0][0] if turn.parts else None
+                yield from self.append(view, partial(_restarted, work.turn, first, redirected), owned)
+            check_conversation(view.state, work.turn)
+            for _ in range(2):
+                yield from self.append(
+                    view, lambda stamp: events.OutputDelta(*stamp, turn=work.turn, text=f"{work.turn}"), owned
+                )
+                if is_redirected(view.state, work.turn):
+                    break
+            if is_redirected(view.state, work.turn):
+                continue
+            self._try_luck()
+            yield from self.append(view, partial(self._completed, view.state.turn(work.turn).text, work.turn), owned)
+            self.place = "completed"
+            yield
+
+    def _completed(self, text: str, turn: int, stamp: Stamp) -> JournalEvent:
+        late = self.deadline is not None and stamp.time >= self.deadline
+        asked = [] if late or turn > len(self.script) else [REQUESTED[each] for each in self.script[turn - 1]]
+        return events.TurnCompleted(
+            *stamp,
+            turn=turn,
+            text=text,
+            calls=decided_calls(turn, asked, TOOLS, self.request),
+            finish_reason="length" if late else "tool_calls" if asked else "stop",
+            usage=Usage(1, 1),
+            timings=Timings(),
+        )
+
+    def _lead_on(self, view: View, turn: int, owned: MayAppend) -> Steps:
+        while True:
+            completed = view.state.turn(turn).completed
+            assert completed is not None
+            asked = unasked(view.state, completed)
+            if asked is None and not is_last_turn(view.state, completed):
+                return
+            build = partial(_asked_for, asked) if asked else partial(_ended, view, turn)
+
+            def still_so(
+                state: TaskState, completed: events.TurnCompleted = completed, asked: events.ToolCall | None = asked
+            ) -> bool:
+                return (
+                    owned(state)
+                    and unasked(state, completed) == asked
+                    and (asked is not None or is_last_turn(state, completed))
+                )
+
+            try:
+                yield from self.append(view, build, still_so)
+            except Lost:
+                if not owned(view.state):
+                    raise
+            if view.state.terminal is not None:
+                return
+
+    def _carry_out(self, view: View, work: ToolWork, owned: MayAppend) -> Steps:
+        asked = view.state.asked_for(work.call)
+        assert asked is not None
+        assert not asked.approval or view.state.resolutions[work.call].decision == "approved"
+        if work.tool == SPAWN_TASK:
+            child = child_id(TASK, work.call, work.gen)
+            yield from self.append(
+                view, lambda stamp: events.SubtaskStarted(*stamp, call=work.call, child=child), owned
+            )
+            return
+        yield
+        self._try_luck()
+        yield from self.append(view, partial(_tool_completed, work), owned)
+
+    # The steward
+
+    def carry_out_command(self, delivery: Delivery, behind: int) -> Steps:
+        """One delivery of a command."""
+        command = delivery.message.payload
+        assert not isinstance(command, Work)
+        if command.task != TASK:
+            yield
+            if command.task in self.children:
+                self.end_child(command.task, "cancelled")
+            yield from self._ack(delivery)
+            return
+        view = View(self.broker, behind)
+        yield
+        while True:
+            match decide_command(view.state, command):
+                case commands.Append() as outcome:
+                    try:
+                        yield from self.append(
+                            view,
+                            partial(_as_commanded, view, command),
+                            lambda state, outcome=outcome: (  # type: ignore[misc]  # mypy can't infer it
+                                delivery.lease_held and decide_command(state, command) == outcome
+                            ),
+                        )
+                    except Lost:
+                        if not delivery.lease_held:
+                            return
+                case commands.Settle() as outcome:
+                    yield from self._settle(view.state, outcome.steps, delivery)
+                    return
+                case commands.Unknown():
+                    if view.is_behind:
+                        self.broker.give_back(delivery)
+                        return
+                    # The child of an earlier gen: another one stands for the call.
+                    assert isinstance(command, control.ChildDoneCommand), f"{command} is not known"
+                    yield from self._ack(delivery)
+                    return
+
+    def sweep(self, message: Message) -> Steps:
+        """A message that nobody will get any more."""
+        work = message.payload
+        assert isinstance(work, Work)
+        view = View(self.broker)
+        yield
+        while True:
+            decision = decide_stranded(view.state, work, message.sequence, self.now)
+            match decision:
+                case Begin():
+                    build: Build = partial(_queued, decision.work)
+                case Expire():
+                    build = _expired
+                case GiveUp():
+                    build = partial(_dead_lettered, work, ErrorInfo("deliveries-exhausted", "test"))
+                case Refuse():
+                    assert view.is_behind, f"nobody could ever do {work}"
+                    return
+                case Leave():
+                    yield from self._publish_due(view.state, (work.step,))
+                    break
+                case SettleDeadLetter():
+                    break
+            try:
+                yield from self.append(
+                    view,
+                    build,
+                    lambda state, decision=decision: (  # type: ignore[misc]  # mypy can't infer it
+                        decide_stranded(state, work, message.sequence, self.now) == decision
+                    ),
+                )
+            except Lost:
+                continue
+        yield
+        self.broker.delete(message)
+
+    # The world outside
+
+    def submit(self) -> TurnWork:
+        """Put the first turn into its queue."""
+        work = TurnWork(
+            task=TASK,
+            tenant=TENANT,
+            turn=1,
+            pool="default",
+            priority="normal",
+            request=self.request,
+            accepted_at=START,
+            deadline=self.deadline,
+        )
+        self.broker.publish(work, turn_message_id(TASK, 1, 0))
+        return work
+
+    def end_child(self, child: str, status: str = "completed") -> None:
+        """A sub-task ends, once, and says so, maybe again."""
+        if child in self.ended_children:
+            return
+        self.ended_children.add(child)
+        done = control.ChildDoneCommand(
+            task=TASK, tenant=TENANT, by="test", call=self.children[child], child=child, status=status, output="done"
+        )
+        self.broker.publish(done, control.child_done_message_id(child))
+
+    def fire(self, subject: str) -> None:
+        """A timer's time has come."""
+        due = self.broker.timers.pop(subject)
+        self.broker.stored += 1
+        self.broker.queue[self.broker.stored] = Message(self.broker.stored, due.payload)
+
+    def replay(self) -> None:
+        """Somebody has repaired what made steps give up."""
+        view = View(self.broker)
+        if view.state.terminal is not None or not view.state.dead_letters:
+            return
+        dead = list(view.state.dead_letters)
+        event = events.TaskReplayed(
+            *self._stamp(view.state), steps=[events.StepGen(step, gen) for step, gen in dead], by="test"
+        )
+        assert self.broker.append(view.state.revision, event)
+        view.catch_up()
+        for step, gen in dead:
+            if "-" in step:
+                for due in due_after(view.state, step):
+                    self._send(due)
+            else:
+                work = TurnWork(
+                    task=TASK,
+                    tenant=TENANT,
+                    turn=int(step),
+                    gen=gen + 1,
+                    pool="default",
+                    priority="normal",
+                    deadline=self.deadline,
+                )
+                self.broker.publish(work, turn_message_id(TASK, int(step), gen + 1))
+
+
+def message_id_of(work: Work) -> str:
+    """The only id under which a step's work may be published."""
+    if isinstance(work, TurnWork):
+        return turn_message_id(work.task, work.turn, work.gen)
+    return call_message_id(work.task, work.turn, work.call, work.gen)
+
+
+def check_conversation(state: TaskState, before_turn: int) -> None:
+    """Each call of a turn is answered right behind it, once, in order."""
+    entries = conversation(state, before_turn)
+    open_calls: list[str] = []
+    for entry in entries:
+        call = getattr(entry, "call", None)
+        if call is not None:
+            assert call == open_calls.pop(0)
+            continue
+        assert not open_calls, f"{open_calls} are not answered"
+        open_calls = [asked.call for asked in getattr(entry, "calls", ())]
+    assert not open_calls, f"{open_calls} are not answered"
+
+
+def _queued(work: TurnWork, stamp: Stamp) -> JournalEvent:
+    return queued_event(stamp, work)
+
+
+def _expired(stamp: Stamp) -> JournalEvent:
+    return events.TaskExpired(*stamp)
+
+
+def _claimed(view: View, work: Work, delivery: Delivery, stamp: Stamp) -> JournalEvent:
+    tool = work if isinstance(work, ToolWork) else None
+    return events.StepClaimed(
+        *stamp,
+        step=work.step,
+        gen=work.gen,
+        message=delivery.message.sequence,
+        worker="test",
+        delivery=delivery.message.deliveries,
+        turn=work.turn,
+        attempt=None if tool else view.state.turn(work.turn).claims + 1,
+        call=tool.call if tool else None,
+        tool=tool.tool if tool else None,
+    )
+
+
+def _restarted(turn: int, first: int | None, redirected: bool, stamp: Stamp) -> JournalEvent:
+    return events.TurnRestarted(
+        *stamp,
+        turn=turn,
+        attempt=1,
+        discard_from=stamp.n if first is None else first,
+        reason="redirect" if redirected else "takeover",
+    )
+
+
+def _asked_for(asked: events.ToolCall, stamp: Stamp) -> JournalEvent:
+    expires_at = stamp.time + WAITING
+    if asked.error is not None:
+        turn = int(asked.call.partition("-")[0])
+        return events.ToolFailed(
+            *stamp, turn=turn, call=asked.call, tool=asked.tool, error=asked.error, outcome="failed"
+        )
+    if asked.tool == ASK_USER:
+        return events.InputRequested(*stamp, question="?", call=asked.call, expires_at=expires_at)
+    return events.ApprovalRequested(
+        *stamp, call=asked.call, tool=asked.tool, arguments=asked.arguments, expires_at=expires_at
+    )
+
+
+def _ended(view: View, turn: int, stamp: Stamp) -> JournalEvent:
+    return task_completed(stamp, view.state, turn)
+
+
+def _tool_completed(work: ToolWork, stamp: Stamp) -> JournalEvent:
+    return events.ToolCompleted(*stamp, turn=work.turn, call=work.call, tool=work.tool, result=3, timings=Timings())
+
+
+def _dead_lettered(work: Work, error: ErrorInfo, stamp: Stamp) -> JournalEvent:
+    return events.TaskDeadLettered(*stamp, step=work.step, gen=work.gen, error=error, deliveries=1)
+
+
+def _retrying(work: Work, retry: Retry, stamp: Stamp) -> JournalEvent:
+    return events.TaskRetrying(
+        *stamp, step=work.step, gen=work.gen, reason="test", delay_seconds=retry.delay_seconds, tries=retry.tries
+    )
+
+
+def _as_commanded(view: View, command: AnyCommand, stamp: Stamp) -> JournalEvent:
+    outcome = decide_command(view.state, command)
+    assert isinstance(outcome, commands.Append)
+    return outcome.build(stamp)

@@ -1,0 +1,465 @@
+"""Any order of deliveries, redeliveries, zombies, cancels, inputs and approvals keeps what the journal promises.
+
+The real fold, decisions, dues, commands and conversation are run by the processes of `small_mesh` in an order that
+hypothesis draws. After each step the journal is judged; in the end everything may run out fairly, and the task must
+come to its end.
+
+By default the examples are few, and the same in each run. To search for longer, with other ones each time:
+
+    TASKMESH_MACHINE_EXAMPLES=5000 python -m pytest tests/unit/test_agent_machine.py
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from datetime import timedelta
+from typing import TypeVar
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from contracts import control, events
+from contracts.codec import encode
+from contracts.events import decode_event
+from contracts.status import STATUSES
+from contracts.tasks import TaskRequest
+from contracts.work import ToolWork, Work
+from mesh import decisions, dues
+from mesh.conversation import whole_conversation
+from mesh.decisions import Claim, Later, Refuse, Settle, decide, queued_event
+from mesh.dues import due_after, is_last_turn, unasked
+from mesh.errors import JournalCorrupt
+from mesh.fold import TaskState, fold, record
+from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
+from tests.unit.small_broker import Delivery, Message, Payload, SmallBroker, View
+from tests.unit.small_mesh import Asked, Luck, Place, SmallMesh, Steps, check_conversation, message_id_of
+
+EXAMPLES = int(os.environ.get("TASKMESH_MACHINE_EXAMPLES", "0"))
+"""0: the few of every run."""
+EXAMPLES_USUALLY = 400
+STEPS_MAX = 40
+INPUTS_MAX = 4
+ROUNDS_MAX = 200
+"""Rounds after which a task that runs fairly must have come to its end: a few for each step that it can have."""
+
+ASKED: list[Asked] = ["plain", "approval", "question", "child", "unknown", "no-object", "no-question"]
+FINE: list[Luck] = ["fine"]
+PLACES: list[int | Place] = ["completed", "settling", "acking"]
+TO_THE_END = 200
+"""More than any process has."""
+PICK = st.integers(0, 7)
+HAPPENINGS = [
+    what
+    for what, weight in {
+        "pulls": 8,
+        "goes on": 6,
+        "lease passes": 6,
+        "dies": 1,
+        "sweeps": 2,
+        "duplicate window passes": 1,
+        "user appends": 1,
+        "user redirects": 1,
+        "user approves": 3,
+        "user denies": 1,
+        "user cancels": 1,
+        "timer fires": 1,
+        "child completes": 3,
+        "child fails": 1,
+        "replays": 2,
+    }.items()
+    for _ in range(weight)
+]
+STEPS: st.SearchStrategy[int | Place] = st.sampled_from([TO_THE_END] * 16 + PLACES * 6 + list(range(16)))
+LUCK = st.sampled_from(20 * FINE + ["retryable", "retryable", "hopeless", "terminal"])
+
+
+T = TypeVar("T")
+
+
+def picked(among: list[T], pick: int) -> T:
+    """One of them."""
+    return among[pick % len(among)]
+
+
+class Agent(RuleBasedStateMachine):
+    """One task, and everybody who has to do with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mesh = SmallMesh(TaskRequest(input="hello"), [], continues_prefix=True)
+        self.processes: list[tuple[Delivery | None, Steps]] = []
+        self.truth = TaskState(TENANT, TASK)
+        self.claims: list[events.StepClaimed] = []
+        self.results: Counter[str] = Counter()
+        self.inputs: Counter[str | None] = Counter()
+        self.completed: Counter[int] = Counter()
+        self.ends = 0
+        self.told = 0
+        self.said = 0
+
+    @initialize(
+        script=st.lists(st.lists(st.sampled_from(ASKED), min_size=1, max_size=3), min_size=1, max_size=3),
+        max_turns=st.sampled_from([4, 4, 4, 3, 2, 1]),
+        tokens=st.sampled_from([None, None, None, 2, 2, 3, 1]),
+        deadline_seconds=st.sampled_from([None, None, None, None, None, None, 60, 0]),
+        continues_prefix=st.booleans(),
+        acks_are_lost=st.booleans(),
+        begun=st.booleans(),
+    )
+    def submit(
+        self,
+        script: list[list[Asked]],
+        max_turns: int,
+        tokens: int | None,
+        deadline_seconds: int | None,
+        continues_prefix: bool,
+        acks_are_lost: bool,
+        begun: bool,
+    ) -> None:
+        """`begun`: the ingress got as far as the journal's first event."""
+        request = TaskRequest(
+            input="hello", max_turns=max_turns, max_output_tokens=tokens, tools=["add", "wipe", "spawn_task"]
+        )
+        deadline = None if deadline_seconds is None else START + timedelta(seconds=deadline_seconds)
+        self.mesh = SmallMesh(request, script, continues_prefix, deadline, acks_are_lost)
+        self.mesh.broker.on_publish = self.judge_publish
+        work = self.mesh.submit()
+        if begun:
+            stamp = events.Stamp("0" * 26, TASK, TENANT, 0, START)
+            self.mesh.broker.append(0, queued_event(stamp, work))
+
+    # What happens. One rule for all: hypothesis leaves out some of a machine's rules in each example.
+
+    @precondition(lambda self: self.mesh.broker.published)
+    @rule(what=st.sampled_from(HAPPENINGS), pick=PICK, behind=st.integers(0, 3), steps=STEPS, luck=LUCK)
+    def happens(self, what: str, pick: int, behind: int, steps: int | Place, luck: Luck) -> None:
+        """What is not possible now is left, and somebody pulls a message instead."""
+        if what != "pulls" and self.happens_to_task(what, pick):
+            return
+        match what:
+            case "goes on" if self.processes:
+                self.advance(picked(self.processes, pick), steps, luck)
+            case "dies" if self.processes:
+                self.processes.remove(picked(self.processes, pick))
+            case "lease passes" if self.held:
+                self.mesh.broker.give_back(picked(self.held, pick))  # Its process knows nothing of it.
+            case "sweeps" if self.stranded:
+                self.start_sweep(picked(self.stranded, pick))
+                self.advance(self.processes[-1], steps, "fine")
+            case "duplicate window passes":
+                self.mesh.broker.message_ids.clear()
+            case _ if self.deliverable:
+                self.start(picked(self.deliverable, pick), behind)
+                self.advance(self.processes[-1], steps, luck)
+            case _:
+                pass
+
+    def happens_to_task(self, what: str, pick: int) -> bool:
+        """What comes from outside; false if it is not possible now."""
+        publish = self.mesh.broker.publish
+        match what:
+            case "user appends" | "user redirects" if self.truth.exists and self.said < INPUTS_MAX:
+                mode: control.InputMode = "append" if what == "user appends" else "redirect"
+                command = control.input_message_id(TASK, f"{self.said}")
+                self.said += 1
+                publish(
+                    control.InputCommand(
+                        task=TASK, tenant=TENANT, by="user", text="and this?", mode=mode, command=command
+                    ),
+                    command,
+                )
+            case "user approves" | "user denies" if self.truth.approvals:
+                # Maybe what was decided before.
+                decision: control.Decision = "approved" if what == "user approves" else "denied"
+                call = picked(list(self.truth.approvals), pick)
+                publish(
+                    control.ApprovalCommand(task=TASK, tenant=TENANT, by="user", call=call, decision=decision),
+                    control.approval_message_id(TASK, call, decision),
+                )
+            case "user cancels" if self.truth.exists and pick == 0:  # Seldom: it ends everything.
+                publish(control.CancelCommand(task=TASK, tenant=TENANT, by="user"), control.cancel_message_id(TASK))
+            case "timer fires" if self.mesh.broker.timers:
+                self.mesh.fire(picked(sorted(self.mesh.broker.timers), pick))
+            case "child completes" | "child fails" if self.children_running:
+                status = "completed" if what == "child completes" else "failed"
+                self.mesh.end_child(picked(self.children_running, pick), status)
+            case "replays" if self.truth.dead_letters:
+                self.mesh.replay()
+            case _:
+                return False
+        return True
+
+    # Helpers
+
+    @property
+    def deliverable(self) -> list[Message]:
+        return [each for each in self.mesh.broker.queue.values() if each.held is None and not each.stranded]
+
+    @property
+    def stranded(self) -> list[Message]:
+        return [each for each in self.mesh.broker.queue.values() if each.stranded]
+
+    @property
+    def held(self) -> list[Delivery]:
+        return [each.held for each in self.mesh.broker.queue.values() if each.held is not None]
+
+    @property
+    def children_running(self) -> list[str]:
+        return [child for child in self.mesh.children if child not in self.mesh.ended_children]
+
+    def start(self, message: Message, behind: int = 0) -> None:
+        delivery = self.mesh.broker.deliver(message)
+        is_work = isinstance(message.payload, Work)
+        steps = (self.mesh.work if is_work else self.mesh.carry_out_command)(delivery, behind)
+        self.processes.append((delivery, steps))
+
+    def start_sweep(self, message: Message) -> None:
+        self.processes.append((None, self.mesh.sweep(message)))
+
+    def advance(self, process: tuple[Delivery | None, Steps], steps: int | Place, luck: Luck) -> None:
+        """Let a process go on for some steps, or as far as a place, or to its end."""
+        self.mesh.luck = luck
+        self.mesh.place = ""
+        for _ in range(steps if isinstance(steps, int) else TO_THE_END):
+            if next(process[1], self) is self:
+                self.processes.remove(process)
+                break
+            self.judge()
+            if self.mesh.place == steps:
+                break
+        self.mesh.luck = "fine"
+
+    # What must always be so
+
+    def judge_publish(self, payload: Payload) -> None:
+        """Each step's work has one id, and goes out once what it builds on is there."""
+        if not isinstance(payload, Work):
+            return
+        self.catch_up()
+        state = self.truth
+        message_id = message_id_of(payload)
+        assert message_id in self.mesh.broker.published
+        if isinstance(payload, ToolWork):
+            asked = state.asked_for(payload.call)
+            assert asked is not None
+            assert asked.error is None
+            assert not asked.approval or state.resolutions[payload.call].decision == "approved"
+            assert (payload.tool, payload.arguments) == (asked.tool, asked.arguments)
+        elif payload.turn > 1:
+            before = state.turn(payload.turn - 1).completed
+            assert before is not None
+            assert all(asked.call in state.call_results for asked in before.calls)
+
+    @invariant()
+    def judge(self) -> None:
+        if self.catch_up():
+            self.judge_fold()
+            self.judge_decisions()
+
+    def catch_up(self) -> bool:
+        """Fold what is new; whether there was anything."""
+        before = self.told
+        for sequence, payload in self.mesh.broker.journal[before:]:
+            event = decode_event(payload)
+            assert not isinstance(event, events.UnknownEvent)
+            self.judge_event(event)
+            fold(self.truth, sequence, event)
+            self.told += 1
+        return self.told > before
+
+    def judge_event(self, event: events.JournalEvent) -> None:
+        """An event against what was there before it."""
+        state = self.truth
+        assert state.terminal is None, f"{event} after the end"
+        assert event.n == self.told
+        match event:
+            case events.StepClaimed():
+                assert event.turn >= max(state.turns, default=1), "a turn that the task has left behind"
+                assert not event.call or event.call not in state.call_results
+                bound_to = state.bindings.get((event.step, event.gen), event.message)
+                assert bound_to == event.message, "the step is bound to another message"
+                self.claims.append(event)
+            case events.TurnCompleted():
+                self.completed[event.turn] += 1
+                assert self.completed[event.turn] == 1
+            case events.InputReceived():
+                self.inputs[event.command] += 1
+                assert self.inputs[event.command] == 1
+                self.judge_result(event.call)
+            case events.ToolCompleted() | events.ToolFailed() | events.SubtaskCompleted():
+                self.judge_result(event.call)
+            case events.ApprovalResolved():
+                assert event.call not in state.resolutions
+                if event.decision != "approved":
+                    self.judge_result(event.call)
+            case events.TaskCompleted():
+                completed = state.turn(max(state.turns)).completed
+                assert completed is not None
+                assert event.output == completed.text
+                assert event.incomplete or not (completed.calls or state.unseen_inputs(completed.turn))
+            case _:
+                pass
+
+    def judge_result(self, call: str | None) -> None:
+        if call is not None:
+            self.results[call] += 1
+            assert self.results[call] == 1, f"call {call} has two results"
+
+    def judge_fold(self) -> None:
+        """I9, and what a state must be."""
+        state = self.truth
+        again = View(self.mesh.broker).state
+        assert again == state
+        if state.queued is None:
+            return
+        kept = copy.deepcopy(state)
+        assert state.events_after_end == 0
+        assert state.status in STATUSES
+        encode(record(state))
+        active = Counter(claim.step for claim in self.claims if state.owns(claim))
+        assert all(count == 1 for count in active.values())
+        assert set(state.call_results) <= {
+            asked.call for turn in state.turns.values() if turn.completed for asked in turn.completed.calls
+        }
+        for turn in range(1, max(state.turns, default=0) + 2):
+            check_conversation(state, turn)
+        whole_conversation(state)
+        for step in self.steps():
+            assert due_after(state, step) == due_after(again, step)
+        assert state == kept, "looking at a state has changed it"
+
+    def judge_decisions(self) -> None:
+        """Everything that lies in a queue can be decided on; nothing is done before its time, or after the end."""
+        state = self.truth
+        for message in self.mesh.broker.queue.values():
+            if isinstance(message.payload, Work):
+                decision = decide(state, message.payload, message.sequence, self.mesh.now)
+                assert not isinstance(decision, Later | Refuse), f"{message.payload} lies there for nothing"
+        if state.queued is None:
+            return
+        for turn in state.turns.values():
+            for asked in turn.completed.calls if turn.completed else ():
+                work = ToolWork(
+                    task=TASK,
+                    tenant=TENANT,
+                    turn=turn.turn,
+                    call=asked.call,
+                    gen=state.gen(asked.call),
+                    tool=asked.tool,
+                    arguments=asked.arguments,
+                )
+                decision = decide(state, work, state.bindings.get((work.step, work.gen), 1), self.mesh.now)
+                if state.terminal is not None:
+                    assert decision == Settle()
+                elif asked.approval and asked.call not in state.resolutions:
+                    assert decision != Claim()
+
+    def steps(self) -> list[str]:
+        calls = [asked.call for turn in self.truth.turns.values() if turn.completed for asked in turn.completed.calls]
+        return [*map(str, self.truth.turns), *calls]
+
+    # The end
+
+    def teardown(self) -> None:
+        """With no more faults, and with timers that fire, the task comes to its end, and no message stays behind."""
+        self.processes.clear()
+        for delivery in self.held:
+            self.mesh.broker.give_back(delivery)
+        for _ in range(ROUNDS_MAX):
+            if self.run_one():
+                continue
+            if self.truth.terminal is not None or not self.mesh.broker.published:
+                break
+            self.judge_waiting()
+            self.mesh.fire(min(self.mesh.broker.timers))
+        assert not self.mesh.broker.published or self.truth.terminal is not None
+        assert not self.mesh.broker.queue
+        if self.truth.terminal is not None:
+            assert not [child for child in self.children_running if child in self.recorded_children]
+
+    @property
+    def recorded_children(self) -> set[str]:
+        return {started.child for started in self.truth.children.values()}
+
+    def run_one(self) -> bool:
+        """Somebody does one thing, to its end. False if there is nothing to do."""
+        if self.deliverable:
+            self.start(self.deliverable[0])
+            self.advance(self.processes[-1], TO_THE_END, "fine")
+            assert not self.processes, "a process runs on for ever"
+        elif self.stranded:
+            self.start_sweep(self.stranded[0])
+            self.advance(self.processes[-1], TO_THE_END, "fine")
+        elif self.truth.terminal is None and self.truth.dead_letters:
+            self.mesh.replay()
+        elif self.truth.terminal is None and self.children_running:
+            self.mesh.end_child(self.children_running[0])
+        else:
+            return False
+        self.judge()
+        return True
+
+    def judge_waiting(self) -> None:
+        """Nothing is left to do, and the task is not over: then it waits for a person, and a clock runs."""
+        state = self.truth
+        assert state.status == "waiting"
+        assert state.open_approvals or state.open_questions
+        last = state.last_completed
+        assert last is not None
+        assert unasked(state, last) is None
+        assert not is_last_turn(state, last)
+        assert self.mesh.broker.timers, "nobody would ever notice that nobody answers"
+
+
+def settings() -> hypothesis.settings:
+    """A few examples, always the same; many, and others each time, if somebody asks for them."""
+    return hypothesis.settings(
+        max_examples=EXAMPLES or EXAMPLES_USUALLY,
+        stateful_step_count=STEPS_MAX,
+        derandomize=not EXAMPLES,
+        database=None,
+    )
+
+
+TestAnyOrderKeepsThePromises = Agent.TestCase
+TestAnyOrderKeepsThePromises.settings = settings()
+
+
+# Negative controls: with one rule switched off, the machine must find it.
+
+
+def unfenced(self: SmallBroker, revision: int, event: events.JournalEvent) -> int:
+    self.journal.append((self.revision + SEQUENCES_PER_EVENT, encode(event)))
+    return self.revision
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken"),
+    [
+        pytest.param(SmallBroker, "append", unfenced, id="the fence"),
+        pytest.param(dues, "_timer", lambda *_: [], id="the timers"),
+        pytest.param(decisions, "_decide_call", lambda *_: Claim(), id="the approval"),
+        pytest.param(decisions, "_lacks_its_end", lambda *_: False, id="what a turn leads to"),
+    ],
+)
+def test_a_rule_that_is_switched_off_is_missed(
+    where: object, name: str, broken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    # The first failure is enough: nobody reads it.
+    first_only = hypothesis.settings(
+        settings(), max_examples=2000, derandomize=True, phases=[hypothesis.Phase.generate], report_multiple_bugs=False
+    )
+    with pytest.raises((AssertionError, JournalCorrupt)):
+        run_state_machine_as_test(Agent, settings=first_only)

@@ -1,0 +1,174 @@
+"""The explicit-state model, as far as a few seconds go: `make model` searches all of it.
+
+And the model's tables are those of the code: the real fold and decisions say the same of every journal that it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import cache
+
+import pytest
+
+from contracts import events
+from contracts.errors import ErrorInfo
+from contracts.work import Work
+from mesh.decisions import decide
+from mesh.dues import due_after
+from mesh.fold import TaskState
+from tests.model import decisions as model
+from tests.model.checker import TooLarge, search
+from tests.model.configurations import SHOWN_BY, named
+from tests.model.journal import Event, Journal, Task
+from tests.model.rules import ALL_RULES, MUST_BE_NEEDED, Off
+from tests.model.state import Actor, Body
+from tests.model.steps import initial
+from tests.unit.journals import START, HandMadeJournal, tool_work, turn_work
+
+SMALL = ("a turn, crashes", "a submission", "a call, stale reads", "two calls, one given up")
+ANOTHER_MESSAGE = 99
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_with_all_rules_no_interleaving_breaks_a_promise(name: str) -> None:
+    result = search(named(name))
+    assert result.violation is None, "\n".join(result.trace)
+
+
+@pytest.mark.parametrize("off", Off, ids=lambda off: f"{off.rule}-{off.name}")
+def test_the_absence_of_a_rule_is_found(off: Off) -> None:
+    result = search(named(SHOWN_BY[off]), frozenset({off}))
+    assert result.violation is not None
+    assert result.trace
+
+
+def test_every_rule_that_must_be_needed_has_a_switch() -> None:
+    assert {off.rule for off in Off} >= set(MUST_BE_NEEDED)
+
+
+def test_a_search_is_the_same_each_time() -> None:
+    assert search(named("a turn, crashes")) == search(named("a turn, crashes"))
+
+
+def test_a_configuration_that_is_too_large_says_so() -> None:
+    with pytest.raises(TooLarge):
+        search(named("a turn, crashes"), states_max=10)
+
+
+@pytest.mark.parametrize("name", ["a submission", "a call, replayed twice", "two calls, one given up", "an approval"])
+def test_the_model_decides_as_the_code_does(name: str) -> None:
+    configuration = named(name)
+    compared = 0
+    for journal in journals_of(name):
+        state = real_state(journal, configuration.task)
+        for step, gen, message in deliveries_of(journal, configuration.task):
+            assert real_decision(state, step, gen, message) in model_decisions(
+                journal, configuration.task, step, gen, message
+            ), told(journal, step, gen, message)
+            compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("name", ["a call, replayed twice", "two calls, one given up", "an approval"])
+def test_the_model_publishes_what_the_code_does(name: str) -> None:
+    configuration = named(name)
+    for journal in journals_of(name):
+        state = real_state(journal, configuration.task)
+        for step in steps_of(configuration.task):
+            due = [due.payload for due in due_after(state, step) if due.at is None]
+            assert [(work.step, work.gen) for work in due if isinstance(work, Work)] == [
+                (body.step, body.gen) for body in model.due_after(journal, configuration.task, step)
+            ], told(journal, step, 0, 0)
+
+
+@cache
+def journals_of(name: str) -> list[Journal]:
+    """Every journal that a search meets."""
+    start = initial(named(name))
+    search(named(name), start=start)
+    journals = [start.journal]
+    for journal in journals:
+        journals.extend(journal.children.values())
+    return journals
+
+
+def steps_of(task: Task) -> list[str]:
+    turns = [str(turn) for turn in range(1, len(task.calls) + 1)]
+    return turns + [call for turn in turns for call in task.calls_of(turn)]
+
+
+def deliveries_of(journal: Journal, task: Task) -> Iterator[tuple[str, int, int]]:
+    """Step, gen and message of what might be delivered: current, replayed and future gens, the bound message or not."""
+    for step in steps_of(task):
+        for gen in range(3):
+            bound = journal.bindings.get((step, gen))
+            yield from ((step, gen, message) for message in (bound, ANOTHER_MESSAGE) if message is not None)
+
+
+def told(journal: Journal, step: str, gen: int, message: int) -> str:
+    return f"{step}.g{gen} by message {message} after {'; '.join(map(str, journal.events()))}"
+
+
+def model_decisions(journal: Journal, task: Task, step: str, gen: int, message: int) -> set[str]:
+    """The model's decision by the code's name. To settle where nothing is due looks like dropping."""
+    actor = Actor("worker", message, 1, journal, (), Body("work", step, gen))
+    plan = model.decide(journal, task, actor, True, ALL_RULES)
+    if plan == model.SETTLE_DEAD_LETTER:
+        return {"SettleDeadLetter"}
+    if plan[0].event is not None:
+        return {{"task.queued": "Begin", "step.claimed": "Claim"}[plan[0].event.kind]}
+    simple = {model.NAK: {"Later"}, model.ACK: {"Drop", "Settle"}, model.ASK_LEADER: {"Refuse"}}
+    return simple.get(plan[0], {"Settle"})
+
+
+def real_decision(state: TaskState, step: str, gen: int, message: int) -> str:
+    work = tool_work(step, gen) if "-" in step else turn_work(turn=int(step), gen=gen)
+    return type(decide(state, work, message, START + timedelta(minutes=1))).__name__
+
+
+def real_state(journal: Journal, task: Task) -> TaskState:
+    """What the real fold makes of a journal of the model."""
+    written = HandMadeJournal()
+    for event in journal.events():
+        _write(written, event, task)
+    return written.state
+
+
+def _write(journal: HandMadeJournal, event: Event, task: Task) -> None:
+    step, turn = event.step, int(model.turn_of(event.step or "1"))
+    match event.kind:
+        case "task.queued":
+            journal.queued()
+        case "step.claimed" if event.author is not None:
+            journal.claimed(step, event.gen, message=event.author[0], delivery=event.author[1])
+        case "turn.completed":
+            completed = HandMadeJournal().turn_completed(turn=turn)
+            calls = [events.ToolCall(call, "add", {}, approval=call in task.approvals) for call in task.calls_of(step)]
+            journal.add(
+                events.TurnCompleted,
+                turn=turn,
+                text="done",
+                calls=calls,
+                finish_reason="stop",
+                usage=completed.usage,
+                timings=completed.timings,
+            )
+        case "tool.completed":
+            journal.tool_completed(step)
+        case "tool.failed":
+            error = ErrorInfo("outcome-unknown", "it may have had its effect")
+            journal.add(events.ToolFailed, turn=turn, call=step, tool="add", error=error, outcome="unknown")
+        case "approval.requested":
+            journal.add(events.ApprovalRequested, call=step, tool="add", arguments={}, expires_at=START)
+        case "approval.resolved":
+            decision = "approved" if event.decision == "approved" else "denied"
+            journal.add(events.ApprovalResolved, call=step, decision=decision, by="ops")
+        case "task.dead_lettered":
+            journal.dead_lettered(step, event.gen)
+        case "task.replayed":
+            journal.replayed(*event.steps)
+        case "task.completed":
+            journal.completed()
+        case _:
+            journal.add(events.TaskCancelled, by="ops")

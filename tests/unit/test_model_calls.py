@@ -1,0 +1,57 @@
+"""Calls on the wire of a model's server: their arguments, and their ids."""
+
+from __future__ import annotations
+
+import pytest
+
+from inference_worker.chunks import RequestedCall
+from inference_worker.model_calls import ARGUMENTS_DEPTH_MAX, CallIds, requested_call
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"), [("", {}), (" \n", {}), ("{}", {}), (' {"a": [1, {"b": null}]} ', {"a": [1, {"b": None}]})]
+)
+def test_arguments_are_a_json_object_and_nothing_at_all_is_an_empty_one(text: str, arguments: object) -> None:
+    assert requested_call("add", text) == RequestedCall("add", arguments)  # type: ignore[arg-type]  # compared only
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": ',
+        "[1]",
+        "null",
+        '"{}"',
+        "{'a': 1}",
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        '{"a": "\ud800"}',
+        '{"a": 1} {"b": 2}',
+        '{"a":' * (ARGUMENTS_DEPTH_MAX + 1) + "1" + "}" * (ARGUMENTS_DEPTH_MAX + 1),
+        '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
+    ],
+)
+def test_what_is_no_json_object_is_no_failure_of_the_turn(text: str) -> None:
+    call = requested_call("add", text)
+    assert (call.name, call.arguments) == ("add", None)
+    assert call.error
+
+
+def test_arguments_may_be_nested_some_way() -> None:
+    levels = ARGUMENTS_DEPTH_MAX
+    assert requested_call("add", '{"a":' * levels + "1" + "}" * levels).error is None
+
+
+def test_no_arguments_of_a_call_that_was_cut_off_may_be_arguments_to_come() -> None:
+    assert requested_call("delete", "", cut_off=True) == RequestedCall("delete", None, "the call was cut off")
+    assert requested_call("delete", '{"a": 1}', cut_off=True) == RequestedCall("delete", {"a": 1})
+
+
+def test_calls_of_one_id_are_told_apart() -> None:
+    """Each task counts its calls from the beginning; a conversation may go over several tasks."""
+    ids = CallIds()
+    assert [ids.of_call("1-0"), ids.of_call("1-1")] == ["1-0", "1-1"]
+    assert [ids.of_answer("1-0"), ids.of_answer("1-1")] == ["1-0", "1-1"]
+    assert ids.of_call("1-0") == "1-0_2"
+    assert [ids.of_answer("1-0"), ids.of_answer("1-1")] == ["1-0_2", "1-1"]

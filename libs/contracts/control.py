@@ -14,12 +14,14 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
-from contracts.events import Call, Id, Tenant
+from contracts.events import Call, Count, Id, Ordinal, RecordedEdits, Step, StepGen, Tenant
+from contracts.identifiers import derived_id
 
 BY_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 2_000
 """Both end up in a terminal event beside an output that may take 448 KiB of the event's 1 MiB."""
 INPUT_CHARACTERS_MAX = 100_000
+REPLAYED_STEPS_MAX = 1_000
 COMMAND_CHARACTERS_MAX = 128
 
 By = Annotated[str, Meta(min_length=1, max_length=BY_CHARACTERS_MAX)]
@@ -72,7 +74,33 @@ class ChildDoneCommand(Command, frozen=True, kw_only=True, omit_defaults=True, t
     error: ErrorInfo | None = None
 
 
-AnyCommand = CancelCommand | InputCommand | ApprovalCommand | ChildDoneCommand
+class Edits(RecordedEdits, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a replay is to change. Unknown fields are refused: a misspelt repair must not be ignored."""
+
+
+class ReplayCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="replay"):
+    """Go on with steps that gave up. `steps` names the dead letters that it repairs, each with its own gen."""
+
+    steps: Annotated[list[StepGen], Meta(min_length=1, max_length=REPLAYED_STEPS_MAX)]
+    edits: Edits | None = None
+    reason: Reason | None = None
+
+
+class RetryCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="retry"):
+    """A timer's: the step's next try is due. `tries` counts the ones that failed."""
+
+    step: Step
+    gen: Count
+    tries: Ordinal
+
+
+class DeadlineCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="deadline"):
+    """A timer's: the task's deadline has passed. It ends what nobody else has ended."""
+
+
+AnyCommand = (
+    CancelCommand | InputCommand | ApprovalCommand | ChildDoneCommand | ReplayCommand | RetryCommand | DeadlineCommand
+)
 
 
 def cancel_message_id(task: str) -> str:
@@ -88,6 +116,22 @@ def input_message_id(task: str, request: str) -> str:
 def approval_message_id(task: str, call: str, decision: str) -> str:
     """`Nats-Msg-Id` of a decision, `<task>.approval.<call>.<decision>`."""
     return f"{subjects.check_task(task)}.approval.{subjects.check_call(call)}.{decision}"
+
+
+def replay_message_id(task: str, steps: list[StepGen]) -> str:
+    """`Nats-Msg-Id` of a replay, `<task>.replay.<dead letters>`: the same for the same dead letters, in any order."""
+    named = derived_id("replay", *sorted(f"{each.step}.g{each.gen}" for each in steps))
+    return f"{subjects.check_task(task)}.replay.{named}"
+
+
+def retry_message_id(task: str, step: str, gen: int, tries: int) -> str:
+    """`Nats-Msg-Id` of a step's later try, and of its timer: `<task>.<step>.g<gen>.t<tries>`."""
+    return f"{subjects.check_task(task)}.{step}.g{gen}.t{tries}"
+
+
+def deadline_message_id(task: str) -> str:
+    """`Nats-Msg-Id` of the timer of a task's deadline: `<task>.deadline`."""
+    return f"{subjects.check_task(task)}.deadline"
 
 
 def child_done_message_id(child: str) -> str:

@@ -15,11 +15,12 @@ from msgspec import Meta
 
 from contracts.codec import decode, exactly
 from contracts.errors import ErrorInfo
-from contracts.subjects import CALL_PATTERN, LANE_NAME_PATTERN, TASK_PATTERN, TENANT_PATTERN
-from contracts.tasks import Priority, TaskRequest
+from contracts.subjects import CALL_PATTERN, LANE_NAME_PATTERN, STEP_PATTERN, TASK_PATTERN, TENANT_PATTERN
+from contracts.tasks import Priority, RequestInput, RequestModel, TaskRequest
 
+CALLS_EDITED_MAX = 64
+MESSAGE_CHARACTERS_MAX = 1_000
 EVENT_TYPE_PATTERN = r"[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}"
-STEP_PATTERN = r"[1-9][0-9]{0,5}(-(0|[1-9][0-9]{0,5}))?"
 
 # What reaches a subject is checked once more by contracts.subjects.
 Id = Annotated[str, exactly(TASK_PATTERN, 26)]
@@ -272,14 +273,30 @@ class ModelSwitched(Event, frozen=True, kw_only=True, tag="model.switched"):
     reason: Literal["context", "latency", "unavailable", "cost"]
 
 
+class RecordedEdits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a replay changed of its task from there on. `arguments` holds new ones by call, in place of the old."""
+
+    instructions: Annotated[str, Meta(min_length=1)] | None = None
+    input: RequestInput | None = None
+    model: RequestModel | None = None
+    pool: LaneName | None = None
+    arguments: Annotated[dict[Call, dict[str, Any]], Meta(max_length=CALLS_EDITED_MAX)] | None = None
+
+
 class TaskRetrying(Event, frozen=True, kw_only=True, tag="task.retrying"):
-    """A try of a step failed; the next comes after `delay_seconds`. `tries` counts the failed ones of this gen."""
+    """A try of a step failed; the next comes after `delay_seconds`. `tries` counts the failed ones of this gen.
+
+    `message` is the error's, for people. `timer`: the step's message was taken from its queue, and a timer brings it
+    again then.
+    """
 
     step: Step
     gen: Count = 0
     reason: str
     delay_seconds: Seconds
     tries: Ordinal
+    timer: bool = False
+    message: Annotated[str, Meta(max_length=MESSAGE_CHARACTERS_MAX)] | None = None
 
 
 class TaskDeadLettered(Event, frozen=True, kw_only=True, tag="task.dead_lettered"):
@@ -292,11 +309,15 @@ class TaskDeadLettered(Event, frozen=True, kw_only=True, tag="task.dead_lettered
 
 
 class TaskReplayed(Event, frozen=True, kw_only=True, tag="task.replayed"):
-    """Dead-lettered steps go on; each is published again with gen + 1."""
+    """Dead-lettered steps go on; each is published again with gen + 1.
 
-    steps: list[StepGen]
+    Of what `edits` changes, all that follows counts with the change.
+    """
+
+    steps: Annotated[list[StepGen], Meta(min_length=1)]
     by: str
-    edits: dict[str, Any] | None = None
+    edits: RecordedEdits | None = None
+    reason: str | None = None
 
 
 class TaskCompleted(Event, frozen=True, kw_only=True, tag="task.completed"):

@@ -15,17 +15,23 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     tries_max: int
     delay_seconds_first: float
     delay_seconds_max: float
+    retry_after_seconds_max: float = 3600.0
+    """The longest delay that the other side may name."""
 
     def delay_seconds(self, tries: int, random_fraction: float, retry_after_seconds: float | None = None) -> float:
         """Delay after `tries` failed tries. `random_fraction` is in [0, 1); pass it in, so that this stays pure."""
         if retry_after_seconds is not None:
-            return max(0.0, retry_after_seconds)
+            return min(max(0.0, retry_after_seconds), self.retry_after_seconds_max)
         ceiling = min(self.delay_seconds_max, self.delay_seconds_first * 2.0 ** min(tries - 1, 32))
         return ceiling * random_fraction
 
 
 STEP_POLICY = RetryPolicy(tries_max=5, delay_seconds_first=0.5, delay_seconds_max=8.0)
 """A turn or a call that failed for a retryable or unknown reason. `tries_max` is overridden by MESH_MAX_TRIES."""
+
+NAK_SECONDS_MAX = 10.0
+"""A longer delay goes through TIMERS: a message that is nak'd with a delay takes a place of its consumer's
+`max_ack_pending`."""
 
 BROKER_POLICY = RetryPolicy(tries_max=1_000_000, delay_seconds_first=0.05, delay_seconds_max=1.0)
 """Requests to a broker that does not answer; bounded by the caller's time limit, not by tries."""

@@ -17,6 +17,7 @@ from contracts.events import (
     Ordinal,
     Parent,
     Seconds,
+    Step,
     Tenant,
     Time,
     Timings,
@@ -71,6 +72,14 @@ class OpenQuestion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     expires_at: Time | None = None
 
 
+class OpenDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that gave up and waits to be repaired."""
+
+    step: Step
+    gen: Count
+    code: str
+
+
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task's status, folded from its journal up to stream sequence `sequence`.
 
@@ -97,6 +106,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: Metadata | None = None
     approvals: list[OpenApproval] | None = None
     questions: list[OpenQuestion] | None = None
+    dead_letters: list[OpenDeadLetter] | None = None
     parent: Parent | None = None
     links: Links | None = None
 

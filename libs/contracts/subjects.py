@@ -17,7 +17,11 @@ TENANT_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
 TASK_PATTERN = r"[0-9a-hjkmnp-tv-z]{26}"
 LANE_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,47}"
 CALL_PATTERN = r"[1-9][0-9]{0,5}-(0|[1-9][0-9]{0,5})"
+STEP_PATTERN = r"[1-9][0-9]{0,5}(-(0|[1-9][0-9]{0,5}))?"
+TIMER_NAME_PATTERN = rf"{STEP_PATTERN}|task"
 CONTROL_KINDS = ("cancel", "input", "approval", "replay", "child_done")
+TIMER_KINDS = ("approval", "retry", "deadline")
+"""What a timer's command is of: a step, or the whole task."""
 PRIORITIES = ("high", "normal", "low")
 """Lanes of a pool, the most urgent first."""
 
@@ -28,6 +32,7 @@ _TENANT = re.compile(TENANT_PATTERN)
 _TASK = re.compile(TASK_PATTERN)
 _LANE_NAME = re.compile(LANE_NAME_PATTERN)
 _CALL = re.compile(CALL_PATTERN)
+_TIMER_NAME = re.compile(TIMER_NAME_PATTERN)
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 
 EVENTS_LOG = "events.*.*.log"
@@ -213,13 +218,16 @@ def parse_control(subject: str) -> tuple[str, str]:
 
 
 def timer_at(kind: str, tenant: str, task: str, name: str) -> str:
-    """A command that is due later, one for each subject: `timers.at.<kind>.<tenant>.<task>.<name>`. `name`: a call."""
-    return f"timers.at.{_checked_kind(kind)}.{check_tenant(tenant)}.{check_task(task)}.{check_call(name)}"
+    """A command that is due later, one for each subject: `timers.at.<kind>.<tenant>.<task>.<name>`.
+
+    `name`: the step that it is about, or `task`.
+    """
+    return f"timers.at.{_timer_place(kind, tenant, task, name)}"
 
 
 def timer_fired(kind: str, tenant: str, task: str, name: str) -> str:
     """Where it is stored once it is due: `timers.fired.<kind>.<tenant>.<task>.<name>`."""
-    return f"timers.fired.{_checked_kind(kind)}.{check_tenant(tenant)}.{check_task(task)}.{check_call(name)}"
+    return f"timers.fired.{_timer_place(kind, tenant, task, name)}"
 
 
 def parse_timer_fired(subject: str) -> tuple[str, str]:
@@ -227,15 +235,14 @@ def parse_timer_fired(subject: str) -> tuple[str, str]:
     _, fired, kind, tenant, task, name = _parts(subject, "timers", 6)
     if fired != "fired":
         raise InvalidName(f"not a timer that has fired: {subject!r:.120}")
-    check_task(task)
-    check_call(name)
-    return _checked_kind(kind), check_tenant(tenant)
+    _timer_place(kind, tenant, task, name)
+    return kind, tenant
 
 
-def _checked_kind(kind: str) -> str:
-    if kind not in CONTROL_KINDS:
-        raise InvalidName(f"not a control kind: {kind!r:.80}")
-    return kind
+def _timer_place(kind: str, tenant: str, task: str, name: str) -> str:
+    if kind not in TIMER_KINDS:
+        raise InvalidName(f"not a kind of timer: {kind!r:.80}")
+    return f"{kind}.{check_tenant(tenant)}.{check_task(task)}.{_checked('timer', _TIMER_NAME, name)}"
 
 
 def parse_journal(subject: str) -> JournalSubject:

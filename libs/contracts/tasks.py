@@ -32,15 +32,19 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: Annotated[str, Meta(min_length=1)]
 
 
+RequestInput = Annotated[str, Meta(min_length=1)] | Annotated[list[Message], Meta(min_length=1, max_length=1000)]
+RequestModel = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The body of `POST /v1/tasks`. Unknown fields are refused: a misspelt limit must not be ignored.
 
     `input` is text or messages. `deadline_seconds` counts from acceptance. `metadata` comes back unchanged.
     """
 
-    input: Annotated[str, Meta(min_length=1)] | Annotated[list[Message], Meta(min_length=1, max_length=1000)]
+    input: RequestInput
     pool: Annotated[str, exactly(LANE_NAME_PATTERN, 48)] = "default"
-    model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    model: RequestModel | None = None
     priority: Priority = "normal"
     instructions: Annotated[str, Meta(min_length=1)] | None = None
     tools: Annotated[list[Annotated[str, exactly(LANE_NAME_PATTERN, 48)]], Meta(max_length=64)] | None = None

@@ -64,8 +64,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that a person needs to know about work that gave up, on `dead.<tenant>.<task>`.
 
     `message` is the work message as text (base64 if it is not UTF-8), `sequence` its place in `stream`;
-    `journal_from` and `journal_to` are stream sequences in EVENTS; `task`, `step` and `gen` are missing where
-    the message could not be read.
+    `errors` are those of the tries that failed, the last one's last. `request` is what the task asks for, with the
+    edits of replays. `journal_from` and `journal_to` are stream sequences in EVENTS; `task`, `step` and `gen` are
+    missing where the message could not be read.
     """
 
     id: Id
@@ -81,6 +82,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: Id | None = None
     step: Step | None = None
     gen: Count | None = None
+    request: TaskRequest | None = None
     worker: str | None = None
     provider: str | None = None
     model: str | None = None

@@ -40,9 +40,9 @@ def conversation(state: TaskState, before_turn: int) -> list[Entry]:
 
     An input stands before the first turn that was begun after it.
     """
-    if state.queued is None:
+    if state.request is None:
         raise ValueError("there is no journal to make a conversation of")
-    entries: list[Entry] = [*opening(state.queued.request)]
+    entries: list[Entry] = [*opening(state.request)]
     seen = -1
     for number in range(1, before_turn + 1):
         turn = state.turn(number)

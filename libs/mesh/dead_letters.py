@@ -56,15 +56,17 @@ async def write_step(
     claim = state.claims.get((work.step, work.gen))
     record = DeadLetter(
         **_of_message(message),
-        errors=[error],
+        errors=[*state.failures.get((work.step, work.gen), ()), error],
         tenant=work.tenant,
         task=work.task,
         step=work.step,
         gen=work.gen,
+        request=state.request,
         worker=worker,
         provider=claim.provider if claim else None,
         model=claim.model if claim else None,
         tries=state.tries.get((work.step, work.gen), 0) + 1,
+        journal_from=state.first_sequence,
         journal_to=state.revision,
     )
     message_id = f"{work.task}.{work.step}.g{work.gen}.dead"
@@ -130,6 +132,6 @@ async def _publish(requests: Requests, subject: str, record: DeadLetter, message
     except BrokerError as error:
         if error.number != MESSAGE_TOO_LARGE:
             raise
-        # The message is as large as a message may be: keep its beginning.
-        shortened = msgspec.structs.replace(record, message=record.message[: len(record.message) // 8])
+        # The message is as large as a message may be: keep its beginning. The request is in the journal.
+        shortened = msgspec.structs.replace(record, message=record.message[: len(record.message) // 8], request=None)
         await requests.publish(subject, encode(shortened), message_headers)

@@ -6,18 +6,21 @@ The numbers are those of the rules in PROTOCOL.md, "Rules of a writer".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from contracts import events
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.events import ToolCall
 from contracts.identifiers import turn_of
-from contracts.retries import RetryPolicy
+from contracts.retries import NAK_SECONDS_MAX, RetryPolicy
 from contracts.tasks import fingerprint
 from contracts.tools import ASK_USER
 from contracts.work import ToolWork, TurnWork, Work
 from mesh.dues import is_last_turn, unasked
 from mesh.fold import TaskState
+
+CLOCKS_APART_MAX = timedelta(seconds=1)
+"""What a timer brings is due, though the clock here may be a little behind the broker's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The step, or the whole task, is done: project, publish what is due, ack."""
+    """Nothing is left to do for this delivery, for now or for good: project, publish what is due, ack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,9 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
         return SettleDeadLetter(dead_letter)  # rule 7
     if state.has_result(work.step) and not _lacks_its_end(state, work):
         return Settle()  # rule 2
+    retry_at = state.retry_at.get((work.step, gen))
+    if retry_at is not None and now + CLOCKS_APART_MAX < retry_at:
+        return Settle()  # A timer brings it again.
     if isinstance(work, TurnWork):
         if work.turn > 1 and not _may_begin(state, work.turn):
             return Later()
@@ -181,6 +187,11 @@ class Retry:
 
     delay_seconds: float
     tries: int
+
+    @property
+    def by_timer(self) -> bool:
+        """Whether it is so long that the step's message must not stay in its queue meanwhile."""
+        return self.delay_seconds > NAK_SECONDS_MAX
 
 
 @dataclass(frozen=True, slots=True)

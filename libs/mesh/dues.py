@@ -6,12 +6,13 @@ the duplicate window, and the binding of a claimed step to its message after it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from contracts import control, events, headers, subjects
 from contracts.codec import encode
-from contracts.identifiers import call_message_id, turn_message_id, turn_of
+from contracts.control import retry_message_id
+from contracts.identifiers import call_message_id, turn_message_id, turn_of, turn_step
 from contracts.tools import ASK_USER
 from contracts.work import ToolWork, TurnWork
 from mesh import faults
@@ -24,6 +25,8 @@ MAX_TURNS = 32
 """Turns of a task whose request names no other limit."""
 BY_MESH = "taskmesh"
 """Who is behind a command that nobody gave: a parent's end, the clock."""
+DEADLINE_GRACE_SECONDS = 1.0
+"""How long after the deadline its timer fires: who is at work ends the task itself, and sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,12 @@ class Due:
 
 def max_turns(state: TaskState) -> int:
     """How many turns the task may have."""
-    return (state.queued.request.max_turns if state.queued else None) or MAX_TURNS
+    return (state.request.max_turns if state.request else None) or MAX_TURNS
 
 
 def tokens_left(state: TaskState, after_turn: int | None = None) -> int | None:
     """How many tokens the turns to come may put out, now or as it was after a turn; None without a limit."""
-    limit = state.queued.request.max_output_tokens if state.queued else None
+    limit = state.request.max_output_tokens if state.request else None
     if limit is None:
         return None
     completed = [each.completed for each in state.turns.values() if each.completed]
@@ -89,9 +92,14 @@ def unasked(state: TaskState, completed: events.TurnCompleted) -> events.ToolCal
 
 
 def due_after(state: TaskState, step: str) -> list[Due]:
-    """What is due once a step is done: a turn's calls, a turn after the last result, or news of the task's end."""
+    """What is due once a step is done: a turn's calls, a turn after the last result, or news of the task's end.
+
+    Of a step that waits for its next try: the timer that brings it.
+    """
     if state.terminal is not None:
         return _after_the_end(state)
+    if (step, state.gen(step)) in state.retry_at:
+        return _retry_timer(state, step)
     completed = state.turn(turn_of(step)).completed
     if completed is None or is_last_turn(state, completed):
         return []
@@ -100,24 +108,73 @@ def due_after(state: TaskState, step: str) -> list[Due]:
         return _next_turn(state, completed.turn + 1)
     if "-" in step:
         open_calls = [asked for asked in open_calls if asked.call == step]
-    return [due for asked in open_calls for due in _of_call(state, completed.turn, asked)]
+    return [
+        due
+        for asked in open_calls
+        for due in (
+            _retry_timer(state, asked.call)
+            if (asked.call, state.gen(asked.call)) in state.retry_at
+            else _of_call(state, completed.turn, asked)
+        )
+    ]
+
+
+def due_again(state: TaskState, step: str, tries: int | None = None) -> list[Due]:
+    """The message of a step that goes on: after a replay, or, where `tries` failed, for the next try."""
+    asked = state.asked_for(step) if "-" in step else None
+    if state.terminal is not None or ("-" in step and asked is None):
+        return []
+    message_id = retry_message_id(state.task, step, state.gen(step), tries) if tries is not None else None
+    dues = _turn(state, turn_of(step)) if asked is None else _of_call(state, turn_of(step), asked)
+    # What a call waits for, a person or a sub-task, is not tried again.
+    return [replace(due, message_id=message_id) if message_id and due.at is None else due for due in dues]
+
+
+def due_at_the_deadline(state: TaskState) -> list[Due]:
+    """The timer of the task's deadline, if it has one."""
+    deadline = state.queued.deadline if state.queued else None
+    if deadline is None:
+        return []
+    command = control.DeadlineCommand(task=state.task, tenant=state.tenant, by=BY_MESH)
+    place = ("deadline", state.tenant, state.task, "task")
+    at = deadline + timedelta(seconds=DEADLINE_GRACE_SECONDS)
+    message_id = control.deadline_message_id(state.task)
+    return [Due(subjects.timer_at(*place), command, message_id, at, subjects.timer_fired(*place))]
+
+
+def _retry_timer(state: TaskState, step: str) -> list[Due]:
+    gen = state.gen(step)
+    tries = state.tries.get((step, gen), 1)
+    command = control.RetryCommand(task=state.task, tenant=state.tenant, by=BY_MESH, step=step, gen=gen, tries=tries)
+    place = ("retry", state.tenant, state.task, step)
+    message_id = retry_message_id(state.task, step, gen, tries)
+    return [
+        Due(subjects.timer_at(*place), command, message_id, state.retry_at[step, gen], subjects.timer_fired(*place))
+    ]
 
 
 def _next_turn(state: TaskState, turn: int) -> list[Due]:
+    step = turn_step(turn)
+    if (step, state.gen(step)) in state.retry_at:
+        return _retry_timer(state, step)
+    return _turn(state, turn)
+
+
+def _turn(state: TaskState, turn: int) -> list[Due]:
     queued = state.queued
     if queued is None:
         return []
-    gen = state.gen(str(turn))
+    gen = state.gen(turn_step(turn))
     work = TurnWork(
         task=state.task,
         tenant=state.tenant,
         turn=turn,
         gen=gen,
-        pool=queued.pool,
+        pool=state.pool,
         priority=queued.priority,
         deadline=queued.deadline,
     )
-    subject = subjects.turns(queued.pool, queued.priority, state.tenant)
+    subject = subjects.turns(state.pool, queued.priority, state.tenant)
     return [Due(subject, work, turn_message_id(state.task, turn, gen))]
 
 
@@ -196,7 +253,9 @@ async def publish_due(requests: Requests, dues: list[Due], traceparent: str | No
         if traceparent:
             message_headers[headers.TRACEPARENT] = traceparent
         if due.at is not None and due.fires_on is not None:
-            message_headers[headers.SCHEDULE] = f"@at {due.at.astimezone(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')}"
+            # In whole seconds, and never early.
+            at = due.at.astimezone(UTC) + timedelta(microseconds=999_999)
+            message_headers[headers.SCHEDULE] = f"@at {at.strftime('%Y-%m-%dT%H:%M:%SZ')}"
             message_headers[headers.SCHEDULE_TARGET] = due.fires_on
         try:
             await requests.publish(due.subject, encode(due.payload), message_headers or None)

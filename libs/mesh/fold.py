@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from contracts import events
+from contracts.errors import ErrorInfo
 from contracts.events import JournalEvent, TerminalEvent, UnknownEvent
 from contracts.identifiers import turn_of, turn_step
-from contracts.status import Metadata, OpenApproval, OpenQuestion, Status, TaskRecord
+from contracts.status import Metadata, OpenApproval, OpenDeadLetter, OpenQuestion, Status, TaskRecord
+from contracts.tasks import TaskRequest
 from mesh.errors import JournalCorrupt
 
 StepGen = tuple[str, int]
@@ -16,6 +20,8 @@ CallResult = (
     events.ToolCompleted | events.ToolFailed | events.ApprovalResolved | events.InputReceived | events.SubtaskCompleted
 )
 """What ends a call: its result, a refusal, the user's answer, the end of its sub-task."""
+
+FAILURES_MAX = 16
 
 _STATUS_BY_END: dict[type[events.Event], Status] = {
     events.TaskCompleted: "completed",
@@ -33,6 +39,8 @@ class TurnState:
     parts: list[tuple[int, str]] = field(default_factory=list)
     reasoning: list[tuple[int, str]] = field(default_factory=list)
     claims: int = 0
+    outdated: bool = False
+    """An edit has changed what there is of it was made from: it begins again."""
     base_n: int = 0
     """n of the event from which on the turn was generated: inputs before it are in its prompt, later ones are not."""
     completed: events.TurnCompleted | None = None
@@ -58,9 +66,13 @@ class TaskState:
     task: str
     revision: int = 0
     """Stream sequence of the last event folded: the fence of the next append. 0: there is no journal."""
+    first_sequence: int = 0
+    """Stream sequence of the first event."""
     next_n: int = 0
     changed_at: datetime | None = None
     queued: events.TaskQueued | None = None
+    request: TaskRequest | None = None
+    """What is asked for, with the edits of replays."""
     turns: dict[int, TurnState] = field(default_factory=dict)
     claims: dict[StepGen, events.StepClaimed] = field(default_factory=dict)
     """The last claim of each (step, gen)."""
@@ -72,6 +84,10 @@ class TaskState:
     """Number of replays of each step; absent is 0."""
     tries: dict[StepGen, int] = field(default_factory=dict)
     """Failed tries of each (step, gen)."""
+    failures: dict[StepGen, list[ErrorInfo]] = field(default_factory=dict)
+    """What the failed tries of each (step, gen) came to, the last `FAILURES_MAX` of them."""
+    retry_at: dict[StepGen, datetime] = field(default_factory=dict)
+    """When a timer brings the next try of each (step, gen) whose message is gone."""
     dead_letters: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
     """Steps that gave up and were not replayed since."""
     call_results: dict[str, CallResult] = field(default_factory=dict)
@@ -98,11 +114,21 @@ class TaskState:
         return self.queued is not None
 
     @property
+    def pool(self) -> str:
+        """The pool of the turns to come; the one that a replay names, if any does."""
+        return self.request.pool if self.request is not None else ""
+
+    @property
+    def open_dead_letters(self) -> list[events.TaskDeadLettered]:
+        """What waits to be repaired. A call that was called off since does not."""
+        return [letter for letter in self.dead_letters.values() if letter.step not in self.call_results]
+
+    @property
     def status(self) -> Status:
         """The task's status; the order of these lines is its definition."""
         if self.terminal is not None:
             return _STATUS_BY_END[type(self.terminal)]
-        if self.dead_letters:
+        if self.open_dead_letters:
             return "dead_lettered"
         if self.open_approvals or self.open_questions:
             return "waiting"
@@ -197,6 +223,7 @@ def fold(state: TaskState, sequence: int, event: JournalEvent | UnknownEvent, *,
         raise JournalCorrupt(f"task {state.task}: expected n={state.next_n}, read n={head.n} at sequence {sequence}")
     before = (state.revision, state.next_n - 1)
     state.revision = sequence
+    state.first_sequence = state.first_sequence or sequence
     state.next_n = head.n + 1
     if isinstance(event, UnknownEvent):
         state.unknown_events += 1
@@ -224,11 +251,13 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             _turn(state, event.turn).reasoning.append((event.n, event.text))
         case events.TaskQueued():
             state.queued = event
+            state.request = event.request
         case events.StepClaimed():
             step_gen = (event.step, event.gen)
             state.claims[step_gen] = event
             state.claim_counts[step_gen] = state.claim_counts.get(step_gen, 0) + 1
             state.bindings.setdefault(step_gen, event.message)
+            state.retry_at.pop(step_gen, None)
             if event.call is None:
                 turn = _turn(state, event.turn)
                 turn.claims += 1
@@ -239,6 +268,7 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             turn.parts = [part for part in turn.parts if part[0] < event.discard_from]
             turn.reasoning = [part for part in turn.reasoning if part[0] < event.discard_from]
             turn.base_n = event.n
+            turn.outdated = False
         case events.TurnCompleted():
             turn = _turn(state, event.turn)
             turn.completed = event
@@ -261,14 +291,39 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             state.children.setdefault(event.call, event)
         case events.TaskRetrying():
             state.tries[event.step, event.gen] = event.tries
+            failures = state.failures.setdefault((event.step, event.gen), [])
+            failures.append(ErrorInfo(event.reason, event.message or ""))
+            del failures[:-FAILURES_MAX]
+            if event.timer:
+                # Its message is gone: whichever comes next may be claimed.
+                state.bindings.pop((event.step, event.gen), None)
+                state.retry_at[event.step, event.gen] = event.time + timedelta(seconds=event.delay_seconds)
         case events.TaskDeadLettered():
             state.dead_letters[event.step, event.gen] = event
         case events.TaskReplayed():
-            for replayed in event.steps:
-                state.dead_letters.pop((replayed.step, replayed.gen), None)
-                state.gens[replayed.step] = max(state.gen(replayed.step), replayed.gen + 1)
+            _replay(state, event)
         case _:
             pass  # Told to clients; no decision hangs on it.
+
+
+def _replay(state: TaskState, event: events.TaskReplayed) -> None:
+    for replayed in event.steps:
+        state.dead_letters.pop((replayed.step, replayed.gen), None)
+        state.gens[replayed.step] = max(state.gen(replayed.step), replayed.gen + 1)
+    edits, request = event.edits, state.request
+    if edits is None or request is None:
+        return
+    for call, arguments in (edits.arguments or {}).items():
+        turn = state.turn(turn_of(call))
+        if turn.completed is not None:
+            calls = [replace(each, arguments=arguments) if each.call == call else each for each in turn.completed.calls]
+            turn.completed = replace(turn.completed, calls=calls)
+    changes = {name: getattr(edits, name) for name in ("instructions", "input", "model", "pool")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        state.request = replace(request, **changes)
+        for turn in state.turns.values():
+            turn.outdated = turn.completed is None and bool(turn.parts or turn.reasoning)
 
 
 def _receive(state: TaskState, event: events.InputReceived) -> None:
@@ -290,7 +345,7 @@ def record(state: TaskState) -> TaskRecord:
     end = state.terminal
     turn_claims = [claim for claim in state.claims.values() if claim.call is None]
     last_claim = max(turn_claims, key=lambda claim: claim.n, default=None)
-    open_dead_letter = next(iter(state.dead_letters.values()), None)
+    dead_letters = state.open_dead_letters if end is None else []
     completed = end if isinstance(end, events.TaskCompleted) else None
     stopped = end if isinstance(end, events.TaskCancelled | events.TaskExpired) else None
     metadata: Metadata | None = queued.request.metadata
@@ -299,7 +354,7 @@ def record(state: TaskState) -> TaskRecord:
         id=state.task,
         tenant=state.tenant,
         status=state.status,
-        pool=queued.pool,
+        pool=state.pool,
         priority=queued.priority,
         created_at=queued.accepted_at,
         updated_at=state.changed_at,
@@ -308,13 +363,15 @@ def record(state: TaskState) -> TaskRecord:
         output=completed.output if completed else (stopped.output if stopped else None),
         incomplete=completed.incomplete if completed else None,
         usage=completed.usage if completed else None,
-        error=failure or (open_dead_letter.error if open_dead_letter and end is None else None),
+        error=failure or (dead_letters[0].error if dead_letters else None),
         timings=completed.timings if completed else None,
         model=last_claim.model if last_claim else None,
         deadline=queued.deadline,
         metadata=metadata,
         approvals=[_open_approval(asked) for asked in state.open_approvals if end is None] or None,
         questions=[_open_question(asked) for asked in state.open_questions if end is None] or None,
+        dead_letters=[OpenDeadLetter(step=each.step, gen=each.gen, code=each.error.code) for each in dead_letters]
+        or None,
         parent=queued.parent,
     )
 

@@ -28,6 +28,7 @@ from contracts.work import TurnWork
 from mesh import faults, telemetry
 from mesh.clock import now
 from mesh.decisions import queued_event
+from mesh.dues import due_at_the_deadline, publish_due
 from mesh.errors import BrokerError, BrokerUnavailable, IdempotencyMismatch, QueueFull, StepLost
 from mesh.fold import record
 from mesh.journal import Journal
@@ -162,6 +163,10 @@ class Submission:
             log.warning("submission.queued_missing", task=work.task, tenant=work.tenant, error=str(error))
             return
         self._projection.submit(record(journal.state), known_revision=0)
+        try:
+            await publish_due(self._requests, due_at_the_deadline(journal.state), traceparent)
+        except TaskmeshError as error:
+            log.warning("submission.timer_missing", task=work.task, tenant=work.tenant, error=str(error))
 
     async def _first_event(self, tenant: str, task: str) -> TaskQueued | None:
         subject = subjects.journal_log(tenant, task)

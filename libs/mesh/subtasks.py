@@ -26,22 +26,22 @@ def depth(state: TaskState) -> int:
 
 def child_work(state: TaskState, asked: events.ToolCall, started: events.SubtaskStarted) -> TurnWork:
     """The child's first turn, as it goes into TASKS. Raises `msgspec.ValidationError` for arguments that are none."""
-    queued = state.queued
-    if queued is None:
+    queued, parents = state.queued, state.request
+    if queued is None or parents is None:
         raise ValueError("there is no journal")
     arguments = msgspec.convert(asked.arguments, SpawnArguments)
     # A model gives no more than it has.
-    allowed = set(queued.request.tools or ())
+    allowed = set(parents.tools or ())
     tools = [tool for tool in arguments.tools or () if tool in allowed]
     request = TaskRequest(
         input=arguments.input,
-        pool=arguments.pool or queued.pool,
-        model=arguments.model or (None if arguments.pool else queued.request.model),
+        pool=arguments.pool or parents.pool,
+        model=arguments.model or (None if arguments.pool else parents.model),
         priority=queued.priority,
         instructions=arguments.instructions,
         tools=tools or None,
-        approval=queued.request.approval,
-        max_turns=queued.request.max_turns,
+        approval=parents.approval,
+        max_turns=parents.max_turns,
     )
     return TurnWork(
         task=started.child,

@@ -21,7 +21,8 @@ from opentelemetry.trace import SpanKind
 
 from contracts import events, headers
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.events import JournalEvent, Stamp
+from contracts.events import MESSAGE_CHARACTERS_MAX, JournalEvent, Stamp
+from contracts.identifiers import turn_step
 from contracts.retries import STEP_POLICY
 from contracts.work import ToolWork, TurnWork, Work, decode_work
 from mesh import dead_letters, faults, metrics, telemetry
@@ -46,7 +47,7 @@ from mesh.decisions import (
     queued_event,
 )
 from mesh.deliveries import Delivery, Leases, handle_while_leased
-from mesh.dues import BY_MESH, due_after, publish_due
+from mesh.dues import BY_MESH, due_after, due_at_the_deadline, publish_due
 from mesh.errors import BrokerUnavailable, StepLost
 from mesh.fold import TaskState, record
 from mesh.journal import Appends, Build, Journal
@@ -57,6 +58,7 @@ from mesh.watching import until_lost
 
 log = structlog.get_logger("mesh.work")
 
+FIRST_STEP = turn_step(1)
 LATER_SECONDS = 0.2
 """Delay of a delivery whose journal can't be seen yet."""
 LATER_DELIVERIES_MAX = 8
@@ -324,6 +326,9 @@ class WorkLoop:
                 case Claim() if await self._is_orphan(state, work):
                     await self._try(journal, _called_off, delivery, work, decision)
                 case Claim():
+                    if work.step == FIRST_STEP:
+                        # Whoever accepted the task may have died before it could.
+                        await publish_due(self._requests, due_at_the_deadline(state), telemetry.current_traceparent())
                     claimed = await self._try(
                         journal, self._claim_event(state, work, delivery), delivery, work, decision
                     )
@@ -474,10 +479,15 @@ class WorkLoop:
                         reason=error.code,
                         delay_seconds=retry.delay_seconds,
                         tries=retry.tries,
+                        timer=retry.by_timer,
+                        message=str(error)[:MESSAGE_CHARACTERS_MAX] or None,
                     )
                 )
                 log.warning("step.retrying", code=error.code, error=str(error), delay_seconds=retry.delay_seconds)
-                await delivery.nak(retry.delay_seconds)
+                if retry.by_timer:
+                    await self._settle(journal.state, work, delivery)
+                else:
+                    await delivery.nak(retry.delay_seconds)
             case GiveUp():
                 await step.append(
                     lambda stamp: events.TaskDeadLettered(

@@ -10,12 +10,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from contracts import events
-from contracts.control import AnyCommand, ApprovalCommand, CancelCommand, ChildDoneCommand, InputCommand
+from contracts.control import (
+    AnyCommand,
+    ApprovalCommand,
+    CancelCommand,
+    ChildDoneCommand,
+    DeadlineCommand,
+    InputCommand,
+    ReplayCommand,
+    RetryCommand,
+)
 from contracts.errors import ErrorInfo
-from contracts.events import JournalEvent, Stamp
+from contracts.events import JournalEvent, Stamp, StepGen
 from contracts.identifiers import turn_of
 from contracts.tools import ASK_USER, SPAWN_TASK
+from mesh.dues import Due, due_again
+from mesh.ending import ended_by_deadline
 from mesh.fold import TaskState
+from mesh.replays import edits_error
 
 Build = Callable[[Stamp], JournalEvent]
 CALLED_OFF = "the user has said something else"
@@ -36,6 +48,8 @@ class Settle:
     steps: tuple[str, ...] = ()
     late: bool = False
     """The command changed nothing: somebody else was faster, or the task was over."""
+    again: tuple[Due, ...] = ()
+    """Messages of steps that go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,12 @@ def decide_command(state: TaskState, command: AnyCommand) -> Outcome:
             return _receive(state, command)
         case ChildDoneCommand():
             return _join(state, command)
+        case ReplayCommand():
+            return _replay(state, command)
+        case RetryCommand():
+            return _retry(state, command)
+        case DeadlineCommand():
+            return _end_at_the_deadline(state)
 
 
 def _cancel(state: TaskState, command: CancelCommand) -> Outcome:
@@ -139,6 +159,44 @@ def _join(state: TaskState, command: ChildDoneCommand) -> Outcome:
             error=command.error,
         ),
     )
+
+
+def _replay(state: TaskState, command: ReplayCommand) -> Outcome:
+    if state.terminal is not None:
+        return Settle(("1",), late=True)
+    named = [(each.step, each.gen) for each in command.steps]
+    to_repair = [StepGen(*each) for each in named if each in state.dead_letters]
+    if to_repair:
+        error = edits_error(state, command.edits, [each.step for each in to_repair])
+        if error is not None:
+            return Unknown(error)
+        return Append(
+            ("task.replayed", ""),
+            lambda stamp: events.TaskReplayed(
+                *stamp, steps=to_repair, by=command.by, edits=command.edits, reason=command.reason
+            ),
+        )
+    replayed = [step for step, gen in named if state.gen(step) > gen]
+    if not replayed:
+        names = ", ".join(f"{step} (gen {gen})" for step, gen in named)
+        return Unknown(ErrorInfo("dead-letter-unknown", f"no dead letter of step {names} is open"))
+    # Also where this changed nothing: who appended the replay may have died before it could publish.
+    return Settle((), late=True, again=tuple(due for step in replayed for due in due_again(state, step)))
+
+
+def _retry(state: TaskState, command: RetryCommand) -> Outcome:
+    if state.terminal is not None:
+        return Settle(("1",), late=True)
+    if (command.step, command.gen) not in state.retry_at or state.gen(command.step) != command.gen:
+        return Settle((), late=True)  # It was claimed, or has ended, since.
+    return Settle((), again=tuple(due_again(state, command.step, command.tries)))
+
+
+def _end_at_the_deadline(state: TaskState) -> Outcome:
+    if state.terminal is not None:
+        return Settle(("1",), late=True)
+    end = "task.completed" if state.output_so_far else "task.expired"
+    return Append((end, ""), lambda stamp: ended_by_deadline(stamp, state))
 
 
 def _called_off(call: str, command: InputCommand) -> Build:

@@ -121,7 +121,9 @@ class ControlLoop:
                 case Settle() as outcome:
                     if outcome.late and not appended:
                         log.info("command.late", kind=_kind(command), by=command.by, status=journal.state.status)
-                    await settle(self._requests, journal.state, outcome.steps, telemetry.current_traceparent())
+                    await settle(
+                        self._requests, journal.state, outcome.steps, telemetry.current_traceparent(), outcome.again
+                    )
                     await delivery.ack()
                     return
                 case Unknown() if isinstance(command, CancelCommand) and command.by == BY_MESH:

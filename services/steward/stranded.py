@@ -151,7 +151,8 @@ class Stranded:
         if not isinstance(outcome, Settle):
             await self._refuse(message, _exhausted(message))
             return
-        await settle(self._requests, journal.state, outcome.steps, message.headers.get(headers.TRACEPARENT))
+        traceparent = message.headers.get(headers.TRACEPARENT)
+        await settle(self._requests, journal.state, outcome.steps, traceparent, outcome.again)
         await self._delete(message)
 
     async def _settle(self, message: StrandedMessage, work: Work) -> None:

@@ -23,12 +23,18 @@ from contracts.control import (
     ApprovalCommand,
     CancelCommand,
     ChildDoneCommand,
+    DeadlineCommand,
     InputCommand,
+    ReplayCommand,
+    RetryCommand,
     approval_message_id,
     cancel_message_id,
     child_done_message_id,
+    deadline_message_id,
     decode_control,
     input_message_id,
+    replay_message_id,
+    retry_message_id,
 )
 from contracts.errors import InvalidName, TaskmeshError
 from contracts.events import Event, UnknownEvent, decode_event, is_delta
@@ -177,6 +183,12 @@ def control_message_id(command: AnyCommand) -> str:
             return approval_message_id(command.task, command.call, command.decision)
         case ChildDoneCommand():
             return child_done_message_id(command.child)
+        case ReplayCommand():
+            return replay_message_id(command.task, command.steps)
+        case RetryCommand():
+            return retry_message_id(command.task, command.step, command.gen, command.tries)
+        case DeadlineCommand():
+            return deadline_message_id(command.task)
 
 
 @pytest.mark.parametrize("case", cases("control"))

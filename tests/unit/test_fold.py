@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contracts import events
 from contracts.errors import ErrorInfo
 from contracts.events import EventHead, Timings, UnknownEvent, Usage
-from contracts.status import ENDED, STATUSES
+from contracts.status import ENDED, STATUSES, OpenDeadLetter
 from contracts.tasks import TaskRequest
 from mesh.errors import JournalCorrupt
 from mesh.fold import TaskState, fold, record, snapshot_turns
@@ -435,6 +435,7 @@ def fields(journal: HandMadeJournal) -> dict[str, Any]:
                 "updated_at": 1.0,
                 "sequence": 6,
                 "error": ErrorInfo("provider-error", "1 gave up"),
+                "dead_letters": [OpenDeadLetter(step="1", gen=0, code="provider-error")],
             },
         ),
         ([QUEUED, DEAD, replay], {"status": "queued", "updated_at": 2.0, "sequence": 9}),

@@ -136,7 +136,7 @@ def test_only_requests_refuse_unknown_fields() -> None:
     for document in documents().values():
         definitions = {document["title"]: document, **document.get("$defs", {})}
         closed = {name for name, definition in definitions.items() if definition.get("additionalProperties") is False}
-        assert closed == {"TaskRequest", "Message", "MessageInput", "ApprovalInput"} & set(definitions)
+        assert closed == {"TaskRequest", "Message", "MessageInput", "ApprovalInput", "Edits"} & set(definitions)
 
 
 def test_patterns_are_written_for_every_language() -> None:

@@ -77,6 +77,10 @@ class ChildDoneCommand(Command, frozen=True, kw_only=True, omit_defaults=True, t
 class Edits(RecordedEdits, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a replay is to change. Unknown fields are refused: a misspelt repair must not be ignored."""
 
+    def recorded(self) -> RecordedEdits:
+        """The same, as the journal keeps it."""
+        return RecordedEdits(**msgspec.structs.asdict(self))
+
 
 class ReplayCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="replay"):
     """Go on with steps that gave up. `steps` names the dead letters that it repairs, each with its own gen."""

@@ -26,6 +26,8 @@ TASKS_MAX = 50_000
 ACK_PENDING_MAX = 10_000
 """Deliveries in flight in one lane, delayed retries included. The server's default of 1,000 stops a lane early."""
 WORKERS_TTL_SECONDS = 30
+FIRED_TTL_SECONDS = 30 * 24 * 3600
+"""How long what a timer has fired is kept for a steward that is not there; one that is has read it at once."""
 TOOLS_TTL_SECONDS = 600
 """How long a tool is offered after its last runner has declared it; runners do so each minute."""
 BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "spawn_task")
@@ -58,6 +60,7 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     duplicate_window_seconds: float = DUPLICATE_WINDOW_SECONDS
     allow_direct: bool = True
     allow_msg_schedules: bool = False
+    allow_msg_ttl: bool = False
     allow_rollup_headers: bool = False
     deny_delete: bool = False
     republish: tuple[str, str] | None = None
@@ -86,6 +89,8 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True):
         }
         if self.allow_msg_schedules:
             config["allow_msg_schedules"] = True
+        if self.allow_msg_ttl:
+            config["allow_msg_ttl"] = True
         if self.republish is not None:
             config["republish"] = {"src": self.republish[0], "dest": self.republish[1]}
         return config
@@ -212,6 +217,8 @@ TIMERS = StreamDeclaration(
     discard="old",
     max_bytes=256 * _MIB,
     allow_msg_schedules=True,
+    # What has fired goes by itself.
+    allow_msg_ttl=True,
     # The server switches this on with schedules.
     allow_rollup_headers=True,
 )

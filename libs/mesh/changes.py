@@ -1,9 +1,9 @@
 """What a change of a stream or consumer would do: what the server can't change, and what could lose messages. Pure.
 
 Facts, tried with nats-server 2.15.1: it refuses to change a stream's storage, or its retention from or to a work queue
-(10052), and a consumer's policies and `max_waiting` (10012). Message schedules and the refusal of deletes can be
-switched on and never off. A limit that is tightened evicts at once what lies above it; the one per subject does so even
-with `discard: new`.
+(10052), and a consumer's policies and `max_waiting` (10012). Message schedules, TTLs and the refusal of deletes can
+be switched on and never off. A limit that is tightened evicts at once what lies above it; the one per subject does so
+even with `discard: new`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FIXED = {
     "stream": frozenset({"name", "retention", "storage"}),
     "consumer": frozenset({"name", "durable_name", "deliver_policy", "ack_policy", "max_waiting"}),
 }
-ONLY_ON = frozenset({"deny_delete", "deny_purge", "allow_msg_schedules"})
+ONLY_ON = frozenset({"deny_delete", "deny_purge", "allow_msg_schedules", "allow_msg_ttl"})
 LIMITS = frozenset({"max_msgs", "max_msgs_per_subject", "max_bytes", "max_age"})
 """Limits that messages are deleted by, or could be. 0 and below is none."""
 

@@ -13,6 +13,7 @@ from contracts import control, events, headers, subjects
 from contracts.codec import encode
 from contracts.control import retry_message_id
 from contracts.identifiers import call_message_id, turn_message_id, turn_of, turn_step
+from contracts.streams import FIRED_TTL_SECONDS
 from contracts.tools import ASK_USER
 from contracts.work import ToolWork, TurnWork
 from mesh import faults
@@ -257,6 +258,7 @@ async def publish_due(requests: Requests, dues: list[Due], traceparent: str | No
             at = due.at.astimezone(UTC) + timedelta(microseconds=999_999)
             message_headers[headers.SCHEDULE] = f"@at {at.strftime('%Y-%m-%dT%H:%M:%SZ')}"
             message_headers[headers.SCHEDULE_TARGET] = due.fires_on
+            message_headers[headers.SCHEDULE_TTL] = f"{FIRED_TTL_SECONDS}s"
         try:
             await requests.publish(due.subject, encode(due.payload), message_headers or None)
         except BrokerError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mesh.background import background
 from mesh.provisioning import declared
 from mesh.service import Service, run
+from steward.advisories import Advisories
 from steward.control import ControlLoop
 from steward.lanes import LaneKeeper
 from steward.provisioning import check_provisioning
@@ -20,8 +21,17 @@ async def main(service: Service) -> None:
     timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
     retention = Retention(service.requests, settings)
     stranded = Stranded(service.requests, service.worker)
+    advisories = Advisories(service.connection, settings, stranded, service.worker)
     provisioning = check_provisioning(service.requests, declared(settings))
-    async with background(control.run(), timers.run(), stranded.run(), retention.run(), lanes.run(), provisioning):
+    async with background(
+        control.run(),
+        timers.run(),
+        advisories.run(),
+        stranded.run(),
+        retention.run(),
+        lanes.run(),
+        provisioning,
+    ):
         await service.ready()
         await service.stopping.wait()
 

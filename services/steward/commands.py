@@ -170,10 +170,11 @@ def _replay(state: TaskState, command: ReplayCommand) -> Outcome:
         error = edits_error(state, command.edits, [each.step for each in to_repair])
         if error is not None:
             return Unknown(error)
+        edits = command.edits.recorded() if command.edits else None
         return Append(
             ("task.replayed", ""),
             lambda stamp: events.TaskReplayed(
-                *stamp, steps=to_repair, by=command.by, edits=command.edits, reason=command.reason
+                *stamp, steps=to_repair, by=command.by, edits=edits, reason=command.reason
             ),
         )
     replayed = [step for step, gen in named if state.gen(step) > gen]

@@ -6,8 +6,6 @@ and any number of stewards may run: the fence of the append sees to it that a ta
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 from opentelemetry.trace import SpanKind
 
@@ -16,24 +14,21 @@ from contracts.control import AnyCommand, CancelCommand, decode_control
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.events import JournalEvent, Stamp
 from mesh import dead_letters, telemetry
-from mesh.background import background
 from mesh.connection import Connection
-from mesh.deliveries import Delivery, Leases, handle_while_leased
+from mesh.consumption import Consumption
+from mesh.deliveries import Delivery
 from mesh.dues import BY_MESH
-from mesh.errors import BrokerUnavailable, StepLost
+from mesh.errors import StepLost
 from mesh.fold import TaskState
 from mesh.journal import Journal
-from mesh.lanes import Lane, LaneUnavailable
 from mesh.settings import Settings
 from mesh.settling import settle
 from steward.commands import Append, Settle, Unknown, decide_command
 
 log = structlog.get_logger("steward.control")
 
-COMMANDS_AT_ONCE_MAX = 32
 LATER_SECONDS = 0.2
 """Delay of a command whose task can't be seen yet."""
-LANE_RETRY_SECONDS = 0.5
 
 
 class ControlLoop:
@@ -41,60 +36,12 @@ class ControlLoop:
 
     def __init__(self, connection: Connection, settings: Settings, worker: str, stream: str = "CONTROL") -> None:
         self._requests = connection.requests
-        self._settings = settings
         self._worker = worker
-        self._leases = Leases(settings.ack_wait_seconds)
-        self._running: set[asyncio.Task[None]] = set()
-        self._lane = Lane(connection, stream, "steward", COMMANDS_AT_ONCE_MAX, settings.ack_wait_seconds, self._start)
+        self._consumption = Consumption(connection, settings, stream, "steward", self._handle)
 
     async def run(self) -> None:
         """Carry out commands until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
-        try:
-            async with background(self._leases.run()):
-                await self._pull()
-        finally:
-            await self._lane.close()
-            if self._running:
-                # What does not end in time comes back after its lease, to any steward.
-                _, late = await asyncio.wait(self._running, timeout=self._settings.drain_seconds)
-                for task in late:
-                    task.cancel()
-                await asyncio.gather(*late, return_exceptions=True)
-
-    async def _pull(self) -> None:
-        await self._lane.open()
-        complained = False
-        while True:
-            room = COMMANDS_AT_ONCE_MAX - len(self._running)
-            if room <= 0:
-                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-                continue
-            try:
-                await self._lane.pull(room, wait=True)
-                complained = False
-            except LaneUnavailable as error:
-                if not complained:
-                    log.warning("lane.unavailable", stream=self._lane.stream, consumer="steward", error=str(error))
-                complained = True
-                await asyncio.sleep(LANE_RETRY_SECONDS)
-
-    def _start(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._run(delivery))
-        self._running.add(task)
-        self._leases.add(delivery, task)
-        task.add_done_callback(self._running.discard)
-
-    async def _run(self, delivery: Delivery) -> None:
-        """Handle a delivery, whatever happens. What is not answered here comes back after ack_wait."""
-        try:
-            await handle_while_leased(delivery, self._handle)
-        except (BrokerUnavailable, StepLost) as error:
-            log.warning("command.abandoned", message=delivery.sequence, error=str(error))
-        except Exception:
-            log.exception("command.crashed", message=delivery.sequence)
-        finally:
-            delivery.give_up()
-            self._leases.remove(delivery)
+        await self._consumption.run()
 
     async def _handle(self, delivery: Delivery) -> None:
         try:

@@ -29,7 +29,7 @@ from mesh.errors import BrokerError, BrokerUnavailable, StepLost
 from mesh.fold import TaskState, record
 from mesh.journal import Build, Journal
 from mesh.projection import project
-from mesh.reading import Stored, read_page
+from mesh.reading import Stored, read_page, read_sequence
 from mesh.requests import Requests
 from mesh.settling import settle
 from steward.commands import Settle, decide_command
@@ -97,16 +97,28 @@ class Stranded:
                 if key not in self._suspects:
                     suspects.add(key)
                     continue
-                try:
-                    await self._handle(message)
-                except StepLost as error:
-                    log.info("stranded.moved_on", message=message.sequence, reason=str(error))
-                except BrokerUnavailable:
-                    raise
-                except TaskmeshError as error:
-                    # It is for people to look at, and must not keep the others.
-                    log.error("stranded.unreadable", stream=stream, message=message.sequence, error=str(error))
+                await self._try(message)
         self._suspects = suspects
+
+    async def exhausted(self, stream: str, sequence: int, deliveries: int) -> None:
+        """Settle a message that was delivered as often as it may be, or make a dead letter of it.
+
+        Raises `BrokerUnavailable`.
+        """
+        stored = await read_sequence(self._requests, stream, sequence)
+        if stored is not None:
+            await self._try(_message(stream, stored, deliveries))
+
+    async def _try(self, message: StrandedMessage) -> None:
+        try:
+            await self._handle(message)
+        except StepLost as error:
+            log.info("stranded.moved_on", message=message.sequence, reason=str(error))
+        except BrokerUnavailable:
+            raise
+        except TaskmeshError as error:
+            # It is for people to look at, and must not keep the others.
+            log.error("stranded.unreadable", stream=message.stream, message=message.sequence, error=str(error))
 
     async def _found(self, stream: str) -> AsyncIterator[StrandedMessage]:
         state = (await self._requests.api(f"STREAM.INFO.{stream}"))["state"]
@@ -124,7 +136,7 @@ class Stranded:
             consumer = consumer_of(stored.subject, consumers)
             if consumer is not None and stored.sequence <= settled_below(consumer):
                 found = True
-                yield _message(stream, stored, consumer)
+                yield _message(stream, stored, int(consumer["config"].get("max_deliver", -1)))
         self._cursors[stream] = after if found else page.messages[-1].sequence if page.more else 0
 
     async def _handle(self, message: StrandedMessage) -> None:
@@ -204,12 +216,12 @@ class Stranded:
                 raise
 
 
-def _message(stream: str, stored: Stored, consumer: dict[str, Any]) -> StrandedMessage:
+def _message(stream: str, stored: Stored, deliveries: int) -> StrandedMessage:
     return StrandedMessage(
         stream=stream,
         subject=stored.subject,
         sequence=stored.sequence,
-        deliveries=int(consumer["config"].get("max_deliver", -1)),
+        deliveries=deliveries,
         stored_at=decode(f'"{stored.headers[headers.TIME_STAMP]}"'.encode(), datetime),
         payload=stored.payload,
         headers=stored.headers,

@@ -31,9 +31,9 @@ RACES = 60
 
 
 @asynccontextmanager
-async def controlling(connection: Connection, settings: Settings) -> AsyncIterator[None]:
+async def controlling(connection: Connection, settings: Settings, stream: str = "CONTROL") -> AsyncIterator[None]:
     """A steward's control loop that runs until the end of the block."""
-    running = asyncio.create_task(ControlLoop(connection, settings, "steward").run())
+    running = asyncio.create_task(ControlLoop(connection, settings, "steward", stream).run())
     try:
         yield
     finally:

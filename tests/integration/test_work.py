@@ -28,7 +28,11 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
-LANES = [LaneSpec("TASKS", lane_consumer("TASKS", "default", priority), 8) for priority in subjects.PRIORITIES]
+LANES = [
+    LaneSpec(stream, lane_consumer(stream, "default", priority), 8)
+    for stream in ("TURNS", "TASKS")
+    for priority in subjects.PRIORITIES
+]
 
 
 class Handler:

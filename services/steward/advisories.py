@@ -1,0 +1,64 @@
+"""The broker's word that a message was delivered as often as it may be (rule 8).
+
+The stream ADVISORIES keeps it, also while no steward runs. Where it is lost all the same, the sweep in
+`steward.stranded` finds the message, a little later.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+from contracts.codec import decode
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.events import Count, Ordinal
+from mesh import dead_letters
+from mesh.connection import Connection
+from mesh.consumption import Consumption
+from mesh.deliveries import Delivery
+from mesh.settings import Settings
+from steward.stranded import QUEUES, Stranded
+
+log = structlog.get_logger("steward.advisories")
+
+
+class Advisory(msgspec.Struct, frozen=True):
+    """What is read of an advisory of the type `io.nats.jetstream.advisory.v1.max_deliver`."""
+
+    stream: Annotated[str, Meta(min_length=1)]
+    stream_seq: Ordinal
+    deliveries: Count
+
+
+class Advisories:
+    """Reads ADVISORIES, and hands on which messages nobody will get any more."""
+
+    def __init__(self, connection: Connection, settings: Settings, stranded: Stranded, worker: str) -> None:
+        self._requests = connection.requests
+        self._stranded = stranded
+        self._worker = worker
+        self._consumption = Consumption(connection, settings, "ADVISORIES", "steward", self._handle)
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        await self._consumption.run()
+
+    async def _handle(self, delivery: Delivery) -> None:
+        try:
+            advisory = decode(delivery.payload, Advisory)
+        except TaskmeshError as error:
+            malformed = ErrorInfo("malformed-message", str(error))
+            await dead_letters.refuse(self._requests, delivery, malformed, self._worker)
+            return
+        if advisory.stream in QUEUES:
+            log.warning(
+                "message.exhausted",
+                stream=advisory.stream,
+                message=advisory.stream_seq,
+                deliveries=advisory.deliveries,
+            )
+            await self._stranded.exhausted(advisory.stream, advisory.stream_seq, advisory.deliveries)
+        await delivery.ack()

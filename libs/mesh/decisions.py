@@ -132,6 +132,8 @@ def decide_stranded(
     match decide(state, work, message, now):
         case Settle() | Drop():
             return Leave()
+        case Claim() if (work.step, work.gen) in state.retry_at:
+            return Leave()  # A timer brings another message.
         case Claim():
             return GiveUp()
         case Later():

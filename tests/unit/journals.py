@@ -140,17 +140,32 @@ class HandMadeJournal:
             events.ToolCompleted, turn=int(call[0]), call=call, tool="add", result=3, timings=Timings(total_seconds=0.1)
         )
 
-    def retrying(self, tries: int, step: str = "1", gen: int = 0) -> events.TaskRetrying:
+    def retrying(
+        self, tries: int, step: str = "1", gen: int = 0, *, timer: bool = False, message: str | None = None
+    ) -> events.TaskRetrying:
+        delay_seconds = 30.0 if timer else 0.5
         return self.add(
-            events.TaskRetrying, step=step, gen=gen, reason="provider-error", delay_seconds=0.5, tries=tries
+            events.TaskRetrying,
+            step=step,
+            gen=gen,
+            reason="provider-error",
+            delay_seconds=delay_seconds,
+            tries=tries,
+            timer=timer,
+            message=message,
         )
 
     def dead_lettered(self, step: str = "1", gen: int = 0) -> events.TaskDeadLettered:
         error = ErrorInfo("provider-error", f"{step} gave up")
         return self.add(events.TaskDeadLettered, step=step, gen=gen, error=error, deliveries=5)
 
-    def replayed(self, *steps: tuple[str, int]) -> events.TaskReplayed:
-        return self.add(events.TaskReplayed, steps=[events.StepGen(step, gen) for step, gen in steps], by="ops")
+    def replayed(self, *steps: tuple[str, int], **edits: Any) -> events.TaskReplayed:
+        return self.add(
+            events.TaskReplayed,
+            steps=[events.StepGen(step, gen) for step, gen in steps],
+            by="ops",
+            edits=events.RecordedEdits(**edits) if edits else None,
+        )
 
     def completed(self, output: str = "done") -> events.TaskCompleted:
         return self.add(events.TaskCompleted, output=output, usage=Usage(1, 2), timings=Timings(total_seconds=1.0))

@@ -21,7 +21,6 @@ from contracts.events import (
     TaskCompleted,
     TaskExpired,
     TaskReplayed,
-    TaskRetrying,
     ToolCall,
     ToolFailed,
     event_type,
@@ -452,9 +451,7 @@ def test_a_replay_edits_no_call_but_those_that_it_repairs(call: str) -> None:
 
 
 def later(tries: int = 1, step: str = "1") -> Telling:
-    return lambda journal: journal.add(
-        TaskRetrying, step=step, gen=0, reason="rate-limited", delay_seconds=30.0, tries=tries, timer=True
-    )
+    return lambda journal: journal.retrying(tries, step, timer=True)
 
 
 def next_try(tries: int = 1, step: str = "1", gen: int = 0) -> control.RetryCommand:

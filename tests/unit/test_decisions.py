@@ -343,6 +343,7 @@ def failure(*, retryable: bool = True, terminal: bool = False, retry_after_secon
         (0, failure(retry_after_seconds=30), Retry(delay_seconds=30, tries=1)),
         (0, failure(retry_after_seconds=-1), Retry(delay_seconds=0, tries=1)),
         (2, failure(retry_after_seconds=30), GiveUp()),
+        (0, failure(retry_after_seconds=1e9), Retry(delay_seconds=3600, tries=1)),
     ],
 )
 def test_what_follows_a_failed_try(tries_before: int, error: StepFailed, decision: Retry | GiveUp | Fail) -> None:
@@ -352,6 +353,34 @@ def test_what_follows_a_failed_try(tries_before: int, error: StepFailed, decisio
     if tries_before:
         journal.retrying(tries_before)
     assert decide_failure(journal.state, TURN_1, error, POLICY, 0.5) == decision
+
+
+@pytest.mark.parametrize(("delay_seconds", "by_timer"), [(10.0, False), (10.1, True)])
+def test_a_long_delay_goes_through_a_timer(delay_seconds: float, by_timer: bool) -> None:
+    assert Retry(delay_seconds, 1).by_timer is by_timer
+
+
+@pytest.mark.parametrize(("seconds", "decision"), [(0.0, Settle()), (28.9, Settle()), (29.0, Claim()), (60.0, Claim())])
+@pytest.mark.parametrize("message", [MESSAGE, 99])
+def test_a_step_is_not_tried_again_before_its_time_and_then_under_any_message(
+    seconds: float, decision: Decision, message: int
+) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    failed = journal.retrying(1, timer=True)
+    assert decide(journal.state, TURN_1, message, failed.time + timedelta(seconds=seconds)) == decision
+
+
+def test_the_message_of_a_step_that_waits_for_its_next_try_is_no_dead_letter() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    failed = journal.retrying(1, timer=True)
+    assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time) == Leave()
+    assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time + timedelta(minutes=1)) == Leave()
+    journal.claimed()
+    assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time + timedelta(minutes=1)) == GiveUp()
 
 
 def test_tries_count_for_each_step_and_each_replay() -> None:

@@ -8,6 +8,8 @@ from datetime import timedelta
 import pytest
 
 from contracts import control
+from contracts.codec import encode
+from contracts.control import RetryCommand, decode_control
 from contracts.errors import ErrorInfo
 from contracts.events import FinishReason, Incomplete, Parent, TaskCompleted, TaskFailed, Timings, ToolCall, Usage
 from contracts.tasks import TaskRequest
@@ -18,6 +20,8 @@ from mesh.dues import (
     MAX_TURNS,
     Due,
     due_after,
+    due_again,
+    due_at_the_deadline,
     incomplete_after,
     is_last_turn,
     max_turns,
@@ -61,6 +65,14 @@ def call_work(asked: ToolCall, gen: int = 0) -> Due:
 def turn_due(turn: int, gen: int = 0) -> Due:
     work = TurnWork(task=TASK, tenant=TENANT, turn=turn, gen=gen, pool="default", priority="normal")
     return Due(f"turns.default.normal.{TENANT}", work, f"{TASK}.{turn}.g{gen}")
+
+
+def retry_timer(step: str, tries: int, seconds: int) -> Due:
+    """`seconds`: from the start of the journal to the event, whose delay is 30 s."""
+    command = RetryCommand(task=TASK, tenant=TENANT, by="taskmesh", step=step, gen=0, tries=tries)
+    place = f"retry.{TENANT}.{TASK}.{step}"
+    at = START + timedelta(seconds=seconds + 30)
+    return Due(f"timers.at.{place}", command, f"{TASK}.{step}.g0.t{tries}", at, f"timers.fired.{place}")
 
 
 def timer(call: str = "1-0") -> Due:
@@ -130,6 +142,17 @@ def timer(call: str = "1-0") -> Due:
         # What the user said too late for a turn makes another one.
         ([lambda j: j.told(), lambda j: j.turn_completed()], "1", [turn_due(2)]),
         ([lambda j: j.turn_completed(), lambda j: j.told()], "1", [turn_due(2)]),
+        # A step that waits for its next try: its timer, whoever settles, and nothing once it is claimed.
+        ([lambda j: j.retrying(1, timer=True)], "1", [retry_timer("1", 1, seconds=2)]),
+        ([lambda j: j.retrying(1)], "1", []),
+        ([lambda j: j.retrying(1, timer=True), lambda j: j.claimed()], "1", []),
+        ([asks(PLAIN), lambda j: j.retrying(2, "1-0", timer=True)], "1-0", [retry_timer("1-0", 2, seconds=3)]),
+        ([asks(PLAIN), lambda j: j.retrying(2, "1-0", timer=True)], "1", [retry_timer("1-0", 2, seconds=3)]),
+        (
+            [lambda j: j.told(), lambda j: j.turn_completed(), lambda j: j.retrying(1, "2", timer=True)],
+            "1",
+            [retry_timer("2", 1, seconds=4)],
+        ),
         # The end of a task that has no parent and no children.
         ([lambda j: j.turn_completed(), lambda j: j.completed()], "1", []),
         ([asks(PLAIN), lambda j: j.cancelled()], "1", []),
@@ -137,6 +160,28 @@ def timer(call: str = "1-0") -> Due:
 )
 def test_what_is_due_after_a_step(tellings: list[Telling], step: str, dues: list[Due]) -> None:
     assert due_after(journal_of(*tellings).state, step) == dues
+
+
+def test_the_timer_of_the_deadline_comes_after_who_is_at_work_could_end_the_task() -> None:
+    journal = HandMadeJournal()
+    assert due_at_the_deadline(journal.state) == []
+    journal.queued(deadline=EXPIRES_AT)
+    (due,) = due_at_the_deadline(journal.state)
+    place = f"deadline.{TENANT}.{TASK}.task"
+    assert (due.subject, due.fires_on) == (f"timers.at.{place}", f"timers.fired.{place}")
+    assert due.message_id == f"{TASK}.deadline"
+    assert due.at == EXPIRES_AT + timedelta(seconds=1)
+    assert decode_control(encode(due.payload), due.fires_on or "") == due.payload
+
+
+def test_nothing_of_a_task_that_has_ended_goes_on() -> None:
+    state = journal_of(asks(PLAIN), lambda j: j.cancelled()).state
+    assert due_again(state, "1") == due_again(state, "1-0") == []
+
+
+def test_a_call_that_waits_for_a_person_does_not_go_on_but_waits() -> None:
+    state = journal_of(asks(GUARDED), lambda j: j.approval_requested()).state
+    assert due_again(state, "1-0", 2) == [timer()]
 
 
 @pytest.mark.parametrize("step", ["1", "1-0"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from contracts import events
 from contracts.errors import ErrorInfo
@@ -16,7 +17,7 @@ from contracts.events import EventHead, Timings, UnknownEvent, Usage
 from contracts.status import ENDED, STATUSES, OpenDeadLetter
 from contracts.tasks import TaskRequest
 from mesh.errors import JournalCorrupt
-from mesh.fold import TaskState, fold, record, snapshot_turns
+from mesh.fold import FAILURES_MAX, TaskState, fold, record, snapshot_turns
 from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT, HandMadeJournal
 
 Step = Callable[[HandMadeJournal], object]
@@ -263,6 +264,80 @@ def test_a_step_may_die_and_be_replayed_again() -> None:
         assert journal.state.status == "dead_lettered"
         journal.replayed(("1", gen))
     assert (journal.state.gen("1"), journal.state.dead_letters) == (3, {})
+
+
+def test_edits_change_what_the_task_asks_for_from_there_on() -> None:
+    journal = journal_of(QUEUED, CLAIMED, DEAD)
+    before = journal.state.request
+    assert before is not None
+    journal.replayed(("1", 0), input="again", model="m")
+    request = journal.state.request
+    assert request == replace(before, input="again", model="m")
+    assert journal.state.queued is not None
+    assert journal.state.queued.request == before
+    journal.dead_lettered(gen=1)
+    journal.replayed(("1", 1), pool="small", instructions="Be brief.")
+    assert journal.state.request == replace(before, input="again", model="m", pool="small", instructions="Be brief.")
+    assert (journal.state.pool, record(journal.state).pool) == ("small", "small")
+
+
+def test_edited_arguments_replace_those_of_their_call_alone() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed(calls=2)
+    journal.dead_lettered("1-0")
+    journal.replayed(("1-0", 0), arguments={"1-0": {"a": 9}})
+    asked = [journal.state.asked_for(call) for call in ("1-0", "1-1")]
+    assert [each.arguments if each else None for each in asked] == [{"a": 9}, {"a": 1, "b": 2}]
+    assert not journal.state.turn(1).outdated
+
+
+def test_a_text_from_before_an_edit_is_outdated_until_its_turn_begins_again() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    delta = journal.delta("Once ")
+    journal.dead_lettered()
+    journal.replayed(("1", 0), input="another story")
+    assert journal.state.turn(1).outdated
+    journal.claimed(gen=1)
+    assert journal.state.turn(1).outdated
+    journal.restarted(delta.n)
+    assert not journal.state.turn(1).outdated
+
+
+@pytest.mark.parametrize("edits", [{}, {"arguments": {"1-0": {}}}])
+def test_a_replay_without_edits_of_the_request_leaves_a_text_as_it_is(edits: dict[str, object]) -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.delta("Once ")
+    journal.dead_lettered()
+    journal.replayed(("1", 0), **edits)
+    assert not journal.state.turn(1).outdated
+
+
+def test_a_dead_letter_of_a_call_that_has_its_result_is_not_open() -> None:
+    journal = journal_of(QUEUED, CLAIMED)
+    journal.turn_completed(calls=1)
+    journal.dead_lettered("1-0")
+    assert journal.state.status == "dead_lettered"
+    journal.tool_failed("1-0")
+    assert (journal.state.open_dead_letters, journal.state.status) == ([], "running")
+
+
+def test_a_step_that_a_timer_brings_again_is_bound_to_no_message_until_it_is_claimed() -> None:
+    journal = journal_of(QUEUED)
+    journal.claimed(message=MESSAGE)
+    retrying = journal.retrying(1, timer=True, message="come back")
+    assert journal.state.bindings == {}
+    assert journal.state.retry_at == {("1", 0): retrying.time + timedelta(seconds=30)}
+    journal.claimed(message=9)
+    assert (journal.state.bindings, journal.state.retry_at) == ({("1", 0): 9}, {})
+    assert journal.state.failures == {("1", 0): [ErrorInfo("provider-error", "come back")]}
+
+
+def test_only_so_many_failures_of_a_step_are_kept_the_last_ones() -> None:
+    journal = journal_of(QUEUED)
+    for tries in range(1, FAILURES_MAX + 5):
+        journal.retrying(tries, message=str(tries))
+    kept = [each.message for each in journal.state.failures["1", 0]]
+    assert kept == [str(tries) for tries in range(5, FAILURES_MAX + 5)]
 
 
 def test_a_replay_told_twice_counts_once() -> None:

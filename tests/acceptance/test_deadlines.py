@@ -34,6 +34,7 @@ class Case(NamedTuple):
     end: str
     output: str | None = None
     request: Mapping[str, object] = MappingProxyType({})
+    deadline_seconds: float = DEADLINE_SECONDS
 
 
 IN_A_WAIT = [
@@ -44,7 +45,8 @@ IN_A_WAIT = [
 ]
 # One after the other: the worker does one step at a time.
 IN_A_RUN = Case("!say 2\n!hang 60", "running", "task.completed", "t0 t1 ")
-IN_THE_QUEUE = Case("hello", "queued", "task.expired")
+# Sooner than what is before it in the queue: that frees the worker.
+IN_THE_QUEUE = Case("hello", "queued", "task.expired", deadline_seconds=DEADLINE_SECONDS - 2)
 
 
 async def fired(connection: Connection) -> int:
@@ -67,7 +69,7 @@ async def test_a_deadline_ends_a_task_once_in_whatever_state(tmp_path: Path, awa
         agents = Agents(connection)
         cases: dict[str, Case] = {}
         for case in (*IN_A_WAIT, IN_A_RUN, IN_THE_QUEUE):
-            request = {"deadline_seconds": DEADLINE_SECONDS, **case.request}
+            request = {"deadline_seconds": case.deadline_seconds, **case.request}
             task = await submit(client, mesh.ingress_url, recorded, case.text, **request)
             cases[task] = case
             await agents.until_status(task, case.status)

@@ -14,11 +14,11 @@ from contracts.events import Parent, SubtaskStarted, TaskQueued, Timings, ToolCa
 from contracts.streams import BUILT_IN_TOOLS
 from contracts.tasks import TaskRequest
 from contracts.tools import DEPTH_MAX, SpawnArguments, ToolDeclaration
+from mesh.addresses import is_allowed, is_public
 from mesh.configuration import parse_configuration
 from mesh.settings import Settings
 from mesh.subtasks import child_id
 from tests.unit.journals import START, FoldedStep, HandMadeJournal, tool_work
-from tool_runner.addresses import is_allowed, is_public
 from tool_runner.arithmetic import ADD, AddArguments, CalculatorArguments, add, calculate, evaluate
 from tool_runner.handler import CallHandler
 from tool_runner.registry import built_in_tools

@@ -1,4 +1,4 @@
-"""Which hosts and addresses may be read from: pure."""
+"""Which hosts and addresses may be talked to: pure."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contracts import control, errors, events, inputs, status, tasks, tools, work
+from contracts import control, errors, events, inputs, status, tasks, tools, webhooks, work
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX = "urn:taskmesh:schema:"
@@ -36,6 +36,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,
+    "webhook": webhooks.Notification,
     "problem": errors.Problem,
     "health": status.Health,
 }

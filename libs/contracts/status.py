@@ -55,6 +55,12 @@ class Links(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: str | None = None
 
 
+def links_of(task: str, events_base_url: str) -> Links:
+    """A task's links; all but `events` are paths at the ingress."""
+    path = f"/v1/tasks/{task}"
+    return Links(self_=path, events=f"{events_base_url}{path}/events", cancel=f"{path}/cancel", inputs=f"{path}/inputs")
+
+
 class OpenApproval(msgspec.Struct, frozen=True, kw_only=True):
     """A call that waits for a person's decision."""
 

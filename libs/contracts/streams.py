@@ -30,6 +30,7 @@ FIRED_TTL_SECONDS = 30 * 24 * 3600
 """How long what a timer has fired is kept for a steward that is not there; one that is has read it at once."""
 TOOLS_TTL_SECONDS = 600
 """How long a tool is offered after its last runner has declared it; runners do so each minute."""
+WEBHOOK_CONSUMER_PREFIX = "webhook-"
 BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "spawn_task")
 """The tools that the tool runner brings along; each has a consumer."""
 
@@ -105,6 +106,7 @@ class ConsumerDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait_seconds: float = ACK_WAIT_SECONDS
     max_deliver: int = MAX_DELIVER
     max_ack_pending: int = ACK_PENDING_MAX
+    deliver_policy: Literal["all", "new"] = "all"
 
     def as_config(self) -> dict[str, Any]:
         """The JSON of a JetStream ConsumerConfig."""
@@ -112,7 +114,7 @@ class ConsumerDeclaration(msgspec.Struct, frozen=True, kw_only=True):
             "durable_name": self.name,
             "name": self.name,
             "filter_subject": self.filter_subject,
-            "deliver_policy": "all",
+            "deliver_policy": self.deliver_policy,
             "ack_policy": "explicit",
             "ack_wait": int(self.ack_wait_seconds * _NANOSECONDS),
             "max_deliver": self.max_deliver,
@@ -286,6 +288,32 @@ def lane_consumer(stream: str, pool: str, priority: str) -> str:
 def tool_consumer(tool: str) -> str:
     """Name of a tool's durable consumer on TOOLS: `tool-<tool>`."""
     return f"tool-{subjects.check_tool(tool)}"
+
+
+def webhook_consumer(webhook: str) -> str:
+    """Name of a webhook's durable consumer on EVENTS: `webhook-<name>`."""
+    return f"{WEBHOOK_CONSUMER_PREFIX}{subjects.check_webhook(webhook)}"
+
+
+def webhook_consumers(
+    webhooks: tuple[str, ...], ack_wait_seconds: float = ACK_WAIT_SECONDS
+) -> list[ConsumerDeclaration]:
+    """A durable consumer for each webhook, so that a slow endpoint delays no other.
+
+    It begins with what happens after it was created. How often a notification is tried is the steward's to count, which
+    writes down what it gives up.
+    """
+    return [
+        ConsumerDeclaration(
+            stream=EVENTS.name,
+            name=webhook_consumer(webhook),
+            filter_subject=subjects.EVENTS_LOG,
+            ack_wait_seconds=ack_wait_seconds,
+            max_deliver=-1,
+            deliver_policy="new",
+        )
+        for webhook in webhooks
+    ]
 
 
 def consumers(

@@ -72,6 +72,11 @@ def check_tool(value: str) -> str:
     return _checked("tool", _LANE_NAME, value)
 
 
+def check_webhook(value: str) -> str:
+    """Return a valid name of a webhook unchanged, else raise `InvalidName`."""
+    return _checked("webhook", _LANE_NAME, value)
+
+
 def check_call(value: str) -> str:
     """Return a valid call id (`<turn>-<index>`) unchanged, else raise `InvalidName`."""
     return _checked("call", _CALL, value)

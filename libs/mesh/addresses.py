@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -13,6 +14,24 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _SPECIAL = ipaddress.ip_network("192.0.0.0/24")
 # The one metadata service whose address is a public one (Azure's WireServer); all others are link-local or private.
 _METADATA = frozenset({ipaddress.ip_address("168.63.129.16")})
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_HOST_CHARACTERS_MAX = 253
+
+
+def is_host(host: str) -> bool:
+    """Whether it is an IP address or a DNS name. A last label of digits can only be part of an address (WHATWG URL)."""
+    if ":" in host or host.rpartition(".")[2].isdigit():
+        return is_ip_address(host)
+    return len(host) <= _HOST_CHARACTERS_MAX and all(_LABEL.fullmatch(label) for label in host.split("."))
+
+
+def is_ip_address(host: str) -> bool:
+    """Whether it is an IP address, an IPv6 one without brackets."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_allowed(host: str, port: int, patterns: Sequence[str]) -> bool:

@@ -1,4 +1,6 @@
-"""The mesh's configuration file: pools, and the model providers that serve them; tools are in `tool_configuration`.
+"""The mesh's configuration file: pools, and the model providers that serve them.
+
+Tools are in `tool_configuration`, webhooks in `webhook_configuration`.
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
@@ -7,7 +9,6 @@ it. API keys are never in this file: it names the variables that hold them.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -20,22 +21,23 @@ from msgspec import Meta
 
 from contracts.codec import exactly
 from contracts.subjects import LANE_NAME_PATTERN
+from mesh.addresses import is_host
 from mesh.errors import SettingsError
 from mesh.tables import convert, named_tables
 from mesh.tool_configuration import ToolsConfiguration, parse_tools
+from mesh.webhook_configuration import WebhookConfiguration, parse_webhooks
 
 CONFIG_VARIABLE = "MESH_CONFIG"
 DEFAULT_FILE = "mesh.toml"
 NO_FILE = os.devnull
 """What MESH_CONFIG names where no file must count: it reads as an empty one."""
+KEYS = ("pools", "providers", "tools", "mcp", "webhooks")
 FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
 Name = Annotated[str, exactly(LANE_NAME_PATTERN, 48)]
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
-_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_HOST_CHARACTERS_MAX = 253
 _RESERVED_HEADERS = frozenset({"authorization", "content-type", "content-length", "host", "transfer-encoding"})
 _RESERVED_OF_ANTHROPIC = frozenset({"x-api-key", "anthropic-version"})
 
@@ -115,6 +117,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     providers: dict[str, ProviderConfiguration]
     pools: dict[str, PoolConfiguration]
     tools: ToolsConfiguration = ToolsConfiguration()
+    webhooks: dict[str, WebhookConfiguration] = {}
     source: str = DEFAULT_FILE
 
     def provider_of(self, pool: str) -> ProviderConfiguration:
@@ -152,9 +155,9 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
         tables = msgspec.toml.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{source}: not valid TOML: {_one_line(error)}") from None
-    unknown = sorted(tables.keys() - {"providers", "pools", "tools", "mcp"})
+    unknown = sorted(tables.keys() - set(KEYS))
     if unknown:
-        raise SettingsError(f"{source}: {unknown[0]}: there is no such key; there are pools, providers, tools and mcp")
+        raise SettingsError(f"{source}: {unknown[0]}: there is no such key; there are {', '.join(KEYS)}")
     providers: dict[str, ProviderConfiguration] = {"scripted": ScriptedProviderConfiguration()}
     for name, table in named_tables(tables, "providers", Name, source).items():
         key = f"providers.{name}"
@@ -179,6 +182,7 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
         providers=providers,
         pools=pools or default_configuration().pools,
         tools=parse_tools(tables, source),
+        webhooks=parse_webhooks(tables, source),
         source=source,
     )
 
@@ -206,7 +210,7 @@ def check_api_keys(configuration: Configuration, environment: Mapping[str, str])
 def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:
     try:
         url = urlsplit(provider.base_url)
-        usable = url.scheme in ("http", "https") and _is_host(url.hostname or "") and url.port != 0
+        usable = url.scheme in ("http", "https") and is_host(url.hostname or "") and url.port != 0
     except ValueError:
         usable = False
     if not usable or not provider.base_url.isascii() or not provider.base_url.isprintable() or " " in provider.base_url:
@@ -229,17 +233,6 @@ def _check_anthropic(provider: AnthropicProviderConfiguration, key: str, source:
     if budget is not None and budget >= provider.max_output_tokens:
         reason = f"must be less than max_output_tokens ({provider.max_output_tokens}), of which it is a part"
         raise SettingsError(f"{source}: {key}.thinking_budget_tokens: {reason}")
-
-
-def _is_host(host: str) -> bool:
-    """Whether it is an IP address or a DNS name. A last label of digits can only be part of an address (WHATWG URL)."""
-    if ":" in host or host.rpartition(".")[2].isdigit():
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return True
-    return len(host) <= _HOST_CHARACTERS_MAX and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
 def _one_line(error: Exception) -> str:

@@ -95,6 +95,23 @@ async def write_message(requests: Requests, message: QueuedMessage, error: Error
     await _publish(requests, subjects.malformed_dead_letter(tenant), record, message_id)
 
 
+async def write_notification(
+    requests: Requests, message: QueuedMessage, error: ErrorInfo, consumer: str, worker: str
+) -> None:
+    """Write the record of a milestone that an endpoint was not told of. `consumer`: whose delivery it is."""
+    journal = subjects.parse_journal(message.subject)
+    record = DeadLetter(
+        **_of_message(message),
+        errors=[error],
+        tenant=journal.tenant,
+        task=journal.task,
+        worker=worker,
+        tries=message.deliveries,
+    )
+    message_id = f"{message.stream}.{message.sequence}.{message.stored_at.timestamp()}.{consumer}.dead"
+    await _publish(requests, subjects.malformed_dead_letter(journal.tenant), record, message_id)
+
+
 def _tenant_of(message: QueuedMessage) -> str | None:
     """The last token of a lane's or command's subject; None for a tool's, or where the subject is as wrong as that."""
     if message.stream == "TOOLS":

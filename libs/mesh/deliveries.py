@@ -70,6 +70,12 @@ class Delivery:
             faults.reach("after-ack", self.subject)
         self.give_up()
 
+    async def ack_unconfirmed(self) -> None:
+        """Finish a message that was none of this reader's business: if the broker does not hear it, it comes again."""
+        if self.lease_held:
+            await self._client.publish(self._reply, b"+ACK")
+        self.give_up()
+
     async def nak(self, delay_seconds: float = 0) -> None:
         """Give the message back, to be delivered again after a delay."""
         if self.lease_held:

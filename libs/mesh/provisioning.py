@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, ConsumerDeclaration, StreamDeclaration, consumers
+from contracts.streams import (
+    BUCKETS,
+    BUILT_IN_TOOLS,
+    EVENTS,
+    STREAMS,
+    WEBHOOK_CONSUMER_PREFIX,
+    ConsumerDeclaration,
+    StreamDeclaration,
+    consumers,
+    webhook_consumers,
+)
 from mesh.changes import obstacles
 from mesh.errors import BrokerError
 from mesh.requests import Requests
 from mesh.settings import Settings
+
+WEBHOOK_LEFT = "delete it with `nats consumer rm`: a webhook of that name would be told of all since it was taken away"
 
 _STREAM_NOT_FOUND = 10059
 _CONSUMER_NOT_FOUND = 10014
@@ -49,7 +61,10 @@ def declared(settings: Settings, tools: tuple[str, ...] = BUILT_IN_TOOLS) -> Dec
     """The declarations for these settings and tools."""
     return Declared(
         streams=[*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)],
-        consumers=consumers(settings.pools, tools, settings.ack_wait_seconds, settings.max_deliver),
+        consumers=[
+            *consumers(settings.pools, tools, settings.ack_wait_seconds, settings.max_deliver),
+            *webhook_consumers(tuple(settings.configuration.webhooks), settings.ack_wait_seconds),
+        ],
     )
 
 
@@ -70,7 +85,30 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
         difference = _difference("consumer", name, consumer.as_config(), info["config"] if info else None)
         if difference is not None:
             differences.append(difference)
+    if EVENTS in wanted.streams:
+        differences += await _left_webhooks(requests, {consumer.name for consumer in wanted.consumers})
     return differences
+
+
+async def _left_webhooks(requests: Requests, wanted: set[str]) -> list[Difference]:
+    """Consumers of webhooks that are configured no more: they hold nothing, but a place in time to go on from."""
+    try:
+        names = (await requests.api(f"CONSUMER.NAMES.{EVENTS.name}"))["consumers"] or ()
+    except BrokerError as error:
+        if error.number == _STREAM_NOT_FOUND:
+            return []
+        raise
+    return [
+        Difference(
+            "consumer",
+            f"{EVENTS.name}/{name}",
+            missing=False,
+            fields={"webhook": (None, name.removeprefix(WEBHOOK_CONSUMER_PREFIX))},
+            obstacles={"webhook": WEBHOOK_LEFT},
+        )
+        for name in sorted(names)
+        if name.startswith(WEBHOOK_CONSUMER_PREFIX) and name not in wanted
+    ]
 
 
 async def apply(requests: Requests, wanted: Declared, *, update: bool) -> list[Difference]:

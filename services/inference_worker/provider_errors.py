@@ -18,13 +18,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
 from contracts.errors import ErrorInfo
 from mesh.decisions import StepFailed
+from mesh.retry_after import parse_retry_after
 
 RETRY_AFTER_SECONDS_MAX = 3600.0
 """The longest delay that a server is believed: it is a guess on their side as well."""
@@ -169,7 +169,7 @@ def retry_after_seconds(status: int, headers: Mapping[str, str], now: datetime) 
     """
     found = _milliseconds(headers.get("retry-after-ms"))
     if found is None:
-        found = _retry_after(headers.get("retry-after"), now)
+        found = parse_retry_after(headers.get("retry-after"), now)
     if found is None and status == 429:  # noqa: PLR2004 - Too Many Requests
         found = _reset_seconds(headers, now)
     # No time at all is no advice: the policy's own delay keeps tries apart.
@@ -189,18 +189,6 @@ def parse_duration(text: str) -> float | None:
 
 def _milliseconds(text: str | None) -> float | None:
     return float(text) / 1000 if text is not None and _NUMBER.fullmatch(text.strip()) else None
-
-
-def _retry_after(text: str | None, now: datetime) -> float | None:
-    if text is None:
-        return None
-    if _NUMBER.fullmatch(text.strip()):
-        return float(text)
-    try:
-        at = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
 
 
 def _reset_seconds(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -18,7 +18,7 @@ from contracts.control import CancelCommand, InputCommand, cancel_message_id
 from contracts.errors import InvalidName
 from contracts.inputs import MessageInput
 from contracts.openapi import openapi
-from contracts.status import ENDED, Links, TaskAccepted, TaskRecord
+from contracts.status import ENDED, Links, TaskAccepted, TaskRecord, links_of
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, inputs
 from ingress.journals import read_journal
@@ -230,9 +230,7 @@ class Ingress:
         return f"/v1/tasks/{task}"
 
     def _links(self, task: str) -> Links:
-        path = self._path(task)
-        events = f"{self._settings.events_base_url}{path}/events"
-        return Links(self_=path, events=events, cancel=f"{path}/cancel", inputs=f"{path}/inputs")
+        return links_of(task, self._settings.events_base_url)
 
     def _linked(self, task: TaskRecord) -> TaskRecord:
         return msgspec.structs.replace(task, links=self._links(task.id))

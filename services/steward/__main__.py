@@ -11,6 +11,7 @@ from steward.lanes import LaneKeeper
 from steward.provisioning import check_provisioning
 from steward.retention import Retention
 from steward.stranded import Stranded
+from steward.webhooks import Webhooks
 
 
 async def main(service: Service) -> None:
@@ -22,6 +23,7 @@ async def main(service: Service) -> None:
     retention = Retention(service.requests, settings)
     stranded = Stranded(service.requests, service.worker)
     advisories = Advisories(service.connection, settings, stranded, service.worker)
+    webhooks = Webhooks(service)
     provisioning = check_provisioning(service.requests, declared(settings))
     async with background(
         control.run(),
@@ -30,6 +32,7 @@ async def main(service: Service) -> None:
         stranded.run(),
         retention.run(),
         lanes.run(),
+        webhooks.run(),
         provisioning,
     ):
         await service.ready()

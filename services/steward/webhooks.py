@@ -1,0 +1,177 @@
+"""Notifications: milestones that operators want to know of, posted to endpoints, one durable consumer for each.
+
+A notification waits in its consumer until it was taken (ack), is to be tried again (nak with a delay) or is given up
+(a dead letter, then ack). Whoever dies in between has it sent again, under the same id: the event's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from dataclasses import dataclass
+
+import structlog
+
+from contracts import subjects
+from contracts.codec import encode
+from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
+from contracts.events import EventHead, decode_head
+from contracts.retries import WEBHOOK_POLICY
+from contracts.status import links_of
+from contracts.streams import EVENTS, webhook_consumer
+from contracts.webhooks import notification
+from mesh import dead_letters
+from mesh.connection import Connection
+from mesh.consumption import Consumption
+from mesh.deliveries import Delivery, handle_while_leased
+from mesh.errors import BrokerError
+from mesh.service import Service
+from mesh.settings import Settings
+from mesh.webhook_configuration import WebhookConfiguration, signing_keys
+from steward.endpoints import Endpoint, Failure
+
+log = structlog.get_logger("steward.webhooks")
+
+NOTIFICATIONS_AT_ONCE_MAX = 32
+"""In hand for one webhook in one steward. Each is an event, so this bounds memory as well."""
+FULL_SECONDS = 10.0
+"""Delay of what can be neither delivered nor written down: DEAD_LETTERS takes nothing at present."""
+_EXHAUSTED = Failure("webhook-unanswered", "the steward ended at its last try", retryable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try it again after a delay."""
+
+    delay_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No further try."""
+
+
+def decide_failure(failure: Failure, tries: int, random_fraction: float) -> Again | GiveUp:
+    """What follows a failed try, the `tries`-th. The endpoint may ask for more time, not for less."""
+    if not failure.retryable or tries >= WEBHOOK_POLICY.tries_max:
+        return GiveUp()
+    own = WEBHOOK_POLICY.delay_seconds(tries, random_fraction)
+    return Again(max(own, WEBHOOK_POLICY.delay_seconds(tries, random_fraction, failure.retry_after_seconds)))
+
+
+def is_wanted(head: EventHead, webhook: WebhookConfiguration) -> bool:
+    """Whether a webhook is told of an event."""
+    return head.type in webhook.types and (webhook.tenants is None or head.tenant in webhook.tenants)
+
+
+class WebhookLoop:
+    """One webhook: its consumer, and its endpoint."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        name: str,
+        webhook: WebhookConfiguration,
+        keys: tuple[bytes, ...],
+        worker: str,
+    ) -> None:
+        self._name = name
+        self._webhook = webhook
+        self._keys = keys
+        self._worker = worker
+        self._requests = connection.requests
+        self._events_base_url = settings.events_base_url
+        self._consumer = webhook_consumer(name)
+        self._consumption = Consumption(
+            connection, settings, EVENTS.name, self._consumer, self._handle, NOTIFICATIONS_AT_ONCE_MAX
+        )
+
+    async def run(self) -> None:
+        """Notify until cancelled; then let what is in hand end, within `MESH_DRAIN_SECONDS`."""
+        self._endpoint = Endpoint(self._webhook, self._keys)
+        try:
+            await self._consumption.run()
+        finally:
+            await self._endpoint.close()
+
+    async def _handle(self, delivery: Delivery) -> None:
+        try:
+            head = _head(delivery)
+            if not is_wanted(head, self._webhook):
+                await delivery.ack_unconfirmed()
+                return
+            body = encode(notification(delivery.payload, delivery.sequence, links_of(head.task, self._events_base_url)))
+        except TaskmeshError as error:
+            log.error("webhook.unreadable", webhook=self._name, message=delivery.sequence, error=str(error))
+            await delivery.ack_unconfirmed()
+            return
+        with structlog.contextvars.bound_contextvars(
+            webhook=self._name, task=head.task, tenant=head.tenant, event_type=head.type, notification=head.id
+        ):
+            await self._notify(delivery, head.id, body)
+
+    async def _notify(self, delivery: Delivery, message_id: str, body: bytes) -> None:
+        tries = delivery.deliveries
+        if tries > WEBHOOK_POLICY.tries_max:
+            await self._give_up(delivery, _EXHAUSTED)
+            return
+        failure = await self._endpoint.post(message_id, body)
+        if failure is None:
+            log.info("webhook.delivered", tries=tries)
+            # Only the answer is repeated while the broker is silent: not the notification.
+            await handle_while_leased(delivery, Delivery.ack)
+            return
+        match decide_failure(failure, tries, random.random()):
+            case Again(delay_seconds):
+                log.warning(
+                    "webhook.failed",
+                    code=failure.code,
+                    error=failure.message,
+                    tries=tries,
+                    delay_seconds=round(delay_seconds, 3),
+                )
+                await delivery.nak(delay_seconds)
+            case GiveUp():
+                await self._give_up(delivery, failure)
+
+    async def _give_up(self, delivery: Delivery, failure: Failure) -> None:
+        error = ErrorInfo(failure.code, f"webhook {self._name}: {failure.message}")
+        log.error("webhook.given_up", code=error.code, error=error.message, tries=delivery.deliveries)
+
+        async def write_down(delivery: Delivery) -> None:
+            await dead_letters.write_notification(self._requests, delivery, error, self._consumer, self._worker)
+            await delivery.ack()
+
+        try:
+            await handle_while_leased(delivery, write_down)
+        except BrokerError as refused:
+            log.error("webhook.not_written_down", error=str(refused))
+            await delivery.nak(FULL_SECONDS)
+
+
+class Webhooks:
+    """All that are configured. Raises `SettingsError` for a secret that is missing or wrong."""
+
+    def __init__(self, service: Service) -> None:
+        configuration = service.settings.configuration
+        keys = signing_keys(configuration.webhooks, os.environ, configuration.source)
+        self._loops = [
+            WebhookLoop(service.connection, service.settings, name, webhook, keys[name], service.worker)
+            for name, webhook in configuration.webhooks.items()
+        ]
+
+    async def run(self) -> None:
+        """Notify until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for loop in self._loops:
+                group.create_task(loop.run())
+
+
+def _head(delivery: Delivery) -> EventHead:
+    head = decode_head(delivery.payload)
+    journal = subjects.parse_journal(delivery.subject)
+    if (head.tenant, head.task) != (journal.tenant, journal.task):
+        raise InvalidPayload("an event of another task than its subject's")
+    return head

@@ -13,6 +13,7 @@ from contracts import VERSION
 from mesh import telemetry
 from mesh.configuration import check_api_keys
 from mesh.settings import Settings, load_settings
+from mesh.webhook_configuration import signing_keys
 from meshctl import output
 from meshctl.assembly import Assembly, run_mesh
 from meshctl.broker import without_password
@@ -49,8 +50,9 @@ def add_commands(commands: Any) -> None:
 def _run_up(arguments: argparse.Namespace) -> int:
     environment = environment_with(arguments, os.environ)
     settings = load_settings(environment)
-    # The worker would say so too, but only once everything else has been started.
+    # The services would say so too, but only once everything else has been started.
     check_api_keys(settings.configuration, environment)
+    signing_keys(settings.configuration.webhooks, environment, settings.configuration.source)
     telemetry.configure(settings, "meshctl")
     return asyncio.run(_up(settings, environment, first_task=arguments.first_task))
 

@@ -37,7 +37,7 @@ NOTIFICATIONS_AT_ONCE_MAX = 32
 """In hand for one webhook in one steward. Each is an event, so this bounds memory as well."""
 FULL_SECONDS = 10.0
 """Delay of what can be neither delivered nor written down: DEAD_LETTERS takes nothing at present."""
-_EXHAUSTED = Failure("webhook-unanswered", "the steward ended at its last try", retryable=False)
+_EXHAUSTED = Failure("webhook-exhausted", "no try is left: stewards ended in mid-try", retryable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,21 @@ def decide_failure(failure: Failure, tries: int, random_fraction: float) -> Agai
     return Again(max(own, WEBHOOK_POLICY.delay_seconds(tries, random_fraction, failure.retry_after_seconds)))
 
 
-def is_wanted(head: EventHead, webhook: WebhookConfiguration) -> bool:
-    """Whether a webhook is told of an event."""
-    return head.type in webhook.types and (webhook.tenants is None or head.tenant in webhook.tenants)
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a webhook is told of: event types, and whose tasks; no tenants are all."""
+
+    types: frozenset[str]
+    tenants: frozenset[str]
+
+    def takes(self, head: EventHead) -> bool:
+        """Whether it is told of an event."""
+        return head.type in self.types and (not self.tenants or head.tenant in self.tenants)
+
+
+def wish_of(webhook: WebhookConfiguration) -> Wish:
+    """What is configured, for quick looks."""
+    return Wish(webhook.types, frozenset(webhook.tenants or ()))
 
 
 class WebhookLoop:
@@ -78,8 +90,8 @@ class WebhookLoop:
         worker: str,
     ) -> None:
         self._name = name
-        self._webhook = webhook
-        self._keys = keys
+        self._wish = wish_of(webhook)
+        self._endpoint = Endpoint(webhook, keys)
         self._worker = worker
         self._requests = connection.requests
         self._events_base_url = settings.events_base_url
@@ -90,7 +102,6 @@ class WebhookLoop:
 
     async def run(self) -> None:
         """Notify until cancelled; then let what is in hand end, within `MESH_DRAIN_SECONDS`."""
-        self._endpoint = Endpoint(self._webhook, self._keys)
         try:
             await self._consumption.run()
         finally:
@@ -99,7 +110,7 @@ class WebhookLoop:
     async def _handle(self, delivery: Delivery) -> None:
         try:
             head = _head(delivery)
-            if not is_wanted(head, self._webhook):
+            if not self._wish.takes(head):
                 await delivery.ack_unconfirmed()
                 return
             body = encode(notification(delivery.payload, delivery.sequence, links_of(head.task, self._events_base_url)))

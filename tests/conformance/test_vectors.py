@@ -16,7 +16,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from contracts import identifiers, sse, subjects
+from contracts import identifiers, sse, subjects, webhooks
 from contracts.codec import decode, encode
 from contracts.control import (
     AnyCommand,
@@ -40,6 +40,7 @@ from contracts.errors import InvalidName, TaskmeshError
 from contracts.events import Event, UnknownEvent, decode_event, is_delta
 from contracts.inputs import TaskInput
 from contracts.schemas import STREAMED_EVENT_TYPES, named_types
+from contracts.status import links_of
 from contracts.tasks import TaskRequest, canonical, fingerprint
 from contracts.work import decode_work
 
@@ -326,6 +327,35 @@ def test_a_fingerprint_is_the_same_for_the_same_request(case: dict[str, Any]) ->
 def test_different_requests_have_different_fingerprints() -> None:
     found = [case["fingerprint"] for case in vectors("fingerprints")["cases"]]
     assert len(set(found)) == len(found)
+
+
+# Webhooks
+
+
+@pytest.mark.parametrize("case", cases("webhooks", "signatures"))
+def test_a_webhook_is_signed_with_each_of_its_secrets(case: dict[str, Any]) -> None:
+    keys = [webhooks.secret_key(secret) for secret in case["secrets"]]
+    signed = webhooks.signed_headers(keys, case["id"], case["timestamp"], case["body"].encode())
+    assert signed == {
+        "webhook-id": case["id"],
+        "webhook-timestamp": str(case["timestamp"]),
+        "webhook-signature": case["signature"],
+    }
+
+
+@pytest.mark.parametrize("secret", cases("webhooks", "refused_secrets"))
+def test_what_is_no_secret_is_refused(secret: str) -> None:
+    with pytest.raises(TaskmeshError):
+        webhooks.secret_key(secret)
+
+
+@pytest.mark.parametrize("case", cases("webhooks"))
+def test_a_notification_tells_of_its_event_within_a_bound(case: dict[str, Any]) -> None:
+    links = links_of(case["event"]["task"], case["events_base_url"])
+    body = encode(webhooks.notification(encode(case["event"]), case["sequence"], links))
+    assert json.loads(body) == case["body"]
+    assert schema_accepts("webhook", body)
+    assert len(encode(case["body"]["data"]["event"])) <= webhooks.EVENT_BYTES_MAX
 
 
 # Server-Sent Events

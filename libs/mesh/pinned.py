@@ -7,7 +7,9 @@ resolves differently a moment later (DNS rebinding) gains nothing. No redirect i
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
+import ssl
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -57,7 +59,15 @@ def parse_target(text: str) -> Target:
 def open_client(timeout_seconds: float) -> httpx.AsyncClient:
     """A client for `send`. It takes no proxy from the environment: what that connects to can't be checked here."""
     timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds))
-    return httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout)
+    return httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout, verify=_trusted())
+
+
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """The public authorities, and those that this machine trusts (or `SSL_CERT_FILE` names): an intranet's own."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
 
 
 async def send(

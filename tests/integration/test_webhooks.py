@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 from contracts import retries, streams
 from contracts.streams import webhook_consumers
 from contracts.work import DeadLetter
+from mesh import pinned
 from mesh.connection import Connection
 from mesh.errors import BrokerError
 from mesh.provisioning import Declared, apply, compare, declared
@@ -23,6 +25,7 @@ from mesh.settings import Settings
 from mesh.webhook_configuration import WebhookConfiguration, signing_keys
 from steward import webhooks
 from steward.webhooks import NOTIFICATIONS_AT_ONCE_MAX, WebhookLoop
+from tests.support.certificates import make_certificate, server_context
 from tests.support.tasks import begin_journal, end_task, turn_work
 from tests.support.waiting import until
 from tests.support.webhook_receiver import SECRET, WebhookReceiver, webhook_receiver
@@ -174,6 +177,31 @@ async def test_a_name_with_a_private_address_is_not_connected_to(
     assert receiver.open_max == 0
     [letter] = await dead_letters(connection)
     assert letter.errors[0].code == "webhook-forbidden"
+
+
+@pytest.mark.parametrize(("name", "taken"), [("localhost", True), ("other.example", False)])
+async def test_a_certificate_is_held_against_the_name_though_the_address_is_connected_to(
+    connection: Connection,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    *,
+    taken: bool,
+) -> None:
+    file = make_certificate(tmp_path, name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    pinned._trusted.cache_clear()
+    async with webhook_receiver(server_context(file)) as secure:
+        url = f"https://localhost:{secure.port}/hook"
+        async with notifying(connection, settings, {"ops": configured(url)}):
+            await ended_task(connection)
+            await until_none_is_left(connection)
+        assert [each.headers["host"] for each in secure.received] == ([f"localhost:{secure.port}"] if taken else [])
+    pinned._trusted.cache_clear()
+    assert [letter.errors[0].code for letter in await dead_letters(connection)] == (
+        [] if taken else ["webhook-unreachable"]
+    )
 
 
 async def test_nobody_there_is_a_failed_try(connection: Connection, settings: Settings) -> None:

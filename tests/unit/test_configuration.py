@@ -294,6 +294,7 @@ def test_the_example_is_valid_with_everything_in_it_switched_on() -> None:
     configuration = parse_configuration(switched_on.encode(), "mesh.example.toml")
     assert set(configuration.providers) == {"scripted", "vllm", "ollama", "llama_cpp", "openai", "anthropic"}
     assert set(configuration.pools) == {"default", "small", "large"}
+    assert set(configuration.webhooks) == {"ops"}
 
 
 def test_the_readmes_examples_are_valid() -> None:

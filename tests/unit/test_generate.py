@@ -216,7 +216,17 @@ def test_the_protocol_names_every_event_and_all_of_its_fields(kind: type[msgspec
 
 
 @pytest.mark.parametrize(
-    "name", ["work.turn", "work.tool", "dead_letter", "task_record", "lane_statistics", "lane_sample", "worker_record"]
+    "name",
+    [
+        "work.turn",
+        "work.tool",
+        "dead_letter",
+        "task_record",
+        "lane_statistics",
+        "lane_sample",
+        "worker_record",
+        "webhook",
+    ],
 )
 def test_the_protocol_names_every_field_of_a_record(name: str) -> None:
     text = protocol()

@@ -110,16 +110,27 @@ def bounded(event: dict[str, Any], event_bytes: int) -> tuple[dict[str, Any], di
     sizes = {name: len(encode(value)) for name, value in event.items() if name not in _COMMON_FIELDS}
     largest_first = sorted(sizes, key=lambda name: (-sizes[name], name))
     cut: dict[str, int] = {}
+    left_bytes = len(encode(kept))
     # Once more for what no cut makes small enough: short fields of a later version, but very many.
     for shorten in (_cut, _leave_out):
         for name in largest_first:
-            if len(encode(kept)) <= EVENT_BYTES_MAX:
+            if left_bytes <= EVENT_BYTES_MAX:
                 return kept, cut
+            if name not in kept:
+                continue
             cut[name] = sizes[name]
-            shorter = shorten(kept.pop(name, None))
+            # Counted along: an event of very many fields must not be encoded once for each.
+            left_bytes -= _member_bytes(name, kept[name])
+            shorter = shorten(kept.pop(name))
             if shorter is not None:
                 kept[name] = shorter
+                left_bytes += _member_bytes(name, shorter)
     return kept, cut
+
+
+def _member_bytes(name: str, value: Any) -> int:
+    """What a member takes in a compact object: name, colon, value and comma."""
+    return len(encode(name)) + len(encode(value)) + 2
 
 
 def _cut(value: Any) -> Any:

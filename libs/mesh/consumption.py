@@ -41,17 +41,21 @@ class Consumption:
 
     async def run(self) -> None:
         """Handle deliveries until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
-        try:
-            async with background(self._leases.run()):
+        async with background(self._leases.run()):
+            try:
                 await self._pull()
-        finally:
-            await self._lane.close()
-            if self._running:
-                # What does not end in time comes back after its lease, to any process.
-                _, late = await asyncio.wait(self._running, timeout=self._drain_seconds)
-                for task in late:
-                    task.cancel()
-                await asyncio.gather(*late, return_exceptions=True)
+            finally:
+                await self._lane.close()
+                await self._drain()
+
+    async def _drain(self) -> None:
+        if not self._running:
+            return
+        # What does not end in time comes back after its lease, to any process.
+        _, late = await asyncio.wait(self._running, timeout=self._drain_seconds)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def _pull(self) -> None:
         await self._lane.open()

@@ -15,18 +15,30 @@ from msgspec import Meta
 
 from contracts.codec import decode, exactly
 from contracts.errors import ErrorInfo
-from contracts.subjects import CALL_PATTERN, LANE_NAME_PATTERN, STEP_PATTERN, TASK_PATTERN, TENANT_PATTERN
+from contracts.subjects import (
+    CALL_PATTERN,
+    LANE_NAME_PATTERN,
+    SIGNAL_FILTER_PATTERN,
+    STEP_PATTERN,
+    TASK_PATTERN,
+    TENANT_PATTERN,
+)
 from contracts.tasks import Priority, RequestInput, RequestModel, TaskRequest
 
 CALLS_EDITED_MAX = 64
 MESSAGE_CHARACTERS_MAX = 1_000
 EVENT_TYPE_PATTERN = r"[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}"
+CHAIN_RULES_MAX = 8
+"""How many rules may set one another off, one after the other."""
+SENDS_MAX = 32
 
 # What reaches a subject is checked once more by contracts.subjects.
 Id = Annotated[str, exactly(TASK_PATTERN, 26)]
 Tenant = Annotated[str, exactly(TENANT_PATTERN)]
 LaneName = Annotated[str, exactly(LANE_NAME_PATTERN)]
 Call = Annotated[str, exactly(CALL_PATTERN)]
+SignalFilter = Annotated[str, exactly(SIGNAL_FILTER_PATTERN, 256)]
+"""Signals below a tenant: `inventory.*`."""
 Step = Annotated[str, exactly(STEP_PATTERN)]
 """A turn (`"1"`) or a call (`"1-0"`)."""
 Count = Annotated[int, Meta(ge=0)]
@@ -72,6 +84,19 @@ class Parent(msgspec.Struct, frozen=True):
     task: Id
     call: Call
     depth: Ordinal
+
+
+class Trigger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What started a task that nobody asked for: a rule, and the signal or firing that it took.
+
+    `signal` is the sequence in SIGNALS, or of a firing in TIMERS. `chain` is the rules that led here, this one last.
+    `sends`: the only signals that the task may send, as filters below its tenant; absent, the settings alone say.
+    """
+
+    rule: LaneName
+    signal: Ordinal
+    chain: Annotated[list[LaneName], Meta(min_length=1, max_length=CHAIN_RULES_MAX)]
+    sends: Annotated[list[SignalFilter], Meta(max_length=SENDS_MAX)] | None = None
 
 
 class ObjectReference(msgspec.Struct, frozen=True):
@@ -120,6 +145,7 @@ class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
     accepted_at: Time
     deadline: Time | None = None
     parent: Parent | None = None
+    trigger: Trigger | None = None
 
 
 class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contracts import control, errors, events, inputs, status, tasks, tools, webhooks, work
+from contracts import control, errors, events, inputs, status, tasks, tools, triggers, webhooks, work
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX = "urn:taskmesh:schema:"
@@ -26,6 +26,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "control.retry": control.RetryCommand,
     "control.deadline": control.DeadlineCommand,
     "tool_declaration": tools.ToolDeclaration,
+    "trigger_rule": triggers.TriggerRule,
     "dead_letter": work.DeadLetter,
     "task_request": tasks.TaskRequest,
     "task_input.message": inputs.MessageInput,

@@ -25,13 +25,15 @@ TASKS_MAX = 50_000
 """Waiting tasks of the whole mesh."""
 ACK_PENDING_MAX = 10_000
 """Deliveries in flight in one lane, delayed retries included. The server's default of 1,000 stops a lane early."""
+SIGNALS_MAX = 1_000_000
+"""Signals that are kept, and so may wait."""
 WORKERS_TTL_SECONDS = 30
 FIRED_TTL_SECONDS = 30 * 24 * 3600
 """How long what a timer has fired is kept for a steward that is not there; one that is has read it at once."""
 TOOLS_TTL_SECONDS = 600
 """How long a tool is offered after its last runner has declared it; runners do so each minute."""
 WEBHOOK_CONSUMER_PREFIX = "webhook-"
-BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "spawn_task")
+BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "send_signal", "spawn_task")
 """The tools that the tool runner brings along; each has a consumer."""
 
 _MIB = 1024**2
@@ -228,7 +230,7 @@ SIGNALS = StreamDeclaration(
     name="SIGNALS",
     description="Events from outside that may start tasks.",
     subjects=("signals.>",),
-    max_msgs=1_000_000,
+    max_msgs=SIGNALS_MAX,
     max_bytes=256 * _MIB,
     max_age_seconds=7 * 24 * 3600,
 )
@@ -325,7 +327,13 @@ def consumers(
     """The durable consumers for these pools and tools, and the steward's."""
     declared: list[ConsumerDeclaration] = []
 
-    def declare(stream: str, name: str, filter_subject: str, deliveries_max: int = max_deliver) -> None:
+    def declare(
+        stream: str,
+        name: str,
+        filter_subject: str,
+        deliveries_max: int = max_deliver,
+        pending_max: int = ACK_PENDING_MAX,
+    ) -> None:
         declared.append(
             ConsumerDeclaration(
                 stream=stream,
@@ -333,6 +341,7 @@ def consumers(
                 filter_subject=filter_subject,
                 ack_wait_seconds=ack_wait_seconds,
                 max_deliver=deliveries_max,
+                max_ack_pending=pending_max,
             )
         )
 
@@ -346,5 +355,7 @@ def consumers(
     # What fires has no queue that could be swept, and is carried out once however often it comes.
     declare("TIMERS", "steward", "timers.fired.>", -1)
     declare("ADVISORIES", "steward", "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*")
-    declare("SIGNALS", "steward", "signals.>")
+    # What waits for its rule's pace, or for room in a lane, holds a place here: it must hold up no other.
+    declare("SIGNALS", "steward", "signals.>", -1, SIGNALS_MAX)
+    declare("TIMERS", "cron", subjects.CRON_FIRED, -1)
     return declared

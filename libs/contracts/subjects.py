@@ -19,6 +19,10 @@ LANE_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,47}"
 CALL_PATTERN = r"[1-9][0-9]{0,5}-(0|[1-9][0-9]{0,5})"
 STEP_PATTERN = r"[1-9][0-9]{0,5}(-(0|[1-9][0-9]{0,5}))?"
 TIMER_NAME_PATTERN = rf"{STEP_PATTERN}|task"
+SIGNAL_PATTERN = r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,15}"
+"""What follows `signals.<tenant>.`: the signal's own name."""
+SIGNAL_FILTER_PATTERN = r"(>|([A-Za-z0-9_-]{1,64}|\*)(\.([A-Za-z0-9_-]{1,64}|\*)){0,15}(\.>)?)"
+"""The same with wildcards: `*` is any one token, `>` at the end is one or more."""
 CONTROL_KINDS = ("cancel", "input", "approval", "replay", "child_done")
 TIMER_KINDS = ("approval", "retry", "deadline")
 """What a timer's command is of: a step, or the whole task."""
@@ -33,12 +37,21 @@ _TASK = re.compile(TASK_PATTERN)
 _LANE_NAME = re.compile(LANE_NAME_PATTERN)
 _CALL = re.compile(CALL_PATTERN)
 _TIMER_NAME = re.compile(TIMER_NAME_PATTERN)
+_SIGNAL = re.compile(SIGNAL_PATTERN)
+_SIGNAL_FILTER = re.compile(SIGNAL_FILTER_PATTERN)
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 
 EVENTS_LOG = "events.*.*.log"
 """The milestones of all journals, as a filter."""
 EVENTS_ALL = (EVENTS_LOG, "events.*.*.delta")
 LIVE_PREFIX = "live."
+CRON = "cron"
+"""The kind of timers that are schedules of trigger rules, and no commands."""
+CRON_ALL = "timers.at.cron.>"
+CRON_FIRED_PREFIX = "timers.fired.cron."
+CRON_FIRED = CRON_FIRED_PREFIX + ">"
+TRIGGER_RULES = "$KV.triggers.*.*"
+"""The rules among what the bucket `triggers` holds."""
 MALFORMED = "malformed"
 """Stands for the task in the dead letter of a message from which no task can be read."""
 NO_TENANT = "_"
@@ -80,6 +93,21 @@ def check_webhook(value: str) -> str:
 def check_call(value: str) -> str:
     """Return a valid call id (`<turn>-<index>`) unchanged, else raise `InvalidName`."""
     return _checked("call", _CALL, value)
+
+
+def check_rule(value: str) -> str:
+    """Return a valid name of a trigger rule unchanged, else raise `InvalidName`."""
+    return _checked("rule", _LANE_NAME, value)
+
+
+def check_signal(value: str) -> str:
+    """Return a valid name of a signal (`inventory.stock_level_zero`) unchanged, else raise `InvalidName`."""
+    return _checked("signal", _SIGNAL, value)
+
+
+def check_signal_filter(value: str) -> str:
+    """Return a valid filter of signals (`inventory.*`, `orders.>`) unchanged, else raise `InvalidName`."""
+    return _checked("signal filter", _SIGNAL_FILTER, value)
 
 
 def check_priority(value: str) -> str:
@@ -185,6 +213,31 @@ def worker_key(worker: str) -> str:
     )
 
 
+def trigger_key(tenant: str, rule: str) -> str:
+    """Key of a rule in the bucket `triggers`: `<tenant>.<rule>`."""
+    return f"{check_tenant(tenant)}.{check_rule(rule)}"
+
+
+def trigger_pace_key(tenant: str, rule: str) -> str:
+    """Key of what a rule has let through lately: `_pace.<tenant>.<rule>`. No tenant begins so."""
+    return f"_pace.{check_tenant(tenant)}.{check_rule(rule)}"
+
+
+def signal(tenant: str, name: str) -> str:
+    """An event from outside: `signals.<tenant>.<name>`."""
+    return f"signals.{check_tenant(tenant)}.{check_signal(name)}"
+
+
+def cron_at(tenant: str, rule: str) -> str:
+    """A rule's schedule: `timers.at.cron.<tenant>.<rule>`."""
+    return f"timers.at.cron.{check_tenant(tenant)}.{check_rule(rule)}"
+
+
+def cron_fired(tenant: str, rule: str) -> str:
+    """Where its firings are stored: `timers.fired.cron.<tenant>.<rule>`."""
+    return f"timers.fired.cron.{check_tenant(tenant)}.{check_rule(rule)}"
+
+
 def lane_statistics(pool: str, priority: str) -> str:
     """Core subject on which workers report waits of a lane: `stats.lanes.<pool>.<priority>`. Not stored."""
     return f"stats.lanes.{check_pool(pool)}.{check_priority(priority)}"
@@ -270,3 +323,43 @@ def parse_task_key(key: str) -> tuple[str, str]:
     if not dot:
         raise InvalidName(f"not a task key: {key!r:.120}")
     return check_tenant(tenant), check_task(task)
+
+
+def parse_signal(subject: str) -> tuple[str, str]:
+    """Tenant and name of `signals.<tenant>.<name>`."""
+    prefix, _, rest = subject.partition(".")
+    tenant, _, name = rest.partition(".")
+    if prefix != "signals":
+        raise InvalidName(f"not a signal: {subject!r:.120}")
+    return check_tenant(tenant), check_signal(name)
+
+
+def parse_cron(subject: str) -> tuple[str, str]:
+    """Tenant and rule of `timers.at.cron.<tenant>.<rule>`, or of `timers.fired.cron.<tenant>.<rule>`."""
+    _, part, kind, tenant, rule = _parts(subject, "timers", 5)
+    if part not in ("at", "fired") or kind != CRON:
+        raise InvalidName(f"not a schedule: {subject!r:.120}")
+    return check_tenant(tenant), check_rule(rule)
+
+
+def parse_trigger_key(key: str) -> tuple[str, str]:
+    """Tenant and rule of a key in the bucket `triggers`."""
+    tenant, _, rule = key.partition(".")
+    return check_tenant(tenant), check_rule(rule)
+
+
+def matches(subject_filter: str, subject: str) -> bool:
+    """Whether a filter with wildcards takes a subject."""
+    return overlap(subject_filter, subject)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether there is a subject that both filters take, as NATS reads `*` and `>`."""
+    ours, theirs = one.split("."), other.split(".")
+    for mine, its in zip(ours, theirs, strict=False):
+        if ">" in (mine, its):
+            return True
+        if "*" not in (mine, its) and mine != its:
+            return False
+    # One is longer: a tail `>` stands for one token at least, and would have been met above.
+    return len(ours) == len(theirs)

@@ -14,6 +14,8 @@ ASK_USER = "ask_user"
 """The tool by which a model asks the user. Nobody runs it: the worker asks, and the steward brings the answer."""
 SPAWN_TASK = "spawn_task"
 """The tool that starts a sub-task, and whose result is the sub-task's."""
+SEND_SIGNAL = "send_signal"
+"""The tool that sends a signal, which may set rules off."""
 TOOL_TIMEOUT_SECONDS = 60.0
 CALLS_PER_TURN_MAX = 64
 RESULTS_BUCKET = "results"

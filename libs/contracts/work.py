@@ -14,7 +14,7 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
-from contracts.events import Call, Count, Id, LaneName, Ordinal, Parent, Step, Tenant, Time
+from contracts.events import Call, Count, Id, LaneName, Ordinal, Parent, Step, Tenant, Time, Trigger
 from contracts.identifiers import turn_step
 from contracts.tasks import Priority, TaskRequest
 
@@ -32,6 +32,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     accepted_at: Time | None = None
     deadline: Time | None = None
     parent: Parent | None = None
+    trigger: Trigger | None = None
 
     @property
     def step(self) -> str:

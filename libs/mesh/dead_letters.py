@@ -87,11 +87,17 @@ async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worke
     await delivery.term(error.code)
 
 
-async def write_message(requests: Requests, message: QueuedMessage, error: ErrorInfo, worker: str) -> None:
-    """Write the record of a message that is not work, or fits no journal. Its tenant is read off the subject."""
+async def write_message(
+    requests: Requests, message: QueuedMessage, error: ErrorInfo, worker: str, rule: str = ""
+) -> None:
+    """Write the record of a message that is not work, or fits no journal. Its tenant is read off the subject.
+
+    `rule`: the trigger rule that can't act on a signal; each has a record of its own.
+    """
     tenant = _tenant_of(message)
     record = DeadLetter(**_of_message(message), errors=[error], tenant=tenant, worker=worker)
-    message_id = f"{message.stream}.{message.sequence}.{message.stored_at.timestamp()}.dead"
+    part = f".{rule}" if rule else ""
+    message_id = f"{message.stream}.{message.sequence}.{message.stored_at.timestamp()}{part}.dead"
     await _publish(requests, subjects.malformed_dead_letter(tenant), record, message_id)
 
 
@@ -113,12 +119,19 @@ async def write_notification(
 
 
 def _tenant_of(message: QueuedMessage) -> str | None:
-    """The last token of a lane's or command's subject; None for a tool's, or where the subject is as wrong as that."""
+    """The last token of a lane's or command's subject, the second of a signal's, that of a schedule.
+
+    None for a tool's, or where the subject is as wrong as that.
+    """
     if message.stream == "TOOLS":
         return None
     try:
+        if message.stream == "SIGNALS":
+            return subjects.check_tenant(message.subject.split(".")[1])
+        if message.subject.startswith(subjects.CRON_FIRED_PREFIX):
+            return subjects.parse_cron(message.subject)[0]
         return subjects.check_tenant(message.subject.rpartition(".")[2])
-    except TaskmeshError:
+    except (TaskmeshError, IndexError):
         return None
 
 

@@ -180,6 +180,7 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
         accepted_at=work.accepted_at,
         deadline=work.deadline,
         parent=work.parent,
+        trigger=work.trigger,
     )
 
 

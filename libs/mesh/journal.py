@@ -78,6 +78,11 @@ class Journal:
         """What was appended here while telemetry is on."""
         self._payload_bytes = 0
 
+    @property
+    def requests(self) -> Requests:
+        """The connection that the journal is written over."""
+        return self._requests
+
     @classmethod
     async def load(cls, requests: Requests, tenant: str, task: str, *, traceparent: str | None = None) -> Journal:
         """Read and fold a journal; one that has not begun gives an empty state. Raises `BrokerUnavailable`."""

@@ -91,6 +91,10 @@ _redeliveries = _counter(
 _refusals = _counter(
     "taskmesh.submission.refusals", "{request}", "Submissions that were answered with a problem.", ("error.type",)
 )
+_trigger_tasks = _counter("taskmesh.trigger.tasks", "{task}", "Tasks that rules have started.", ())
+_trigger_refusals = _counter(
+    "taskmesh.trigger.refusals", "{signal}", "Signals that are none, or that a rule could not act on.", ("error.type",)
+)
 _streams = _up_down_counter("taskmesh.edge.streams", "{stream}", "Streams open on an edge.", ())
 _append = _histogram(
     "taskmesh.journal.append.duration",
@@ -158,6 +162,18 @@ def submission_refused(code: str) -> None:
     """A submission got a problem document of this code."""
     if telemetry.enabled():
         _refusals.add(1, {"error.type": code})
+
+
+def trigger_started() -> None:
+    """A rule has started a task."""
+    if telemetry.enabled():
+        _trigger_tasks.add(1)
+
+
+def trigger_refused(code: str) -> None:
+    """A signal can't be read, or a rule could not act on it."""
+    if telemetry.enabled():
+        _trigger_refusals.add(1, {"error.type": code})
 
 
 def streams_changed(by: int) -> None:

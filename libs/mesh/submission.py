@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind
 from contracts import events, headers, subjects
 from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
-from contracts.events import TaskQueued
+from contracts.events import TaskQueued, Trigger
 from contracts.identifiers import new_id, task_id_for_key, turn_message_id
 from contracts.retries import BROKER_POLICY
 from contracts.status import Status
@@ -89,25 +89,37 @@ class Submission:
                 return _existing(queued, request)
         if admit is not None:
             await admit()
-        accepted_at = now()
-        work = TurnWork(
-            task=task,
-            tenant=tenant,
-            turn=1,
-            pool=request.pool,
-            priority=request.priority,
-            request=request,
-            accepted_at=accepted_at,
-            deadline=_deadline(request, accepted_at),
-        )
-        attributes = _span_attributes(work) if telemetry.enabled() else None
-        with telemetry.span("publish tasks", kind=SpanKind.PRODUCER, attributes=attributes):
-            # The worker's spans hang under this one.
-            ack = await self._commit(work, telemetry.current_traceparent() or traceparent)
+        work = _first_turn(request, tenant, task)
+        ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _existing(await self._duplicate_of(work, ack.seq), request)
         await self._begin(work, traceparent)
-        return Submitted(task, tenant, request.pool, request.priority, accepted_at, "queued", existing=False)
+        return _accepted(work)
+
+    async def start(
+        self,
+        request: TaskRequest,
+        tenant: str,
+        task: str,
+        trigger: Trigger,
+        traceparent: str | None,
+        admit: Callable[[], Awaitable[None]],
+    ) -> Submitted:
+        """Start the task of a trigger, once however often: its id says whose it is, and whatever it asked for stays so.
+
+        The journal is looked for first, so that it stays one task when TASKS has forgotten the message id. Raises
+        `QueueFull`, `BrokerUnavailable`, or what `admit` raises for a task that does not exist yet.
+        """
+        queued = await self._first_event(tenant, task)
+        if queued is not None:
+            return _known(queued)
+        await admit()
+        work = _first_turn(request, tenant, task, trigger)
+        ack = await self._publish(work, traceparent)
+        if ack.duplicate:
+            return _known(await self._duplicate_of(work, ack.seq))
+        await self._begin(work, traceparent)
+        return _accepted(work)
 
     async def close(self) -> None:
         """Give what goes on in the background a moment. What does not get through then is the worker's to write."""
@@ -117,6 +129,12 @@ class Submission:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._projection.close()
+
+    async def _publish(self, work: TurnWork, traceparent: str | None) -> PubAck:
+        attributes = _span_attributes(work) if telemetry.enabled() else None
+        with telemetry.span("publish tasks", kind=SpanKind.PRODUCER, attributes=attributes):
+            # The worker's spans hang under this one.
+            return await self._commit(work, telemetry.current_traceparent() or traceparent)
 
     async def _commit(self, work: TurnWork, traceparent: str | None) -> PubAck:
         """Publish into TASKS, again and again under one message id while nobody knows whether it is there."""
@@ -217,9 +235,33 @@ def _span_attributes(work: TurnWork) -> dict[str, str]:
     }
 
 
+def _first_turn(request: TaskRequest, tenant: str, task: str, trigger: Trigger | None = None) -> TurnWork:
+    accepted_at = now()
+    return TurnWork(
+        task=task,
+        tenant=tenant,
+        turn=1,
+        pool=request.pool,
+        priority=request.priority,
+        request=request,
+        accepted_at=accepted_at,
+        deadline=_deadline(request, accepted_at),
+        trigger=trigger,
+    )
+
+
+def _accepted(work: TurnWork) -> Submitted:
+    accepted_at = work.accepted_at or now()
+    return Submitted(work.task, work.tenant, work.pool, work.priority, accepted_at, "queued", existing=False)
+
+
 def _existing(queued: TaskQueued, request: TaskRequest) -> Submitted:
     if queued.fingerprint != fingerprint(request):
         raise IdempotencyMismatch(f"the key belongs to task {queued.task}, which asked for something else")
+    return _known(queued)
+
+
+def _known(queued: TaskQueued) -> Submitted:
     return Submitted(
         queued.task, queued.tenant, queued.pool, queued.priority, queued.accepted_at, "queued", existing=True
     )

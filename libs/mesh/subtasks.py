@@ -53,4 +53,6 @@ def child_work(state: TaskState, asked: events.ToolCall, started: events.Subtask
         accepted_at=started.time,
         deadline=queued.deadline,
         parent=Parent(state.task, asked.call, depth(state)),
+        # What a child sends is as much of the rule's doing as what its parent does.
+        trigger=queued.trigger,
     )

@@ -14,13 +14,15 @@ import msgspec
 from msgspec import Meta
 
 from contracts.codec import exactly
+from contracts.events import SignalFilter
 from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import ApprovalMode
-from contracts.tools import TOOL_TIMEOUT_SECONDS, ToolDeclaration
+from contracts.tools import SEND_SIGNAL, TOOL_TIMEOUT_SECONDS, ToolDeclaration
 from mesh.errors import SettingsError
 from mesh.tables import convert, named_tables
 
 HTTP_GET = "http_get"
+SUBJECTS_MAX = 256
 SERVERS_MAX = 64
 HOSTS_MAX = 1_000
 
@@ -59,6 +61,13 @@ class HttpGetConfiguration(ToolConfiguration, frozen=True, kw_only=True, forbid_
     """Whether those hosts may have private, loopback or link-local addresses: an intranet."""
 
 
+class SendSignalConfiguration(ToolConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tool `send_signal`."""
+
+    subjects: Annotated[list[SignalFilter], Meta(max_length=SUBJECTS_MAX)] = []
+    """The signals that tasks may send, as filters below their tenant: `inventory.*`, `orders.>`. None by default."""
+
+
 class McpServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An MCP server: `command` starts it (stdio), or `url` is where it is (streamable HTTP)."""
 
@@ -91,6 +100,12 @@ class ToolsConfiguration(msgspec.Struct, frozen=True, kw_only=True):
         found = self.tools.get(HTTP_GET)
         return found if isinstance(found, HttpGetConfiguration) else HttpGetConfiguration()
 
+    @property
+    def send_signal(self) -> SendSignalConfiguration:
+        """What holds for `send_signal`."""
+        found = self.tools.get(SEND_SIGNAL)
+        return found if isinstance(found, SendSignalConfiguration) else SendSignalConfiguration()
+
 
 def parse_tools(tables: Mapping[str, Any], source: str) -> ToolsConfiguration:
     """Read `[tools.…]` and `[mcp.…]`. Raises `SettingsError`: one line, with the source and the key at fault."""
@@ -102,6 +117,8 @@ def parse_tools(tables: Mapping[str, Any], source: str) -> ToolsConfiguration:
                 if not is_host_pattern(host):
                     raise SettingsError(f"{source}: tools.{name}.allowed_hosts: {host!r} is no <host>[:<port>]")
             tools[name] = configured
+        elif name == SEND_SIGNAL:
+            tools[name] = convert(table, SendSignalConfiguration, f"tools.{name}", source)
         else:
             tools[name] = convert(table, ToolConfiguration, f"tools.{name}", source)
     servers: dict[str, McpServerConfiguration] = {}

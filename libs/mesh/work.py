@@ -95,6 +95,13 @@ class ClaimedStep:
         """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
         return await self._journal.append(build, lambda state: state.owns(self.claim))
 
+    async def publish(self, subject: str, payload: bytes, message_headers: dict[str, str]) -> None:
+        """Publish what a step is there to publish, under a message id: nothing fences it.
+
+        Raises `BrokerError`, `BrokerUnavailable`.
+        """
+        await self._journal.requests.publish(subject, payload, message_headers)
+
     async def append_if(
         self, build: Callable[[Stamp], JournalEvent], still_so: Callable[[TaskState], bool]
     ) -> JournalEvent | None:

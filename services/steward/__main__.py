@@ -10,7 +10,9 @@ from steward.control import ControlLoop
 from steward.lanes import LaneKeeper
 from steward.provisioning import check_provisioning
 from steward.retention import Retention
+from steward.schedules import Schedules
 from steward.stranded import Stranded
+from steward.triggers import Triggers
 from steward.webhooks import Webhooks
 
 
@@ -25,9 +27,13 @@ async def main(service: Service) -> None:
     advisories = Advisories(service.connection, settings, stranded, service.worker)
     webhooks = Webhooks(service)
     provisioning = check_provisioning(service.requests, declared(settings))
+    triggers = Triggers(service.connection, settings, service.worker)
+    schedules = Schedules(service.requests)
     async with background(
         control.run(),
         timers.run(),
+        triggers.run(),
+        schedules.run(),
         advisories.run(),
         stranded.run(),
         retention.run(),

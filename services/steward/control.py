@@ -9,7 +9,7 @@ from __future__ import annotations
 import structlog
 from opentelemetry.trace import SpanKind
 
-from contracts import headers
+from contracts import headers, subjects
 from contracts.control import AnyCommand, CancelCommand, decode_control
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.events import JournalEvent, Stamp
@@ -44,6 +44,9 @@ class ControlLoop:
         await self._consumption.run()
 
     async def _handle(self, delivery: Delivery) -> None:
+        if delivery.subject.startswith(subjects.CRON_FIRED_PREFIX):
+            await delivery.ack()  # No command: a rule's schedule, which `Triggers` reads by a consumer of its own.
+            return
         try:
             command = decode_control(delivery.payload, delivery.subject)
         except TaskmeshError as error:

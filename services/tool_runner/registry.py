@@ -8,6 +8,7 @@ from typing import Any
 from mesh.settings import Settings
 from tool_runner.arithmetic import ADD, CALCULATOR
 from tool_runner.http_get import http_get
+from tool_runner.signals import send_signal
 from tool_runner.spawning import spawn_task
 from tool_runner.times import CURRENT_TIME
 from tool_runner.tools import Tool
@@ -21,6 +22,7 @@ def built_in_tools(settings: Settings) -> dict[str, Tool[Any]]:
         CALCULATOR,
         CURRENT_TIME,
         http_get(configuration.http_get),
+        send_signal(configuration.send_signal.subjects),
         spawn_task(settings.pools),
     )
     return {

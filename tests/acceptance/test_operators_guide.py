@@ -16,8 +16,11 @@ import pytest
 from contracts import subjects
 from contracts.events import TaskCompleted
 from contracts.identifiers import task_id_for_key
+from contracts.triggers import TriggerRule, TriggerSource, task_id
+from mesh import triggers as bucket
 from mesh.connection import connect
 from mesh.provisioning import compare, declared
+from mesh.reading import last_sequence
 from mesh.settings import Settings
 from tests.support.agents import Agents
 from tests.support.broker import Broker
@@ -37,6 +40,15 @@ COMMANDS = [
 ]
 DEFAULT = "default"
 DEAD = task_id_for_key(DEFAULT, "dead")
+RULES = (
+    TriggerRule(
+        name="reorder",
+        tenant=DEFAULT,
+        on=TriggerSource(signal="inventory.stock_level_zero"),
+        task={"input": "{{payload.sku}} is sold out", "priority": "high"},
+    ),
+    TriggerRule(name="daily", tenant=DEFAULT, on=TriggerSource(schedule="@daily"), task={"input": "What is new?"}),
+)
 
 SHOWS = {
     "nats stream add --config deploy/nats/streams/TASKS.json": ["Information for Stream TASKS", "New Per Subject"],
@@ -53,6 +65,11 @@ SHOWS = {
     "nats stream view TASKS --subject tasks.default.normal.default": ["!hang 600"],
     "nats stream view TIMERS --subject 'timers.at.>'": ["Reached apparent end of data"],
     "nats kv ls tools": ["No keys found"],
+    "nats stream view SIGNALS --subject 'signals.default.>'": ["signals.default.before", "nobody takes this"],
+    "nats consumer info SIGNALS steward": ["signals.>", "Outstanding Acks: 0", "Unprocessed Messages: 0"],
+    "nats kv ls triggers": ["default.reorder"],
+    "nats kv get triggers default.reorder --raw": ['"signal":"inventory.stock_level_zero"'],
+    "nats stream view TIMERS --subject 'timers.at.cron.>'": ["timers.at.cron.default.daily", "@daily"],
     "nats consumer info TOOLS tool-add": ["tools.add", "Unprocessed Messages: 0"],
     "nats stream view DEAD_LETTERS --subject dead.default.TASK": ["provider-overloaded", '"tries":1'],
     "nats stream view DEAD_LETTERS --subject 'dead.*.malformed'": ["malformed-message", "rubbish"],
@@ -93,6 +110,15 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
                 )
 
             await until(all_is_told)
+            for rule in RULES:
+                await bucket.add(connection.requests, rule, replace=False)
+            await connection.requests.publish(subjects.signal(DEFAULT, "before"), b'"nobody takes this"')
+
+            async def the_signal_is_settled() -> bool:
+                signals = await connection.requests.api("CONSUMER.INFO.SIGNALS.steward")
+                return bool(signals["num_pending"] == 0 and signals["num_ack_pending"] == 0)
+
+            await until(the_signal_is_settled)
         yield running
 
 
@@ -114,9 +140,13 @@ def terminal(program: Path, broker: Broker, command: str, task: str, home: Path)
 
 
 def test_every_command_of_the_guide_is_tried() -> None:
-    decides = {command for command in COMMANDS if command.startswith("nats pub ")}
-    assert len(decides) == 2
-    assert set(COMMANDS) == set(SHOWS) | set(FOLLOWS) | decides
+    published = {command for command in COMMANDS if command.startswith("nats pub ")}
+    assert [command.partition(".")[0] for command in COMMANDS if command in published] == [
+        "nats pub control",
+        "nats pub control",
+        "nats pub signals",
+    ]
+    assert set(COMMANDS) == set(SHOWS) | set(FOLLOWS) | published
 
 
 async def test_a_person_decides_and_answers_with_it(program: Path, mesh: Mesh, tmp_path: Path) -> None:
@@ -126,12 +156,23 @@ async def test_a_person_decides_and_answers_with_it(program: Path, mesh: Mesh, t
         task = await agents.submit('!call add {"a": 1, "b": 2}\n!ask Which?', tools=["add"], approval="always")
         await agents.until_asked(task, "1-0", "1-1")
         for command in COMMANDS:
-            if command.startswith("nats pub "):
+            if command.startswith("nats pub control."):
                 shown = terminal(program, mesh.broker, command, task, tmp_path)
                 assert await shown.run() == 0, f"{command}: {shown.output}"
         state = await agents.until_status(task, "completed")
         assert isinstance(state.terminal, TaskCompleted)
         assert "1-0 = 3; 1-1 = the third" in state.terminal.output
+
+
+async def test_a_signal_starts_a_task(program: Path, mesh: Mesh, tmp_path: Path) -> None:
+    [command] = [command for command in COMMANDS if command.startswith("nats pub signals.")]
+    shown = terminal(program, mesh.broker, command, DEAD, tmp_path)
+    assert await shown.run() == 0, shown.output
+    async with connect(mesh.settings, "test") as connection:
+        sequence = await last_sequence(connection.requests, "SIGNALS")
+        state = await Agents(connection).until_status(task_id(RULES[0], sequence), "completed")
+    assert state.queued is not None
+    assert state.queued.request.input == "widget-7 is sold out"
 
 
 async def test_commands_show_what_the_guide_says(program: Path, mesh: Mesh, tmp_path: Path) -> None:

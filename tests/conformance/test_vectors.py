@@ -16,7 +16,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from contracts import identifiers, sse, subjects, webhooks
+from contracts import conditions, identifiers, sse, subjects, templates, triggers, webhooks
 from contracts.codec import decode, encode
 from contracts.control import (
     AnyCommand,
@@ -238,6 +238,49 @@ def test_a_task_request_is_taken_or_refused(case: dict[str, Any]) -> None:
             decode(payload, TaskRequest)
 
 
+# Trigger rules
+
+
+@pytest.mark.parametrize("case", cases("trigger_rules"))
+def test_a_rule_is_taken_or_refused(case: dict[str, Any]) -> None:
+    payload = encode(case["rule"])
+    assert schema_accepts("trigger_rule", payload) is case.get("schema", True)
+    if case["valid"]:
+        assert triggers.decode_rule(payload).name == case["rule"]["name"]
+        return
+    with pytest.raises(TaskmeshError):
+        triggers.decode_rule(payload)
+
+
+@pytest.mark.parametrize("case", cases("trigger_rules", "conditions"))
+def test_a_condition_holds_or_does_not(case: dict[str, Any]) -> None:
+    condition = msgspec.convert(case["condition"], conditions.Condition)
+    conditions.check(condition)
+    assert conditions.holds(condition, case["payload"]) is case["holds"]
+
+
+@pytest.mark.parametrize("case", cases("trigger_rules", "templates"))
+def test_a_template_is_filled_in(case: dict[str, Any]) -> None:
+    place = ("signals.acme.x", "2026-03-01T09:00:00Z")
+    if case["result"] is None:
+        with pytest.raises(templates.FieldMissing):
+            templates.render(case["template"], case["payload"], *place)
+        return
+    assert templates.render(case["template"], case["payload"], *place) == case["result"]
+
+
+@pytest.mark.parametrize("case", cases("trigger_rules", "overlaps"))
+def test_two_filters_overlap_or_do_not(case: list[Any]) -> None:
+    assert subjects.overlap(case[0], case[1]) is subjects.overlap(case[1], case[0]) is case[2]
+
+
+@pytest.mark.parametrize("case", cases("trigger_rules", "tasks"))
+def test_a_rule_and_a_sequence_stand_for_one_task(case: dict[str, Any]) -> None:
+    on = {"signal": ">"} if case["on"] == "signal" else {"schedule": "@daily"}
+    rule = {"tenant": case["tenant"], "name": case["rule"], "on": on, "task": {"input": "x"}}
+    assert triggers.task_id(triggers.decode_rule(encode(rule)), case["sequence"]) == case["task"]
+
+
 # Names
 
 
@@ -250,6 +293,9 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "journal": subjects.parse_journal,
     "dead_letter": subjects.parse_dead_letter,
     "task_key": subjects.parse_task_key,
+    "signal": subjects.parse_signal,
+    "trigger_key": subjects.parse_trigger_key,
+    "cron": subjects.parse_cron,
 }
 CHECKS: dict[str, Callable[[str], str]] = {
     "tenant": subjects.check_tenant,
@@ -258,6 +304,9 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "tool": subjects.check_tool,
     "priority": subjects.check_priority,
     "call": subjects.check_call,
+    "signal": subjects.check_signal,
+    "signal filter": subjects.check_signal_filter,
+    "rule": subjects.check_rule,
     "control kind": lambda name: subjects.control(name, "acme"),
 }
 

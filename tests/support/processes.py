@@ -145,6 +145,10 @@ class Mesh:
                     continue
         return lines
 
+    def logs_of(self, event: str) -> list[dict[str, object]]:
+        """The log lines of one event."""
+        return [line for line in self.logs() if line.get("event") == event]
+
     def tracebacks(self) -> list[str]:
         """Processes whose log shows an exception that nobody handled."""
         return [process.log.name for process in self.processes if "Traceback" in process.log.read_text()]

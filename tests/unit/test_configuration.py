@@ -175,6 +175,7 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         ("[tools.add]\nallowed_hosts = ['a']", "tools.add", "`allowed_hosts`"),
         ("[tools.http_get]\nallowed_hosts = ['http://a/']", "tools.http_get.allowed_hosts", "no <host>"),
         ("[tools.http_get]\nallowed_hosts = ['*']", "tools.http_get.allowed_hosts", "no <host>"),
+        ("[tools.send_signal]\nsubjects = ['a.>.b']", "tools.send_signal.subjects[0]", "matching regex"),
         ("[tools.http_get]\nallowed_hosts = ['a:99999']", "tools.http_get.allowed_hosts", "no <host>"),
         ("[mcp.Files]\nurl = 'http://a/mcp'", "mcp.'Files'", "matching regex"),
         ("[mcp.files]", "mcp.files", "either command or url"),

@@ -136,7 +136,17 @@ def test_only_requests_refuse_unknown_fields() -> None:
     for document in documents().values():
         definitions = {document["title"]: document, **document.get("$defs", {})}
         closed = {name for name, definition in definitions.items() if definition.get("additionalProperties") is False}
-        assert closed == {"TaskRequest", "Message", "MessageInput", "ApprovalInput", "Edits"} & set(definitions)
+        requests_and_rules = {
+            "ApprovalInput",
+            "Condition",
+            "Edits",
+            "Message",
+            "MessageInput",
+            "TaskRequest",
+            "TriggerRule",
+            "TriggerSource",
+        }
+        assert closed == requests_and_rules & set(definitions)
 
 
 def test_patterns_are_written_for_every_language() -> None:
@@ -220,6 +230,7 @@ def test_the_protocol_names_every_event_and_all_of_its_fields(kind: type[msgspec
     [
         "work.turn",
         "work.tool",
+        "trigger_rule",
         "dead_letter",
         "task_record",
         "lane_statistics",
@@ -238,6 +249,7 @@ def test_the_protocol_names_every_stream_bucket_header_and_code() -> None:
     text = protocol()
     names = [stream.name for stream in streams.STREAMS] + [bucket.name for bucket in streams.BUCKETS]
     names += list(errors.HTTP_STATUS_BY_CODE)
+    names += [headers.SCHEDULE_TIME_ZONE, headers.TRIGGER_CHAIN]
     names += [
         headers.MESSAGE_ID,
         headers.EXPECTED_LAST_SUBJECT_SEQUENCE,

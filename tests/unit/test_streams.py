@@ -161,8 +161,8 @@ def test_a_consumer_is_bounded_and_has_no_backoff(consumer: ConsumerDeclaration)
     assert config["ack_policy"] == "explicit"
     assert config["deliver_policy"] == "all"
     assert config["max_ack_pending"] > 1000
-    # A timer that fired lies in no queue that could be swept: it comes until it is carried out.
-    assert (config["max_deliver"] == -1) == (consumer.stream == "TIMERS")
+    # What fired, and a signal, lie in no queue that could be swept: they come until they are carried out.
+    assert (config["max_deliver"] == -1) == (consumer.stream in ("TIMERS", "SIGNALS"))
     assert config["max_waiting"] > 0
     assert "backoff" not in config
     assert "inactive_threshold" not in config
@@ -171,7 +171,7 @@ def test_a_consumer_is_bounded_and_has_no_backoff(consumer: ConsumerDeclaration)
 def test_the_lease_and_the_net_can_be_set() -> None:
     for consumer in consumers(POOLS, BUILT_IN_TOOLS, ack_wait_seconds=0.5, max_deliver=3):
         assert consumer.as_config()["ack_wait"] == NANOSECONDS // 2
-        assert consumer.as_config()["max_deliver"] == (-1 if consumer.stream == "TIMERS" else 3)
+        assert consumer.as_config()["max_deliver"] == (-1 if consumer.stream in ("TIMERS", "SIGNALS") else 3)
 
 
 def test_journals_are_never_evicted_and_never_expire() -> None:

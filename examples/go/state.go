@@ -34,7 +34,9 @@ type Event struct {
 	Calls    []Asked   `json:"calls"`
 	Steps    []StepGen `json:"steps"`
 	Finish   string    `json:"finish_reason"`
+	Budget   *int      `json:"budget_tokens"`
 	Usage    struct {
+		InputTokens  int `json:"input_tokens"`
 		OutputTokens int `json:"output_tokens"`
 	} `json:"usage"`
 	Request struct {
@@ -58,7 +60,8 @@ type State struct {
 	bindings    map[StepGen]uint64   // the message of the first claim
 	claims      map[StepGen][]string // ids of the claims
 	deadLetters map[StepGen]Event    // open ones
-	tokens      int
+	tokens      int                  // put out by all turns
+	spent       int                  // read and put out by all turns
 }
 
 func newState() *State {
@@ -99,6 +102,7 @@ func (state *State) fold(sequence uint64, event Event) {
 		state.hole = false
 		state.turns[event.Turn] = event
 		state.tokens += event.Usage.OutputTokens
+		state.spent += event.Usage.InputTokens + event.Usage.OutputTokens
 	case "tool.completed", "tool.failed", "subtask.completed":
 		state.results[event.Call] = true
 	case "input.received":
@@ -197,6 +201,9 @@ func nextTurn(state *State, turn int) int {
 	}
 	request := state.queued.Request
 	if turn >= *orElse(request.MaxTurns, maxTurns) || state.tokens >= *orElse(request.MaxOutputTokens, state.tokens+1) {
+		return 0
+	}
+	if state.spent >= *orElse(state.queued.Budget, state.spent+1) {
 		return 0
 	}
 	for _, asked := range completed.Calls {

@@ -146,6 +146,8 @@ class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
     deadline: Time | None = None
     parent: Parent | None = None
     trigger: Trigger | None = None
+    budget_tokens: Ordinal | None = None
+    """How many tokens, read and put out, the turns may use up together."""
 
 
 class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
@@ -292,11 +294,32 @@ class SubtaskCompleted(Event, frozen=True, kw_only=True, tag="subtask.completed"
 
 
 class ModelSwitched(Event, frozen=True, kw_only=True, tag="model.switched"):
-    """Another model goes on."""
+    """Another model goes on with a turn, at `provider`; where the context was too long, with later turns too."""
 
     from_model: str = msgspec.field(name="from")
     to_model: str = msgspec.field(name="to")
     reason: Literal["context", "latency", "unavailable", "cost"]
+    turn: Ordinal | None = None
+    provider: str | None = None
+
+
+class ModelHedged(Event, frozen=True, kw_only=True, tag="model.hedged"):
+    """A model was asked for a turn beside a slow one: the first that gives a token goes on."""
+
+    turn: Ordinal
+    model: str
+    provider: str
+
+
+class ContextCompacted(Event, frozen=True, kw_only=True, tag="context.compacted"):
+    """The conversation was too long: from here on the model is shown at most half of `bytes_before`.
+
+    Both count bytes of UTF-8; `bytes_kept` is what is left of it now.
+    """
+
+    turn: Ordinal
+    bytes_before: Count
+    bytes_kept: Count
 
 
 class RecordedEdits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -393,6 +416,8 @@ JournalEvent = (
     | SubtaskStarted
     | SubtaskCompleted
     | ModelSwitched
+    | ModelHedged
+    | ContextCompacted
     | TaskRetrying
     | TaskDeadLettered
     | TaskReplayed

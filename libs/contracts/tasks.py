@@ -19,6 +19,7 @@ IDEMPOTENCY_KEY_CHARACTERS_MAX = 255
 WAIT_SECONDS_MAX = 60
 """Longest `Prefer: wait`."""
 DEADLINE_SECONDS_MAX = 30 * 24 * 3600
+BUDGET_TOKENS_MAX = 1_000_000_000
 
 Priority = Literal["high", "normal", "low"]
 ApprovalMode = Literal["never", "destructive", "always"]
@@ -39,7 +40,8 @@ RequestModel = Annotated[str, Meta(min_length=1, max_length=128)]
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The body of `POST /v1/tasks`. Unknown fields are refused: a misspelt limit must not be ignored.
 
-    `input` is text or messages. `deadline_seconds` counts from acceptance. `metadata` comes back unchanged.
+    `input` is text or messages. `deadline_seconds` counts from acceptance. `budget_tokens` are read and put
+    out, over all turns. `metadata` comes back unchanged.
     """
 
     input: RequestInput
@@ -53,6 +55,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     max_turns: Annotated[int, Meta(ge=1, le=1000)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
+    budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
     continues: Annotated[str, exactly(TASK_PATTERN, 26)] | None = None
     metadata: (
         Annotated[

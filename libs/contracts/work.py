@@ -33,6 +33,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     deadline: Time | None = None
     parent: Parent | None = None
     trigger: Trigger | None = None
+    budget_tokens: Ordinal | None = None
 
     @property
     def step(self) -> str:

@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from contracts.codec import exactly
 from contracts.subjects import LANE_NAME_PATTERN
+from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
 from mesh.addresses import is_host
 from mesh.errors import SettingsError
 from mesh.tables import convert, named_tables
@@ -101,14 +102,56 @@ class AnthropicProviderConfiguration(
 ProviderConfiguration = ScriptedProviderConfiguration | OpenAIProviderConfiguration | AnthropicProviderConfiguration
 
 
+ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
+OnContext = Literal["switch", "compact", "fail"]
+SLOW_SECONDS = 10.0
+FALLBACKS_MAX = 8
+
+
+class FallbackConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that a pool goes on with where the one before can't."""
+
+    provider: Name
+    model: ModelName | None = None
+    """Required where the provider is a real one."""
+
+
 class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pool: which provider runs its turns, and with which model."""
+    """A pool: which provider runs its turns, with which model, and what it does when that can't."""
 
     provider: Name = "scripted"
-    model: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    model: ModelName | None = None
     """For requests that name none. Required where the provider is a real one."""
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """The most that a turn may put out; a request may ask for less."""
+    fallbacks: Annotated[list[FallbackConfiguration], Meta(max_length=FALLBACKS_MAX)] = []
+    """The pool's next models, in their order."""
+    on_context: OnContext | Annotated[list[OnContext], Meta(min_length=1, max_length=2)] | None = None
+    """What follows on a conversation that is too long for the model.
+
+    `switch`: the next model. `compact`: the oldest of it is left out. `["switch", "compact"]`: that, once no model is
+    left. `fail`: the task fails. Absent: `switch` where there are fallbacks, else `fail`.
+    """
+    on_slow: Literal["wait", "switch", "hedge"] = "wait"
+    """What follows on a model that has given no token after `slow_seconds`.
+
+    `switch`: the next model. `hedge`: the next model is asked beside it, and the first that gives a token goes on.
+    """
+    slow_seconds: Seconds = SLOW_SECONDS
+    deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
+    """How long a task may take from its acceptance; a request may ask for less."""
+    budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
+    """How many tokens a task's turns may read and put out; a request may ask for less."""
+
+    @property
+    def switches_on_context(self) -> bool:
+        """Whether a conversation that is too long goes to the next model."""
+        return self.on_context is None or "switch" in self.on_context
+
+    @property
+    def compacts_on_context(self) -> bool:
+        """Whether a conversation that is too long for the last model is compacted."""
+        return self.on_context is not None and "compact" in self.on_context
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +166,11 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     def provider_of(self, pool: str) -> ProviderConfiguration:
         """The provider that a pool names."""
         return self.providers[self.pools[pool].provider]
+
+    def providers_of(self, pool: str) -> tuple[str, ...]:
+        """The names of the providers that a pool may use, its first one first."""
+        configured = self.pools[pool]
+        return tuple(dict.fromkeys([configured.provider, *(each.provider for each in configured.fallbacks)]))
 
 
 def default_configuration() -> Configuration:
@@ -170,11 +218,7 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
     pools: dict[str, PoolConfiguration] = {}
     for name, table in named_tables(tables, "pools", Name, source).items():
         pool = convert(table, PoolConfiguration, f"pools.{name}", source)
-        if pool.provider not in providers:
-            there = ", ".join(sorted(providers))
-            raise SettingsError(f"{source}: pools.{name}.provider: there is no provider {pool.provider!r}; {there}")
-        if pool.model is None and not isinstance(providers[pool.provider], ScriptedProviderConfiguration):
-            raise SettingsError(f"{source}: pools.{name}.model: required, as there is no model by default")
+        _check_pool(pool, providers, f"{source}: pools.{name}")
         pools[name] = pool
     if pools and "default" not in pools:
         raise SettingsError(f"{source}: pools.default: required: it takes the requests that name no pool")
@@ -203,8 +247,30 @@ def api_key(configuration: Configuration, provider: str, environment: Mapping[st
 
 def check_api_keys(configuration: Configuration, environment: Mapping[str, str]) -> None:
     """Raise `SettingsError` if a provider that a pool uses has no key."""
-    for pool in configuration.pools.values():
-        api_key(configuration, pool.provider, environment)
+    for pool in configuration.pools:
+        for provider in configuration.providers_of(pool):
+            api_key(configuration, provider, environment)
+
+
+def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfiguration], where: str) -> None:
+    """Raise `SettingsError` if the pool's models can't be. `where` is the source and the pool's key."""
+    seen: set[tuple[str, str | None]] = set()
+    named = [(pool.provider, pool.model, where)]
+    named += [(each.provider, each.model, f"{where}.fallbacks[{at}]") for at, each in enumerate(pool.fallbacks)]
+    for provider, model, key in named:
+        if provider not in providers:
+            raise SettingsError(f"{key}.provider: there is no provider {provider!r}; {', '.join(sorted(providers))}")
+        if model is None and not isinstance(providers[provider], ScriptedProviderConfiguration):
+            raise SettingsError(f"{key}.model: required, as there is no model by default")
+        if (provider, model) in seen:
+            raise SettingsError(f"{key}: is one of the pool's models already")
+        seen.add((provider, model))
+    if isinstance(pool.on_context, list) and pool.on_context != ["switch", "compact"]:
+        raise SettingsError(f'{where}.on_context: of lists there is ["switch", "compact"] alone')
+    if pool.on_context is not None and pool.switches_on_context and not pool.fallbacks:
+        raise SettingsError(f"{where}.on_context: switch needs fallbacks")
+    if pool.on_slow != "wait" and not pool.fallbacks:
+        raise SettingsError(f"{where}.on_slow: {pool.on_slow} needs fallbacks")
 
 
 def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:

@@ -35,10 +35,11 @@ Entry = Message | AssistantTurn | ToolAnswer
 """One entry of a conversation. A `Message` is of the system, the user, or an assistant that the request quotes."""
 
 
-def conversation(state: TaskState, before_turn: int) -> list[Entry]:
+def conversation(state: TaskState, before_turn: int, provider: str | None = None) -> list[Entry]:
     """What the model is shown before a turn: the request, the turns so far, what came of their calls, and inputs.
 
-    An input stands before the first turn that was begun after it.
+    An input stands before the first turn that was begun after it. A `provider` gets its own blocks back, and nobody
+    else's.
     """
     if state.request is None:
         raise ValueError("there is no journal to make a conversation of")
@@ -50,7 +51,9 @@ def conversation(state: TaskState, before_turn: int) -> list[Entry]:
         entries += [Message("user", told.text) for told in state.inputs if seen < told.n < begun]
         seen = max(seen, begun)
         if number < before_turn and turn.completed is not None:
-            entries += _told(state, turn.completed)
+            maker = turn.model[0] if turn.model else None
+            with_blocks = provider is None or maker is None or provider == maker
+            entries += _told(state, turn.completed, with_blocks=with_blocks)
     return entries
 
 
@@ -83,8 +86,8 @@ def opening(request: TaskRequest) -> list[Message]:
     return [*instructions, *request.input]
 
 
-def _told(state: TaskState, completed: events.TurnCompleted) -> list[Entry]:
-    blocks = tuple(completed.blocks) if completed.blocks is not None else None
+def _told(state: TaskState, completed: events.TurnCompleted, *, with_blocks: bool) -> list[Entry]:
+    blocks = tuple(completed.blocks) if completed.blocks is not None and with_blocks else None
     told: list[Entry] = [AssistantTurn(completed.text, tuple(completed.calls), completed.reasoning, blocks)]
     for asked in completed.calls:
         result = state.call_results.get(asked.call)

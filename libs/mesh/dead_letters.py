@@ -14,7 +14,7 @@ from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.identifiers import new_id
-from contracts.work import DeadLetter, Work
+from contracts.work import DeadLetter, TurnWork, Work
 from mesh import faults
 from mesh.clock import now
 from mesh.deliveries import Delivery
@@ -53,7 +53,8 @@ async def write_step(
     worker: str,
 ) -> None:
     """Write the record of a step that gave up. Writing it twice is the same as once."""
-    claim = state.claims.get((work.step, work.gen))
+    # A call has none; a turn may have had another one than it was claimed for.
+    provider, model = (state.turn(work.turn).model if isinstance(work, TurnWork) else None) or (None, None)
     record = DeadLetter(
         **_of_message(message),
         errors=[*state.failures.get((work.step, work.gen), ()), error],
@@ -63,8 +64,8 @@ async def write_step(
         gen=work.gen,
         request=state.request,
         worker=worker,
-        provider=claim.provider if claim else None,
-        model=claim.model if claim else None,
+        provider=provider,
+        model=model,
         tries=state.tries.get((work.step, work.gen), 0) + 1,
         journal_from=state.first_sequence,
         journal_to=state.revision,

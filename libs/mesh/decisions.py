@@ -181,6 +181,7 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
         deadline=work.deadline,
         parent=work.parent,
         trigger=work.trigger,
+        budget_tokens=work.budget_tokens if work.budget_tokens is not None else work.request.budget_tokens,
     )
 
 

@@ -21,6 +21,9 @@ CallResult = (
 )
 """What ends a call: its result, a refusal, the user's answer, the end of its sub-task."""
 
+ModelName = tuple[str | None, str | None]
+"""A provider's name, and the name of a model there."""
+
 FAILURES_MAX = 16
 
 _STATUS_BY_END: dict[type[events.Event], Status] = {
@@ -43,6 +46,12 @@ class TurnState:
     """An edit has changed what there is of it was made from: it begins again."""
     base_n: int = 0
     """n of the event from which on the turn was generated: inputs before it are in its prompt, later ones are not."""
+    model: ModelName | None = None
+    """Which model has the turn: that of its last claim, or of a switch since."""
+    model_of_text: ModelName | None = None
+    """Which model made what there is of it."""
+    switched: events.ModelSwitched | None = None
+    """The last switch: whoever takes the turn over goes on with that model."""
     completed: events.TurnCompleted | None = None
 
     @property
@@ -95,6 +104,12 @@ class TaskState:
     resolutions: dict[str, events.ApprovalResolved] = field(default_factory=dict)
     questions: dict[str, events.InputRequested] = field(default_factory=dict)
     """By call; a question without one is under the empty name."""
+    switched: events.ModelSwitched | None = None
+    """The last switch for a context that was too long: later turns begin with that model."""
+    context_bytes_max: int | None = None
+    """How much of the conversation the model is shown; None as long as all of it."""
+    compactions: int = 0
+    """How often that was halved."""
     children: dict[str, events.SubtaskStarted] = field(default_factory=dict)
     inputs: list[events.InputReceived] = field(default_factory=list)
     """Messages of the user in mid-run that answer no question."""
@@ -245,10 +260,10 @@ def _turn(state: TaskState, turn: int) -> TurnState:
 
 def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR0912 - one case for each event type
     match event:
-        case events.OutputDelta():
-            _turn(state, event.turn).parts.append((event.n, event.text))
-        case events.ReasoningDelta():
-            _turn(state, event.turn).reasoning.append((event.n, event.text))
+        case events.OutputDelta() | events.ReasoningDelta():
+            turn = _turn(state, event.turn)
+            (turn.parts if isinstance(event, events.OutputDelta) else turn.reasoning).append((event.n, event.text))
+            turn.model_of_text = turn.model
         case events.TaskQueued():
             state.queued = event
             state.request = event.request
@@ -261,6 +276,7 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             if event.call is None:
                 turn = _turn(state, event.turn)
                 turn.claims += 1
+                turn.model = (event.provider, event.model)
                 if not turn.parts and not turn.reasoning and turn.completed is None:
                     turn.base_n = event.n
         case events.TurnRestarted():
@@ -289,21 +305,44 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             _receive(state, event)
         case events.SubtaskStarted():
             state.children.setdefault(event.call, event)
+        case events.ModelSwitched():
+            _switch(state, event)
+        case events.ContextCompacted():
+            state.context_bytes_max = event.bytes_before // 2
+            state.compactions += 1
         case events.TaskRetrying():
-            state.tries[event.step, event.gen] = event.tries
-            failures = state.failures.setdefault((event.step, event.gen), [])
-            failures.append(ErrorInfo(event.reason, event.message or ""))
-            del failures[:-FAILURES_MAX]
-            if event.timer:
-                # Its message is gone: whichever comes next may be claimed.
-                state.bindings.pop((event.step, event.gen), None)
-                state.retry_at[event.step, event.gen] = event.time + timedelta(seconds=event.delay_seconds)
+            _retry(state, event)
         case events.TaskDeadLettered():
             state.dead_letters[event.step, event.gen] = event
         case events.TaskReplayed():
             _replay(state, event)
         case _:
             pass  # Told to clients; no decision hangs on it.
+
+
+def _switch(state: TaskState, event: events.ModelSwitched) -> None:
+    if event.turn is None:
+        return
+    turn = _turn(state, event.turn)
+    turn.switched = event
+    turn.model = (event.provider, event.to_model)
+    if event.reason == "context":
+        state.switched = event
+
+
+def _retry(state: TaskState, event: events.TaskRetrying) -> None:
+    step_gen = (event.step, event.gen)
+    state.tries[step_gen] = event.tries
+    failures = state.failures.setdefault(step_gen, [])
+    failures.append(ErrorInfo(event.reason, event.message or ""))
+    del failures[:-FAILURES_MAX]
+    if event.timer:
+        # Its message is gone: whichever comes next may be claimed.
+        state.bindings.pop(step_gen, None)
+        state.retry_at[step_gen] = event.time + timedelta(seconds=event.delay_seconds)
+    turn = state.turns.get(turn_of(event.step)) if "-" not in event.step else None
+    if turn is not None and not turn.parts and not turn.reasoning:
+        turn.switched = None  # What was slow or unavailable may not be so any more.
 
 
 def _replay(state: TaskState, event: events.TaskReplayed) -> None:
@@ -322,7 +361,10 @@ def _replay(state: TaskState, event: events.TaskReplayed) -> None:
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes:
         state.request = replace(request, **changes)
+        # Another request may fit where the old one did not.
+        state.switched, state.context_bytes_max, state.compactions = None, None, 0
         for turn in state.turns.values():
+            turn.switched = None
             turn.outdated = turn.completed is None and bool(turn.parts or turn.reasoning)
 
 
@@ -365,7 +407,7 @@ def record(state: TaskState) -> TaskRecord:
         usage=completed.usage if completed else None,
         error=failure or (dead_letters[0].error if dead_letters else None),
         timings=completed.timings if completed else None,
-        model=last_claim.model if last_claim else None,
+        model=(state.turn(last_claim.turn).model or (None, None))[1] if last_claim else None,
         deadline=queued.deadline,
         metadata=metadata,
         approvals=[_open_approval(asked) for asked in state.open_approvals if end is None] or None,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -27,6 +28,7 @@ from contracts.tasks import TaskRequest, fingerprint
 from contracts.work import TurnWork
 from mesh import faults, telemetry
 from mesh.clock import now
+from mesh.configuration import PoolConfiguration
 from mesh.decisions import queued_event
 from mesh.dues import due_at_the_deadline, publish_due
 from mesh.errors import BrokerError, BrokerUnavailable, IdempotencyMismatch, QueueFull, StepLost
@@ -38,11 +40,14 @@ from mesh.requests import NO_ROOM, PubAck, Requests
 
 log = structlog.get_logger("mesh.submission")
 
+N = TypeVar("N", int, float)
+
 COMMIT_SECONDS_MAX = 5.0
 """How long a submission may try to reach TASKS before its client gets 503."""
 QUEUED_SECONDS_MAX = 2.0
 """How long the answer waits for the journal's first event; later ones go on in the background."""
 BACKGROUND_MAX = 1024
+_NO_LIMITS = PoolConfiguration()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,11 @@ class Submitted:
 
 
 class Submission:
-    """Submits tasks over one connection."""
+    """Submits tasks over one connection. `pools`: limits that their tasks have, whatever these ask for."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, pools: Mapping[str, PoolConfiguration] | None = None) -> None:
         self._requests = requests
+        self._pools = pools or {}
         self._projection = BackgroundProjection(requests)
         self._late: set[asyncio.Task[None]] = set()
 
@@ -89,7 +95,7 @@ class Submission:
                 return _existing(queued, request)
         if admit is not None:
             await admit()
-        work = _first_turn(request, tenant, task)
+        work = self._first_turn(request, tenant, task)
         ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _existing(await self._duplicate_of(work, ack.seq), request)
@@ -114,7 +120,7 @@ class Submission:
         if queued is not None:
             return _known(queued)
         await admit()
-        work = _first_turn(request, tenant, task, trigger)
+        work = self._first_turn(request, tenant, task, trigger)
         ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _known(await self._duplicate_of(work, ack.seq))
@@ -129,6 +135,22 @@ class Submission:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._projection.close()
+
+    def _first_turn(self, request: TaskRequest, tenant: str, task: str, trigger: Trigger | None = None) -> TurnWork:
+        accepted_at = now()
+        limits = self._pools.get(request.pool, _NO_LIMITS)
+        return TurnWork(
+            task=task,
+            tenant=tenant,
+            turn=1,
+            pool=request.pool,
+            priority=request.priority,
+            request=request,
+            accepted_at=accepted_at,
+            deadline=_deadline(request, limits, accepted_at),
+            budget_tokens=lesser(request.budget_tokens, limits.budget_tokens),
+            trigger=trigger,
+        )
 
     async def _publish(self, work: TurnWork, traceparent: str | None) -> PubAck:
         attributes = _span_attributes(work) if telemetry.enabled() else None
@@ -235,21 +257,6 @@ def _span_attributes(work: TurnWork) -> dict[str, str]:
     }
 
 
-def _first_turn(request: TaskRequest, tenant: str, task: str, trigger: Trigger | None = None) -> TurnWork:
-    accepted_at = now()
-    return TurnWork(
-        task=task,
-        tenant=tenant,
-        turn=1,
-        pool=request.pool,
-        priority=request.priority,
-        request=request,
-        accepted_at=accepted_at,
-        deadline=_deadline(request, accepted_at),
-        trigger=trigger,
-    )
-
-
 def _accepted(work: TurnWork) -> Submitted:
     accepted_at = work.accepted_at or now()
     return Submitted(work.task, work.tenant, work.pool, work.priority, accepted_at, "queued", existing=False)
@@ -267,7 +274,11 @@ def _known(queued: TaskQueued) -> Submitted:
     )
 
 
-def _deadline(request: TaskRequest, accepted_at: datetime) -> datetime | None:
-    if request.deadline_seconds is None:
-        return None
-    return accepted_at + timedelta(seconds=request.deadline_seconds)
+def _deadline(request: TaskRequest, limits: PoolConfiguration, accepted_at: datetime) -> datetime | None:
+    seconds = lesser(request.deadline_seconds, limits.deadline_seconds)
+    return None if seconds is None else accepted_at + timedelta(seconds=seconds)
+
+
+def lesser(asked: N | None, limit: N | None) -> N | None:
+    """What a request asks for, within its pool's limit; None if neither says anything."""
+    return min((each for each in (asked, limit) if each is not None), default=None)

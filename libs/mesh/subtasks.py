@@ -52,6 +52,7 @@ def child_work(state: TaskState, asked: events.ToolCall, started: events.Subtask
         request=request,
         accepted_at=started.time,
         deadline=queued.deadline,
+        budget_tokens=queued.budget_tokens,
         parent=Parent(state.task, asked.call, depth(state)),
         # What a child sends is as much of the rule's doing as what its parent does.
         trigger=queued.trigger,

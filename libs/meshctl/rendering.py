@@ -76,6 +76,8 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
         case events.TurnCompleted():
             calls = "".join(f"\n  {_call(call)}" for call in event.calls)
             return f"turn {event.turn} completed: {event.finish_reason}, {event.usage.output_tokens} tokens{calls}"
+        case events.ModelSwitched() | events.ModelHedged() | events.ContextCompacted():
+            return _degraded(event)
         case (
             events.ToolProgress()
             | events.ToolCompleted()
@@ -92,6 +94,18 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
             return f"failed: {event.error.code}: {event.error.message}"
         case _:
             return _generic(payload)
+
+
+def _degraded(event: events.ModelSwitched | events.ModelHedged | events.ContextCompacted) -> str:
+    match event:
+        case events.ModelSwitched():
+            turn = f"turn {event.turn}: " if event.turn else ""
+            at = f" at {event.provider}" if event.provider else ""
+            return f"{turn}{event.to_model}{at} goes on for {event.from_model} ({event.reason})"
+        case events.ModelHedged():
+            return f"turn {event.turn}: {event.model} at {event.provider} is asked too; the first that answers goes on"
+        case events.ContextCompacted():
+            return f"turn {event.turn}: compacted from {event.bytes_before:,} to {event.bytes_kept:,} bytes"
 
 
 def _call(call: events.ToolCall) -> str:

@@ -88,6 +88,9 @@ def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
         help="calls that a person has to agree to: never, destructive or always, or more if a tool says so",
     )
     submit.add_argument("--max-turns", metavar="N", type=_positive, help="end, incomplete, after so many turns")
+    submit.add_argument(
+        "--budget-tokens", metavar="N", type=_positive, help="end, incomplete, after reading and writing so many tokens"
+    )
     submit.add_argument("--continues", metavar="TASK", help="go on with the conversation of a task that has ended")
     submit.add_argument("--key", help="idempotency key: the same key and body are the same task")
     submit.add_argument(
@@ -157,6 +160,7 @@ async def _submit(arguments: argparse.Namespace) -> int:
         "tools": arguments.tool,
         "approval": arguments.approval,
         "max_turns": arguments.max_turns,
+        "budget_tokens": arguments.budget_tokens,
         "continues": arguments.continues,
         "metadata": dict(arguments.metadata) or None,
     }

@@ -41,14 +41,15 @@ async def main(service: Service) -> None:
     async with open_providers(settings) as providers, background(reporter.run()):
         handlers = {
             pool: TurnHandler(
-                provider,
+                candidates,
                 tools,
                 history,
+                pool=settings.configuration.pools[pool],
                 waiting_seconds=settings.waiting_seconds,
                 on_claimed=reporter.claimed,
                 on_finished=reporter.finished,
             )
-            for pool, provider in providers.items()
+            for pool, candidates in providers.items()
         }
         loop = WorkLoop(service.connection, settings, lanes(settings), PoolHandlers(handlers), service.worker)
         async with heartbeats(service, lambda: loop.steps_running, pools=settings.pools):

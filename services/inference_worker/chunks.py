@@ -33,6 +33,10 @@ class TurnInput:
     """How often this turn was claimed, this time included, over all its replays."""
 
 
+class Begun(msgspec.Struct, frozen=True, gc=False):
+    """The first token has come, and is no text: a call is being written."""
+
+
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """More of the output."""
 
@@ -63,4 +67,4 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """What the provider wants to see again with this turn, as it is: `AssistantTurn.blocks` of later turns."""
 
 
-Chunk = TextDelta | ReasoningDelta | Finished
+Chunk = Begun | TextDelta | ReasoningDelta | Finished

@@ -7,6 +7,7 @@ instructions of earlier tasks are not part of it; a task brings its own.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from contracts.tasks import Message
 from mesh.conversation import AssistantTurn, Entry, ToolAnswer, whole_conversation
@@ -70,7 +71,7 @@ def newest(entries: list[Entry], bytes_max: int = HISTORY_BYTES_MAX) -> list[Ent
     return entries[begin:]
 
 
-def text_bytes(entries: list[Entry]) -> int:
+def text_bytes(entries: Sequence[Entry]) -> int:
     """About how much text it is, in bytes of UTF-8."""
     total = 0
     for entry in entries:

@@ -26,6 +26,7 @@ from contracts.errors import ErrorInfo
 from mesh.decisions import StepFailed
 from mesh.retry_after import parse_retry_after
 
+CONTEXT_TOO_LONG = "context-too-long"
 RETRY_AFTER_SECONDS_MAX = 3600.0
 """The longest delay that a server is believed: it is a guess on their side as well."""
 DETAIL_CHARACTERS_MAX = 1000
@@ -149,7 +150,7 @@ def _failure(status: int, error: ServerError, where: str, retry_after: float | N
     if status == 402 or _QUOTA_WORDS.intersection(error.words) or _QUOTA_TEXT.search(said):  # noqa: PLR2004 - Payment Required
         return ProviderFailed("quota-exhausted", message, detail=detail)
     if _CONTEXT_WORDS.intersection(error.words) or _CONTEXT_TEXT.search(said):
-        return ProviderFailed("context-too-long", message, terminal=True, detail=detail)
+        return ProviderFailed(CONTEXT_TOO_LONG, message, terminal=True, detail=detail)
     if status == 429:  # noqa: PLR2004 - Too Many Requests
         return ProviderFailed("rate-limited", message, retryable=True, retry_after_seconds=retry_after, detail=detail)
     code = "provider-overloaded" if status in (503, STATUS_OVERLOADED) else "provider-error"

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 
 from contracts import VERSION
-from inference_worker.chunks import Chunk
+from inference_worker.chunks import Begun, Chunk
 from inference_worker.event_lines import LineReader
 from inference_worker.provider_errors import ProviderFailed, failure_in_stream, failure_of_status
 from mesh.clock import now
@@ -122,6 +122,7 @@ class ModelServer:
         self, body: AsyncGenerator[bytes, None], answer: Answer, give_up_at: float
     ) -> AsyncGenerator[Chunk, None]:
         lines, heard, quiet_until = LineReader(), answer.heard, give_up_at
+        told = answer.begun
         between_seconds = self._configuration.between_tokens_seconds
         quiet_seconds = max(self._configuration.first_token_seconds, between_seconds)
         while not answer.done:
@@ -129,7 +130,11 @@ class ModelServer:
             payloads = lines.feed(data) if data is not None else [last for last in lines.end() if _is_json(last)]
             for payload in payloads:
                 for chunk in answer.take(payload):
+                    told = True
                     yield chunk
+            if answer.begun and not told:
+                told = True
+                yield Begun()
             if data is None:
                 return
             if answer.over:

@@ -1,4 +1,4 @@
-"""Model providers: what each must do, which there are, and which pool has which.
+"""Model providers: which there are, and which pool has which.
 
 A provider's failures are `StepFailed`, raised by its stream. These are their codes:
 
@@ -14,10 +14,10 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Protocol
 
 from inference_worker import anthropic, openai
 from inference_worker.anthropic import AnthropicProvider
+from inference_worker.candidates import Candidates, Source
 from inference_worker.chunks import Chunk, TurnInput
 from inference_worker.openai import OpenAIProvider
 from inference_worker.scripted import ScriptedProvider
@@ -30,36 +30,6 @@ from mesh.configuration import (
     api_key,
 )
 from mesh.settings import Settings
-
-
-class Source(Protocol):
-    """A source of model turns. One serves many turns at once."""
-
-    @property
-    def name(self) -> str:
-        """Its name in claims and dead letters: the one that the configuration gives it."""
-        ...
-
-    @property
-    def continues_prefix(self) -> bool:
-        """Whether it can go on in the middle of a text that was generated before."""
-        ...
-
-    def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        """Generate a turn: any number of deltas, then `Finished`. Raises `StepFailed`.
-
-        Closing the generator stops the generation.
-        """
-        ...
-
-
-class Provider(Source, Protocol):
-    """A source, and the model that a pool takes from it."""
-
-    @property
-    def default_model(self) -> str:
-        """The model of a request that names none."""
-        ...
 
 
 class PoolProvider:
@@ -85,15 +55,15 @@ class PoolProvider:
 @asynccontextmanager
 async def open_providers(
     settings: Settings, environment: Mapping[str, str] = os.environ
-) -> AsyncIterator[dict[str, Provider]]:
-    """The provider of each pool; connections are closed at the end. Raises `SettingsError` for a missing key."""
+) -> AsyncIterator[dict[str, Candidates]]:
+    """The models of each pool; connections are closed at the end. Raises `SettingsError` for a missing key."""
     configuration = settings.configuration
     async with AsyncExitStack() as stack:
         sources: dict[str, Source] = {}
-        for name in sorted({pool.provider for pool in configuration.pools.values()}):
+        for name in sorted({name for pool in configuration.pools for name in configuration.providers_of(pool)}):
             key = api_key(configuration, name, environment)
             sources[name] = await _open(stack, settings, name, configuration.providers[name], key)
-        yield {name: _of_pool(sources[pool.provider], pool) for name, pool in configuration.pools.items()}
+        yield {name: _of_pool(sources, pool) for name, pool in configuration.pools.items()}
 
 
 async def _open(
@@ -110,5 +80,9 @@ async def _open(
             return AnthropicProvider(name, configuration, await stack.enter_async_context(client), key)
 
 
-def _of_pool(source: Source, pool: PoolConfiguration) -> Provider:
-    return PoolProvider(source, pool.model or ScriptedProvider.default_model, pool.max_output_tokens)
+def _of_pool(sources: Mapping[str, Source], pool: PoolConfiguration) -> Candidates:
+    named = [(pool.provider, pool.model), *((each.provider, each.model) for each in pool.fallbacks)]
+    return Candidates.of_providers(
+        PoolProvider(sources[provider], model or ScriptedProvider.default_model, pool.max_output_tokens)
+        for provider, model in named
+    )

@@ -3,46 +3,48 @@
 There are four ways in, by what the journal holds of the turn: nothing; a part, from which the provider can go on; a
 part that it can't go on from, so that the turn is generated again; all of it, and only the task's end is missing. There
 are five ways out: the provider has finished; the deadline has passed; the output is as long as it may be; the provider
-has failed; the step is lost.
+has failed; the step is lost. On the way another model of the pool may go on, and the conversation may be compacted:
+each is an event first, so that whoever takes the turn over goes on so.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Literal
+
+import structlog
 
 from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import FinishReason, JournalEvent, Stamp, Timings, ToolCall, Usage
-from contracts.tasks import OUTPUT_BYTES_MAX, TaskRequest, output_bytes
+from contracts.events import JournalEvent, Stamp, Timings, ToolCall, Usage
+from contracts.tasks import TaskRequest
 from contracts.tools import ASK_USER
 from contracts.work import TurnWork, Work
+from inference_worker.attempts import Attempt, Ending, is_redirected
 from inference_worker.calls import Before, OfferedTool, Offers, decided_calls
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta, TurnInput
+from inference_worker.candidates import Available, Candidate, Candidates
+from inference_worker.chunks import TurnInput
+from inference_worker.compaction import COMPACTIONS_MAX, compacted
+from inference_worker.history import text_bytes
 from inference_worker.observing import observed_call
-from inference_worker.providers import Provider
+from inference_worker.provider_errors import CONTEXT_TOO_LONG
+from inference_worker.racing import Asked, Race
 from mesh import metrics
-from mesh.clock import now
-from mesh.coalescing import DeltaKind, DeltaWriter
-from mesh.conversation import continued, conversation
+from mesh.configuration import PoolConfiguration
+from mesh.conversation import Entry, continued, conversation
 from mesh.decisions import StepFailed
-from mesh.dues import incomplete_after, is_last_turn, tokens_left, unasked
+from mesh.dues import incomplete_after, is_last_turn, output_tokens_max, unasked
 from mesh.fold import TaskState
 from mesh.work import ClaimedStep
 
-REASONING_BYTES_MAX = 192 * 1024
-"""Most of a turn's reasoning that is kept, as encoded JSON: with the text it must fit into `turn.completed`."""
+log = structlog.get_logger("inference_worker.turns")
 
-CLOCKS_APART_SECONDS_MAX = 0.1
-CLOCK_TICK_SECONDS = 0.001
 CALLED_OFF = ErrorInfo("called-off", "the user has said something else")
 WAITING_SECONDS = 24 * 3600.0
 
+SwitchReason = Literal["context", "latency", "unavailable"]
 OnClaimed = Callable[[str, str, float], None]
 """Told pool, priority and seconds from acceptance to the first claim."""
 OnFinished = Callable[[str, str], None]
@@ -53,42 +55,45 @@ def _ignore(*_: object) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a stream ended that did not fail. A provider that was stopped has reported no usage."""
-
-    finish_reason: FinishReason
-    usage: Usage = field(default_factory=Usage)
-    calls: tuple[RequestedCall, ...] = ()
-    blocks: list[Any] | None = None
+def _always(_: str) -> bool:
+    return True
 
 
 class TurnHandler:
-    """Runs turns with one provider. `waiting_seconds`: how long an approval or a question may stay open."""
+    """Runs the turns of one pool. `waiting_seconds`: how long an approval or a question may stay open.
+
+    `available`: whether a provider may be asked now. `pool`: what follows on a model that is slow, or whose context is
+    too short.
+    """
 
     def __init__(
         self,
-        provider: Provider,
+        candidates: Candidates,
         toolbox: Offers,
         history: Before,
         *,
+        pool: PoolConfiguration | None = None,
+        available: Available = _always,
         waiting_seconds: float = WAITING_SECONDS,
         on_claimed: OnClaimed = _ignore,
         on_finished: OnFinished = _ignore,
     ) -> None:
-        self._provider = provider
+        self._candidates = candidates
         self._toolbox = toolbox
         self._history = history
+        self._pool = pool or PoolConfiguration()
+        self._available = available
         self._waiting_seconds = waiting_seconds
         self._on_claimed = on_claimed
         self._on_finished = on_finished
 
     def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
         """Which provider and model the turn goes to."""
-        model = self._provider.default_model
-        if state.queued is not None and state.queued.request.model is not None:
-            model = state.queued.request.model
-        return {"provider": self._provider.name, "model": model}
+        candidate = self._candidates_of(state).to_claim(state, work.turn, self._available)
+        return {"provider": candidate.provider, "model": candidate.model}
+
+    def _candidates_of(self, state: TaskState) -> Candidates:
+        return self._candidates.for_model(state.request.model if state.request is not None else None)
 
     async def perform(self, step: ClaimedStep) -> None:
         """Generate the turn, and append its result and the task's end. Raises `StepFailed`."""
@@ -159,19 +164,24 @@ class TurnHandler:
 
     async def _generate(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
         """Generate the turn up to `turn.completed`."""
-        run = _Run(step, work.turn, queued)
-        tools = await self._tools_of(queued.request)
+        attempt = Attempt(step, work.turn, queued)
+        request = step.state.request or queued.request
+        tools = await self._tools_of(request)
+        await self._begin_with_claimed(step, work)
         ending: Ending | None = None
         while ending is None:
-            turn_input = await self._prepare(step, work, queued.request, tools)
-            with observed_call(self._provider.name, turn_input) as call:
-                ending = await run.stream(self._provider, turn_input)
-                if ending is not None:
-                    call.ended(ending.finish_reason, ending.usage, run.timings())
+            candidate = self._candidates_of(step.state).of_turn(step.state, work.turn)
+            turn_input = await self._prepare(step, work, candidate, tools)
+            try:
+                ending = await self._ask(step, attempt, candidate, turn_input)
+            except StepFailed as error:
+                if error.code != CONTEXT_TOO_LONG:
+                    raise
+                await self._go_on_after_overflow(step, work, candidate, turn_input, error)
         end = ending
         turn = step.state.turn(work.turn)
-        text, reasoning, timings = turn.text, turn.reasoning_text, run.timings()
-        calls = decided_calls(work.turn, end.calls, tools, queued.request)
+        text, reasoning, timings = turn.text, turn.reasoning_text, attempt.timings()
+        calls = decided_calls(work.turn, end.calls, tools, request)
         await step.append(
             lambda stamp: events.TurnCompleted(
                 *stamp,
@@ -186,20 +196,101 @@ class TurnHandler:
             )
         )
 
+    async def _begin_with_claimed(self, step: ClaimedStep, work: TurnWork) -> None:
+        """Say so if the claim names another model than the one that the turn was with."""
+        candidates = self._candidates_of(step.state)
+        with_it, claimed = candidates.of_turn(step.state, work.turn), candidates.claimed(step.state, step.claim)
+        if claimed.index != with_it.index:
+            await self._switch(step, work.turn, with_it, claimed, "unavailable")
+
+    async def _switch(
+        self, step: ClaimedStep, turn: int, before: Candidate, after: Candidate, reason: SwitchReason
+    ) -> None:
+        await step.append(
+            lambda stamp: events.ModelSwitched(
+                *stamp,
+                from_model=before.model,
+                to_model=after.model,
+                reason=reason,
+                turn=turn,
+                provider=after.provider,
+            )
+        )
+        log.warning("model.switched", model=after.model, provider=after.provider, reason=reason)
+
+    async def _ask(
+        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput
+    ) -> Ending | None:
+        """Let the model speak; None if the turn is to be prepared again: it was redirected, or has another model."""
+        candidates = self._candidates_of(step.state)
+        second = candidates.available_from(self._available, candidate.index + 1)
+        # A text that has begun goes on with its model.
+        if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
+            return await self._ask_in_time(step, attempt, candidate, turn_input, second)
+        with observed_call(candidate.provider, turn_input) as call:
+            ending = await attempt.stream(candidate.source.stream(turn_input))
+            if ending is not None:
+                call.ended(ending.finish_reason, ending.usage, attempt.timings())
+        return ending
+
+    async def _ask_in_time(
+        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput, second: Candidate
+    ) -> Ending | None:
+        """The same, where a second model comes in if the first one is slow."""
+        turn = step.work.turn
+        async with Race() as race:
+            race.ask(candidate, turn_input)
+            first = await attempt.wait(race.first_to_speak(), self._pool.slow_seconds)
+            if first == "slow" and self._pool.on_slow == "hedge":
+                await step.append(
+                    lambda stamp: events.ModelHedged(*stamp, turn=turn, model=second.model, provider=second.provider)
+                )
+                race.ask(second, replace(turn_input, model=second.model))
+                first = await attempt.wait(race.first_to_speak())
+            if isinstance(first, Asked):
+                await race.close_all(but=first)
+                if first.candidate is second:
+                    await self._switch(step, turn, candidate, second, "latency")
+                return await attempt.stream(first.chunks())
+        if first == "deadline":
+            return await attempt.cut()
+        if first == "slow":
+            await self._switch(step, turn, candidate, second, "latency")
+        return None
+
+    async def _go_on_after_overflow(
+        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, turn_input: TurnInput, error: StepFailed
+    ) -> None:
+        """Record with which model, or with how much of the conversation, the turn goes on. Raises the error if not."""
+        after = self._candidates_of(step.state).next_after(candidate, self._available)
+        if self._pool.switches_on_context and after is not None:
+            await self._switch(step, work.turn, candidate, after, "context")
+            return
+        if not self._pool.compacts_on_context or step.state.compactions >= COMPACTIONS_MAX:
+            raise error
+        before = text_bytes(turn_input.messages)
+        kept = text_bytes(compacted(await self._conversation(step.state, work.turn, candidate), before // 2))
+        if kept >= before:
+            raise error
+        await step.append(
+            lambda stamp: events.ContextCompacted(*stamp, turn=work.turn, bytes_before=before, bytes_kept=kept)
+        )
+        log.warning("context.compacted", bytes_before=before, bytes_kept=kept)
+
+    async def _conversation(self, state: TaskState, turn: int, candidate: Candidate) -> list[Entry]:
+        return continued(await self._history.before(state), conversation(state, turn, candidate.provider))
+
     async def _tools_of(self, request: TaskRequest) -> dict[str, OfferedTool]:
         return await self._toolbox.offered(request.tools) if request.tools else {}
 
     async def _prepare(
-        self, step: ClaimedStep, work: TurnWork, request: TaskRequest, tools: dict[str, OfferedTool]
+        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, tools: dict[str, OfferedTool]
     ) -> TurnInput:
-        """What the provider is asked; what it can't continue, or must not, is taken back first."""
+        """What the model is asked; what it can't continue, or must not, is taken back first."""
         turn = step.state.turn(work.turn)
         first_delta = min((n for n, _ in turn.parts + turn.reasoning), default=None)
-        redirected = is_redirected(step.state, work.turn)
-        # A text can be continued; reasoning without text can't.
-        goes_on = bool(turn.parts) and self._provider.continues_prefix and not redirected
-        if redirected or (first_delta is not None and not goes_on):
-            reason = "redirect" if redirected else _why_again(step, work)
+        reason = restart_reason(step.state, work, candidate)
+        if reason is not None:
             discard_from = first_delta
             await step.append(
                 lambda stamp: events.TurnRestarted(
@@ -213,181 +304,41 @@ class TurnHandler:
         state = step.state
         turn = state.turn(work.turn)
         return TurnInput(
-            messages=continued(await self._history.before(state), conversation(state, work.turn)),
-            model=request.model or self._provider.default_model,
+            messages=compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max),
+            model=candidate.model,
             tools=tuple(offered.declaration for offered in tools.values()),
-            max_output_tokens=tokens_left(state),
-            temperature=request.temperature,
+            max_output_tokens=output_tokens_max(state),
+            temperature=state.request.temperature if state.request is not None else None,
             prefix=turn.text,
             tries=failed_tries(state, work.step),
             deliveries=turn.claims,
         )
 
 
-def became_due(state: TaskState, turn: int, queued: events.TaskQueued) -> datetime:
-    """When a turn could first be claimed: at the submission, or with the last result of the turn before."""
-    before = state.turn(turn - 1).completed
-    if before is None:
-        return queued.accepted_at
-    results = (state.call_results.get(asked.call) for asked in before.calls)
-    return max([before.time, *(result.time for result in results if result is not None)])
+def restart_reason(state: TaskState, work: TurnWork, candidate: Candidate) -> str | None:
+    """Why the turn has to begin again; None if it goes on with what there is."""
+    turn = state.turn(work.turn)
+    if is_redirected(state, work.turn):
+        return "redirect"
+    if not turn.parts and not turn.reasoning:
+        return None
+    if turn.outdated:
+        return "edit"
+    made_by = turn.model_of_text
+    if made_by is not None and made_by[0] is not None and not candidate.is_at(made_by):
+        return "switch"
+    # A text can be continued; reasoning without text can't.
+    return None if turn.parts and candidate.source.continues_prefix else _why_again(state, work)
 
 
-def is_redirected(state: TaskState, turn: int) -> bool:
-    """Whether the user has said something that the turn under way must begin again with."""
-    return any(told.mode == "redirect" for told in state.unseen_inputs(turn))
-
-
-def _why_again(step: ClaimedStep, work: TurnWork) -> str:
-    return "retry" if step.state.tries.get((work.step, work.gen)) else "takeover"
-
-
-class _Run:
-    """One attempt at a turn's stream: its clock, and how much it may still write."""
-
-    def __init__(self, step: ClaimedStep, turn: int, queued: events.TaskQueued) -> None:
-        self._step = step
-        self._turn = turn
-        self._loop = asyncio.get_running_loop()
-        # Not the loop's clock for what is told: uvloop's counts whole milliseconds.
-        self._started_at = time.perf_counter()
-        self._first_token_at: float | None = None
-        self._queued_seconds = max(0.0, (step.claim.time - became_due(step.state, turn, queued)).total_seconds())
-        self._deadline = queued.deadline
-        self._end_at: float | None = None
-        if queued.deadline is not None:
-            self._end_at = self._loop.time() + (queued.deadline - now()).total_seconds()
-        self._bytes_left: dict[DeltaKind, int] = {}
-        self._interruption: asyncio.Timeout | None = None
-
-    def timings(self) -> Timings:
-        """The attempt's timings up to now."""
-        first = self._first_token_at
-        return Timings(
-            queued_seconds=self._queued_seconds,
-            first_token_seconds=None if first is None else round(first - self._started_at, 6),
-            total_seconds=round(time.perf_counter() - self._started_at, 6),
-        )
-
-    async def stream(self, provider: Provider, turn_input: TurnInput) -> Ending | None:
-        """Journal what the provider says. All of it is stored when this returns, or raises the provider's failure.
-
-        None if the user has redirected the task meanwhile.
-        """
-        so_far = self._step.state.turn(self._turn)
-        self._bytes_left = {
-            "output": OUTPUT_BYTES_MAX - output_bytes(so_far.text),
-            "reasoning": REASONING_BYTES_MAX - output_bytes(so_far.reasoning_text or ""),
-        }
-        failure: StepFailed | None = None
-        ending: Ending | None = None
-        self._step.on_news = self._look_for_redirect
-        try:
-            async with DeltaWriter(self._append) as writer:
-                try:
-                    # The provider is closed first: it need not generate while the last append is under way.
-                    async with self._interruptible(), aclosing(provider.stream(turn_input)) as chunks:
-                        ending = await self._pump(chunks, writer)
-                except StepFailed as error:
-                    failure = error
-        finally:
-            self._step.on_news = None
-        if failure is not None:
-            raise failure
-        return ending
-
-    @asynccontextmanager
-    async def _interruptible(self) -> AsyncIterator[None]:
-        """Let the body end early, wherever it waits, when the user redirects the task."""
-        interruption = self._interruption = asyncio.timeout(None)
-        try:
-            async with interruption:
-                self._look_for_redirect()
-                yield
-        except TimeoutError:
-            if not interruption.expired():
-                raise
-        finally:
-            self._interruption = None
-
-    def _look_for_redirect(self) -> None:
-        if self._interruption is not None and is_redirected(self._step.state, self._turn):
-            self._interruption.reschedule(self._loop.time())
-
-    async def _pump(self, chunks: AsyncGenerator[Chunk, None], writer: DeltaWriter) -> Ending:
-        while (chunk := await self._next(chunks)) is not None:
-            match chunk:
-                case TextDelta(text):
-                    if not await self._write(writer, "output", text):
-                        return Ending("length")
-                case ReasoningDelta(text):
-                    await self._write(writer, "reasoning", text)
-                case Finished():
-                    return _ending(chunk)
-        await self._until_the_deadline()
-        return Ending("length")
-
-    async def _until_the_deadline(self) -> None:
-        """Wait for it by the journal's clock too, which the loop's may be ahead of: it tells why a turn was cut."""
-        left = (self._deadline - now()).total_seconds() if self._deadline is not None else 0.0
-        if left > 0:
-            await asyncio.sleep(min(left, CLOCKS_APART_SECONDS_MAX) + CLOCK_TICK_SECONDS)
-
-    async def _next(self, chunks: AsyncGenerator[Chunk, None]) -> Chunk | None:
-        """The next chunk; None once the deadline has passed. Only the provider is timed, never an append."""
-        try:
-            if self._end_at is None:
-                return await anext(chunks)
-            if self._loop.time() >= self._end_at:
-                return None
-            try:
-                async with asyncio.timeout_at(self._end_at) as deadline:
-                    return await anext(chunks)
-            except TimeoutError:
-                if not deadline.expired():
-                    raise  # It is the provider's own.
-                return None
-        except StopAsyncIteration:
-            raise StepFailed("provider-disconnected", "the stream broke off", retryable=True) from None
-
-    async def _write(self, writer: DeltaWriter, kind: DeltaKind, text: str) -> bool:
-        """Write as much as may be written. False if that is not all."""
-        kept = clip(text, self._bytes_left[kind])
-        if kept:
-            if self._first_token_at is None:
-                self._first_token_at = time.perf_counter()
-            self._bytes_left[kind] -= _inner_bytes(kept)
-            await writer.write(kind, kept)
-        if len(kept) < len(text):
-            self._bytes_left[kind] = 0  # A narrower character behind the cut must not slip in.
-            return False
-        return True
-
-    async def _append(self, kind: DeltaKind, text: str) -> JournalEvent:
-        event = events.OutputDelta if kind == "output" else events.ReasoningDelta
-        appended = await self._step.append(lambda stamp: event(*stamp, turn=self._turn, text=text))
-        self._look_for_redirect()
-        return appended
+def _why_again(state: TaskState, work: TurnWork) -> str:
+    return "retry" if state.tries.get((work.step, work.gen)) else "takeover"
 
 
 def failed_tries(state: TaskState, step: str) -> int:
     """Failed tries of a step, over all its replays; the one that ended in a dead letter is told by its replay."""
     retried = sum(tries for (tried, _), tries in state.tries.items() if tried == step)
     return retried + state.gen(step)
-
-
-def clip(text: str, bytes_max: int) -> str:
-    """The longest beginning of a text that takes at most `bytes_max` bytes inside of a JSON string."""
-    if _inner_bytes(text) <= bytes_max:
-        return text
-    fits, too_long = 0, len(text)
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        if _inner_bytes(text[:middle]) <= bytes_max:
-            fits = middle
-        else:
-            too_long = middle
-    return text[:fits]
 
 
 def _end_of(step: ClaimedStep, turn: int) -> Callable[[Stamp], JournalEvent]:
@@ -427,12 +378,3 @@ def _timings_of_all(stamp: Stamp, state: TaskState, last: Timings) -> Timings:
         first_token_seconds=first.timings.first_token_seconds,
         total_seconds=max(0.0, (stamp.time - claim.time).total_seconds()),
     )
-
-
-def _inner_bytes(text: str) -> int:
-    """Length inside of a JSON string, without its quotes: it adds up over the parts of a text."""
-    return output_bytes(text) - 2
-
-
-def _ending(finished: Finished) -> Ending:
-    return Ending(finished.finish_reason, finished.usage, finished.calls, finished.blocks)

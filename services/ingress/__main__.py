@@ -18,7 +18,7 @@ async def main(service: Service) -> None:
     settings = service.settings
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     lanes = Lanes(service.requests, settings.pools)
-    submission = Submission(service.requests)
+    submission = Submission(service.requests, settings.configuration.pools)
     storage = Storage(service.requests, settings.high_water_percent)
     following = Following(service.connection)
     ingress = Ingress(settings, service.requests, submission, following, lanes, storage, service.stopping)

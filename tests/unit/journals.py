@@ -84,6 +84,7 @@ class HandMadeJournal:
             accepted_at=time or START,
             deadline=deadline,
             parent=parent,
+            budget_tokens=request.budget_tokens,
         )
 
     def claimed(
@@ -104,6 +105,16 @@ class HandMadeJournal:
             tool="add" if index else None,
             model=None if index else "scripted",
         )
+
+    def switched(
+        self, to: str, reason: Literal["context", "latency", "unavailable"], turn: int = 1, provider: str = "backup"
+    ) -> events.ModelSwitched:
+        return self.add(
+            events.ModelSwitched, from_model="any", to_model=to, reason=reason, turn=turn, provider=provider
+        )
+
+    def compacted(self, bytes_before: int, turn: int = 1) -> events.ContextCompacted:
+        return self.add(events.ContextCompacted, turn=turn, bytes_before=bytes_before, bytes_kept=bytes_before // 3)
 
     def delta(self, text: str, turn: int = 1) -> events.OutputDelta:
         return self.add(events.OutputDelta, turn=turn, text=text)

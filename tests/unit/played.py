@@ -11,8 +11,8 @@ from contracts.events import Usage
 from contracts.tasks import TaskRequest
 from contracts.tools import ToolDeclaration
 from inference_worker.calls import OfferedTool, Offers
+from inference_worker.candidates import Candidates, Provider
 from inference_worker.chunks import Chunk, Finished, TurnInput
-from inference_worker.providers import Provider
 from inference_worker.turns import TurnHandler
 from mesh.conversation import Entry
 from mesh.fold import TaskState
@@ -28,10 +28,10 @@ Event = Chunk | BaseException | Callable[[], Awaitable[object]]
 class PlayedProvider:
     """Plays back chunks, raises exceptions and awaits functions, in order; remembers what it was asked."""
 
-    name = "played"
-    default_model = "played-1"
-
-    def __init__(self, *chunks: Event, continues_prefix: bool = True) -> None:
+    def __init__(
+        self, *chunks: Event, continues_prefix: bool = True, named: tuple[str, str] = ("played", "played-1")
+    ) -> None:
+        self.name, self.default_model = named
         self.continues_prefix = continues_prefix
         self.asked: list[TurnInput] = []
         self.closed = asyncio.Event()
@@ -74,8 +74,12 @@ class NothingBefore:
         return []
 
 
-def turn_handler(provider: Provider, tools: Offers | None = None, **reports: Any) -> TurnHandler:
-    return TurnHandler(provider, tools or Declared(), NothingBefore(), **reports)
+def turn_handler(
+    provider: Provider, tools: Offers | None = None, *, fallbacks: Sequence[Provider] = (), **options: Any
+) -> TurnHandler:
+    """A handler of a pool with these models."""
+    candidates = Candidates.of_providers([provider, *fallbacks])
+    return TurnHandler(candidates, tools or Declared(), NothingBefore(), **options)
 
 
 def claimed_step(

@@ -22,9 +22,11 @@ from contracts.retries import RetryPolicy
 from contracts.tasks import TaskRequest
 from contracts.tools import ASK_USER, SPAWN_TASK, ToolDeclaration
 from contracts.work import ToolWork, TurnWork, Work
+from inference_worker.attempts import is_redirected
 from inference_worker.calls import OfferedTool, decided_calls
+from inference_worker.candidates import Candidates
 from inference_worker.chunks import RequestedCall
-from inference_worker.turns import is_redirected, task_completed
+from inference_worker.turns import restart_reason, task_completed
 from mesh.conversation import conversation
 from mesh.decisions import (
     Begin,
@@ -52,15 +54,17 @@ from mesh.subtasks import child_id
 from steward import commands
 from steward.commands import decide_command
 from tests.unit.journals import START, TASK, TENANT
+from tests.unit.played import PlayedProvider
 from tests.unit.small_broker import Delivery, Message, SmallBroker, View
 
 Steps = Generator[None, None, None]
-Luck = Literal["fine", "retryable", "hopeless", "terminal"]
+Luck = Literal["fine", "retryable", "hopeless", "terminal", "switches", "compacts"]
 Place = Literal["", "completed", "settling", "acking"]
 """Where a process may stop that others then overtake: a turn is completed; all is appended; all is published."""
 Asked = Literal["plain", "approval", "question", "child", "unknown", "no-object", "no-question"]
 
 POLICY = RetryPolicy(tries_max=2, delay_seconds_first=1.0, delay_seconds_max=1.0)
+MODELS = (("main", "large"), ("backup", "small"))
 WAITING = timedelta(hours=24)
 TOOLS = {
     name: OfferedTool(ToolDeclaration(name=name, description="", parameters={}, destructive=name == "wipe"))
@@ -203,7 +207,7 @@ class SmallMesh:
             case Expire():
                 build = _expired
             case _:
-                build = partial(_claimed, view, work, delivery)
+                build = partial(self._claimed, view, work, delivery)
 
         def still_so(state: TaskState) -> bool:
             return delivery.lease_held and decide(state, work, delivery.message.sequence, self.now) == decision
@@ -214,6 +218,24 @@ class SmallMesh:
             if not delivery.lease_held:
                 raise
             return None
+
+    def _claimed(self, view: View, work: Work, delivery: Delivery, stamp: Stamp) -> JournalEvent:
+        tool = work if isinstance(work, ToolWork) else None
+        candidate = None if tool else self._candidates.of_turn(view.state, work.turn)
+        return events.StepClaimed(
+            *stamp,
+            step=work.step,
+            gen=work.gen,
+            message=delivery.message.sequence,
+            worker="test",
+            delivery=delivery.message.deliveries,
+            turn=work.turn,
+            attempt=None if tool else view.state.turn(work.turn).claims + 1,
+            provider=candidate.provider if candidate else None,
+            model=candidate.model if candidate else None,
+            call=tool.call if tool else None,
+            tool=tool.tool if tool else None,
+        )
 
     def _perform(self, view: View, work: Work, claim: events.StepClaimed, delivery: Delivery) -> Steps:
         owned: MayAppend = lambda state: state.owns(claim)  # noqa: E731 - a name for what is passed on
@@ -250,16 +272,19 @@ class SmallMesh:
 
     def _try_luck(self) -> None:
         luck, self.luck = self.luck, "fine"
-        if luck != "fine":
+        if luck in ("retryable", "hopeless", "terminal"):
             raise StepFailed("test", luck, retryable=luck == "retryable", terminal=luck == "terminal")
 
     def _generate(self, view: View, work: TurnWork, claim: events.StepClaimed, owned: MayAppend) -> Steps:
         while view.state.turn(work.turn).completed is None:
+            if self.luck in ("switches", "compacts"):
+                yield from self.append(view, partial(self._degraded, view, work.turn, self.luck), owned)
+                self.luck = "fine"
             turn = view.state.turn(work.turn)
-            redirected = is_redirected(view.state, work.turn)
-            if redirected or (turn.parts and not self.continues_prefix):
+            reason = restart_reason(view.state, work, self._candidates.of_turn(view.state, work.turn))
+            if reason is not None:
                 first = turn.parts[0][0] if turn.parts else None
-                yield from self.append(view, partial(_restarted, work.turn, first, redirected), owned)
+                yield from self.append(view, partial(_restarted, work.turn, first, reason), owned)
             check_conversation(view.state, work.turn)
             for _ in range(2):
                 yield from self.append(
@@ -273,6 +298,23 @@ class SmallMesh:
             yield from self.append(view, partial(self._completed, view.state.turn(work.turn).text, work.turn), owned)
             self.place = "completed"
             yield
+
+    @property
+    def _candidates(self) -> Candidates:
+        return Candidates.of_providers(
+            PlayedProvider(named=named, continues_prefix=self.continues_prefix) for named in MODELS
+        )
+
+    def _degraded(self, view: View, turn: int, luck: Luck, stamp: Stamp) -> JournalEvent:
+        """Another model goes on, or the same one with less of the conversation."""
+        if luck == "compacts":
+            return events.ContextCompacted(*stamp, turn=turn, bytes_before=100, bytes_kept=50)
+        before = self._candidates.of_turn(view.state, turn)
+        provider, model = MODELS[1 - before.index]
+        reason: Literal["context", "latency"] = "context" if before.index == 0 else "latency"
+        return events.ModelSwitched(
+            *stamp, from_model=before.model, to_model=model, reason=reason, turn=turn, provider=provider
+        )
 
     def _completed(self, text: str, turn: int, stamp: Stamp) -> JournalEvent:
         late = self.deadline is not None and stamp.time >= self.deadline
@@ -416,6 +458,7 @@ class SmallMesh:
             request=self.request,
             accepted_at=START,
             deadline=self.deadline,
+            budget_tokens=self.request.budget_tokens,
         )
         self.broker.publish(work, turn_message_id(TASK, 1, 0))
         return work
@@ -493,29 +536,13 @@ def _expired(stamp: Stamp) -> JournalEvent:
     return events.TaskExpired(*stamp)
 
 
-def _claimed(view: View, work: Work, delivery: Delivery, stamp: Stamp) -> JournalEvent:
-    tool = work if isinstance(work, ToolWork) else None
-    return events.StepClaimed(
-        *stamp,
-        step=work.step,
-        gen=work.gen,
-        message=delivery.message.sequence,
-        worker="test",
-        delivery=delivery.message.deliveries,
-        turn=work.turn,
-        attempt=None if tool else view.state.turn(work.turn).claims + 1,
-        call=tool.call if tool else None,
-        tool=tool.tool if tool else None,
-    )
-
-
-def _restarted(turn: int, first: int | None, redirected: bool, stamp: Stamp) -> JournalEvent:
+def _restarted(turn: int, first: int | None, reason: str, stamp: Stamp) -> JournalEvent:
     return events.TurnRestarted(
         *stamp,
         turn=turn,
         attempt=1,
         discard_from=stamp.n if first is None else first,
-        reason="redirect" if redirected else "takeover",
+        reason=reason,
     )
 
 

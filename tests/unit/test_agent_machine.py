@@ -81,7 +81,7 @@ HAPPENINGS = [
     for _ in range(weight)
 ]
 STEPS: st.SearchStrategy[int | Place] = st.sampled_from([TO_THE_END] * 16 + PLACES * 6 + list(range(16)))
-LUCK = st.sampled_from(20 * FINE + ["retryable", "retryable", "hopeless", "terminal"])
+LUCK = st.sampled_from(20 * FINE + ["retryable", "retryable", "hopeless", "terminal", "compacts", *["switches"] * 4])
 
 
 T = TypeVar("T")
@@ -112,6 +112,7 @@ class Agent(RuleBasedStateMachine):
         script=st.lists(st.lists(st.sampled_from(ASKED), min_size=1, max_size=3), min_size=1, max_size=3),
         max_turns=st.sampled_from([4, 4, 4, 3, 2, 1]),
         tokens=st.sampled_from([None, None, None, 2, 2, 3, 1]),
+        budget=st.sampled_from([None, None, None, 4, 6, 2]),
         deadline_seconds=st.sampled_from([None, None, None, None, None, None, 60, 0]),
         continues_prefix=st.booleans(),
         acks_are_lost=st.booleans(),
@@ -122,6 +123,7 @@ class Agent(RuleBasedStateMachine):
         script: list[list[Asked]],
         max_turns: int,
         tokens: int | None,
+        budget: int | None,
         deadline_seconds: int | None,
         continues_prefix: bool,
         acks_are_lost: bool,
@@ -129,7 +131,11 @@ class Agent(RuleBasedStateMachine):
     ) -> None:
         """`begun`: the ingress got as far as the journal's first event."""
         request = TaskRequest(
-            input="hello", max_turns=max_turns, max_output_tokens=tokens, tools=["add", "wipe", "spawn_task"]
+            input="hello",
+            max_turns=max_turns,
+            max_output_tokens=tokens,
+            budget_tokens=budget,
+            tools=["add", "wipe", "spawn_task"],
         )
         deadline = None if deadline_seconds is None else START + timedelta(seconds=deadline_seconds)
         self.mesh = SmallMesh(request, script, continues_prefix, deadline, acks_are_lost)
@@ -293,6 +299,9 @@ class Agent(RuleBasedStateMachine):
             case events.TurnCompleted():
                 self.completed[event.turn] += 1
                 assert self.completed[event.turn] == 1
+            case events.OutputDelta():
+                turn = state.turn(event.turn)
+                assert not turn.parts or turn.model_of_text == turn.model, "two models speak in one turn"
             case events.InputReceived():
                 self.inputs[event.command] += 1
                 assert self.inputs[event.command] == 1

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCAL = '[providers.local]\nkind = "openai"\nbase_url = "http://127.0.0.1:8000/v1"\n'
 CLAUDE = '[providers.claude]\nkind = "anthropic"\n'
 POOL = '[pools.default]\nprovider = "local"\nmodel = "m"\n'
+POOL_OF_TWO = f"{LOCAL}{POOL}"
 SECRET = "sk-made-up-0123456789"
 
 
@@ -80,6 +81,49 @@ def test_pools_and_providers_are_read() -> None:
         "gpu-0_a": PoolConfiguration(provider="local", model="Qwen/Qwen3-8B", max_output_tokens=100),
     }
     assert configuration.provider_of("gpu-0_a") is configuration.providers["local"]
+
+
+def test_a_pools_next_models_and_limits_are_read() -> None:
+    configuration = parse_configuration(
+        f"""{LOCAL}{CLAUDE}
+        [pools.default]
+        provider = "local"
+        model = "m"
+        fallbacks = [
+            {{ provider = "local", model = "n" }},
+            {{ provider = "claude", model = "c" }},
+            {{ provider = "scripted" }},
+        ]
+        on_context = ["switch", "compact"]
+        on_slow = "hedge"
+        slow_seconds = 2.5
+        deadline_seconds = 600
+        budget_tokens = 100_000
+        [pools.plain]
+        [pools.compacting]
+        on_context = "compact"
+        """.encode()
+    )
+    pool = configuration.pools["default"]
+    assert [(each.provider, each.model) for each in pool.fallbacks] == [
+        ("local", "n"),
+        ("claude", "c"),
+        ("scripted", None),
+    ]
+    assert (pool.on_slow, pool.slow_seconds, pool.deadline_seconds, pool.budget_tokens) == ("hedge", 2.5, 600, 100_000)
+    assert configuration.providers_of("default") == ("local", "claude", "scripted")
+    assert configuration.providers_of("plain") == ("scripted",)
+    on_context = {
+        name: (pool.switches_on_context, pool.compacts_on_context) for name, pool in configuration.pools.items()
+    }
+    assert on_context == {"default": (True, True), "plain": (True, False), "compacting": (False, True)}
+
+
+def test_the_key_of_a_fallbacks_provider_is_needed_too() -> None:
+    fallback = '{ provider = "claude", model = "c" }'
+    text = f'{LOCAL}{CLAUDE}api_key_env = "CLAUDE_KEY"\n{POOL}fallbacks = [{fallback}]'
+    with pytest.raises(SettingsError, match="CLAUDE_KEY is not set"):
+        check_api_keys(parse_configuration(text.encode()), {})
 
 
 def test_anthropics_provider_is_read_and_needs_nothing() -> None:
@@ -151,6 +195,23 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         ("[pools.default]\nmax_output_tokens = 0", "pools.default.max_output_tokens", ">= 1"),
         ("[pools.default]\nprovider = 'nobody'", "pools.default.provider", "there is no provider 'nobody'"),
         ("[pools.gpu]", "pools.default", "required"),
+        (f"{POOL_OF_TWO}fallbacks = [{{ model = 'b' }}]", "pools.default.fallbacks[0]", "`provider`"),
+        (f"{POOL_OF_TWO}fallbacks = [{{ provider = 'local' }}]", "pools.default.fallbacks[0].model", "required"),
+        (f"{POOL_OF_TWO}fallbacks = [{{ provider = 'no' }}]", "pools.default.fallbacks[0].provider", "no provider"),
+        (
+            f"{POOL_OF_TWO}fallbacks = [{{ provider = 'local', model = 'm' }}]",
+            "pools.default.fallbacks[0]",
+            "models already",
+        ),
+        (f"{POOL_OF_TWO}fallbacks = [{{ provider = 'local', modell = 'b' }}]", "pools.default.fallbacks[0]", "modell"),
+        (f"{POOL_OF_TWO}on_context = 'switch'", "pools.default.on_context", "needs fallbacks"),
+        (f"{POOL_OF_TWO}on_context = 'shrink'", "pools.default.on_context", "'shrink'"),
+        (f"{POOL_OF_TWO}on_context = ['compact', 'switch']", "pools.default.on_context", "of lists"),
+        (f"{POOL_OF_TWO}on_slow = 'hedge'", "pools.default.on_slow", "needs fallbacks"),
+        (f"{POOL_OF_TWO}on_slow = 'hurry'", "pools.default.on_slow", "'hurry'"),
+        (f"{POOL_OF_TWO}slow_seconds = 0", "pools.default.slow_seconds", "> 0"),
+        (f"{POOL_OF_TWO}deadline_seconds = 0", "pools.default.deadline_seconds", "> 0"),
+        (f"{POOL_OF_TWO}budget_tokens = 0", "pools.default.budget_tokens", ">= 1"),
         (f"{LOCAL}[pools.default]\nprovider = 'local'", "pools.default.model", "required"),
         ("[providers.local]\nbase_url = 'http://a'", "providers.local", "`kind`"),
         ("[providers.local]\nkind = 'openaai'", "providers.local.kind", "'openaai'"),

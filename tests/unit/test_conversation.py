@@ -72,6 +72,23 @@ def test_a_turn_sees_the_turns_before_it_and_what_came_of_their_calls_in_the_ord
     ]
 
 
+@pytest.mark.parametrize(("provider", "kept"), [(None, True), ("backup", True), ("main", False)])
+def test_blocks_go_back_to_the_provider_that_made_them(provider: str | None, kept: bool) -> None:
+    journal = begun()
+    journal.switched("small", "context", provider="backup")
+    journal.add(
+        events.TurnCompleted,
+        turn=1,
+        text="Let me see.",
+        blocks=[{"signature": "x"}],
+        finish_reason="stop",
+        usage=events.Usage(),
+        timings=Timings(),
+    )
+    (_, turn) = conversation(journal.state, 2, provider)
+    assert turn == AssistantTurn("Let me see.", blocks=({"signature": "x"},) if kept else None)
+
+
 # Inputs
 
 

@@ -19,16 +19,19 @@ from mesh.dues import (
     BY_MESH,
     MAX_TURNS,
     Due,
+    budget_left,
     due_after,
     due_again,
     due_at_the_deadline,
     incomplete_after,
     is_last_turn,
     max_turns,
+    output_tokens_max,
     tokens_left,
     unasked,
 )
 from mesh.fold import TaskState
+from mesh.subtasks import child_work
 from tests.unit.journals import CHILD, EXPIRES_AT, MESSAGE, PARENT, START, TASK, TENANT, HandMadeJournal, turn_work
 
 Telling = Callable[[HandMadeJournal], object]
@@ -319,6 +322,15 @@ def test_nothing_is_asked_for_in_a_last_turn(asked: ToolCall) -> None:
         ({"max_output_tokens": 2}, 1, "tool_calls", False, True, "max_output_tokens"),
         ({"max_output_tokens": 1}, 1, "tool_calls", False, True, "max_output_tokens"),
         ({"max_output_tokens": 3}, 1, "tool_calls", False, False, None),
+        ({"budget_tokens": 3}, 0, "stop", False, True, None),
+        ({"budget_tokens": 3}, 0, "stop", True, True, "budget"),
+        ({"budget_tokens": 3}, 1, "tool_calls", False, True, "budget"),
+        ({"budget_tokens": 2}, 1, "tool_calls", False, True, "budget"),
+        ({"budget_tokens": 4}, 1, "tool_calls", False, False, None),
+        ({"budget_tokens": 3}, 0, "length", False, True, "budget"),
+        ({"budget_tokens": 4}, 0, "length", False, True, "max_output_tokens"),
+        ({"budget_tokens": 3, "max_output_tokens": 2}, 1, "tool_calls", False, True, "max_output_tokens"),
+        ({"budget_tokens": 3, "max_turns": 1}, 1, "tool_calls", False, True, "max_turns"),
     ],
 )
 def test_what_ends_a_task(
@@ -329,7 +341,7 @@ def test_what_ends_a_task(
     last: bool,
     incomplete: Incomplete | None,
 ) -> None:
-    """A turn of two tokens."""
+    """A turn that reads one token and puts out two."""
     journal = journal_of(request=TaskRequest(input="hi", **request_fields))  # type: ignore[arg-type]  # they are limits
     completed = journal.turn_completed(calls=calls, finish_reason=finish_reason, usage=Usage(1, 2))
     if said:
@@ -362,6 +374,32 @@ def test_tokens_are_counted_over_all_turns_and_never_less_than_none_are_left() -
     journal.claimed("2", message=8)
     journal.turn_completed(turn=2, usage=Usage(100, 7))
     assert tokens_left(journal.state) == 0
+
+
+def test_a_budget_is_of_what_is_read_and_put_out_and_bounds_what_a_turn_may_put_out() -> None:
+    journal = journal_of(request=TaskRequest(input="hi", budget_tokens=50, max_output_tokens=40))
+    assert (budget_left(journal.state), output_tokens_max(journal.state)) == (50, 40)
+    journal.asks(PLAIN, usage=Usage(15, 5))
+    assert (budget_left(journal.state), output_tokens_max(journal.state)) == (30, 30)
+    journal.tool_completed()
+    journal.claimed("2", message=8)
+    journal.turn_completed(turn=2, usage=Usage(100, 7))
+    assert (budget_left(journal.state), budget_left(journal.state, after_turn=1)) == (0, 30)
+
+
+def test_a_turn_that_led_on_is_not_the_last_because_a_later_one_has_used_up_the_budget() -> None:
+    journal = journal_of(request=TaskRequest(input="hi", budget_tokens=10))
+    first = journal.asks(PLAIN, usage=Usage(1, 2))
+    journal.tool_completed()
+    journal.claimed("2", message=8)
+    journal.turn_completed(turn=2, usage=Usage(10, 7))
+    assert not is_last_turn(journal.state, first)
+
+
+def test_a_child_may_use_up_as_much_as_its_parent() -> None:
+    journal = journal_of(request=TaskRequest(input="hi", budget_tokens=10, tools=["spawn_task"]))
+    journal.asks(CHILD_CALL)
+    assert child_work(journal.state, CHILD_CALL, journal.child_started()).budget_tokens == 10
 
 
 def test_a_turn_that_led_on_is_not_the_last_because_a_later_one_has_used_up_the_tokens() -> None:

@@ -94,6 +94,21 @@ def test_words_run_on_and_milestones_get_lines_of_their_own() -> None:
     )
 
 
+def test_another_model_and_a_shorter_conversation_get_lines_of_their_own() -> None:
+    switched = events.ModelSwitched(
+        *stamp(1), from_model="large", to_model="small", reason="latency", turn=2, provider="backup"
+    )
+    of_before = events.ModelSwitched(*stamp(2), from_model="large", to_model="small", reason="cost")
+    hedged = events.ModelHedged(*stamp(3), turn=2, model="small", provider="backup")
+    compacted = events.ContextCompacted(*stamp(4), turn=3, bytes_before=250_000, bytes_kept=99)
+    assert shown(switched, of_before, hedged, compacted).splitlines() == [
+        "· turn 2: small at backup goes on for large (latency)",
+        "· small goes on for large (cost)",
+        "· turn 2: small at backup is asked too; the first that answers goes on",
+        "· turn 3: compacted from 250,000 to 99 bytes",
+    ]
+
+
 ARGUMENTS = {"command": "rm -r build", "why": "two\nlines"}
 EXPIRES = datetime(2026, 1, 3, tzinfo=UTC)
 

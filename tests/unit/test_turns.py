@@ -14,10 +14,11 @@ from contracts import events
 from contracts.events import Usage
 from contracts.streams import MESSAGE_BYTES_MAX
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
-from inference_worker import turns
+from inference_worker import attempts
+from inference_worker.attempts import clip
 from inference_worker.chunks import Finished, ReasoningDelta, TextDelta, TurnInput
 from inference_worker.scripted import ScriptedProvider
-from inference_worker.turns import TurnHandler, clip, failed_tries
+from inference_worker.turns import TurnHandler, failed_tries
 from mesh.clock import now
 from mesh.conversation import opening
 from mesh.decisions import StepFailed
@@ -286,7 +287,7 @@ async def test_the_end_says_whether_something_is_missing(
 async def test_the_output_is_cut_at_a_character_where_it_would_not_fit_an_event(
     monkeypatch: pytest.MonkeyPatch, so_far: str, chunks: list[str], output: str
 ) -> None:
-    monkeypatch.setattr(turns, "OUTPUT_BYTES_MAX", 10)  # eight, and the quotes
+    monkeypatch.setattr(attempts, "OUTPUT_BYTES_MAX", 10)  # eight, and the quotes
     journal = HandMadeJournal()
     journal.queued()
     journal.claimed()
@@ -302,7 +303,7 @@ async def test_the_output_is_cut_at_a_character_where_it_would_not_fit_an_event(
 
 
 async def test_an_output_that_just_fits_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "OUTPUT_BYTES_MAX", 10)
+    monkeypatch.setattr(attempts, "OUTPUT_BYTES_MAX", 10)
     step = claimed_step()
     await turn_handler(PlayedProvider(TextDelta("abcd"), TextDelta("efgh"), STOP)).perform(step)
     end = last(step, events.TaskCompleted)
@@ -310,7 +311,7 @@ async def test_an_output_that_just_fits_is_whole(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_reasoning_over_its_limit_is_left_out_and_the_text_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "REASONING_BYTES_MAX", 6)
+    monkeypatch.setattr(attempts, "REASONING_BYTES_MAX", 6)
     chunks: list[Event] = [ReasoningDelta("abc"), ReasoningDelta("😀"), ReasoningDelta("z"), TextDelta("text")]
     step = claimed_step()
     await turn_handler(PlayedProvider(*chunks, STOP)).perform(step)
@@ -487,4 +488,4 @@ def test_a_clipped_text_is_the_longest_beginning_that_fits(text: str, bytes_max:
 
 def test_the_largest_turn_fits_into_a_message() -> None:
     headroom = 64 * 1024  # calls and the common fields
-    assert OUTPUT_BYTES_MAX + turns.REASONING_BYTES_MAX + headroom <= MESSAGE_BYTES_MAX
+    assert OUTPUT_BYTES_MAX + attempts.REASONING_BYTES_MAX + headroom <= MESSAGE_BYTES_MAX

@@ -12,13 +12,14 @@ interface Asked {
 interface Completed {
   calls?: Asked[];
   finish_reason: string;
-  usage: { output_tokens?: number };
+  usage: { input_tokens?: number; output_tokens?: number };
 }
 
 interface Queued {
   pool: string;
   priority: string;
   deadline?: string | null;
+  budget_tokens?: number | null;
   request: { max_turns?: number | null; max_output_tokens?: number | null };
 }
 
@@ -50,7 +51,8 @@ export class State {
   readonly bindings = new Map<string, number>();
   readonly claims = new Map<string, string[]>();
   readonly deadLetters = new Map<string, ErrorInfo>();
-  tokens = 0;
+  tokens = 0; // put out by all turns
+  spent = 0; // read and put out by all turns
 
   /** Add one event, which its schema has let pass. */
   fold(sequence: number, event: any): void {
@@ -71,6 +73,7 @@ export class State {
         this.hole = false; // deltas before the last completed turn may be gone
         this.turns.set(event.turn, event);
         this.tokens += event.usage.output_tokens ?? 0;
+        this.spent += (event.usage.input_tokens ?? 0) + (event.usage.output_tokens ?? 0);
         break;
       case "tool.completed":
       case "tool.failed":
@@ -138,11 +141,12 @@ export function decide(state: State, work: Work, message: number): Decision {
 export function nextTurn(state: State, work: Work): { subject: string; id: string; payload: Json } | undefined {
   const completed = state.turns.get(work.turn);
   if (completed === undefined || state.queued === undefined || state.ended) return undefined;
-  const { pool, priority, deadline, request } = state.queued;
+  const { pool, priority, deadline, budget_tokens, request } = state.queued;
   const isLast =
     completed.finish_reason === "length" ||
     work.turn >= (request.max_turns ?? MAX_TURNS) ||
-    state.tokens >= (request.max_output_tokens ?? Infinity);
+    state.tokens >= (request.max_output_tokens ?? Infinity) ||
+    state.spent >= (budget_tokens ?? Infinity);
   if (isLast || completed.calls?.some((asked) => !state.results.has(asked.call))) return undefined;
   const { task, tenant } = work;
   const turn = work.turn + 1;

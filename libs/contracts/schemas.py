@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contracts import control, errors, events, inputs, status, tasks, tools, triggers, webhooks, work
+from contracts import control, errors, events, inputs, providers, status, tasks, tools, triggers, webhooks, work
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX = "urn:taskmesh:schema:"
@@ -38,6 +38,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,
     "webhook": webhooks.Notification,
+    "provider_record": providers.ProviderRecord,
     "problem": errors.Problem,
     "health": status.Health,
 }

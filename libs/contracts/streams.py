@@ -263,7 +263,7 @@ TASKS_BUCKET = BucketDeclaration(name="tasks", description="Status record of eac
 WORKERS_BUCKET = BucketDeclaration(
     name="workers", description="Heartbeats of workers.", max_bytes=16 * _MIB, ttl_seconds=WORKERS_TTL_SECONDS
 )
-PROVIDERS_BUCKET = BucketDeclaration(name="providers", description="Breakers and gates.", max_bytes=16 * _MIB)
+PROVIDERS_BUCKET = BucketDeclaration(name="providers", description="Breakers of model providers.", max_bytes=16 * _MIB)
 LANES_BUCKET = BucketDeclaration(name="lanes", description="Depth and pace of each lane.", max_bytes=16 * _MIB)
 TOOLS_BUCKET = BucketDeclaration(
     name="tools", description="Declarations of tools.", max_bytes=16 * _MIB, ttl_seconds=TOOLS_TTL_SECONDS

@@ -23,6 +23,7 @@ from contracts.codec import exactly
 from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
 from mesh.addresses import is_host
+from mesh.breakers import BreakerSettings
 from mesh.errors import SettingsError
 from mesh.tables import convert, named_tables
 from mesh.tool_configuration import ToolsConfiguration, parse_tools
@@ -48,6 +49,9 @@ class ScriptedProviderConfiguration(
 ):
     """The scripted model. It needs nothing, and is there under the name `scripted` without being configured."""
 
+    breaker: BreakerSettings = BreakerSettings(enabled=False)
+    """Off, unless its table is there: what it fails at is what a script asks for, and says nothing of others."""
+
 
 class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A server of models, of whatever kind. Times are in seconds."""
@@ -64,6 +68,8 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """How long the next one may take from there on."""
     headers: dict[str, str] = {}
     """Sent with each request."""
+    breaker: BreakerSettings = BreakerSettings()
+    """When the provider counts as down, for the whole fleet."""
 
 
 class OpenAIProviderConfiguration(
@@ -153,6 +159,9 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         """Whether a conversation that is too long for the last model is compacted."""
         return self.on_context is not None and "compact" in self.on_context
 
+    wait_seconds: Annotated[float, Meta(ge=0, le=24 * 3600)] = 60.0
+    """While none of its providers can be called, tasks that would wait longer than this are refused."""
+
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """All of it, checked. `source` is the file's name, for messages."""
@@ -171,6 +180,12 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         """The names of the providers that a pool may use, its first one first."""
         configured = self.pools[pool]
         return tuple(dict.fromkeys([configured.provider, *(each.provider for each in configured.fallbacks)]))
+
+    @property
+    def breakers(self) -> dict[str, BreakerSettings]:
+        """The breaker of each provider that a pool uses."""
+        used = sorted({provider for pool in self.pools for provider in self.providers_of(pool)})
+        return {name: self.providers[name].breaker for name in used}
 
 
 def default_configuration() -> Configuration:
@@ -210,6 +225,8 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
     for name, table in named_tables(tables, "providers", Name, source).items():
         key = f"providers.{name}"
         provider: ProviderConfiguration = convert(table, ProviderConfiguration, key, source)  # type: ignore[arg-type]  # a union
+        if provider.breaker.open_seconds > provider.breaker.open_seconds_max:
+            raise SettingsError(f"{source}: {key}.breaker.open_seconds: must not be more than open_seconds_max")
         if isinstance(provider, ServerConfiguration):
             _check_server(provider, key, source)
         if isinstance(provider, AnthropicProviderConfiguration):

@@ -185,6 +185,10 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
     )
 
 
+CLAIMS_UNCOUNTED_MAX = 100
+"""Claims of a turn from which on each of its failures counts, also while its provider is known to be down."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Try the step again after a delay."""
@@ -204,7 +208,12 @@ class Fail:
 
 
 class StepFailed(TaskmeshError):
-    """A step's own failure. `terminal`: the request is at fault, and no other try can succeed."""
+    """A step's own failure. `terminal`: the request is at fault, and no other try can succeed.
+
+    `counts` is whether the try is one of those that a step has; it is not while its provider is known to be down.
+    """
+
+    counts = True
 
     def __init__(
         self,
@@ -226,7 +235,11 @@ def decide_failure(
     """What follows a failed try. Tries are counted in the journal, so that crashes and deploys don't eat them."""
     if error.terminal:
         return Fail()
-    tries = state.tries.get((work.step, work.gen), 0) + 1
-    if not error.retryable or tries >= policy.tries_max:
+    failed = state.tries.get((work.step, work.gen), 0)
+    counts = error.counts or state.turn(work.turn).claims >= CLAIMS_UNCOUNTED_MAX
+    tries = failed + 1 if counts else max(1, failed)
+    if not error.retryable or (counts and tries >= policy.tries_max):
         return GiveUp()
-    return Retry(policy.delay_seconds(tries, random_fraction, error.retry_after_seconds), tries)
+    # What is not counted has no number for a timer of its own; the breaker says when, whatever the provider asks for.
+    retry_after_seconds = error.retry_after_seconds if counts else None
+    return Retry(policy.delay_seconds(tries, random_fraction, retry_after_seconds), tries)

@@ -59,9 +59,29 @@ class Lane:
         connection.on_reconnected(self._on_reconnected)
 
     async def open(self) -> None:
-        """Subscribe the inbox that deliveries come to."""
+        """Subscribe the inbox that deliveries come to, if it is not."""
+        if self._subscription is not None:
+            return
         self._inbox = self._connection.client.new_inbox()
         self._subscription = await self._connection.client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+
+    def end_pull(self) -> None:
+        """Wait no longer for the pull that is open. The broker still has it, until `withdraw`."""
+        if self._pull is not None:
+            self._pull.end()
+
+    async def withdraw(self) -> None:
+        """Have the broker forget the pull that is open; what it has sent by then is handed on. Open again after it.
+
+        The broker gives no message to a pull whose inbox nobody listens to. Raises `LaneUnavailable`.
+        """
+        subscription, self._subscription = self._subscription, None
+        if subscription is None:
+            return
+        try:
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py's
+        except (nats.errors.Error, OSError) as error:
+            raise LaneUnavailable(f"{self.stream}/{self.consumer}: {error}") from None
 
     async def close(self) -> None:
         """Take no more deliveries."""
@@ -120,8 +140,7 @@ class Lane:
             pull.fail(LaneUnavailable(f"{self.stream}/{self.consumer}: {status} {description}"))
 
     def _on_reconnected(self) -> None:
-        if self._pull is not None:
-            self._pull.end()
+        self.end_pull()
 
 
 class _Pull:

@@ -96,6 +96,12 @@ _trigger_refusals = _counter(
     "taskmesh.trigger.refusals", "{signal}", "Signals that are none, or that a rule could not act on.", ("error.type",)
 )
 _streams = _up_down_counter("taskmesh.edge.streams", "{stream}", "Streams open on an edge.", ())
+_breaker_moves = _counter(
+    "taskmesh.breaker.moves",
+    "{move}",
+    "Changes of a provider's breaker that this process made.",
+    ("taskmesh.provider", "taskmesh.state"),
+)
 _append = _histogram(
     "taskmesh.journal.append.duration",
     "s",
@@ -180,6 +186,12 @@ def streams_changed(by: int) -> None:
     """A stream was opened (1) or closed (-1)."""
     if telemetry.enabled():
         _streams.add(by)
+
+
+def breaker_moved(provider: str, state: str) -> None:
+    """A breaker has become `closed`, `open` or `half_open`."""
+    if telemetry.enabled():
+        _breaker_moves.add(1, {"taskmesh.provider": provider, "taskmesh.state": state})
 
 
 def appended(*, delta: bool, seconds: float) -> None:

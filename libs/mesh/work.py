@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -50,6 +50,7 @@ from mesh.deliveries import Delivery, Leases, handle_while_leased
 from mesh.dues import BY_MESH, due_after, due_at_the_deadline, publish_due
 from mesh.errors import BrokerUnavailable, StepLost
 from mesh.fold import TaskState, record
+from mesh.gates import UNLIMITED, AlwaysOpen, Entry, Gate, WaitingRoom, Withheld, require
 from mesh.journal import Appends, Build, Journal
 from mesh.lanes import Lane, LaneUnavailable
 from mesh.projection import BackgroundProjection, project
@@ -64,15 +65,18 @@ LATER_SECONDS = 0.2
 LATER_DELIVERIES_MAX = 8
 """After so many deliveries a message whose journal is still missing becomes a dead letter."""
 LANE_RETRY_SECONDS = 0.5
+LIMITED_PULL_SECONDS = 0.25
+"""How often a lane is looked at whose gate lets single steps through: no pull is left open there."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneSpec:
-    """A durable consumer to pull, and its weight: how much one pull may take."""
+    """A durable consumer to pull, and its weight: how much one pull may take. It is pulled while its gate is open."""
 
     stream: str
     consumer: str
     batch_max: int
+    gate: Gate = field(default_factory=AlwaysOpen)
 
 
 class ClaimedStep:
@@ -186,11 +190,15 @@ class WorkLoop:
         self._running: set[asyncio.Task[None]] = set()
         self._asked_for = 0
         self._room = asyncio.Event()
+        self._waiting = WaitingRoom(self._room.set)
         self._draining = False
-        self._lanes = [
-            Lane(connection, spec.stream, spec.consumer, spec.batch_max, settings.ack_wait_seconds, self._start)
-            for spec in lanes
-        ]
+        self._lanes: list[tuple[Lane, Gate]] = []
+        for spec in lanes:
+            start = partial(self._start, spec.gate)
+            lane = Lane(connection, spec.stream, spec.consumer, spec.batch_max, settings.ack_wait_seconds, start)
+            spec.gate.on_shut(lane.end_pull)
+            self._lanes.append((lane, spec.gate))
+        self._limited = asyncio.Lock()
 
     @property
     def steps_running(self) -> int:
@@ -201,7 +209,7 @@ class WorkLoop:
         """Work until `stopping`; then pull no more, let running steps end, and hand over what does not."""
         async with background(self._leases.run()):
             try:
-                async with background(*(self._pull_lane(lane) for lane in self._lanes)):
+                async with background(*(self._pull_lane(lane, gate) for lane, gate in self._lanes)):
                     await stopping.wait()
             finally:
                 # Leases are kept until the last step is out of hand.
@@ -209,7 +217,8 @@ class WorkLoop:
 
     async def _drain(self) -> None:
         log.info("work.draining", steps=len(self._running))
-        for lane in self._lanes:
+        self._waiting.close()
+        for lane, _ in self._lanes:
             await lane.close()
         if self._running:
             await asyncio.wait(self._running, timeout=self._settings.drain_seconds)
@@ -222,14 +231,20 @@ class WorkLoop:
 
     # Pulling
 
-    async def _pull_lane(self, lane: Lane) -> None:
-        await lane.open()
+    async def _pull_lane(self, lane: Lane, gate: Gate) -> None:
         complained = False
         while True:
             try:
                 await self._wait_for_room()
+                if not gate.opened.is_set():
+                    await lane.withdraw()
+                    await gate.opened.wait()
+                    continue
+                await lane.open()
+                if gate.room() < UNLIMITED:
+                    await self._take_one(lane, gate)
                 # What is there already, as much as there is room for; then wait for the next message.
-                if not await self._take(lane):
+                elif not await self._take(lane):
                     await lane.pull(1, wait=True)
                 complained = False
             except LaneUnavailable as error:
@@ -250,16 +265,24 @@ class WorkLoop:
             self._asked_for -= batch
             self._room.set()
 
+    async def _take_one(self, lane: Lane, gate: Gate) -> None:
+        """Pull one message, if there is one: a gate of little room is shut by it, and the other lanes wait for that."""
+        async with self._limited:
+            taken = gate.room() <= 0 or await lane.pull(1, wait=False)
+        if not taken:
+            await asyncio.sleep(LIMITED_PULL_SECONDS)
+
     def _room_now(self) -> int:
-        return self._settings.worker_concurrency - len(self._running) - self._asked_for
+        return self._settings.worker_concurrency - (len(self._running) - self._waiting.count) - self._asked_for
 
     async def _wait_for_room(self) -> None:
         while self._room_now() <= 0:
             self._room.clear()
             await self._room.wait()
 
-    def _start(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._run(delivery))
+    def _start(self, gate: Gate, delivery: Delivery) -> None:
+        # Entered before anything is awaited: the next pull must know.
+        task = asyncio.create_task(self._run(delivery, gate, gate.enter()))
         self._running.add(task)
         self._leases.add(delivery, task)
         task.add_done_callback(self._end)
@@ -270,12 +293,23 @@ class WorkLoop:
 
     # One delivery
 
-    async def _run(self, delivery: Delivery) -> None:
+    async def _run(self, delivery: Delivery, gate: Gate, entry: Entry | None) -> None:
         """Handle a delivery, whatever happens. What is not answered here comes back after ack_wait."""
         try:
-            # An idle lane may bring a message more than there is room for: it waits here, its lease kept.
-            async with self._slots:
-                await handle_while_leased(delivery, self._handle)
+            tried = False
+            while entry := entry or await self._waiting.wait(gate, tried=tried):
+                try:
+                    # An idle lane may bring a message more than there is room for: it waits here, its lease kept.
+                    async with self._slots:
+                        await handle_while_leased(delivery, partial(self._handle, entry))
+                    break
+                except Withheld:
+                    log.info("step.withheld", stream=delivery.stream, message=delivery.sequence)
+                finally:
+                    entry.leave()
+                entry, tried = None, True
+            else:
+                await delivery.nak(self._waiting.nak_seconds)
         except asyncio.CancelledError:
             # The lease was lost, and then this sends nothing; or the process drains, and hands over.
             if self._draining:
@@ -291,7 +325,7 @@ class WorkLoop:
             delivery.give_up()
             self._leases.remove(delivery)
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, entry: Entry, delivery: Delivery) -> None:
         try:
             work = decode_work(delivery.payload, delivery.subject)
         except TaskmeshError as error:
@@ -307,7 +341,7 @@ class WorkLoop:
             with telemetry.span(f"claim {name}", incoming, SpanKind.CONSUMER, attributes):
                 traceparent = telemetry.current_traceparent() or incoming
                 journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
-                step = await self._claim(journal, work, delivery)
+                step = await self._claim(journal, work, delivery, entry)
             if step is None:
                 return
             with (
@@ -316,12 +350,12 @@ class WorkLoop:
             ):
                 journal.appends = Appends()  # without the claim: it has a span of its own
                 try:
-                    await self._perform(step, journal, delivery)
+                    await self._perform(step, journal, delivery, entry)
                 finally:
                     _add_span_of_appends(journal)
 
-    async def _claim(self, journal: Journal, work: Work, delivery: Delivery) -> ClaimedStep | None:
-        """Decide, and act, until the step is claimed or the delivery is answered."""
+    async def _claim(self, journal: Journal, work: Work, delivery: Delivery, entry: Entry) -> ClaimedStep | None:
+        """Decide, and act, until the step is claimed or the delivery is answered. Raises `Withheld`."""
         while True:
             state = journal.state
             decision = decide(state, work, delivery.sequence, now())
@@ -333,6 +367,7 @@ class WorkLoop:
                 case Claim() if await self._is_orphan(state, work):
                     await self._try(journal, _called_off, delivery, work, decision)
                 case Claim():
+                    require(entry)
                     if work.step == FIRST_STEP:
                         # Whoever accepted the task may have died before it could.
                         await publish_due(self._requests, due_at_the_deadline(state), telemetry.current_traceparent())
@@ -413,9 +448,9 @@ class WorkLoop:
 
         return build
 
-    async def _perform(self, step: ClaimedStep, journal: Journal, delivery: Delivery) -> None:
+    async def _perform(self, step: ClaimedStep, journal: Journal, delivery: Delivery, entry: Entry) -> None:
         try:
-            await self._perform_or_fail(step, journal, delivery)
+            await self._perform_or_fail(step, journal, delivery, entry)
         except StepLost:
             if journal.state.terminal is None or not journal.state.is_last_claim(step.claim):
                 raise
@@ -453,23 +488,25 @@ class WorkLoop:
 
         await until_lost(self._connection, journal, step.claim, on_news)
 
-    async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery) -> None:
+    async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery, entry: Entry) -> None:
         try:
             await self._perform_watched(step, journal)
         except (StepLost, BrokerUnavailable):
             raise
         except StepFailed as error:
-            await self._failed(step, journal, delivery, error)
+            await self._failed(step, journal, delivery, error, entry)
             return
         except Exception as error:
             log.exception("step.broke")
             unknown = StepFailed("internal", f"{type(error).__name__}: {error}", retryable=True)
-            await self._failed(step, journal, delivery, unknown)
+            await self._failed(step, journal, delivery, unknown, entry)
             return
         log.info("step.completed")
         await self._settle(journal.state, step.work, delivery)
 
-    async def _failed(self, step: ClaimedStep, journal: Journal, delivery: Delivery, error: StepFailed) -> None:
+    async def _failed(
+        self, step: ClaimedStep, journal: Journal, delivery: Delivery, error: StepFailed, entry: Entry
+    ) -> None:
         work = step.work
         telemetry.fail(trace.get_current_span(), error.code)
         match decide_failure(journal.state, work, error, self._policy, random.random()):
@@ -493,6 +530,8 @@ class WorkLoop:
                 log.warning("step.retrying", code=error.code, error=str(error), delay_seconds=retry.delay_seconds)
                 if retry.by_timer:
                     await self._settle(journal.state, work, delivery)
+                elif not error.counts and not entry.holds and self._waiting.has_room:
+                    raise Withheld  # The next try is a probe, or after it: a redelivery would be one of few.
                 else:
                     await delivery.nak(retry.delay_seconds)
             case GiveUp():

@@ -9,12 +9,14 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
+from contracts.providers import ProviderRecord
 from contracts.status import LaneStatistics, TaskRecord, WorkerRecord
 from meshctl.checks import Check
 from meshctl.output import printable
 from meshctl.rendering import first_words, time_text
 
 _STATUS_STYLES: Final = {"failed": "red", "dead_lettered": "red", "waiting": "yellow", "completed": "green"}
+_BREAKER_STYLES: Final = {"open": "red", "half_open": "yellow", "closed": "green"}
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -93,6 +95,30 @@ def lanes_table(lanes: Sequence[LaneStatistics], at: datetime) -> Table:
             f"{_duration((at - lane.time).total_seconds())} ago",
         )
     return table
+
+
+def providers_table(providers: Sequence[ProviderRecord], at: datetime) -> Table:
+    """One line for each provider's breaker."""
+    table = plain_table("PROVIDER", "BREAKER", "SINCE", "REASON", "FAILED", "NEXT PROBE")
+    for provider in providers:
+        table.add_row(
+            cell(provider.provider),
+            cell(provider.state.replace("_", "-"), _BREAKER_STYLES[provider.state]),
+            f"{_duration((at - provider.since).total_seconds())} ago",
+            cell(provider.reason or "-"),
+            f"{provider.failures}/{provider.samples}" if provider.samples else "-",
+            cell(_next_probe(provider, at)),
+        )
+    return table
+
+
+def _next_probe(provider: ProviderRecord, at: datetime) -> str:
+    if provider.probe is not None:
+        return f"now, by {provider.probe.worker}"
+    if provider.retry_at is None:
+        return "-"
+    seconds = (provider.retry_at - at).total_seconds()
+    return f"in {seconds:.1f} s" if seconds > 0 else "with the next step"
 
 
 def _seconds(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`meshctl workers`, `meshctl lanes`: what the processes of a mesh write about themselves and their queues."""
+"""`meshctl workers`, `lanes`, `providers`: what a mesh writes about its processes, its queues and its models."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.table import Table
 
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
+from contracts.providers import ProviderRecord
 from contracts.status import LaneStatistics, WorkerRecord
-from contracts.streams import LANES_BUCKET, WORKERS_BUCKET, BucketDeclaration
+from contracts.streams import LANES_BUCKET, PROVIDERS_BUCKET, WORKERS_BUCKET, BucketDeclaration
 from contracts.subjects import PRIORITIES
 from mesh import telemetry
 from mesh.clock import now
@@ -26,17 +27,17 @@ from mesh.settings import load_settings
 from meshctl import embedded, output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.streams import connected
-from meshctl.tables import lanes_table, workers_table
+from meshctl.tables import lanes_table, providers_table, workers_table
 
 RECORDS_MAX: Final = 10_000
 """So many are read, and no more: each is about 400 bytes."""
 _SETTINGS = ("home", "nats_url", "nats_port")
 
-Record = TypeVar("Record", WorkerRecord, LaneStatistics)
+Record = TypeVar("Record", WorkerRecord, LaneStatistics, ProviderRecord)
 
 
 def add_commands(commands: Any) -> None:
-    """Register `workers` and `lanes`."""
+    """Register `workers`, `lanes` and `providers`."""
     text = "Print the workers and runners that live, by their heartbeats. One that was killed is listed for 30 s more."
     workers = commands.add_parser("workers", help="list workers and runners", description=text)
     add_setting_flags(workers, _SETTINGS)
@@ -46,6 +47,14 @@ def add_commands(commands: Any) -> None:
     lanes = commands.add_parser("lanes", help="show the queues", description=text)
     add_setting_flags(lanes, _SETTINGS)
     lanes.set_defaults(run=_run_lanes)
+
+    text = (
+        "Print the breaker of each model provider: whether it is called (closed), not called (open), or tried by one "
+        "worker (half_open), since when, why, and when it is tried next. One that never opened is not listed."
+    )
+    providers = commands.add_parser("providers", help="show which providers are down", description=text)
+    add_setting_flags(providers, _SETTINGS)
+    providers.set_defaults(run=_run_providers)
 
 
 def _run_workers(arguments: argparse.Namespace) -> int:
@@ -57,6 +66,10 @@ def _run_lanes(arguments: argparse.Namespace) -> int:
         return lane.pool, PRIORITIES.index(lane.priority)
 
     return _run(arguments, LANES_BUCKET, LaneStatistics, place, lanes_table)
+
+
+def _run_providers(arguments: argparse.Namespace) -> int:
+    return _run(arguments, PROVIDERS_BUCKET, ProviderRecord, lambda provider: provider.provider, providers_table)
 
 
 def _run(

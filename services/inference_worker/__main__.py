@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
+from inference_worker.breakers import Breakers
 from inference_worker.history import History
 from inference_worker.lane_reports import LaneReporter
 from inference_worker.offers import DeclaredTools
@@ -22,14 +23,18 @@ BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
 BATCH_OF_STARTED_WORK = 16
 
 
-def lanes(settings: Settings) -> list[LaneSpec]:
-    """Every lane of every pool, started work first."""
+def lanes(settings: Settings, breakers: Breakers) -> list[LaneSpec]:
+    """Every lane of every pool, started work first, behind the gate of the pool's providers."""
     specs: list[LaneSpec] = []
     for pool in settings.pools:
+        consumers = tuple(
+            (stream, lane_consumer(stream, pool, priority)) for stream in ("TURNS", "TASKS") for priority in PRIORITIES
+        )
+        gate = breakers.gate(settings.configuration.providers_of(pool), consumers)
         for priority in PRIORITIES:
-            specs.append(LaneSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK))
+            specs.append(LaneSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK, gate))
         for priority in PRIORITIES:
-            specs.append(LaneSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority]))
+            specs.append(LaneSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority], gate))
     return specs
 
 
@@ -38,20 +43,25 @@ async def main(service: Service) -> None:
     settings = service.settings
     tools, history = DeclaredTools(Toolbox(service.requests, settings.configuration.tools)), History(service.requests)
     reporter = LaneReporter(service.connection, service.worker)
-    async with open_providers(settings) as providers, background(reporter.run()):
+    breakers = Breakers(service.requests, settings.configuration.breakers, service.worker)
+    async with (
+        open_providers(settings, guard=breakers.guard) as providers,
+        background(reporter.run(), breakers.run(service.stopping)),
+    ):
         handlers = {
             pool: TurnHandler(
                 candidates,
                 tools,
                 history,
                 pool=settings.configuration.pools[pool],
+                available=breakers.available,
                 waiting_seconds=settings.waiting_seconds,
                 on_claimed=reporter.claimed,
                 on_finished=reporter.finished,
             )
             for pool, candidates in providers.items()
         }
-        loop = WorkLoop(service.connection, settings, lanes(settings), PoolHandlers(handlers), service.worker)
+        loop = WorkLoop(service.connection, settings, lanes(settings, breakers), PoolHandlers(handlers), service.worker)
         async with heartbeats(service, lambda: loop.steps_running, pools=settings.pools):
             await service.ready()
             await loop.run(service.stopping)

@@ -3,7 +3,7 @@
 A provider's failures are `StepFailed`, raised by its stream. These are their codes:
 
     rate-limited, provider-overloaded, provider-error, provider-disconnected,
-    provider-timeout, provider-unreachable                                     retryable
+    provider-timeout, provider-unreachable, provider-unavailable               retryable
     provider-bad-request, context-too-long, invalid-script                     terminal: the request is at fault
     provider-unauthorized, quota-exhausted                                     neither: a dead letter, for the operator
 """
@@ -11,7 +11,7 @@ A provider's failures are `StepFailed`, raised by its stream. These are their co
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
@@ -54,15 +54,20 @@ class PoolProvider:
 
 @asynccontextmanager
 async def open_providers(
-    settings: Settings, environment: Mapping[str, str] = os.environ
+    settings: Settings,
+    environment: Mapping[str, str] = os.environ,
+    guard: Callable[[Source], Source] = lambda source: source,
 ) -> AsyncIterator[dict[str, Candidates]]:
-    """The models of each pool; connections are closed at the end. Raises `SettingsError` for a missing key."""
+    """The models of each pool; connections are closed at the end. Raises `SettingsError` for a missing key.
+
+    `guard` may put something before each source, such as its breaker.
+    """
     configuration = settings.configuration
     async with AsyncExitStack() as stack:
         sources: dict[str, Source] = {}
         for name in sorted({name for pool in configuration.pools for name in configuration.providers_of(pool)}):
             key = api_key(configuration, name, environment)
-            sources[name] = await _open(stack, settings, name, configuration.providers[name], key)
+            sources[name] = guard(await _open(stack, settings, name, configuration.providers[name], key))
         yield {name: _of_pool(sources, pool) for name, pool in configuration.pools.items()}
 
 

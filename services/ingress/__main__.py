@@ -5,6 +5,7 @@ from __future__ import annotations
 from contracts.status import HealthCheck
 from ingress.app import Ingress, create_app
 from ingress.lanes import Lanes
+from ingress.providers import Providers
 from ingress.storage import Storage
 from mesh.background import background
 from mesh.following import Following
@@ -20,13 +21,14 @@ async def main(service: Service) -> None:
     lanes = Lanes(service.requests, settings.pools)
     submission = Submission(service.requests, settings.configuration.pools)
     storage = Storage(service.requests, settings.high_water_percent)
+    providers = Providers(service.requests, settings.configuration, lanes)
     following = Following(service.connection)
-    ingress = Ingress(settings, service.requests, submission, following, lanes, storage, service.stopping)
+    ingress = Ingress(settings, service.requests, submission, following, lanes, storage, providers, service.stopping)
 
     async def probe() -> list[HealthCheck]:
         return storage.marked(await probe_broker(service.connection))
 
-    async with background(lanes.run(), storage.run()):
+    async with background(lanes.run(), storage.run(), providers.run()):
         app = create_app(ingress, probe)
         await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
     await submission.close()

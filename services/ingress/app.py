@@ -23,6 +23,7 @@ from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, inputs
 from ingress.journals import read_journal
 from ingress.lanes import Lanes
+from ingress.providers import Providers
 from ingress.requests import (
     parse_idempotency_key,
     parse_limit,
@@ -71,6 +72,7 @@ class Ingress:
         following: Following,
         lanes: Lanes,
         storage: Storage,
+        providers: Providers,
         stopping: asyncio.Event,
     ) -> None:
         self._settings = settings
@@ -79,6 +81,7 @@ class Ingress:
         self._following = following
         self._lanes = lanes
         self._storage = storage
+        self._providers = providers
         self._stopping = stopping
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
@@ -174,7 +177,10 @@ class Ingress:
         inputs.was_carried_out(journal.state, said, message_id)
 
     async def _admit(self, tenant: str, request: TaskRequest) -> None:
-        """Refuse a task that continues one which is not there, or goes on."""
+        """Refuse a task that no provider could run in time, or that continues one which is not there, or goes on."""
+        refusal = self._providers.refusal(request)
+        if refusal is not None:
+            raise RequestRefused("pool-unavailable", refusal.reason, retry_after_seconds=refusal.retry_after_seconds)
         if request.continues is None:
             return
         journal = await read_journal(

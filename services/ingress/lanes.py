@@ -52,6 +52,11 @@ class Lanes:
         eta = known.depth / known.drain_per_second if known.drain_per_second else None
         return QueueState(depth=known.depth, eta_seconds=round(eta, 3) if eta is not None else None)
 
+    def is_idle(self, pool: str) -> bool:
+        """Whether nothing of a pool waits for a worker, as far as is known."""
+        known = (self._statistics.get(lane_key(pool, priority)) for priority in PRIORITIES)
+        return all(lane is None or lane.depth == 0 for lane in known)
+
     def retry_after_seconds(self, pool: str, priority: str) -> float:
         """When a refused client has a fair chance."""
         known = self._statistics.get(lane_key(pool, priority))

@@ -415,7 +415,7 @@ async def test_a_terminal_gets_text(mesh: Up) -> None:
     lines = shown.splitlines()
     assert lines[0] == "· queued in default, normal"
     assert lines[2:] == ["t0 t1 t2 ", "· turn 1 completed: stop, 3 tokens", "· completed"]
-    for command in (["list"], ["workers"], ["lanes"], ["doctor"]):
+    for command in (["list"], ["workers"], ["lanes"], ["providers"], ["doctor"]):
         assert "\x1b" not in await on_a_terminal(*command, environment=plain)
 
 

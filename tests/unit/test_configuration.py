@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.breakers import BreakerSettings
 from mesh.configuration import (
     NO_FILE,
     AnthropicProviderConfiguration,
@@ -126,6 +127,35 @@ def test_the_key_of_a_fallbacks_provider_is_needed_too() -> None:
         check_api_keys(parse_configuration(text.encode()), {})
 
 
+def test_a_servers_breaker_is_on_and_the_scripted_models_off_unless_they_are_set() -> None:
+    configuration = parse_configuration(
+        b"""
+        [providers.plain]
+        kind = "anthropic"
+        [providers.local]
+        kind = "anthropic"
+        breaker = { samples_min = 5, open_seconds = 0.5, slow_first_token_seconds = 2 }
+        [pools.default]
+        [pools.plain]
+        provider = "plain"
+        model = "any"
+        wait_seconds = 5
+        [pools.local]
+        provider = "local"
+        model = "any"
+        """
+    )
+    assert configuration.breakers == {
+        "scripted": BreakerSettings(enabled=False),
+        "plain": BreakerSettings(),
+        "local": BreakerSettings(samples_min=5, open_seconds=0.5, slow_first_token_seconds=2.0),
+    }
+    assert configuration.providers_of("local") == ("local",)
+    assert [configuration.pools[pool].wait_seconds for pool in ("default", "plain")] == [60.0, 5.0]
+    scripted = parse_configuration(b"[providers.scripted]\nkind = 'scripted'\n[providers.scripted.breaker]\n")
+    assert scripted.breakers == {"scripted": BreakerSettings()}
+
+
 def test_anthropics_provider_is_read_and_needs_nothing() -> None:
     configuration = parse_configuration(
         b"""
@@ -224,6 +254,10 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         (f'{LOCAL}headers = {{ Authorization = "x" }}', "providers.local.headers.'Authorization'", "api_key_env"),
         (f'{LOCAL}headers = {{ "X-A" = "b\\r\\nX-C: d" }}', "providers.local.headers.'X-A'", "no header"),
         (f'{LOCAL}headers = {{ "X A" = "b" }}', "providers.local.headers.'X A'", "no header"),
+        (f"{LOCAL}breaker = {{ samples_min = 1 }}", "providers.local.breaker.samples_min", ">= 2"),
+        (f"{LOCAL}breaker = {{ failure_rate = 1.5 }}", "providers.local.breaker.failure_rate", "<= 1"),
+        (f"{LOCAL}breaker = {{ open_second = 1 }}", "providers.local.breaker", "`open_second`"),
+        (f"{LOCAL}breaker = {{ open_seconds = 61 }}", "providers.local.breaker.open_seconds", "open_seconds_max"),
         (f"{CLAUDE}base_url = 'ftp://a'", "providers.claude.base_url", "must be http"),
         (f"{CLAUDE}continue_prefix = 'vllm'", "providers.claude", "`continue_prefix`"),
         (f"{CLAUDE}thinking_budget_tokens = 1023", "providers.claude.thinking_budget_tokens", ">= 1024"),

@@ -15,6 +15,7 @@ from contracts.retries import RetryPolicy
 from contracts.tasks import TaskRequest, fingerprint
 from contracts.work import Work
 from mesh.decisions import (
+    CLAIMS_UNCOUNTED_MAX,
     Begin,
     Claim,
     Decision,
@@ -381,6 +382,33 @@ def test_the_message_of_a_step_that_waits_for_its_next_try_is_no_dead_letter() -
     assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time + timedelta(minutes=1)) == Leave()
     journal.claimed()
     assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time + timedelta(minutes=1)) == GiveUp()
+
+
+@pytest.mark.parametrize(("tries_before", "tries"), [(0, 1), (1, 1), (2, 2)])
+def test_a_try_that_does_not_count_is_followed_by_another_and_told_with_those_before(
+    tries_before: int, tries: int
+) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    if tries_before:
+        journal.retrying(tries_before)
+    outage = failure(retry_after_seconds=60)
+    outage.counts = False
+    decision = decide_failure(journal.state, TURN_1, outage, POLICY, 0.5)
+    assert isinstance(decision, Retry)
+    assert (decision.tries, decision.by_timer) == (tries, False)
+
+
+def test_every_try_counts_once_a_turn_was_claimed_too_often() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    for _ in range(CLAIMS_UNCOUNTED_MAX):
+        journal.claimed()
+    journal.retrying(2)
+    outage = failure(retry_after_seconds=60)
+    outage.counts = False
+    assert decide_failure(journal.state, TURN_1, outage, POLICY, 0.5) == GiveUp()
 
 
 def test_tries_count_for_each_step_and_each_replay() -> None:

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
+from contracts.providers import Probe, ProviderRecord
 from contracts.status import LaneStatistics, WorkerRecord
 from mesh.provisioning import Difference
 from mesh.settings import Settings
@@ -18,7 +20,7 @@ from meshctl import checks, disk, embedded
 from meshctl.checks import BrokerInfo, Check, Facts, SeenService, StreamsSeen, diagnose, exit_status
 from meshctl.doctor import probe
 from meshctl.home import Home
-from meshctl.tables import checks_table, lanes_table, workers_table
+from meshctl.tables import checks_table, lanes_table, providers_table, workers_table
 from tests.support.broker import free_port
 
 ALL_SERVICES = tuple(SeenService(name, "0.1.0", "7") for name in checks.SERVICES)
@@ -193,3 +195,22 @@ def test_workers_and_lanes_are_told_as_of_now() -> None:
     assert shown(lanes_table([lane], TIME + timedelta(days=3)))[1].split() == [
         "default,", "high", "5", "2", "1.2", "0.50", "s", "-", "3d", "ago",
     ]  # fmt: skip
+
+
+def test_breakers_are_told_with_their_next_probe() -> None:
+    since, at = TIME, TIME + timedelta(minutes=3)
+    down = ProviderRecord(
+        provider="main", state="open", since=since, time=at, reason="failures", retry_at=at + timedelta(seconds=4.5),
+        opened_times=2, failures=9, samples=10,
+    )  # fmt: skip
+    probe = Probe(worker="inference_worker-7@host", until=at + timedelta(seconds=10))
+    tried = msgspec.structs.replace(down, state="half_open", retry_at=None, probe=probe)
+    due = msgspec.structs.replace(down, retry_at=at)
+    well = ProviderRecord(provider="main", state="closed", since=since, time=since)
+    lines = [shown(providers_table([record], at))[1].split() for record in (down, tried, due, well)]
+    assert lines == [
+        ["main", "open", "3m", "ago", "failures", "9/10", "in", "4.5", "s"],
+        ["main", "half-open", "3m", "ago", "failures", "9/10", "now,", "by", "inference_worker-7@host"],
+        ["main", "open", "3m", "ago", "failures", "9/10", "with", "the", "next", "step"],
+        ["main", "closed", "3m", "ago", "-", "-", "-"],
+    ]

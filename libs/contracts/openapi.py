@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from contracts import VERSION, errors, headers, inputs, status, subjects, tasks
+from contracts import VERSION, dead_letters, errors, headers, inputs, status, subjects, tasks
 from contracts.schemas import components, exact_pattern
 
 LIST_DEFAULT = 50
@@ -44,6 +44,7 @@ def openapi() -> dict[str, Any]:
         "servers": [INGRESS],
         "tags": [
             {"name": "tasks", "description": "What was asked for, and how it stands."},
+            {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
             {"name": "events", "description": "A task's journal as Server-Sent Events."},
             {"name": "health", "description": "For supervisors and load balancers."},
             {"name": "schema", "description": "This document."},
@@ -54,6 +55,10 @@ def openapi() -> dict[str, Any]:
             "/v1/tasks/{id}/cancel": {"post": _cancel()},
             "/v1/tasks/{id}/inputs": {"post": _send_input()},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": _follow()},
+            "/v1/dead-letters": {"get": _list_dead_letters()},
+            "/v1/dead-letters/{id}": {"get": _read_dead_letters(), "delete": _drop_dead_letters()},
+            "/v1/dead-letters/{id}/replay": {"post": _replay()},
+            "/v1/dead-letters/malformed/{record_sequence}": {"get": _read_malformed(), "delete": _drop_malformed()},
             "/health/live": {"servers": [INGRESS, STREAM_EDGE], "get": _live()},
             "/health/ready": {"servers": [INGRESS, STREAM_EDGE], "get": _ready()},
             "/schema": {"get": _schema()},
@@ -174,6 +179,126 @@ def _send_input() -> dict[str, Any]:
     }
 
 
+def _list_dead_letters() -> dict[str, Any]:
+    limit = {"type": "integer", "minimum": 1, "maximum": LIST_MAX, "default": LIST_DEFAULT}
+    time = {"type": "string", "format": "date-time"}
+    return {
+        "operationId": "listDeadLetters",
+        "tags": ["dead letters"],
+        "summary": "List dead letters",
+        "description": (
+            "The newest first; those that are open, unless `all` is true. A page may hold fewer than `limit`, or none, "
+            "and still have a `cursor`: the last page is the one whose cursor is null. One without `task` is a message "
+            "that was no work, or fitted no journal. A dead letter that was replayed a moment ago may still be listed."
+        ),
+        "parameters": [
+            _parameter("Tenant"),
+            _query("tool", _string(subjects.LANE_NAME_PATTERN), "Only calls of this tool."),
+            _query("code", _string(r"[\x21-\x7e]{1,128}"), "Only those whose last error has this code."),
+            _query("since", time, "Only those of this time or later."),
+            _query("until", time, "Only those before this time."),
+            _query("all", {"type": "boolean", "default": False}, "Also those that are not open any more."),
+            _query("limit", limit, "Most dead letters on a page."),
+            _query("cursor", _string(CURSOR_PATTERN), "The `cursor` of the page before."),
+        ],
+        "responses": {
+            "200": _json("A page of dead letters.", "DeadLetterList", headers=("NoStore",)),
+            **_problems("400", "503"),
+        },
+    }
+
+
+def _read_dead_letters() -> dict[str, Any]:
+    return {
+        "operationId": "getDeadLetters",
+        "tags": ["dead letters"],
+        "summary": "Read the dead letters of a task",
+        "description": (
+            f"What is open is folded from the journal. The records are in full: the newest "
+            f"{dead_letters.RECORDS_SHOWN_MAX} of them, and no more than fit into "
+            f"{dead_letters.RECORDS_SHOWN_BYTES_MAX // 1024 // 1024} MiB."
+        ),
+        "parameters": [_parameter("TaskId"), _parameter("Tenant")],
+        "responses": {
+            "200": _json("What is open, and the records.", "TaskDeadLetters", headers=("NoStore",)),
+            **_problems("400", "404", "503"),
+        },
+    }
+
+
+def _replay() -> dict[str, Any]:
+    return {
+        "operationId": "replayDeadLetters",
+        "tags": ["dead letters"],
+        "summary": "Go on with a task whose steps gave up",
+        "description": (
+            "The task goes on in the same journal, soon after the answer: who follows its events sees it. Without a "
+            "body all that is open is replayed as it was. Edits are checked first, the arguments of a call against "
+            "what its tool declares: what does not fit is 400, and nothing has changed. Twice is the same as once, if "
+            "`steps` names the dead letters; with other edits it is 409. With `dry_run` the answer is 200 with what "
+            "would be done, and nothing is."
+        ),
+        "parameters": [_parameter(name) for name in ("TaskId", "Tenant", "Traceparent")],
+        "requestBody": {
+            "required": False,
+            "description": f"At most {tasks.BODY_BYTES_MAX} bytes. Unknown fields are refused.",
+            "content": {_JSON: {"schema": _ref("ReplayRequest")}},
+        },
+        "responses": {
+            "200": _json("What it would do.", "ReplayPlan", headers=("NoStore",)),
+            "202": _json(
+                "It will be carried out: these steps go on, with these gens.", "ReplayAccepted", headers=("NoStore",)
+            ),
+            **_problems("400", "404", "409", "413", "415", "503"),
+        },
+    }
+
+
+def _drop_dead_letters() -> dict[str, Any]:
+    return {
+        "operationId": "dropDeadLetters",
+        "tags": ["dead letters"],
+        "summary": "Give up a task whose steps gave up",
+        "description": (
+            "The task ends with `task.cancelled`, which carries the output so far. The records stay as long as the "
+            "task is kept, and are not open any more. Twice is the same as once."
+        ),
+        "parameters": [_parameter("TaskId"), _parameter("Tenant")],
+        "responses": {
+            "200": _json("The task is over already: this is its record.", "TaskRecord", headers=("NoStore",)),
+            "202": _json("It will be given up. The record as it stands.", "TaskRecord", headers=("NoStore",)),
+            **_problems("400", "404", "409", "503"),
+        },
+    }
+
+
+def _read_malformed() -> dict[str, Any]:
+    return {
+        "operationId": "getMalformedDeadLetter",
+        "tags": ["dead letters"],
+        "summary": "Read the dead letter of a message that was no work",
+        "parameters": [_parameter("RecordSequence"), _parameter("Tenant")],
+        "responses": {
+            "200": _json("The record in full.", "ShownDeadLetter", headers=("NoStore",)),
+            **_problems("400", "404", "503"),
+        },
+    }
+
+
+def _drop_malformed() -> dict[str, Any]:
+    return {
+        "operationId": "dropMalformedDeadLetter",
+        "tags": ["dead letters"],
+        "summary": "Delete the dead letter of a message that was no work",
+        "description": "It belongs to no task, so nothing else deletes it. A second time it is 404.",
+        "parameters": [_parameter("RecordSequence"), _parameter("Tenant")],
+        "responses": {
+            "200": _json("The record as it was.", "ShownDeadLetter", headers=("NoStore",)),
+            **_problems("400", "404", "503"),
+        },
+    }
+
+
 def _follow() -> dict[str, Any]:
     after = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "default": 0}
     tenant = "As the header Mesh-Tenant, for clients that can't set one; the header outranks it."
@@ -257,6 +382,13 @@ def _parameters() -> dict[str, Any]:
             "description": "A task's id. What can't be one is answered as what does not exist.",
             "schema": _string(subjects.TASK_PATTERN),
         },
+        "RecordSequence": {
+            "name": "record_sequence",
+            "in": "path",
+            "required": True,
+            "description": "The stream sequence of the record in DEAD_LETTERS, as the list says.",
+            "schema": _string("[1-9][0-9]{0,17}"),
+        },
         "Tenant": _in_header(headers.HTTP_TENANT, tenant, "Whose tasks these are."),
         "IdempotencyKey": _in_header(
             headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating the request safe: one key is one task of the tenant."
@@ -315,6 +447,11 @@ def _component_schemas() -> dict[str, Any]:
         status.TaskAccepted,
         status.TaskRecord,
         status.TaskList,
+        dead_letters.DeadLetterList,
+        dead_letters.TaskDeadLetters,
+        dead_letters.ReplayRequest,
+        dead_letters.ReplayAccepted,
+        dead_letters.ReplayPlan,
         status.Health,
         errors.Problem,
     ]

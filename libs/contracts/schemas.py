@@ -7,7 +7,20 @@ from typing import Any
 
 import msgspec
 
-from contracts import control, errors, events, inputs, providers, status, tasks, tools, triggers, webhooks, work
+from contracts import (
+    control,
+    dead_letters,
+    errors,
+    events,
+    inputs,
+    providers,
+    status,
+    tasks,
+    tools,
+    triggers,
+    webhooks,
+    work,
+)
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX = "urn:taskmesh:schema:"
@@ -28,6 +41,11 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "tool_declaration": tools.ToolDeclaration,
     "trigger_rule": triggers.TriggerRule,
     "dead_letter": work.DeadLetter,
+    "dead_letter_list": dead_letters.DeadLetterList,
+    "task_dead_letters": dead_letters.TaskDeadLetters,
+    "replay_request": dead_letters.ReplayRequest,
+    "replay_accepted": dead_letters.ReplayAccepted,
+    "replay_plan": dead_letters.ReplayPlan,
     "task_request": tasks.TaskRequest,
     "task_input.message": inputs.MessageInput,
     "task_input.approval": inputs.ApprovalInput,

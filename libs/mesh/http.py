@@ -121,8 +121,13 @@ def tenant_of_request(request: AnyRequest, otherwise: str | None = None) -> str:
     return subjects.check_tenant(value) if value is not None else TENANT_DEFAULT
 
 
-async def read_json_body(request: AnyRequest, bytes_max: int) -> bytes:
-    """The body of a POST. Raises `RequestRefused` if it is not JSON by its type, or too large."""
+async def read_json_body(request: AnyRequest, bytes_max: int, absent: bytes | None = None) -> bytes:
+    """The body of a POST; `absent`, if given, where there is none.
+
+    Raises `RequestRefused` if it is not JSON by its type, or too large.
+    """
+    if absent is not None and not _has_body(request):
+        return absent
     media_type = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json"):
         raise RequestRefused("unsupported-media-type", f"the content type must be {JSON}")
@@ -145,6 +150,13 @@ async def read_json_body(request: AnyRequest, bytes_max: int) -> bytes:
     except TimeoutError:
         raise RequestRefused("invalid-request", f"the body did not come within {BODY_SECONDS_MAX:g} s") from None
     return bytes(body)
+
+
+def _has_body(request: AnyRequest) -> bool:
+    """Whether the request says that it has a body (RFC 9112, section 6), or of what type it is."""
+    if "content-type" in request.headers or "transfer-encoding" in request.headers:
+        return True
+    return request.headers.get("content-length", "0").strip() != "0"
 
 
 def _too_large(bytes_max: int) -> RequestRefused:

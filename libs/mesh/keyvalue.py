@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from contracts import headers
 from contracts.codec import encode
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.requests import REQUEST_TIMEOUT_SECONDS, WRONG_LAST_SEQUENCE, Requests
+
+MANY_BYTES_MAX = 4 * 1024 * 1024
+"""Of one answer to `get_many`; what is left is asked for again."""
 
 
 class Entry(NamedTuple):
@@ -29,6 +33,29 @@ async def get(requests: Requests, bucket: str, key: str) -> Entry | None:
         raise BrokerUnavailable(f"bucket {bucket} answered {status}")
     value = None if headers.KV_OPERATION in message_headers else answer.data
     return Entry(value, int(message_headers[headers.SEQUENCE]))
+
+
+async def get_many(requests: Requests, bucket: str, keys: Sequence[str]) -> dict[str, Entry]:
+    """Read the values of up to 1,024 keys, from any replica; what was never there is not in it."""
+    prefix = f"$KV.{bucket}."
+    entries: dict[str, Entry] = {}
+    missing = [*dict.fromkeys(keys)]
+    while missing:
+        body = {"multi_last": [prefix + key for key in missing], "max_bytes": MANY_BYTES_MAX}
+        messages, last = await requests.many(f"$JS.API.DIRECT.GET.KV_{bucket}", encode(body))
+        for message in messages:
+            found = message.headers or {}
+            value = None if headers.KV_OPERATION in found else message.data
+            key = found[headers.SUBJECT].removeprefix(prefix)
+            entries[key] = Entry(value, int(found[headers.SEQUENCE]))
+        status_headers = last.headers or {}
+        status = status_headers.get(headers.STATUS)
+        if status not in ("204", "404"):
+            raise BrokerUnavailable(f"bucket {bucket} answered {status}")
+        if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
+            break
+        missing = [key for key in missing if key not in entries]
+    return entries
 
 
 async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from contracts.errors import ErrorInfo
-from contracts.events import RecordedEdits, StepGen
-from mesh.fold import TaskState
+from contracts.events import RecordedEdits, Stamp, StepGen, TaskReplayed
+from mesh.fold import TaskState, fold
 
 
 def to_repair(state: TaskState) -> list[StepGen]:
@@ -20,3 +22,17 @@ def edits_error(state: TaskState, edits: RecordedEdits | None, steps: Sequence[s
         if call not in steps or state.asked_for(call) is None:
             return ErrorInfo("edits-invalid", f"arguments: call {call} is none of the steps that are replayed")
     return None
+
+
+def after_replay(state: TaskState, steps: Sequence[StepGen], edits: RecordedEdits | None) -> TaskState:
+    """The state as the fold will have it once these dead letters are replayed. The one given stays as it is."""
+    copied = replace(
+        state,
+        dead_letters=dict(state.dead_letters),
+        gens=dict(state.gens),
+        turns={number: replace(turn) for number, turn in state.turns.items()},
+    )
+    at = state.changed_at or datetime.fromtimestamp(0, UTC)
+    stamp = Stamp(state.task, state.task, state.tenant, state.next_n, at)
+    fold(copied, state.revision + 1, TaskReplayed(*stamp, steps=list(steps), by="nobody", edits=edits))
+    return copied

@@ -12,7 +12,7 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl import demo, doctor, inputs, output, streams, tasks, triggers, up, workers
+from meshctl import dead_letters, demo, doctor, inputs, output, streams, tasks, triggers, up, workers
 from meshctl.errors import ApiError
 from meshctl.interrupts import STATUS_INTERRUPTED
 
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
     inputs.add_commands(commands, common)
+    dead_letters.add_commands(commands, common)
     streams.add_commands(commands)
     workers.add_commands(commands)
     triggers.add_commands(commands)

@@ -15,6 +15,14 @@ import msgspec
 
 from contracts import VERSION, headers
 from contracts.codec import decode, encode
+from contracts.dead_letters import (
+    DeadLetterList,
+    ReplayAccepted,
+    ReplayPlan,
+    ReplayRequest,
+    ShownDeadLetter,
+    TaskDeadLetters,
+)
 from contracts.errors import InvalidPayload, Problem, problem
 from contracts.events import TERMINAL_TYPES, EventHead, Snapshot
 from contracts.inputs import TaskInput
@@ -187,6 +195,41 @@ class Client:
         wanted = {"status": status, "limit": limit, "cursor": cursor}
         query = {name: str(value) for name, value in wanted.items() if value is not None}
         return decode(await self._call("GET", "/v1/tasks", params=query), TaskPage)
+
+    async def dead_letters(self, query: Mapping[str, str]) -> Answer[DeadLetterList]:
+        """`GET /v1/dead-letters`: one page. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("GET", "/v1/dead-letters", params=dict(query))
+        return Answer(decode(raw, DeadLetterList), raw)
+
+    async def dead_letters_of(self, task: str) -> Answer[TaskDeadLetters]:
+        """`GET /v1/dead-letters/{id}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("GET", f"/v1/dead-letters/{quote(task, safe='')}")
+        return Answer(decode(raw, TaskDeadLetters), raw)
+
+    async def malformed(self, record_sequence: int) -> Answer[ShownDeadLetter]:
+        """`GET /v1/dead-letters/malformed/{record_sequence}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("GET", f"/v1/dead-letters/malformed/{record_sequence}")
+        return Answer(decode(raw, ShownDeadLetter), raw)
+
+    async def replay(self, task: str, wanted: ReplayRequest) -> Answer[ReplayAccepted | ReplayPlan]:
+        """`POST /v1/dead-letters/{id}/replay`; a plan if it is a dry run. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call(
+            "POST",
+            f"/v1/dead-letters/{quote(task, safe='')}/replay",
+            content=encode(wanted),
+            headers={"Content-Type": "application/json"},
+        )
+        return Answer(decode(raw, ReplayPlan) if wanted.dry_run else decode(raw, ReplayAccepted), raw)
+
+    async def drop(self, task: str) -> Answer[TaskRecord]:
+        """`DELETE /v1/dead-letters/{id}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("DELETE", f"/v1/dead-letters/{quote(task, safe='')}")
+        return Answer(decode(raw, TaskRecord), raw)
+
+    async def drop_malformed(self, record_sequence: int) -> Answer[ShownDeadLetter]:
+        """`DELETE /v1/dead-letters/malformed/{record_sequence}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("DELETE", f"/v1/dead-letters/malformed/{record_sequence}")
+        return Answer(decode(raw, ShownDeadLetter), raw)
 
     async def follow(
         self, task: str, after: int = 0, *, appears_within_seconds: float = 0.0

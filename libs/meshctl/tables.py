@@ -9,6 +9,7 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
+from contracts.dead_letters import ListedDeadLetter
 from contracts.providers import ProviderRecord
 from contracts.status import LaneStatistics, TaskRecord, WorkerRecord
 from meshctl.checks import Check
@@ -62,6 +63,26 @@ def tasks_table(tasks: Sequence[TaskRecord], *, with_head: bool = True) -> Table
             cell(f"{task.pool}, {task.priority}"),
             cell(time_text(task.updated_at)),
             cell(first_words(task)),
+        )
+    return table
+
+
+def dead_letters_table(letters: Sequence[ListedDeadLetter], *, with_head: bool = True) -> Table:
+    """Dead letters, one on each line. A message that was no work has its number in the place of a task."""
+    heads = (("TASK", 26), ("STEP", 5), ("GEN", 3), ("TOOL", 12), ("CODE", 24), ("TIME", 20), ("ERROR", None))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=with_head)
+    for head, width in heads:
+        table.add_column(head, min_width=width, no_wrap=True, overflow="ellipsis" if width is None else "ignore")
+    for letter in letters:
+        style = "red" if letter.open else ""
+        table.add_row(
+            cell(letter.task or letter.record_sequence),
+            cell(letter.step or "-"),
+            cell("-" if letter.gen is None else letter.gen),
+            cell(letter.tool or "-"),
+            cell(letter.error.code, style),
+            cell(time_text(letter.time)),
+            cell(" ".join(letter.error.message.split())),
         )
     return table
 

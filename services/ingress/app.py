@@ -12,17 +12,18 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 from opentelemetry.trace import SpanKind
 
-from contracts import headers, subjects
+from contracts import headers
 from contracts.codec import decode, encode
 from contracts.control import CancelCommand, InputCommand, cancel_message_id
-from contracts.errors import InvalidName
 from contracts.inputs import MessageInput
 from contracts.openapi import openapi
-from contracts.status import ENDED, Links, TaskAccepted, TaskRecord, links_of
+from contracts.status import ENDED, TaskAccepted, TaskRecord
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, inputs
-from ingress.journals import read_journal
+from ingress.dead_letters import DeadLetters, dead_letter_routes
+from ingress.journals import checked_task, read_journal
 from ingress.lanes import Lanes
+from ingress.links import task_links, task_path
 from ingress.providers import Providers
 from ingress.requests import (
     parse_idempotency_key,
@@ -83,6 +84,7 @@ class Ingress:
         self._storage = storage
         self._providers = providers
         self._stopping = stopping
+        self.dead_letters = DeadLetters(settings, requests)
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
@@ -116,14 +118,14 @@ class Ingress:
             if wait_seconds:
                 finished = await self._wait(tenant, submitted.task, wait_seconds)
                 if finished is not None:
-                    applied = {"Preference-Applied": f"wait={wait_seconds}", "Location": self._path(submitted.task)}
+                    applied = {"Preference-Applied": f"wait={wait_seconds}", "Location": task_path(submitted.task)}
                     return json_response(finished, 200, applied)
             return await self._accepted(submitted)
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}`"""
         tenant = tenant_of_request(request)
-        return json_response(await self._record(tenant, _checked_task(task)), 200, {"Cache-Control": "no-store"})
+        return json_response(await self._record(tenant, checked_task(task)), 200, {"Cache-Control": "no-store"})
 
     async def tasks(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tasks`"""
@@ -141,7 +143,7 @@ class Ingress:
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
         tenant = tenant_of_request(request)
-        record = await self._record(tenant, _checked_task(task))
+        record = await self._record(tenant, checked_task(task))
         if record.status in ENDED:
             return json_response(record, 200, {"Cache-Control": "no-store"})
         command = CancelCommand(task=record.id, tenant=tenant, by=inputs.BY)
@@ -152,7 +154,7 @@ class Ingress:
     async def input(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/inputs`"""
         tenant = tenant_of_request(request)
-        _checked_task(task)
+        checked_task(task)
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
         said = parse_task_input(await read_json_body(request, BODY_BYTES_MAX))
         journal = await read_journal(self._requests, tenant, task, lambda state: inputs.shows(state, said))
@@ -200,9 +202,9 @@ class Ingress:
             priority=submitted.priority,  # type: ignore[arg-type]  # it was validated as one
             created_at=submitted.created_at,
             queue=self._lanes.queue(submitted.pool, submitted.priority),
-            links=self._links(submitted.task),
+            links=task_links(self._settings, submitted.task),
         )
-        return json_response(accepted, 202, {"Location": self._path(submitted.task)})
+        return json_response(accepted, 202, {"Location": task_path(submitted.task)})
 
     async def _record(self, tenant: str, task: str) -> TaskRecord:
         """A task's status, folded from its journal."""
@@ -232,22 +234,8 @@ class Ingress:
                     pass
         return await self._record(tenant, task)
 
-    def _path(self, task: str) -> str:
-        return f"/v1/tasks/{task}"
-
-    def _links(self, task: str) -> Links:
-        return links_of(task, self._settings.events_base_url)
-
     def _linked(self, task: TaskRecord) -> TaskRecord:
-        return msgspec.structs.replace(task, links=self._links(task.id))
-
-
-def _checked_task(task: str) -> str:
-    try:
-        return subjects.check_task(task)
-    except InvalidName:
-        # What can't be an id is no task: absent and impossible look the same.
-        raise TaskNotFound("there is no such task") from None
+        return msgspec.structs.replace(task, links=task_links(self._settings, task.id))
 
 
 def create_app(ingress: Ingress, probe: Probe) -> ASGIApp:
@@ -287,8 +275,13 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def schema() -> Response[bytes]:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
+    handlers: list[object] = [
+        *(tasks, task, cancel, inputs, schema),
+        *dead_letter_routes(ingress.dead_letters),
+        *health_routes("ingress", probe),
+    ]
     return Litestar(
-        route_handlers=[tasks, task, cancel, inputs, schema, *health_routes("ingress", probe)],  # type: ignore[list-item]  # mixed
+        route_handlers=handlers,  # type: ignore[arg-type]  # as the framework's own handlers are, mixed
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=None,
         logging_config=None,

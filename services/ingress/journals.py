@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import Callable
 
+from contracts import subjects
+from contracts.errors import InvalidName
 from contracts.retries import BROKER_POLICY
 from mesh.errors import BrokerUnavailable
 from mesh.fold import TaskState
@@ -39,3 +41,12 @@ async def read_journal(
     if not journal.state.exists:
         raise TaskNotFound(f"there is no task {task}")
     return journal
+
+
+def checked_task(task: str) -> str:
+    """A task's id as a client wrote it. Raises `TaskNotFound`."""
+    try:
+        return subjects.check_task(task)
+    except InvalidName:
+        # What can't be an id is no task: absent and impossible look the same.
+        raise TaskNotFound("there is no such task") from None

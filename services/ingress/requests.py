@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from datetime import datetime
 
 from contracts.codec import decode
-from contracts.errors import InvalidPayload
+from contracts.dead_letters import ReplayRequest
+from contracts.errors import InvalidName, InvalidPayload
 from contracts.inputs import TaskInput
 from contracts.openapi import LIST_DEFAULT, LIST_MAX
 from contracts.status import STATUSES, Status
+from contracts.subjects import check_tool
 from contracts.tasks import IDEMPOTENCY_KEY_CHARACTERS_MAX, WAIT_SECONDS_MAX, TaskRequest
+from mesh.dead_letter_listing import Filter
 
 _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,6})\s*", re.IGNORECASE)
 _KEY = re.compile(r"[\x20-\x7e]+")
+_CODE = re.compile(r"[\x21-\x7e]{1,128}")
+_RECORD = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def parse_task_request(body: bytes, pools: tuple[str, ...]) -> TaskRequest:
@@ -27,6 +34,44 @@ def parse_task_input(body: bytes) -> TaskInput:
     """What a body says to a task. Raises `InvalidPayload`."""
     said: TaskInput = decode(body, TaskInput)  # type: ignore[arg-type]  # a union is no type to mypy
     return said
+
+
+def parse_replay_request(body: bytes) -> ReplayRequest:
+    """What a replay is to do. Raises `InvalidPayload`."""
+    return decode(body, ReplayRequest)
+
+
+def parse_dead_letter_filter(query: Mapping[str, str]) -> Filter:
+    """Which dead letters to list. Raises `InvalidPayload`."""
+    tool, code, every = query.get("tool"), query.get("code"), query.get("all", "false")
+    try:
+        tool = check_tool(tool) if tool is not None else None
+    except InvalidName as error:
+        raise InvalidPayload(f"tool: {error}") from None
+    if code is not None and _CODE.fullmatch(code) is None:
+        raise InvalidPayload("code: must have 1 to 128 printable ASCII characters, no spaces")
+    if every not in ("true", "false"):
+        raise InvalidPayload("all: must be true or false")
+    since, until = (_parse_time(name, query.get(name)) for name in ("since", "until"))
+    return Filter(tool=tool, code=code, since=since, until=until, only_open=every == "false")
+
+
+def parse_record_sequence(value: str) -> int | None:
+    """The number of a record in DEAD_LETTERS; None for what can't be one."""
+    return int(value) if _RECORD.fullmatch(value) else None
+
+
+def _parse_time(name: str, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        # A "+" that was not escaped is a space in a query.
+        time = datetime.fromisoformat(value.replace(" ", "+")) if value.isascii() else None
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise InvalidPayload(f"{name}: must be a time with its offset, as 2026-01-31T09:30:00Z (RFC 3339)")
+    return time
 
 
 def parse_idempotency_key(value: str | None) -> str | None:

@@ -12,13 +12,14 @@ from contracts import events
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.events import Timings, ToolCall
 from contracts.work import ToolWork, Work
+from mesh.arguments import REASON_CHARACTERS_MAX
 from mesh.decisions import StepFailed
 from mesh.errors import StepLost
 from mesh.fold import TaskState
 from mesh.work import ClaimedStep
 from tool_runner.progress import Progress, Reported
 from tool_runner.results import Recorded, Store, recorded
-from tool_runner.tools import AWAITED, REASON_CHARACTERS_MAX, Call, Tool, ToolBroke, ToolRefused
+from tool_runner.tools import AWAITED, Call, Tool, ToolBroke, ToolRefused
 
 log = structlog.get_logger("tool_runner.handler")
 

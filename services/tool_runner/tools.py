@@ -6,20 +6,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-import jsonschema_rs
 import msgspec
 
 from contracts.errors import TaskmeshError
 from contracts.schemas import components
 from contracts.tasks import ApprovalMode
 from contracts.tools import TOOL_TIMEOUT_SECONDS, ToolDeclaration
+from mesh.arguments import REASON_CHARACTERS_MAX, checker_of
 from mesh.work import ClaimedStep
-
-REASON_CHARACTERS_MAX = 2_000
-"""Of what is wrong with arguments, or with a call: it goes into an event, and to the model."""
-
-PATTERN_STEPS_MAX = 100_000
-"""How far a pattern in a schema may backtrack: milliseconds."""
 
 Arguments = TypeVar("Arguments")
 ArgumentsStruct = TypeVar("ArgumentsStruct", bound=msgspec.Struct)
@@ -118,16 +112,12 @@ def schema_of(arguments: type[msgspec.Struct]) -> dict[str, Any]:
 
 def reader_of(schema: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Checks arguments against any JSON Schema. Raises `ValueError` for what is none, or needs a document from afar."""
-    # A schema of a stranger: nothing is fetched for it, and its patterns can't search for long.
-    patterns = jsonschema_rs.FancyRegexOptions(backtrack_limit=PATTERN_STEPS_MAX)
-    validator = jsonschema_rs.validator_for(schema, offline=True, pattern_options=patterns)
+    check = checker_of(schema)
 
     def read(given: dict[str, Any]) -> dict[str, Any]:
-        try:
-            validator.validate(given)
-        except jsonschema_rs.ValidationError as error:
-            where = "".join(f"[{part!r}]" for part in error.instance_path)
-            raise ArgumentsInvalid(f"{error.message} - at `${where}`"[:REASON_CHARACTERS_MAX]) from None
+        reason = check(given)
+        if reason is not None:
+            raise ArgumentsInvalid(reason)
         return given
 
     return read

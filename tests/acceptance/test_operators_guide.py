@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from contracts import subjects
-from contracts.events import TaskCompleted
+from contracts.events import TaskCancelled, TaskCompleted
 from contracts.identifiers import task_id_for_key
 from contracts.triggers import TriggerRule, TriggerSource, task_id
 from mesh import triggers as bucket
@@ -58,7 +58,7 @@ SHOWS = {
     "nats consumer report TASKS": ["default-normal", "Ack Pending", "Unprocessed", "Redelivered"],
     "nats kv get lanes default.normal --raw": ['"depth":'],
     "nats kv ls tasks": [f"default.{DEAD}"],
-    "nats kv get tasks default.TASK --raw": ['"status":"dead_lettered"'],
+    "nats kv get tasks default.TASK --raw": ['"status":"dead_lettered"', '"dead_letters":[{"step":"1","gen":0'],
     "nats stream view EVENTS --subject events.default.TASK.log": ["task.queued", "step.claimed", "task.dead_lettered"],
     "nats stream get EVENTS --last-for events.default.TASK.log": ["task.dead_lettered"],
     "nats consumer info TASKS default-normal": ["Outstanding Acks: 1", "Waiting Pulls"],
@@ -71,7 +71,9 @@ SHOWS = {
     "nats kv get triggers default.reorder --raw": ['"signal":"inventory.stock_level_zero"'],
     "nats stream view TIMERS --subject 'timers.at.cron.>'": ["timers.at.cron.default.daily", "@daily"],
     "nats consumer info TOOLS tool-add": ["tools.add", "Unprocessed Messages: 0"],
+    "nats stream view DEAD_LETTERS --subject 'dead.default.*'": ["provider-overloaded", "malformed-message"],
     "nats stream view DEAD_LETTERS --subject dead.default.TASK": ["provider-overloaded", '"tries":1'],
+    "nats stream get DEAD_LETTERS --last-for dead.default.TASK": ['"step":"1"', '"gen":0', '"journal_from":'],
     "nats stream view DEAD_LETTERS --subject 'dead.*.malformed'": ["malformed-message", "rubbish"],
 }
 """Command → what it must show. TASK is a task whose only try has failed."""
@@ -139,14 +141,55 @@ def terminal(program: Path, broker: Broker, command: str, task: str, home: Path)
     return Terminal([str(program), *words[1:]], environment, REPOSITORY)
 
 
+def changes(*kinds: str) -> list[str]:
+    """The guide's commands that publish commands of these kinds, in its order."""
+    return [each for each in COMMANDS if each.startswith(tuple(f"nats pub control.{kind}." for kind in kinds))]
+
+
+DECIDES = changes("approval", "input")
+REPLAYS = changes("replay")
+GIVES_UP = changes("cancel")
+
+
 def test_every_command_of_the_guide_is_tried() -> None:
-    published = {command for command in COMMANDS if command.startswith("nats pub ")}
-    assert [command.partition(".")[0] for command in COMMANDS if command in published] == [
-        "nats pub control",
-        "nats pub control",
-        "nats pub signals",
-    ]
-    assert set(COMMANDS) == set(SHOWS) | set(FOLLOWS) | published
+    signals = [command for command in COMMANDS if command.startswith("nats pub signals.")]
+    assert (len(DECIDES), len(REPLAYS), len(GIVES_UP), len(signals)) == (2, 2, 1, 1)
+    assert set(COMMANDS) == set(SHOWS) | set(FOLLOWS) | {*DECIDES, *REPLAYS, *GIVES_UP, *signals}
+
+
+async def carry_out(program: Path, mesh: Mesh, command: str, task: str, home: Path) -> None:
+    """Run a command of the guide that publishes something."""
+    shown = terminal(program, mesh.broker, command, task, home)
+    assert await shown.run() == 0, f"{command}: {shown.output}"
+
+
+async def test_a_dead_letter_is_replayed_as_it_was_and_then_repaired_with_it(
+    program: Path, mesh: Mesh, tmp_path: Path
+) -> None:
+    async with connect(mesh.settings, "test") as connection:
+        agents = Agents(connection)
+        assert (await agents.state(DEAD)).open_dead_letters[0].gen == 0
+        as_it_was, repaired = REPLAYS
+        await carry_out(program, mesh, as_it_was, DEAD, tmp_path)
+
+        async def gave_up_again() -> bool:
+            return [letter.gen for letter in (await agents.state(DEAD)).open_dead_letters] == [1]
+
+        await until(gave_up_again)
+        await carry_out(program, mesh, repaired, DEAD, tmp_path)
+        state = await agents.until_status(DEAD, "completed")
+        assert isinstance(state.terminal, TaskCompleted)
+        assert "You said: hello" in state.terminal.output
+        assert state.request is not None
+        assert state.request.instructions == "Be brief."
+
+
+async def test_a_task_is_given_up_with_it(program: Path, mesh: Mesh, tmp_path: Path) -> None:
+    await carry_out(program, mesh, GIVES_UP[0], DEAD, tmp_path)
+    async with connect(mesh.settings, "test") as connection:
+        state = await Agents(connection).until_status(DEAD, "cancelled")
+    assert isinstance(state.terminal, TaskCancelled)
+    assert (state.terminal.by, state.terminal.reason) == ("ops", "given up")
 
 
 async def test_a_person_decides_and_answers_with_it(program: Path, mesh: Mesh, tmp_path: Path) -> None:
@@ -155,10 +198,8 @@ async def test_a_person_decides_and_answers_with_it(program: Path, mesh: Mesh, t
         agents = Agents(connection)
         task = await agents.submit('!call add {"a": 1, "b": 2}\n!ask Which?', tools=["add"], approval="always")
         await agents.until_asked(task, "1-0", "1-1")
-        for command in COMMANDS:
-            if command.startswith("nats pub control."):
-                shown = terminal(program, mesh.broker, command, task, tmp_path)
-                assert await shown.run() == 0, f"{command}: {shown.output}"
+        for command in DECIDES:
+            await carry_out(program, mesh, command, task, tmp_path)
         state = await agents.until_status(task, "completed")
         assert isinstance(state.terminal, TaskCompleted)
         assert "1-0 = 3; 1-1 = the third" in state.terminal.output

@@ -12,7 +12,7 @@ from contracts.codec import encode
 from contracts.identifiers import new_id
 from contracts.status import TaskRecord
 from contracts.subjects import task_key
-from mesh import keyvalue, listing
+from mesh import backwards, keyvalue
 from mesh.connection import Connection
 from mesh.listing import list_tasks
 
@@ -66,8 +66,8 @@ async def test_records_are_listed_once_each_from_the_newest_whatever_lies_betwee
 async def test_a_window_with_too_many_records_is_made_smaller(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "WINDOW_RECORDS_MAX", 7)
-    monkeypatch.setattr(listing, "WINDOW_FIRST", 500)
+    monkeypatch.setattr(backwards, "WINDOW_MESSAGES_MAX", 7)
+    monkeypatch.setattr(backwards, "WINDOW_FIRST", 500)
     ids = await put_many(connection, "dense", 300)
     assert await list_all(connection, "dense", 9) == ids[::-1]
 

@@ -33,7 +33,8 @@ FIRED_TTL_SECONDS = 30 * 24 * 3600
 TOOLS_TTL_SECONDS = 600
 """How long a tool is offered after its last runner has declared it; runners do so each minute."""
 WEBHOOK_CONSUMER_PREFIX = "webhook-"
-BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "send_signal", "spawn_task")
+CRITIC_CONSUMER = "critic"
+BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "propose_replay", "send_signal", "spawn_task")
 """The tools that the tool runner brings along; each has a consumer."""
 
 _MIB = 1024**2
@@ -316,6 +317,18 @@ def webhook_consumers(
         )
         for webhook in webhooks
     ]
+
+
+def critic_consumer(ack_wait_seconds: float = ACK_WAIT_SECONDS, max_deliver: int = MAX_DELIVER) -> ConsumerDeclaration:
+    """The durable consumer of a mesh that has a critic. It begins with what gives up after it was created."""
+    return ConsumerDeclaration(
+        stream=DEAD_LETTERS.name,
+        name=CRITIC_CONSUMER,
+        filter_subject="dead.*.*",
+        ack_wait_seconds=ack_wait_seconds,
+        max_deliver=max_deliver,
+        deliver_policy="new",
+    )
 
 
 def consumers(

@@ -16,6 +16,8 @@ SPAWN_TASK = "spawn_task"
 """The tool that starts a sub-task, and whose result is the sub-task's."""
 SEND_SIGNAL = "send_signal"
 """The tool that sends a signal, which may set rules off."""
+PROPOSE_REPLAY = "propose_replay"
+"""The tool that replays a task's dead letters, once a person has agreed."""
 TOOL_TIMEOUT_SECONDS = 60.0
 CALLS_PER_TURN_MAX = 64
 RESULTS_BUCKET = "results"

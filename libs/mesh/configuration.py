@@ -1,6 +1,6 @@
 """The mesh's configuration file: pools, and the model providers that serve them.
 
-Tools are in `tool_configuration`, webhooks in `webhook_configuration`.
+Tools are in `tool_configuration`, webhooks in `webhook_configuration`, the critic in `critic_configuration`.
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
@@ -24,6 +24,7 @@ from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
 from mesh.addresses import is_host
 from mesh.breakers import BreakerSettings
+from mesh.critic_configuration import CriticConfiguration, parse_critic
 from mesh.errors import SettingsError
 from mesh.tables import convert, named_tables
 from mesh.tool_configuration import ToolsConfiguration, parse_tools
@@ -33,7 +34,7 @@ CONFIG_VARIABLE = "MESH_CONFIG"
 DEFAULT_FILE = "mesh.toml"
 NO_FILE = os.devnull
 """What MESH_CONFIG names where no file must count: it reads as an empty one."""
-KEYS = ("pools", "providers", "tools", "mcp", "webhooks")
+KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic")
 FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
@@ -170,6 +171,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     pools: dict[str, PoolConfiguration]
     tools: ToolsConfiguration = ToolsConfiguration()
     webhooks: dict[str, WebhookConfiguration] = {}
+    critic: CriticConfiguration | None = None
+    """Absent: there is no critic."""
     source: str = DEFAULT_FILE
 
     def provider_of(self, pool: str) -> ProviderConfiguration:
@@ -239,11 +242,13 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
         pools[name] = pool
     if pools and "default" not in pools:
         raise SettingsError(f"{source}: pools.default: required: it takes the requests that name no pool")
+    pools = pools or default_configuration().pools
     return Configuration(
         providers=providers,
-        pools=pools or default_configuration().pools,
+        pools=pools,
         tools=parse_tools(tables, source),
         webhooks=parse_webhooks(tables, source),
+        critic=parse_critic(tables, tuple(pools), source),
         source=source,
     )
 

@@ -13,6 +13,7 @@ from contracts.streams import (
     ConsumerDeclaration,
     StreamDeclaration,
     consumers,
+    critic_consumer,
     webhook_consumers,
 )
 from mesh.changes import obstacles
@@ -59,13 +60,13 @@ class Declared(NamedTuple):
 
 def declared(settings: Settings, tools: tuple[str, ...] = BUILT_IN_TOOLS) -> Declared:
     """The declarations for these settings and tools."""
-    return Declared(
-        streams=[*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)],
-        consumers=[
-            *consumers(settings.pools, tools, settings.ack_wait_seconds, settings.max_deliver),
-            *webhook_consumers(tuple(settings.configuration.webhooks), settings.ack_wait_seconds),
-        ],
-    )
+    wanted = [
+        *consumers(settings.pools, tools, settings.ack_wait_seconds, settings.max_deliver),
+        *webhook_consumers(tuple(settings.configuration.webhooks), settings.ack_wait_seconds),
+    ]
+    if settings.configuration.critic is not None:
+        wanted.append(critic_consumer(settings.ack_wait_seconds, settings.max_deliver))
+    return Declared(streams=[*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)], consumers=wanted)
 
 
 async def compare(requests: Requests, wanted: Declared) -> list[Difference]:

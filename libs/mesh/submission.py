@@ -107,19 +107,21 @@ class Submission:
         request: TaskRequest,
         tenant: str,
         task: str,
-        trigger: Trigger,
         traceparent: str | None,
-        admit: Callable[[], Awaitable[None]],
+        trigger: Trigger | None = None,
+        admit: Callable[[], Awaitable[None]] | None = None,
     ) -> Submitted:
-        """Start the task of a trigger, once however often: its id says whose it is, and whatever it asked for stays so.
+        """Start a task of the mesh's own under an id that is derived from its cause: once, however often it is asked.
 
-        The journal is looked for first, so that it stays one task when TASKS has forgotten the message id. Raises
-        `QueueFull`, `BrokerUnavailable`, or what `admit` raises for a task that does not exist yet.
+        Whatever was asked for first stays so. The journal is looked for first, so that it stays one task when TASKS has
+        forgotten the message id. Raises `QueueFull`, `BrokerUnavailable`, or what `admit` raises for a task that does
+        not exist yet.
         """
         queued = await self._first_event(tenant, task)
         if queued is not None:
             return _known(queued)
-        await admit()
+        if admit is not None:
+            await admit()
         work = self._first_turn(request, tenant, task, trigger)
         ack = await self._publish(work, traceparent)
         if ack.duplicate:

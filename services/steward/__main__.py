@@ -7,6 +7,7 @@ from mesh.provisioning import declared
 from mesh.service import Service, run
 from steward.advisories import Advisories
 from steward.control import ControlLoop
+from steward.critic import Critic
 from steward.lanes import LaneKeeper
 from steward.provisioning import check_provisioning
 from steward.retention import Retention
@@ -26,6 +27,8 @@ async def main(service: Service) -> None:
     stranded = Stranded(service.requests, service.worker)
     advisories = Advisories(service.connection, settings, stranded, service.worker)
     webhooks = Webhooks(service)
+    configured = settings.configuration.critic
+    critic = [Critic(service.connection, settings, configured).run()] if configured is not None else []
     provisioning = check_provisioning(service.requests, declared(settings))
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
@@ -40,6 +43,7 @@ async def main(service: Service) -> None:
         lanes.run(),
         webhooks.run(),
         provisioning,
+        *critic,
     ):
         await service.ready()
         await service.stopping.wait()

@@ -148,7 +148,7 @@ class Triggers:
         with telemetry.span("trigger", incoming, SpanKind.CONSUMER, {"taskmesh.task": task}):
             traceparent = telemetry.current_traceparent() or incoming
             trigger = triggers.trigger_for(rule, signal)
-            submitted = await self._submission.start(request, rule.tenant, task, trigger, traceparent, room)
+            submitted = await self._submission.start(request, rule.tenant, task, traceparent, trigger, room)
         if not submitted.existing:
             metrics.trigger_started()
         log.info(

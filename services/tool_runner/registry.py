@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from mesh.requests import Requests
 from mesh.settings import Settings
 from tool_runner.arithmetic import ADD, CALCULATOR
 from tool_runner.http_get import http_get
+from tool_runner.replaying import propose_replay
 from tool_runner.signals import send_signal
 from tool_runner.spawning import spawn_task
 from tool_runner.times import CURRENT_TIME
 from tool_runner.tools import Tool
 
 
-def built_in_tools(settings: Settings) -> dict[str, Tool[Any]]:
+def built_in_tools(settings: Settings, requests: Requests) -> dict[str, Tool[Any]]:
     """Tool name → tool, with the operator's settings applied. A name is part of a subject: `tools.<name>`."""
     configuration = settings.configuration.tools
     tools: tuple[Tool[Any], ...] = (
@@ -23,6 +25,7 @@ def built_in_tools(settings: Settings) -> dict[str, Tool[Any]]:
         CURRENT_TIME,
         http_get(configuration.http_get),
         send_signal(configuration.send_signal.subjects),
+        propose_replay(settings.pools, requests),
         spawn_task(settings.pools),
     )
     return {

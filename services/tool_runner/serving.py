@@ -60,7 +60,7 @@ class Serving:
         self._service = service
         self._settings = service.settings
         self._requests = service.requests
-        self._tools: dict[str, Tool[Any]] = built_in_tools(service.settings)
+        self._tools: dict[str, Tool[Any]] = built_in_tools(service.settings, service.requests)
         self._absent: set[str] = set()
         """Tools that are served only to say that their server is not there."""
         self._loops: list[WorkLoop] = []

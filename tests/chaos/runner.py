@@ -14,6 +14,7 @@ from unittest import mock
 import msgspec
 
 from mesh import faults
+from mesh.requests import Requests
 from mesh.service import run
 from mesh.settings import Settings
 from tool_runner import serving
@@ -59,13 +60,13 @@ async def charge(arguments: ChargeArguments, _: Call) -> str:
     return f"charged {arguments.cents}"
 
 
-def tools(settings: Settings) -> dict[str, Tool[Any]]:
+def tools(settings: Settings, requests: Requests) -> dict[str, Tool[Any]]:
     """The built-in tools, and those of this run."""
     charging = built_in("charge", "Charges an amount.", ChargeArguments, charge)
     repeats = bool(os.environ.get(REPEATS_VARIABLE))
     declared = msgspec.structs.replace(charging.declaration, idempotent=repeats, destructive=True, approval="always")
     return {
-        **built_in_tools(settings),
+        **built_in_tools(settings, requests),
         "add": built_in("add", "Adds two numbers.", AddArguments, add),
         "charge": replace(charging, declaration=declared),
     }

@@ -27,7 +27,7 @@ from tool_runner.times import CurrentTimeArguments, current_time
 from tool_runner.tools import ArgumentsInvalid, ToolRefused, reader_of
 
 UNUSED: Any = None
-TOOLS = built_in_tools(Settings())
+TOOLS = built_in_tools(Settings(), UNUSED)
 
 # The registry
 
@@ -48,7 +48,7 @@ def test_every_tool_is_declared_with_a_name_that_fits_a_subject_and_a_schema(nam
 
 def test_the_operators_settings_are_in_the_declaration() -> None:
     configuration = parse_configuration(b"[tools.add]\napproval = 'always'\nidempotent = false\ntimeout_seconds = 7")
-    declared = built_in_tools(Settings(configuration=configuration))["add"].declaration
+    declared = built_in_tools(Settings(configuration=configuration), UNUSED)["add"].declaration
     assert (declared.approval, declared.idempotent, declared.timeout_seconds) == ("always", False, 7)
 
 

@@ -61,7 +61,7 @@ def step_of(arguments: dict[str, Any], trigger: Trigger | None = None) -> Publis
 
 async def ended(step: PublishingStep, settings: Settings = SETTINGS) -> ToolCompleted | ToolFailed:
     """Run the call; how it ended."""
-    await CallHandler(built_in_tools(settings), UNUSED).perform(step)
+    await CallHandler(built_in_tools(settings, UNUSED), UNUSED).perform(step)
     event = step.journal.events[-1]
     assert isinstance(event, ToolCompleted | ToolFailed)
     return event

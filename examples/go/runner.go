@@ -87,10 +87,10 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 	}
 	for {
 		state := journal.State
-		switch decision := decide(state, work, meta.Sequence.Stream); decision {
+		switch decision := decide(state, work, meta.Sequence.Stream, time.Now()); decision {
 		case claim:
 			id, err := journal.append(ctx, mesh.claimOf(work, delivery), func() bool {
-				return delivery.held() && decide(state, work, meta.Sequence.Stream) == claim
+				return delivery.held() && decide(state, work, meta.Sequence.Stream, time.Now()) == claim
 			})
 			if err == nil {
 				return mesh.perform(ctx, tool, work, journal, delivery, id)
@@ -100,6 +100,8 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 			} // else something else is to be done: decide again
 		case settle:
 			return mesh.settle(ctx, work, journal, delivery)
+		case waits:
+			return mesh.wait(ctx, work, journal, delivery)
 		case drop:
 			return delivery.answer("+ACK")
 		case later:
@@ -203,9 +205,22 @@ func parse(arguments json.RawMessage) any {
 func (mesh *Mesh) settle(ctx context.Context, work Work, journal *Journal, delivery *Delivery) error {
 	if turn := nextTurn(journal.State, work.Turn); turn != 0 {
 		subject, id, value := nextTurnWork(journal.State, work, turn)
-		if err := mesh.send(ctx, "work.turn", subject, id, journal.traceparent, value); err != nil {
+		fields := map[string]string{"Nats-Msg-Id": id, "traceparent": journal.traceparent}
+		if err := mesh.send(ctx, "work.turn", subject, fields, value); err != nil {
 			return err
 		}
+	}
+	return delivery.answer("+ACK")
+}
+
+// wait publishes the timer that brings the next try, and acks: the message is not to hold a place in its queue meanwhile.
+func (mesh *Mesh) wait(ctx context.Context, work Work, journal *Journal, delivery *Delivery) error {
+	at, fired, id, schedule, command := retryTimer(journal.State, work)
+	fields := map[string]string{
+		"Nats-Msg-Id": id, "Nats-Schedule": schedule, "Nats-Schedule-Target": fired, "traceparent": journal.traceparent,
+	}
+	if err := mesh.send(ctx, "control.retry", at, fields, command); err != nil {
+		return err
 	}
 	return delivery.answer("+ACK")
 }
@@ -244,20 +259,21 @@ func (mesh *Mesh) deadLetter(ctx context.Context, delivery *Delivery, because Er
 		subject = "dead." + work.Tenant + "." + work.Task
 		id = fmt.Sprintf("%s.%s.g%d.dead", work.Task, work.Call, work.Gen)
 	}
-	return mesh.send(ctx, "dead_letter", subject, id, "", record)
+	return mesh.send(ctx, "dead_letter", subject, map[string]string{"Nats-Msg-Id": id}, record)
 }
 
-// send publishes a record or a work message under its message id, so that twice is the same as once.
-func (mesh *Mesh) send(ctx context.Context, name, subject, id, traceparent string, value any) error {
+// send publishes a record, a work message or a timer; under a message id, so that twice is the same as once.
+func (mesh *Mesh) send(ctx context.Context, name, subject string, fields map[string]string, value any) error {
 	payload, err := mesh.schemas.encode(name, value)
 	if err != nil {
 		return err
 	}
 	message := nats.NewMsg(subject)
 	message.Data = payload
-	message.Header.Set("Nats-Msg-Id", id)
-	if traceparent != "" {
-		message.Header.Set("traceparent", traceparent)
+	for field, value := range fields {
+		if value != "" {
+			message.Header.Set(field, value)
+		}
 	}
 	_, err = mesh.jetstream.PublishMsg(ctx, message)
 	return err

@@ -5,7 +5,14 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strconv"
+	"time"
+)
+
+const (
+	clocksApartMax = time.Second // what a timer brings is due, though the clock here may be a little behind the broker's
+	defaultPool    = "default"   // of a request that names no other
 )
 
 // Asked is a call that a completed turn asks for, and what was decided on it.
@@ -27,7 +34,6 @@ type Event struct {
 	Turn     int       `json:"turn"`
 	Call     string    `json:"call"`
 	Decision string    `json:"decision"`
-	Pool     string    `json:"pool"`
 	Priority string    `json:"priority"`
 	Deadline *string   `json:"deadline"`
 	Error    ErrorInfo `json:"error"`
@@ -35,14 +41,23 @@ type Event struct {
 	Steps    []StepGen `json:"steps"`
 	Finish   string    `json:"finish_reason"`
 	Budget   *int      `json:"budget_tokens"`
+	Time     time.Time `json:"time"`
+	Delay    float64   `json:"delay_seconds"`
+	Tries    int       `json:"tries"`
+	Timer    bool      `json:"timer"`
 	Usage    struct {
 		InputTokens  int `json:"input_tokens"`
 		OutputTokens int `json:"output_tokens"`
 	} `json:"usage"`
 	Request struct {
-		MaxTurns        *int `json:"max_turns"`
-		MaxOutputTokens *int `json:"max_output_tokens"`
+		Pool            string `json:"pool"`
+		MaxTurns        *int   `json:"max_turns"`
+		MaxOutputTokens *int   `json:"max_output_tokens"`
 	} `json:"request"`
+	Edits struct {
+		Pool      string                     `json:"pool"`
+		Arguments map[string]json.RawMessage `json:"arguments"`
+	} `json:"edits"`
 }
 
 // State is what a journal says, up to stream sequence Revision.
@@ -51,13 +66,15 @@ type State struct {
 	NextN       int
 	hole        bool
 	queued      *Event
+	pool        string // of the turns to come
 	ended       bool
 	turns       map[int]Event        // by turn, completed ones
 	results     map[string]bool      // calls that have their result
 	approved    map[string]bool      // calls that a person agreed to
 	children    map[string]bool      // calls that became tasks of their own
 	gens        map[string]int       // replays of each step
-	bindings    map[StepGen]uint64   // the message of the first claim
+	bindings    map[StepGen]uint64   // the message that stands for it: that of the first claim
+	nextTries   map[StepGen]NextTry  // what a timer brings
 	claims      map[StepGen][]string // ids of the claims
 	deadLetters map[StepGen]Event    // open ones
 	tokens      int                  // put out by all turns
@@ -68,8 +85,14 @@ func newState() *State {
 	return &State{
 		turns: map[int]Event{}, results: map[string]bool{}, approved: map[string]bool{}, children: map[string]bool{},
 		gens: map[string]int{}, bindings: map[StepGen]uint64{}, claims: map[StepGen][]string{},
-		deadLetters: map[StepGen]Event{},
+		deadLetters: map[StepGen]Event{}, nextTries: map[StepGen]NextTry{},
 	}
+}
+
+// NextTry is the try of a step whose message is gone: when it is due, and how many have failed.
+type NextTry struct {
+	at    time.Time
+	tries int
 }
 
 var errHole = errors.New("the journal has a hole: the read was stale")
@@ -93,10 +116,14 @@ func (state *State) fold(sequence uint64, event Event) {
 	switch event.Type {
 	case "task.queued":
 		state.queued = &event
+		if state.pool = event.Request.Pool; state.pool == "" {
+			state.pool = defaultPool
+		}
 	case "step.claimed":
 		if _, bound := state.bindings[step]; !bound {
 			state.bindings[step] = event.Message
 		}
+		delete(state.nextTries, step)
 		state.claims[step] = append(state.claims[step], event.ID)
 	case "turn.completed":
 		state.hole = false
@@ -124,8 +151,29 @@ func (state *State) fold(sequence uint64, event Event) {
 			delete(state.deadLetters, replayed)
 			state.gens[replayed.Step] = max(state.gens[replayed.Step], replayed.Gen+1)
 		}
+		state.edit(event)
+	case "task.retrying":
+		if event.Timer { // its message is gone: whichever comes next may be claimed
+			delete(state.bindings, step)
+			delay := time.Duration(event.Delay * float64(time.Second))
+			state.nextTries[step] = NextTry{event.Time.Add(delay), event.Tries}
+		}
 	case "task.completed", "task.failed", "task.cancelled", "task.expired":
 		state.ended = true
+	}
+}
+
+// edit changes what a replay has changed, from here on: of the past it changes nothing.
+func (state *State) edit(replayed Event) {
+	if replayed.Edits.Pool != "" {
+		state.pool = replayed.Edits.Pool
+	}
+	for _, completed := range state.turns {
+		for index, asked := range completed.Calls {
+			if arguments, found := replayed.Edits.Arguments[asked.Call]; found {
+				completed.Calls[index].Arguments = arguments
+			}
+		}
 	}
 }
 
@@ -159,14 +207,16 @@ const (
 	later        Decision = "later"         // its journal can't be seen yet, or nobody has agreed yet
 	refuse       Decision = "refuse"        // no journal can fit: a dead letter of the message
 	deadLettered Decision = "dead_lettered" // it gave up before: write its record again, term
+	waits        Decision = "waits"         // its next try is not due: publish the timer that brings it, ack
 )
 
 // decide is the table of section 12, for calls: the first line that fits.
-func decide(state *State, work Work, message uint64) Decision {
+func decide(state *State, work Work, message uint64, now time.Time) Decision {
 	step := work.step()
 	bound, isBound := state.bindings[step]
 	_, dead := state.deadLetters[step]
 	asked, found := state.asked(work)
+	next, isRetried := state.nextTries[step]
 	switch {
 	case state.queued == nil:
 		return later
@@ -182,6 +232,8 @@ func decide(state *State, work Work, message uint64) Decision {
 		return deadLettered
 	case state.results[work.Call]:
 		return settle
+	case isRetried && now.Add(clocksApartMax).Before(next.at):
+		return waits
 	case !found:
 		return refuse
 	case state.children[work.Call]:
@@ -219,10 +271,24 @@ func nextTurnWork(state *State, work Work, turn int) (subject, id string, payloa
 	step := strconv.Itoa(turn)
 	payload = map[string]any{
 		"kind": "turn", "task": work.Task, "tenant": work.Tenant, "turn": turn, "gen": state.gens[step],
-		"pool": state.queued.Pool, "priority": state.queued.Priority, "deadline": state.queued.Deadline,
+		"pool": state.pool, "priority": state.queued.Priority, "deadline": state.queued.Deadline,
 	}
-	subject = "turns." + state.queued.Pool + "." + state.queued.Priority + "." + work.Tenant
+	subject = "turns." + state.pool + "." + state.queued.Priority + "." + work.Tenant
 	return subject, work.Task + "." + step + ".g" + strconv.Itoa(state.gens[step]), payload
+}
+
+// retryTimer is what brings a step's next try: the timer's subject, and the one that it fires on; its message id, when it
+// is due, and the command that comes then.
+func retryTimer(state *State, work Work) (at, fired, id, schedule string, command map[string]any) {
+	next := state.nextTries[work.step()]
+	command = map[string]any{
+		"kind": "retry", "task": work.Task, "tenant": work.Tenant, "by": "taskmesh", "step": work.Call, "gen": work.Gen,
+		"tries": next.tries,
+	}
+	place := "retry." + work.Tenant + "." + work.Task + "." + work.Call
+	due := next.at.UTC().Add(time.Second - time.Nanosecond).Truncate(time.Second) // in whole seconds, and never early
+	id = fmt.Sprintf("%s.%s.g%d.t%d", work.Task, work.Call, work.Gen, next.tries)
+	return "timers.at." + place, "timers.fired." + place, id, "@at " + due.Format(time.RFC3339), command
 }
 
 func orElse(value *int, other int) *int {

@@ -47,21 +47,36 @@ def unasked(view: Journal, task: Task, turn: str) -> list[str]:
 def due_after(view: Journal, task: Task, step: str) -> list[Body]:
     """What is due once a step is done: a turn's calls, or the next turn after the last result."""
     turn = turn_of(step)
-    if view.ended or turn not in view.results or not task.calls_of(turn):
+    if view.ended:
+        return []
+    if (step, view.gen(step)) in view.next_tries:
+        return [retry_timer(view, step)]
+    if turn not in view.results or not task.calls_of(turn):
         return []
     calls = open_calls(view, task, turn)
     if not calls:
         following = str(int(turn) + 1)
-        return [Body("work", following, view.gen(following))]
+        return [_work_or_timer(view, following)]
     return [
-        Body("work", call, view.gen(call))
+        _work_or_timer(view, call)
         for call in calls
         if step in (turn, call) and (call not in task.approvals or call in view.resolved)
     ]
 
 
+def retry_timer(view: Journal, step: str) -> Body:
+    """The timer that brings a step's next try."""
+    gen = view.gen(step)
+    return Body("retry", step, gen, tries=view.tries[step, gen])
+
+
+def _work_or_timer(view: Journal, step: str) -> Body:
+    gen = view.gen(step)
+    return retry_timer(view, step) if (step, gen) in view.next_tries else Body("work", step, gen)
+
+
 def publish(bodies: list[Body]) -> Plan:
-    """The plan to publish messages."""
+    """The plan to publish messages, and timers."""
     return tuple(Operation("publish", body=body) for body in bodies)
 
 
@@ -102,27 +117,31 @@ def is_done(view: Journal, task: Task, step: str) -> bool:
     return bool(task.calls_of(step)) and not unasked(view, task, step)
 
 
-def decide(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
-    """What to do with a delivery that is not claimed."""
+def decide(
+    view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules, due: frozenset[Body] = frozenset()
+) -> Plan:
+    """What to do with a delivery that is not claimed. `due`: next tries whose time has come."""
     match actor.kind:
         case "worker":
-            return _decide_work(view, task, actor, lease_held or Off.NO_LEASE_CLOCK in off, off)
+            return _decide_work(view, task, actor, lease_held or Off.NO_LEASE_CLOCK in off, off, due)
         case "steward":
             return _decide_command(view, task, actor, lease_held, off)
         case "sweep":
-            return _decide_stranded(view, task, actor, off)
+            return _decide_stranded(view, task, actor, off, due)
         case "ingress":
             return () if view.queued else append(Event("task.queued"))
 
 
-def _decide_work(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
-    decision = _of_work(view, task, actor, off)
+def _decide_work(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules, due: frozenset[Body]) -> Plan:
+    decision = _of_work(view, task, actor, off, due)
     begins = decision[0].event is not None and decision[0].event.kind in ("task.queued", "step.claimed")
     # A process that slept must not begin (rule 4).
     return () if begins and not lease_held else decision
 
 
-def _of_work(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
+def _of_work(  # noqa: PLR0911 - a line of the table each
+    view: Journal, task: Task, actor: Actor, off: Rules, due: frozenset[Body]
+) -> Plan:
     step, gen = actor.body.step, actor.body.gen
     claim = append(Event("step.claimed", step, gen, (actor.sequence, actor.delivery)))
     if not view.queued:
@@ -133,12 +152,21 @@ def _of_work(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
     current = view.gen(step)
     if gen != current and Off.NO_GEN_IN_DECISION not in off:
         return (ACK,) if gen < current else (NAK,)
-    if Off.NO_BINDING not in off and view.bindings.get((step, gen), actor.sequence) != actor.sequence:
+    tries = view.tries.get((step, gen), 0)
+    if actor.body.tries > tries and Off.NEW_TRY_DROPPED not in off:
+        return (NAK,)  # A stale read: the retry that this message stands for is not there yet.
+    bound = view.claims.get((step, gen)) if Off.RETRY_STAYS_BOUND in off else None
+    message = bound[0] if bound else view.bindings.get((step, gen), actor.sequence)
+    if Off.NO_BINDING not in off and message != actor.sequence:
         return (ACK,)
     if _dead(view, step, gen, off):
         return SETTLE_DEAD_LETTER
     if is_done(view, task, step) and Off.NO_FOLD_OF_RESULTS not in off:
         return settle(view, task, step, off)
+    if actor.body.tries < tries and Off.OLD_TRY_CLAIMED not in off:
+        return settle(view, task, step, off)  # A retry took it away: its timer brings another.
+    if (step, gen) in view.next_tries and retry_timer(view, step) not in due:
+        return settle(view, task, step, off)  # A timer brings it again.
     turn = turn_of(step)
     if turn == step and step != "1" and not _may_begin(view, task, str(int(turn) - 1)):
         return (NAK,)
@@ -196,10 +224,24 @@ def _decide_command(view: Journal, task: Task, actor: Actor, lease_held: bool, o
             plan = (NAK,)
         case "approval":
             plan = append(Event("approval.resolved", body.step, decision=body.decision))
+        case "retry" if Off.RETRY_UNASKED not in off and view.tries.get((body.step, body.gen), 0) < body.tries:
+            plan = (NAK,)  # A stale read: the retry that set this timer is not there yet.
+        case "retry":
+            plan = (PROJECT, *publish(_again(view, body, off)), ACK)
         case _:
             plan = _decide_replay(view, task, body, off)
     appends = plan[0].event is not None
     return () if appends and not lease_held else plan
+
+
+def _again(view: Journal, body: Body, off: Rules) -> list[Body]:
+    """The work that a timer has brought, if it is still the next try."""
+    step, gen = body.step, body.gen
+    if view.ended or (step, gen) not in view.next_tries or view.gen(step) != gen:
+        return []
+    if Off.ONE_TIMER_OF_STEP not in off and view.tries[step, gen] != body.tries:
+        return []
+    return [Body("work", step, gen, tries=body.tries)]
 
 
 def _decide_replay(view: Journal, task: Task, body: Body, off: Rules) -> Plan:
@@ -212,26 +254,24 @@ def _decide_replay(view: Journal, task: Task, body: Body, off: Rules) -> Plan:
         return append(Event("task.replayed", steps=still_open))
     if any(view.gen(step) <= gen for step, gen in body.steps):
         return (NAK,)  # A stale read: the dead letters that a person saw are not there yet.
-    return settle_replay(view, task, body.steps)
+    if Off.REPLAY_UNPUBLISHED in off:
+        return (PROJECT, ACK)
+    return settle_replay(view, body.steps)
 
 
-def settle_replay(view: Journal, task: Task, steps: tuple[StepGen, ...]) -> Plan:
+def settle_replay(view: Journal, steps: tuple[StepGen, ...]) -> Plan:
     """A replay that was carried out, perhaps by somebody who died then: its work may still have to be published."""
-    works = [
-        Body("work", step, gen + 1)
-        for step, gen in steps
-        if view.gen(step) == gen + 1 and (step, gen + 1) not in view.dead and not is_done(view, task, step)
-    ]
+    works = [Body("work", step, view.gen(step)) for step, gen in steps if view.gen(step) > gen]
     return (PROJECT, *publish(works), ACK)
 
 
-def _decide_stranded(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
+def _decide_stranded(view: Journal, task: Task, actor: Actor, off: Rules, due: frozenset[Body]) -> Plan:
     """What to do with a message that nobody will get any more (rule 8)."""
     step, gen = actor.body.step, actor.body.gen
     give_up = append(Event("task.dead_lettered", step, gen))
     if Off.STRANDED_UNREAD in off and view.queued and not view.ended and (step, view.gen(step)) not in view.dead:
         return append(Event("task.dead_lettered", step, view.gen(step)))
-    plan = _of_work(view, task, actor, off)
+    plan = _of_work(view, task, actor, off, due)
     first = plan[0]
     if first.event is not None:
         return plan if first.event.kind == "task.queued" else give_up

@@ -40,15 +40,18 @@ def _judge_author(journal: Journal, event: Event) -> str | None:
         return "an event of a former owner follows the claim of the next"
     if step_gen in journal.dead or journal.gen(event.step) != event.gen:
         return "an event of a step that was given up, or replayed, since it was claimed"
+    if step_gen in journal.next_tries:
+        return "an event of a step whose next try a timer brings"
     return None
 
 
 def _judge_claim(state: State, task: Task, event: Event) -> str | None:
     journal, step = state.journal, event.step
     before = journal.claims.get((step, event.gen))
+    given_up = (step, event.gen) in journal.next_tries
     if before == event.author and before is not None:
         return "a delivery claims its step twice"
-    if before is not None:
+    if before is not None and not given_up:
         message = state.message(before[0])
         if message is not None and message.held == "leased" and message.deliveries == before[1]:
             return "a step is taken from an owner whose lease holds"

@@ -19,6 +19,7 @@ EventKind = Literal[
     "tool.failed",
     "approval.requested",
     "approval.resolved",
+    "task.retrying",
     "task.dead_lettered",
     "task.replayed",
     "task.completed",
@@ -70,10 +71,12 @@ class Journal:
         "event",
         "gens",
         "length",
+        "next_tries",
         "parent",
         "queued",
         "resolved",
         "results",
+        "tries",
     )
 
     def __init__(self, parent: Journal | None = None, event: Event | None = None) -> None:
@@ -88,6 +91,10 @@ class Journal:
         self.claim_counts: dict[StepGen, int] = parent.claim_counts if parent else {}
         self.bindings: dict[StepGen, int] = parent.bindings if parent else {}
         self.gens: dict[str, int] = parent.gens if parent else {}
+        self.tries: dict[StepGen, int] = parent.tries if parent else {}
+        """Failed tries."""
+        self.next_tries: frozenset[StepGen] = parent.next_tries if parent else frozenset()
+        """What a timer brings again."""
         self.dead: frozenset[StepGen] = parent.dead if parent else frozenset()
         """Open dead letters."""
         self.dead_counts: dict[str, int] = parent.dead_counts if parent else {}
@@ -130,6 +137,7 @@ class Journal:
                 self.claims = {**self.claims, step_gen: event.author}
                 self.claim_counts = {**self.claim_counts, step_gen: self.claim_counts.get(step_gen, 0) + 1}
                 self.bindings = {step_gen: event.author[0], **self.bindings}
+                self.next_tries -= {step_gen}
             case "turn.completed" | "tool.completed" | "tool.failed":
                 self.results |= {event.step}
             case "approval.requested":
@@ -138,6 +146,10 @@ class Journal:
                 self.resolved |= {event.step}
                 if event.decision != "approved":
                     self.results |= {event.step}
+            case "task.retrying":
+                self.tries = {**self.tries, step_gen: self.tries.get(step_gen, 0) + 1}
+                self.next_tries |= {step_gen}
+                self.bindings = {bound: message for bound, message in self.bindings.items() if bound != step_gen}
             case "task.dead_lettered":
                 self.dead |= {step_gen}
                 self.dead_counts = {**self.dead_counts, event.step: self.dead_counts.get(event.step, 0) + 1}

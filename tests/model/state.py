@@ -19,17 +19,19 @@ NEEDS_FOLD: frozenset[OperationKind] = frozenset(
 
 
 class Body(NamedTuple):
-    """What a message says: work of a (step, gen), or a command."""
+    """What a message says, and its id: work of a (step, gen), or a command. `tries`: what a timer brings after them."""
 
-    kind: Literal["work", "cancel", "approval", "replay"]
+    kind: Literal["work", "cancel", "approval", "replay", "retry"]
     step: str = ""
     gen: int = 0
     decision: str = ""
     steps: tuple[StepGen, ...] = ()
+    tries: int = 0
 
     def __str__(self) -> str:
         of = "".join(f" {step}.g{gen}" for step, gen in self.steps or (((self.step, self.gen),) if self.step else ()))
-        return f"{self.kind}{of}{' ' + self.decision if self.decision else ''}"
+        again = f".t{self.tries}" if self.tries else ""
+        return f"{self.kind}{of}{again}{' ' + self.decision if self.decision else ''}"
 
 
 class Message(NamedTuple):
@@ -79,6 +81,8 @@ class Bounds(NamedTuple):
     stale_reads: int = 0
     failures: int = 0
     """Steps that give up."""
+    retries: int = 0
+    """Tries that fail, and after which a timer brings the step again."""
     cancels: int = 0
     approvals: int = 0
     replays: int = 0
@@ -101,6 +105,10 @@ class State(NamedTuple):
     """Calls that had their effect on the world."""
     commands: frozenset[Body]
     """Commands that people have sent."""
+    timers: frozenset[Body]
+    """Timers that have not fired."""
+    due: frozenset[Body]
+    """Next tries whose time has come."""
     left: Bounds
 
     def message(self, sequence: int) -> Message | None:

@@ -57,6 +57,8 @@ def initial(configuration: Configuration) -> State:
         records=frozenset(),
         effects=frozenset(),
         commands=frozenset(),
+        timers=frozenset(),
+        due=frozenset(),
         left=configuration.bounds,
     )
 
@@ -81,6 +83,7 @@ class Steps:
             yield Step(
                 "broker", "forgets the message ids", state._replace(window=frozenset()).spend("windows"), progress=False
             )
+        yield from self._clock(state)
         yield from self._people(state)
 
     # The queue
@@ -125,7 +128,7 @@ class Steps:
         return message._replace(held="stranded" if exhausted else "ready")
 
     def _put(self, state: State, body: Body) -> State:
-        message_id = body._replace(gen=0) if Off.NO_GEN_IN_MESSAGE_ID in self._off else body
+        message_id = self._message_id(body)
         if message_id in state.window:
             return state
         return state._replace(
@@ -133,6 +136,38 @@ class Steps:
             window=state.window | {message_id},
             next_sequence=state.next_sequence + 1,
         )
+
+    def _message_id(self, body: Body) -> Body:
+        if Off.NO_GEN_IN_MESSAGE_ID in self._off:
+            return body._replace(gen=0)
+        if Off.NO_TRIES_IN_MESSAGE_ID in self._off and body.kind == "work":
+            return body._replace(tries=0)
+        return body
+
+    # Timers
+
+    def _clock(self, state: State) -> Iterator[Step]:
+        journal = state.journal
+        tries = [Body("retry", step, gen, tries=journal.tries[step, gen]) for step, gen in journal.next_tries]
+        for body in sorted({*tries, *state.timers} - state.due):
+            yield Step("clock", f"says that {body} is due", state._replace(due=state.due | {body}))
+        for body in sorted(state.timers & state.due):
+            # Stored and not published: it has no message id any more.
+            fired = state._replace(
+                timers=state.timers - {body},
+                queue=(*state.queue, Message(state.next_sequence, body)),
+                next_sequence=state.next_sequence + 1,
+            )
+            yield Step("broker", f"fires {body}", fired)
+
+    def _schedule(self, state: State, body: Body) -> State:
+        """A subject holds one schedule: each try has its own."""
+        if body in state.window:
+            return state
+        others = set(state.timers)
+        if Off.ONE_TIMER_OF_STEP in self._off:
+            others = {timer for timer in state.timers if timer.step != body.step}
+        return state._replace(timers=frozenset({*others, body}), window=state.window | {body})
 
     # People
 
@@ -195,11 +230,11 @@ class Steps:
             older = older.parent
 
     def _decided(self, state: State, actor: Actor, view: Journal, what: str) -> Step:
-        plan = decisions.decide(view, self._task, actor, state.lease_held(actor), self._off)
+        plan = decisions.decide(view, self._task, actor, state.lease_held(actor), self._off, state.due)
         return Step(actor, what, state.with_actor(actor, actor._replace(view=view, plan=plan)))
 
     def _publish(self, state: State, actor: Actor, done: Actor, body: Body) -> Iterator[Step]:
-        published = self._put(state, body)
+        published = self._schedule(state, body) if body.kind == "retry" else self._put(state, body)
         note = "" if published is not state else ", a duplicate"
         yield Step(actor, f"publishes {body}{note}", published.with_actor(actor, done))
         if state.left.lost_answers:
@@ -234,11 +269,16 @@ class Steps:
     # Appending
 
     def _gives_up(self, state: State, actor: Actor, event: Event | None) -> Iterator[Step]:
-        """A step that fails for good, in place of its result."""
+        """A step that fails, for good or for now, in place of its result."""
         if state.left.failures and actor.claimed and (event is None or event.kind == "turn.completed"):
             author = (actor.sequence, actor.delivery)
             dead_letter = Event("task.dead_lettered", actor.body.step, actor.body.gen, author)
             for step in self._append(state.spend("failures"), actor, dead_letter):
+                yield step._replace(progress=False)
+        if state.left.retries and actor.claimed and (event is None or event.kind == "turn.completed"):
+            author = (actor.sequence, actor.delivery)
+            retrying = Event("task.retrying", actor.body.step, actor.body.gen, author)
+            for step in self._append(state.spend("retries"), actor, retrying):
                 yield step._replace(progress=False)
 
     def _append(self, state: State, actor: Actor, event: Event) -> Iterator[Step]:
@@ -269,14 +309,14 @@ class Steps:
         match event.kind:
             case "task.dead_lettered" if actor.kind == "worker" or Off.STRANDED_UNREAD in off:
                 plan = decisions.SETTLE_DEAD_LETTER
-            case "tool.completed" | "tool.failed" | "task.completed":
+            case "tool.completed" | "tool.failed" | "task.completed" | "task.retrying":
                 plan = decisions.settle(view, self._task, actor.body.step, off)
             case "task.replayed":
-                plan = decisions.settle_replay(view, self._task, event.steps)
+                plan = decisions.settle_replay(view, event.steps)
             case _ if told.claimed:
                 plan = decisions.perform(view, self._task, told, off)
             case _:
-                plan = decisions.decide(view, self._task, told, state.lease_held(actor), off)
+                plan = decisions.decide(view, self._task, told, state.lease_held(actor), off, state.due)
         return told._replace(plan=plan)
 
     def _conflict(self, state: State, actor: Actor, event: Event) -> Step:
@@ -287,7 +327,7 @@ class Steps:
         if Off.NO_SECOND_DECISION in off:
             plan = decisions.append(event)
         elif not actor.claimed:
-            plan = decisions.decide(view, self._task, told, state.lease_held(actor), off)
+            plan = decisions.decide(view, self._task, told, state.lease_held(actor), off, state.due)
         elif decisions.owns(view, actor, off):
             plan = decisions.append(event)
         else:

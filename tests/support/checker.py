@@ -178,14 +178,18 @@ def _attempts(journal: list[StoredEvent]) -> list[str]:
     problems: list[str] = []
     parts: dict[int, list[tuple[int, str]]] = defaultdict(list)
     bindings: dict[tuple[str, int], int] = {}
+    claimed: set[str] = set()
     for stored in journal:
         event = stored.event
         kind = event["type"]
         if kind == "step.claimed":
             key = (event["step"], event["gen"])
+            claimed.add(event["step"])
             if bindings.setdefault(key, event["message"]) != event["message"]:
                 problems.append(f"I7: step {key} was claimed for two messages")
-        elif kind in ("output.delta", "turn.completed") and (str(event["turn"])) not in {step for step, _ in bindings}:
+        elif kind == "task.retrying" and event.get("timer"):
+            bindings.pop((event["step"], event.get("gen", 0)), None)  # another message brings it
+        elif kind in ("output.delta", "turn.completed") and str(event["turn"]) not in claimed:
             problems.append(f"I7: turn {event['turn']} writes without a claim")
         if kind == "output.delta":
             parts[event["turn"]].append((event["n"], event["text"]))

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from contracts.codec import encode
-from contracts.control import AnyCommand
+from contracts.control import AnyCommand, ReplayCommand
 from contracts.events import JournalEvent, decode_event
-from contracts.work import Work
+from contracts.work import TurnWork, Work
 from mesh.dues import Due
 from mesh.fold import TaskState, fold
 from tests.unit.journals import SEQUENCES_PER_EVENT, TASK, TENANT
@@ -56,8 +58,10 @@ class SmallBroker:
     message_ids: set[str] = field(default_factory=set)
     """Those of the duplicate window."""
     published: dict[str, bytes] = field(default_factory=dict)
-    """Every message id that was ever published, and its payload."""
-    on_publish: Callable[[Payload], None] = lambda _: None
+    """Every message id that was ever published, and its payload but for the pool."""
+    on_publish: Callable[[Payload, str], None] = lambda _payload, _message_id: None
+    timer_ids: set[str] = field(default_factory=set)
+    """Those of timers. They are never forgotten: tests/model/README.md says what follows where they are."""
     stored: int = 0
 
     @property
@@ -70,14 +74,19 @@ class SmallBroker:
         if revision != self.revision:
             return None
         payload = encode(event)
-        assert decode_event(payload) == event
+        assert encode(decode_event(payload)) == payload
         self.journal.append((revision + SEQUENCES_PER_EVENT, payload))
         return self.revision
 
     def publish(self, payload: Payload, message_id: str) -> None:
         """Put a message into its queue, unless one with that id was published in the duplicate window."""
-        assert self.published.setdefault(message_id, encode(payload)) == encode(payload), "one id, two messages"
-        self.on_publish(payload)
+        # Two people may repair the same dead letters, each in their own way. And who settles late sends a turn that is
+        # there already once more, into the pool of today.
+        same = replace(payload, pool="") if isinstance(payload, TurnWork) else payload
+        assert encode(same) == self.published.setdefault(message_id, encode(same)) or isinstance(
+            payload, ReplayCommand
+        ), "one id, two messages"
+        self.on_publish(payload, message_id)
         if message_id not in self.message_ids:
             self.message_ids.add(message_id)
             self.stored += 1
@@ -87,8 +96,8 @@ class SmallBroker:
         """Publish what is due: a message, or a timer."""
         if due.at is None:
             self.publish(due.payload, due.message_id)
-        elif due.message_id not in self.message_ids:
-            self.message_ids.add(due.message_id)
+        elif due.message_id not in self.timer_ids:
+            self.timer_ids.add(due.message_id)
             self.timers[due.subject] = due
 
     def deliver(self, message: Message) -> Delivery:

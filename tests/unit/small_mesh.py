@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from contracts import control, events
 from contracts.control import AnyCommand
@@ -48,7 +48,7 @@ from mesh.decisions import (
     decide_stranded,
     queued_event,
 )
-from mesh.dues import Due, due_after, is_last_turn, unasked
+from mesh.dues import Due, due_after, due_at_the_deadline, is_last_turn, unasked
 from mesh.fold import TaskState, fold
 from mesh.subtasks import child_id
 from steward import commands
@@ -58,14 +58,16 @@ from tests.unit.played import PlayedProvider
 from tests.unit.small_broker import Delivery, Message, SmallBroker, View
 
 Steps = Generator[None, None, None]
-Luck = Literal["fine", "retryable", "hopeless", "terminal", "switches", "compacts"]
+Luck = Literal["fine", "retryable", "busy", "hopeless", "terminal", "switches", "compacts"]
 Place = Literal["", "completed", "settling", "acking"]
 """Where a process may stop that others then overtake: a turn is completed; all is appended; all is published."""
 Asked = Literal["plain", "approval", "question", "child", "unknown", "no-object", "no-question"]
 
-POLICY = RetryPolicy(tries_max=2, delay_seconds_first=1.0, delay_seconds_max=1.0)
+POLICY = RetryPolicy(tries_max=3, delay_seconds_first=1.0, delay_seconds_max=1.0)
 MODELS = (("main", "large"), ("backup", "small"))
 WAITING = timedelta(hours=24)
+BUSY_SECONDS = 20.0
+"""A delay that the other side names, and that goes through a timer."""
 TOOLS = {
     name: OfferedTool(ToolDeclaration(name=name, description="", parameters={}, destructive=name == "wipe"))
     for name in ("add", "wipe", SPAWN_TASK)
@@ -130,32 +132,37 @@ class SmallMesh:
                 return event
             view.catch_up()
 
-    def _settle(self, state: TaskState, steps: tuple[str, ...], delivery: Delivery) -> Steps:
+    def _settle(
+        self, state: TaskState, steps: tuple[str, ...], delivery: Delivery, again: tuple[Due, ...] = ()
+    ) -> Steps:
         self.place = "settling"
         yield
-        yield from self._publish_due(state, steps)
-        yield from self._ack(delivery)
+        yield from self._publish_due(state, steps, again)
+        yield from self._ack(delivery, late=not any((step, state.gen(step)) in state.retry_at for step in steps))
 
-    def _publish_due(self, state: TaskState, steps: tuple[str, ...]) -> Steps:
-        for step in steps:
-            for due in due_after(state, step):
-                yield
-                self._send(due)
+    def _publish_due(self, state: TaskState, steps: tuple[str, ...], again: tuple[Due, ...] = ()) -> Steps:
+        for due in [*(due for step in steps for due in due_after(state, step)), *again]:
+            yield
+            self._send(due)
 
     def _send(self, due: Due) -> None:
         """Publish what is due. A sub-task runs elsewhere, and is begun once."""
         work = due.payload
         if isinstance(work, TurnWork) and work.task != TASK:
             assert work.parent is not None
+            if work.task not in self.children and View(self.broker).state.terminal is not None:
+                self.ended_children.add(work.task)  # Its first claim finds that its parent is over.
             assert self.children.setdefault(work.task, work.parent.call) == work.parent.call
         else:
             self.broker.send(due)
 
-    def _ack(self, delivery: Delivery) -> Steps:
-        """Also one that is on its way when its lease passes counts."""
+    def _ack(self, delivery: Delivery, *, late: bool = True) -> Steps:
+        """Also one that is on its way when its lease passes counts; not `late`: that does not happen to this one."""
         if delivery.lease_held:
             self.place = "acking"
             yield
+            if not late and delivery.message.held is not delivery:
+                return
             if self.acks_are_lost and delivery.message.deliveries == 1:
                 self.broker.give_back(delivery)
             else:
@@ -182,6 +189,10 @@ class SmallMesh:
             decision = decide(view.state, work, sequence, self.now)
             match decision:
                 case Begin() | Expire() | Claim():
+                    if isinstance(decision, Claim) and work.step == "1":
+                        for due in due_at_the_deadline(view.state):
+                            yield
+                            self._send(due)
                     appended = yield from self._try(view, work, delivery, decision)
                     if isinstance(appended, events.StepClaimed):
                         return appended
@@ -247,10 +258,11 @@ class SmallMesh:
                 else:
                     yield from self._carry_out(view, work, owned)
             except StepFailed as error:
-                if (yield from self._fail(view, work, error, owned)):
+                retry = yield from self._fail(view, work, error, owned)
+                if retry is not None and not retry.by_timer:
                     self.broker.give_back(delivery)
                     return
-                if view.state.terminal is None:
+                if retry is None and view.state.terminal is None:
                     yield from self._ack(delivery)
                     return
         except Lost:
@@ -258,8 +270,8 @@ class SmallMesh:
                 raise
         yield from self._settle(view.state, (work.step,), delivery)
 
-    def _fail(self, view: View, work: Work, error: StepFailed, owned: MayAppend) -> Generator[None, None, bool]:
-        """Whether the step is tried again."""
+    def _fail(self, view: View, work: Work, error: StepFailed, owned: MayAppend) -> Generator[None, None, Retry | None]:
+        """How the step is tried again, if it is."""
         match decide_failure(view.state, work, error, POLICY, 0.5):
             case Fail():
                 yield from self.append(view, lambda stamp: events.TaskFailed(*stamp, error=error.info()), owned)
@@ -267,13 +279,15 @@ class SmallMesh:
                 yield from self.append(view, partial(_dead_lettered, work, error.info()), owned)
             case Retry() as retry:
                 yield from self.append(view, partial(_retrying, work, retry), owned)
-                return True
-        return False
+                return retry
+        return None
 
     def _try_luck(self) -> None:
         luck, self.luck = self.luck, "fine"
-        if luck in ("retryable", "hopeless", "terminal"):
-            raise StepFailed("test", luck, retryable=luck == "retryable", terminal=luck == "terminal")
+        if luck in ("retryable", "busy", "hopeless", "terminal"):
+            after = BUSY_SECONDS if luck == "busy" else None
+            retryable = luck in ("retryable", "busy")
+            raise StepFailed("test", luck, retryable=retryable, terminal=luck == "terminal", retry_after_seconds=after)
 
     def _generate(self, view: View, work: TurnWork, claim: events.StepClaimed, owned: MayAppend) -> Steps:
         while view.state.turn(work.turn).completed is None:
@@ -367,7 +381,8 @@ class SmallMesh:
             return
         yield
         self._try_luck()
-        yield from self.append(view, partial(_tool_completed, work), owned)
+        # What it was run with, of which the journal is to say the same when it has its result.
+        yield from self.append(view, partial(_tool_completed, work, asked.arguments), owned)
 
     # The steward
 
@@ -398,14 +413,17 @@ class SmallMesh:
                         if not delivery.lease_held:
                             return
                 case commands.Settle() as outcome:
-                    yield from self._settle(view.state, outcome.steps, delivery)
+                    yield from self._settle(view.state, outcome.steps, delivery, outcome.again)
                     return
-                case commands.Unknown():
+                case commands.Unknown(error):
                     if view.is_behind:
                         self.broker.give_back(delivery)
                         return
-                    # The child of an earlier gen: another one stands for the call.
-                    assert isinstance(command, control.ChildDoneCommand), f"{command} is not known"
+                    # The child of an earlier gen: another one stands for the call. Or a part of what was to be edited
+                    # has been repaired since.
+                    assert isinstance(command, control.ChildDoneCommand) or error.code == "edits-invalid", (
+                        f"{command} is not known"
+                    )
                     yield from self._ack(delivery)
                     return
 
@@ -476,42 +494,26 @@ class SmallMesh:
     def fire(self, subject: str) -> None:
         """A timer's time has come."""
         due = self.broker.timers.pop(subject)
+        assert due.at is not None
+        self.now = max(self.now, due.at)
         self.broker.stored += 1
         self.broker.queue[self.broker.stored] = Message(self.broker.stored, due.payload)
 
-    def replay(self) -> None:
-        """Somebody has repaired what made steps give up."""
-        view = View(self.broker)
-        if view.state.terminal is not None or not view.state.dead_letters:
-            return
-        dead = list(view.state.dead_letters)
-        event = events.TaskReplayed(
-            *self._stamp(view.state), steps=[events.StepGen(step, gen) for step, gen in dead], by="test"
-        )
-        assert self.broker.append(view.state.revision, event)
-        view.catch_up()
-        for step, gen in dead:
-            if "-" in step:
-                for due in due_after(view.state, step):
-                    self._send(due)
-            else:
-                work = TurnWork(
-                    task=TASK,
-                    tenant=TENANT,
-                    turn=int(step),
-                    gen=gen + 1,
-                    pool="default",
-                    priority="normal",
-                    deadline=self.deadline,
-                )
-                self.broker.publish(work, turn_message_id(TASK, int(step), gen + 1))
+    def replay(self, steps: list[events.StepGen], edits: control.Edits | None = None) -> None:
+        """Somebody has repaired what made steps give up, and says so."""
+        command = control.ReplayCommand(task=TASK, tenant=TENANT, by="test", steps=steps, edits=edits)
+        self.broker.publish(command, control.replay_message_id(TASK, steps))
 
 
-def message_id_of(work: Work) -> str:
-    """The only id under which a step's work may be published."""
-    if isinstance(work, TurnWork):
-        return turn_message_id(work.task, work.turn, work.gen)
-    return call_message_id(work.task, work.turn, work.call, work.gen)
+def message_ids_of(work: Work, tries: int) -> set[str]:
+    """The only ids under which a step's work may be published: its own, and that of each try that failed."""
+    is_turn = isinstance(work, TurnWork)
+    own = (
+        turn_message_id(work.task, work.turn, work.gen)
+        if is_turn
+        else call_message_id(work.task, work.turn, work.step, work.gen)
+    )
+    return {own} | {control.retry_message_id(work.task, work.step, work.gen, each + 1) for each in range(tries)}
 
 
 def check_conversation(state: TaskState, before_turn: int) -> None:
@@ -564,8 +566,10 @@ def _ended(view: View, turn: int, stamp: Stamp) -> JournalEvent:
     return task_completed(stamp, view.state, turn)
 
 
-def _tool_completed(work: ToolWork, stamp: Stamp) -> JournalEvent:
-    return events.ToolCompleted(*stamp, turn=work.turn, call=work.call, tool=work.tool, result=3, timings=Timings())
+def _tool_completed(work: ToolWork, arguments: dict[str, Any], stamp: Stamp) -> JournalEvent:
+    return events.ToolCompleted(
+        *stamp, turn=work.turn, call=work.call, tool=work.tool, result=arguments, timings=Timings()
+    )
 
 
 def _dead_lettered(work: Work, error: ErrorInfo, stamp: Stamp) -> JournalEvent:
@@ -574,7 +578,13 @@ def _dead_lettered(work: Work, error: ErrorInfo, stamp: Stamp) -> JournalEvent:
 
 def _retrying(work: Work, retry: Retry, stamp: Stamp) -> JournalEvent:
     return events.TaskRetrying(
-        *stamp, step=work.step, gen=work.gen, reason="test", delay_seconds=retry.delay_seconds, tries=retry.tries
+        *stamp,
+        step=work.step,
+        gen=work.gen,
+        reason="test",
+        delay_seconds=retry.delay_seconds,
+        tries=retry.tries,
+        timer=retry.by_timer,
     )
 
 

@@ -15,7 +15,7 @@ import copy
 import os
 from collections import Counter
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -32,18 +32,20 @@ from hypothesis.stateful import (
 from contracts import control, events
 from contracts.codec import encode
 from contracts.events import decode_event
+from contracts.retries import NAK_SECONDS_MAX
 from contracts.status import STATUSES
 from contracts.tasks import TaskRequest
 from contracts.work import ToolWork, Work
 from mesh import decisions, dues
 from mesh.conversation import whole_conversation
 from mesh.decisions import Claim, Later, Refuse, Settle, decide, queued_event
-from mesh.dues import due_after, is_last_turn, unasked
+from mesh.dues import due_after, due_at_the_deadline, is_last_turn, unasked
 from mesh.errors import JournalCorrupt
 from mesh.fold import TaskState, fold, record
+from mesh.replays import to_repair
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
 from tests.unit.small_broker import Delivery, Message, Payload, SmallBroker, View
-from tests.unit.small_mesh import Asked, Luck, Place, SmallMesh, Steps, check_conversation, message_id_of
+from tests.unit.small_mesh import Asked, Luck, Place, SmallMesh, Steps, check_conversation, message_ids_of
 
 EXAMPLES = int(os.environ.get("TASKMESH_MACHINE_EXAMPLES", "0"))
 """0: the few of every run."""
@@ -77,11 +79,16 @@ HAPPENINGS = [
         "child completes": 3,
         "child fails": 1,
         "replays": 2,
+        "replays some": 1,
+        "replays with edits": 2,
     }.items()
     for _ in range(weight)
 ]
 STEPS: st.SearchStrategy[int | Place] = st.sampled_from([TO_THE_END] * 16 + PLACES * 6 + list(range(16)))
-LUCK = st.sampled_from(20 * FINE + ["retryable", "retryable", "hopeless", "terminal", "compacts", *["switches"] * 4])
+LUCK = st.sampled_from(
+    20 * FINE
+    + ["retryable", "retryable", "busy", "busy", "hopeless", "hopeless", "terminal", "compacts", *["switches"] * 4]
+)
 
 
 T = TypeVar("T")
@@ -107,6 +114,13 @@ class Agent(RuleBasedStateMachine):
         self.ends = 0
         self.told = 0
         self.said = 0
+        self.edited = 0
+        self.retried: set[tuple[str, int]] = set()
+        """Steps that a timer brings, or brought, again."""
+        self.arguments: dict[str, dict[str, Any]] = {}
+        """What replays have made of them, by call."""
+        self.changes: dict[str, Any] = {}
+        """What replays have made of the request's fields."""
 
     @initialize(
         script=st.lists(st.lists(st.sampled_from(ASKED), min_size=1, max_size=3), min_size=1, max_size=3),
@@ -117,8 +131,9 @@ class Agent(RuleBasedStateMachine):
         continues_prefix=st.booleans(),
         acks_are_lost=st.booleans(),
         begun=st.booleans(),
+        timed=st.booleans(),
     )
-    def submit(
+    def submit(  # noqa: PLR0917 - hypothesis gives them by name
         self,
         script: list[list[Asked]],
         max_turns: int,
@@ -128,8 +143,9 @@ class Agent(RuleBasedStateMachine):
         continues_prefix: bool,
         acks_are_lost: bool,
         begun: bool,
+        timed: bool,
     ) -> None:
-        """`begun`: the ingress got as far as the journal's first event."""
+        """`begun`: the ingress got as far as the journal's first event; `timed`: and to the timer of its deadline."""
         request = TaskRequest(
             input="hello",
             max_turns=max_turns,
@@ -144,6 +160,8 @@ class Agent(RuleBasedStateMachine):
         if begun:
             stamp = events.Stamp("0" * 26, TASK, TENANT, 0, START)
             self.mesh.broker.append(0, queued_event(stamp, work))
+            for due in due_at_the_deadline(View(self.mesh.broker).state) if timed else ():
+                self.mesh.broker.send(due)
 
     # What happens. One rule for all: hypothesis leaves out some of a machine's rules in each example.
 
@@ -200,8 +218,11 @@ class Agent(RuleBasedStateMachine):
             case "child completes" | "child fails" if self.children_running:
                 status = "completed" if what == "child completes" else "failed"
                 self.mesh.end_child(picked(self.children_running, pick), status)
-            case "replays" if self.truth.dead_letters:
-                self.mesh.replay()
+            case "replays" | "replays some" | "replays with edits" if self.truth.open_dead_letters:
+                steps = to_repair(self.truth)
+                if what == "replays some":
+                    steps = [picked(steps, pick)]
+                self.mesh.replay(steps, self.edits(steps, pick) if what == "replays with edits" else None)
             case _:
                 return False
         return True
@@ -224,11 +245,28 @@ class Agent(RuleBasedStateMachine):
     def children_running(self) -> list[str]:
         return [child for child in self.mesh.children if child not in self.mesh.ended_children]
 
+    def edits(self, steps: list[events.StepGen], pick: int) -> control.Edits:
+        """New arguments for each call, or another request."""
+        self.edited += 1
+        calls = [each.step for each in steps if (asked := self.truth.asked_for(each.step)) and asked.tool == "add"]
+        arguments = {call: {"a": 1, "edited": self.edited} for call in calls} if pick % 2 else {}
+        return control.Edits(
+            input=f"edited {self.edited}" if pick & 2 or not arguments else None,
+            pool=f"other-{self.edited}" if pick & 4 else None,
+            arguments=arguments or None,
+        )
+
     def start(self, message: Message, behind: int = 0) -> None:
+        if self.is_brought_by_timer(message.payload):
+            behind = 0  # tests/model/README.md says what follows of a stale read here.
         delivery = self.mesh.broker.deliver(message)
         is_work = isinstance(message.payload, Work)
         steps = (self.mesh.work if is_work else self.mesh.carry_out_command)(delivery, behind)
         self.processes.append((delivery, steps))
+
+    def is_brought_by_timer(self, payload: Payload) -> bool:
+        step_gen = (payload.step, payload.gen) if isinstance(payload, Work | control.RetryCommand) else None
+        return step_gen in self.retried
 
     def start_sweep(self, message: Message) -> None:
         self.processes.append((None, self.mesh.sweep(message)))
@@ -248,20 +286,21 @@ class Agent(RuleBasedStateMachine):
 
     # What must always be so
 
-    def judge_publish(self, payload: Payload) -> None:
-        """Each step's work has one id, and goes out once what it builds on is there."""
+    def judge_publish(self, payload: Payload, message_id: str) -> None:
+        """Each step's work has one id, and goes out once what it builds on is there, and with what was edited."""
         if not isinstance(payload, Work):
             return
         self.catch_up()
         state = self.truth
-        message_id = message_id_of(payload)
-        assert message_id in self.mesh.broker.published
+        tries = state.tries.get((payload.step, payload.gen), 0)
+        assert message_id in message_ids_of(payload, tries)
         if isinstance(payload, ToolWork):
             asked = state.asked_for(payload.call)
             assert asked is not None
             assert asked.error is None
             assert not asked.approval or state.resolutions[payload.call].decision == "approved"
             assert (payload.tool, payload.arguments) == (asked.tool, asked.arguments)
+            assert payload.arguments == self.arguments.get(payload.call, payload.arguments)
         elif payload.turn > 1:
             before = state.turn(payload.turn - 1).completed
             assert before is not None
@@ -284,7 +323,7 @@ class Agent(RuleBasedStateMachine):
             self.told += 1
         return self.told > before
 
-    def judge_event(self, event: events.JournalEvent) -> None:
+    def judge_event(self, event: events.JournalEvent) -> None:  # noqa: C901, PLR0912 - a case for each event type
         """An event against what was there before it."""
         state = self.truth
         assert state.terminal is None, f"{event} after the end"
@@ -297,6 +336,7 @@ class Agent(RuleBasedStateMachine):
                 assert bound_to == event.message, "the step is bound to another message"
                 self.claims.append(event)
             case events.TurnCompleted():
+                assert not state.turn(event.turn).outdated, "it goes on with what was edited since"
                 self.completed[event.turn] += 1
                 assert self.completed[event.turn] == 1
             case events.OutputDelta():
@@ -306,7 +346,28 @@ class Agent(RuleBasedStateMachine):
                 self.inputs[event.command] += 1
                 assert self.inputs[event.command] == 1
                 self.judge_result(event.call)
-            case events.ToolCompleted() | events.ToolFailed() | events.SubtaskCompleted():
+            case events.ToolCompleted():
+                asked = state.asked_for(event.call)
+                assert asked is not None
+                assert event.result == asked.arguments == self.arguments.get(event.call, asked.arguments)
+                self.judge_result(event.call)
+            case events.TaskRetrying():
+                assert (event.step, event.gen) not in state.dead_letters
+                assert event.timer == (event.delay_seconds > NAK_SECONDS_MAX)
+                if event.timer:
+                    self.retried.add((event.step, event.gen))
+            case events.TaskReplayed():
+                assert {(each.step, each.gen) for each in event.steps} <= state.dead_letters.keys()
+                self.judge_edits(event)
+            case events.TaskExpired():
+                assert state.output_so_far is None
+                assert self.mesh.deadline is not None
+                assert event.time >= self.mesh.deadline
+            case events.TaskCompleted() if event.incomplete == "deadline":
+                assert event.output == state.output_so_far
+                assert self.mesh.deadline is not None
+                assert event.time >= self.mesh.deadline
+            case events.ToolFailed() | events.SubtaskCompleted():
                 self.judge_result(event.call)
             case events.ApprovalResolved():
                 assert event.call not in state.resolutions
@@ -319,6 +380,14 @@ class Agent(RuleBasedStateMachine):
                 assert event.incomplete or not (completed.calls or state.unseen_inputs(completed.turn))
             case _:
                 pass
+
+    def judge_edits(self, event: events.TaskReplayed) -> None:
+        """From here on they hold: `judge_fold` and `judge_publish` look."""
+        edits = event.edits
+        if edits is not None:
+            assert set(edits.arguments or {}) <= {each.step for each in event.steps}
+            self.arguments |= edits.arguments or {}
+            self.changes |= {name: value for name in ("input", "pool") if (value := getattr(edits, name)) is not None}
 
     def judge_result(self, call: str | None) -> None:
         if call is not None:
@@ -333,6 +402,12 @@ class Agent(RuleBasedStateMachine):
         if state.queued is None:
             return
         kept = copy.deepcopy(state)
+        assert state.request is not None
+        assert {name: getattr(state.request, name) for name in self.changes} == self.changes
+        for call, arguments in self.arguments.items():
+            asked = state.asked_for(call)
+            assert asked is not None
+            assert asked.arguments == arguments
         assert state.events_after_end == 0
         assert state.status in STATUSES
         encode(record(state))
@@ -391,7 +466,7 @@ class Agent(RuleBasedStateMachine):
             if self.truth.terminal is not None or not self.mesh.broker.published:
                 break
             self.judge_waiting()
-            self.mesh.fire(min(self.mesh.broker.timers))
+            self.mesh.fire(self.next_timer)
         assert not self.mesh.broker.published or self.truth.terminal is not None
         assert not self.mesh.broker.queue
         if self.truth.terminal is not None:
@@ -410,8 +485,9 @@ class Agent(RuleBasedStateMachine):
         elif self.stranded:
             self.start_sweep(self.stranded[0])
             self.advance(self.processes[-1], TO_THE_END, "fine")
-        elif self.truth.terminal is None and self.truth.dead_letters:
-            self.mesh.replay()
+        elif self.truth.terminal is None and self.truth.open_dead_letters:
+            self.mesh.broker.message_ids.clear()  # Who finds them still open tries it again, later.
+            self.mesh.replay(to_repair(self.truth))
         elif self.truth.terminal is None and self.children_running:
             self.mesh.end_child(self.children_running[0])
         else:
@@ -419,9 +495,19 @@ class Agent(RuleBasedStateMachine):
         self.judge()
         return True
 
+    @property
+    def next_timer(self) -> str:
+        timers = self.mesh.broker.timers
+        return min(timers, key=lambda subject: (timers[subject].at or START, subject))
+
     def judge_waiting(self) -> None:
         """Nothing is left to do, and the task is not over: then it waits for a person, and a clock runs."""
         state = self.truth
+        pending = [step for step, gen in state.retry_at if state.gen(step) == gen]
+        if pending:
+            for step in pending:
+                assert f"timers.at.retry.{TENANT}.{TASK}.{step}" in self.mesh.broker.timers, f"nothing brings {step}"
+            return
         assert state.status == "waiting"
         assert state.open_approvals or state.open_questions
         last = state.last_completed

@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 
 from contracts import events
+from contracts.control import RetryCommand
 from contracts.errors import ErrorInfo
 from contracts.work import Work
 from mesh.decisions import decide
@@ -21,13 +22,14 @@ from tests.model import decisions as model
 from tests.model.checker import TooLarge, search
 from tests.model.configurations import SHOWN_BY, named
 from tests.model.journal import Event, Journal, Task
-from tests.model.rules import ALL_RULES, MUST_BE_NEEDED, Off
+from tests.model.rules import MUST_BE_NEEDED, NOT_WRITTEN, Off
 from tests.model.state import Actor, Body
 from tests.model.steps import initial
 from tests.unit.journals import START, HandMadeJournal, tool_work, turn_work
 
-SMALL = ("a turn, crashes", "a submission", "a call, stale reads", "two calls, one given up")
+SMALL = ("a turn, crashes", "a turn, a retry", "a submission", "a call, stale reads", "two calls, one given up")
 ANOTHER_MESSAGE = 99
+NOT_DUE_SECONDS = 3600.0
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -56,30 +58,48 @@ def test_a_configuration_that_is_too_large_says_so() -> None:
         search(named("a turn, crashes"), states_max=10)
 
 
-@pytest.mark.parametrize("name", ["a submission", "a call, replayed twice", "two calls, one given up", "an approval"])
-def test_the_model_decides_as_the_code_does(name: str) -> None:
+@pytest.mark.parametrize("due", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a submission",
+        "a turn, a retry",
+        "a turn, a retry, stranded",
+        "a call, a retry",
+        "a call, replayed twice",
+        "two calls, one given up",
+        "an approval",
+    ],
+)
+def test_the_model_decides_as_the_code_does(name: str, due: bool) -> None:
     configuration = named(name)
     compared = 0
     for journal in journals_of(name):
-        state = real_state(journal, configuration.task)
+        state = real_state(journal, configuration.task, due)
         for step, gen, message in deliveries_of(journal, configuration.task):
             assert real_decision(state, step, gen, message) in model_decisions(
-                journal, configuration.task, step, gen, message
+                journal, configuration.task, step, gen, message, due
             ), told(journal, step, gen, message)
             compared += 1
     assert compared > 20
 
 
-@pytest.mark.parametrize("name", ["a call, replayed twice", "two calls, one given up", "an approval"])
+@pytest.mark.parametrize(
+    "name", ["a call, a retry", "a call, replayed twice", "two calls, one given up", "an approval"]
+)
 def test_the_model_publishes_what_the_code_does(name: str) -> None:
     configuration = named(name)
     for journal in journals_of(name):
         state = real_state(journal, configuration.task)
         for step in steps_of(configuration.task):
-            due = [due.payload for due in due_after(state, step) if due.at is None]
-            assert [(work.step, work.gen) for work in due if isinstance(work, Work)] == [
-                (body.step, body.gen) for body in model.due_after(journal, configuration.task, step)
-            ], told(journal, step, 0, 0)
+            due = [due.payload for due in due_after(state, step)]
+            assert [
+                (each.step, each.gen, each.tries if isinstance(each, RetryCommand) else 0)
+                for each in due
+                if isinstance(each, Work | RetryCommand)
+            ] == [(body.step, body.gen, body.tries) for body in model.due_after(journal, configuration.task, step)], (
+                told(journal, step, 0, 0)
+            )
 
 
 @cache
@@ -110,10 +130,11 @@ def told(journal: Journal, step: str, gen: int, message: int) -> str:
     return f"{step}.g{gen} by message {message} after {'; '.join(map(str, journal.events()))}"
 
 
-def model_decisions(journal: Journal, task: Task, step: str, gen: int, message: int) -> set[str]:
+def model_decisions(journal: Journal, task: Task, step: str, gen: int, message: int, due: bool) -> set[str]:
     """The model's decision by the code's name. To settle where nothing is due looks like dropping."""
     actor = Actor("worker", message, 1, journal, (), Body("work", step, gen))
-    plan = model.decide(journal, task, actor, True, ALL_RULES)
+    dues = [model.retry_timer(journal, again) for again, _ in journal.next_tries] if due else []
+    plan = model.decide(journal, task, actor, True, NOT_WRITTEN, frozenset(dues))
     if plan == model.SETTLE_DEAD_LETTER:
         return {"SettleDeadLetter"}
     if plan[0].event is not None:
@@ -127,15 +148,15 @@ def real_decision(state: TaskState, step: str, gen: int, message: int) -> str:
     return type(decide(state, work, message, START + timedelta(minutes=1))).__name__
 
 
-def real_state(journal: Journal, task: Task) -> TaskState:
+def real_state(journal: Journal, task: Task, due: bool = False) -> TaskState:
     """What the real fold makes of a journal of the model."""
     written = HandMadeJournal()
     for event in journal.events():
-        _write(written, event, task)
+        _write(written, event, task, 0.0 if due else NOT_DUE_SECONDS)
     return written.state
 
 
-def _write(journal: HandMadeJournal, event: Event, task: Task) -> None:
+def _write(journal: HandMadeJournal, event: Event, task: Task, delay_seconds: float) -> None:
     step, turn = event.step, int(model.turn_of(event.step or "1"))
     match event.kind:
         case "task.queued":
@@ -164,6 +185,16 @@ def _write(journal: HandMadeJournal, event: Event, task: Task) -> None:
         case "approval.resolved":
             decision = "approved" if event.decision == "approved" else "denied"
             journal.add(events.ApprovalResolved, call=step, decision=decision, by="ops")
+        case "task.retrying":
+            journal.add(
+                events.TaskRetrying,
+                step=step,
+                gen=event.gen,
+                reason="test",
+                delay_seconds=delay_seconds,
+                tries=journal.state.tries.get((step, event.gen), 0) + 1,
+                timer=True,
+            )
         case "task.dead_lettered":
             journal.dead_lettered(step, event.gen)
         case "task.replayed":

@@ -4,7 +4,7 @@ import type { Msg } from "@nats-io/transport-node";
 import type { ValidateFunction } from "ajv/dist/2020.js";
 import { Refusal, type Broker } from "./broker.js";
 import { Journal, Lost } from "./journal.js";
-import { decide, nextTurn, stepGen, type State } from "./state.js";
+import { decide, nextTurn, retryTimer, stepGen, type Due, type State } from "./state.js";
 import { Refused, type Tool } from "./tools.js";
 import { complaint, newId, now, type ErrorInfo, type Json, type Schemas, type Work } from "./wire.js";
 
@@ -98,7 +98,7 @@ export class Runner {
     const journal = new Journal(this.broker, this.schemas, work, message.headers?.get("traceparent"));
     await journal.catchUp();
     for (;;) {
-      switch (decide(journal.state, work, delivery.sequence)) {
+      switch (decide(journal.state, work, delivery.sequence, Date.now())) {
         case "claim": {
           const claim = await this.#claim(work, journal, delivery);
           if (claim !== undefined) return this.#perform(work, journal, delivery, claim);
@@ -106,6 +106,8 @@ export class Runner {
         }
         case "settle":
           return this.#settle(work, journal, delivery);
+        case "waits":
+          return this.#finish(retryTimer(journal.state, work), journal, delivery);
         case "drop":
           return delivery.answer("+ACK");
         case "later":
@@ -126,7 +128,7 @@ export class Runner {
     const { sequence, deliveries } = delivery;
     const event = { type: "step.claimed", step: call, gen, message: sequence, worker: this.worker, delivery: deliveries, turn, call, tool };
     try {
-      return await journal.append(event, () => delivery.held && decide(journal.state, work, sequence) === "claim");
+      return await journal.append(event, () => delivery.held && decide(journal.state, work, sequence, Date.now()) === "claim");
     } catch (error) {
       if (error instanceof Lost && delivery.held) return undefined;
       throw error;
@@ -173,10 +175,13 @@ export class Runner {
 
   /** Publish what is due, and ack. All of it may be done twice. */
   async #settle(work: Work, journal: Journal, delivery: Delivery): Promise<void> {
-    const due = nextTurn(journal.state, work);
+    return this.#finish(nextTurn(journal.state, work), journal, delivery);
+  }
+
+  async #finish(due: Due | undefined, journal: Journal, delivery: Delivery): Promise<void> {
     if (due !== undefined) {
-      const fields = { "Nats-Msg-Id": due.id, traceparent: journal.traceparent };
-      await this.broker.publish(due.subject, this.schemas.encode("work.turn", due.payload), fields);
+      const fields = { ...due.fields, traceparent: journal.traceparent };
+      await this.broker.publish(due.subject, this.schemas.encode(due.name, due.payload), fields);
     }
     await delivery.answer("+ACK");
   }

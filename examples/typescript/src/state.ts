@@ -16,19 +16,27 @@ interface Completed {
 }
 
 interface Queued {
-  pool: string;
   priority: string;
   deadline?: string | null;
   budget_tokens?: number | null;
-  request: { max_turns?: number | null; max_output_tokens?: number | null };
+  request: { pool?: string | null; max_turns?: number | null; max_output_tokens?: number | null };
+}
+
+/** The next try of a step whose message is gone: when it is due, and how many have failed. */
+interface NextTry {
+  atMilliseconds: number;
+  tries: number;
 }
 
 /** claim: the call is to be run. settle: it is done: publish what is due, ack. drop: another message stands for it: ack.
  *  later: its journal can't be seen yet, or nobody has agreed yet. refuse: no journal can fit: a dead letter of the message.
- *  deadLettered: it gave up before: write its record again, term. */
-export type Decision = "claim" | "settle" | "drop" | "later" | "refuse" | "deadLettered";
+ *  deadLettered: it gave up before: write its record again, term. waits: its next try is not due: publish the timer that
+ *  brings it, ack. */
+export type Decision = "claim" | "settle" | "drop" | "later" | "refuse" | "deadLettered" | "waits";
 
 const MAX_TURNS = 32; // of a request that names no other limit
+const DEFAULT_POOL = "default"; // of a request that names no other
+const CLOCKS_APART_MILLISECONDS_MAX = 1000; // what a timer brings is due, though the clock here may be a little behind
 const TERMINAL = ["task.completed", "task.failed", "task.cancelled", "task.expired"];
 
 /** A step and the number of its replays: together they are what is claimed. */
@@ -43,12 +51,14 @@ export class State {
   hole = false;
   queued: Queued | undefined;
   ended = false;
+  pool = DEFAULT_POOL; // of the turns to come
   readonly turns = new Map<number, Completed>();
   readonly results = new Set<string>();
   readonly approved = new Set<string>();
   readonly children = new Set<string>();
   readonly gens = new Map<string, number>();
   readonly bindings = new Map<string, number>();
+  readonly nextTries = new Map<string, NextTry>();
   readonly claims = new Map<string, string[]>();
   readonly deadLetters = new Map<string, ErrorInfo>();
   tokens = 0; // put out by all turns
@@ -60,13 +70,15 @@ export class State {
     this.revision = sequence;
     this.nextN = event.n + 1;
     if (this.ended) return;
-    const step = stepGen(event.step, event.gen);
+    const step = stepGen(event.step, event.gen ?? 0);
     switch (event.type) {
       case "task.queued":
         this.queued = event;
+        this.pool = event.request.pool ?? DEFAULT_POOL;
         break;
       case "step.claimed":
         if (!this.bindings.has(step)) this.bindings.set(step, event.message);
+        this.nextTries.delete(step);
         this.claims.set(step, [...(this.claims.get(step) ?? []), event.id]);
         break;
       case "turn.completed":
@@ -97,9 +109,24 @@ export class State {
           this.deadLetters.delete(stepGen(replayed.step, replayed.gen));
           this.gens.set(replayed.step, Math.max(this.gen(replayed.step), replayed.gen + 1));
         }
+        this.#edit(event.edits ?? {});
+        break;
+      case "task.retrying":
+        if (event.timer) {
+          this.bindings.delete(step); // its message is gone: whichever comes next may be claimed
+          this.nextTries.set(step, { atMilliseconds: Date.parse(event.time) + event.delay_seconds * 1000, tries: event.tries });
+        }
         break;
       default:
         this.ended = TERMINAL.includes(event.type);
+    }
+  }
+
+  /** Change what a replay has changed, from here on: of the past it changes nothing. */
+  #edit(edits: { pool?: string | null; arguments?: Record<string, Json> | null }): void {
+    this.pool = edits.pool ?? this.pool;
+    for (const completed of this.turns.values()) {
+      for (const asked of completed.calls ?? []) asked.arguments = edits.arguments?.[asked.call] ?? asked.arguments;
     }
   }
 
@@ -123,8 +150,9 @@ export class State {
 }
 
 /** The table of section 12, for calls: the first line that fits. */
-export function decide(state: State, work: Work, message: number): Decision {
+export function decide(state: State, work: Work, message: number, nowMilliseconds: number): Decision {
   const step = stepGen(work.call, work.gen);
+  const next = state.nextTries.get(step);
   const asked = state.asked(work);
   if (state.queued === undefined) return "later";
   if (state.ended) return "settle";
@@ -132,16 +160,44 @@ export function decide(state: State, work: Work, message: number): Decision {
   if ((state.bindings.get(step) ?? message) !== message) return "drop";
   if (state.deadLetters.has(step)) return "deadLettered";
   if (state.results.has(work.call)) return "settle";
+  if (next !== undefined && nowMilliseconds + CLOCKS_APART_MILLISECONDS_MAX < next.atMilliseconds) return "waits";
   if (asked === undefined) return "refuse";
   if (state.children.has(work.call)) return "settle";
   return asked.approval && !state.approved.has(work.call) ? "later" : "claim";
 }
 
+/** A message to publish: what its payload is, and its headers. */
+export interface Due {
+  name: string;
+  subject: string;
+  fields: Record<string, string>;
+  payload: Json;
+}
+
+/** The timer that brings a step's next try. */
+export function retryTimer(state: State, work: Work): Due {
+  const { task, tenant, call, gen } = work;
+  const { atMilliseconds, tries } = state.nextTries.get(stepGen(call, gen))!;
+  const place = `retry.${tenant}.${task}.${call}`;
+  const at = new Date(Math.ceil(atMilliseconds / 1000) * 1000); // in whole seconds, and never early
+  return {
+    name: "control.retry",
+    subject: `timers.at.${place}`,
+    fields: {
+      "Nats-Msg-Id": `${task}.${call}.g${gen}.t${tries}`,
+      "Nats-Schedule": `@at ${at.toISOString().replace(".000", "")}`,
+      "Nats-Schedule-Target": `timers.fired.${place}`,
+    },
+    payload: { kind: "retry", task, tenant, by: "taskmesh", step: call, gen, tries },
+  };
+}
+
 /** The message of the next turn, once every call of a turn has its result; undefined if none is due. */
-export function nextTurn(state: State, work: Work): { subject: string; id: string; payload: Json } | undefined {
+export function nextTurn(state: State, work: Work): Due | undefined {
   const completed = state.turns.get(work.turn);
   if (completed === undefined || state.queued === undefined || state.ended) return undefined;
-  const { pool, priority, deadline, budget_tokens, request } = state.queued;
+  const { priority, deadline, budget_tokens, request } = state.queued;
+  const { pool } = state;
   const isLast =
     completed.finish_reason === "length" ||
     work.turn >= (request.max_turns ?? MAX_TURNS) ||
@@ -152,8 +208,9 @@ export function nextTurn(state: State, work: Work): { subject: string; id: strin
   const turn = work.turn + 1;
   const gen = state.gen(String(turn));
   return {
+    name: "work.turn",
     subject: `turns.${pool}.${priority}.${tenant}`,
-    id: `${task}.${turn}.g${gen}`,
+    fields: { "Nats-Msg-Id": `${task}.${turn}.g${gen}` },
     payload: { kind: "turn", task, tenant, turn, gen, pool, priority, deadline },
   };
 }

@@ -133,6 +133,11 @@ def retry_message_id(task: str, step: str, gen: int, tries: int) -> str:
     return f"{subjects.check_task(task)}.{step}.g{gen}.t{tries}"
 
 
+def retry_timer_name(step: str, gen: int, tries: int) -> str:
+    """The last token of a later try's timer: one schedule for each try, so that none takes another's place."""
+    return f"{step}-g{gen}-t{tries}"
+
+
 def deadline_message_id(task: str) -> str:
     """`Nats-Msg-Id` of the timer of a task's deadline: `<task>.deadline`."""
     return f"{subjects.check_task(task)}.deadline"

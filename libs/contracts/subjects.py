@@ -18,7 +18,7 @@ TASK_PATTERN = r"[0-9a-hjkmnp-tv-z]{26}"
 LANE_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,47}"
 CALL_PATTERN = r"[1-9][0-9]{0,5}-(0|[1-9][0-9]{0,5})"
 STEP_PATTERN = r"[1-9][0-9]{0,5}(-(0|[1-9][0-9]{0,5}))?"
-TIMER_NAME_PATTERN = rf"{STEP_PATTERN}|task"
+TIMER_NAME_PATTERN = rf"{STEP_PATTERN}(-g[0-9]{{1,9}}-t[0-9]{{1,9}})?|task"
 SIGNAL_PATTERN = r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,15}"
 """What follows `signals.<tenant>.`: the signal's own name."""
 SIGNAL_FILTER_PATTERN = r"(>|([A-Za-z0-9_-]{1,64}|\*)(\.([A-Za-z0-9_-]{1,64}|\*)){0,15}(\.>)?)"
@@ -278,7 +278,7 @@ def parse_control(subject: str) -> tuple[str, str]:
 def timer_at(kind: str, tenant: str, task: str, name: str) -> str:
     """A command that is due later, one for each subject: `timers.at.<kind>.<tenant>.<task>.<name>`.
 
-    `name`: the step that it is about, or `task`.
+    `name`: the step that it is about, with gen and tries if it brings its next try (`2-0-g1-t3`), or `task`.
     """
     return f"timers.at.{_timer_place(kind, tenant, task, name)}"
 

@@ -20,12 +20,16 @@ from contracts.tasks import Priority, TaskRequest
 
 
 class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="turn"):
-    """One model turn. `request` is there on turn 1 only: TASKS is the commit point of a submission."""
+    """One model turn. `request` is there on turn 1 only: TASKS is the commit point of a submission.
+
+    `tries`: how many had failed when a timer brought this message; 0 for the one before all timers.
+    """
 
     task: Id
     tenant: Tenant
     turn: Ordinal
     gen: Count = 0
+    tries: Count = 0
     pool: LaneName
     priority: Priority
     request: TaskRequest | None = None
@@ -42,13 +46,14 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class ToolWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="tool"):
-    """One tool call."""
+    """One tool call. `tries` as in `TurnWork`."""
 
     task: Id
     tenant: Tenant
     turn: Ordinal
     call: Call
     gen: Count = 0
+    tries: Count = 0
     tool: LaneName
     arguments: dict[str, Any]
     deadline: Time | None = None

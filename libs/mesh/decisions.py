@@ -85,6 +85,10 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
     gen = state.gen(work.step)
     if work.gen != gen:
         return Drop() if work.gen < gen else Later()  # rule 6
+    brought = state.timer_tries.get((work.step, gen), 0)
+    if work.tries != brought:
+        # A timer has taken this message's place, or the fold is not there yet.
+        return Settle() if work.tries < brought else Later()
     if state.bindings.get((work.step, gen), message) != message:
         return Drop()  # rule 3
     dead_letter = state.dead_letters.get((work.step, gen))
@@ -132,8 +136,6 @@ def decide_stranded(
     match decide(state, work, message, now):
         case Settle() | Drop():
             return Leave()
-        case Claim() if (work.step, work.gen) in state.retry_at:
-            return Leave()  # A timer brings another message.
         case Claim():
             return GiveUp()
         case Later():

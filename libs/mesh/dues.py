@@ -6,12 +6,12 @@ the duplicate window, and the binding of a claimed step to its message after it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from contracts import control, events, headers, subjects
 from contracts.codec import encode
-from contracts.control import retry_message_id
+from contracts.control import retry_message_id, retry_timer_name
 from contracts.identifiers import call_message_id, turn_message_id, turn_of, turn_step
 from contracts.streams import FIRED_TTL_SECONDS
 from contracts.tools import ASK_USER
@@ -144,15 +144,12 @@ def due_after(state: TaskState, step: str) -> list[Due]:
     ]
 
 
-def due_again(state: TaskState, step: str, tries: int | None = None) -> list[Due]:
-    """The message of a step that goes on: after a replay, or, where `tries` failed, for the next try."""
+def due_again(state: TaskState, step: str) -> list[Due]:
+    """The message of a step that goes on: after a replay, or for its next try."""
     asked = state.asked_for(step) if "-" in step else None
     if state.terminal is not None or ("-" in step and asked is None):
         return []
-    message_id = retry_message_id(state.task, step, state.gen(step), tries) if tries is not None else None
-    dues = _turn(state, turn_of(step)) if asked is None else _of_call(state, turn_of(step), asked)
-    # What a call waits for, a person or a sub-task, is not tried again.
-    return [replace(due, message_id=message_id) if message_id and due.at is None else due for due in dues]
+    return _turn(state, turn_of(step)) if asked is None else _of_call(state, turn_of(step), asked)
 
 
 def due_at_the_deadline(state: TaskState) -> list[Due]:
@@ -169,9 +166,9 @@ def due_at_the_deadline(state: TaskState) -> list[Due]:
 
 def _retry_timer(state: TaskState, step: str) -> list[Due]:
     gen = state.gen(step)
-    tries = state.tries.get((step, gen), 1)
+    tries = state.timer_tries[step, gen]
     command = control.RetryCommand(task=state.task, tenant=state.tenant, by=BY_MESH, step=step, gen=gen, tries=tries)
-    place = ("retry", state.tenant, state.task, step)
+    place = ("retry", state.tenant, state.task, retry_timer_name(step, gen, tries))
     message_id = retry_message_id(state.task, step, gen, tries)
     return [
         Due(subjects.timer_at(*place), command, message_id, state.retry_at[step, gen], subjects.timer_fired(*place))
@@ -189,18 +186,22 @@ def _turn(state: TaskState, turn: int) -> list[Due]:
     queued = state.queued
     if queued is None:
         return []
-    gen = state.gen(turn_step(turn))
+    step = turn_step(turn)
+    gen = state.gen(step)
+    tries = state.timer_tries.get((step, gen), 0)
     work = TurnWork(
         task=state.task,
         tenant=state.tenant,
         turn=turn,
         gen=gen,
+        tries=tries,
         pool=state.pool,
         priority=queued.priority,
         deadline=queued.deadline,
     )
     subject = subjects.turns(state.pool, queued.priority, state.tenant)
-    return [Due(subject, work, turn_message_id(state.task, turn, gen))]
+    first = turn_message_id(state.task, turn, gen)
+    return [Due(subject, work, retry_message_id(state.task, step, gen, tries) if tries else first)]
 
 
 def _of_call(state: TaskState, turn: int, asked: events.ToolCall) -> list[Due]:
@@ -219,17 +220,21 @@ def _of_call(state: TaskState, turn: int, asked: events.ToolCall) -> list[Due]:
         approval = state.approvals.get(asked.call)
         return _timer(state, asked.call, approval.expires_at) if approval else []
     gen = state.gen(asked.call)
+    tries = state.timer_tries.get((asked.call, gen), 0)
     work = ToolWork(
         task=state.task,
         tenant=state.tenant,
         turn=turn,
         call=asked.call,
         gen=gen,
+        tries=tries,
         tool=asked.tool,
         arguments=asked.arguments,
         deadline=state.queued.deadline if state.queued else None,
     )
-    return [Due(subjects.tools(asked.tool), work, call_message_id(state.task, turn, asked.call, gen))]
+    first = call_message_id(state.task, turn, asked.call, gen)
+    message_id = retry_message_id(state.task, asked.call, gen, tries) if tries else first
+    return [Due(subjects.tools(asked.tool), work, message_id)]
 
 
 def _timer(state: TaskState, call: str, at: datetime | None) -> list[Due]:

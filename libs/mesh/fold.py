@@ -25,6 +25,8 @@ ModelName = tuple[str | None, str | None]
 """A provider's name, and the name of a model there."""
 
 FAILURES_MAX = 16
+DELAY_SECONDS_MAX = 366 * 24 * 3600.0
+"""What is longer is rubbish, and must not stop who folds it."""
 
 _STATUS_BY_END: dict[type[events.Event], Status] = {
     events.TaskCompleted: "completed",
@@ -95,6 +97,8 @@ class TaskState:
     """Failed tries of each (step, gen)."""
     failures: dict[StepGen, list[ErrorInfo]] = field(default_factory=dict)
     """What the failed tries of each (step, gen) came to, the last `FAILURES_MAX` of them."""
+    timer_tries: dict[StepGen, int] = field(default_factory=dict)
+    """How many tries of each (step, gen) had failed when a timer last took its message's place."""
     retry_at: dict[StepGen, datetime] = field(default_factory=dict)
     """When a timer brings the next try of each (step, gen) whose message is gone."""
     dead_letters: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
@@ -337,9 +341,10 @@ def _retry(state: TaskState, event: events.TaskRetrying) -> None:
     failures.append(ErrorInfo(event.reason, event.message or ""))
     del failures[:-FAILURES_MAX]
     if event.timer:
-        # Its message is gone: whichever comes next may be claimed.
+        # Its message is gone: the one that the timer brings may be claimed, and no other.
         state.bindings.pop(step_gen, None)
-        state.retry_at[step_gen] = event.time + timedelta(seconds=event.delay_seconds)
+        state.timer_tries[step_gen] = event.tries
+        state.retry_at[step_gen] = event.time + timedelta(seconds=min(event.delay_seconds, DELAY_SECONDS_MAX))
     turn = state.turns.get(turn_of(event.step)) if "-" not in event.step else None
     if turn is not None and not turn.parts and not turn.reasoning:
         turn.switched = None  # What was slow or unavailable may not be so any more.

@@ -188,9 +188,12 @@ def _replay(state: TaskState, command: ReplayCommand) -> Outcome:
 def _retry(state: TaskState, command: RetryCommand) -> Outcome:
     if state.terminal is not None:
         return Settle(("1",), late=True)
-    if (command.step, command.gen) not in state.retry_at or state.gen(command.step) != command.gen:
+    step_gen, tries = (command.step, command.gen), state.timer_tries.get((command.step, command.gen), 0)
+    if command.gen > state.gen(command.step) or command.tries > tries:
+        return Unknown(ErrorInfo("retry-unknown", f"step {command.step} did not fail {command.tries} times"))
+    if step_gen not in state.retry_at or state.gen(command.step) != command.gen or command.tries < tries:
         return Settle((), late=True)  # It was claimed, or has ended, since.
-    return Settle((), again=tuple(due_again(state, command.step, command.tries)))
+    return Settle((), again=tuple(due_again(state, command.step)))
 
 
 def _end_at_the_deadline(state: TaskState) -> Outcome:

@@ -468,8 +468,9 @@ def next_try(tries: int = 1, step: str = "1", gen: int = 0) -> control.RetryComm
         ([later(), lambda j: j.claimed(), asks(PLAIN)], next_try(), []),
         ([later(), lambda j: j.claimed(), dead()], next_try(), []),
         ([later(), lambda j: j.claimed(), dead(), replayed(("1", 0))], next_try(), []),
-        # A try that failed at once.
-        ([lambda j: j.retrying(1)], next_try(), []),
+        # Another timer has taken its place.
+        ([later(), lambda j: j.claimed(), later(2)], next_try(), []),
+        ([later(), lambda j: j.claimed(), later(2)], next_try(2), [".1.g0.t2"]),
     ],
 )
 def test_a_timer_brings_the_next_try_of_a_step_that_waits_for_it(
@@ -478,6 +479,13 @@ def test_a_timer_brings_the_next_try_of_a_step_that_waits_for_it(
     appended, outcome = carried_out(journal_of(*tellings), command)
     assert appended == []
     assert ids(outcome) == again
+
+
+@pytest.mark.parametrize("command", [next_try(2), next_try(1, gen=1), next_try(1, "1-0")])
+def test_a_timer_that_the_journal_knows_nothing_of_is_looked_into(command: AnyCommand) -> None:
+    outcome = decide_command(journal_of(later()).state, command)
+    assert isinstance(outcome, Unknown)
+    assert outcome.error.code == "retry-unknown"
 
 
 DEADLINE = control.DeadlineCommand(task=TASK, tenant=TENANT, by="taskmesh")

@@ -370,18 +370,35 @@ def test_a_step_is_not_tried_again_before_its_time_and_then_under_any_message(
     journal.queued()
     journal.claimed()
     failed = journal.retrying(1, timer=True)
-    assert decide(journal.state, TURN_1, message, failed.time + timedelta(seconds=seconds)) == decision
+    again = turn_work(tries=1)
+    assert decide(journal.state, again, message, failed.time + timedelta(seconds=seconds)) == decision
 
 
-def test_the_message_of_a_step_that_waits_for_its_next_try_is_no_dead_letter() -> None:
+@pytest.mark.parametrize("claimed", [False, True])
+@pytest.mark.parametrize(("tries", "decision"), [(0, Settle()), (1, Settle()), (2, Claim()), (3, Later())])
+def test_only_the_message_that_the_last_timer_brings_is_claimed(claimed: bool, tries: int, decision: Decision) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    journal.retrying(1)
+    failed = journal.retrying(2, timer=True)
+    if claimed:
+        journal.claimed(message=99)
+    work = turn_work(tries=tries)
+    assert decide(journal.state, work, 99, failed.time + timedelta(minutes=1)) == decision
+
+
+@pytest.mark.parametrize(("tries", "decision"), [(0, Leave()), (1, GiveUp())])
+def test_the_message_of_a_step_that_waits_for_its_next_try_is_no_dead_letter(
+    tries: int, decision: Leave | GiveUp
+) -> None:
     journal = HandMadeJournal()
     journal.queued()
     journal.claimed()
     failed = journal.retrying(1, timer=True)
-    assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time) == Leave()
-    assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time + timedelta(minutes=1)) == Leave()
-    journal.claimed()
-    assert decide_stranded(journal.state, TURN_1, MESSAGE, failed.time + timedelta(minutes=1)) == GiveUp()
+    work = turn_work(tries=tries)
+    assert decide_stranded(journal.state, work, MESSAGE, failed.time) == Leave()
+    assert decide_stranded(journal.state, work, MESSAGE, failed.time + timedelta(minutes=1)) == decision
 
 
 @pytest.mark.parametrize(("tries_before", "tries"), [(0, 1), (1, 1), (2, 2)])

@@ -73,7 +73,7 @@ def turn_due(turn: int, gen: int = 0) -> Due:
 def retry_timer(step: str, tries: int, seconds: int) -> Due:
     """`seconds`: from the start of the journal to the event, whose delay is 30 s."""
     command = RetryCommand(task=TASK, tenant=TENANT, by="taskmesh", step=step, gen=0, tries=tries)
-    place = f"retry.{TENANT}.{TASK}.{step}"
+    place = f"retry.{TENANT}.{TASK}.{step}-g0-t{tries}"
     at = START + timedelta(seconds=seconds + 30)
     return Due(f"timers.at.{place}", command, f"{TASK}.{step}.g0.t{tries}", at, f"timers.fired.{place}")
 
@@ -184,7 +184,15 @@ def test_nothing_of_a_task_that_has_ended_goes_on() -> None:
 
 def test_a_call_that_waits_for_a_person_does_not_go_on_but_waits() -> None:
     state = journal_of(asks(GUARDED), lambda j: j.approval_requested()).state
-    assert due_again(state, "1-0", 2) == [timer()]
+    assert due_again(state, "1-0") == [timer()]
+
+
+def test_a_try_that_a_timer_brings_says_so_in_its_message_and_its_id() -> None:
+    state = journal_of(asks(PLAIN), lambda j: j.retrying(2, "1-0", timer=True)).state
+    (due,) = due_again(state, "1-0")
+    assert due.message_id == f"{TASK}.1-0.g0.t2"
+    assert isinstance(due.payload, ToolWork)
+    assert (due.payload.tries, due.payload.gen) == (2, 0)
 
 
 @pytest.mark.parametrize("step", ["1", "1-0"])

@@ -329,6 +329,7 @@ def test_a_step_that_a_timer_brings_again_is_bound_to_no_message_until_it_is_cla
     assert journal.state.retry_at == {("1", 0): retrying.time + timedelta(seconds=30)}
     journal.claimed(message=9)
     assert (journal.state.bindings, journal.state.retry_at) == ({("1", 0): 9}, {})
+    assert journal.state.timer_tries == {("1", 0): 1}
     assert journal.state.failures == {("1", 0): [ErrorInfo("provider-error", "come back")]}
 
 

@@ -217,7 +217,8 @@ func (mesh *Mesh) settle(ctx context.Context, work Work, journal *Journal, deliv
 func (mesh *Mesh) wait(ctx context.Context, work Work, journal *Journal, delivery *Delivery) error {
 	at, fired, id, schedule, command := retryTimer(journal.State, work)
 	fields := map[string]string{
-		"Nats-Msg-Id": id, "Nats-Schedule": schedule, "Nats-Schedule-Target": fired, "traceparent": journal.traceparent,
+		"Nats-Msg-Id": id, "Nats-Schedule": schedule, "Nats-Schedule-Target": fired,
+		"Nats-Schedule-TTL": "2592000s", "traceparent": journal.traceparent,
 	}
 	if err := mesh.send(ctx, "control.retry", at, fields, command); err != nil {
 		return err

@@ -75,6 +75,7 @@ type State struct {
 	gens        map[string]int       // replays of each step
 	bindings    map[StepGen]uint64   // the message that stands for it: that of the first claim
 	nextTries   map[StepGen]NextTry  // what a timer brings
+	timedTries  map[StepGen]int      // failed tries when a timer last took the message's place
 	claims      map[StepGen][]string // ids of the claims
 	deadLetters map[StepGen]Event    // open ones
 	tokens      int                  // put out by all turns
@@ -85,7 +86,7 @@ func newState() *State {
 	return &State{
 		turns: map[int]Event{}, results: map[string]bool{}, approved: map[string]bool{}, children: map[string]bool{},
 		gens: map[string]int{}, bindings: map[StepGen]uint64{}, claims: map[StepGen][]string{},
-		deadLetters: map[StepGen]Event{}, nextTries: map[StepGen]NextTry{},
+		deadLetters: map[StepGen]Event{}, nextTries: map[StepGen]NextTry{}, timedTries: map[StepGen]int{},
 	}
 }
 
@@ -153,8 +154,9 @@ func (state *State) fold(sequence uint64, event Event) {
 		}
 		state.edit(event)
 	case "task.retrying":
-		if event.Timer { // its message is gone: whichever comes next may be claimed
+		if event.Timer { // its message is gone: the one that the timer brings may be claimed
 			delete(state.bindings, step)
+			state.timedTries[step] = event.Tries
 			delay := time.Duration(event.Delay * float64(time.Second))
 			state.nextTries[step] = NextTry{event.Time.Add(delay), event.Tries}
 		}
@@ -226,6 +228,12 @@ func decide(state *State, work Work, message uint64, now time.Time) Decision {
 		return drop
 	case work.Gen > state.gens[work.Call]:
 		return later
+	case work.Tries < state.timedTries[step] && isRetried: // a timer has taken this message's place
+		return waits
+	case work.Tries < state.timedTries[step]:
+		return drop
+	case work.Tries > state.timedTries[step]:
+		return later
 	case isBound && bound != message:
 		return drop
 	case dead:
@@ -285,7 +293,7 @@ func retryTimer(state *State, work Work) (at, fired, id, schedule string, comman
 		"kind": "retry", "task": work.Task, "tenant": work.Tenant, "by": "taskmesh", "step": work.Call, "gen": work.Gen,
 		"tries": next.tries,
 	}
-	place := "retry." + work.Tenant + "." + work.Task + "." + work.Call
+	place := fmt.Sprintf("retry.%s.%s.%s-g%d-t%d", work.Tenant, work.Task, work.Call, work.Gen, next.tries)
 	due := next.at.UTC().Add(time.Second - time.Nanosecond).Truncate(time.Second) // in whole seconds, and never early
 	id = fmt.Sprintf("%s.%s.g%d.t%d", work.Task, work.Call, work.Gen, next.tries)
 	return "timers.at." + place, "timers.fired." + place, id, "@at " + due.Format(time.RFC3339), command

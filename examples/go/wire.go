@@ -109,6 +109,7 @@ type Work struct {
 	Turn     int     `json:"turn"`
 	Call     string  `json:"call"`
 	Gen      int     `json:"gen"`
+	Tries    int     `json:"tries"` // how many had failed when a timer brought the message
 	Tool     string  `json:"tool"`
 	Deadline *string `json:"deadline"`
 }

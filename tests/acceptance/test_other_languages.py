@@ -522,8 +522,9 @@ async def test_a_replayed_call_is_run_with_the_edited_arguments_and_leads_on_in_
 async def test_a_call_that_a_timer_brings_again_is_claimed_under_its_new_message(runners: Tools, language: str) -> None:
     journal = await asked_for(runners, language, ASKED[language])
     await write(journal, lambda stamp: retrying(stamp, delay_seconds=0))
-    (again,) = due_again(journal.state, "1-0", tries=1)
-    sequence = await send_call(runners, call_work(journal, language, 0), again.message_id)
+    (again,) = due_again(journal.state, "1-0")
+    assert isinstance(again.payload, ToolWork)
+    sequence = await send_call(runners, again.payload, again.message_id)
     await until_answered(runners)
     state = await runners.state(journal.state.task)
     result = state.call_results["1-0"]

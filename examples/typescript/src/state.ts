@@ -59,6 +59,7 @@ export class State {
   readonly gens = new Map<string, number>();
   readonly bindings = new Map<string, number>();
   readonly nextTries = new Map<string, NextTry>();
+  readonly timedTries = new Map<string, number>(); // failed tries when a timer last took the message's place
   readonly claims = new Map<string, string[]>();
   readonly deadLetters = new Map<string, ErrorInfo>();
   tokens = 0; // put out by all turns
@@ -113,7 +114,8 @@ export class State {
         break;
       case "task.retrying":
         if (event.timer) {
-          this.bindings.delete(step); // its message is gone: whichever comes next may be claimed
+          this.bindings.delete(step); // its message is gone: the one that the timer brings may be claimed
+          this.timedTries.set(step, event.tries);
           this.nextTries.set(step, { atMilliseconds: Date.parse(event.time) + event.delay_seconds * 1000, tries: event.tries });
         }
         break;
@@ -157,6 +159,9 @@ export function decide(state: State, work: Work, message: number, nowMillisecond
   if (state.queued === undefined) return "later";
   if (state.ended) return "settle";
   if (work.gen !== state.gen(work.call)) return work.gen < state.gen(work.call) ? "drop" : "later";
+  const timed = state.timedTries.get(step) ?? 0;
+  if (work.tries < timed) return next === undefined ? "drop" : "waits"; // a timer has taken this message's place
+  if (work.tries > timed) return "later";
   if ((state.bindings.get(step) ?? message) !== message) return "drop";
   if (state.deadLetters.has(step)) return "deadLettered";
   if (state.results.has(work.call)) return "settle";
@@ -178,7 +183,7 @@ export interface Due {
 export function retryTimer(state: State, work: Work): Due {
   const { task, tenant, call, gen } = work;
   const { atMilliseconds, tries } = state.nextTries.get(stepGen(call, gen))!;
-  const place = `retry.${tenant}.${task}.${call}`;
+  const place = `retry.${tenant}.${task}.${call}-g${gen}-t${tries}`;
   const at = new Date(Math.ceil(atMilliseconds / 1000) * 1000); // in whole seconds, and never early
   return {
     name: "control.retry",
@@ -187,6 +192,7 @@ export function retryTimer(state: State, work: Work): Due {
       "Nats-Msg-Id": `${task}.${call}.g${gen}.t${tries}`,
       "Nats-Schedule": `@at ${at.toISOString().replace(".000", "")}`,
       "Nats-Schedule-Target": `timers.fired.${place}`,
+      "Nats-Schedule-TTL": "2592000s",
     },
     payload: { kind: "retry", task, tenant, by: "taskmesh", step: call, gen, tries },
   };

@@ -58,7 +58,8 @@ _points = _Points(Path(os.environ[POINTS_VARIABLE])) if POINTS_ON else None
 def reach(kind: str, what: str) -> None:
     """A point at which a test may stop this process: `append:<event type>`, `before-project:<status>`, ….
 
-    Of a subject its first two names are told.
+    Of a subject its first two names are told, of a timer's three: the last of these is its kind.
     """
     if _points is not None and not what.startswith(_NAMED_ELSEWHERE):
-        _points.reach(f"{kind}:{what}" if kind == "append" else f"{kind}:{'.'.join(what.split('.')[:2])}")
+        names = 3 if what.startswith("timers.") else 2
+        _points.reach(f"{kind}:{what}" if kind == "append" else f"{kind}:{'.'.join(what.split('.')[:names])}")

@@ -8,7 +8,8 @@ Each line that begins with `!` is a directive, and what stands between them is s
     !call NAME JSON    a call of a tool; the arguments are {} if absent. All calls of a turn go out together, at its end
     !ask QUESTION      a call of the tool that asks the user
     !then              the end of a turn: the next lines script the next one
-    !fail KIND [N]     the first N tries fail (N is 1 if absent); several of these take turns, one after the other
+    !fail KIND [N [S]] the first N tries fail (N is 1 if absent), and ask to be tried again no sooner than in S seconds;
+                       several of these take turns, one after the other
     !exit N            the first N deliveries kill their process, halfway through the tokens
 
 `!fail disconnect` fails halfway through the tokens, the other kinds before the first. A turn that no script is for
@@ -38,6 +39,8 @@ HANG_SECONDS_MAX = 3600.0
 """All `!hang` of one script together."""
 REPEATS_MAX = 1_000_000
 """Largest N of `!fail` and `!exit`."""
+RETRY_AFTER_SECONDS_MAX = 3600.0
+"""Longest S of `!fail`."""
 EXCERPT_CHARACTERS_MAX = 160
 """How much of a plain text, or of a tool's answer, is in an answer."""
 TOOL_ANSWERS_MAX = 16
@@ -97,6 +100,7 @@ class Failure:
 
     kind: FailureKind
     tries: int
+    retry_after_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +126,11 @@ class Script:
         """How many tokens the whole turn has."""
         return sum(act.count for act in self.acts if isinstance(act, Say | Text))
 
-    def failure(self, tries: int) -> FailureKind | None:
+    def failure(self, tries: int) -> Failure | None:
         """How the try after `tries` failed ones fails; None if it does not."""
         for failure in self.failures:
             if tries < failure.tries:
-                return failure.kind
+                return failure
             tries -= failure.tries
         return None
 
@@ -287,12 +291,14 @@ class _Draft:
 
     def add_fail(self, arguments: str) -> None:
         kinds = get_args(FailureKind)
-        kind, tries_text = [*arguments.split(None, 1), "", ""][:2]
+        kind, tries_text, after_text = [*arguments.split(None, 2), "", "", ""][:3]
         if kind not in kinds:
             raise ValueError(f"!fail takes one of {', '.join(kinds)}, and how often")
         tries = _integer("fail", tries_text or "1")
         _check_at_most("fail", tries, REPEATS_MAX, "tries")
-        self.failures.append(Failure(cast("FailureKind", kind), tries))
+        after_seconds = _number("fail", after_text) if after_text else None
+        _check_at_most("fail", after_seconds or 0.0, RETRY_AFTER_SECONDS_MAX, "seconds")
+        self.failures.append(Failure(cast("FailureKind", kind), tries, after_seconds))
 
     def add_exit(self, arguments: str) -> None:
         exits = _integer("exit", arguments)

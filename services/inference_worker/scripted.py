@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from contracts.events import Usage
 from inference_worker.chunks import Chunk, Finished, TextDelta, TurnInput
-from inference_worker.script import FailureKind, Halfway, Hang, Rate, invalid_script, script_of_turn
+from inference_worker.script import Failure, FailureKind, Halfway, Hang, Rate, invalid_script, script_of_turn
 from mesh.conversation import AssistantTurn, Entry
 from mesh.decisions import StepFailed
 
@@ -52,7 +52,7 @@ class ScriptedProvider:
         if script.exits and not self._exit_allowed:
             raise invalid_script("!exit is only obeyed with MESH_SCRIPTED_ALLOW_EXIT=1")
         failure = script.failure(turn.tries)
-        if failure not in (None, "disconnect"):
+        if failure is not None and failure.kind != "disconnect":
             raise _failed(failure)
         whole = script.token_count
         token_count = whole if turn.max_output_tokens is None else min(whole, turn.max_output_tokens)
@@ -116,6 +116,12 @@ def _words(entries: Sequence[Entry]) -> int:
     return sum(len(text.split()) for text in texts)
 
 
-def _failed(kind: FailureKind) -> StepFailed:
-    terminal = kind == "bad_request"
-    return StepFailed(_CODES[kind], f"the script asked for {kind}", retryable=not terminal, terminal=terminal)
+def _failed(failure: Failure) -> StepFailed:
+    terminal = failure.kind == "bad_request"
+    return StepFailed(
+        _CODES[failure.kind],
+        f"the script asked for {failure.kind}",
+        retryable=not terminal,
+        terminal=terminal,
+        retry_after_seconds=failure.retry_after_seconds,
+    )

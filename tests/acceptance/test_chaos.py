@@ -6,17 +6,24 @@ What goes without acks is found in test_negative_controls, too.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.chaos.agent import AGENT
 from tests.chaos.matrix import CONTROLS, Matrix
 from tests.chaos.points import FAULTS, Point
+from tests.chaos.poison import POISON
+from tests.chaos.repairs import REPAIRS
+from tests.chaos.scenario import Scenario
+from tests.chaos.starts import STARTS
 
 pytestmark = pytest.mark.acceptance
 
 SEED = 20261121
 DEATHS = 3
+STEWARD_DEATHS = 2
 
 
 def some(points: list[Point], chance: random.Random) -> list[Point]:
@@ -30,10 +37,44 @@ def some(points: list[Point], chance: random.Random) -> list[Point]:
     return chosen + [chance.choice([point for point in sure if point.fault == fault]) for fault in FAULTS[1:]]
 
 
-async def test_a_run_comes_to_the_same_end_whoever_dies_in_it(tmp_path: Path) -> None:
-    report = await Matrix(tmp_path, SEED, slots=1, recordings=1).run(some)
+def deaths_of_the_steward(points: list[Point], chance: random.Random) -> list[Point]:
+    """One at a message that a timer has brought or that goes on, and others, at points that every run comes to."""
+    kills = [point for point in points if (point.fault, point.service) == ("kill", "steward")]
+    sure = [point for point in kills if point.what.startswith(("append:", "before-ack:", "after-ack:"))]
+    goes_on = [point for point in sure if point.what.startswith(("append:task.replayed", "before-ack:timers.fired"))]
+    first = chance.choice(goes_on)
+    return [first, *chance.sample([point for point in sure if point != first], STEWARD_DEATHS - 1)]
+
+
+def one_death_of_the_steward(points: list[Point], _: random.Random) -> list[Point]:
+    """Once it has appended what the broker's word comes to."""
+    return [point for point in points if (point.fault, point.what) == ("kill", "append:task.dead_lettered")]
+
+
+def death_of_the_steward_before_an_ack(points: list[Point], _: random.Random) -> list[Point]:
+    """It has started the signal's task, and has the signal again."""
+    return [point for point in points if (point.fault, point.what) == ("kill", "before-ack:signals.default")]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "choose", "count"),
+    [
+        (AGENT, some, DEATHS + len(FAULTS) - 1),
+        (REPAIRS, deaths_of_the_steward, STEWARD_DEATHS),
+        (POISON, one_death_of_the_steward, 1),
+        (STARTS, death_of_the_steward_before_an_ack, 1),
+    ],
+    ids=["agent", "repairs", "poison", "starts"],
+)
+async def test_a_run_comes_to_the_same_end_whoever_dies_in_it(
+    tmp_path: Path,
+    scenario: Scenario,
+    choose: Callable[[list[Point], random.Random], list[Point]],
+    count: int,
+) -> None:
+    report = await Matrix(tmp_path, SEED, scenario, slots=1, recordings=1).run(choose)
     assert report.violations == []
-    assert len(report.points) == DEATHS + len(FAULTS) - 1
+    assert len(report.points) == count
     assert report.missed == []
     assert report.tracebacks == []
 

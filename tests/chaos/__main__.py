@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--points SUBSTRING] [--quick]`: run the kill matrix, print a table."""
+"""`python -m tests.chaos [--seed N] [--run NAME] [--points SUBSTRING] [--quick]`: run the kill matrix."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pathlib import Path
 import structlog
 
 from tests.benchmarks.figures import percentile
-from tests.chaos.matrix import CONTROLS, Matrix, Report
+from tests.chaos.matrix import CONTROLS, SCENARIOS, Matrix, Report
 from tests.chaos.points import Point
 from tests.chaos.runs import Outcome
+from tests.chaos.scenario import Scenario
 from tests.support.processes import ROOT
 
 QUICK_SHARE = 0.1
@@ -32,6 +33,7 @@ def main() -> int:
     """Exit status 1 if anything was found, or a point was not covered, or a control found nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="order of the points, and choice of --quick")
+    parser.add_argument("--run", default="", choices=[each.name for each in SCENARIOS], help="only points of this run")
     parser.add_argument("--points", default="", help='only points whose name contains this, e.g. "kill steward"')
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SHARE:.0%} of the points")
     parser.add_argument("--meshes", type=int, default=2 * (os.cpu_count() or 1), help="meshes beside each other")
@@ -44,44 +46,57 @@ def main() -> int:
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         folder = arguments.keep or Path(scratch)
-        report = asyncio.run(_run(folder, seed, arguments))
-    _say(f"\n{table(report)}\n")
-    for point, problem in report.violations:
-        _say(f"VIOLATION {point or 'undisturbed'}: {problem}")
-    for traceback in report.tracebacks:
-        _say(f"UNHANDLED {traceback}")
-    for point in report.missed:
-        _say(f"NOT COVERED {point}")
-    unknown = sum(outcome.unknown_calls for outcome in report.outcomes)
+        reports = asyncio.run(_run(folder, seed, arguments))
+    _say(f"\n{table(reports)}\n")
+    for name, report in reports.items():
+        for point, problem in report.violations:
+            _say(f"VIOLATION {name}: {point or 'undisturbed'}: {problem}")
+        for traceback in report.tracebacks:
+            _say(f"UNHANDLED {name}: {traceback}")
+        for point in report.missed:
+            _say(f"NOT COVERED {name}: {point}")
+        for safeguard, found in report.controls.items():
+            _say(f"{name} without {safeguard}: {_found(found)}")
+    unknown = sum(outcome.unknown_calls for report in reports.values() for outcome in report.outcomes)
     _say(f"{unknown} calls that must not run twice ended as unknown, since their runner died or slept meanwhile")
-    for name, found in report.controls.items():
-        _say(f"without {name}: {_found(found)}")
     took_seconds = time.monotonic() - started_at
-    _say(f"{took_seconds:.0f} s, seed {seed}, commit {_commit()}: {'ok' if report.passed else 'FAILED'}")
-    if not report.passed:
+    passed = all(report.passed for report in reports.values())
+    _say(f"{took_seconds:.0f} s, seed {seed}, commit {_commit()}: {'ok' if passed else 'FAILED'}")
+    if not passed:
         _say(f'again: make chaos ARGS="--seed {seed}", or --points "…" for some of the points')
-    return 0 if report.passed else 1
+    return 0 if passed else 1
 
 
-async def _run(folder: Path, seed: int, arguments: argparse.Namespace) -> Report:
+async def _run(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Report]:
+    """The matrix of each scenario, one after the other, each with its controls."""
+    reports: dict[str, Report] = {}
+    for scenario in SCENARIOS:
+        if arguments.run in ("", scenario.name):
+            reports[scenario.name] = await _run_scenario(folder / scenario.name, scenario, seed, arguments)
+    return {name: report for name, report in reports.items() if report.points or not arguments.points}
+
+
+async def _run_scenario(folder: Path, scenario: Scenario, seed: int, arguments: argparse.Namespace) -> Report:
     runs = 0
 
     def tell(outcome: Outcome) -> None:
         nonlocal runs
         runs += 1
         for problem in outcome.violations:
-            _say(f"  {outcome.point or 'undisturbed'}: {problem}")
+            _say(f"  {scenario.name}: {outcome.point or 'undisturbed'}: {problem}")
         if runs % PROGRESS_RUNS == 0:
-            _say(f"  {runs} runs, {len(matrix.report.covered)} of {len(matrix.report.points)} points")
+            _say(f"  {scenario.name}: {runs} runs, {len(matrix.report.covered)} of {len(matrix.report.points)} points")
 
     def choose(points: list[Point], chance: random.Random) -> list[Point]:
         points = [point for point in points if arguments.points in str(point)]
         return chance.sample(points, math.ceil(len(points) * QUICK_SHARE)) if arguments.quick else points
 
-    matrix = Matrix(folder, seed, slots=arguments.meshes, on_outcome=tell)
+    slots = arguments.meshes * scenario.meshes
+    matrix = Matrix(folder, seed, scenario, slots=slots, on_outcome=tell)
     await matrix.run(choose)
-    for safeguard in CONTROLS:
-        await matrix.control(safeguard)
+    for safeguard, control in CONTROLS.items():
+        if control.scenario is scenario:
+            await matrix.control(safeguard)
     return matrix.report
 
 
@@ -92,20 +107,21 @@ def _found(violations: list[str]) -> str:
     return f"the checker found {kinds}; such as {violations[-1]}"
 
 
-def table(report: Report) -> str:
-    """A line for each fault and service, and one for all."""
-    rows = [("fault", "points", "covered", "runs", "violations", "takeover p50", "max")]
-    for fault, service in sorted({(point.fault, point.service) for point in report.points}):
-        chosen = [
-            each
-            for each in report.outcomes
-            if each.point and (each.point.fault, each.point.service) == (fault, service)
-        ]
-        name = f"nats-server dies, {service} writes" if fault == "broker" else f"{service} {_PAST[fault]}"
-        points = [point for point in report.points if (point.fault, point.service) == (fault, service)]
-        rows.append(_row(name, points, chosen))
-    rows.append(_row("nothing", [], [each for each in report.outcomes if each.point is None]))
-    rows.append(_row("all", report.points, report.outcomes))
+def table(reports: dict[str, Report]) -> str:
+    """For each run a line for each fault and service, and one for all."""
+    rows = [("run", "fault", "points", "covered", "runs", "violations", "takeover p50", "max")]
+    for run, report in reports.items():
+        for fault, service in sorted({(point.fault, point.service) for point in report.points}):
+            chosen = [
+                each
+                for each in report.outcomes
+                if each.point and (each.point.fault, each.point.service) == (fault, service)
+            ]
+            name = f"nats-server dies, {service} writes" if fault == "broker" else f"{service} {_PAST[fault]}"
+            points = [point for point in report.points if (point.fault, point.service) == (fault, service)]
+            rows.append((run, *_row(name, points, chosen)))
+        rows.append((run, *_row("nothing", [], [each for each in report.outcomes if each.point is None])))
+        rows.append((run, *_row("all", report.points, report.outcomes)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))

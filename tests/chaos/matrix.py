@@ -1,4 +1,4 @@
-"""The matrix: every point of an undisturbed run once, in meshes beside each other."""
+"""The matrix: every point of a scenario's undisturbed run once, in meshes beside each other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from tests.chaos.agent import AGENT
 from tests.chaos.points import Point, points_of
+from tests.chaos.poison import POISON
+from tests.chaos.repairs import REPAIRS
 from tests.chaos.runner import REPEATS_VARIABLE
 from tests.chaos.runs import Outcome, Patience, run_once
+from tests.chaos.scenario import Scenario
 from tests.chaos.slot import Slot, opened_slot
+from tests.chaos.starts import STARTS
 
 RECORDINGS = 5
 """Undisturbed runs before all others."""
@@ -27,13 +33,45 @@ CONTROL_RUNS_MAX = 5
 """On a busy machine a run may end before it comes to its point, or another process may be faster there."""
 
 OFF = "MESH_TEST_SWITCH_OFF"
-CONTROLS: dict[str, tuple[str, dict[str, str], Point | None]] = {
-    "ack": ("inference_worker", {OFF: "ack"}, None),
-    "fence": ("inference_worker", {OFF: "fence,watch"}, Point("pause", "inference_worker", "append:turn.completed", 1)),
-    "message id": ("tool_runner", {OFF: "message_id"}, Point("kill", "tool_runner", "after-publish:tasks.default", 1)),
-    "at most once": ("tool_runner", {REPEATS_VARIABLE: "1"}, Point("kill", "tool_runner", "ran:charge", 1)),
+SCENARIOS = (AGENT, REPAIRS, POISON, STARTS)
+
+
+class Control(NamedTuple):
+    """A run without a safeguard: which service goes without it, by which variable, and a point at which that shows."""
+
+    scenario: Scenario
+    service: str
+    variables: dict[str, str]
+    point: Point | None = None
+    shows: str = ""
+    """What is in the violation that must be found."""
+    patience: Patience = CONTROL_PATIENCE
+
+
+CONTROLS = {
+    "ack": Control(AGENT, "inference_worker", {OFF: "ack"}),
+    "fence": Control(
+        AGENT,
+        "inference_worker",
+        {OFF: "fence,watch"},
+        Point("pause", "inference_worker", "append:turn.completed", 1),
+    ),
+    "message id": Control(
+        AGENT, "tool_runner", {OFF: "message_id"}, Point("kill", "tool_runner", "after-publish:tasks.default", 1)
+    ),
+    "at most once": Control(
+        AGENT, "tool_runner", {REPEATS_VARIABLE: "1"}, Point("kill", "tool_runner", "ran:charge", 1)
+    ),
+    "message id of what is replayed": Control(
+        REPAIRS,
+        "steward",
+        {OFF: "message_id"},
+        Point("kill", "steward", "after-publish:tools.mend", 1),
+        "messages were stored in TOOLS",
+        Patience(),
+    ),
 }
-"""Safeguard → who goes without it, by which variable, and a point at which that must show."""
+"""Safeguard → a run without it, in which the checker must find something."""
 
 
 def _ignore(_: Outcome) -> None:
@@ -80,6 +118,7 @@ class Matrix:
         self,
         folder: Path,
         seed: int,
+        scenario: Scenario = AGENT,
         *,
         slots: int = 1,
         recordings: int = RECORDINGS,
@@ -87,6 +126,7 @@ class Matrix:
     ) -> None:
         self.report = Report()
         self._folder = folder
+        self._scenario = scenario
         self._random = random.Random(seed)
         self._slots = slots
         self._recordings = recordings
@@ -104,12 +144,14 @@ class Matrix:
 
     async def control(self, safeguard: str) -> None:
         """Run without a safeguard until the checker finds what breaks: it must, within a few runs."""
-        service, variables, point = CONTROLS[safeguard]
+        control = CONTROLS[safeguard]
         for _ in range(CONTROL_RUNS_MAX):
-            async with opened_slot(self._next_folder(), **{service: variables}) as slot:
-                outcome = await run_once(slot, point, CONTROL_PATIENCE)
-            self.report.controls[safeguard] = outcome.violations
-            if outcome.violations:
+            variables_of = {control.service: control.variables}
+            async with opened_slot(self._next_folder(), control.scenario, **variables_of) as slot:
+                outcome = await run_once(slot, control.point, control.patience)
+            found = [problem for problem in outcome.violations if control.shows in problem]
+            self.report.controls[safeguard] = found
+            if found:
                 return
 
     def _next_folder(self) -> Path:
@@ -120,7 +162,7 @@ class Matrix:
         while choose is not None or self._left or not self._planned.is_set():
             folder = self._next_folder()
             async with AsyncExitStack() as stack:
-                slot = await stack.enter_async_context(opened_slot(folder))
+                slot = await stack.enter_async_context(opened_slot(folder, self._scenario))
                 if choose is not None:
                     await self._plan(slot, choose)
                     choose = None
@@ -135,7 +177,8 @@ class Matrix:
         recorded = [await run_once(slot, None) for _ in range(self._recordings)]
         for outcome in recorded:
             self._add(outcome)
-        points = choose(points_of([outcome.counts for outcome in recorded]), self._random)
+        every = points_of([outcome.counts for outcome in recorded])
+        points = choose([point for point in every if self._scenario.chosen(point)], self._random)
         self._random.shuffle(points)
         self.report.points = sorted(points)
         self._left.extend((point, 1) for point in points)

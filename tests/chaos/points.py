@@ -13,7 +13,7 @@ from mesh import faults
 
 SERVICES = {
     "ingress": "ingress",
-    "inference_worker": "inference_worker",
+    "inference_worker": "tests.chaos.worker",
     "tool_runner": "tests.chaos.runner",
     "steward": "steward",
 }

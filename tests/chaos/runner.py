@@ -14,9 +14,11 @@ from unittest import mock
 import msgspec
 
 from mesh import faults
+from mesh.decisions import StepFailed
 from mesh.requests import Requests
 from mesh.service import run
 from mesh.settings import Settings
+from tests.chaos.clocks import short_waits
 from tool_runner import serving
 from tool_runner.__main__ import main
 from tool_runner.registry import built_in_tools
@@ -42,6 +44,20 @@ class ChargeArguments(msgspec.Struct, frozen=True):
     key: str
 
 
+class MendArguments(msgspec.Struct, frozen=True):
+    """Whether it can be mended; `key` names the call in the file."""
+
+    good: bool
+    key: str
+
+
+class PatientArguments(msgspec.Struct, frozen=True):
+    """How long it is to be left alone after the first try; `key` names the call in the file."""
+
+    seconds: float
+    key: str
+
+
 def _write_down(tool: str, key: str) -> None:
     with Path(os.environ[EXECUTIONS_VARIABLE]).open("a") as file:
         file.write(f"{key}\n")
@@ -60,6 +76,23 @@ async def charge(arguments: ChargeArguments, _: Call) -> str:
     return f"charged {arguments.cents}"
 
 
+async def mend(arguments: MendArguments, _: Call) -> str:
+    """Idempotent. What is not good is a dead letter at once."""
+    if not arguments.good:
+        raise StepFailed("not-mended", "it is not good", retryable=False)
+    _write_down("mend", arguments.key)
+    return "mended"
+
+
+async def patient(arguments: PatientArguments, call: Call) -> str:
+    """Idempotent. The first try fails, and asks for a pause."""
+    work = call.step.work
+    if (work.step, work.gen) not in call.step.state.tries:
+        raise StepFailed("not-yet", "later", retryable=True, retry_after_seconds=arguments.seconds)
+    _write_down("patient", arguments.key)
+    return "in the end"
+
+
 def tools(settings: Settings, requests: Requests) -> dict[str, Tool[Any]]:
     """The built-in tools, and those of this run."""
     charging = built_in("charge", "Charges an amount.", ChargeArguments, charge)
@@ -69,9 +102,11 @@ def tools(settings: Settings, requests: Requests) -> dict[str, Tool[Any]]:
         **built_in_tools(settings, requests),
         "add": built_in("add", "Adds two numbers.", AddArguments, add),
         "charge": replace(charging, declaration=declared),
+        "mend": built_in("mend", "Mends what is good.", MendArguments, mend),
+        "patient": built_in("patient", "Wants to be left alone for a while.", PatientArguments, patient),
     }
 
 
 if __name__ == "__main__":
-    with mock.patch.object(serving, "built_in_tools", tools):
+    with short_waits(), mock.patch.object(serving, "built_in_tools", tools):
         run("tool_runner", main)

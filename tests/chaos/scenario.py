@@ -1,111 +1,91 @@
-"""The run that is disturbed: two parallel tools, an approval, a question and two sub-tasks."""
+"""What a run is made of: the tasks that its clients submit, what they say to them, and what each must come to."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
 
-import httpx
-import msgspec
+from tests.chaos.points import Point
 
-from tests.support.clients import Viewer
+IDEMPOTENT = frozenset({"add", "mend", "patient"})
+KEY = "KEY"
+"""Stands for the run's name in all that clients send."""
 
-TOOLS = ("add", "charge", "spawn_task")
-IDEMPOTENT = frozenset({"add"})
-OUTPUT = "All is done.\n"
-"""The output of every run, whatever was killed in it."""
-CHILD_OUTPUTS = ("t0 t1 ", "t0 ")
-ANSWER = "the third"
-# The first child takes longer than a lease: what is delivered again then meets a task that goes on.
-SCRIPT = """!hang 0.3
-!rate 50
-!say 2
-!call add {"a": 1, "b": 2, "key": "KEY.0"}
-!call add {"a": 3, "b": 4, "key": "KEY.1"}
-!call charge {"cents": 5, "key": "KEY.2"}
-!then
-!ask Which quarter?
-!then
-!call spawn_task {"input": "!rate 50\\n!say 2\\n!hang 1.3"}
-!call spawn_task {"input": "!say 1"}
-!then
-All is done.
-"""
-RESULTS: dict[str, tuple[str, Any]] = {
-    "1-0": ("tool.completed", 3),
-    "1-1": ("tool.completed", 7),
-    "1-2": ("tool.completed", "charged 5"),
-    "2-0": ("input.received", ANSWER),
-    "3-0": ("subtask.completed", CHILD_OUTPUTS[0]),
-    "3-1": ("subtask.completed", CHILD_OUTPUTS[1]),
-}
-"""Each call's result, by its type and what it holds. Only a call that must not run twice may end otherwise: unknown."""
-RETRY_SECONDS = 0.05
+Value = TypeVar("Value")
 
 
-def request_body(run: str) -> dict[str, Any]:
-    """The body of the run's task."""
-    return {"input": SCRIPT.replace("KEY", run), "tools": list(TOOLS)}
+def in_run(value: Value, run: str) -> Value:
+    """The same with the run's name in it. `value` is as JSON has it."""
+    named: Value = json.loads(json.dumps(value).replace(KEY, run))
+    return named
 
 
-class Person(Viewer):
-    """Follows the task, agrees to its call once the other calls of the turn are done, and answers its question."""
+class End(NamedTuple):
+    """How a task may end: its last event's type, and that event's output and `incomplete`."""
 
-    def __init__(self, address: str, task: str, say: Callable[[dict[str, Any]], None]) -> None:
-        super().__init__(address, task)
-        self._say = say
-        self._seen: Counter[str] = Counter()
-
-    def _record(self, event: str, identifier: str, data: str) -> None:
-        super()._record(event, identifier, data)
-        self._seen[event] += 1
-        if event in ("approval.requested", "tool.completed"):
-            if self._seen["approval.requested"] == 1 and self._seen["tool.completed"] == 2:
-                self._say({"kind": "approval", "call": "1-2", "decision": "approved"})
-        elif event == "input.requested":
-            self._say({"kind": "message", "text": ANSWER})
+    type: str
+    output: str | None
+    incomplete: str | None = None
 
 
-async def post(client: httpx.AsyncClient, url: str, body: dict[str, Any], key: str) -> httpx.Response:
-    """Post until there is an answer that is not for later, as a client does that wants its request carried out once."""
-    while True:
-        try:
-            answer = await client.post(url, json=body, headers={"Idempotency-Key": key})
-        except httpx.TransportError:
-            pass
-        else:
-            if answer.status_code < 500:
-                return answer
-        await asyncio.sleep(RETRY_SECONDS)
+@dataclass(frozen=True)
+class Answer:
+    """What a client says once it has seen so many events of each type."""
+
+    after: Mapping[str, int]
+    body: dict[str, Any]
 
 
-class Voice:
-    """A client that posts the task and what its person says, as often as it takes."""
+@dataclass(frozen=True)
+class Asked:
+    """A task that a client asks for, and what it must come to whoever dies."""
 
-    def __init__(self, client: httpx.AsyncClient, url: str, run: str) -> None:
-        self._client = client
-        self._url = url
-        self._run = run
-        self._task = ""
-        self.saying: list[asyncio.Task[None]] = []
+    name: str
+    body: dict[str, Any]
+    ends: tuple[End, ...]
+    """The first one where nobody is disturbed."""
+    child_outputs: tuple[str, ...] = ()
+    """Of its sub-tasks, in the order of their calls."""
+    begun_by: Literal["request", "signal", "schedule"] = "request"
+    """What begins it. But for a request there is a rule of the run's own, and `body` is its template."""
+    results: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    """Each call's result, by its type and what it holds. Only a call that must not run twice may end otherwise:
+    unknown."""
+    answers: tuple[Answer, ...] = ()
+    repairs: Mapping[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    """The dead letters that it comes to, (step, gen), and the edits with which a client replays each."""
+    repaired_from_record: bool = True
+    """Whether that client waits for the record in DEAD_LETTERS, or takes the event's word. It may be so fast then that
+    the replay comes before the record: whoever was to write that one again finds the step gone on."""
+    late_steps: frozenset[str] = frozenset()
+    """Steps whose second try a timer brings."""
+    racing_call: str = ""
+    """A call that waits as the task ends. Where nobody was there to carry out either in time, its own end may come
+    first, and another turn with it."""
 
-    async def submit(self) -> str:
-        """Post the task; its id."""
-        answer = await post(self._client, f"{self._url}/v1/tasks", request_body(self._run), self._run)
-        if answer.status_code != 202:
-            raise RuntimeError(f"not accepted: {answer.text}")
-        self._task = str(msgspec.json.decode(answer.content)["id"])
-        return self._task
 
-    def say(self, body: dict[str, Any]) -> None:
-        """Say it in the background."""
-        self.saying.append(asyncio.create_task(self._post_input(body)))
+def _all(_: Point) -> bool:
+    return True
 
-    async def _post_input(self, body: dict[str, Any]) -> None:
-        url = f"{self._url}/v1/tasks/{self._task}/inputs"
-        answer = await post(self._client, url, body, f"{self._run}.{body['kind']}")
-        # 409: said before, by a try whose answer was lost.
-        if answer.status_code not in (200, 202, 409):
-            raise RuntimeError(f"not heard: {answer.status_code} {answer.text}")
+
+@dataclass(frozen=True)
+class Scenario:
+    """A run: its tasks, side by side, in a mesh with these settings."""
+
+    name: str
+    tasks: tuple[Asked, ...]
+    tools: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """More `MESH_*` variables of all its services."""
+    stored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """How many messages a run stores in a queue, at least and at most."""
+    dying: str = ""
+    """A service that dies in every run, by what the run asks of it."""
+    timers_fire: bool = False
+    """Whether each timer that a run sets also fires in it."""
+    chosen: Callable[[Point], bool] = _all
+    """The points of the run that are of interest."""
+    meshes: int = 1
+    """So many times more meshes beside each other, since its runs wait for the clock."""

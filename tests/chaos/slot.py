@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -19,7 +20,7 @@ from mesh.connection import Connection, connect
 from mesh.provisioning import apply, declared
 from tests.chaos.points import SERVICES, Reached, read_reached
 from tests.chaos.runner import EXECUTIONS_VARIABLE
-from tests.chaos.scenario import TOOLS
+from tests.chaos.scenario import Scenario
 from tests.support.processes import ROOT, Mesh, Process, running_mesh
 from tests.support.waiting import POLL_SECONDS, QUEUES, until
 
@@ -27,14 +28,19 @@ ACK_WAIT_SECONDS = 1.0
 TRACEBACK_CHARACTERS = 3_000
 STARTS_MAX = 40
 START_AGAIN_SECONDS = 0.25
+HEARD = ("TIMERS", "ADVISORIES", "SIGNALS")
+"""Streams that the steward reads, and that keep what it has read."""
 WITHIN_SECONDS = 30.0
 """How long whatever was killed may take to serve again."""
 
 
 class Slot:
-    """One mesh, its processes, and what they came to."""
+    """One mesh for the runs of one scenario, its processes, and what they came to."""
 
-    def __init__(self, mesh: Mesh, connection: Connection, client: httpx.AsyncClient, executions: Path) -> None:
+    def __init__(
+        self, scenario: Scenario, mesh: Mesh, connection: Connection, client: httpx.AsyncClient, executions: Path
+    ) -> None:
+        self.scenario = scenario
         self.mesh = mesh
         self.connection = connection
         self.client = client
@@ -118,17 +124,27 @@ class Slot:
         return asleep
 
     async def left(self) -> dict[str, int]:
-        """How many messages lie in the queues."""
-        infos = [(stream, await self.connection.requests.api(f"STREAM.INFO.{stream}")) for stream in QUEUES]
-        return {stream: int(info["state"]["messages"]) for stream, info in infos if info["state"]["messages"]}
+        """How many messages lie in the queues, how much of what has fired is not carried out, and what is to fire."""
+        requests = self.connection.requests
+        counts = {stream: (await self._state(stream))["messages"] for stream in QUEUES}
+        for stream in HEARD:
+            consumers = (await requests.api(f"CONSUMER.LIST.{stream}"))["consumers"]
+            counts[f"{stream}, to hear"] = sum(each["num_pending"] + each["num_ack_pending"] for each in consumers)
+        if self.scenario.timers_fire:
+            state = await self._state("TIMERS", {"subjects_filter": "timers.at.>"})
+            counts["TIMERS, to fire"] = len(state.get("subjects") or ())
+        return {what: int(count) for what, count in counts.items() if count}
 
     async def stored(self) -> dict[str, int]:
-        """How many messages each queue has ever stored."""
-        infos = [(stream, await self.connection.requests.api(f"STREAM.INFO.{stream}")) for stream in QUEUES]
-        return {stream: int(info["state"]["last_seq"]) for stream, info in infos}
+        """How many messages each queue has ever stored, and what else is read from there on."""
+        return {stream: int((await self._state(stream))["last_seq"]) for stream in (*QUEUES, "DEAD_LETTERS", "EVENTS")}
+
+    async def _state(self, stream: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        state: dict[str, Any] = (await self.connection.requests.api(f"STREAM.INFO.{stream}", body))["state"]
+        return state
 
     async def until_idle(self, seconds: float) -> bool:
-        """Wait until the queues are empty; False if they are not in time."""
+        """Wait until nothing is left; False if it is not so in time."""
 
         async def empty() -> bool:
             try:
@@ -155,17 +171,17 @@ async def _start_again(process: Process) -> None:
 
 
 @asynccontextmanager
-async def opened_slot(folder: Path, **variables_of: dict[str, str]) -> AsyncIterator[Slot]:
+async def opened_slot(folder: Path, scenario: Scenario, **variables_of: dict[str, str]) -> AsyncIterator[Slot]:
     """A mesh with every service once. `variables_of`: service → more variables of its process."""
     folder.mkdir(parents=True)
-    variables = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS)}
+    variables = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS), **scenario.variables}
     async with (
         running_mesh(folder, "stream_edge", **variables) as mesh,
         connect(mesh.settings, "chaos") as connection,
         httpx.AsyncClient(trust_env=False) as client,
     ):
-        await apply(connection.requests, declared(mesh.settings, TOOLS), update=False)
-        slot = Slot(mesh, connection, client, folder / "executions")
+        await apply(connection.requests, declared(mesh.settings, scenario.tools), update=False)
+        slot = Slot(scenario, mesh, connection, client, folder / "executions")
         await asyncio.gather(*(slot.start(service, **variables_of.get(service, {})) for service in SERVICES))
         async with background(slot.keep()):
             yield slot

@@ -163,6 +163,7 @@ def check_journal(journal: list[StoredEvent], *, quiet: bool = True) -> list[str
     if quiet and not ends and not dead:
         problems.append("I2: no terminal event")
     problems += _attempts(journal)
+    problems += _replays(journal)
     return problems
 
 
@@ -206,6 +207,40 @@ def _attempts(journal: list[StoredEvent]) -> list[str]:
     return problems
 
 
+def _replays(journal: list[StoredEvent]) -> list[str]:
+    """I8: a dead letter is replayed once, and from there on its step is done under its next gen only."""
+    problems: list[str] = []
+    gens: Counter[str] = Counter()
+    dead: set[tuple[str, int]] = set()
+    claimed: dict[str, int] = {}
+    for stored in journal:
+        event = stored.event
+        match event["type"]:
+            case "step.claimed":
+                if event["gen"] != gens[event["step"]]:
+                    problems.append(
+                        f"I8: step {event['step']} is claimed as gen {event['gen']}, not {gens[event['step']]}"
+                    )
+                claimed[event["step"]] = event["gen"]
+            case "task.dead_lettered":
+                if (event["step"], event["gen"]) in dead:
+                    problems.append(f"I8: step {event['step']} (gen {event['gen']}) gave up twice")
+                dead.add((event["step"], event["gen"]))
+            case "task.replayed":
+                for step in event["steps"]:
+                    place = (step["step"], step["gen"])
+                    if place not in dead or gens[place[0]] != place[1]:
+                        problems.append(
+                            f"I8: step {place[0]} (gen {place[1]}) is replayed without a dead letter that is open"
+                        )
+                    gens[place[0]] = place[1] + 1
+            case "turn.completed" | "tool.completed":
+                step = str(event["turn"]) if event["type"] == "turn.completed" else event["call"]
+                if gens[step] and claimed.get(step) != gens[step]:
+                    problems.append(f"I8: step {step} has a result, and was not claimed since its replay")
+    return problems
+
+
 def check_calls(
     journal: list[StoredEvent], executed: Counter[str] | None = None, idempotent: frozenset[str] = frozenset()
 ) -> list[str]:
@@ -231,6 +266,8 @@ def check_calls(
             continue
         if request["tool"] not in idempotent and executed[key] > 1:
             problems.append(f"I8: call {call} of {request['tool']} was run {executed[key]} times")
+        if "approval.resolved" in found and executed[key] > 0:
+            problems.append(f"I8: call {call} of {request['tool']} was run, and nobody had agreed to it")
         if "tool.completed" in found and executed[key] == 0:
             problems.append(f"I8: call {call} has a result, and was never run")
     return problems + [f"I8: call {call} has a result, and nobody asked for it" for call in results.keys() - asked]

@@ -12,11 +12,12 @@ from mesh import faults
 from tests.chaos.points import Point, give_order, order_is_open, read_reached
 from tests.support.processes import ROOT
 
-THREE_EVENTS = """
+POINTS = """
 from mesh import faults
 for kind, what in (
     ("append", "turn.completed"), ("before-publish", "tools.add"), ("before-publish", "events.default.x.log"),
     ("before-publish", "$KV.workers.w"), ("before-ack", "turns.default.normal.t"), ("append", "turn.completed"),
+    ("after-ack", "timers.fired.retry.default.x.1"),
 ):
     faults.reach(kind, what)
 """
@@ -25,7 +26,7 @@ for kind, what in (
 def run(folder: Path) -> int:
     """A process that comes to some points; how it ended."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "libs"), faults.POINTS_VARIABLE: str(folder)}
-    return subprocess.run([sys.executable, "-c", THREE_EVENTS], env=environment, check=False).returncode
+    return subprocess.run([sys.executable, "-c", POINTS], env=environment, check=False).returncode
 
 
 def reached(folder: Path) -> list[str]:
@@ -39,6 +40,7 @@ def test_what_a_process_comes_to_is_written_down(tmp_path: Path) -> None:
         "before-publish:tools.add",
         "before-ack:turns.default",
         "append:turn.completed",
+        "after-ack:timers.fired.retry",
     ]
 
 

@@ -95,6 +95,7 @@ async def listen(script: str, since: Iterable[Entry] = (), *, exit_allowed: bool
         ("!hang 1.5", Script((Hang(1.5),))),
         ("!fail overloaded", Script(failures=(Failure("overloaded", 1),))),
         ("!fail disconnect 3", Script(failures=(Failure("disconnect", 3),))),
+        ("!fail rate_limit 1 12.5", Script(failures=(Failure("rate_limit", 1, 12.5),))),
         (
             "!fail rate_limit 2\n!fail server_error\n!fail bad_request 0",
             Script(failures=(Failure("rate_limit", 2), Failure("server_error", 1), Failure("bad_request", 0))),
@@ -148,7 +149,9 @@ def test_a_script_is_read(text: str, script: Script) -> None:
         ("!fail", "!fail takes one of rate_limit, overloaded, server_error, bad_request, disconnect"),
         ("!fail sometimes", "!fail takes one of"),
         ("!fail overloaded often", "!fail takes one whole number"),
-        ("!fail overloaded 1 2", "!fail takes one whole number"),
+        ("!fail overloaded 1 soon", "!fail takes one number"),
+        ("!fail overloaded 1 2 3", "!fail takes one number"),
+        ("!fail overloaded 1 3600.5", "!fail: 3600.5 is more than 3600 seconds"),
         ("!fail overloaded 1000001", "!fail: 1e+06 is more than 1e+06 tries"),
         ("!exit", "!exit takes one whole number"),
         ("!exit 1000001", "is more than 1e+06 deliveries"),
@@ -352,7 +355,8 @@ def test_the_moments_of_a_turn(script: Script, token_count: int, covered: int, m
 )
 def test_failures_take_turns(tries: int, kind: str | None) -> None:
     script = Script(failures=(Failure("rate_limit", 2), Failure("overloaded", 0), Failure("disconnect", 1)))
-    assert script.failure(tries) == kind
+    failure = script.failure(tries)
+    assert (failure.kind if failure else None) == kind
 
 
 scripts = st.lists(
@@ -415,6 +419,13 @@ async def test_the_first_tries_fail(kind: str, code: str, *, terminal: bool) -> 
         assert heard.text == ("t0 t1 " if kind == "disconnect" else "")
     heard = await listen(f"!say 4\n!fail {kind} 2", tries=2)
     assert (heard.error, heard.text) == (None, "t0 t1 t2 t3 ")
+
+
+async def test_a_failure_may_say_when_to_try_again() -> None:
+    for line, seconds in (("!fail rate_limit 1 12.5", 12.5), ("!fail rate_limit", None)):
+        heard = await listen(line)
+        assert heard.error is not None
+        assert heard.error.retry_after_seconds == seconds
 
 
 async def test_a_disconnect_comes_halfway_through_the_whole_turn() -> None:

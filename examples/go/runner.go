@@ -107,7 +107,7 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 		case later:
 			return mesh.later(ctx, work, delivery)
 		case deadLettered:
-			if err := mesh.deadLetter(ctx, delivery, state.deadLetters[work.step()].Error, &work); err != nil {
+			if err := mesh.deadLetter(ctx, delivery, state.letter(work.step()).Error, &work); err != nil {
 				return err
 			}
 			return delivery.answer("+TERM dead letter")

@@ -78,6 +78,7 @@ type State struct {
 	timedTries  map[StepGen]int      // failed tries when a timer last took the message's place
 	claims      map[StepGen][]string // ids of the claims
 	deadLetters map[StepGen]Event    // open ones
+	repaired    map[StepGen]Event    // replayed since: their records may still have to be written
 	tokens      int                  // put out by all turns
 	spent       int                  // read and put out by all turns
 }
@@ -86,7 +87,7 @@ func newState() *State {
 	return &State{
 		turns: map[int]Event{}, results: map[string]bool{}, approved: map[string]bool{}, children: map[string]bool{},
 		gens: map[string]int{}, bindings: map[StepGen]uint64{}, claims: map[StepGen][]string{},
-		deadLetters: map[StepGen]Event{}, nextTries: map[StepGen]NextTry{}, timedTries: map[StepGen]int{},
+		deadLetters: map[StepGen]Event{}, repaired: map[StepGen]Event{}, nextTries: map[StepGen]NextTry{}, timedTries: map[StepGen]int{},
 	}
 }
 
@@ -149,6 +150,9 @@ func (state *State) fold(sequence uint64, event Event) {
 		state.deadLetters[step] = event
 	case "task.replayed":
 		for _, replayed := range event.Steps {
+			if letter, found := state.deadLetters[replayed]; found {
+				state.repaired[replayed] = letter
+			}
 			delete(state.deadLetters, replayed)
 			state.gens[replayed.Step] = max(state.gens[replayed.Step], replayed.Gen+1)
 		}
@@ -177,6 +181,14 @@ func (state *State) edit(replayed Event) {
 			}
 		}
 	}
+}
+
+// letter is the dead letter of a step, open or repaired.
+func (state *State) letter(step StepGen) Event {
+	if letter, found := state.deadLetters[step]; found {
+		return letter
+	}
+	return state.repaired[step]
 }
 
 func (state *State) asked(work Work) (Asked, bool) {
@@ -217,6 +229,7 @@ func decide(state *State, work Work, message uint64, now time.Time) Decision {
 	step := work.step()
 	bound, isBound := state.bindings[step]
 	_, dead := state.deadLetters[step]
+	_, repaired := state.repaired[step]
 	asked, found := state.asked(work)
 	next, isRetried := state.nextTries[step]
 	switch {
@@ -224,6 +237,8 @@ func decide(state *State, work Work, message uint64, now time.Time) Decision {
 		return later
 	case state.ended:
 		return settle
+	case work.Gen < state.gens[work.Call] && repaired: // its record may still have to be written
+		return deadLettered
 	case work.Gen < state.gens[work.Call]:
 		return drop
 	case work.Gen > state.gens[work.Call]:

@@ -83,8 +83,12 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
     if state.terminal is not None:
         return Settle()  # rule 2
     gen = state.gen(work.step)
-    if work.gen != gen:
-        return Drop() if work.gen < gen else Later()  # rule 6
+    if work.gen > gen:
+        return Later()  # rule 6
+    if work.gen < gen:
+        # It may have been replayed before its record was written.
+        repaired = state.repaired.get((work.step, work.gen))
+        return SettleDeadLetter(repaired) if repaired is not None else Drop()
     brought = state.timer_tries.get((work.step, gen), 0)
     if work.tries != brought:
         # A timer has taken this message's place, or the fold is not there yet.

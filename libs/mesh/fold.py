@@ -103,6 +103,8 @@ class TaskState:
     """When a timer brings the next try of each (step, gen) whose message is gone."""
     dead_letters: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
     """Steps that gave up and were not replayed since."""
+    repaired: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
+    """Steps that gave up and were replayed: their records may still have to be written."""
     call_results: dict[str, CallResult] = field(default_factory=dict)
     approvals: dict[str, events.ApprovalRequested] = field(default_factory=dict)
     resolutions: dict[str, events.ApprovalResolved] = field(default_factory=dict)
@@ -352,7 +354,9 @@ def _retry(state: TaskState, event: events.TaskRetrying) -> None:
 
 def _replay(state: TaskState, event: events.TaskReplayed) -> None:
     for replayed in event.steps:
-        state.dead_letters.pop((replayed.step, replayed.gen), None)
+        letter = state.dead_letters.pop((replayed.step, replayed.gen), None)
+        if letter is not None:
+            state.repaired[replayed.step, replayed.gen] = letter
         state.gens[replayed.step] = max(state.gen(replayed.step), replayed.gen + 1)
     edits, request = event.edits, state.request
     if edits is None or request is None:

@@ -165,7 +165,6 @@ def expired(journal: HandMadeJournal) -> object:
         ([queued, claimed, ended], TURN_1_REPLAYED, Settle()),
         ([queued, claimed, dead, cancelled], TURN_1, Settle()),
         # Generations (rule 6).
-        ([queued, claimed, dead, replayed], TURN_1, Drop()),
         ([queued, claimed, dead, replayed], TURN_1_REPLAYED, Claim()),
         ([queued, claimed, dead], TURN_1_REPLAYED, Later()),
         ([queued, claimed], TURN_1_REPLAYED, Later()),
@@ -221,7 +220,6 @@ def test_a_step_that_gave_up_is_settled_as_a_dead_letter(tellings: list[Telling]
     ("tellings", "work", "decision"),
     [
         # Replayed since, or another message's: nothing is left to do.
-        ([queued, claimed, dead, replayed], TURN_1, Leave()),
         # Its result is recorded, or the task is over.
         ([queued, claimed, turn_1_asks_for_a_call], TURN_1, Leave()),
         ([queued, claimed, ended], TURN_1, Leave()),
@@ -426,6 +424,17 @@ def test_every_try_counts_once_a_turn_was_claimed_too_often() -> None:
     outage = failure(retry_after_seconds=60)
     outage.counts = False
     assert decide_failure(journal.state, TURN_1, outage, POLICY, 0.5) == GiveUp()
+
+
+def test_the_record_of_a_dead_letter_that_was_replayed_at_once_is_written_all_the_same() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    letter = journal.dead_lettered()
+    journal.replayed(("1", 0))
+    assert decide(journal.state, TURN_1, MESSAGE, START) == SettleDeadLetter(letter)
+    assert decide_stranded(journal.state, TURN_1, MESSAGE, START) == SettleDeadLetter(letter)
+    assert decide(journal.state, TURN_1_REPLAYED, 99, START) == Claim()
 
 
 def test_tries_count_for_each_step_and_each_replay() -> None:

@@ -113,7 +113,7 @@ export class Runner {
         case "later":
           return this.#later(work, delivery);
         case "deadLettered":
-          await this.#deadLetter(delivery, journal.state.deadLetters.get(stepGen(work.call, work.gen))!, work);
+          await this.#deadLetter(delivery, journal.state.letter(stepGen(work.call, work.gen))!, work);
           return delivery.answer("+TERM dead letter");
         case "refuse":
           if (await journal.isBehind()) return this.#later(work, delivery);

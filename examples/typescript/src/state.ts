@@ -62,6 +62,7 @@ export class State {
   readonly timedTries = new Map<string, number>(); // failed tries when a timer last took the message's place
   readonly claims = new Map<string, string[]>();
   readonly deadLetters = new Map<string, ErrorInfo>();
+  readonly repaired = new Map<string, ErrorInfo>(); // replayed since: their records may still have to be written
   tokens = 0; // put out by all turns
   spent = 0; // read and put out by all turns
 
@@ -107,7 +108,10 @@ export class State {
         break;
       case "task.replayed":
         for (const replayed of event.steps) {
-          this.deadLetters.delete(stepGen(replayed.step, replayed.gen));
+          const dead = stepGen(replayed.step, replayed.gen);
+          const error = this.deadLetters.get(dead);
+          if (error !== undefined) this.repaired.set(dead, error);
+          this.deadLetters.delete(dead);
           this.gens.set(replayed.step, Math.max(this.gen(replayed.step), replayed.gen + 1));
         }
         this.#edit(event.edits ?? {});
@@ -130,6 +134,11 @@ export class State {
     for (const completed of this.turns.values()) {
       for (const asked of completed.calls ?? []) asked.arguments = edits.arguments?.[asked.call] ?? asked.arguments;
     }
+  }
+
+  /** Why a step gave up, whether it was replayed since or not. */
+  letter(step: string): ErrorInfo | undefined {
+    return this.deadLetters.get(step) ?? this.repaired.get(step);
   }
 
   gen(step: string): number {
@@ -158,7 +167,8 @@ export function decide(state: State, work: Work, message: number, nowMillisecond
   const asked = state.asked(work);
   if (state.queued === undefined) return "later";
   if (state.ended) return "settle";
-  if (work.gen !== state.gen(work.call)) return work.gen < state.gen(work.call) ? "drop" : "later";
+  if (work.gen > state.gen(work.call)) return "later";
+  if (work.gen < state.gen(work.call)) return state.repaired.has(step) ? "deadLettered" : "drop";
   const timed = state.timedTries.get(step) ?? 0;
   if (work.tries < timed) return next === undefined ? "drop" : "waits"; // a timer has taken this message's place
   if (work.tries > timed) return "later";

@@ -15,6 +15,7 @@ from unittest import mock
 import msgspec
 
 from mesh.service import run
+from mesh.requests import Requests
 from mesh.settings import Settings
 from tool_runner import serving
 from tool_runner.__main__ import main
@@ -39,7 +40,7 @@ async def charge(arguments: ChargeArguments, _: Call) -> str:
     return f"charged {arguments.key}"
 
 
-def tools(_: Settings) -> dict[str, Tool[Any]]:
+def tools(_settings: Settings, _requests: Requests) -> dict[str, Tool[Any]]:
     """The one tool."""
     tool = built_in("charge", "Charges.", ChargeArguments, charge)
     return {"charge": replace(tool, declaration=msgspec.structs.replace(tool.declaration, idempotent=False))}

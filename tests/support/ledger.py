@@ -14,8 +14,8 @@ from unittest import mock
 
 import msgspec
 
-from mesh.service import run
 from mesh.requests import Requests
+from mesh.service import run
 from mesh.settings import Settings
 from tool_runner import serving
 from tool_runner.__main__ import main

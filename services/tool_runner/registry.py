@@ -24,8 +24,8 @@ def built_in_tools(settings: Settings, requests: Requests) -> dict[str, Tool[Any
         CALCULATOR,
         CURRENT_TIME,
         http_get(configuration.http_get),
-        send_signal(configuration.send_signal.subjects),
         propose_replay(settings.pools, requests),
+        send_signal(configuration.send_signal.subjects),
         spawn_task(settings.pools),
     )
     return {

@@ -107,6 +107,10 @@ class Bench:
         return self.remote.trace.read_text().splitlines().count(line)
 
 
+SERVED = ("shout", "count_up", "breaks", "hangs")
+"""The server's tools that are looked at here."""
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     folder = tmp_path_factory.mktemp("mcp")
@@ -121,7 +125,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
             connect(mesh.settings, "test") as connection,
         ):
             toolbox = Toolbox(connection.requests, load_configuration(file).tools)
-            names = [f"{transport}_shout" for transport in TRANSPORTS]
+            names = [f"{transport}_{tool}" for transport in TRANSPORTS for tool in SERVED]
 
             async def declared() -> bool:
                 return len(await toolbox.declarations(names)) == len(names)
@@ -142,7 +146,7 @@ async def failure(bench: Bench, tool: str, arguments: dict[str, Any]) -> tuple[s
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_servers_tools_are_declared_by_its_hints_and_the_operators_word(bench: Bench, transport: str) -> None:
-    names = [f"{transport}_{tool}" for tool in ("shout", "count_up", "breaks", "hangs")]
+    names = [f"{transport}_{tool}" for tool in SERVED]
     shout, count_up, breaks, hangs = (await bench.toolbox.declarations(names)).values()
     assert (shout.idempotent, shout.destructive) == (True, False)
     assert shout.parameters["required"] == ["text"]

@@ -29,6 +29,7 @@ def after_replay(state: TaskState, steps: Sequence[StepGen], edits: RecordedEdit
     copied = replace(
         state,
         dead_letters=dict(state.dead_letters),
+        repaired=dict(state.repaired),
         gens=dict(state.gens),
         turns={number: replace(turn) for number, turn in state.turns.items()},
     )

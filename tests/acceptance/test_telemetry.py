@@ -13,6 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from contracts.triggers import TriggerRule, TriggerSource
+from mesh import triggers
+from mesh.connection import connect
 from mesh.exporting import FLUSH_SECONDS_MAX
 from mesh.metrics import REGISTRY
 from tests.support.broker import free_port
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.acceptance
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "200", "MESH_ACK_WAIT_SECONDS": "1"}
+OF_FAILURES_AND_TRIGGERS = ("taskmesh.breaker.moves", "taskmesh.trigger.refusals", "taskmesh.trigger.tasks")
 CLIENT_TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
 
@@ -115,7 +119,9 @@ async def test_a_viewer_with_a_trace_of_its_own_is_linked_to_the_tasks(tmp_path:
         assert delivery["links"] == [by_name(receiver.spans())["turn"][0]["trace"]]
 
 
-async def test_every_metric_of_the_registry_arrives(tmp_path: Path, receiver: OtlpReceiver) -> None:
+async def test_every_metric_of_the_registry_but_those_of_failures_and_triggers_arrives(
+    tmp_path: Path, receiver: OtlpReceiver
+) -> None:
     variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "MESH_SCRIPTED_ALLOW_EXIT": "1"}
     async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
         dying = await mesh.start("inference_worker")
@@ -127,9 +133,10 @@ async def test_every_metric_of_the_registry_arrives(tmp_path: Path, receiver: Ot
         await _run_tasks(mesh, 1)  # What only a whole turn tells: the first worker's figures died with it.
         refused = await client.post(f"{mesh.ingress_url}/v1/tasks", json={"input": "x", "pool": "nowhere"})
         assert refused.status_code == 400
-        await until(lambda: {point["name"] for point in receiver.metrics()} >= set(REGISTRY))
+        expected = {name: i.unit for name, i in REGISTRY.items() if name not in OF_FAILURES_AND_TRIGGERS}
+        await until(lambda: {point["name"] for point in receiver.metrics()} >= set(expected))
         points = receiver.metrics()
-        assert {point["name"]: point["unit"] for point in points} == {name: i.unit for name, i in REGISTRY.items()}
+        assert {point["name"]: point["unit"] for point in points} == expected
         # No point carries more than its entry says: few attributes, of few values.
         for point in points:
             assert set(point["attributes"]) <= set(REGISTRY[point["name"]].attributes), point
@@ -147,6 +154,33 @@ async def test_every_metric_of_the_registry_arrives(tmp_path: Path, receiver: Ot
             p["attributes"]["gen_ai.token.type"]: p["value"] for p in receiver.metrics("gen_ai.client.token.usage")
         }
         assert tokens["output"] == 40 + 50
+
+
+async def test_the_metrics_of_failures_and_triggers_arrive(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    file = tmp_path / "mesh.toml"
+    file.write_text("[providers.scripted]\nkind = 'scripted'\nbreaker = { samples_min = 2, open_seconds = 0.2 }\n")
+    variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "MESH_CONFIG": str(file)}
+    async with (
+        running_mesh(tmp_path, "ingress", "inference_worker", "steward", **variables) as mesh,
+        httpx.AsyncClient() as client,
+        connect(mesh.settings, "test") as connection,
+    ):
+        rule = TriggerRule(name="low", tenant="default", on=TriggerSource(signal="stock"), task={"input": "Buy some"})
+        await triggers.add(connection.requests, rule, replace=False)
+        for payload in (b"{}", b"rubbish"):
+            await connection.requests.publish("signals.default.stock", payload)
+        # What a failing probe is told by is not the step's fault: a second task fails until the breaker is open.
+        for _ in range(2):
+            await submit(client, mesh.ingress_url, Recorded(), "!fail overloaded 3\n!say 1")
+        await until(
+            lambda: {point["name"] for point in receiver.metrics()} >= set(OF_FAILURES_AND_TRIGGERS), seconds=60
+        )
+        points = [point for point in receiver.metrics() if point["name"] in OF_FAILURES_AND_TRIGGERS]
+        for point in points:
+            assert point["unit"] == REGISTRY[point["name"]].unit
+            assert set(point["attributes"]) <= set(REGISTRY[point["name"]].attributes), point
+        moved = {point["attributes"]["taskmesh.state"] for point in points if point["name"] == "taskmesh.breaker.moves"}
+        assert "open" in moved
 
 
 def test_the_readme_names_every_metric() -> None:

@@ -144,6 +144,14 @@ def due_after(state: TaskState, step: str) -> list[Due]:
     ]
 
 
+def due_replayed(state: TaskState, step: str) -> list[Due]:
+    """What is due of a step that was replayed: its message, or the timer of its next try if it has failed since."""
+    if state.terminal is None and (step, state.gen(step)) in state.retry_at:
+        # Its message would come too early, and then the timer's own would be its duplicate.
+        return _retry_timer(state, step)
+    return due_again(state, step)
+
+
 def due_again(state: TaskState, step: str) -> list[Due]:
     """The message of a step that goes on: after a replay, or for its next try."""
     asked = state.asked_for(step) if "-" in step else None

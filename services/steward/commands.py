@@ -24,7 +24,7 @@ from contracts.errors import ErrorInfo
 from contracts.events import JournalEvent, Stamp, StepGen
 from contracts.identifiers import turn_of
 from contracts.tools import ASK_USER, SPAWN_TASK
-from mesh.dues import Due, due_again
+from mesh.dues import Due, due_again, due_replayed
 from mesh.ending import ended_by_deadline
 from mesh.fold import TaskState
 from mesh.replays import edits_error
@@ -182,7 +182,7 @@ def _replay(state: TaskState, command: ReplayCommand) -> Outcome:
         names = ", ".join(f"{step} (gen {gen})" for step, gen in named)
         return Unknown(ErrorInfo("dead-letter-unknown", f"no dead letter of step {names} is open"))
     # Also where this changed nothing: who appended the replay may have died before it could publish.
-    return Settle((), late=True, again=tuple(due for step in replayed for due in due_again(state, step)))
+    return Settle((), late=True, again=tuple(due for step in replayed for due in due_replayed(state, step)))
 
 
 def _retry(state: TaskState, command: RetryCommand) -> Outcome:

@@ -435,6 +435,17 @@ def test_a_replay_that_comes_again_appends_nothing_and_publishes_what_it_may_hav
     assert outcome.late
 
 
+@pytest.mark.parametrize(("claimed", "subjects"), [(False, ["timers.at.retry"]), (True, ["turns.default.normal"])])
+def test_a_replay_that_comes_again_leaves_a_later_try_to_its_timer(claimed: bool, subjects: list[str]) -> None:
+    journal = journal_of(dead(), replayed(("1", 0)), lambda j: j.claimed(gen=1), later(gen=1))
+    if claimed:
+        journal.claimed(gen=1, message=99)
+    _, outcome = carried_out(journal, replay(("1", 0)))
+    assert isinstance(outcome, Settle)
+    assert [".".join(due.subject.split(".")[:3]) for due in outcome.again] == subjects
+    assert ids(outcome) == [".1.g1.t1"]
+
+
 @pytest.mark.parametrize("tellings", [[], [asks(PLAIN)], [asks(PLAIN), dead("1-0"), replayed(("1-0", 0))]])
 def test_a_replay_of_what_never_gave_up_is_unknown(tellings: list[Telling]) -> None:
     outcome = decide_command(journal_of(*tellings).state, replay(("1", 0)))
@@ -450,8 +461,8 @@ def test_a_replay_edits_no_call_but_those_that_it_repairs(call: str) -> None:
     assert outcome.error.code == "edits-invalid"
 
 
-def later(tries: int = 1, step: str = "1") -> Telling:
-    return lambda journal: journal.retrying(tries, step, timer=True)
+def later(tries: int = 1, step: str = "1", gen: int = 0) -> Telling:
+    return lambda journal: journal.retrying(tries, step, gen, timer=True)
 
 
 def next_try(tries: int = 1, step: str = "1", gen: int = 0) -> control.RetryCommand:

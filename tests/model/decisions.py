@@ -71,8 +71,13 @@ def retry_timer(view: Journal, step: str) -> Body:
 
 
 def _work_or_timer(view: Journal, step: str) -> Body:
+    return retry_timer(view, step) if (step, view.gen(step)) in view.next_tries else work_of(view, step)
+
+
+def work_of(view: Journal, step: str) -> Body:
+    """The message of a step, after as many failed tries as a timer has brought it."""
     gen = view.gen(step)
-    return retry_timer(view, step) if (step, gen) in view.next_tries else Body("work", step, gen)
+    return Body("work", step, gen, tries=view.tries.get((step, gen), 0))
 
 
 def publish(bodies: list[Body]) -> Plan:
@@ -146,13 +151,18 @@ def _of_work(  # noqa: PLR0911 - a line of the table each
     claim = append(Event("step.claimed", step, gen, (actor.sequence, actor.delivery)))
     if not view.queued:
         # Only the first turn's message holds the request (rule 10).
-        return append(Event("task.queued")) if (step, gen) == ("1", 0) else (NAK,)
+        return append(Event("task.queued")) if (step, gen, actor.body.tries) == ("1", 0, 0) else (NAK,)
     if view.ended and Off.NO_FOLD_OF_RESULTS not in off:
         return settle(view, task, step, off)
     current = view.gen(step)
-    if gen != current and Off.NO_GEN_IN_DECISION not in off:
-        return (ACK,) if gen < current else (NAK,)
+    if gen > current and Off.NO_GEN_IN_DECISION not in off:
+        return (NAK,)
+    if gen < current and Off.NO_GEN_IN_DECISION not in off:
+        repaired = (step, gen) in view.repaired and Off.REPAIRED_UNWRITTEN not in off
+        return SETTLE_DEAD_LETTER if repaired else (ACK,)
     tries = view.tries.get((step, gen), 0)
+    if actor.body.tries < tries and Off.OLD_TRY_CLAIMED not in off:
+        return settle(view, task, step, off)  # A timer has taken this message's place.
     if actor.body.tries > tries and Off.NEW_TRY_DROPPED not in off:
         return (NAK,)  # A stale read: the retry that this message stands for is not there yet.
     bound = view.claims.get((step, gen)) if Off.RETRY_STAYS_BOUND in off else None
@@ -163,8 +173,6 @@ def _of_work(  # noqa: PLR0911 - a line of the table each
         return SETTLE_DEAD_LETTER
     if is_done(view, task, step) and Off.NO_FOLD_OF_RESULTS not in off:
         return settle(view, task, step, off)
-    if actor.body.tries < tries and Off.OLD_TRY_CLAIMED not in off:
-        return settle(view, task, step, off)  # A retry took it away: its timer brings another.
     if (step, gen) in view.next_tries and retry_timer(view, step) not in due:
         return settle(view, task, step, off)  # A timer brings it again.
     turn = turn_of(step)
@@ -215,17 +223,17 @@ def _decide_command(view: Journal, task: Task, actor: Actor, lease_held: bool, o
     body = actor.body
     match body.kind:
         case _ if not view.queued:
-            return (NAK,)
+            return (ASK_LEADER,)
         case "cancel":
             plan = (PROJECT, ACK) if view.ended else append(Event("task.cancelled"))
         case "approval" if view.ended or body.step in view.resolved:
             plan = settle(view, task, body.step, off)
         case "approval" if body.step not in view.approvals:
-            plan = (NAK,)
+            plan = (ASK_LEADER,)
         case "approval":
             plan = append(Event("approval.resolved", body.step, decision=body.decision))
-        case "retry" if Off.RETRY_UNASKED not in off and view.tries.get((body.step, body.gen), 0) < body.tries:
-            plan = (NAK,)  # A stale read: the retry that set this timer is not there yet.
+        case "retry" if Off.RETRY_UNASKED not in off and not view.ended and _is_ahead(view, body):
+            plan = (ASK_LEADER,)  # A stale read: the retry that set this timer is not there yet.
         case "retry":
             plan = (PROJECT, *publish(_again(view, body, off)), ACK)
         case _:
@@ -234,14 +242,19 @@ def _decide_command(view: Journal, task: Task, actor: Actor, lease_held: bool, o
     return () if appends and not lease_held else plan
 
 
+def _is_ahead(view: Journal, body: Body) -> bool:
+    """Whether a timer is of a try that the fold does not know of."""
+    return body.gen > view.gen(body.step) or body.tries > view.tries.get((body.step, body.gen), 0)
+
+
 def _again(view: Journal, body: Body, off: Rules) -> list[Body]:
     """The work that a timer has brought, if it is still the next try."""
     step, gen = body.step, body.gen
     if view.ended or (step, gen) not in view.next_tries or view.gen(step) != gen:
         return []
-    if Off.ONE_TIMER_OF_STEP not in off and view.tries[step, gen] != body.tries:
+    if body.tries < view.tries[step, gen] and Off.OLD_TIMER_BRINGS not in off:
         return []
-    return [Body("work", step, gen, tries=body.tries)]
+    return [work_of(view, step)]
 
 
 def _decide_replay(view: Journal, task: Task, body: Body, off: Rules) -> Plan:
@@ -253,16 +266,16 @@ def _decide_replay(view: Journal, task: Task, body: Body, off: Rules) -> Plan:
     if still_open:
         return append(Event("task.replayed", steps=still_open))
     if any(view.gen(step) <= gen for step, gen in body.steps):
-        return (NAK,)  # A stale read: the dead letters that a person saw are not there yet.
+        return (ASK_LEADER,)  # A stale read: the dead letters that a person saw are not there yet.
     if Off.REPLAY_UNPUBLISHED in off:
         return (PROJECT, ACK)
-    return settle_replay(view, body.steps)
+    return settle_replay(view, body.steps, off)
 
 
-def settle_replay(view: Journal, steps: tuple[StepGen, ...]) -> Plan:
+def settle_replay(view: Journal, steps: tuple[StepGen, ...], off: Rules) -> Plan:
     """A replay that was carried out, perhaps by somebody who died then: its work may still have to be published."""
-    works = [Body("work", step, view.gen(step)) for step, gen in steps if view.gen(step) > gen]
-    return (PROJECT, *publish(works), ACK)
+    body_of = work_of if Off.REPLAY_BEFORE_TIMER in off else _work_or_timer
+    return (PROJECT, *publish([body_of(view, step) for step, gen in steps if view.gen(step) > gen]), ACK)
 
 
 def _decide_stranded(view: Journal, task: Task, actor: Actor, off: Rules, due: frozenset[Body]) -> Plan:

@@ -90,6 +90,6 @@ def judge_rest(state: State) -> str | None:
         return "the task is stuck: it has not ended, and nothing can move it"
     if state.record != journal.length:
         return "the projection does not say what the journal says"
-    if not journal.ended and not state.records >= journal.dead:
+    if not journal.ended and not state.records >= journal.dead | journal.repaired:
         return "a dead letter has no record"
     return None

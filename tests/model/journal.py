@@ -74,6 +74,7 @@ class Journal:
         "next_tries",
         "parent",
         "queued",
+        "repaired",
         "resolved",
         "results",
         "tries",
@@ -97,6 +98,8 @@ class Journal:
         """What a timer brings again."""
         self.dead: frozenset[StepGen] = parent.dead if parent else frozenset()
         """Open dead letters."""
+        self.repaired: frozenset[StepGen] = parent.repaired if parent else frozenset()
+        """Dead letters that were replayed."""
         self.dead_counts: dict[str, int] = parent.dead_counts if parent else {}
         self.results: frozenset[str] = parent.results if parent else frozenset()
         """Turns and calls that have their result."""
@@ -154,6 +157,7 @@ class Journal:
                 self.dead |= {step_gen}
                 self.dead_counts = {**self.dead_counts, event.step: self.dead_counts.get(event.step, 0) + 1}
             case "task.replayed":
+                self.repaired |= self.dead.intersection(event.steps)
                 self.dead -= set(event.steps)
                 replayed = {step: max(self.gen(step), gen + 1) for step, gen in event.steps}
                 self.gens = {**self.gens, **replayed}

@@ -214,7 +214,7 @@ class Steps:
             case "publish" if operation.body is not None:
                 yield from self._publish(state, actor, done, operation.body)
             case "write record":
-                changed = state._replace(records=state.records | actor.view.dead)
+                changed = state._replace(records=state.records | {(actor.body.step, actor.body.gen)})
                 yield Step(actor, "writes the dead letter's record", changed.with_actor(actor, done))
             case _:
                 yield from self._answer(state, actor, done, operation)
@@ -312,7 +312,7 @@ class Steps:
             case "tool.completed" | "tool.failed" | "task.completed" | "task.retrying":
                 plan = decisions.settle(view, self._task, actor.body.step, off)
             case "task.replayed":
-                plan = decisions.settle_replay(view, event.steps)
+                plan = decisions.settle_replay(view, event.steps, off)
             case _ if told.claimed:
                 plan = decisions.perform(view, self._task, told, off)
             case _:

@@ -281,7 +281,7 @@ class FoldedStep(ClaimedStep):
 
 def turn_work(request: TaskRequest | None = None, turn: int = 1, gen: int = 0, **fields: Any) -> TurnWork:
     """Work for a turn: the first as in TASKS, others as in TURNS."""
-    if turn == 1 and gen == 0:
+    if turn == 1 and gen == 0 and not fields.get("tries"):
         fields = {"request": request or TaskRequest(input="hello"), "accepted_at": START} | fields
     return TurnWork(task=TASK, tenant=TENANT, turn=turn, gen=gen, pool="default", priority="normal", **fields)
 

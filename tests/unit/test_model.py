@@ -5,27 +5,31 @@ And the model's tables are those of the code: the real fold and decisions say th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from functools import cache
+from itertools import product
 
 import pytest
+from msgspec.structs import replace
 
 from contracts import events
 from contracts.control import RetryCommand
 from contracts.errors import ErrorInfo
 from contracts.work import Work
 from mesh.decisions import decide
-from mesh.dues import due_after
+from mesh.dues import Due, due_after, due_replayed
 from mesh.fold import TaskState
+from steward.commands import Settle, decide_command
 from tests.model import decisions as model
 from tests.model.checker import TooLarge, search
 from tests.model.configurations import SHOWN_BY, named
 from tests.model.journal import Event, Journal, Task
-from tests.model.rules import MUST_BE_NEEDED, NOT_WRITTEN, Off
+from tests.model.rules import ALL_RULES, MUST_BE_NEEDED, Off
 from tests.model.state import Actor, Body
 from tests.model.steps import initial
-from tests.unit.journals import START, HandMadeJournal, tool_work, turn_work
+from tests.unit.journals import START, TASK, TENANT, HandMadeJournal, tool_work, turn_work
 
 SMALL = ("a turn, crashes", "a turn, a retry", "a submission", "a call, stale reads", "two calls, one given up")
 ANOTHER_MESSAGE = 99
@@ -65,6 +69,7 @@ def test_a_configuration_that_is_too_large_says_so() -> None:
         "a submission",
         "a turn, a retry",
         "a turn, a retry, stranded",
+        "a turn, replayed, a retry",
         "a call, a retry",
         "a call, replayed twice",
         "two calls, one given up",
@@ -76,30 +81,69 @@ def test_the_model_decides_as_the_code_does(name: str, due: bool) -> None:
     compared = 0
     for journal in journals_of(name):
         state = real_state(journal, configuration.task, due)
-        for step, gen, message in deliveries_of(journal, configuration.task):
-            assert real_decision(state, step, gen, message) in model_decisions(
-                journal, configuration.task, step, gen, message, due
-            ), told(journal, step, gen, message)
+        for body, message in deliveries_of(journal, configuration.task):
+            assert real_decision(state, body, message) in model_decisions(
+                journal, configuration.task, body, message, due
+            ), told(journal, f"{body} by message {message}")
             compared += 1
     assert compared > 20
 
 
 @pytest.mark.parametrize(
-    "name", ["a call, a retry", "a call, replayed twice", "two calls, one given up", "an approval"]
+    "name",
+    [
+        "a turn, replayed, a retry",
+        "a call, a retry",
+        "a call, replayed twice",
+        "two calls, one given up",
+        "an approval",
+    ],
 )
 def test_the_model_publishes_what_the_code_does(name: str) -> None:
     configuration = named(name)
     for journal in journals_of(name):
         state = real_state(journal, configuration.task)
         for step in steps_of(configuration.task):
-            due = [due.payload for due in due_after(state, step)]
-            assert [
-                (each.step, each.gen, each.tries if isinstance(each, RetryCommand) else 0)
-                for each in due
-                if isinstance(each, Work | RetryCommand)
-            ] == [(body.step, body.gen, body.tries) for body in model.due_after(journal, configuration.task, step)], (
-                told(journal, step, 0, 0)
+            assert bodies_of(due_after(state, step)) == model.due_after(journal, configuration.task, step), told(
+                journal, f"what is due after {step}"
             )
+            gen = journal.gen(step)
+            if gen > 0 and not journal.ended:
+                published = published_by(model.settle_replay(journal, ((step, gen - 1),), ALL_RULES))
+                assert bodies_of(due_replayed(state, step)) == published, told(journal, f"a replay of {step}")
+
+
+@pytest.mark.parametrize("name", ["a turn, a retry", "a turn, replayed, a retry", "a call, a retry"])
+def test_the_model_carries_out_a_timer_of_a_later_try_as_the_code_does(name: str) -> None:
+    configuration = named(name)
+    compared: Counter[str] = Counter()
+    for journal in journals_of(name):
+        state = real_state(journal, configuration.task)
+        for step in steps_of(configuration.task):
+            for gen, tries in product(range(3), range(1, 4)):
+                command = RetryCommand(task=TASK, tenant=TENANT, by="test", step=step, gen=gen, tries=tries)
+                outcome = decide_command(state, command)
+                actor = Actor("steward", 1, 1, journal, (), Body("retry", step, gen, tries=tries))
+                plan = model.decide(journal, configuration.task, actor, True, ALL_RULES)
+                compared[type(outcome).__name__] += 1
+                if isinstance(outcome, Settle):
+                    assert bodies_of(outcome.again) == published_by(plan), told(journal, str(actor.body))
+                else:
+                    assert plan == (model.ASK_LEADER,), told(journal, str(actor.body))
+    assert compared.keys() == {"Settle", "Unknown"}
+
+
+def bodies_of(dues: Iterable[Due]) -> list[Body]:
+    """Work, and timers of later tries, as the model has them."""
+    return [
+        Body("retry" if isinstance(payload, RetryCommand) else "work", payload.step, payload.gen, tries=payload.tries)
+        for payload in (due.payload for due in dues)
+        if isinstance(payload, Work | RetryCommand)
+    ]
+
+
+def published_by(plan: model.Plan) -> list[Body]:
+    return [operation.body for operation in plan if operation.body is not None]
 
 
 @cache
@@ -118,23 +162,23 @@ def steps_of(task: Task) -> list[str]:
     return turns + [call for turn in turns for call in task.calls_of(turn)]
 
 
-def deliveries_of(journal: Journal, task: Task) -> Iterator[tuple[str, int, int]]:
-    """Step, gen and message of what might be delivered: current, replayed and future gens, the bound message or not."""
+def deliveries_of(journal: Journal, task: Task) -> Iterator[tuple[Body, int]]:
+    """What might be delivered: past, current and future gens and tries, in the bound message or another."""
     for step in steps_of(task):
-        for gen in range(3):
-            bound = journal.bindings.get((step, gen))
-            yield from ((step, gen, message) for message in (bound, ANOTHER_MESSAGE) if message is not None)
+        for gen, tries in product(range(3), range(3)):
+            for message in {journal.bindings.get((step, gen), ANOTHER_MESSAGE), ANOTHER_MESSAGE}:
+                yield Body("work", step, gen, tries=tries), message
 
 
-def told(journal: Journal, step: str, gen: int, message: int) -> str:
-    return f"{step}.g{gen} by message {message} after {'; '.join(map(str, journal.events()))}"
+def told(journal: Journal, what: str) -> str:
+    return f"{what} after {'; '.join(map(str, journal.events()))}"
 
 
-def model_decisions(journal: Journal, task: Task, step: str, gen: int, message: int, due: bool) -> set[str]:
+def model_decisions(journal: Journal, task: Task, body: Body, message: int, due: bool) -> set[str]:
     """The model's decision by the code's name. To settle where nothing is due looks like dropping."""
-    actor = Actor("worker", message, 1, journal, (), Body("work", step, gen))
+    actor = Actor("worker", message, 1, journal, (), body)
     dues = [model.retry_timer(journal, again) for again, _ in journal.next_tries] if due else []
-    plan = model.decide(journal, task, actor, True, NOT_WRITTEN, frozenset(dues))
+    plan = model.decide(journal, task, actor, True, ALL_RULES, frozenset(dues))
     if plan == model.SETTLE_DEAD_LETTER:
         return {"SettleDeadLetter"}
     if plan[0].event is not None:
@@ -143,8 +187,11 @@ def model_decisions(journal: Journal, task: Task, step: str, gen: int, message: 
     return simple.get(plan[0], {"Settle"})
 
 
-def real_decision(state: TaskState, step: str, gen: int, message: int) -> str:
-    work = tool_work(step, gen) if "-" in step else turn_work(turn=int(step), gen=gen)
+def real_decision(state: TaskState, body: Body, message: int) -> str:
+    if "-" in body.step:
+        work: Work = replace(tool_work(body.step, body.gen), tries=body.tries)
+    else:
+        work = turn_work(turn=int(body.step), gen=body.gen, tries=body.tries)
     return type(decide(state, work, message, START + timedelta(minutes=1))).__name__
 
 

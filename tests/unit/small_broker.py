@@ -56,12 +56,12 @@ class SmallBroker:
     queue: dict[int, Message] = field(default_factory=dict)
     timers: dict[str, Due] = field(default_factory=dict)
     message_ids: set[str] = field(default_factory=set)
-    """Those of the duplicate window."""
+    """Those of the queues' duplicate window."""
+    timer_ids: set[str] = field(default_factory=set)
+    """Those of the timers'. A later try has one id as a timer and as a message: each stream has a window of its own."""
     published: dict[str, bytes] = field(default_factory=dict)
     """Every message id that was ever published, and its payload but for the pool."""
     on_publish: Callable[[Payload, str], None] = lambda _payload, _message_id: None
-    timer_ids: set[str] = field(default_factory=set)
-    """Those of timers. They are never forgotten: tests/model/README.md says what follows where they are."""
     stored: int = 0
 
     @property
@@ -99,6 +99,11 @@ class SmallBroker:
         elif due.message_id not in self.timer_ids:
             self.timer_ids.add(due.message_id)
             self.timers[due.subject] = due
+
+    def forget_ids(self) -> None:
+        """The duplicate window passes."""
+        self.message_ids.clear()
+        self.timer_ids.clear()
 
     def deliver(self, message: Message) -> Delivery:
         """Hand a message out."""

@@ -138,7 +138,7 @@ class SmallMesh:
         self.place = "settling"
         yield
         yield from self._publish_due(state, steps, again)
-        yield from self._ack(delivery, late=not any((step, state.gen(step)) in state.retry_at for step in steps))
+        yield from self._ack(delivery)
 
     def _publish_due(self, state: TaskState, steps: tuple[str, ...], again: tuple[Due, ...] = ()) -> Steps:
         for due in [*(due for step in steps for due in due_after(state, step)), *again]:
@@ -156,13 +156,11 @@ class SmallMesh:
         else:
             self.broker.send(due)
 
-    def _ack(self, delivery: Delivery, *, late: bool = True) -> Steps:
-        """Also one that is on its way when its lease passes counts; not `late`: that does not happen to this one."""
+    def _ack(self, delivery: Delivery) -> Steps:
+        """Also one that is on its way when its lease passes counts."""
         if delivery.lease_held:
             self.place = "acking"
             yield
-            if not late and delivery.message.held is not delivery:
-                return
             if self.acks_are_lost and delivery.message.deliveries == 1:
                 self.broker.give_back(delivery)
             else:
@@ -505,15 +503,13 @@ class SmallMesh:
         self.broker.publish(command, control.replay_message_id(TASK, steps))
 
 
-def message_ids_of(work: Work, tries: int) -> set[str]:
-    """The only ids under which a step's work may be published: its own, and that of each try that failed."""
-    is_turn = isinstance(work, TurnWork)
-    own = (
-        turn_message_id(work.task, work.turn, work.gen)
-        if is_turn
-        else call_message_id(work.task, work.turn, work.step, work.gen)
-    )
-    return {own} | {control.retry_message_id(work.task, work.step, work.gen, each + 1) for each in range(tries)}
+def message_id_of(work: Work) -> str:
+    """The only id under which it may be published."""
+    if work.tries:
+        return control.retry_message_id(work.task, work.step, work.gen, work.tries)
+    if isinstance(work, TurnWork):
+        return turn_message_id(work.task, work.turn, work.gen)
+    return call_message_id(work.task, work.turn, work.call, work.gen)
 
 
 def check_conversation(state: TaskState, before_turn: int) -> None:

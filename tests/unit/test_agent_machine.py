@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contracts import control, events
+from contracts import control, events, subjects
 from contracts.codec import encode
 from contracts.events import decode_event
 from contracts.retries import NAK_SECONDS_MAX
@@ -45,7 +45,7 @@ from mesh.fold import TaskState, fold, record
 from mesh.replays import to_repair
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
 from tests.unit.small_broker import Delivery, Message, Payload, SmallBroker, View
-from tests.unit.small_mesh import Asked, Luck, Place, SmallMesh, Steps, check_conversation, message_ids_of
+from tests.unit.small_mesh import Asked, Luck, Place, SmallMesh, Steps, check_conversation, message_id_of
 
 EXAMPLES = int(os.environ.get("TASKMESH_MACHINE_EXAMPLES", "0"))
 """0: the few of every run."""
@@ -115,8 +115,6 @@ class Agent(RuleBasedStateMachine):
         self.told = 0
         self.said = 0
         self.edited = 0
-        self.retried: set[tuple[str, int]] = set()
-        """Steps that a timer brings, or brought, again."""
         self.arguments: dict[str, dict[str, Any]] = {}
         """What replays have made of them, by call."""
         self.changes: dict[str, Any] = {}
@@ -182,7 +180,7 @@ class Agent(RuleBasedStateMachine):
                 self.start_sweep(picked(self.stranded, pick))
                 self.advance(self.processes[-1], steps, "fine")
             case "duplicate window passes":
-                self.mesh.broker.message_ids.clear()
+                self.mesh.broker.forget_ids()
             case _ if self.deliverable:
                 self.start(picked(self.deliverable, pick), behind)
                 self.advance(self.processes[-1], steps, luck)
@@ -257,16 +255,10 @@ class Agent(RuleBasedStateMachine):
         )
 
     def start(self, message: Message, behind: int = 0) -> None:
-        if self.is_brought_by_timer(message.payload):
-            behind = 0  # tests/model/README.md says what follows of a stale read here.
         delivery = self.mesh.broker.deliver(message)
         is_work = isinstance(message.payload, Work)
         steps = (self.mesh.work if is_work else self.mesh.carry_out_command)(delivery, behind)
         self.processes.append((delivery, steps))
-
-    def is_brought_by_timer(self, payload: Payload) -> bool:
-        step_gen = (payload.step, payload.gen) if isinstance(payload, Work | control.RetryCommand) else None
-        return step_gen in self.retried
 
     def start_sweep(self, message: Message) -> None:
         self.processes.append((None, self.mesh.sweep(message)))
@@ -292,8 +284,8 @@ class Agent(RuleBasedStateMachine):
             return
         self.catch_up()
         state = self.truth
-        tries = state.tries.get((payload.step, payload.gen), 0)
-        assert message_id in message_ids_of(payload, tries)
+        assert message_id == message_id_of(payload)
+        assert payload.tries <= state.timer_tries.get((payload.step, payload.gen), 0)
         if isinstance(payload, ToolWork):
             asked = state.asked_for(payload.call)
             assert asked is not None
@@ -323,7 +315,7 @@ class Agent(RuleBasedStateMachine):
             self.told += 1
         return self.told > before
 
-    def judge_event(self, event: events.JournalEvent) -> None:  # noqa: C901, PLR0912 - a case for each event type
+    def judge_event(self, event: events.JournalEvent) -> None:
         """An event against what was there before it."""
         state = self.truth
         assert state.terminal is None, f"{event} after the end"
@@ -354,8 +346,6 @@ class Agent(RuleBasedStateMachine):
             case events.TaskRetrying():
                 assert (event.step, event.gen) not in state.dead_letters
                 assert event.timer == (event.delay_seconds > NAK_SECONDS_MAX)
-                if event.timer:
-                    self.retried.add((event.step, event.gen))
             case events.TaskReplayed():
                 assert {(each.step, each.gen) for each in event.steps} <= state.dead_letters.keys()
                 self.judge_edits(event)
@@ -440,6 +430,7 @@ class Agent(RuleBasedStateMachine):
                     turn=turn.turn,
                     call=asked.call,
                     gen=state.gen(asked.call),
+                    tries=state.timer_tries.get((asked.call, state.gen(asked.call)), 0),
                     tool=asked.tool,
                     arguments=asked.arguments,
                 )
@@ -486,7 +477,7 @@ class Agent(RuleBasedStateMachine):
             self.start_sweep(self.stranded[0])
             self.advance(self.processes[-1], TO_THE_END, "fine")
         elif self.truth.terminal is None and self.truth.open_dead_letters:
-            self.mesh.broker.message_ids.clear()  # Who finds them still open tries it again, later.
+            self.mesh.broker.forget_ids()  # Who finds them still open tries it again, later.
             self.mesh.replay(to_repair(self.truth))
         elif self.truth.terminal is None and self.children_running:
             self.mesh.end_child(self.children_running[0])
@@ -503,10 +494,13 @@ class Agent(RuleBasedStateMachine):
     def judge_waiting(self) -> None:
         """Nothing is left to do, and the task is not over: then it waits for a person, and a clock runs."""
         state = self.truth
-        pending = [step for step, gen in state.retry_at if state.gen(step) == gen]
+        pending = [(step, gen) for step, gen in state.retry_at if state.gen(step) == gen]
         if pending:
-            for step in pending:
-                assert f"timers.at.retry.{TENANT}.{TASK}.{step}" in self.mesh.broker.timers, f"nothing brings {step}"
+            for step, gen in pending:
+                name = control.retry_timer_name(step, gen, state.timer_tries[step, gen])
+                assert subjects.timer_at("retry", TENANT, TASK, name) in self.mesh.broker.timers, (
+                    f"nothing brings {step}"
+                )
             return
         assert state.status == "waiting"
         assert state.open_approvals or state.open_questions

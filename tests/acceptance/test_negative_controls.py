@@ -6,6 +6,7 @@ Each run here is one that passes elsewhere with all safeguards on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from mesh.connection import connect
+from mesh.errors import JournalCorrupt
 from mesh.journal import Journal
 from tests.acceptance.test_takeover import stored_of, until_claimed
 from tests.support.checker import Recorded, check, read_stored
@@ -24,6 +26,7 @@ from tests.support.waiting import until_no_work_is_left
 pytestmark = pytest.mark.acceptance
 
 ROUNDS_MAX = 50
+TAKEOVERS_MAX = 6
 
 
 def kinds(violations: list[str]) -> set[str]:
@@ -67,7 +70,15 @@ async def test_with_the_fence_a_former_owner_writes_nothing(tmp_path: Path) -> N
 
 
 async def test_without_the_fence_a_former_owner_writes_into_its_successors_turn(tmp_path: Path) -> None:
-    violations = await run_with_a_step_taken_over_in_mid_turn(tmp_path, "fence,watch")
+    violations: list[str] = []
+    for number in range(TAKEOVERS_MAX):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        # The successor may be the first to find the journal broken, and then it writes nothing more into it.
+        with contextlib.suppress(JournalCorrupt):
+            violations = await run_with_a_step_taken_over_in_mid_turn(folder, "fence,watch")
+        if {"I4", "I6"} <= kinds(violations):
+            break
     assert {"I4", "I6"} <= kinds(violations), violations
     assert any("n is not dense" in violation for violation in violations)
 

@@ -87,10 +87,10 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 	}
 	for {
 		state := journal.State
-		switch decision := decide(state, work, meta.Sequence.Stream); decision {
+		switch decision := decide(state, work, meta.Sequence.Stream, time.Now()); decision {
 		case claim:
 			id, err := journal.append(ctx, mesh.claimOf(work, delivery), func() bool {
-				return delivery.held() && decide(state, work, meta.Sequence.Stream) == claim
+				return delivery.held() && decide(state, work, meta.Sequence.Stream, time.Now()) == claim
 			})
 			if err == nil {
 				return mesh.perform(ctx, tool, work, journal, delivery, id)

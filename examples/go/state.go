@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	defaultPool = "default" // of a request that names no other
+	clocksApartMax = time.Second // what a timer brings is due, though the clock here may be a little behind the broker's
+	defaultPool    = "default"   // of a request that names no other
 )
 
 // Asked is a call that a completed turn asks for, and what was decided on it.
@@ -224,13 +225,13 @@ const (
 )
 
 // decide is the table of section 12, for calls: the first line that fits.
-func decide(state *State, work Work, message uint64) Decision {
+func decide(state *State, work Work, message uint64, now time.Time) Decision {
 	step := work.step()
 	bound, isBound := state.bindings[step]
 	_, dead := state.deadLetters[step]
 	_, repaired := state.repaired[step]
 	asked, found := state.asked(work)
-	_, isRetried := state.nextTries[step]
+	next, isRetried := state.nextTries[step]
 	switch {
 	case state.queued == nil:
 		return later
@@ -254,6 +255,8 @@ func decide(state *State, work Work, message uint64) Decision {
 		return deadLettered
 	case state.results[work.Call]:
 		return settle
+	case isRetried && now.Add(clocksApartMax).Before(next.at):
+		return waits
 	case !found:
 		return refuse
 	case state.children[work.Call]:

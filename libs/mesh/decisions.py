@@ -6,7 +6,7 @@ The numbers are those of the rules in PROTOCOL.md, "Rules of a writer".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from contracts import events
 from contracts.errors import ErrorInfo, TaskmeshError
@@ -18,6 +18,9 @@ from contracts.tools import ASK_USER
 from contracts.work import ToolWork, TurnWork, Work
 from mesh.dues import is_last_turn, unasked
 from mesh.fold import TaskState
+
+CLOCKS_APART_MAX = timedelta(seconds=1)
+"""What a timer brings is due, though the clock here may be a little behind the broker's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,9 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
         return SettleDeadLetter(dead_letter)  # rule 7
     if state.has_result(work.step) and not _lacks_its_end(state, work):
         return Settle()  # rule 2
+    retry_at = state.retry_at.get((work.step, gen))
+    if retry_at is not None and now + CLOCKS_APART_MAX < retry_at:
+        return Settle()  # A timer brings it again.
     if isinstance(work, TurnWork):
         if work.turn > 1 and not _may_begin(state, work.turn):
             return Later()

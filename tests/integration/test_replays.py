@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -83,6 +83,7 @@ async def test_a_try_that_comes_late_holds_no_message_and_a_timer_brings_it(
     connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decisions, "NAK_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(decisions, "CLOCKS_APART_MAX", timedelta(0))
     work = turn_work()
     tried: list[datetime] = []
 

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contracts import control, events
+from contracts import control, events, subjects
 from contracts.codec import encode
 from contracts.events import decode_event
 from contracts.retries import NAK_SECONDS_MAX
@@ -496,10 +496,11 @@ class Agent(RuleBasedStateMachine):
         state = self.truth
         pending = [(step, gen) for step, gen in state.retry_at if state.gen(step) == gen]
         if pending:
-            timers = [due.payload for due in self.mesh.broker.timers.values()]
-            brought = {(each.step, each.gen, each.tries) for each in timers if isinstance(each, control.RetryCommand)}
             for step, gen in pending:
-                assert (step, gen, state.timer_tries[step, gen]) in brought, f"nothing brings {step}"
+                name = control.retry_timer_name(step, gen, state.timer_tries[step, gen])
+                assert subjects.timer_at("retry", TENANT, TASK, name) in self.mesh.broker.timers, (
+                    f"nothing brings {step}"
+                )
             return
         assert state.status == "waiting"
         assert state.open_approvals or state.open_questions

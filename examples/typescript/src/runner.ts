@@ -98,7 +98,7 @@ export class Runner {
     const journal = new Journal(this.broker, this.schemas, work, message.headers?.get("traceparent"));
     await journal.catchUp();
     for (;;) {
-      switch (decide(journal.state, work, delivery.sequence)) {
+      switch (decide(journal.state, work, delivery.sequence, Date.now())) {
         case "claim": {
           const claim = await this.#claim(work, journal, delivery);
           if (claim !== undefined) return this.#perform(work, journal, delivery, claim);
@@ -128,7 +128,7 @@ export class Runner {
     const { sequence, deliveries } = delivery;
     const event = { type: "step.claimed", step: call, gen, message: sequence, worker: this.worker, delivery: deliveries, turn, call, tool };
     try {
-      return await journal.append(event, () => delivery.held && decide(journal.state, work, sequence) === "claim");
+      return await journal.append(event, () => delivery.held && decide(journal.state, work, sequence, Date.now()) === "claim");
     } catch (error) {
       if (error instanceof Lost && delivery.held) return undefined;
       throw error;

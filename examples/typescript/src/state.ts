@@ -36,6 +36,7 @@ export type Decision = "claim" | "settle" | "drop" | "later" | "refuse" | "deadL
 
 const MAX_TURNS = 32; // of a request that names no other limit
 const DEFAULT_POOL = "default"; // of a request that names no other
+const CLOCKS_APART_MILLISECONDS_MAX = 1000; // what a timer brings is due, though the clock here may be a little behind
 const TERMINAL = ["task.completed", "task.failed", "task.cancelled", "task.expired"];
 
 /** A step and the number of its replays: together they are what is claimed. */
@@ -160,7 +161,7 @@ export class State {
 }
 
 /** The table of section 12, for calls: the first line that fits. */
-export function decide(state: State, work: Work, message: number): Decision {
+export function decide(state: State, work: Work, message: number, nowMilliseconds: number): Decision {
   const step = stepGen(work.call, work.gen);
   const next = state.nextTries.get(step);
   const asked = state.asked(work);
@@ -174,6 +175,7 @@ export function decide(state: State, work: Work, message: number): Decision {
   if ((state.bindings.get(step) ?? message) !== message) return "drop";
   if (state.deadLetters.has(step)) return "deadLettered";
   if (state.results.has(work.call)) return "settle";
+  if (next !== undefined && nowMilliseconds + CLOCKS_APART_MILLISECONDS_MAX < next.atMilliseconds) return "waits";
   if (asked === undefined) return "refuse";
   if (state.children.has(work.call)) return "settle";
   return asked.approval && !state.approved.has(work.call) ? "later" : "claim";

@@ -12,7 +12,8 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl import dead_letters, demo, doctor, inputs, output, streams, tasks, triggers, up, workers
+from meshctl.commands import dead_letters, demo, doctor, inputs, streams, tasks, triggers, up, workers
+from meshctl.display import output
 from meshctl.errors import ApiError
 from meshctl.interrupts import STATUS_INTERRUPTED
 

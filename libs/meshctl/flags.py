@@ -1,4 +1,4 @@
-"""Flags made from `mesh.settings.Settings`: `--nats-port` is MESH_NATS_PORT, and says the same in its help."""
+"""Flags made from `Settings`: `--nats-port` is MESH_NATS_PORT, and says the same in its help."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from typing import NamedTuple
 
-import mesh.settings
-from mesh.settings import Settings, variable_fields
+import mesh.configuration.settings
+from mesh.configuration.settings import Settings, variable_fields
 
 _DESTINATION_PREFIX = "setting_"
 _METAVARS = {"int": "N", "float": "SECONDS", "Path": "PATH", "Address": "HOST:PORT", "str": "TEXT"}
@@ -85,7 +85,7 @@ def _shown(default: object) -> str:
 
 def _documentation() -> dict[str, str]:
     """The docstring under each field: it is the one place where a setting is described."""
-    tree = ast.parse(inspect.getsource(mesh.settings))
+    tree = ast.parse(inspect.getsource(mesh.configuration.settings))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == Settings.__name__)
     documentation: dict[str, str] = {}
     for field, after in itertools.pairwise(body):

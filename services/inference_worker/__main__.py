@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
-from inference_worker.breakers import Breakers
-from inference_worker.history import History
 from inference_worker.lane_reports import LaneReporter
-from inference_worker.offers import DeclaredTools
+from inference_worker.models.breakers import Breakers
 from inference_worker.pools import PoolHandlers
 from inference_worker.providers import open_providers
-from inference_worker.turns import TurnHandler
+from inference_worker.turn.history import History
+from inference_worker.turn.offers import DeclaredTools
+from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
-from mesh.heartbeats import heartbeats
-from mesh.service import Service, run
-from mesh.settings import Settings
-from mesh.toolbox import Toolbox
-from mesh.work import LaneSpec, WorkLoop
+from mesh.configuration.settings import Settings
+from mesh.serving.heartbeats import heartbeats
+from mesh.serving.service import Service, run
+from mesh.steps.work import LaneSpec, WorkLoop
+from mesh.tools.toolbox import Toolbox
 
 BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
 """How much one pull may take: lanes take turns, so these are their weights."""

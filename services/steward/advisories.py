@@ -14,12 +14,12 @@ from msgspec import Meta
 
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.events import Count, Ordinal
-from mesh import dead_letters
-from mesh.connection import Connection
-from mesh.consumption import Consumption
-from mesh.deliveries import Delivery
-from mesh.settings import Settings
+from contracts.journal.events import Count, Ordinal
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery
+from mesh.configuration.settings import Settings
+from mesh.journal import dead_letter_records
 from steward.stranded import QUEUES, Stranded
 
 log = structlog.get_logger("steward.advisories")
@@ -51,7 +51,7 @@ class Advisories:
             advisory = decode(delivery.payload, Advisory)
         except TaskmeshError as error:
             malformed = ErrorInfo("malformed-message", str(error))
-            await dead_letters.refuse(self._requests, delivery, malformed, self._worker)
+            await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
             return
         if advisory.stream in QUEUES:
             log.warning(

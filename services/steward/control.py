@@ -10,20 +10,21 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
-from contracts.control import AnyCommand, CancelCommand, decode_control
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.events import JournalEvent, Stamp
-from mesh import dead_letters, telemetry
-from mesh.connection import Connection
-from mesh.consumption import Consumption
-from mesh.deliveries import Delivery
-from mesh.dues import BY_MESH
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.messages.control import AnyCommand, CancelCommand, decode_control
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery
+from mesh.configuration.settings import Settings
 from mesh.errors import StepLost
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.settings import Settings
-from mesh.settling import settle
-from steward.commands import Append, Settle, Unknown, decide_command
+from mesh.journal import dead_letter_records
+from mesh.journal.journal import Journal
+from mesh.journal.settling import settle
+from mesh.task.outbox import BY_MESH
+from mesh.task.state import TaskState
+from mesh.telemetry import traces
+from steward.command_decisions import Append, Settle, Unknown, decide_command
 
 log = structlog.get_logger("steward.control")
 
@@ -51,17 +52,17 @@ class ControlLoop:
             command = decode_control(delivery.payload, delivery.subject)
         except TaskmeshError as error:
             malformed = ErrorInfo("malformed-message", str(error))
-            await dead_letters.refuse(self._requests, delivery, malformed, self._worker)
+            await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
             return
         incoming = delivery.headers.get(headers.TRACEPARENT)
         with (
             structlog.contextvars.bound_contextvars(task=command.task, tenant=command.tenant),
-            telemetry.span(_kind(command), incoming, SpanKind.CONSUMER, {"taskmesh.task": command.task}),
+            traces.span(_kind(command), incoming, SpanKind.CONSUMER, {"taskmesh.task": command.task}),
         ):
             await self._carry_out(command, delivery)
 
     async def _carry_out(self, command: AnyCommand, delivery: Delivery) -> None:
-        traceparent = telemetry.current_traceparent()
+        traceparent = traces.current_traceparent()
         journal = await Journal.load(self._requests, command.tenant, command.task, traceparent=traceparent)
         appended = False
         while True:
@@ -72,7 +73,7 @@ class ControlLoop:
                     if outcome.late and not appended:
                         log.info("command.late", kind=_kind(command), by=command.by, status=journal.state.status)
                     await settle(
-                        self._requests, journal.state, outcome.steps, telemetry.current_traceparent(), outcome.again
+                        self._requests, journal.state, outcome.steps, traces.current_traceparent(), outcome.again
                     )
                     await delivery.ack()
                     return
@@ -85,7 +86,7 @@ class ControlLoop:
                     if await journal.is_behind():
                         await delivery.nak(LATER_SECONDS)
                     else:
-                        await dead_letters.refuse(self._requests, delivery, unknown.error, self._worker)
+                        await dead_letter_records.refuse(self._requests, delivery, unknown.error, self._worker)
                     return
 
     async def _append(self, journal: Journal, command: AnyCommand, append: Append, delivery: Delivery) -> bool:

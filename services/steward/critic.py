@@ -17,22 +17,22 @@ from opentelemetry.trace import SpanKind
 from contracts import subjects
 from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
-from contracts.events import TaskQueued
 from contracts.identifiers import derived_id
+from contracts.journal.events import TaskQueued
+from contracts.messages.work import DeadLetter
+from contracts.records.tools import PROPOSE_REPLAY
 from contracts.streams import CRITIC_CONSUMER, DEAD_LETTERS
 from contracts.tasks import Message, TaskRequest
-from contracts.tools import PROPOSE_REPLAY
-from contracts.work import DeadLetter
-from mesh import telemetry
-from mesh.connection import Connection
-from mesh.consumption import Consumption
-from mesh.critic_configuration import CriticConfiguration
-from mesh.deliveries import Delivery
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery
+from mesh.configuration.critic_table import CriticConfiguration
+from mesh.configuration.settings import Settings
 from mesh.errors import QueueFull
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.settings import Settings
-from mesh.submission import Submission
+from mesh.journal.journal import Journal
+from mesh.journal.submission import Submission
+from mesh.task.state import TaskState
+from mesh.telemetry import traces
 
 log = structlog.get_logger("steward.critic")
 
@@ -202,7 +202,7 @@ class Critic:
         tenant, task = subjects.parse_dead_letter(delivery.subject)
         with (
             structlog.contextvars.bound_contextvars(task=task, tenant=tenant, step=record.step, gen=record.gen),
-            telemetry.span("critic", record.traceparent, SpanKind.CONSUMER, {"taskmesh.task": task}),
+            traces.span("critic", record.traceparent, SpanKind.CONSUMER, {"taskmesh.task": task}),
         ):
             await self._consider(record, tenant, task, delivery)
 
@@ -220,7 +220,7 @@ class Critic:
                 outcome.request,
                 tenant,
                 outcome.task,
-                telemetry.current_traceparent(),
+                traces.current_traceparent(),
                 admit=partial(self._admit, outcome.task),
             )
         except HourSpent as spent:

@@ -15,24 +15,27 @@ from typing import Any
 
 import structlog
 
-from contracts import events, headers
+from contracts import headers
 from contracts.codec import decode
-from contracts.control import decode_control
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.events import Stamp
-from contracts.work import Work, decode_work
-from mesh import dead_letters
+from contracts.journal import events
+from contracts.journal.events import Stamp
+from contracts.messages.control import decode_control
+from contracts.messages.work import Work, decode_work
 from mesh.background import repeatedly
+from mesh.broker.direct_get import Stored, read_page, read_sequence
+from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.decisions import Begin, Expire, GiveUp, Leave, Refuse, SettleDeadLetter, decide_stranded, queued_event
 from mesh.errors import BrokerError, BrokerUnavailable, StepLost
-from mesh.fold import TaskState, record
-from mesh.journal import Build, Journal
-from mesh.projection import project
-from mesh.reading import Stored, read_page, read_sequence
-from mesh.requests import Requests
-from mesh.settling import settle
-from steward.commands import Settle, decide_command
+from mesh.journal import dead_letter_records
+from mesh.journal.journal import Build, Journal
+from mesh.journal.projection import project
+from mesh.journal.settling import settle
+from mesh.task.decisions import Begin, Expire, Leave, Refuse, SettleDeadLetter, decide_stranded, queued_event
+from mesh.task.failures import GiveUp
+from mesh.task.records import record
+from mesh.task.state import TaskState
+from steward.command_decisions import Settle, decide_command
 
 log = structlog.get_logger("steward.stranded")
 
@@ -183,7 +186,9 @@ class Stranded:
                 case SettleDeadLetter():
                     await project(self._requests, record(journal.state))
                     error = decision.event.error
-                    await dead_letters.write_step(self._requests, message, work, journal.state, error, self._worker)
+                    await dead_letter_records.write_step(
+                        self._requests, message, work, journal.state, error, self._worker
+                    )
                     break
                 case Refuse():
                     if not await journal.is_behind():
@@ -205,7 +210,7 @@ class Stranded:
 
     async def _refuse(self, message: StrandedMessage, error: ErrorInfo) -> None:
         log.error("message.refused", stream=message.stream, message=message.sequence, code=error.code)
-        await dead_letters.write_message(self._requests, message, error, self._worker)
+        await dead_letter_records.write_message(self._requests, message, error, self._worker)
         await self._delete(message)
 
     async def _delete(self, message: StrandedMessage) -> None:

@@ -16,19 +16,19 @@ import structlog
 from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
-from contracts.events import EventHead, decode_head
+from contracts.journal.events import EventHead, decode_head
+from contracts.messages.notifications import notification
+from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY
-from contracts.status import links_of
 from contracts.streams import EVENTS, webhook_consumer
-from contracts.webhooks import notification
-from mesh import dead_letters
-from mesh.connection import Connection
-from mesh.consumption import Consumption
-from mesh.deliveries import Delivery, handle_while_leased
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery, handle_while_leased
+from mesh.configuration.settings import Settings
+from mesh.configuration.webhook_tables import WebhookConfiguration, signing_keys
 from mesh.errors import BrokerError
-from mesh.service import Service
-from mesh.settings import Settings
-from mesh.webhook_configuration import WebhookConfiguration, signing_keys
+from mesh.journal import dead_letter_records
+from mesh.serving.service import Service
 from steward.endpoints import Endpoint, Failure
 
 log = structlog.get_logger("steward.webhooks")
@@ -152,7 +152,7 @@ class WebhookLoop:
         log.error("webhook.given_up", code=error.code, error=error.message, tries=delivery.deliveries)
 
         async def write_down(delivery: Delivery) -> None:
-            await dead_letters.write_notification(self._requests, delivery, error, self._consumer, self._worker)
+            await dead_letter_records.write_notification(self._requests, delivery, error, self._consumer, self._worker)
             await delivery.ack()
 
         try:

@@ -16,10 +16,10 @@ from litestar import Litestar
 
 from contracts.errors import HTTP_STATUS_BY_CODE, PROBLEM_TYPE_PREFIX, TITLE_BY_CODE
 from contracts.tasks import BODY_BYTES_MAX
-from mesh import http
-from mesh.connection import Connection, connect
-from mesh.reading import last_sequence
-from mesh.settings import Address
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import last_sequence
+from mesh.configuration.settings import Address
+from mesh.serving import http
 from tests.support.clients import Viewer
 from tests.support.processes import Mesh, Process, running_mesh
 from tests.support.waiting import until_no_work_is_left

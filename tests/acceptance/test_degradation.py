@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh.connection import connect
+from mesh.broker.connection import connect
 from tests.acceptance.test_own_model import SERVICES, journal_of, of_type, run_task
 from tests.support import messages_server
 from tests.support.checker import Recorded, check, read_stored

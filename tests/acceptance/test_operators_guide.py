@@ -14,14 +14,14 @@ import httpx
 import pytest
 
 from contracts import subjects
-from contracts.events import TaskCancelled, TaskCompleted
 from contracts.identifiers import task_id_for_key
-from contracts.triggers import TriggerRule, TriggerSource, task_id
-from mesh import triggers as bucket
-from mesh.connection import connect
-from mesh.provisioning import compare, declared
-from mesh.reading import last_sequence
-from mesh.settings import Settings
+from contracts.journal.events import TaskCancelled, TaskCompleted
+from contracts.triggers.rules import TriggerRule, TriggerSource, task_id
+from mesh.broker.connection import connect
+from mesh.broker.direct_get import last_sequence
+from mesh.broker.provisioning import compare, declared
+from mesh.configuration.settings import Settings
+from mesh.rules import trigger_bucket as bucket
 from tests.support.agents import Agents
 from tests.support.broker import Broker
 from tests.support.processes import Mesh, running_mesh

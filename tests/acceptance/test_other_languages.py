@@ -17,23 +17,24 @@ import jsonschema_rs
 import pytest
 import pytest_asyncio
 
-from contracts import events, headers, subjects
+from contracts import headers, subjects
 from contracts.codec import decode, encode
-from contracts.control import ApprovalCommand
 from contracts.errors import ErrorInfo
-from contracts.events import StepClaimed, ToolCompleted, ToolFailed
 from contracts.identifiers import call_message_id, new_id
+from contracts.journal import events
+from contracts.journal.events import StepClaimed, ToolCompleted, ToolFailed
+from contracts.messages.control import ApprovalCommand
+from contracts.messages.work import ToolWork, TurnWork, decode_work
+from contracts.records.tools import ToolDeclaration
 from contracts.streams import TOOLS_BUCKET
 from contracts.tasks import TaskRequest
-from contracts.tools import ToolDeclaration
-from contracts.work import ToolWork, TurnWork, decode_work
-from mesh import keyvalue
-from mesh.connection import Connection, connect
-from mesh.decisions import queued_event
-from mesh.dues import due_after, due_again
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.reading import read_page
+from mesh.broker import key_value
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import read_page
+from mesh.journal.journal import Journal
+from mesh.task.decisions import queued_event
+from mesh.task.outbox import due_after, due_again
+from mesh.task.state import TaskState
 from tests.support.checker import Recorded, Stored, check, check_journal, read_stored
 from tests.support.processes import Mesh, running_mesh
 from tests.support.tasks import claim_first_turn, publish_work, turn_work
@@ -109,7 +110,7 @@ class Tools:
 
     async def add_is_declared(self) -> bool:
         """Whether the Python runner serves its tool."""
-        return await keyvalue.get(self.connection.requests, TOOLS_BUCKET.name, "add") is not None
+        return await key_value.get(self.connection.requests, TOOLS_BUCKET.name, "add") is not None
 
     async def submit(self, script: str, *tools: str) -> str:
         """Submit a task that may use these tools; its id."""
@@ -193,7 +194,7 @@ def broken_schemas(stored: Stored) -> list[str]:
 
 async def test_their_tools_are_declared(tools: Tools) -> None:
     for name, idempotent in (("word_count", True), ("append_line", False), ("longest_line", True)):
-        entry = await keyvalue.get(tools.connection.requests, TOOLS_BUCKET.name, name)
+        entry = await key_value.get(tools.connection.requests, TOOLS_BUCKET.name, name)
         assert entry is not None
         assert entry.value is not None
         declared = decode(entry.value, ToolDeclaration)

@@ -21,9 +21,9 @@ from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.identifiers import new_id, task_id_for_key, turn_message_id
 from contracts.streams import TASKS
-from mesh.connection import Connection, connect
-from mesh.provisioning import apply, declared
-from mesh.reading import last_sequence
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import last_sequence
+from mesh.broker.provisioning import apply, declared
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer
 from tests.support.processes import Mesh, running_mesh

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from unittest import mock
 
-from mesh import decisions
+from mesh.task import decisions
 
 NAK_SECONDS_MAX = 1.0
 """What is to be tried again later than that is brought by a timer."""

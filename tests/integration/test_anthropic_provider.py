@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from contracts.events import ToolCall, Usage
+from contracts.journal.events import ToolCall, Usage
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
-from contracts.tools import ToolDeclaration
-from inference_worker import anthropic, provider_http
-from inference_worker.anthropic import AnthropicProvider, open_client
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta, TurnInput
-from inference_worker.provider_errors import ProviderFailed
+from inference_worker.dialects import exchange
+from inference_worker.dialects.anthropic import client as anthropic
+from inference_worker.dialects.anthropic.client import AnthropicProvider, open_client
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta, TurnInput
 from inference_worker.providers import PoolProvider
-from mesh.configuration import AnthropicProviderConfiguration
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
 from tests.support.messages_server import (
     PING,
     Events,
@@ -407,7 +408,7 @@ async def test_a_connection_that_breaks_in_mid_stream_is_a_failure() -> None:
 
 
 async def test_a_server_that_does_not_end_its_response_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider_http, "USAGE_SECONDS", 0.05)
+    monkeypatch.setattr(exchange, "USAGE_SECONDS", 0.05)
 
     async def holding(exchange: Exchange) -> None:
         await exchange.begin()

@@ -13,23 +13,23 @@ import msgspec
 import pytest
 
 from contracts.codec import encode
-from contracts.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
-from contracts.providers import Probe, ProviderRecord
+from contracts.journal.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.messages.work import Work
+from contracts.records.providers import Probe, ProviderRecord
 from contracts.streams import lane_consumer
-from contracts.work import Work
-from inference_worker.breakers import Breakers
-from inference_worker.candidates import Source
-from inference_worker.chunks import Chunk, Finished, TextDelta, TurnInput
-from mesh import keyvalue
-from mesh.breakers import BreakerSettings
+from inference_worker.models.breakers import Breakers
+from inference_worker.models.candidates import Source
+from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
+from mesh.broker import key_value
+from mesh.broker.connection import Connection
 from mesh.clock import lease_clock, now
-from mesh.connection import Connection
-from mesh.decisions import StepFailed
-from mesh.fold import TaskState
-from mesh.gates import UNLIMITED, Entry
-from mesh.provider_records import ProviderRecords
-from mesh.settings import Settings
-from mesh.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.settings import Settings
+from mesh.providers.breaker_records import ProviderRecords
+from mesh.steps.gates import UNLIMITED, Entry
+from mesh.steps.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.task.failures import StepFailed
+from mesh.task.state import TaskState
 from tests.support.checker import Recorded, Stored, check, read_stored
 from tests.support.tasks import publish_work, turn_work
 from tests.support.waiting import until, until_no_work_is_left
@@ -162,7 +162,7 @@ async def test_a_probe_whose_worker_died_is_taken_over_after_its_lease(connectio
         opened_times=1,
         probe=Probe(worker="dead", until=at + timedelta(seconds=1)),
     )
-    await keyvalue.put(connection.requests, "providers", "main", encode(dead))
+    await key_value.put(connection.requests, "providers", "main", encode(dead))
     await publish_work(connection.requests, turn_work())
     async with fleet(connection, "one") as (breakers,):
         source = breakers.guard(model)

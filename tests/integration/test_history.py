@@ -6,16 +6,16 @@ import msgspec
 import pytest
 
 from contracts import subjects
-from contracts.events import OutputDelta, TaskCancelled, TaskCompleted, Timings, TurnCompleted, Usage
 from contracts.identifiers import new_id
+from contracts.journal.events import OutputDelta, TaskCancelled, TaskCompleted, Timings, TurnCompleted, Usage
 from contracts.tasks import Message, TaskRequest
-from inference_worker import history
-from inference_worker.history import History
-from mesh.connection import Connection
-from mesh.conversation import AssistantTurn, Entry
-from mesh.decisions import queued_event
-from mesh.fold import TaskState
-from mesh.journal import Journal
+from inference_worker.turn import history
+from inference_worker.turn.history import History
+from mesh.broker.connection import Connection
+from mesh.journal.journal import Journal
+from mesh.task.conversation import AssistantTurn, Entry
+from mesh.task.decisions import queued_event
+from mesh.task.state import TaskState
 from tests.support.tasks import claim_first_turn, complete_with, turn_work
 
 pytestmark = pytest.mark.integration

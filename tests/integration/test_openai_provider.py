@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from contracts.events import ToolCall, Usage
+from contracts.journal.events import ToolCall, Usage
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
-from contracts.tools import ToolDeclaration
-from inference_worker import provider_http
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta, TurnInput
-from inference_worker.openai import OpenAIProvider, open_client
-from inference_worker.provider_errors import DETAIL_CHARACTERS_MAX, ProviderFailed
-from mesh.configuration import OpenAIProviderConfiguration
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.dialects import exchange
+from inference_worker.dialects.errors import DETAIL_CHARACTERS_MAX, ProviderFailed
+from inference_worker.dialects.openai.client import OpenAIProvider, open_client
+from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta, TurnInput
+from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
+from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Behaviour, Exchange, ModelServer, chunk, event, model_server, usage
 
@@ -174,7 +174,7 @@ async def test_a_connection_that_breaks_after_the_models_end_costs_the_usage_onl
 async def test_a_server_that_does_not_end_its_response_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, clock: str, last: bytes
 ) -> None:
-    monkeypatch.setattr(provider_http, clock, 0.05)
+    monkeypatch.setattr(exchange, clock, 0.05)
 
     async def holding(exchange: Exchange) -> None:
         await exchange.begin()

@@ -9,15 +9,16 @@ import pytest
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.control import Edits, ReplayCommand, replay_message_id
 from contracts.errors import ErrorInfo
-from contracts.events import StepGen, TaskDeadLettered
-from mesh import decisions
-from mesh.connection import Connection
-from mesh.decisions import StepFailed
-from mesh.dues import due_at_the_deadline, publish_due
-from mesh.settings import Settings
-from mesh.work import ClaimedStep
+from contracts.journal.events import StepGen, TaskDeadLettered
+from contracts.messages.control import Edits, ReplayCommand, replay_message_id
+from mesh.broker.connection import Connection
+from mesh.configuration.settings import Settings
+from mesh.journal.settling import publish_due
+from mesh.steps.work import ClaimedStep
+from mesh.task import decisions
+from mesh.task.failures import StepFailed
+from mesh.task.outbox import due_at_the_deadline
 from steward.advisories import Advisories
 from steward.stranded import DELIVERIES_EXHAUSTED, Stranded
 from tests.integration.test_control import controlling

@@ -12,15 +12,15 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.journal.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.messages.work import DeadLetter, Work
 from contracts.streams import lane_consumer
-from contracts.work import DeadLetter, Work
-from mesh.connection import Connection
-from mesh.decisions import StepFailed
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.settings import Settings
-from mesh.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.broker.connection import Connection
+from mesh.configuration.settings import Settings
+from mesh.journal.journal import Journal
+from mesh.steps.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.task.failures import StepFailed
+from mesh.task.state import TaskState
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.tasks import begin_journal, claim_first_turn, publish_work, turn_work

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
-from contracts import events
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.events import Event, JournalEvent, Stamp, Timings, Usage, decode_event
 from contracts.identifiers import new_id
+from contracts.journal import events
+from contracts.journal.events import Event, JournalEvent, Stamp, Timings, Usage, decode_event
+from contracts.messages.work import ToolWork, TurnWork, Work
 from contracts.tasks import TaskRequest, fingerprint
-from contracts.work import ToolWork, TurnWork, Work
 from mesh.clock import now
 from mesh.errors import StepLost
-from mesh.fold import TaskState, fold
-from mesh.work import ClaimedStep
+from mesh.steps.work import ClaimedStep
+from mesh.task.fold import fold
+from mesh.task.state import TaskState
 
 E = TypeVar("E", bound=Event)
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from contracts.codec import encode
-from contracts.control import AnyCommand, ReplayCommand
-from contracts.events import JournalEvent, decode_event
-from contracts.work import TurnWork, Work
-from mesh.dues import Due
-from mesh.fold import TaskState, fold
+from contracts.journal.events import JournalEvent, decode_event
+from contracts.messages.control import AnyCommand, ReplayCommand
+from contracts.messages.work import TurnWork, Work
+from mesh.task.fold import fold
+from mesh.task.outbox import Due
+from mesh.task.state import TaskState
 from tests.unit.journals import SEQUENCES_PER_EVENT, TASK, TENANT
 
 Payload = Work | AnyCommand

@@ -13,46 +13,45 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal
 
-from contracts import control, events
-from contracts.control import AnyCommand
 from contracts.errors import ErrorInfo
-from contracts.events import JournalEvent, Stamp, Timings, Usage
 from contracts.identifiers import call_message_id, new_id, turn_message_id
+from contracts.journal import events
+from contracts.journal.events import JournalEvent, Stamp, Timings, Usage
+from contracts.messages import control
+from contracts.messages.control import AnyCommand
+from contracts.messages.work import ToolWork, TurnWork, Work
+from contracts.records.tools import ASK_USER, SPAWN_TASK, ToolDeclaration
 from contracts.retries import RetryPolicy
 from contracts.tasks import TaskRequest
-from contracts.tools import ASK_USER, SPAWN_TASK, ToolDeclaration
-from contracts.work import ToolWork, TurnWork, Work
-from inference_worker.attempts import is_redirected
-from inference_worker.calls import OfferedTool, decided_calls
-from inference_worker.candidates import Candidates
-from inference_worker.chunks import RequestedCall
-from inference_worker.turns import restart_reason, task_completed
-from mesh.conversation import conversation
-from mesh.decisions import (
+from inference_worker.models.candidates import Candidates
+from inference_worker.models.chunks import RequestedCall
+from inference_worker.turn.attempts import is_redirected
+from inference_worker.turn.calls import OfferedTool, decided_calls
+from inference_worker.turn.turns import restart_reason, task_completed
+from mesh.task.conversation import conversation
+from mesh.task.decisions import (
     Begin,
     Claim,
     Decision,
     Drop,
     Expire,
-    Fail,
-    GiveUp,
     Later,
     Leave,
     Refuse,
-    Retry,
     Settle,
     SettleDeadLetter,
-    StepFailed,
     decide,
-    decide_failure,
     decide_stranded,
     queued_event,
 )
-from mesh.dues import Due, due_after, due_at_the_deadline, is_last_turn, unasked
-from mesh.fold import TaskState, fold
-from mesh.subtasks import child_id
-from steward import commands
-from steward.commands import decide_command
+from mesh.task.failures import Fail, GiveUp, Retry, StepFailed, decide_failure
+from mesh.task.fold import fold
+from mesh.task.limits import is_last_turn
+from mesh.task.outbox import Due, due_after, due_at_the_deadline, unasked
+from mesh.task.state import TaskState
+from mesh.task.subtasks import child_id
+from steward import command_decisions
+from steward.command_decisions import decide_command
 from tests.unit.journals import START, TASK, TENANT
 from tests.unit.played import PlayedProvider
 from tests.unit.small_broker import Delivery, Message, SmallBroker, View
@@ -398,7 +397,7 @@ class SmallMesh:
         yield
         while True:
             match decide_command(view.state, command):
-                case commands.Append() as outcome:
+                case command_decisions.Append() as outcome:
                     try:
                         yield from self.append(
                             view,
@@ -410,10 +409,10 @@ class SmallMesh:
                     except Lost:
                         if not delivery.lease_held:
                             return
-                case commands.Settle() as outcome:
+                case command_decisions.Settle() as outcome:
                     yield from self._settle(view.state, outcome.steps, delivery, outcome.again)
                     return
-                case commands.Unknown(error):
+                case command_decisions.Unknown(error):
                     if view.is_behind:
                         self.broker.give_back(delivery)
                         return
@@ -586,5 +585,5 @@ def _retrying(work: Work, retry: Retry, stamp: Stamp) -> JournalEvent:
 
 def _as_commanded(view: View, command: AnyCommand, stamp: Stamp) -> JournalEvent:
     outcome = decide_command(view.state, command)
-    assert isinstance(outcome, commands.Append)
+    assert isinstance(outcome, command_decisions.Append)
     return outcome.build(stamp)

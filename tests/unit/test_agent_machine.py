@@ -29,20 +29,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contracts import control, events, subjects
+from contracts import subjects
 from contracts.codec import encode
-from contracts.events import decode_event
+from contracts.journal import events
+from contracts.journal.events import decode_event
+from contracts.messages import control
+from contracts.messages.work import ToolWork, Work
+from contracts.records.status import STATUSES
 from contracts.retries import NAK_SECONDS_MAX
-from contracts.status import STATUSES
 from contracts.tasks import TaskRequest
-from contracts.work import ToolWork, Work
-from mesh import decisions, dues
-from mesh.conversation import whole_conversation
-from mesh.decisions import Claim, Later, Refuse, Settle, decide, queued_event
-from mesh.dues import due_after, due_at_the_deadline, is_last_turn, unasked
 from mesh.errors import JournalCorrupt
-from mesh.fold import TaskState, fold, record
-from mesh.replays import to_repair
+from mesh.task import decisions, outbox
+from mesh.task.conversation import whole_conversation
+from mesh.task.decisions import Claim, Later, Refuse, Settle, decide, queued_event
+from mesh.task.fold import fold
+from mesh.task.limits import is_last_turn
+from mesh.task.outbox import due_after, due_at_the_deadline, unasked
+from mesh.task.records import record
+from mesh.task.replays import to_repair
+from mesh.task.state import TaskState
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
 from tests.unit.small_broker import Delivery, Message, Payload, SmallBroker, View
 from tests.unit.small_mesh import Asked, Luck, Place, SmallMesh, Steps, check_conversation, message_id_of
@@ -537,7 +542,7 @@ def unfenced(self: SmallBroker, revision: int, event: events.JournalEvent) -> in
     ("where", "name", "broken"),
     [
         pytest.param(SmallBroker, "append", unfenced, id="the fence"),
-        pytest.param(dues, "_timer", lambda *_: [], id="the timers"),
+        pytest.param(outbox, "_timer", lambda *_: [], id="the timers"),
         pytest.param(decisions, "_decide_call", lambda *_: Claim(), id="the approval"),
         pytest.param(decisions, "_lacks_its_end", lambda *_: False, id="what a turn leads to"),
     ],

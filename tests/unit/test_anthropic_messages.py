@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from contracts.events import ToolCall
+from contracts.journal.events import ToolCall
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
-from contracts.tools import ToolDeclaration
-from inference_worker import anthropic_stream
-from inference_worker.anthropic_messages import rendered, request_of
-from inference_worker.anthropic_stream import Answer, finished, kept_blocks
-from inference_worker.chunks import TurnInput
-from inference_worker.provider_errors import ProviderFailed
-from mesh.configuration import AnthropicProviderConfiguration
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.dialects.anthropic import stream
+from inference_worker.dialects.anthropic.messages import rendered, request_of
+from inference_worker.dialects.anthropic.stream import Answer, finished, kept_blocks
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.models.chunks import TurnInput
+from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
 from tests.support.messages_server import Events, block, encoded, ended, text, thinking, tool_use
 
 USER = Message("user", "hi")
@@ -210,14 +210,14 @@ def test_thinking_that_is_too_long_to_be_kept_is_not_kept_at_all(monkeypatch: py
     answer = answer_of(thinking(0, "c2ln", "Hm."), block(1, {"type": "redacted_thinking", "data": "x" * 200}))
     blocks = list(answer.blocks.values())
     assert kept_blocks(blocks) == [THOUGHT, {"type": "redacted_thinking", "data": "x" * 200}]
-    monkeypatch.setattr(anthropic_stream, "KEPT_BYTES_MAX", 200)
+    monkeypatch.setattr(stream, "KEPT_BYTES_MAX", 200)
     assert kept_blocks(blocks) is None
 
 
 def test_an_answer_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anthropic_stream, "BLOCKS_MAX", 2)
-    monkeypatch.setattr(anthropic_stream, "CALLS_MAX", 1)
-    monkeypatch.setattr(anthropic_stream, "ARGUMENTS_BYTES_MAX", 10)
+    monkeypatch.setattr(stream, "BLOCKS_MAX", 2)
+    monkeypatch.setattr(stream, "CALLS_MAX", 1)
+    monkeypatch.setattr(stream, "ARGUMENTS_BYTES_MAX", 10)
     with pytest.raises(ProviderFailed, match="more than 2 blocks"):
         answer_of(text(0, "a"), text(1, "b"), text(2, "c"))
     with pytest.raises(ProviderFailed, match="more than 1 calls"):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.providers import Probe, ProviderRecord
-from ingress.providers import judge as judge_submission
-from mesh.breakers import (
+from contracts.records.providers import Probe, ProviderRecord
+from ingress.pool_availability import judge as judge_submission
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.providers.breaker_rules import (
     PROBE_LEASE_SECONDS,
     STALE_SECONDS,
-    BreakerSettings,
     Sighting,
     Verdict,
     Window,

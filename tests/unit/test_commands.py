@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from contracts import control
-from contracts.control import AnyCommand
 from contracts.errors import ErrorInfo
-from contracts.events import (
+from contracts.journal.events import (
     ApprovalResolved,
     Event,
     InputReceived,
@@ -25,9 +23,11 @@ from contracts.events import (
     ToolFailed,
     event_type,
 )
-from contracts.work import ToolWork, TurnWork
-from mesh.fold import TaskState
-from steward.commands import CALLED_OFF, Append, Outcome, Settle, Unknown, decide_command
+from contracts.messages import control
+from contracts.messages.control import AnyCommand
+from contracts.messages.work import ToolWork, TurnWork
+from mesh.task.state import TaskState
+from steward.command_decisions import CALLED_OFF, Append, Outcome, Settle, Unknown, decide_command
 from tests.unit.journals import CHILD, PARENT, TASK, TENANT, HandMadeJournal
 
 Telling = Callable[[HandMadeJournal], object]

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import ToolCall
+from contracts.journal.events import ToolCall
 from contracts.tasks import Message
-from inference_worker.compaction import CUT, compacted
-from inference_worker.history import text_bytes
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.turn.compaction import CUT, compacted
+from inference_worker.turn.history import text_bytes
+from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
 
 SYSTEM = Message("system", "12345")
 ASKED = Message("user", "1234")

@@ -6,12 +6,27 @@ from typing import Any
 
 import pytest
 
-from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import ApprovalResolved, InputReceived, ObjectReference, SubtaskCompleted, Timings, ToolCall
+from contracts.journal import events
+from contracts.journal.events import (
+    ApprovalResolved,
+    InputReceived,
+    ObjectReference,
+    SubtaskCompleted,
+    Timings,
+    ToolCall,
+)
 from contracts.tasks import Message, TaskRequest
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer, continued, conversation, tool_answer, whole_conversation
-from mesh.fold import TaskState
+from mesh.task.conversation import (
+    AssistantTurn,
+    Entry,
+    ToolAnswer,
+    continued,
+    conversation,
+    tool_answer,
+    whole_conversation,
+)
+from mesh.task.state import TaskState
 from tests.unit.journals import CHILD, START, TASK, TENANT, HandMadeJournal
 
 ADD = ToolCall("1-0", "add", {"a": 1, "b": 2})

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from contracts.control import Edits
 from contracts.errors import ErrorInfo
-from contracts.events import StepGen, ToolCall
 from contracts.identifiers import derived_id, new_id
+from contracts.journal.events import StepGen, ToolCall
+from contracts.messages.control import Edits
+from contracts.messages.work import DeadLetter
+from contracts.records.tools import needs_approval
 from contracts.streams import critic_consumer
 from contracts.tasks import ApprovalMode, Message, TaskRequest
-from contracts.tools import needs_approval
-from contracts.work import DeadLetter
+from mesh.broker.provisioning import declared
 from mesh.clock import now
-from mesh.configuration import Configuration, parse_configuration
-from mesh.critic_configuration import CriticConfiguration
+from mesh.configuration.critic_table import CriticConfiguration
+from mesh.configuration.mesh_toml import Configuration, parse_configuration
+from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
-from mesh.fold import TaskState
-from mesh.provisioning import declared
-from mesh.settings import Settings
+from mesh.task.state import TaskState
 from steward.critic import (
     PART_CHARACTERS_MAX,
     RECORD_CHARACTERS_MAX,
@@ -38,9 +38,9 @@ from steward.critic import (
     is_critics,
 )
 from tests.unit.journals import TASK, TENANT, HandMadeJournal
-from tool_runner.registry import built_in_tools
-from tool_runner.replaying import ProposeReplayArguments, check, replayer
-from tool_runner.tools import ArgumentsInvalid, ToolRefused
+from tool_runner.tool import ArgumentsInvalid, ToolRefused
+from tool_runner.tools.propose_replay import ProposeReplayArguments, check, replayer
+from tool_runner.tools.registry import built_in_tools
 
 UNUSED: Any = None
 CRITIC = CriticConfiguration(codes=["provider-error"])

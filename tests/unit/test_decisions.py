@@ -9,33 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import events
 from contracts.errors import ErrorInfo
+from contracts.journal import events
+from contracts.messages.work import Work
 from contracts.retries import RetryPolicy
 from contracts.tasks import TaskRequest, fingerprint
-from contracts.work import Work
-from mesh.decisions import (
-    CLAIMS_UNCOUNTED_MAX,
+from mesh.task.decisions import (
     Begin,
     Claim,
     Decision,
     Drop,
     Expire,
-    Fail,
-    GiveUp,
     Later,
     Leave,
     Refuse,
-    Retry,
     Settle,
     SettleDeadLetter,
-    StepFailed,
     decide,
-    decide_failure,
     decide_stranded,
     queued_event,
 )
-from mesh.fold import TaskState
+from mesh.task.failures import CLAIMS_UNCOUNTED_MAX, Fail, GiveUp, Retry, StepFailed, decide_failure
+from mesh.task.state import TaskState
 from tests.unit.journals import MESSAGE, START, TASK, TENANT, HandMadeJournal, tool_work, turn_work
 
 Telling = Callable[[HandMadeJournal], object]

@@ -7,31 +7,35 @@ from datetime import timedelta
 
 import pytest
 
-from contracts import control
 from contracts.codec import encode
-from contracts.control import RetryCommand, decode_control
 from contracts.errors import ErrorInfo
-from contracts.events import FinishReason, Incomplete, Parent, TaskCompleted, TaskFailed, Timings, ToolCall, Usage
+from contracts.journal.events import (
+    FinishReason,
+    Incomplete,
+    Parent,
+    TaskCompleted,
+    TaskFailed,
+    Timings,
+    ToolCall,
+    Usage,
+)
+from contracts.messages import control
+from contracts.messages.control import RetryCommand, decode_control
+from contracts.messages.work import ToolWork, TurnWork
 from contracts.tasks import TaskRequest
-from contracts.work import ToolWork, TurnWork
-from mesh.decisions import Settle, decide
-from mesh.dues import (
-    BY_MESH,
+from mesh.task.decisions import Settle, decide
+from mesh.task.limits import (
     MAX_TURNS,
-    Due,
     budget_left,
-    due_after,
-    due_again,
-    due_at_the_deadline,
     incomplete_after,
     is_last_turn,
     max_turns,
     output_tokens_max,
     tokens_left,
-    unasked,
 )
-from mesh.fold import TaskState
-from mesh.subtasks import child_work
+from mesh.task.outbox import BY_MESH, Due, due_after, due_again, due_at_the_deadline, unasked
+from mesh.task.state import TaskState
+from mesh.task.subtasks import child_work
 from tests.unit.journals import CHILD, EXPIRES_AT, MESSAGE, PARENT, START, TASK, TENANT, HandMadeJournal, turn_work
 
 Telling = Callable[[HandMadeJournal], object]

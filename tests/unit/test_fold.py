@@ -11,13 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import EventHead, Timings, UnknownEvent, Usage
-from contracts.status import ENDED, STATUSES, OpenDeadLetter
+from contracts.journal import events
+from contracts.journal.events import EventHead, Timings, UnknownEvent, Usage
+from contracts.records.status import ENDED, STATUSES, OpenDeadLetter
 from contracts.tasks import TaskRequest
 from mesh.errors import JournalCorrupt
-from mesh.fold import FAILURES_MAX, TaskState, fold, record, snapshot_turns
+from mesh.task.fold import fold
+from mesh.task.records import record, snapshot_turns
+from mesh.task.state import FAILURES_MAX, TaskState
 from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT, HandMadeJournal
 
 Step = Callable[[HandMadeJournal], object]

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import ToolCall
+from contracts.journal.events import ToolCall
 from contracts.tasks import Message
-from inference_worker.history import HISTORY_BYTES_MAX, newest, text_bytes
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.turn.history import HISTORY_BYTES_MAX, newest, text_bytes
+from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
 
 ASKED = Message("user", "1234")
 CALL = ToolCall("1-0", "add", {})

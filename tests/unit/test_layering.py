@@ -114,8 +114,8 @@ def test_the_rule_tells_the_layers_apart(importer: str, imported: str, *, allowe
 
 def test_imports_are_found_wherever_they_stand() -> None:
     source = """
-import mesh.journal, json
-from contracts.events import Event
+import mesh.journal.journal, json
+from contracts.journal.events import Event
 from . import neighbour
 from .inner import thing
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mesh.settings import Address, load_settings, variable_fields
+from mesh.configuration.settings import Address, load_settings, variable_fields
 from meshctl.__main__ import build_parser
-from meshctl.demo import demo_environment
+from meshctl.commands.demo import demo_environment
 from meshctl.flags import add_setting_flags, environment_with, setting_flags
 
 

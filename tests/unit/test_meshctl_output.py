@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from contracts import events
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, TaskmeshError, problem
-from contracts.events import Parent, Stamp, Timings, Usage
-from contracts.status import OpenApproval, OpenQuestion, TaskRecord
+from contracts.journal import events
+from contracts.journal.events import Parent, Stamp, Timings, Usage
+from contracts.records.status import OpenApproval, OpenQuestion, TaskRecord
 from contracts.tasks import TaskRequest
 from meshctl.__main__ import _line
 from meshctl.client import Received
+from meshctl.commands.inputs import only_approval
+from meshctl.display.output import printable
+from meshctl.display.rendering import StreamText, first_words, record_text
+from meshctl.display.screen import Screen
+from meshctl.display.tables import tasks_table
+from meshctl.display.transcript import Transcript
 from meshctl.errors import ApiError, MeshctlError
-from meshctl.inputs import only_approval
-from meshctl.output import printable
-from meshctl.rendering import StreamText, first_words, record_text
-from meshctl.screen import Screen
-from meshctl.tables import tasks_table
-from meshctl.transcript import Transcript
 
 TASK = "01m7wh5eyc81mpvdjs4a849g13"
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -14,14 +14,14 @@ from itertools import product
 import pytest
 from msgspec.structs import replace
 
-from contracts import events
-from contracts.control import RetryCommand
 from contracts.errors import ErrorInfo
-from contracts.work import Work
-from mesh.decisions import decide
-from mesh.dues import Due, due_after, due_replayed
-from mesh.fold import TaskState
-from steward.commands import Settle, decide_command
+from contracts.journal import events
+from contracts.messages.control import RetryCommand
+from contracts.messages.work import Work
+from mesh.task.decisions import decide
+from mesh.task.outbox import Due, due_after, due_replayed
+from mesh.task.state import TaskState
+from steward.command_decisions import Settle, decide_command
 from tests.model import decisions as model
 from tests.model.checker import TooLarge, search
 from tests.model.configurations import SHOWN_BY, named

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import Usage
+from contracts.journal.events import Usage
 from contracts.tasks import Message
-from inference_worker.chunks import Finished, RequestedCall, TextDelta, TurnInput
-from inference_worker.providers import open_providers
-from inference_worker.script import (
+from inference_worker.dialects.scripted.model import Pace, ScriptedProvider
+from inference_worker.dialects.scripted.script import (
     EXCERPT_CHARACTERS_MAX,
     TOOL_ANSWERS_MAX,
     Failure,
@@ -29,10 +28,11 @@ from inference_worker.script import (
     plain_answer,
     script_of_turn,
 )
-from inference_worker.scripted import Pace, ScriptedProvider
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
-from mesh.decisions import StepFailed
-from mesh.settings import Settings
+from inference_worker.models.chunks import Finished, RequestedCall, TextDelta, TurnInput
+from inference_worker.providers import open_providers
+from mesh.configuration.settings import Settings
+from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.task.failures import StepFailed
 
 
 class Killed(BaseException):

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import events
-from contracts.events import Usage
+from contracts.journal import events
+from contracts.journal.events import Usage
 from contracts.streams import MESSAGE_BYTES_MAX
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
-from inference_worker import attempts
-from inference_worker.attempts import clip
-from inference_worker.chunks import Finished, ReasoningDelta, TextDelta, TurnInput
-from inference_worker.scripted import ScriptedProvider
-from inference_worker.turns import TurnHandler, failed_tries
+from inference_worker.dialects.scripted.model import ScriptedProvider
+from inference_worker.models.chunks import Finished, ReasoningDelta, TextDelta, TurnInput
+from inference_worker.turn import attempts
+from inference_worker.turn.attempts import clip
+from inference_worker.turn.turns import TurnHandler, failed_tries
 from mesh.clock import now
-from mesh.conversation import opening
-from mesh.decisions import StepFailed
 from mesh.errors import StepLost
+from mesh.task.conversation import opening
+from mesh.task.failures import StepFailed
 from tests.unit.journals import START, FoldedStep, HandMadeJournal
 from tests.unit.played import (
     END,

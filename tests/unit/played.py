@@ -97,3 +97,8 @@ def last(step: FoldedStep, kind: type[events.Event]) -> Any:
     found = [event for event in step.journal.events if isinstance(event, kind)]
     assert len(found) == 1, f"{len(found)} of {kind}"
     return found[0]
+
+
+def deltas(step: FoldedStep) -> str:
+    """The text that a step has streamed."""
+    return "".join(event.text for event in step.journal.events if isinstance(event, events.OutputDelta))

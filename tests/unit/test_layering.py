@@ -12,6 +12,7 @@ ROOTS = ("libs", "services")
 LIBRARIES = frozenset({"contracts", "mesh", "meshctl"})
 # A module is one noun; past this many lines it is probably two.
 MODULE_LINES_MAX = 600
+TEST_MODULE_LINES_MAX = 450
 
 # What each library may import of the project. Whatever lies in services/ has the last line.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -82,9 +83,10 @@ def test_a_module_imports_only_what_its_layer_may(module: Path) -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_module_outgrows_its_noun() -> None:
-    lines = {module: len((REPOSITORY / module).read_bytes().splitlines()) for module in modules_in(*ROOTS, "tests")}
-    assert not {str(module): count for module, count in lines.items() if count > MODULE_LINES_MAX}
+@pytest.mark.parametrize(("folders", "lines_max"), [(ROOTS, MODULE_LINES_MAX), (("tests",), TEST_MODULE_LINES_MAX)])
+def test_no_module_outgrows_its_noun(folders: tuple[str, ...], lines_max: int) -> None:
+    lines = {module: len((REPOSITORY / module).read_bytes().splitlines()) for module in modules_in(*folders)}
+    assert not {str(module): count for module, count in lines.items() if count > lines_max}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from contracts.journal.events import ToolCall, Usage
 from contracts.tasks import Message
-from inference_worker.dialects.anthropic import provider
+from inference_worker.dialects.anthropic import client as anthropic
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import Finished, ReasoningDelta, RequestedCall, TextDelta
 from inference_worker.providers import PoolProvider
@@ -268,7 +268,7 @@ async def test_white_space_before_a_pause_is_not_said_twice() -> None:
 
 
 async def test_pauses_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider, "PAUSES_MAX", 2)
+    monkeypatch.setattr(anthropic, "PAUSES_MAX", 2)
     async with connected(saying(started(), text(0, "a"), ended("pause_turn", 1))) as (provider, server):
         with pytest.raises(ProviderFailed, match="more than 2 pauses") as failure:
             await generate(provider)

@@ -26,7 +26,8 @@ from contracts.api.inputs import TaskInput
 from contracts.api.sse import RETRY_MILLISECONDS, Decoder, Frame
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
-from contracts.journal.events import TERMINAL_TYPES, EventHead, Snapshot
+from contracts.journal.edge_events import Snapshot
+from contracts.journal.events import TERMINAL_TYPES, EventHead
 from contracts.records.status import TaskAccepted, TaskRecord
 from meshctl.errors import ApiError, StreamBroken, Unreachable
 

@@ -11,7 +11,8 @@ from contracts.api.dead_letters import ReplayAccepted, ReplayRequest, ShownDeadL
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.identifiers import new_id
-from contracts.journal.events import StepGen, TaskReplayed, decode_event
+from contracts.journal.events import TaskReplayed, decode_event
+from contracts.journal.parts import StepGen
 from contracts.messages.control import CancelCommand, Edits, ReplayCommand, cancel_message_id, replay_message_id
 from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS
 from contracts.tasks import BODY_BYTES_MAX

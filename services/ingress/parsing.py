@@ -10,7 +10,7 @@ from contracts.api.dead_letters import ReplayRequest
 from contracts.api.inputs import TaskInput
 from contracts.codec import decode
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.generation.openapi import LIST_DEFAULT, LIST_MAX
+from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX
 from contracts.records.status import STATUSES, Status
 from contracts.subjects import check_tool
 from contracts.tasks import IDEMPOTENCY_KEY_CHARACTERS_MAX, WAIT_SECONDS_MAX, TaskRequest

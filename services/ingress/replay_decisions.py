@@ -12,7 +12,8 @@ import msgspec
 from contracts.api.dead_letters import ArgumentsChange, ReplayPlan, ReplayRequest, RequestChange
 from contracts.codec import encode
 from contracts.errors import InvalidPayload
-from contracts.journal.events import RecordedEdits, StepGen, TaskReplayed
+from contracts.journal.events import TaskReplayed
+from contracts.journal.parts import RecordedEdits, StepGen
 from contracts.messages.control import REPLAYED_STEPS_MAX, Edits
 from contracts.records.status import Links
 from contracts.tasks import BODY_BYTES_MAX

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.journal.events import Count, Ordinal
+from contracts.fields import Count, Ordinal
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery

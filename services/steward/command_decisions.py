@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
 from contracts.journal import events
-from contracts.journal.events import JournalEvent, Stamp, StepGen
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.parts import StepGen
 from contracts.messages.control import (
     AnyCommand,
     ApprovalCommand,

@@ -10,7 +10,7 @@ import structlog
 
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.journal import events
-from contracts.journal.events import Timings, ToolCall
+from contracts.journal.parts import Timings, ToolCall
 from contracts.messages.work import ToolWork, Work
 from mesh.errors import StepLost
 from mesh.steps.work import ClaimedStep
@@ -19,7 +19,7 @@ from mesh.task.state import TaskState
 from mesh.tools.arguments import REASON_CHARACTERS_MAX
 from tool_runner.progress import Progress, Reported
 from tool_runner.results import Recorded, Store, recorded
-from tool_runner.tool import AWAITED, Call, Tool, ToolBroke, ToolRefused
+from tool_runner.tools.tool import AWAITED, Call, Tool, ToolBroke, ToolRefused
 
 log = structlog.get_logger("tool_runner.handler")
 

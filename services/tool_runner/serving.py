@@ -25,8 +25,8 @@ from mesh.serving.service import Service
 from mesh.steps.work import LaneSpec, WorkLoop
 from tool_runner.declaring import consumers_of_tools, declare
 from tool_runner.handler import CallHandler
-from tool_runner.tool import Call, Tool, ToolRefused, reader_of
 from tool_runner.tools.registry import built_in_tools
+from tool_runner.tools.tool import Call, Tool, ToolRefused, reader_of
 
 if TYPE_CHECKING:
     from tool_runner.mcp_servers.session import McpServer

@@ -15,7 +15,8 @@ from contracts import headers
 from contracts.codec import encode
 from contracts.errors import HTTP_STATUS_BY_CODE
 from contracts.identifiers import new_id
-from contracts.journal.events import StepGen, TaskReplayed
+from contracts.journal.events import TaskReplayed
+from contracts.journal.parts import StepGen
 from contracts.messages.control import CancelCommand, Edits, ReplayCommand, decode_control, replay_message_id
 from contracts.records.tools import ToolDeclaration
 from contracts.tasks import BODY_BYTES_MAX

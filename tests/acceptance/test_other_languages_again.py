@@ -16,7 +16,7 @@ from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.identifiers import call_message_id
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.journal.events import StepClaimed, ToolCompleted
 from contracts.messages.work import ToolWork, TurnWork, decode_work
 from mesh.broker.connection import connect
@@ -31,8 +31,6 @@ from tests.support.tasks import claim_first_turn, turn_work
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
-
-
 SERVED = {"python": "add", **TOOLS}
 ASKED: dict[str, dict[str, Any]] = {
     "python": {"a": 40, "b": 2},
@@ -85,7 +83,7 @@ async def asked_for(runners: Tools, language: str, arguments: dict[str, Any]) ->
     journal = Journal(runners.connection.requests, work.tenant, work.task)
     await write(journal, lambda stamp: queued_event(stamp, work))
     await claim_first_turn(journal, "test")
-    call = events.ToolCall("1-0", SERVED[language], arguments)
+    call = parts.ToolCall("1-0", SERVED[language], arguments)
     await write(
         journal,
         lambda stamp: events.TurnCompleted(
@@ -94,8 +92,8 @@ async def asked_for(runners: Tools, language: str, arguments: dict[str, Any]) ->
             text="",
             calls=[call],
             finish_reason="tool_calls",
-            usage=events.Usage(),
-            timings=events.Timings(),
+            usage=parts.Usage(),
+            timings=parts.Timings(),
         ),
     )
     await write(
@@ -167,10 +165,10 @@ async def test_a_replayed_call_is_run_with_the_edited_arguments_and_leads_on_in_
             *stamp, step="1-0", gen=0, error=ErrorInfo("deliveries-exhausted", "test"), deliveries=10
         ),
     )
-    edits = events.RecordedEdits(pool="other", arguments={"1-0": ASKED[language]})
+    edits = parts.RecordedEdits(pool="other", arguments={"1-0": ASKED[language]})
     await write(
         journal,
-        lambda stamp: events.TaskReplayed(*stamp, steps=[events.StepGen("1-0", 0)], by="somebody", edits=edits),
+        lambda stamp: events.TaskReplayed(*stamp, steps=[parts.StepGen("1-0", 0)], by="somebody", edits=edits),
     )
     before = state.revision
     await send_call(runners, call_work(journal, language, 0), call_message_id(state.task, 1, "1-0", 0))

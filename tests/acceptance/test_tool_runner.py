@@ -14,16 +14,8 @@ import pytest_asyncio
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.journal.events import (
-    Parent,
-    StepClaimed,
-    Timings,
-    ToolCall,
-    ToolCompleted,
-    ToolFailed,
-    TurnCompleted,
-    Usage,
-)
+from contracts.journal.events import StepClaimed, ToolCompleted, ToolFailed, TurnCompleted
+from contracts.journal.parts import Parent, Timings, ToolCall, Usage
 from contracts.messages.work import ToolWork, TurnWork
 from contracts.streams import BUILT_IN_TOOLS
 from mesh.broker.connection import Connection, connect

@@ -15,7 +15,7 @@ import msgspec
 from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import TaskmeshError
-from contracts.journal.events import StepGen
+from contracts.journal.parts import StepGen
 from contracts.messages.control import Edits, ReplayCommand, replay_message_id
 from contracts.triggers.rules import TriggerRule, TriggerSource
 from mesh.broker.direct_get import read_page

@@ -21,8 +21,8 @@ from mesh.task.failures import StepFailed
 from tests.chaos.clocks import short_waits
 from tool_runner import serving
 from tool_runner.__main__ import main
-from tool_runner.tool import Call, Tool, built_in
 from tool_runner.tools.registry import built_in_tools
+from tool_runner.tools.tool import Call, Tool, built_in
 
 EXECUTIONS_VARIABLE = "CHAOS_EXECUTIONS"
 REPEATS_VARIABLE = "CHAOS_REPEATS"

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from inference_worker.dialects import exchange
 from inference_worker.models.chunks import Finished, TextDelta
 from tests.support.anthropic_provider import KEY, PROMPT, connected, failure_of, generate, last, said, turn

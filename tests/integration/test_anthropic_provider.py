@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from contracts.journal.events import ToolCall, Usage
+from contracts.journal.parts import ToolCall, Usage
 from contracts.tasks import Message
 from inference_worker.dialects.anthropic import client as anthropic
 from inference_worker.dialects.errors import ProviderFailed

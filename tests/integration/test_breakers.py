@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from contracts.codec import encode
-from contracts.journal.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.journal.events import OutputDelta, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
 from contracts.messages.work import Work
 from contracts.records.providers import Probe, ProviderRecord
 from contracts.streams import lane_consumer

@@ -17,7 +17,8 @@ from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.identifiers import new_id
-from contracts.journal.events import StepGen, TaskDeadLettered, TaskReplayed, decode_event
+from contracts.journal.events import TaskDeadLettered, TaskReplayed, decode_event
+from contracts.journal.parts import StepGen
 from contracts.messages.control import Edits
 from contracts.messages.work import DeadLetter, TurnWork
 from contracts.streams import CRITIC_CONSUMER
@@ -37,8 +38,8 @@ from tests.support.processes import running_mesh
 from tests.support.tasks import append_text, begin_journal, turn_work
 from tests.support.waiting import until
 from tests.unit.journals import TASK, FoldedStep, HandMadeJournal, tool_work
-from tool_runner.tool import Call, ToolRefused
 from tool_runner.tools.propose_replay import ProposeReplayArguments, Replayed, propose_replay, replayer
+from tool_runner.tools.tool import Call, ToolRefused
 
 pytestmark = pytest.mark.integration
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from contracts.api.dead_letters import ListedDeadLetter
-from contracts.journal.events import StepGen, TaskReplayed
+from contracts.journal.events import TaskReplayed
+from contracts.journal.parts import StepGen
 from ingress import dead_letter_listing
 from ingress.dead_letter_listing import Filter, list_dead_letters, read_dead_letters
 from mesh.broker import key_value, reverse_scan

@@ -10,7 +10,7 @@ import pytest
 
 from contracts import subjects
 from contracts.identifiers import new_id
-from contracts.journal.events import Snapshot, StreamGap
+from contracts.journal.edge_events import Snapshot, StreamGap
 from mesh.broker.connection import Connection
 from mesh.journal import following
 from mesh.journal.following import Followed, Following, TaskNotFound

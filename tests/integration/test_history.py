@@ -7,7 +7,8 @@ import pytest
 
 from contracts import subjects
 from contracts.identifiers import new_id
-from contracts.journal.events import OutputDelta, TaskCancelled, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.journal.events import OutputDelta, TaskCancelled, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
 from contracts.tasks import Message, TaskRequest
 from inference_worker.turn import history
 from inference_worker.turn.history import History

@@ -16,7 +16,7 @@ from tests.support.waiting import until
 from tests.support.web_server import web_server
 from tool_runner.mcp_servers import session
 from tool_runner.mcp_servers.session import McpServer
-from tool_runner.tool import ToolRefused
+from tool_runner.tools.tool import ToolRefused
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from inference_worker.dialects import exchange
 from inference_worker.dialects.errors import DETAIL_CHARACTERS_MAX, ProviderFailed
 from inference_worker.dialects.openai.client import OpenAIProvider, open_client

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from contracts.journal.events import ToolCall, Usage
+from contracts.journal.parts import ToolCall, Usage
 from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
 from inference_worker.models.chunks import Finished, RequestedCall, TextDelta, TurnInput

@@ -10,7 +10,8 @@ import pytest
 from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.journal.events import StepGen, TaskDeadLettered
+from contracts.journal.events import TaskDeadLettered
+from contracts.journal.parts import StepGen
 from contracts.messages.control import Edits, ReplayCommand, replay_message_id
 from mesh.broker.connection import Connection
 from mesh.configuration.settings import Settings

@@ -12,7 +12,8 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.journal.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.journal.events import OutputDelta, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
 from contracts.messages.work import DeadLetter, Work
 from contracts.streams import lane_consumer
 from mesh.broker.connection import Connection

@@ -6,7 +6,8 @@ from typing import Any
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.journal.events import Timings, ToolCall, TurnCompleted, Usage
+from contracts.journal.events import TurnCompleted
+from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import ToolWork
 from mesh.broker.connection import Connection
 from mesh.journal.journal import Journal

@@ -19,7 +19,7 @@ from mesh.configuration.settings import Settings
 from mesh.serving.service import run
 from tool_runner import serving
 from tool_runner.__main__ import main
-from tool_runner.tool import Call, Tool, built_in
+from tool_runner.tools.tool import Call, Tool, built_in
 
 FOLDER_VARIABLE = "LEDGER_FOLDER"
 

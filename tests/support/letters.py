@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.journal.events import TaskDeadLettered, Timings, ToolCall, TurnCompleted, Usage
+from contracts.journal.events import TaskDeadLettered, TurnCompleted
+from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import ToolWork, Work
 from contracts.tasks import TaskRequest
 from mesh.broker.connection import Connection

@@ -13,7 +13,8 @@ from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.identifiers import new_id
 from contracts.journal import events
-from contracts.journal.events import JournalEvent, Stamp, Timings, Usage
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.parts import Timings, Usage
 from contracts.messages.work import DeadLetter
 from mesh.broker import key_value
 from mesh.broker.requests import Requests

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from contracts import subjects
 from contracts.codec import encode
 from contracts.identifiers import new_id
-from contracts.journal.events import OutputDelta, StepClaimed, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.journal.events import OutputDelta, StepClaimed, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
 from contracts.messages.work import TurnWork
 from contracts.tasks import TaskRequest
 from mesh.broker.requests import PubAck, Requests

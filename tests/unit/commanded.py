@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from contracts.journal.events import Event, ToolCall, event_type
+from contracts.journal.events import Event, event_type
+from contracts.journal.parts import ToolCall
 from contracts.messages import control
 from contracts.messages.control import AnyCommand
 from steward.command_decisions import Append, Outcome, decide_command

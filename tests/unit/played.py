@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from contracts.journal import events
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from contracts.records.tools import ToolDeclaration
 from contracts.tasks import TaskRequest
 from inference_worker.models.candidates import Candidates, Provider

@@ -12,7 +12,7 @@ from functools import partial
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import call_message_id, turn_message_id
-from contracts.journal import events
+from contracts.journal import parts
 from contracts.journal.events import JournalEvent, Stamp
 from contracts.messages import control
 from contracts.messages.control import AnyCommand
@@ -146,7 +146,7 @@ class SmallMesh(SmallWorker):
         self.broker.stored += 1
         self.broker.queue[self.broker.stored] = Message(self.broker.stored, due.payload)
 
-    def replay(self, steps: list[events.StepGen], edits: control.Edits | None = None) -> None:
+    def replay(self, steps: list[parts.StepGen], edits: control.Edits | None = None) -> None:
         """Somebody has repaired what made steps give up, and says so."""
         command = control.ReplayCommand(task=TASK, tenant=TENANT, by="test", steps=steps, edits=edits)
         self.broker.publish(command, control.replay_message_id(TASK, steps))

@@ -8,8 +8,9 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
-from contracts.journal import events
-from contracts.journal.events import JournalEvent, Stamp, Timings, Usage
+from contracts.journal import events, parts
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.parts import Timings, Usage
 from contracts.messages.work import ToolWork, TurnWork, Work
 from contracts.records.tools import ASK_USER, SPAWN_TASK, ToolDeclaration
 from contracts.retries import RetryPolicy
@@ -248,7 +249,7 @@ class SmallWorker(SmallWriter):
             build = partial(_asked_for, asked) if asked else partial(_ended, view, turn)
 
             def still_so(
-                state: TaskState, completed: events.TurnCompleted = completed, asked: events.ToolCall | None = asked
+                state: TaskState, completed: events.TurnCompleted = completed, asked: parts.ToolCall | None = asked
             ) -> bool:
                 return (
                     owned(state)
@@ -304,7 +305,7 @@ def _restarted(turn: int, first: int | None, reason: str, stamp: Stamp) -> Journ
     )
 
 
-def _asked_for(asked: events.ToolCall, stamp: Stamp) -> JournalEvent:
+def _asked_for(asked: parts.ToolCall, stamp: Stamp) -> JournalEvent:
     expires_at = stamp.time + WAITING
     if asked.error is not None:
         turn = int(asked.call.partition("-")[0])

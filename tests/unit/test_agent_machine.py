@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from contracts.codec import encode
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.messages import control
 from contracts.messages.work import Work
 from contracts.tasks import TaskRequest
@@ -85,8 +85,6 @@ LUCK = st.sampled_from(
     20 * FINE
     + ["retryable", "retryable", "busy", "busy", "hopeless", "hopeless", "terminal", "compacts", *["switches"] * 4]
 )
-
-
 T = TypeVar("T")
 
 
@@ -228,7 +226,7 @@ class Agent(Judge, RuleBasedStateMachine):
     def children_running(self) -> list[str]:
         return [child for child in self.mesh.children if child not in self.mesh.ended_children]
 
-    def edits(self, steps: list[events.StepGen], pick: int) -> control.Edits:
+    def edits(self, steps: list[parts.StepGen], pick: int) -> control.Edits:
         """New arguments for each call, or another request."""
         self.edited += 1
         calls = [each.step for each in steps if (asked := self.truth.asked_for(each.step)) and asked.tool == "add"]

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from contracts.journal import events
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from contracts.tasks import Message, TaskRequest
 from inference_worker.models.chunks import Chunk, Finished, RequestedCall, TextDelta, TurnInput
 from tests.unit.played import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from contracts.journal.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
 from inference_worker.dialects.anthropic import stream

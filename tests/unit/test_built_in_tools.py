@@ -10,7 +10,8 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.journal.events import Parent, SubtaskStarted, TaskQueued, Timings, ToolCall, TurnCompleted, Usage
+from contracts.journal.events import SubtaskStarted, TaskQueued, TurnCompleted
+from contracts.journal.parts import Parent, Timings, ToolCall, Usage
 from contracts.records.tools import DEPTH_MAX, SpawnArguments, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS
 from contracts.tasks import TaskRequest
@@ -20,11 +21,11 @@ from mesh.configuration.settings import Settings
 from mesh.task.subtasks import child_id
 from tests.unit.journals import START, FoldedStep, HandMadeJournal, tool_work
 from tool_runner.handler import CallHandler
-from tool_runner.tool import ArgumentsInvalid, ToolRefused, reader_of
 from tool_runner.tools.arithmetic import ADD, AddArguments, CalculatorArguments, add, calculate, evaluate
 from tool_runner.tools.current_time import CurrentTimeArguments, current_time
 from tool_runner.tools.registry import built_in_tools
 from tool_runner.tools.spawn_task import check
+from tool_runner.tools.tool import ArgumentsInvalid, ToolRefused, reader_of
 
 UNUSED: Any = None
 TOOLS = built_in_tools(Settings(), UNUSED)

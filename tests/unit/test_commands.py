@@ -11,10 +11,10 @@ from contracts.journal.events import (
     SubtaskCompleted,
     SubtaskStarted,
     TaskCancelled,
-    ToolCall,
     ToolFailed,
     event_type,
 )
+from contracts.journal.parts import ToolCall
 from contracts.messages import control
 from contracts.messages.control import AnyCommand
 from mesh.task.state import TaskState

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.journal.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.tasks import Message
 from inference_worker.turn.compaction import CUT, compacted
 from inference_worker.turn.history import text_bytes

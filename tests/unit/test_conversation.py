@@ -7,15 +7,9 @@ from typing import Any
 import pytest
 
 from contracts.errors import ErrorInfo
-from contracts.journal import events
-from contracts.journal.events import (
-    ApprovalResolved,
-    InputReceived,
-    ObjectReference,
-    SubtaskCompleted,
-    Timings,
-    ToolCall,
-)
+from contracts.journal import events, parts
+from contracts.journal.events import ApprovalResolved, InputReceived, SubtaskCompleted
+from contracts.journal.parts import ObjectReference, Timings, ToolCall
 from contracts.tasks import Message, TaskRequest
 from mesh.task.conversation import (
     AssistantTurn,
@@ -71,7 +65,7 @@ def test_a_turn_sees_the_turns_before_it_and_what_came_of_their_calls_in_the_ord
         calls=[ADD, ADD_1],
         blocks=[{"signature": "x"}],
         finish_reason="tool_calls",
-        usage=events.Usage(),
+        usage=parts.Usage(),
         timings=Timings(),
     )
     journal.tool_completed("1-1")
@@ -97,7 +91,7 @@ def test_blocks_go_back_to_the_provider_that_made_them(provider: str | None, kep
         text="Let me see.",
         blocks=[{"signature": "x"}],
         finish_reason="stop",
-        usage=events.Usage(),
+        usage=parts.Usage(),
         timings=Timings(),
     )
     (_, turn) = conversation(journal.state, 2, provider)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import derived_id, new_id
-from contracts.journal.events import StepGen, ToolCall
+from contracts.journal.parts import StepGen, ToolCall
 from contracts.messages.control import Edits
 from contracts.messages.work import DeadLetter
 from contracts.records.tools import needs_approval
@@ -38,9 +38,9 @@ from steward.critic import (
     is_critics,
 )
 from tests.unit.journals import TASK, TENANT, HandMadeJournal
-from tool_runner.tool import ArgumentsInvalid, ToolRefused
 from tool_runner.tools.propose_replay import ProposeReplayArguments, check, replayer
 from tool_runner.tools.registry import built_in_tools
+from tool_runner.tools.tool import ArgumentsInvalid, ToolRefused
 
 UNUSED: Any = None
 CRITIC = CriticConfiguration(codes=["provider-error"])

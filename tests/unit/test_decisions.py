@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from contracts.errors import ErrorInfo
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.messages.work import Work
 from contracts.tasks import TaskRequest, fingerprint
 from mesh.task.decisions import (
@@ -80,15 +80,15 @@ def call_failed(journal: HandMadeJournal) -> object:
 
 
 def turn_1_asks_for_agreement(journal: HandMadeJournal) -> object:
-    asked = events.ToolCall("1-0", "add", {"a": 1, "b": 2}, approval=True)
+    asked = parts.ToolCall("1-0", "add", {"a": 1, "b": 2}, approval=True)
     return journal.add(
         events.TurnCompleted,
         turn=1,
         text="",
         calls=[asked],
         finish_reason="tool_calls",
-        usage=events.Usage(),
-        timings=events.Timings(),
+        usage=parts.Usage(),
+        timings=parts.Timings(),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from contracts.journal import events
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from contracts.tasks import Message, TaskRequest
 from inference_worker.models.chunks import Begun, Finished, RequestedCall, TextDelta
 from inference_worker.turn.history import text_bytes

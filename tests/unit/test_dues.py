@@ -9,16 +9,8 @@ import pytest
 
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.journal.events import (
-    FinishReason,
-    Incomplete,
-    Parent,
-    TaskCompleted,
-    TaskFailed,
-    Timings,
-    ToolCall,
-    Usage,
-)
+from contracts.journal.events import TaskCompleted, TaskFailed
+from contracts.journal.parts import FinishReason, Incomplete, Parent, Timings, ToolCall, Usage
 from contracts.messages import control
 from contracts.messages.control import RetryCommand, decode_control
 from contracts.messages.work import ToolWork, TurnWork

@@ -25,7 +25,8 @@ from contracts.generate import (
     render,
 )
 from contracts.generation import schemas
-from contracts.generation.openapi import LIST_DEFAULT, LIST_MAX, openapi
+from contracts.generation.openapi import openapi
+from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX
 from contracts.journal.events import EVENT_TYPES, Event
 from contracts.tasks import TaskRequest
 from ingress import parsing

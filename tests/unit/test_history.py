@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.journal.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.tasks import Message
 from inference_worker.turn.history import HISTORY_BYTES_MAX, newest, text_bytes
 from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer

@@ -11,7 +11,8 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.identifiers import derived_id, new_id
 from contracts.journal import events
-from contracts.journal.events import Stamp, Timings, Usage
+from contracts.journal.events import Stamp
+from contracts.journal.parts import Timings, Usage
 from contracts.messages.control import (
     ApprovalCommand,
     InputCommand,

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, TaskmeshError, problem
-from contracts.journal import events
-from contracts.journal.events import Parent, Stamp, Timings, Usage
+from contracts.journal import events, parts
+from contracts.journal.events import Stamp
+from contracts.journal.parts import Parent, Timings, Usage
 from contracts.records.status import OpenApproval, OpenQuestion, TaskRecord
 from contracts.tasks import TaskRequest
 from meshctl.__main__ import _line
@@ -120,9 +121,9 @@ def asked_for(n: int, tenant: str = "default") -> events.ApprovalRequested:
 
 def test_a_turn_shows_each_call_and_what_was_decided_on_it() -> None:
     calls = [
-        events.ToolCall("1-0", "shell", {"command": "ls"}, approval=True),
-        events.ToolCall("1-1", "add", {"a": 1}),
-        events.ToolCall("1-2", "nope", {}, error=ErrorInfo("tool-unknown", "there is no such tool")),
+        parts.ToolCall("1-0", "shell", {"command": "ls"}, approval=True),
+        parts.ToolCall("1-1", "add", {"a": 1}),
+        parts.ToolCall("1-2", "nope", {}, error=ErrorInfo("tool-unknown", "there is no such tool")),
     ]
     turn = events.TurnCompleted(
         *stamp(1), turn=1, text="", calls=calls, finish_reason="tool_calls", usage=Usage(), timings=Timings()

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from contracts.errors import ErrorInfo
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.messages.control import RetryCommand
 from contracts.messages.work import Work
 from mesh.task.decisions import decide
@@ -212,7 +212,7 @@ def _write(journal: HandMadeJournal, event: Event, task: Task, delay_seconds: fl
             journal.claimed(step, event.gen, message=event.author[0], delivery=event.author[1])
         case "turn.completed":
             completed = HandMadeJournal().turn_completed(turn=turn)
-            calls = [events.ToolCall(call, "add", {}, approval=call in task.approvals) for call in task.calls_of(step)]
+            calls = [parts.ToolCall(call, "add", {}, approval=call in task.approvals) for call in task.calls_of(step)]
             journal.add(
                 events.TurnCompleted,
                 turn=turn,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.openai import stream
 from inference_worker.dialects.openai.stream import Answer

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from contracts.journal.events import StepGen, TaskCompleted, TaskExpired, TaskReplayed
+from contracts.journal.events import TaskCompleted, TaskExpired, TaskReplayed
+from contracts.journal.parts import StepGen
 from contracts.messages import control
 from contracts.messages.control import AnyCommand
 from contracts.messages.work import ToolWork, TurnWork

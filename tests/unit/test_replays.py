@@ -13,7 +13,7 @@ from contracts.api.dead_letters import ListedDeadLetter, ReplayRequest
 from contracts.errors import ErrorInfo, InvalidPayload
 from contracts.identifiers import new_id
 from contracts.journal import events
-from contracts.journal.events import RecordedEdits, StepGen, ToolCall
+from contracts.journal.parts import RecordedEdits, StepGen, ToolCall
 from contracts.messages.control import Edits
 from contracts.tasks import BODY_BYTES_MAX
 from ingress import replay_decisions

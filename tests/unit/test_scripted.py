@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from contracts.tasks import Message
 from inference_worker.dialects.scripted.model import Pace, ScriptedProvider
 from inference_worker.dialects.scripted.script import Failure, Halfway, Hang, Rate, Say, Script, Text

@@ -9,16 +9,8 @@ import pytest
 
 from contracts import headers
 from contracts.codec import decode
-from contracts.journal.events import (
-    TaskQueued,
-    Timings,
-    ToolCall,
-    ToolCompleted,
-    ToolFailed,
-    Trigger,
-    TurnCompleted,
-    Usage,
-)
+from contracts.journal.events import TaskQueued, ToolCompleted, ToolFailed, TurnCompleted
+from contracts.journal.parts import Timings, ToolCall, Trigger, Usage
 from contracts.tasks import TaskRequest
 from contracts.triggers.rules import SIGNAL_BYTES_MAX
 from mesh.configuration.mesh_toml import parse_configuration

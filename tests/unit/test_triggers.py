@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contracts import subjects
 from contracts.codec import decode, encode
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.journal.events import CHAIN_RULES_MAX
+from contracts.journal.parts import CHAIN_RULES_MAX
 from contracts.triggers import conditions, rules, templates
 from contracts.triggers.conditions import Condition
 from contracts.triggers.rules import Signal, TriggerPace, TriggerRefused, TriggerRule

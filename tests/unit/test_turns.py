@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.journal import events
-from contracts.journal.events import Usage
+from contracts.journal import events, parts
+from contracts.journal.parts import Usage
 from contracts.streams import MESSAGE_BYTES_MAX
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
 from inference_worker.dialects.scripted.model import ScriptedProvider
@@ -94,7 +94,7 @@ async def test_a_turn_without_text_completes_with_none() -> None:
     ],
 )
 async def test_a_completed_turn_whose_task_lacks_its_end_only_gets_that(
-    finish_reason: events.FinishReason, deadline_seconds: float | None, incomplete: str | None
+    finish_reason: parts.FinishReason, deadline_seconds: float | None, incomplete: str | None
 ) -> None:
     journal = HandMadeJournal()
     deadline = None if deadline_seconds is None else START + timedelta(seconds=deadline_seconds)

@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from contracts.errors import ErrorInfo
-from contracts.journal.events import Call, Count, Id, LaneName, Ordinal, Step, StepGen, Tenant, Time
+from contracts.fields import Call, Count, Id, LaneName, Ordinal, Step, Tenant, Time
+from contracts.journal.parts import StepGen
 from contracts.messages.control import REPLAYED_STEPS_MAX, Edits, Reason
 from contracts.messages.work import DeadLetter
 from contracts.records.status import Links, OpenDeadLetter, Status

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from contracts.fields import Call
 from contracts.identifiers import derived_id, new_id
-from contracts.journal.events import Call
 from contracts.messages.control import INPUT_CHARACTERS_MAX, InputMode, Reason
 
 

@@ -1,4 +1,5 @@
-"""The generated files of the wire: JSON Schemas, and the OpenAPI document.
+"""What is rendered from the types of the wire: JSON Schemas, and the OpenAPI document.
 
-May import: all of `contracts`. Nothing but `contracts.generate` and tests needs it.
+May import: `contracts`, `contracts.journal`, `contracts.records`, `contracts.messages`, `contracts.triggers`,
+`contracts.api`.
 """

@@ -9,7 +9,7 @@ import msgspec
 
 from contracts import errors, tasks
 from contracts.api import dead_letters, inputs
-from contracts.journal import events
+from contracts.journal import edge_events, events
 from contracts.messages import control, notifications, work
 from contracts.records import providers, status, tools
 from contracts.triggers import rules
@@ -17,7 +17,11 @@ from contracts.triggers import rules
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ID_PREFIX = "urn:taskmesh:schema:"
 
-STREAMED_EVENT_TYPES: tuple[type[msgspec.Struct], ...] = (*events.EVENT_TYPES, events.StreamGap, events.Snapshot)
+STREAMED_EVENT_TYPES: tuple[type[msgspec.Struct], ...] = (
+    *events.EVENT_TYPES,
+    edge_events.StreamGap,
+    edge_events.Snapshot,
+)
 """Whatever a client may receive: what is stored, and the two that only the stream edge sends."""
 
 _RECORDS: dict[str, type[msgspec.Struct]] = {

@@ -15,104 +15,23 @@ from msgspec import Meta
 
 from contracts.codec import decode, exactly
 from contracts.errors import ErrorInfo
-from contracts.subjects import (
-    CALL_PATTERN,
-    LANE_NAME_PATTERN,
-    SIGNAL_FILTER_PATTERN,
-    STEP_PATTERN,
-    TASK_PATTERN,
-    TENANT_PATTERN,
+from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
+from contracts.journal.parts import (
+    FinishReason,
+    Incomplete,
+    ObjectReference,
+    Parent,
+    RecordedEdits,
+    StepGen,
+    Timings,
+    ToolCall,
+    Trigger,
+    Usage,
 )
-from contracts.tasks import Priority, RequestInput, RequestModel, TaskRequest
+from contracts.tasks import Priority, TaskRequest
 
-CALLS_EDITED_MAX = 64
 MESSAGE_CHARACTERS_MAX = 1_000
 EVENT_TYPE_PATTERN = r"[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}"
-CHAIN_RULES_MAX = 8
-"""How many rules may set one another off, one after the other."""
-SENDS_MAX = 32
-
-# What reaches a subject is checked once more by contracts.subjects.
-Id = Annotated[str, exactly(TASK_PATTERN, 26)]
-Tenant = Annotated[str, exactly(TENANT_PATTERN)]
-LaneName = Annotated[str, exactly(LANE_NAME_PATTERN)]
-Call = Annotated[str, exactly(CALL_PATTERN)]
-SignalFilter = Annotated[str, exactly(SIGNAL_FILTER_PATTERN, 256)]
-"""Signals below a tenant: `inventory.*`."""
-Step = Annotated[str, exactly(STEP_PATTERN)]
-"""A turn (`"1"`) or a call (`"1-0"`)."""
-Count = Annotated[int, Meta(ge=0)]
-Ordinal = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(ge=0)]
-Time = Annotated[datetime, Meta(tz=True)]
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-Incomplete = Literal["deadline", "max_output_tokens", "max_turns", "budget"]
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens that the provider counted."""
-
-    input_tokens: Count = 0
-    output_tokens: Count = 0
-
-
-class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Seconds in the queue, from claim to first token, and from claim to end."""
-
-    queued_seconds: Seconds | None = None
-    first_token_seconds: Seconds | None = None
-    total_seconds: Seconds | None = None
-
-
-class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call that a model asked for, and what was decided on it when its turn was completed.
-
-    `approval`: a person has to agree first. `error`: it can't be carried out at all (no such tool, arguments that are
-    no JSON), and is answered with `tool.failed` at once.
-    """
-
-    call: Call
-    tool: LaneName
-    arguments: dict[str, Any]
-    approval: bool = False
-    error: ErrorInfo | None = None
-
-
-class Parent(msgspec.Struct, frozen=True):
-    """The call that a sub-task stands for. `depth` is 1 for a child of a task that has no parent itself."""
-
-    task: Id
-    call: Call
-    depth: Ordinal
-
-
-class Trigger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What started a task that nobody asked for: a rule, and the signal or firing that it took.
-
-    `signal` is the sequence in SIGNALS, or of a firing in TIMERS. `chain` is the rules that led here, this one last.
-    `sends`: the only signals that the task may send, as filters below its tenant; absent, the settings alone say.
-    """
-
-    rule: LaneName
-    signal: Ordinal
-    chain: Annotated[list[LaneName], Meta(min_length=1, max_length=CHAIN_RULES_MAX)]
-    sends: Annotated[list[SignalFilter], Meta(max_length=SENDS_MAX)] | None = None
-
-
-class ObjectReference(msgspec.Struct, frozen=True):
-    """A result that is too large for an event, as JSON in an object store bucket. `digest` is `SHA-256=<base64url>`."""
-
-    bucket: str
-    name: str
-    size: Count
-    digest: str
-
-
-class StepGen(msgspec.Struct, frozen=True):
-    """A step and the number of its replays."""
-
-    step: Step
-    gen: Count
 
 
 class Stamp(NamedTuple):
@@ -322,16 +241,6 @@ class ContextCompacted(Event, frozen=True, kw_only=True, tag="context.compacted"
     bytes_kept: Count
 
 
-class RecordedEdits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a replay changed of its task from there on. `arguments` holds new ones by call, in place of the old."""
-
-    instructions: Annotated[str, Meta(min_length=1)] | None = None
-    input: RequestInput | None = None
-    model: RequestModel | None = None
-    pool: LaneName | None = None
-    arguments: Annotated[dict[Call, dict[str, Any]], Meta(max_length=CALLS_EDITED_MAX)] | None = None
-
-
 class TaskRetrying(Event, frozen=True, kw_only=True, tag="task.retrying"):
     """A try of a step failed; the next comes after `delay_seconds`. `tries` counts the failed ones of this gen.
 
@@ -448,38 +357,6 @@ class UnknownEvent(msgspec.Struct, frozen=True):
     """An event of a type that this version does not know: skipped, and counted."""
 
     head: EventHead
-
-
-class StreamGap(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="stream.gap"):
-    """Sent by the stream edge alone, never stored: events that the client has not seen can't be delivered.
-
-    `from` is the cursor that the client had. `to` is the last sequence that the snapshot after this covers; it is
-    lower than `from` if the stream was recreated.
-    """
-
-    task: Id
-    tenant: Tenant
-    from_sequence: Count = msgspec.field(name="from")
-    to_sequence: Count = msgspec.field(name="to")
-
-
-class SnapshotTurn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A turn's text so far."""
-
-    turn: Ordinal
-    text: str
-    reasoning: str | None = None
-    completed: bool
-
-
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="snapshot"):
-    """Sent by the stream edge after a gap, never stored: the state up to and with event `n`."""
-
-    task: Id
-    tenant: Tenant
-    n: Count
-    status: str
-    turns: list[SnapshotTurn]
 
 
 def decode_event(payload: bytes) -> JournalEvent | UnknownEvent:

@@ -14,8 +14,9 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
+from contracts.fields import Call, Count, Id, Ordinal, Step, Tenant
 from contracts.identifiers import derived_id
-from contracts.journal.events import Call, Count, Id, Ordinal, RecordedEdits, Step, StepGen, Tenant
+from contracts.journal.parts import RecordedEdits, StepGen
 
 BY_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 2_000

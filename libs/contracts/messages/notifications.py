@@ -16,17 +16,8 @@ import msgspec
 
 from contracts.codec import decode, encode, exactly
 from contracts.errors import InvalidPayload
-from contracts.journal.events import (
-    DELTA_TYPES,
-    EVENT_TYPE_PATTERN,
-    EVENT_TYPES,
-    TERMINAL_TYPES,
-    Count,
-    EventHead,
-    Id,
-    Tenant,
-    Time,
-)
+from contracts.fields import Count, Id, Tenant, Time
+from contracts.journal.events import DELTA_TYPES, EVENT_TYPE_PATTERN, EVENT_TYPES, TERMINAL_TYPES, EventHead
 from contracts.records.status import Links
 
 ID_HEADER = "webhook-id"

@@ -14,8 +14,9 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
+from contracts.fields import Call, Count, Id, LaneName, Ordinal, Step, Tenant, Time
 from contracts.identifiers import turn_step
-from contracts.journal.events import Call, Count, Id, LaneName, Ordinal, Parent, Step, Tenant, Time, Trigger
+from contracts.journal.parts import Parent, Trigger
 from contracts.tasks import Priority, TaskRequest
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from contracts.journal.events import Count, LaneName, Time
+from contracts.fields import Count, LaneName, Time
 
 BreakerState = Literal["closed", "open", "half_open"]
 """closed: it is called.  open: nobody calls it.  half_open: one step of one worker tries it."""

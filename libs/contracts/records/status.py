@@ -8,21 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from contracts.errors import ErrorInfo
-from contracts.journal.events import (
-    Call,
-    Count,
-    Id,
-    Incomplete,
-    LaneName,
-    Ordinal,
-    Parent,
-    Seconds,
-    Step,
-    Tenant,
-    Time,
-    Timings,
-    Usage,
-)
+from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
+from contracts.journal.parts import Incomplete, Parent, Timings, Usage
 from contracts.tasks import Priority
 
 Status = Literal["queued", "running", "waiting", "dead_lettered", "completed", "failed", "cancelled", "expired"]

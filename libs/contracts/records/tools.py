@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from contracts.journal.events import LaneName
+from contracts.fields import LaneName
 from contracts.tasks import ApprovalMode
 
 ASK_USER = "ask_user"
@@ -26,8 +26,6 @@ RESULT_BYTES_MAX = 256 * 1024
 """Largest result in an event, as JSON: it must fit beside the event's other fields, and into a model's next turn."""
 OBJECT_BYTES_MAX = 16 * 1024 * 1024
 """Largest result at all."""
-
-
 DEPTH_MAX = 8
 """How deep sub-tasks may start sub-tasks."""
 

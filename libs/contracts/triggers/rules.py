@@ -16,8 +16,9 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode, encode, exactly
 from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.fields import Count, SignalFilter, Tenant
 from contracts.identifiers import derived_id
-from contracts.journal.events import CHAIN_RULES_MAX, SENDS_MAX, Count, SignalFilter, Tenant, Trigger
+from contracts.journal.parts import CHAIN_RULES_MAX, SENDS_MAX, Trigger
 from contracts.records.tools import SEND_SIGNAL
 from contracts.subjects import LANE_NAME_PATTERN, SIGNAL_FILTER_PATTERN
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest

@@ -7,7 +7,7 @@ import hashlib
 
 from contracts.codec import encode
 from contracts.identifiers import new_id
-from contracts.journal.events import ObjectReference
+from contracts.journal.parts import ObjectReference
 from mesh.broker.requests import Requests
 from mesh.clock import now
 

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.codec import exactly
-from contracts.journal.events import LaneName, Tenant
+from contracts.fields import LaneName, Tenant
 from contracts.tasks import RequestModel
 from mesh.configuration.toml_tables import convert
 from mesh.errors import SettingsError

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.codec import exactly
-from contracts.journal.events import SignalFilter
+from contracts.fields import SignalFilter
 from contracts.records.tools import SEND_SIGNAL, TOOL_TIMEOUT_SECONDS, ToolDeclaration
 from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import ApprovalMode

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from contracts.codec import exactly
 from contracts.errors import InvalidPayload
-from contracts.journal.events import Tenant
+from contracts.fields import Tenant
 from contracts.messages.notifications import event_types, secret_key
 from contracts.subjects import LANE_NAME_PATTERN
 from mesh.configuration.addresses import is_host, is_ip_address, is_public

@@ -22,7 +22,7 @@ from nats.aio.subscription import Subscription
 from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import TaskmeshError
-from contracts.journal import events
+from contracts.journal import edge_events
 from contracts.journal.events import TERMINAL_TYPES, decode_head
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import (
@@ -372,8 +372,8 @@ class Follower:
         journal = await Journal.load(self._requests, self.tenant, self.task)
         state = journal.state
         covered, n = (state.revision, state.next_n - 1) if state.terminal is None else state.before_end
-        gap = events.StreamGap(task=self.task, tenant=self.tenant, from_sequence=self._cursor, to_sequence=covered)
-        snapshot = events.Snapshot(
+        gap = edge_events.StreamGap(task=self.task, tenant=self.tenant, from_sequence=self._cursor, to_sequence=covered)
+        snapshot = edge_events.Snapshot(
             task=self.task, tenant=self.tenant, n=max(n, 0), status=state.status, turns=snapshot_turns(state)
         )
         log.info("follow.gap", task=self.task, after=self._cursor, covered=covered)

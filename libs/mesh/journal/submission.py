@@ -22,7 +22,8 @@ from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
 from contracts.identifiers import new_id, task_id_for_key, turn_message_id
 from contracts.journal import events
-from contracts.journal.events import TaskQueued, Trigger
+from contracts.journal.events import TaskQueued
+from contracts.journal.parts import Trigger
 from contracts.messages.work import TurnWork
 from contracts.records.status import Status
 from contracts.retries import BROKER_POLICY

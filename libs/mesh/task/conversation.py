@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contracts.codec import encode
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.tasks import Message, TaskRequest
 from mesh.task.state import CallResult, TaskState
 
@@ -16,7 +16,7 @@ class AssistantTurn:
     """What the model said in a turn, and the calls it asked for. `blocks` is its provider's own, opaque."""
 
     text: str
-    calls: tuple[events.ToolCall, ...] = ()
+    calls: tuple[parts.ToolCall, ...] = ()
     reasoning: str | None = None
     blocks: tuple[Any, ...] | None = None
 
@@ -99,7 +99,7 @@ def _told(state: TaskState, completed: events.TurnCompleted, *, with_blocks: boo
     return told
 
 
-def tool_answer(asked: events.ToolCall, result: CallResult) -> ToolAnswer:
+def tool_answer(asked: parts.ToolCall, result: CallResult) -> ToolAnswer:
     """A call's result as the model reads it."""
     match result:
         case events.ToolCompleted():

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
 from contracts.journal import events
-from contracts.journal.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.messages.work import ToolWork, TurnWork, Work
 from contracts.records.tools import ASK_USER
 from contracts.tasks import fingerprint

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contracts.journal import events
-from contracts.journal.events import Stamp, Timings, Usage
+from contracts.journal.events import Stamp
+from contracts.journal.parts import Timings, Usage
 from mesh.task.state import TaskState
 
 

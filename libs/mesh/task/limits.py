@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.journal import events
+from contracts.journal import events, parts
 from mesh.task.state import TaskState
 
 MAX_TURNS = 32
@@ -39,7 +39,7 @@ def output_tokens_max(state: TaskState) -> int | None:
     return min((left for left in (tokens_left(state), budget_left(state)) if left is not None), default=None)
 
 
-def _usages(state: TaskState, after_turn: int | None) -> list[events.Usage]:
+def _usages(state: TaskState, after_turn: int | None) -> list[parts.Usage]:
     completed = [each.completed for each in state.turns.values() if each.completed]
     return [each.usage for each in completed if after_turn is None or each.turn <= after_turn]
 
@@ -54,7 +54,7 @@ def is_last_turn(state: TaskState, completed: events.TurnCompleted) -> bool:
     return not completed.calls and not state.unseen_inputs(completed.turn)
 
 
-def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> events.Incomplete | None:
+def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> parts.Incomplete | None:
     """Why a task whose last turn this is has not more of an output; None if the model has stopped by itself."""
     if completed.finish_reason == "length":
         deadline = state.queued.deadline if state.queued else None

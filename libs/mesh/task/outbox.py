@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from contracts import subjects
 from contracts.identifiers import call_message_id, turn_message_id, turn_of, turn_step
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.messages import control
 from contracts.messages.control import retry_message_id, retry_timer_name
 from contracts.messages.work import ToolWork, TurnWork
@@ -37,7 +37,7 @@ class Due:
     fires_on: str | None = None
 
 
-def unasked(state: TaskState, completed: events.TurnCompleted) -> events.ToolCall | None:
+def unasked(state: TaskState, completed: events.TurnCompleted) -> parts.ToolCall | None:
     """The first call of a turn for which its worker has still to record a refusal, a question or an approval."""
     if is_last_turn(state, completed):
         return None
@@ -149,7 +149,7 @@ def _turn(state: TaskState, turn: int) -> list[Due]:
     return [Due(subject, work, retry_message_id(state.task, step, gen, tries) if tries else first)]
 
 
-def _of_call(state: TaskState, turn: int, asked: events.ToolCall) -> list[Due]:
+def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[Due]:
     """A call's work, the timer of what it waits for, or the sub-task that it has become."""
     if asked.error is not None:
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contracts.journal import events
+from contracts.journal import edge_events, events
 from contracts.records.status import Metadata, OpenApproval, OpenDeadLetter, OpenQuestion, TaskRecord
 from mesh.task.state import TaskState
 
@@ -54,10 +54,10 @@ def _open_question(asked: events.InputRequested) -> OpenQuestion:
     return OpenQuestion(question=asked.question, call=asked.call, expires_at=asked.expires_at)
 
 
-def snapshot_turns(state: TaskState) -> list[events.SnapshotTurn]:
+def snapshot_turns(state: TaskState) -> list[edge_events.SnapshotTurn]:
     """The turns' texts so far, for a client that missed some of the journal."""
     return [
-        events.SnapshotTurn(
+        edge_events.SnapshotTurn(
             turn=number,
             text=turn.text,
             reasoning=turn.reasoning_text,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from contracts.errors import ErrorInfo
-from contracts.journal.events import RecordedEdits, Stamp, StepGen, TaskReplayed
+from contracts.journal.events import Stamp, TaskReplayed
+from contracts.journal.parts import RecordedEdits, StepGen
 from mesh.task.fold import fold
 from mesh.task.state import TaskState
 

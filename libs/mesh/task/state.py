@@ -7,27 +7,19 @@ from datetime import datetime
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of, turn_step
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.journal.events import TerminalEvent
 from contracts.records.status import Status
 from contracts.tasks import TaskRequest
 
 StepGen = tuple[str, int]
-
-
 CallResult = (
     events.ToolCompleted | events.ToolFailed | events.ApprovalResolved | events.InputReceived | events.SubtaskCompleted
 )
 """What ends a call: its result, a refusal, the user's answer, the end of its sub-task."""
-
-
 ModelName = tuple[str | None, str | None]
 """A provider's name, and the name of a model there."""
-
-
 FAILURES_MAX = 16
-
-
 _STATUS_BY_END: dict[type[events.Event], Status] = {
     events.TaskCompleted: "completed",
     events.TaskFailed: "failed",
@@ -173,7 +165,7 @@ class TaskState:
         return self.turn(max(self.turns, default=0)).completed or self.turn(max(self.turns, default=1) - 1).completed
 
     @property
-    def open_calls(self) -> list[events.ToolCall]:
+    def open_calls(self) -> list[parts.ToolCall]:
         """Calls of the last completed turn that have no result yet."""
         completed = self.last_completed
         return [asked for asked in completed.calls if asked.call not in self.call_results] if completed else []
@@ -189,7 +181,7 @@ class TaskState:
             else []
         )
 
-    def asked_for(self, call: str) -> events.ToolCall | None:
+    def asked_for(self, call: str) -> parts.ToolCall | None:
         """What a turn asked for under a call's id."""
         completed = self.turn(turn_of(call)).completed
         return next((asked for asked in completed.calls if asked.call == call), None) if completed else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from contracts.identifiers import derived_id
-from contracts.journal import events
-from contracts.journal.events import Parent
+from contracts.journal import events, parts
+from contracts.journal.parts import Parent
 from contracts.messages.work import TurnWork
 from contracts.records.tools import SpawnArguments
 from contracts.tasks import TaskRequest
@@ -24,7 +24,7 @@ def depth(state: TaskState) -> int:
     return (parent.depth if parent else 0) + 1
 
 
-def child_work(state: TaskState, asked: events.ToolCall, started: events.SubtaskStarted) -> TurnWork:
+def child_work(state: TaskState, asked: parts.ToolCall, started: events.SubtaskStarted) -> TurnWork:
     """The child's first turn, as it goes into TASKS. Raises `msgspec.ValidationError` for arguments that are none."""
     queued, parents = state.queued, state.request
     if queued is None or parents is None:

@@ -13,7 +13,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import Counter, Histogram, UpDownCounter
 
 from contracts import VERSION
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from mesh.telemetry import traces
 
 _meter = metrics.get_meter("taskmesh", VERSION)

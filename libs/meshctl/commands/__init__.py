@@ -1,4 +1,4 @@
 """One module for each command of `meshctl`: its flags, and what it does.
 
-May import: all of `meshctl`.
+May import: `meshctl`, `meshctl.diagnosis`, `meshctl.supervision`, `meshctl.display`.
 """

@@ -15,7 +15,7 @@ import msgspec
 from contracts.api.dead_letters import ListedDeadLetter, ReplayAccepted, ReplayRequest
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
-from contracts.journal.events import StepGen
+from contracts.journal.parts import StepGen
 from contracts.messages.control import REPLAYED_STEPS_MAX, Edits
 from contracts.records.status import ENDED
 from meshctl.client import Client

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from contracts.api.dead_letters import ReplayAccepted, ReplayPlan, ShownDeadLetter, TaskDeadLetters
-from contracts.journal.events import StepGen
+from contracts.journal.parts import StepGen
 from contracts.tasks import TaskRequest
 from meshctl.display.output import printable
 from meshctl.display.rendering import time_text

@@ -8,8 +8,9 @@ from typing import Any, Final
 import msgspec
 
 from contracts.codec import decode
-from contracts.journal import events
-from contracts.journal.events import StreamGap, UnknownEvent, decode_event
+from contracts.journal import events, parts
+from contracts.journal.edge_events import StreamGap
+from contracts.journal.events import UnknownEvent, decode_event
 from contracts.records.status import OpenApproval, OpenQuestion, TaskAccepted, TaskRecord
 from mesh.serving.http import TENANT_DEFAULT
 from meshctl.client import Received
@@ -108,7 +109,7 @@ def _degraded(event: events.ModelSwitched | events.ModelHedged | events.ContextC
             return f"turn {event.turn}: compacted from {event.bytes_before:,} to {event.bytes_kept:,} bytes"
 
 
-def _call(call: events.ToolCall) -> str:
+def _call(call: parts.ToolCall) -> str:
     approval = "; waits for approval" if call.approval else ""
     error = f"; {call.error.code}: {call.error.message}" if call.error else ""
     return f"calls {call.tool} ({call.call}) {_short(call.arguments)}{approval}{error}"

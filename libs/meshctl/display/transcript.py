@@ -6,14 +6,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from contracts.codec import decode
-from contracts.journal.events import (
-    OutputDelta,
-    Snapshot,
-    TaskCompleted,
-    TurnRestarted,
-    UnknownEvent,
-    decode_event,
-)
+from contracts.journal.edge_events import Snapshot
+from contracts.journal.events import OutputDelta, TaskCompleted, TurnRestarted, UnknownEvent, decode_event
 
 
 class _Part(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from contracts.journal.events import FinishReason, Usage
+from contracts.journal.parts import FinishReason, Usage
 from contracts.records.tools import ToolDeclaration
 from mesh.task.conversation import Entry
 

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from contracts.journal import events
-from contracts.journal.events import FinishReason, JournalEvent, Timings, Usage
+from contracts.journal.events import JournalEvent
+from contracts.journal.parts import FinishReason, Timings, Usage
 from contracts.tasks import OUTPUT_BYTES_MAX, output_bytes
 from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
 from inference_worker.turn.coalescing import DeltaKind, DeltaWriter

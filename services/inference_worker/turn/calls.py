@@ -13,7 +13,7 @@ from typing import Protocol
 from contracts import subjects
 from contracts.errors import ErrorInfo, InvalidName
 from contracts.identifiers import call_id
-from contracts.journal.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.records.tools import ASK_USER, CALLS_PER_TURN_MAX, ToolDeclaration, needs_approval
 from contracts.tasks import ApprovalMode, TaskRequest
 from inference_worker.models.chunks import RequestedCall

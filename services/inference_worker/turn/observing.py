@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from opentelemetry.trace import Span, SpanKind
 
-from contracts.journal.events import FinishReason, Timings, Usage
+from contracts.journal.parts import FinishReason, Timings, Usage
 from inference_worker.models.chunks import TurnInput
 from mesh.telemetry import metrics, traces
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
 
-from contracts.journal.events import Timings
+from contracts.journal.parts import Timings
 from inference_worker.models.candidates import Candidate
 from inference_worker.models.chunks import Chunk, Finished, TurnInput
 from inference_worker.turn.observing import observed_call

@@ -18,7 +18,8 @@ import structlog
 
 from contracts.errors import ErrorInfo
 from contracts.journal import events
-from contracts.journal.events import JournalEvent, Stamp, Timings, ToolCall, Usage
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER
 from contracts.tasks import TaskRequest

@@ -27,7 +27,7 @@ from contracts.retries import RetryPolicy
 from mesh.background import first_of
 from mesh.configuration.tool_tables import McpServerConfiguration, variable_of
 from tool_runner.mcp_servers.declarations import error_text, result_of
-from tool_runner.tool import Call, ToolBroke, ToolRefused
+from tool_runner.tools.tool import Call, ToolBroke, ToolRefused
 
 log = structlog.get_logger("tool_runner.mcp")
 # It logs what a server sends, with tracebacks: payloads do not belong into logs, and each failure is an event here.

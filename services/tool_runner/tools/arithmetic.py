@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from tool_runner.tool import Call, ToolRefused, built_in
+from tool_runner.tools.tool import Call, ToolRefused, built_in
 
 EXPRESSION_CHARACTERS_MAX = 1_000
 DEPTH_MAX = 64

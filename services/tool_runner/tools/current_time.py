@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from mesh.clock import now
-from tool_runner.tool import Call, ToolRefused, built_in
+from tool_runner.tools.tool import Call, ToolRefused, built_in
 
 
 class CurrentTimeArguments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

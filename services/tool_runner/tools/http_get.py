@@ -18,7 +18,7 @@ from mesh.configuration.addresses import is_allowed
 from mesh.configuration.tool_tables import HttpGetConfiguration
 from mesh.serving import pinned_http
 from mesh.serving.pinned_http import AddressForbidden, HostUnresolved, Target
-from tool_runner.tool import Call, Tool, ToolRefused, built_in
+from tool_runner.tools.tool import Call, Tool, ToolRefused, built_in
 
 BODY_BYTES_MAX = 1024 * 1024
 """More is cut off, and the result says so."""

@@ -10,7 +10,9 @@ from msgspec import Meta
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.journal.events import Id, StepGen, TaskReplayed, decode_event
+from contracts.fields import Id
+from contracts.journal.events import TaskReplayed, decode_event
+from contracts.journal.parts import StepGen
 from contracts.messages.control import REASON_CHARACTERS_MAX, Edits, ReplayCommand, replay_message_id
 from contracts.messages.work import ToolWork
 from contracts.records.tools import PROPOSE_REPLAY
@@ -21,7 +23,7 @@ from mesh.errors import BrokerError
 from mesh.journal.journal import Journal
 from mesh.task.replays import edits_error, to_repair
 from mesh.task.state import TaskState
-from tool_runner.tool import Call, Tool, ToolRefused, built_in
+from tool_runner.tools.tool import Call, Tool, ToolRefused, built_in
 
 TIMEOUT_SECONDS = 60.0
 REPLAYED_SECONDS_MAX = 30.0

@@ -7,13 +7,13 @@ from typing import Any
 
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
-from tool_runner.tool import Tool
 from tool_runner.tools.arithmetic import ADD, CALCULATOR
 from tool_runner.tools.current_time import CURRENT_TIME
 from tool_runner.tools.http_get import http_get
 from tool_runner.tools.propose_replay import propose_replay
 from tool_runner.tools.send_signal import send_signal
 from tool_runner.tools.spawn_task import spawn_task
+from tool_runner.tools.tool import Tool
 
 
 def built_in_tools(settings: Settings, requests: Requests) -> dict[str, Tool[Any]]:

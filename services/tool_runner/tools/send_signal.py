@@ -16,7 +16,7 @@ from mesh import faults
 from mesh.broker.requests import NO_ROOM
 from mesh.errors import BrokerError
 from mesh.task.state import TaskState
-from tool_runner.tool import Call, Tool, ToolBroke, ToolRefused, built_in
+from tool_runner.tools.tool import Call, Tool, ToolBroke, ToolRefused, built_in
 
 TIMEOUT_SECONDS = 30.0
 

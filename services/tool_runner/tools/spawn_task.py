@@ -11,7 +11,7 @@ from contracts.records.tools import DEPTH_MAX, SPAWN_TASK, SpawnArguments
 from contracts.tasks import BODY_BYTES_MAX
 from mesh.task.state import TaskState
 from mesh.task.subtasks import child_id, child_work, depth
-from tool_runner.tool import AWAITED, Call, Tool, ToolRefused, built_in
+from tool_runner.tools.tool import AWAITED, Call, Tool, ToolRefused, built_in
 
 log = structlog.get_logger("tool_runner.tools.spawn_task")
 

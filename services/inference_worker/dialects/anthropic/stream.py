@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from contracts.journal.events import FinishReason, Usage
+from contracts.journal.parts import FinishReason, Usage
 from inference_worker.dialects.anthropic.messages import Block
 from inference_worker.dialects.call_names import ARGUMENTS_BYTES_MAX, CALLS_MAX, requested_call
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream

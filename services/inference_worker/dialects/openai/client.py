@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from contracts.journal.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.tasks import Message
 from inference_worker.dialects import exchange
 from inference_worker.dialects.call_names import CallIds

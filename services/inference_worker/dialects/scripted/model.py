@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from contracts.journal.events import Usage
+from contracts.journal.parts import Usage
 from inference_worker.dialects.scripted.script import (
     Failure,
     FailureKind,

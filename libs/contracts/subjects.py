@@ -117,7 +117,7 @@ def check_priority(value: str) -> str:
     return value
 
 
-class Lane(NamedTuple):
+class LaneSubject(NamedTuple):
     """A queue of turns: whose, where and how urgent."""
 
     pool: str
@@ -250,16 +250,16 @@ def _parts(subject: str, prefix: str, count: int) -> list[str]:
     return parts
 
 
-def parse_tasks(subject: str) -> Lane:
+def parse_tasks(subject: str) -> LaneSubject:
     """Take `tasks.<pool>.<priority>.<tenant>` apart."""
     _, pool, priority, tenant = _parts(subject, "tasks", 4)
-    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
 
 
-def parse_turns(subject: str) -> Lane:
+def parse_turns(subject: str) -> LaneSubject:
     """Take `turns.<pool>.<priority>.<tenant>` apart."""
     _, pool, priority, tenant = _parts(subject, "turns", 4)
-    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
 
 
 def parse_tools(subject: str) -> str:

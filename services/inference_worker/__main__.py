@@ -12,10 +12,11 @@ from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
 from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
+from mesh.broker.consumption import ConsumerSpec
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
-from mesh.steps.work import LaneSpec, WorkLoop
+from mesh.steps.work_loop import WorkLoop
 from mesh.tools.toolbox import Toolbox
 
 BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
@@ -23,18 +24,20 @@ BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
 BATCH_OF_STARTED_WORK = 16
 
 
-def lanes(settings: Settings, breakers: Breakers) -> list[LaneSpec]:
+def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
     """Every lane of every pool, started work first, behind the gate of the pool's providers."""
-    specs: list[LaneSpec] = []
+    specs: list[ConsumerSpec] = []
     for pool in settings.pools:
         consumers = tuple(
             (stream, lane_consumer(stream, pool, priority)) for stream in ("TURNS", "TASKS") for priority in PRIORITIES
         )
         gate = breakers.gate(settings.configuration.providers_of(pool), consumers)
         for priority in PRIORITIES:
-            specs.append(LaneSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK, gate))
+            specs.append(ConsumerSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK, gate))
         for priority in PRIORITIES:
-            specs.append(LaneSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority], gate))
+            specs.append(
+                ConsumerSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority], gate)
+            )
     return specs
 
 

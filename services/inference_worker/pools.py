@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from contracts.messages.work import TurnWork, Work
-from mesh.steps.work import ClaimedStep, StepHandler
+from mesh.steps.claimed_step import ClaimedStep, StepHandler
 from mesh.task.state import TaskState
 
 

@@ -34,7 +34,7 @@ from mesh.broker import key_value
 from mesh.broker.direct_get import Stored, read_sequence
 from mesh.broker.requests import Requests
 from mesh.broker.reverse_scan import windows
-from mesh.task.state import StepGen
+from mesh.task.state import StepKey
 
 log = structlog.get_logger("ingress.dead_letter_listing")
 
@@ -192,7 +192,7 @@ def _tool_of(letter: DeadLetter) -> str | None:
         return None
 
 
-async def _open_of(requests: Requests, tenant: str, tasks: set[str]) -> dict[str, set[StepGen]]:
+async def _open_of(requests: Requests, tenant: str, tasks: set[str]) -> dict[str, set[StepKey]]:
     """Which steps of each of these tasks wait to be repaired."""
     keys = [subjects.task_key(tenant, task) for task in sorted(tasks)]
     entries = await key_value.get_many(requests, TASKS_BUCKET.name, keys) if keys else {}

@@ -30,7 +30,6 @@ from ingress.parsing import (
 from mesh.broker.direct_get import read_page, read_sequence
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerError
 from mesh.serving.http import AnyRequest, RequestRefused, json_response, read_json_body, tenant_of_request
 from mesh.task.records import record
 from mesh.task.replays import after_replay
@@ -43,7 +42,6 @@ log = structlog.get_logger("ingress.dead_letter_routes")
 DROPPED = "given up: its dead letters were dropped"
 """The reason of the `task.cancelled` of a task that nobody will repair."""
 _NO_STORE = {"Cache-Control": "no-store"}
-_NO_MESSAGE_FOUND = (10037, 10043, 10057)
 
 
 class DeadLetters:
@@ -130,12 +128,7 @@ class DeadLetters:
     async def drop_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`DELETE /v1/dead-letters/malformed/{record_sequence}`"""
         found = await self._malformed(tenant_of_request(request), number)
-        body = {"seq": found.record_sequence, "no_erase": True}
-        try:
-            await self._requests.api(f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}", body)
-        except BrokerError as error:
-            if error.number not in _NO_MESSAGE_FOUND:
-                raise
+        await self._requests.delete_message(DEAD_LETTERS.name, found.record_sequence)
         log.info("dead_letter.deleted", tenant=found.tenant, record=found.record_sequence)
         return json_response(found, 200, _NO_STORE)
 

@@ -13,7 +13,7 @@ from mesh.broker.requests import Requests
 from mesh.clock import lease_clock
 from mesh.configuration.mesh_toml import Configuration
 from mesh.providers.breaker_records import ProviderRecords
-from mesh.providers.breaker_rules import Sighting
+from mesh.providers.breaker_rules import ObservedRecord
 
 log = structlog.get_logger("ingress.pool_availability")
 
@@ -67,7 +67,7 @@ class Providers:
 
 
 def judge(
-    pool: str, sightings: list[Sighting], seconds_max: float, queue_seconds: float, at: float, *, is_idle: bool
+    pool: str, sightings: list[ObservedRecord], seconds_max: float, queue_seconds: float, at: float, *, is_idle: bool
 ) -> Refusal | None:
     """Whether a task of a pool waits longer than it may, none of whose providers is closed.
 

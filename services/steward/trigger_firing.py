@@ -20,11 +20,12 @@ from contracts.tasks import TaskRequest
 from contracts.triggers import rules
 from contracts.triggers.rules import Signal, TriggerPace, TriggerRefused, TriggerRule
 from mesh.background import background
+from mesh.broker.answers import Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerError, QueueFull
+from mesh.errors import QueueFull
 from mesh.journal import dead_letter_records
 from mesh.journal.submission import Submission
 from mesh.rules.trigger_bucket import RuleBook, admit
@@ -36,9 +37,8 @@ LANE_FULL_SECONDS = 2.0
 """How long a signal waits, at least, for a lane that has no room."""
 SPREAD_SECONDS = 1.0
 """Those that wait come back over so long, and not all at once."""
-SETTLED_MAX = 10_000
+DONE_MAX = 10_000
 """Rules that are done with a signal which waits for another rule: so many are remembered."""
-_NO_MESSAGE_FOUND = (10037, 10043, 10057)
 
 
 class _Waits(Exception):
@@ -60,9 +60,9 @@ class Triggers:
         self._book = RuleBook(connection.requests)
         self._paced: dict[str, float] = {}
         """Rules without room in this minute: until when, on the loop's clock."""
-        self._settled: dict[tuple[int, float, str], None] = {}
-        self._signals = Consumption(connection, settings, "SIGNALS", "steward", self.handle_signal)
-        self._firings = Consumption(connection, settings, "TIMERS", "cron", self.handle_firing)
+        self._done: dict[tuple[int, float, str], None] = {}
+        self._signals = Consumption.of_one(connection, settings, "SIGNALS", "steward", self.handle_signal)
+        self._firings = Consumption.of_one(connection, settings, "TIMERS", "cron", self.handle_firing)
 
     async def run(self) -> None:
         """Start tasks until cancelled."""
@@ -72,7 +72,7 @@ class Triggers:
         finally:
             await self._submission.close()
 
-    async def handle_signal(self, delivery: Delivery) -> None:
+    async def handle_signal(self, delivery: Delivery) -> Answer:
         """Hold a signal against its tenant's rules. Raises `BrokerUnavailable`."""
         try:
             tenant, signal = rules.read_signal(
@@ -86,41 +86,39 @@ class Triggers:
             metrics.trigger_refused("malformed-message")
             malformed = ErrorInfo("malformed-message", str(error))
             # A signal is no work: it stays where it is, and only this consumer is done with it.
-            await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
-            return
+            return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
         # A rule that was there before the signal was stored must not be missed: nothing older than this will do.
         await self._book.refresh()
         waits = [
             await self._fire(rule, signal, delivery) for rule in self._book.of(tenant) if rules.takes(rule, signal)
         ]
-        await _answer(delivery, min((seconds for seconds in waits if seconds is not None), default=None))
+        return _answer(min((seconds for seconds in waits if seconds is not None), default=None))
 
-    async def handle_firing(self, delivery: Delivery) -> None:
+    async def handle_firing(self, delivery: Delivery) -> Answer:
         """Start the task of a schedule that has fired. Raises `BrokerUnavailable`."""
         await self._book.refresh()
         try:
             rule = self._book.get(*subjects.parse_cron(delivery.subject))
         except TaskmeshError as error:
             malformed = ErrorInfo("malformed-message", str(error))
-            await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
-            return
+            return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
         if rule is not None and rule.on.schedule is not None:
             firing = Signal(delivery.subject, {}, delivery.sequence, delivery.stored_at)
             seconds = await self._fire(rule, firing, delivery)
             if seconds is not None:
-                await _answer(delivery, seconds)
-                return
+                return _answer(seconds)
         # Firings come again and again: left there, they would in the end crowd out the timers they lie among.
-        await self._delete(delivery)
-        await delivery.ack()
+        if delivery.lease_held:
+            await self._requests.delete_message(delivery.stream, delivery.sequence)
+        return Ack()
 
     async def _fire(self, rule: TriggerRule, signal: Signal, delivery: Delivery) -> float | None:
         """Start a rule's task, if that has not been done; the seconds to wait where there is no room for it.
 
         None: the rule is done with the signal.
         """
-        settled = (signal.sequence, signal.time.timestamp(), subjects.trigger_key(rule.tenant, rule.name))
-        if settled in self._settled:
+        done = (signal.sequence, signal.time.timestamp(), subjects.trigger_key(rule.tenant, rule.name))
+        if done in self._done:
             return None
         try:
             await self._start(rule, signal, delivery)
@@ -129,9 +127,9 @@ class Triggers:
         except QueueFull as error:
             log.info("trigger.waits", rule=rule.name, tenant=rule.tenant, signal=signal.sequence, reason=str(error))
             return LANE_FULL_SECONDS
-        self._settled[settled] = None
-        if len(self._settled) > SETTLED_MAX:
-            del self._settled[next(iter(self._settled))]
+        self._done[done] = None
+        if len(self._done) > DONE_MAX:
+            del self._done[next(iter(self._done))]
         return None
 
     async def _start(self, rule: TriggerRule, signal: Signal, delivery: Delivery) -> None:
@@ -202,21 +200,7 @@ class Triggers:
         self._paced[key] = asyncio.get_running_loop().time() + outcome
         raise _Waits(outcome)
 
-    async def _delete(self, delivery: Delivery) -> None:
-        if not delivery.lease_held:
-            return
-        try:
-            await self._requests.api(
-                f"STREAM.MSG.DELETE.{delivery.stream}", {"seq": delivery.sequence, "no_erase": True}
-            )
-        except BrokerError as error:
-            if error.number not in _NO_MESSAGE_FOUND:
-                raise
 
-
-async def _answer(delivery: Delivery, wait_seconds: float | None) -> None:
+def _answer(wait_seconds: float | None) -> Answer:
     """Be done with a delivery, or have it again once there may be room."""
-    if wait_seconds is not None:
-        await delivery.nak(wait_seconds + random.random() * SPREAD_SECONDS)
-    else:
-        await delivery.ack()
+    return Ack() if wait_seconds is None else Nak(wait_seconds + random.random() * SPREAD_SECONDS)

@@ -13,7 +13,7 @@ from contracts.journal import events
 from contracts.journal.parts import Timings, ToolCall
 from contracts.messages.work import ToolWork, Work
 from mesh.errors import StepLost
-from mesh.steps.work import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep
 from mesh.task.failures import StepFailed
 from mesh.task.state import TaskState
 from mesh.tools.arguments import REASON_CHARACTERS_MAX

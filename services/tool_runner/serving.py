@@ -20,9 +20,10 @@ from contracts.records.tools import ASK_USER, RESULTS_BUCKET, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
 from mesh.broker import object_store
+from mesh.broker.consumption import ConsumerSpec
 from mesh.configuration.tool_tables import variable_of
 from mesh.serving.service import Service
-from mesh.steps.work import LaneSpec, WorkLoop
+from mesh.steps.work_loop import WorkLoop
 from tool_runner.declaring import consumers_of_tools, declare
 from tool_runner.handler import CallHandler
 from tool_runner.tools.registry import built_in_tools
@@ -96,7 +97,7 @@ class Serving:
     # Work loops
 
     async def _work(self, names: tuple[str, ...]) -> None:
-        lanes = [LaneSpec("TOOLS", tool_consumer(name), BATCH_MAX) for name in names]
+        lanes = [ConsumerSpec("TOOLS", tool_consumer(name), BATCH_MAX) for name in names]
         loop = WorkLoop(self._service.connection, self._settings, lanes, self._handler, self._service.worker)
         self._loops.append(loop)
         await loop.run(self._service.stopping)

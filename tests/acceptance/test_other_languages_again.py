@@ -23,7 +23,7 @@ from mesh.broker.connection import connect
 from mesh.broker.direct_get import read_page
 from mesh.journal.journal import Journal
 from mesh.task.decisions import queued_event
-from mesh.task.outbox import due_after, due_again
+from mesh.task.outbox import messages_after, messages_to_go_on
 from tests.support.checker import Recorded, check_journal, read_stored
 from tests.support.other_languages import ANSWERS, COMMANDS, TEXT, TOOLS, Tools, broken_schemas
 from tests.support.processes import running_mesh
@@ -191,7 +191,7 @@ async def test_a_replayed_call_is_run_with_the_edited_arguments_and_leads_on_in_
 async def test_a_call_that_a_timer_brings_again_is_claimed_under_its_new_message(runners: Tools, language: str) -> None:
     journal = await asked_for(runners, language, ASKED[language])
     await write(journal, lambda stamp: retrying(stamp, delay_seconds=0))
-    (again,) = due_again(journal.state, "1-0")
+    (again,) = messages_to_go_on(journal.state, "1-0")
     assert isinstance(again.payload, ToolWork)
     sequence = await send_call(runners, again.payload, again.message_id)
     await until_answered(runners)
@@ -214,7 +214,7 @@ async def test_a_call_before_its_time_leaves_its_queue_and_its_timer_is_there(ru
     await until_answered(runners)
     state = await runners.state(journal.state.task)
     assert state.revision == before, "it is not claimed"
-    (due,) = due_after(state, "1-0")
+    (due,) = messages_after(state, "1-0")
     assert due.fires_on is not None
     stored = await runners.connection.requests.api("STREAM.MSG.GET.TIMERS", {"last_by_subj": due.subject})
     assert json.loads(base64.b64decode(stored["message"]["data"])) == json.loads(encode(due.payload))

@@ -23,12 +23,14 @@ from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
+from mesh.broker.consumption import ConsumerSpec
+from mesh.broker.gates import UNLIMITED, Permit
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.settings import Settings
 from mesh.providers.breaker_records import ProviderRecords
-from mesh.steps.gates import UNLIMITED, Entry
-from mesh.steps.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.steps.work_loop import WorkLoop
 from mesh.task.failures import StepFailed
 from mesh.task.state import TaskState
 from tests.support.checker import Recorded, Stored, check, read_stored
@@ -219,10 +221,10 @@ async def test_a_probe_that_nobody_has_a_step_for_is_left_alone(connection: Conn
         assert gate.room() == 0
         await publish_work(connection.requests, turn_work())
         await until(lambda: gate.room() == 1)
-        entry = gate.enter()
+        entry = gate.acquire()
         assert entry is not None
-        assert (gate.room(), gate.enter()) == (0, None)
-        entry.leave()
+        assert (gate.room(), gate.acquire()) == (0, None)
+        entry.release()
         assert gate.room() == 1
 
 
@@ -240,16 +242,16 @@ class Gate:
         self.let_in(UNLIMITED)
 
     @property
-    def holds(self) -> bool:
+    def is_valid(self) -> bool:
         return self._room >= UNLIMITED
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Nobody else may come instead."""
 
     def room(self) -> int:
         return self._room
 
-    def enter(self) -> Entry | None:
+    def acquire(self) -> Permit | None:
         if self._room == 0:
             return None
         if self._room < UNLIMITED:
@@ -273,9 +275,9 @@ class Gate:
 class Place:
     """The one place that there was."""
 
-    holds = True
+    is_valid = True
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """It stays taken."""
 
 
@@ -306,7 +308,7 @@ async def working(
     connection: Connection, settings: Settings, gate: Gate, perform: Callable[[ClaimedStep], Awaitable[None]]
 ) -> AsyncIterator[None]:
     """A work loop on one lane behind the gate, until the end of the block."""
-    loop = WorkLoop(connection, settings, [LaneSpec(*CONSUMER, 8, gate)], Handler(perform), "one")
+    loop = WorkLoop(connection, settings, [ConsumerSpec(*CONSUMER, 8, gate)], Handler(perform), "one")
     stopping = asyncio.Event()
     running = asyncio.create_task(loop.run(stopping))
     try:
@@ -389,7 +391,7 @@ async def test_what_waits_in_hand_for_a_gate_leaves_room_for_what_can_run(
         error.counts = False
         raise error
 
-    lanes = [LaneSpec(*CONSUMER, 8, shut), LaneSpec(*high, 8)]
+    lanes = [ConsumerSpec(*CONSUMER, 8, shut), ConsumerSpec(*high, 8)]
     stopping = asyncio.Event()
     loop = WorkLoop(connection, replace(settings, worker_concurrency=1), lanes, Handler(fail_normal), "one")
     running = asyncio.create_task(loop.run(stopping))

@@ -18,7 +18,7 @@ from mesh.broker.connection import Connection
 from mesh.broker.requests import PubAck
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
-from mesh.steps.work import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep
 from steward.control import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, status_is, working
 from tests.support.checker import Recorded, check, read_stored

@@ -17,9 +17,11 @@ from contracts.journal.parts import Timings, Usage
 from contracts.messages.work import DeadLetter, Work
 from contracts.streams import lane_consumer
 from mesh.broker.connection import Connection
+from mesh.broker.consumption import ConsumerSpec
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
-from mesh.steps.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.steps.work_loop import WorkLoop
 from mesh.task.failures import StepFailed
 from mesh.task.state import TaskState
 from tests.support.broker import Broker
@@ -30,7 +32,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.integration
 
 LANES = [
-    LaneSpec(stream, lane_consumer(stream, "default", priority), 8)
+    ConsumerSpec(stream, lane_consumer(stream, "default", priority), 8)
     for stream in ("TURNS", "TASKS")
     for priority in subjects.PRIORITIES
 ]

@@ -18,7 +18,7 @@ from mesh.task.conversation import whole_conversation
 from mesh.task.decisions import Claim, Later, Refuse, Settle, decide
 from mesh.task.fold import fold
 from mesh.task.limits import is_last_turn
-from mesh.task.outbox import due_after, unasked
+from mesh.task.outbox import messages_after, unasked
 from mesh.task.records import record
 from mesh.task.state import TaskState
 from tests.unit.journals import TASK, TENANT
@@ -177,7 +177,7 @@ class Judge:
             check_conversation(state, turn)
         whole_conversation(state)
         for step in self.steps():
-            assert due_after(state, step) == due_after(again, step)
+            assert messages_after(state, step) == messages_after(again, step)
         assert state == kept, "looking at a state has changed it"
 
     def judge_decisions(self) -> None:

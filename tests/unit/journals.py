@@ -17,7 +17,7 @@ from contracts.messages.work import ToolWork, TurnWork, Work
 from contracts.tasks import TaskRequest, fingerprint
 from mesh.clock import now
 from mesh.errors import StepLost
-from mesh.steps.work import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep
 from mesh.task.fold import fold
 from mesh.task.state import TaskState
 

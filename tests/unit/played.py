@@ -14,7 +14,7 @@ from inference_worker.models.candidates import Candidates, Provider
 from inference_worker.models.chunks import Chunk, Finished, TurnInput
 from inference_worker.turn.calls import OfferedTool, Offers
 from inference_worker.turn.turns import TurnHandler
-from mesh.task.conversation import Entry
+from mesh.task.conversation import ConversationItem
 from mesh.task.state import TaskState
 from tests.unit.journals import FoldedStep, HandMadeJournal, turn_work
 
@@ -70,7 +70,7 @@ DECLARED = Declared(
 class NothingBefore:
     """No task continues another one."""
 
-    async def before(self, state: TaskState) -> list[Entry]:
+    async def before(self, state: TaskState) -> list[ConversationItem]:
         return []
 
 

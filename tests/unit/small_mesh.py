@@ -47,7 +47,7 @@ class SmallMesh(SmallWorker):
         yield
         while True:
             match decide_command(view.state, command):
-                case command_decisions.Append() as outcome:
+                case command_decisions.ToAppend() as outcome:
                     try:
                         yield from self.append(
                             view,
@@ -59,7 +59,7 @@ class SmallMesh(SmallWorker):
                     except Lost:
                         if not delivery.lease_held:
                             return
-                case command_decisions.Settle() as outcome:
+                case command_decisions.CarriedOut() as outcome:
                     yield from self._settle(view.state, outcome.steps, delivery, outcome.again)
                     return
                 case command_decisions.Unknown(error):
@@ -163,5 +163,5 @@ def message_id_of(work: Work) -> str:
 
 def _as_commanded(view: View, command: AnyCommand, stamp: Stamp) -> JournalEvent:
     outcome = decide_command(view.state, command)
-    assert isinstance(outcome, command_decisions.Append)
+    assert isinstance(outcome, command_decisions.ToAppend)
     return outcome.build(stamp)

@@ -23,7 +23,7 @@ from mesh.task.conversation import conversation
 from mesh.task.decisions import Begin, Claim, Decision, Drop, Expire, Later, Refuse, Settle, SettleDeadLetter, decide
 from mesh.task.failures import Fail, GiveUp, Retry, StepFailed, decide_failure
 from mesh.task.limits import is_last_turn
-from mesh.task.outbox import due_at_the_deadline, unasked
+from mesh.task.outbox import deadline_timer, unasked
 from mesh.task.state import TaskState
 from mesh.task.subtasks import child_id
 from tests.unit.journals import TASK
@@ -86,7 +86,7 @@ class SmallWorker(SmallWriter):
             match decision:
                 case Begin() | Expire() | Claim():
                     if isinstance(decision, Claim) and work.step == "1":
-                        for due in due_at_the_deadline(view.state):
+                        for due in deadline_timer(view.state):
                             yield
                             self._send(due)
                     appended = yield from self._try(view, work, delivery, decision)

@@ -35,7 +35,7 @@ from contracts.tasks import TaskRequest
 from mesh.errors import JournalCorrupt
 from mesh.task import decisions, outbox
 from mesh.task.decisions import Claim, queued_event
-from mesh.task.outbox import due_at_the_deadline
+from mesh.task.outbox import deadline_timer
 from mesh.task.replays import to_repair
 from tests.unit.journal_judge import Judge
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
@@ -141,7 +141,7 @@ class Agent(Judge, RuleBasedStateMachine):
         if begun:
             stamp = events.Stamp("0" * 26, TASK, TENANT, 0, START)
             self.mesh.broker.append(0, queued_event(stamp, work))
-            for due in due_at_the_deadline(View(self.mesh.broker).state) if timed else ():
+            for due in deadline_timer(View(self.mesh.broker).state) if timed else ():
                 self.mesh.broker.send(due)
 
     # What happens. One rule for all: hypothesis leaves out some of a machine's rules in each example.

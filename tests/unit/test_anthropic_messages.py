@@ -15,7 +15,7 @@ from inference_worker.dialects.anthropic.stream import Answer, finished, kept_bl
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import TurnInput
 from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
-from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support.messages_server import Events, block, encoded, ended, text, thinking, tool_use
 
 USER = Message("user", "hi")
@@ -39,12 +39,12 @@ def answered(identifier: str, **more: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": identifier, **more}
 
 
-def messages_of(*entries: Entry) -> list[tuple[str, list[dict[str, Any]]]]:
+def messages_of(*entries: ConversationItem) -> list[tuple[str, list[dict[str, Any]]]]:
     return [(message["role"], message["content"]) for message in rendered(entries)[1]]
 
 
 def body_of(
-    *entries: Entry, configuration: AnthropicProviderConfiguration | None = None, **fields: Any
+    *entries: ConversationItem, configuration: AnthropicProviderConfiguration | None = None, **fields: Any
 ) -> dict[str, Any]:
     turn = TurnInput(messages=list(entries), model="m", **fields)
     return request_of(configuration or AnthropicProviderConfiguration(), turn).body
@@ -113,7 +113,7 @@ def answer_of(*events: Events) -> Answer:
     ],
 )
 def test_a_conversation_is_told_in_turns(
-    entries: list[Entry], expected: list[tuple[str, list[dict[str, Any]]]]
+    entries: list[ConversationItem], expected: list[tuple[str, list[dict[str, Any]]]]
 ) -> None:
     assert messages_of(*entries) == expected
 
@@ -161,7 +161,7 @@ def test_calls_are_told_with_tools_even_if_none_is_offered() -> None:
         ([USER, Message("assistant", "Once")], False),
     ],
 )
-def test_a_model_thinks_only_where_the_api_lets_it(entries: list[Entry], *, thinks: bool) -> None:
+def test_a_model_thinks_only_where_the_api_lets_it(entries: list[ConversationItem], *, thinks: bool) -> None:
     body = body_of(*entries, configuration=DEEP, temperature=0.5)
     assert ("thinking" in body, "temperature" in body) == (thinks, not thinks)
 

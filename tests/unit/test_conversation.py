@@ -13,7 +13,7 @@ from contracts.journal.parts import ObjectReference, Timings, ToolCall
 from contracts.tasks import Message, TaskRequest
 from mesh.task.conversation import (
     AssistantTurn,
-    Entry,
+    ConversationItem,
     ToolAnswer,
     continued,
     conversation,
@@ -114,7 +114,7 @@ def test_an_input_stands_before_the_first_turn_that_was_begun_after_it() -> None
     journal.claimed("2", message=8)
     journal.told("in the second turn")
     answer = ToolAnswer("1-0", "add", "3")
-    first: list[Entry] = [HELLO, user("before anybody began")]
+    first: list[ConversationItem] = [HELLO, user("before anybody began")]
     second = [*first, said("", ADD), answer, user("in the first turn"), user("while a tool runs")]
     assert conversation(journal.state, 1) == first
     assert conversation(journal.state, 2) == second
@@ -272,8 +272,8 @@ def test_what_the_user_said_in_the_last_turn_is_kept() -> None:
 
 
 def test_a_conversation_that_goes_on_has_its_own_instructions_first_and_its_input_last() -> None:
-    before: list[Entry] = [user("one"), said("two")]
-    entries: list[Entry] = [Message("system", "Be brief."), Message("system", "Be kind."), user("three")]
+    before: list[ConversationItem] = [user("one"), said("two")]
+    entries: list[ConversationItem] = [Message("system", "Be brief."), Message("system", "Be kind."), user("three")]
     assert continued(before, entries) == [*entries[:2], *before, user("three")]
     assert continued([], entries) == entries
     assert continued(before, [user("three")]) == [*before, user("three")]

@@ -29,7 +29,7 @@ from steward.critic import (
     RECORD_CHARACTERS_MAX,
     TURNS_MAX,
     Ask,
-    Hour,
+    HourlyLimit,
     Leave,
     chosen,
     critics_task,
@@ -284,7 +284,7 @@ def test_a_large_record_is_cut_and_says_so(request_body: TaskRequest) -> None:
 
 
 def test_beyond_the_hours_tasks_none_is_taken_until_one_is_an_hour_old() -> None:
-    hour = Hour(2)
+    hour = HourlyLimit(2)
     assert [hour.take(task, at) for task, at in (("a", 0.0), ("b", 10.0), ("c", 3599.0))] == [True, True, False]
     assert hour.take("c", 3600.0)
     assert not hour.take("d", 3601.0)
@@ -292,7 +292,7 @@ def test_beyond_the_hours_tasks_none_is_taken_until_one_is_an_hour_old() -> None
 
 
 def test_a_task_that_is_tried_again_counts_once() -> None:
-    hour = Hour(2)
+    hour = HourlyLimit(2)
     assert [hour.take(task, 0.0) for task in ("a", "a", "b", "a", "c")] == [True, True, True, True, False]
 
 

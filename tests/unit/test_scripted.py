@@ -18,7 +18,7 @@ from inference_worker.dialects.scripted.script import Failure, Halfway, Hang, Ra
 from inference_worker.models.chunks import Finished, RequestedCall, TextDelta, TurnInput
 from inference_worker.providers import open_providers
 from mesh.configuration.settings import Settings
-from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from mesh.task.failures import StepFailed
 from tests.unit.scripts import SCRIPT, turn_input
 
@@ -45,7 +45,9 @@ class Heard:
         return "".join(self.tokens)
 
 
-async def listen(script: str, since: Iterable[Entry] = (), *, exit_allowed: bool = False, **fields: Any) -> Heard:
+async def listen(
+    script: str, since: Iterable[ConversationItem] = (), *, exit_allowed: bool = False, **fields: Any
+) -> Heard:
     heard = Heard()
     provider = ScriptedProvider(exit_allowed=exit_allowed, exit_process=kill)
     try:
@@ -161,7 +163,7 @@ async def test_plain_text_is_answered_word_by_word() -> None:
 
 
 async def test_the_last_message_of_the_user_is_the_script() -> None:
-    messages: list[Entry] = [
+    messages: list[ConversationItem] = [
         Message("system", "!say 9"),
         Message("user", "!say 8"),
         Message("user", "!say 2"),

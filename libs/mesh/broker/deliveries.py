@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import TypeVar
 
 import msgspec
 import nats.errors
@@ -19,6 +20,7 @@ from nats.aio.msg import Msg
 
 from contracts.retries import BROKER_POLICY
 from mesh import faults
+from mesh.broker.answers import Ack, Nak, Term
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock
 from mesh.errors import BrokerUnavailable
@@ -62,36 +64,41 @@ class Delivery:
             self._leased_at = lease_clock()
             await self._client.publish(self._reply, b"+WPI")
 
-    async def ack(self) -> None:
-        """Finish the message, by a double ack: returns once the broker has it. Raises `BrokerUnavailable`."""
-        if self.lease_held and faults.ACK_ON:
+    async def answer(self, answer: Ack | Nak | Term) -> None:
+        """Send an answer while the lease holds. Raises `BrokerUnavailable` where a confirmation is wanted.
+
+        Sending the same answer again is harmless.
+        """
+        if self.lease_held:
+            match answer:
+                case Ack(confirmed=True):
+                    await self._ack()
+                case Ack():
+                    await self._client.publish(self._reply, b"+ACK")
+                case Nak(delay_seconds):
+                    await self._nak(delay_seconds)
+                case Term(reason) if faults.ACK_ON:
+                    await self._requests.one(self._reply, f"+TERM {reason}".encode())
+                case Term():
+                    pass
+        self.give_up()
+
+    async def _ack(self) -> None:
+        if faults.ACK_ON:
             faults.reach("before-ack", self.subject)
             await self._requests.one(self._reply, b"+ACK")
             faults.reach("after-ack", self.subject)
-        self.give_up()
 
-    async def ack_unconfirmed(self) -> None:
-        """Finish a message that was none of this reader's business: if the broker does not hear it, it comes again."""
-        if self.lease_held:
-            await self._client.publish(self._reply, b"+ACK")
-        self.give_up()
-
-    async def nak(self, delay_seconds: float = 0) -> None:
-        """Give the message back, to be delivered again after a delay."""
-        if self.lease_held:
-            delay = msgspec.json.encode({"delay": int(delay_seconds * 1_000_000_000)})
-            await self._client.publish(self._reply, b"-NAK " + delay if delay_seconds > 0 else b"-NAK")
-        self.give_up()
-
-    async def term(self, reason: str) -> None:
-        """Delete the message without a result. Write its dead letter first."""
-        if self.lease_held and faults.ACK_ON:
-            await self._requests.one(self._reply, f"+TERM {reason}".encode())
-        self.give_up()
+    async def _nak(self, delay_seconds: float) -> None:
+        delay = msgspec.json.encode({"delay": int(delay_seconds * 1_000_000_000)})
+        await self._client.publish(self._reply, b"-NAK " + delay if delay_seconds > 0 else b"-NAK")
 
 
-async def handle_while_leased(delivery: Delivery, handle: Callable[[Delivery], Awaitable[None]]) -> None:
-    """Handle a delivery, again from its journal while the broker is there but does not answer.
+Result = TypeVar("Result")
+
+
+async def while_leased(delivery: Delivery, act: Callable[[], Awaitable[Result]]) -> Result:
+    """Act for a delivery, again and again while the broker is there but does not answer.
 
     A stream whose disk gave out answers nothing until its server starts again. Who gives up then burns a delivery with
     each try, and in the end the message: so it stays in hand for as long as its lease is heard. Raises
@@ -100,8 +107,7 @@ async def handle_while_leased(delivery: Delivery, handle: Callable[[Delivery], A
     failures = 0
     while True:
         try:
-            await handle(delivery)
-            return
+            return await act()
         except BrokerUnavailable as error:
             if not delivery.lease_held:
                 raise

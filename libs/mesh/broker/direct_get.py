@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from mesh.broker.requests import Requests
+from mesh.broker.requests import NO_MESSAGE_FOUND, Requests
 from mesh.errors import BrokerError, BrokerUnavailable
 
 PAGE_EVENTS_MAX = 256
 PAGE_BYTES_MAX = 512 * 1024
 """The server ends a page at the first message that reaches this."""
-_NO_MESSAGE_FOUND = 10037
 
 
 class Stored(NamedTuple):
@@ -97,7 +96,7 @@ async def last_from_leader(requests: Requests, stream: str, subject: str) -> Sto
     try:
         result = await requests.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
     except BrokerError as error:
-        if error.number == _NO_MESSAGE_FOUND:
+        if error.number in NO_MESSAGE_FOUND:
             return None
         raise
     message = result["message"]

@@ -14,14 +14,14 @@ MANY_BYTES_MAX = 4 * 1024 * 1024
 """Of one answer to `get_many`; what is left is asked for again."""
 
 
-class Entry(NamedTuple):
+class KeyValueEntry(NamedTuple):
     """A value and its revision, which is its sequence in the bucket's stream. None: it was deleted."""
 
     value: bytes | None
     revision: int
 
 
-async def get(requests: Requests, bucket: str, key: str) -> Entry | None:
+async def get(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None:
     """Read a value by direct get, from any replica; None if the key was never there."""
     subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"
     answer = await requests.one(subject)
@@ -32,13 +32,13 @@ async def get(requests: Requests, bucket: str, key: str) -> Entry | None:
     if status is not None:
         raise BrokerUnavailable(f"bucket {bucket} answered {status}")
     value = None if headers.KV_OPERATION in message_headers else answer.data
-    return Entry(value, int(message_headers[headers.SEQUENCE]))
+    return KeyValueEntry(value, int(message_headers[headers.SEQUENCE]))
 
 
-async def get_many(requests: Requests, bucket: str, keys: Sequence[str]) -> dict[str, Entry]:
+async def get_many(requests: Requests, bucket: str, keys: Sequence[str]) -> dict[str, KeyValueEntry]:
     """Read the values of up to 1,024 keys, from any replica; what was never there is not in it."""
     prefix = f"$KV.{bucket}."
-    entries: dict[str, Entry] = {}
+    entries: dict[str, KeyValueEntry] = {}
     missing = [*dict.fromkeys(keys)]
     while missing:
         body = {"multi_last": [prefix + key for key in missing], "max_bytes": MANY_BYTES_MAX}
@@ -47,7 +47,7 @@ async def get_many(requests: Requests, bucket: str, keys: Sequence[str]) -> dict
             found = message.headers or {}
             value = None if headers.KV_OPERATION in found else message.data
             key = found[headers.SUBJECT].removeprefix(prefix)
-            entries[key] = Entry(value, int(found[headers.SEQUENCE]))
+            entries[key] = KeyValueEntry(value, int(found[headers.SEQUENCE]))
         status_headers = last.headers or {}
         status = status_headers.get(headers.STATUS)
         if status not in ("204", "404"):

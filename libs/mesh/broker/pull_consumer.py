@@ -1,4 +1,4 @@
-"""Pulling a lane: a durable pull consumer, asked for no more than this process has room for.
+"""A durable pull consumer, asked for no more than this process has room for.
 
 nats-py's `fetch` hides what went wrong with a pull, and a pull that is pending when the server restarts is
 lost until its timeout; here both are seen at once.
@@ -30,11 +30,11 @@ _NANOSECONDS = 1_000_000_000
 _ORDINARY = ("404", "408")
 
 
-class LaneUnavailable(Exception):
+class ConsumerUnavailable(Exception):
     """The consumer does not answer pulls: it, its stream or the broker is not there at present."""
 
 
-class Lane:
+class PullConsumer:
     """One durable consumer. `batch_max` is its weight: how much one pull may take while there is more."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Lane:
     async def withdraw(self) -> None:
         """Have the broker forget the pull that is open; what it has sent by then is handed on. Open again after it.
 
-        The broker gives no message to a pull whose inbox nobody listens to. Raises `LaneUnavailable`.
+        The broker gives no message to a pull whose inbox nobody listens to. Raises `ConsumerUnavailable`.
         """
         subscription, self._subscription = self._subscription, None
         if subscription is None:
@@ -81,7 +81,7 @@ class Lane:
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py's
         except (nats.errors.Error, OSError) as error:
-            raise LaneUnavailable(f"{self.stream}/{self.consumer}: {error}") from None
+            raise ConsumerUnavailable(f"{self.stream}/{self.consumer}: {error}") from None
 
     async def close(self) -> None:
         """Take no more deliveries."""
@@ -93,7 +93,7 @@ class Lane:
         """Ask for up to `batch` messages, each handed to `on_delivery` as it comes; returns how many came.
 
         With `wait` the pull stays open up to `IDLE_PULL_SECONDS`; without, it takes what is there.
-        Raises `LaneUnavailable`.
+        Raises `ConsumerUnavailable`.
         """
         number = str(next(self._numbers))
         request: dict[str, object] = {"batch": batch}
@@ -115,7 +115,7 @@ class Lane:
         except TimeoutError:
             pass  # The pull was lost, or its end was: the next one will tell.
         except (nats.errors.Error, OSError) as error:
-            raise LaneUnavailable(f"{self.stream}/{self.consumer}: {error}") from None
+            raise ConsumerUnavailable(f"{self.stream}/{self.consumer}: {error}") from None
         finally:
             self._pull = None
         return pull.received
@@ -137,7 +137,7 @@ class Lane:
             pull.end()
         elif status is not None:
             description = message.headers.get(headers.DESCRIPTION, "") if message.headers else ""
-            pull.fail(LaneUnavailable(f"{self.stream}/{self.consumer}: {status} {description}"))
+            pull.fail(ConsumerUnavailable(f"{self.stream}/{self.consumer}: {status} {description}"))
 
     def _on_reconnected(self) -> None:
         self.end_pull()
@@ -159,6 +159,6 @@ class _Pull:
         if not self.ended.done():
             self.ended.set_result(None)
 
-    def fail(self, error: LaneUnavailable) -> None:
+    def fail(self, error: ConsumerUnavailable) -> None:
         if not self.ended.done():
             self.ended.set_exception(error)

@@ -25,6 +25,8 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 MESSAGE_TOO_LARGE = 10054
 NO_ROOM = (10077, 10047, 10023)
 """Maximum messages or bytes of a subject or stream; no storage left. All mean: not now."""
+NO_MESSAGE_FOUND = (10037, 10043, 10057)
+"""No message has that sequence: never stored, or deleted by now."""
 REQUEST_TIMEOUT_SECONDS = 5.0
 """How long one request may take, waiting for a reconnect included."""
 SILENCE_SECONDS_MIN = 1.0
@@ -153,6 +155,19 @@ class Requests:
         if "error" in result:
             raise _broker_error(result["error"])
         return result
+
+    async def delete_message(self, stream: str, sequence: int) -> bool:
+        """Delete a message, without overwriting its bytes. False if it was gone.
+
+        Raises `BrokerError`, `BrokerUnavailable`.
+        """
+        try:
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        except BrokerError as error:
+            if error.number not in NO_MESSAGE_FOUND:
+                raise
+            return False
+        return True
 
     async def _send(
         self,

@@ -16,6 +16,7 @@ from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.identifiers import new_id
 from contracts.messages.work import DeadLetter, TurnWork, Work
 from mesh import faults
+from mesh.broker.answers import Term
 from mesh.broker.deliveries import Delivery
 from mesh.broker.requests import MESSAGE_TOO_LARGE, Requests
 from mesh.clock import now
@@ -74,8 +75,8 @@ async def write_step(
     await _publish(requests, subjects.dead_letter(work.tenant, work.task), record, message_id)
 
 
-async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> None:
-    """Take a message that nobody can carry out from its queue: a log line, its record, then term."""
+async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> Term:
+    """Give up a message that nobody can carry out: a log line, and its record. Returns the answer to it."""
     log.error(
         "message.refused",
         stream=delivery.stream,
@@ -85,7 +86,7 @@ async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worke
         error=error.message,
     )
     await write_message(requests, delivery, error, worker)
-    await delivery.term(error.code)
+    return Term(error.code)
 
 
 async def write_message(

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
 
 from contracts import headers, subjects
 from contracts.codec import encode
@@ -44,6 +47,42 @@ Build = Callable[[Stamp], JournalEvent]
 """Makes an event from its common fields, e.g. `lambda stamp: OutputDelta(*stamp, turn=1, text="…")`."""
 MayAppend = Callable[[TaskState], bool]
 """Whether an event is still right, judged anew after each conflict."""
+Decided = TypeVar("Decided")
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """An event that is to be appended. `last`: its writer then goes on by itself, and decides nothing more."""
+
+    build: Build
+    last: bool = False
+    on_appended: Callable[[], None] | None = None
+    """Called once it is in the journal, for the log."""
+
+
+class _Attempt:
+    """The tries to append one event: under one id, so that one which has got in is known again."""
+
+    def __init__(self) -> None:
+        self.event_id = new_id()
+        self.failures = 0
+        self._type = ""
+        self.started_at = time.perf_counter()
+        self._loop = asyncio.get_running_loop()
+        self._give_up_at = self._loop.time() + APPEND_SECONDS_MAX
+
+    def made(self, event: JournalEvent) -> JournalEvent:
+        """The event to send. One of another type than before is another event: the clock alone can lead to that."""
+        if self._type not in ("", event_type(event)):
+            self.event_id = new_id()
+            event = msgspec.structs.replace(event, id=self.event_id)
+        self._type = event_type(event)
+        return event
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was tried for long enough."""
+        return self._loop.time() > self._give_up_at
 
 
 @dataclass(slots=True)
@@ -127,17 +166,18 @@ class Journal:
             if to is None or to > self.state.revision:
                 await self._catch_up()
 
-    async def _catch_up(self) -> set[str]:
-        """Read and fold what was written since; returns the ids of those events. Raises `BrokerUnavailable`."""
-        ids: set[str] = set()
+    async def _catch_up(self) -> dict[str, JournalEvent]:
+        """Read and fold what was written since; returns those events by id. Raises `BrokerUnavailable`."""
+        found: dict[str, JournalEvent] = {}
         more = True
         while more:
             messages, more = await read_page(self._requests, "EVENTS", self._filter, self.state.revision)
             for message in messages:
                 event = decode_event(message.payload)
                 fold(self.state, message.sequence, event)
-                ids.add(event.head.id if isinstance(event, UnknownEvent) else event.id)
-        return ids
+                if not isinstance(event, UnknownEvent):
+                    found[event.id] = event
+        return found
 
     async def is_behind(self) -> bool:
         """Whether the stream's leader has milestones that were not folded here yet. Raises `BrokerUnavailable`."""
@@ -153,45 +193,74 @@ class Journal:
         reason.
         """
         async with self._lock:
-            return await self._append(build, may_append)
+            attempt = _Attempt()
+            while True:
+                if not may_append(self.state):
+                    raise StepLost(f"task {self.state.task}: the journal has moved on")
+                appended = await self._try(attempt, build)
+                if appended is not None:
+                    return appended
 
-    async def _append(self, build: Build, may_append: MayAppend) -> JournalEvent:
-        event_id = new_id()
-        started_at = time.perf_counter()
-        give_up_at = asyncio.get_running_loop().time() + APPEND_SECONDS_MAX
-        failures = 0
-        while True:
-            if not may_append(self.state):
-                raise StepLost(f"task {self.state.task}: the journal has moved on")
-            state = self.state
-            event = build(Stamp(event_id, state.task, state.tenant, state.next_n, now()))
-            try:
-                ack = await self._publish(event)
-            except BrokerError as error:
-                if error.number in NO_ROOM:
-                    # A worker waits for room as for a broker: its lease is kept, and no delivery is used up.
-                    if asyncio.get_running_loop().time() > give_up_at:
-                        raise BrokerUnavailable(str(error)) from None
-                elif error.number not in WRONG_LAST_SEQUENCE:
-                    raise
-            except BrokerUnavailable:
-                if asyncio.get_running_loop().time() > give_up_at:
-                    raise
-            else:
-                fold(self.state, ack, event)
-                faults.reach("append", event_type(event))
-                self._measure(event, started_at)
-                return event
-            failures += 1
-            if failures > 1:
-                await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
-            try:
-                if event_id in await self._catch_up():
-                    self._measure(event, started_at)
-                    return event
-            except BrokerUnavailable:
-                if asyncio.get_running_loop().time() > give_up_at:
-                    raise
+    async def advance(
+        self, decide: Callable[[TaskState], Awaitable[Append | Decided]], may_append: Callable[[], bool] = lambda: True
+    ) -> JournalEvent | Decided:
+        """Append what `decide` says, and ask it again, until it says something else; returns that.
+
+        `decide` is asked anew after each event, and after each conflict: what it says is always of the newest state
+        that was read. After an `Append` that is the `last`, its event is returned. `may_append` is asked right before
+        an event is sent, and nothing is awaited in between; `StepLost` if it says no. Otherwise raises as `append`
+        does.
+        """
+        async with self._lock:
+            attempt = _Attempt()
+            while True:
+                decided = await decide(self.state)
+                if not isinstance(decided, Append):
+                    return decided
+                if not may_append():
+                    raise StepLost(f"task {self.state.task}: the lease is lost")
+                appended = await self._try(attempt, decided.build)
+                if appended is None:
+                    continue
+                if decided.on_appended is not None:
+                    decided.on_appended()
+                if decided.last:
+                    return appended
+                attempt = _Attempt()
+
+    async def _try(self, attempt: _Attempt, build: Build) -> JournalEvent | None:
+        """Send an event. None if it is not in; what came instead is folded, and the event may be wrong by now."""
+        state = self.state
+        event = attempt.made(build(Stamp(attempt.event_id, state.task, state.tenant, state.next_n, now())))
+        try:
+            ack = await self._publish(event)
+        except BrokerError as error:
+            if error.number in NO_ROOM:
+                # A worker waits for room as for a broker: its lease is kept, and no delivery is used up.
+                if attempt.is_over:
+                    raise BrokerUnavailable(str(error)) from None
+            elif error.number not in WRONG_LAST_SEQUENCE:
+                raise
+        except BrokerUnavailable:
+            if attempt.is_over:
+                raise
+        else:
+            fold(state, ack, event)
+            faults.reach("append", event_type(event))
+            self._measure(event, attempt.started_at)
+            return event
+        attempt.failures += 1
+        if attempt.failures > 1:
+            await asyncio.sleep(BROKER_POLICY.delay_seconds(attempt.failures, random.random()))
+        try:
+            got_in = (await self._catch_up()).get(attempt.event_id)
+            if got_in is not None:
+                self._measure(got_in, attempt.started_at)
+                return got_in
+        except BrokerUnavailable:
+            if attempt.is_over:
+                raise
+        return None
 
     async def _publish(self, event: Event) -> int:
         message_headers = {}

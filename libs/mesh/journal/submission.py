@@ -36,9 +36,9 @@ from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.errors import BrokerError, BrokerUnavailable, IdempotencyMismatch, QueueFull, StepLost
 from mesh.journal.journal import Journal
 from mesh.journal.projection import BackgroundProjection
-from mesh.journal.settling import publish_due
+from mesh.journal.settling import publish_outbox
 from mesh.task.decisions import queued_event
-from mesh.task.outbox import due_at_the_deadline
+from mesh.task.outbox import deadline_timer
 from mesh.task.records import record
 from mesh.telemetry import traces
 
@@ -210,7 +210,7 @@ class Submission:
             return
         self._projection.submit(record(journal.state), known_revision=0)
         try:
-            await publish_due(self._requests, due_at_the_deadline(journal.state), traceparent)
+            await publish_outbox(self._requests, deadline_timer(journal.state), traceparent)
         except TaskmeshError as error:
             log.warning("submission.timer_missing", task=work.task, tenant=work.tenant, error=str(error))
 

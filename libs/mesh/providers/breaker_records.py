@@ -13,7 +13,7 @@ from contracts.streams import PROVIDERS_BUCKET
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
-from mesh.providers.breaker_rules import NOTHING_SEEN, Sighting, sight
+from mesh.providers.breaker_rules import NOTHING_OBSERVED, ObservedRecord, observe
 
 log = structlog.get_logger("mesh.providers.breaker_records")
 
@@ -24,19 +24,19 @@ class ProviderRecords:
     def __init__(self, requests: Requests, providers: Iterable[str]) -> None:
         self.providers = tuple(sorted(providers))
         self._requests = requests
-        self._sightings: dict[str, Sighting] = {}
+        self._sightings: dict[str, ObservedRecord] = {}
 
-    def sighting(self, provider: str) -> Sighting:
+    def sighting(self, provider: str) -> ObservedRecord:
         """What was seen last."""
-        return self._sightings.get(provider, NOTHING_SEEN)
+        return self._sightings.get(provider, NOTHING_OBSERVED)
 
-    async def refresh(self, provider: str) -> Sighting:
+    async def refresh(self, provider: str) -> ObservedRecord:
         """Look again. Raises `BrokerUnavailable`."""
         entry = await key_value.get(self._requests, PROVIDERS_BUCKET.name, provider)
         record = _decode(provider, entry.value) if entry is not None and entry.value is not None else None
         return self._see(provider, record, entry.revision if entry is not None else 0)
 
-    async def replace(self, before: Sighting, record: ProviderRecord) -> bool:
+    async def replace(self, before: ObservedRecord, record: ProviderRecord) -> bool:
         """Write a record in place of the one that was seen; False if it is not the last any more.
 
         Raises `BrokerUnavailable`; then nobody knows, and the next look tells.
@@ -49,8 +49,8 @@ class ProviderRecords:
         await self.refresh(record.provider)
         return True
 
-    def _see(self, provider: str, record: ProviderRecord | None, revision: int) -> Sighting:
-        seen = sight(self._sightings.get(provider), record, revision, lease_clock(), now())
+    def _see(self, provider: str, record: ProviderRecord | None, revision: int) -> ObservedRecord:
+        seen = observe(self._sightings.get(provider), record, revision, lease_clock(), now())
         self._sightings[provider] = seen
         return seen
 

@@ -7,8 +7,8 @@ Outcomes are counted by each worker for itself, on its own clock. What it conclu
     open      → half_open  the interval has passed: a worker claims the probe (`probing`)
     half_open → half_open  its holder keeps the probe (`renewed`), or died, and another takes it (`probing`)
     half_open → open       its holder has no step for it, and gives it back: for whoever has one, at once (`returned`)
-    half_open → closed     the probe was answered (`settled`)
-    half_open → open       it was not: twice the interval (`settled`)
+    half_open → closed     the probe was answered (`after_probe`)
+    half_open → open       it was not: twice the interval (`after_probe`)
 
 Clocks of different machines are never held against each other. A record's times count by their distance from the
 time when it was written, and its age is measured by who reads it, from when it first saw it.
@@ -131,7 +131,7 @@ def returned(record: ProviderRecord | None, worker: str, now: datetime) -> Provi
     return msgspec.structs.replace(record, state="open", time=now, retry_at=now, probe=None)
 
 
-def settled(
+def after_probe(
     record: ProviderRecord | None, worker: str, failed: OpenReason | None, settings: BreakerSettings, now: datetime
 ) -> ProviderRecord | None:
     """The record after the probe: closed, or open again for what `failed` says. None if the worker holds no probe."""
@@ -154,7 +154,7 @@ def holds_probe(record: ProviderRecord | None, worker: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class ObservedRecord:
     """A record as one process sees it. Times are seconds on that process's own clock."""
 
     record: ProviderRecord | None
@@ -188,10 +188,12 @@ class Sighting:
         return self.record is not None and self.age_seconds(at) <= wait_seconds(self.record) + STALE_SECONDS
 
 
-NOTHING_SEEN = Sighting(None, 0, 0.0)
+NOTHING_OBSERVED = ObservedRecord(None, 0, 0.0)
 
 
-def sight(before: Sighting | None, record: ProviderRecord | None, revision: int, at: float, now: datetime) -> Sighting:
+def observe(
+    before: ObservedRecord | None, record: ProviderRecord | None, revision: int, at: float, now: datetime
+) -> ObservedRecord:
     """What a process knows that finds this record, at `at` on its own clock. `before` is None at its first look.
 
     Who saw the record before this one knows when it changed. Only at the first look the wall clock says how old a
@@ -200,14 +202,14 @@ def sight(before: Sighting | None, record: ProviderRecord | None, revision: int,
     if before is not None and (revision == before.revision or 0 < revision < before.revision):
         return before  # The same, or a replica that is behind. Only a new bucket has no revision at all.
     if record is None or record.state == "closed":
-        return Sighting(record, revision, at)
+        return ObservedRecord(record, revision, at)
     written_at, since = at, at
     if before is None:
         written_at = at - min(max((now - record.time).total_seconds(), 0.0), wait_seconds(record))
         since = at - max((now - record.since).total_seconds(), 0.0)
     elif before.unavailable_since is not None:
         since = before.unavailable_since
-    return Sighting(record, revision, written_at, since)
+    return ObservedRecord(record, revision, written_at, since)
 
 
 def _open(

@@ -31,11 +31,11 @@ class ToolAnswer:
     is_error: bool = False
 
 
-Entry = Message | AssistantTurn | ToolAnswer
+ConversationItem = Message | AssistantTurn | ToolAnswer
 """One entry of a conversation. A `Message` is of the system, the user, or an assistant that the request quotes."""
 
 
-def conversation(state: TaskState, before_turn: int, provider: str | None = None) -> list[Entry]:
+def conversation(state: TaskState, before_turn: int, provider: str | None = None) -> list[ConversationItem]:
     """What the model is shown before a turn: the request, the turns so far, what came of their calls, and inputs.
 
     An input stands before the first turn that was begun after it. A `provider` gets its own blocks back, and nobody
@@ -43,7 +43,7 @@ def conversation(state: TaskState, before_turn: int, provider: str | None = None
     """
     if state.request is None:
         raise ValueError("there is no journal to make a conversation of")
-    entries: list[Entry] = [*opening(state.request)]
+    entries: list[ConversationItem] = [*opening(state.request)]
     seen = -1
     for number in range(1, before_turn + 1):
         turn = state.turn(number)
@@ -57,7 +57,7 @@ def conversation(state: TaskState, before_turn: int, provider: str | None = None
     return entries
 
 
-def whole_conversation(state: TaskState) -> list[Entry]:
+def whole_conversation(state: TaskState) -> list[ConversationItem]:
     """All of an ended task's conversation: what a task that continues it begins with."""
     last = max(state.turns, default=0)
     entries = conversation(state, last + 1)
@@ -68,13 +68,13 @@ def whole_conversation(state: TaskState) -> list[Entry]:
     return entries
 
 
-def continued(before: list[Entry], entries: list[Entry]) -> list[Entry]:
+def continued(before: list[ConversationItem], entries: list[ConversationItem]) -> list[ConversationItem]:
     """A conversation that goes on with another: its own instructions come first all the same."""
     begin = next((at for at, entry in enumerate(entries) if not _is_system(entry)), len(entries))
     return [*entries[:begin], *before, *entries[begin:]]
 
 
-def _is_system(entry: Entry) -> bool:
+def _is_system(entry: ConversationItem) -> bool:
     return isinstance(entry, Message) and entry.role == "system"
 
 
@@ -86,9 +86,9 @@ def opening(request: TaskRequest) -> list[Message]:
     return [*instructions, *request.input]
 
 
-def _told(state: TaskState, completed: events.TurnCompleted, *, with_blocks: bool) -> list[Entry]:
+def _told(state: TaskState, completed: events.TurnCompleted, *, with_blocks: bool) -> list[ConversationItem]:
     blocks = tuple(completed.blocks) if completed.blocks is not None and with_blocks else None
-    told: list[Entry] = [AssistantTurn(completed.text, tuple(completed.calls), completed.reasoning, blocks)]
+    told: list[ConversationItem] = [AssistantTurn(completed.text, tuple(completed.calls), completed.reasoning, blocks)]
     for asked in completed.calls:
         result = state.call_results.get(asked.call)
         if result is None:

@@ -27,7 +27,7 @@ DEADLINE_GRACE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class OutboxMessage:
     """A message to publish. `at`: a timer, which fires then onto `fires_on`."""
 
     subject: str
@@ -53,7 +53,7 @@ def unasked(state: TaskState, completed: events.TurnCompleted) -> parts.ToolCall
     return None
 
 
-def due_after(state: TaskState, step: str) -> list[Due]:
+def messages_after(state: TaskState, step: str) -> list[OutboxMessage]:
     """What is due once a step is done: a turn's calls, a turn after the last result, or news of the task's end.
 
     Of a step that waits for its next try: the timer that brings it.
@@ -81,15 +81,15 @@ def due_after(state: TaskState, step: str) -> list[Due]:
     ]
 
 
-def due_replayed(state: TaskState, step: str) -> list[Due]:
+def messages_of_replayed(state: TaskState, step: str) -> list[OutboxMessage]:
     """What is due of a step that was replayed: its message, or the timer of its next try if it has failed since."""
     if state.terminal is None and (step, state.gen(step)) in state.retry_at:
         # Its message would come too early, and then the timer's own would be its duplicate.
         return _retry_timer(state, step)
-    return due_again(state, step)
+    return messages_to_go_on(state, step)
 
 
-def due_again(state: TaskState, step: str) -> list[Due]:
+def messages_to_go_on(state: TaskState, step: str) -> list[OutboxMessage]:
     """The message of a step that goes on: after a replay, or for its next try."""
     asked = state.asked_for(step) if "-" in step else None
     if state.terminal is not None or ("-" in step and asked is None):
@@ -97,7 +97,7 @@ def due_again(state: TaskState, step: str) -> list[Due]:
     return _turn(state, turn_of(step)) if asked is None else _of_call(state, turn_of(step), asked)
 
 
-def due_at_the_deadline(state: TaskState) -> list[Due]:
+def deadline_timer(state: TaskState) -> list[OutboxMessage]:
     """The timer of the task's deadline, if it has one."""
     deadline = state.queued.deadline if state.queued else None
     if deadline is None:
@@ -106,28 +106,30 @@ def due_at_the_deadline(state: TaskState) -> list[Due]:
     place = ("deadline", state.tenant, state.task, "task")
     at = deadline + timedelta(seconds=DEADLINE_GRACE_SECONDS)
     message_id = control.deadline_message_id(state.task)
-    return [Due(subjects.timer_at(*place), command, message_id, at, subjects.timer_fired(*place))]
+    return [OutboxMessage(subjects.timer_at(*place), command, message_id, at, subjects.timer_fired(*place))]
 
 
-def _retry_timer(state: TaskState, step: str) -> list[Due]:
+def _retry_timer(state: TaskState, step: str) -> list[OutboxMessage]:
     gen = state.gen(step)
     tries = state.timer_tries[step, gen]
     command = control.RetryCommand(task=state.task, tenant=state.tenant, by=BY_MESH, step=step, gen=gen, tries=tries)
     place = ("retry", state.tenant, state.task, retry_timer_name(step, gen, tries))
     message_id = retry_message_id(state.task, step, gen, tries)
     return [
-        Due(subjects.timer_at(*place), command, message_id, state.retry_at[step, gen], subjects.timer_fired(*place))
+        OutboxMessage(
+            subjects.timer_at(*place), command, message_id, state.retry_at[step, gen], subjects.timer_fired(*place)
+        )
     ]
 
 
-def _next_turn(state: TaskState, turn: int) -> list[Due]:
+def _next_turn(state: TaskState, turn: int) -> list[OutboxMessage]:
     step = turn_step(turn)
     if (step, state.gen(step)) in state.retry_at:
         return _retry_timer(state, step)
     return _turn(state, turn)
 
 
-def _turn(state: TaskState, turn: int) -> list[Due]:
+def _turn(state: TaskState, turn: int) -> list[OutboxMessage]:
     queued = state.queued
     if queued is None:
         return []
@@ -146,10 +148,10 @@ def _turn(state: TaskState, turn: int) -> list[Due]:
     )
     subject = subjects.turns(state.pool, queued.priority, state.tenant)
     first = turn_message_id(state.task, turn, gen)
-    return [Due(subject, work, retry_message_id(state.task, step, gen, tries) if tries else first)]
+    return [OutboxMessage(subject, work, retry_message_id(state.task, step, gen, tries) if tries else first)]
 
 
-def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[Due]:
+def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[OutboxMessage]:
     """A call's work, the timer of what it waits for, or the sub-task that it has become."""
     if asked.error is not None:
         return []
@@ -157,7 +159,7 @@ def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[Due]:
     if started is not None:
         child = child_work(state, asked, started)
         subject = subjects.tasks(child.pool, child.priority, child.tenant)
-        return [Due(subject, child, turn_message_id(child.task, 1, 0))]
+        return [OutboxMessage(subject, child, turn_message_id(child.task, 1, 0))]
     if asked.tool == ASK_USER:
         question = state.questions.get(asked.call)
         return _timer(state, asked.call, question.expires_at) if question else []
@@ -179,10 +181,10 @@ def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[Due]:
     )
     first = call_message_id(state.task, turn, asked.call, gen)
     message_id = retry_message_id(state.task, asked.call, gen, tries) if tries else first
-    return [Due(subjects.tools(asked.tool), work, message_id)]
+    return [OutboxMessage(subjects.tools(asked.tool), work, message_id)]
 
 
-def _timer(state: TaskState, call: str, at: datetime | None) -> list[Due]:
+def _timer(state: TaskState, call: str, at: datetime | None) -> list[OutboxMessage]:
     if at is None:
         return []
     command = control.ApprovalCommand(
@@ -190,12 +192,12 @@ def _timer(state: TaskState, call: str, at: datetime | None) -> list[Due]:
     )
     place = ("approval", state.tenant, state.task, call)
     message_id = control.approval_message_id(state.task, call, "timer")
-    return [Due(subjects.timer_at(*place), command, message_id, at, subjects.timer_fired(*place))]
+    return [OutboxMessage(subjects.timer_at(*place), command, message_id, at, subjects.timer_fired(*place))]
 
 
-def _after_the_end(state: TaskState) -> list[Due]:
+def _after_the_end(state: TaskState) -> list[OutboxMessage]:
     """News for the parent, and cancels for the children that still run."""
-    dues: list[Due] = []
+    dues: list[OutboxMessage] = []
     end, queued = state.terminal, state.queued
     if queued is not None and queued.parent is not None:
         output = None if isinstance(end, events.TaskFailed) else getattr(end, "output", None)
@@ -210,12 +212,12 @@ def _after_the_end(state: TaskState) -> list[Due]:
             error=end.error if isinstance(end, events.TaskFailed) else None,
         )
         subject = subjects.control("child_done", state.tenant)
-        dues.append(Due(subject, done, control.child_done_message_id(state.task)))
+        dues.append(OutboxMessage(subject, done, control.child_done_message_id(state.task)))
     for call, started in state.children.items():
         if call not in state.call_results:
             cancel = control.CancelCommand(
                 task=started.child, tenant=state.tenant, by=BY_MESH, reason="the task that it belongs to is over"
             )
             subject = subjects.control("cancel", state.tenant)
-            dues.append(Due(subject, cancel, control.cancel_message_id(started.child)))
+            dues.append(OutboxMessage(subject, cancel, control.cancel_message_id(started.child)))
     return dues

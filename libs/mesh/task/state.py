@@ -12,7 +12,7 @@ from contracts.journal.events import TerminalEvent
 from contracts.records.status import Status
 from contracts.tasks import TaskRequest
 
-StepGen = tuple[str, int]
+StepKey = tuple[str, int]
 CallResult = (
     events.ToolCompleted | events.ToolFailed | events.ApprovalResolved | events.InputReceived | events.SubtaskCompleted
 )
@@ -77,25 +77,25 @@ class TaskState:
     request: TaskRequest | None = None
     """What is asked for, with the edits of replays."""
     turns: dict[int, TurnState] = field(default_factory=dict)
-    claims: dict[StepGen, events.StepClaimed] = field(default_factory=dict)
+    claims: dict[StepKey, events.StepClaimed] = field(default_factory=dict)
     """The last claim of each (step, gen)."""
-    claim_counts: dict[StepGen, int] = field(default_factory=dict)
+    claim_counts: dict[StepKey, int] = field(default_factory=dict)
     """How often each (step, gen) was claimed."""
-    bindings: dict[StepGen, int] = field(default_factory=dict)
+    bindings: dict[StepKey, int] = field(default_factory=dict)
     """Stream sequence of the work message that each (step, gen) is bound to by its first claim."""
     gens: dict[str, int] = field(default_factory=dict)
     """Number of replays of each step; absent is 0."""
-    tries: dict[StepGen, int] = field(default_factory=dict)
+    tries: dict[StepKey, int] = field(default_factory=dict)
     """Failed tries of each (step, gen)."""
-    failures: dict[StepGen, list[ErrorInfo]] = field(default_factory=dict)
+    failures: dict[StepKey, list[ErrorInfo]] = field(default_factory=dict)
     """What the failed tries of each (step, gen) came to, the last `FAILURES_MAX` of them."""
-    timer_tries: dict[StepGen, int] = field(default_factory=dict)
+    timer_tries: dict[StepKey, int] = field(default_factory=dict)
     """How many tries of each (step, gen) had failed when a timer last took its message's place."""
-    retry_at: dict[StepGen, datetime] = field(default_factory=dict)
+    retry_at: dict[StepKey, datetime] = field(default_factory=dict)
     """When a timer brings the next try of each (step, gen) whose message is gone."""
-    dead_letters: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
+    dead_letters: dict[StepKey, events.TaskDeadLettered] = field(default_factory=dict)
     """Steps that gave up and were not replayed since."""
-    repaired: dict[StepGen, events.TaskDeadLettered] = field(default_factory=dict)
+    repaired: dict[StepKey, events.TaskDeadLettered] = field(default_factory=dict)
     """Steps that gave up and were replayed: their records may still have to be written."""
     call_results: dict[str, CallResult] = field(default_factory=dict)
     approvals: dict[str, events.ApprovalRequested] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from contracts.records.providers import OpenReason
 from mesh.clock import lease_clock
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.providers.breaker_rules import (
-    Sighting,
+    ObservedRecord,
     Verdict,
     Window,
     holds_probe,
@@ -47,7 +47,7 @@ class Breaker:
         self.settings = settings
         self.failures = Window(settings.window_seconds)
         self.latencies = Window(settings.window_seconds)
-        self.sighting = Sighting(None, 0, 0.0)
+        self.sighting = ObservedRecord(None, 0, 0.0)
         self.opening: Verdict | None = None
         self.probe: Probe | None = None
         self.looked_at = 0.0
@@ -65,7 +65,7 @@ class Breaker:
         """Whether a stream may begin now: all may, or the probe is here and free."""
         return self.is_closed or (self.probe is not None and self.probe.is_free)
 
-    def see(self, sighting: Sighting, worker: str) -> bool:
+    def see(self, sighting: ObservedRecord, worker: str) -> bool:
         """Take note of the record. True if it has changed."""
         if sighting is self.sighting:
             return False

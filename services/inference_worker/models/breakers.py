@@ -16,6 +16,7 @@ from inference_worker.models.breaker import Breaker, Probe
 from inference_worker.models.candidates import Source
 from inference_worker.models.guarded_source import GuardedSource
 from mesh.background import first_of
+from mesh.broker.gates import UNLIMITED, Permit
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
@@ -25,14 +26,13 @@ from mesh.providers.breaker_rules import (
     FIRST_REFUSAL_SECONDS,
     PROBE_LEASE_SECONDS,
     UNUSED_SECONDS,
+    after_probe,
     holds_probe,
     opened,
     probing,
     renewed,
     returned,
-    settled,
 )
-from mesh.steps.gates import UNLIMITED, Entry
 from mesh.telemetry import metrics
 
 log = structlog.get_logger("inference_worker.models.breakers")
@@ -131,7 +131,7 @@ class Breakers:
             return opened(record, breaker.provider, breaker.opening, breaker.settings, now())
         if breaker.probe is not None:
             if breaker.probe.answered:
-                return settled(record, self._worker, breaker.probe.failed, breaker.settings, now())
+                return after_probe(record, self._worker, breaker.probe.failed, breaker.settings, now())
             if breaker.probe.is_free and not breaker.probe.reserved and at - breaker.probe.claimed_at >= UNUSED_SECONDS:
                 return returned(record, self._worker, now())
             due = breaker.sighting.age_seconds(at) >= PROBE_LEASE_SECONDS / 3
@@ -182,16 +182,16 @@ class PoolGate:
             return UNLIMITED
         return sum(self._breakers.free_probe(provider) is not None for provider in self.providers)
 
-    def enter(self) -> Entry | None:
+    def acquire(self) -> Permit | None:
         """Leave to run a step; while only a probe is left, it is kept for this step."""
         if self.is_wide_open:
-            return PoolEntry(self, None)
+            return PoolPermit(self, None)
         for provider in self.providers:
             probe = self._breakers.free_probe(provider)
             if probe is not None:
                 probe.reserved = True
                 self._breakers.changed()
-                return PoolEntry(self, probe)
+                return PoolPermit(self, probe)
         return None
 
     def on_shut(self, callback: Callable[[], None]) -> None:
@@ -213,7 +213,7 @@ class PoolGate:
                 callback()
 
 
-class PoolEntry:
+class PoolPermit:
     """Leave to run a step of a pool, with the probe that is kept for it."""
 
     def __init__(self, gate: PoolGate, probe: Probe | None) -> None:
@@ -221,11 +221,11 @@ class PoolEntry:
         self._probe = probe
 
     @property
-    def holds(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether a provider is there for this step."""
         return self._gate.is_wide_open or (self._probe is not None and not self._probe.answered)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give an unused probe back."""
         if self._probe is not None:
             self._gate.give_back(self._probe)

@@ -10,14 +10,14 @@ import msgspec
 
 from contracts.journal.parts import FinishReason, Usage
 from contracts.records.tools import ToolDeclaration
-from mesh.task.conversation import Entry
+from mesh.task.conversation import ConversationItem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnInput:
     """One turn to be generated."""
 
-    messages: Sequence[Entry]
+    messages: Sequence[ConversationItem]
     """The conversation, instructions first."""
     model: str
     tools: tuple[ToolDeclaration, ...] = ()

@@ -17,7 +17,7 @@ from contracts.tasks import OUTPUT_BYTES_MAX, output_bytes
 from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
 from inference_worker.turn.coalescing import DeltaKind, DeltaWriter
 from mesh.clock import now
-from mesh.steps.work import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep
 from mesh.task.failures import StepFailed
 from mesh.task.state import TaskState
 

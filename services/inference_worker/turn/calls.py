@@ -17,7 +17,7 @@ from contracts.journal.parts import ToolCall
 from contracts.records.tools import ASK_USER, CALLS_PER_TURN_MAX, ToolDeclaration, needs_approval
 from contracts.tasks import ApprovalMode, TaskRequest
 from inference_worker.models.chunks import RequestedCall
-from mesh.task.conversation import Entry
+from mesh.task.conversation import ConversationItem
 from mesh.task.state import TaskState
 
 NO_TOOL = "invalid"
@@ -41,10 +41,10 @@ class Offers(Protocol):
         ...
 
 
-class Before(Protocol):
+class ConversationSource(Protocol):
     """Where the conversation is found that a task goes on with."""
 
-    async def before(self, state: TaskState) -> list[Entry]:
+    async def before(self, state: TaskState) -> list[ConversationItem]:
         """The conversation of the task that this one continues; empty if it continues none."""
         ...
 

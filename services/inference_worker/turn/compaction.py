@@ -11,14 +11,14 @@ from dataclasses import replace
 
 from contracts.tasks import Message
 from inference_worker.turn.history import newest, text_bytes
-from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
 COMPACTIONS_MAX = 6
 """How often a task's conversation is halved: to a sixty-fourth of what was too long."""
 CUT = " [cut]"
 
 
-def compacted(entries: list[Entry], bytes_max: int | None) -> list[Entry]:
+def compacted(entries: list[ConversationItem], bytes_max: int | None) -> list[ConversationItem]:
     """What is left of a conversation, instructions first; all of it without a bound, or if it fits."""
     if bytes_max is None or text_bytes(entries) <= bytes_max:
         return entries
@@ -28,7 +28,7 @@ def compacted(entries: list[Entry], bytes_max: int | None) -> list[Entry]:
     return [*instructions, *(newest(rest, left) or _from_last_question(rest, left))]
 
 
-def _from_last_question(entries: list[Entry], bytes_max: int) -> list[Entry]:
+def _from_last_question(entries: list[ConversationItem], bytes_max: int) -> list[ConversationItem]:
     asked = max((at for at, entry in enumerate(entries) if _is_of(entry, "user")), default=-1)
     question, said = entries[max(asked, 0) : asked + 1], entries[asked + 1 :]
     left = max(0, bytes_max - text_bytes(question))
@@ -39,7 +39,7 @@ def _from_last_question(entries: list[Entry], bytes_max: int) -> list[Entry]:
     return [*question, *_cut(said[turns[-1] :], left)] if turns else question
 
 
-def _cut(turn: list[Entry], bytes_max: int) -> list[Entry]:
+def _cut(turn: list[ConversationItem], bytes_max: int) -> list[ConversationItem]:
     """A turn, and its answers, each cut to an equal share of what is left. The turn itself stays whole."""
     answers = [entry for entry in turn if isinstance(entry, ToolAnswer)]
     share = max(0, bytes_max - text_bytes(turn[:1])) // max(1, len(answers))
@@ -54,5 +54,5 @@ def _cut_answer(answer: ToolAnswer, bytes_max: int) -> ToolAnswer:
     return replace(answer, content=kept + CUT)
 
 
-def _is_of(entry: Entry, role: str) -> bool:
+def _is_of(entry: ConversationItem, role: str) -> bool:
     return isinstance(entry, Message) and entry.role == role

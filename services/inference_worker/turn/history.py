@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contracts.tasks import Message
 from mesh.broker.requests import Requests
 from mesh.journal.journal import Journal
-from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer, whole_conversation
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer, whole_conversation
 from mesh.task.state import TaskState
 
 HISTORY_BYTES_MAX = 256 * 1024
@@ -27,11 +27,11 @@ class History:
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._kept: OrderedDict[tuple[str, str], tuple[list[Entry], str | None]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], tuple[list[ConversationItem], str | None]] = OrderedDict()
 
-    async def before(self, state: TaskState) -> list[Entry]:
+    async def before(self, state: TaskState) -> list[ConversationItem]:
         """What the task that this one continues has said and heard; empty without one. Raises `BrokerUnavailable`."""
-        entries: list[Entry] = []
+        entries: list[ConversationItem] = []
         task = state.queued.request.continues if state.queued else None
         for _ in range(CHAIN_MAX):
             if task is None or text_bytes(entries) > HISTORY_BYTES_MAX:
@@ -40,7 +40,7 @@ class History:
             entries = earlier + entries
         return newest(entries)
 
-    async def _of(self, tenant: str, task: str) -> tuple[list[Entry], str | None]:
+    async def _of(self, tenant: str, task: str) -> tuple[list[ConversationItem], str | None]:
         key = (tenant, task)
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -57,7 +57,7 @@ class History:
         return found
 
 
-def newest(entries: list[Entry], bytes_max: int = HISTORY_BYTES_MAX) -> list[Entry]:
+def newest(entries: list[ConversationItem], bytes_max: int = HISTORY_BYTES_MAX) -> list[ConversationItem]:
     """The newest entries that fit, from a message of the user on: an answer without its question confuses a model."""
     left = bytes_max
     begin = len(entries)
@@ -71,7 +71,7 @@ def newest(entries: list[Entry], bytes_max: int = HISTORY_BYTES_MAX) -> list[Ent
     return entries[begin:]
 
 
-def text_bytes(entries: Sequence[Entry]) -> int:
+def text_bytes(entries: Sequence[ConversationItem]) -> int:
     """About how much text it is, in bytes of UTF-8."""
     total = 0
     for entry in entries:
@@ -83,5 +83,5 @@ def text_bytes(entries: Sequence[Entry]) -> int:
     return total
 
 
-def _is_system(entry: Entry) -> bool:
+def _is_system(entry: ConversationItem) -> bool:
     return isinstance(entry, Message) and entry.role == "system"

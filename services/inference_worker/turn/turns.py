@@ -27,14 +27,14 @@ from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
 from inference_worker.models.chunks import TurnInput
 from inference_worker.turn.attempts import Attempt, Ending, is_redirected
-from inference_worker.turn.calls import Before, OfferedTool, Offers, decided_calls
+from inference_worker.turn.calls import ConversationSource, OfferedTool, Offers, decided_calls
 from inference_worker.turn.compaction import COMPACTIONS_MAX, compacted
 from inference_worker.turn.history import text_bytes
 from inference_worker.turn.observing import observed_call
 from inference_worker.turn.racing import Asked, Race
 from mesh.configuration.mesh_toml import PoolConfiguration
-from mesh.steps.work import ClaimedStep
-from mesh.task.conversation import Entry, continued, conversation
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.task.conversation import ConversationItem, continued, conversation
 from mesh.task.failures import StepFailed
 from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max
 from mesh.task.outbox import unasked
@@ -43,7 +43,7 @@ from mesh.telemetry import metrics
 
 log = structlog.get_logger("inference_worker.turn.turns")
 
-CALLED_OFF = ErrorInfo("called-off", "the user has said something else")
+SUPERSEDED = ErrorInfo("called-off", "the user has said something else")
 WAITING_SECONDS = 24 * 3600.0
 
 SwitchReason = Literal["context", "latency", "unavailable"]
@@ -72,7 +72,7 @@ class TurnHandler:
         self,
         candidates: Candidates,
         toolbox: Offers,
-        history: Before,
+        history: ConversationSource,
         *,
         pool: PoolConfiguration | None = None,
         available: Available = _always,
@@ -150,7 +150,7 @@ class TurnHandler:
         def build(stamp: Stamp) -> JournalEvent:
             expires_at = stamp.time + timedelta(seconds=self._waiting_seconds)
             # A redirect calls off what would wait for a person, also what was not asked for yet.
-            error = CALLED_OFF if asked.error is None and is_redirected(step.state, turn) else asked.error
+            error = SUPERSEDED if asked.error is None and is_redirected(step.state, turn) else asked.error
             if error is not None:
                 return events.ToolFailed(
                     *stamp, turn=turn, call=asked.call, tool=asked.tool, error=error, outcome="failed"
@@ -279,7 +279,7 @@ class TurnHandler:
         )
         log.warning("context.compacted", bytes_before=before, bytes_kept=kept)
 
-    async def _conversation(self, state: TaskState, turn: int, candidate: Candidate) -> list[Entry]:
+    async def _conversation(self, state: TaskState, turn: int, candidate: Candidate) -> list[ConversationItem]:
         return continued(await self._history.before(state), conversation(state, turn, candidate.provider))
 
     async def _tools_of(self, request: TaskRequest) -> dict[str, OfferedTool]:

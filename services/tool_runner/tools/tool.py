@@ -12,7 +12,7 @@ from contracts.errors import TaskmeshError
 from contracts.generation.schemas import components
 from contracts.records.tools import TOOL_TIMEOUT_SECONDS, ToolDeclaration
 from contracts.tasks import ApprovalMode
-from mesh.steps.work import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep
 from mesh.tools.arguments import REASON_CHARACTERS_MAX, checker_of
 
 Arguments = TypeVar("Arguments")

@@ -15,7 +15,7 @@ from contracts.tasks import Message
 from inference_worker.dialects.call_names import CallIds
 from inference_worker.models.chunks import TurnInput
 from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
-from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
 THINKING_TYPES = frozenset({"thinking", "redacted_thinking"})
 
@@ -60,7 +60,7 @@ def resumed(body: dict[str, Any], said: list[Block], output_tokens: int) -> Requ
     return Request({**body, "messages": messages, "max_tokens": left}, cut)
 
 
-def rendered(entries: Sequence[Entry]) -> tuple[str, list[dict[str, Any]]]:
+def rendered(entries: Sequence[ConversationItem]) -> tuple[str, list[dict[str, Any]]]:
     """The instructions, and the messages: neighbours of one role are one message."""
     system: list[str] = []
     messages: list[dict[str, Any]] = []

@@ -22,7 +22,7 @@ from inference_worker.dialects.exchange import ModelServer
 from inference_worker.dialects.openai.stream import Answer
 from inference_worker.models.chunks import Chunk, TurnInput
 from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
-from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
 _OPENAI_HOST = "api.openai.com"
 
@@ -80,7 +80,7 @@ def request_body(configuration: OpenAIProviderConfiguration, turn: TurnInput) ->
     return body
 
 
-def rendered(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def rendered(entries: Sequence[ConversationItem]) -> list[dict[str, Any]]:
     """A conversation as chat completions have it. That an answer is an error is in its text; they have no field."""
     messages: list[dict[str, Any]] = []
     ids = CallIds()

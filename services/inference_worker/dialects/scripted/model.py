@@ -18,7 +18,7 @@ from inference_worker.dialects.scripted.script import (
     script_of_turn,
 )
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
-from mesh.task.conversation import AssistantTurn, Entry
+from mesh.task.conversation import AssistantTurn, ConversationItem
 from mesh.task.failures import StepFailed
 
 YIELD_TOKENS = 256
@@ -119,7 +119,7 @@ class Pace:
         return max(0.0, due_at - now)
 
 
-def _words(entries: Sequence[Entry]) -> int:
+def _words(entries: Sequence[ConversationItem]) -> int:
     texts = (entry.text if isinstance(entry, AssistantTurn) else entry.content for entry in entries)
     return sum(len(text.split()) for text in texts)
 

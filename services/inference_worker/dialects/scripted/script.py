@@ -27,7 +27,7 @@ from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.records.tools import ASK_USER, CALLS_PER_TURN_MAX
 from inference_worker.models.chunks import RequestedCall
-from mesh.task.conversation import AssistantTurn, Entry, ToolAnswer
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from mesh.task.failures import StepFailed
 
 SAY_TOKENS_MAX = 200_000
@@ -164,7 +164,7 @@ class Script:
                     position += len(token)
 
 
-def script_of_turn(entries: Sequence[Entry]) -> Script:
+def script_of_turn(entries: Sequence[ConversationItem]) -> Script:
     """What to do in the turn that a conversation has come to. Raises `StepFailed` (invalid-script).
 
     The newest message of the user with a script says it, or used to: each turn since then has done a part of it.
@@ -184,7 +184,7 @@ def is_script(text: str) -> bool:
     return any(line.startswith("!") for line in text.split("\n"))
 
 
-def plain_answer(entries: Sequence[Entry]) -> Script:
+def plain_answer(entries: Sequence[ConversationItem]) -> Script:
     """A short answer to whatever stands last: the same words for the same conversation."""
     answers: list[ToolAnswer] = []
     for entry in reversed(entries):
@@ -228,7 +228,7 @@ def _to_tools(answers: list[ToolAnswer]) -> str:
     return f"The tools said: {'; '.join(told)}"
 
 
-def _last_words(entries: Sequence[Entry]) -> str:
+def _last_words(entries: Sequence[ConversationItem]) -> str:
     last = entries[-1] if entries else None
     return last.text if isinstance(last, AssistantTurn) else last.content if last else ""
 

@@ -37,6 +37,7 @@ from meshctl.checks import (
     diagnose,
     exit_status,
 )
+from meshctl.errors import MeshGone
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.home import Home
 from meshctl.streams import connected
@@ -92,10 +93,14 @@ def _show(checks: list[Check]) -> None:
 async def gather(settings: Settings) -> Facts:
     """All facts about the mesh that these settings lead to."""
     home = Home(settings.home)
-    settings = embedded.at_broker(settings)
+    broker: BrokerInfo | str
+    try:
+        settings = embedded.at_broker(settings)
+        broker = await probe(settings.broker_url)
+    except MeshGone as error:
+        broker = str(error)
     ours = embedded.running_url(home) == settings.broker_url
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    broker = await probe(settings.broker_url)
     streams: StreamsSeen | str | None = None
     services: list[SeenService] | None = None
     if isinstance(broker, BrokerInfo):

@@ -20,9 +20,10 @@ from contracts.status import ENDED, STATUSES, TaskRecord
 from contracts.subjects import PRIORITIES
 from contracts.tasks import BODY_BYTES_MAX, ApprovalMode
 from mesh.settings import load_settings
-from meshctl import output
+from meshctl import embedded, output
 from meshctl.client import Client, Received
 from meshctl.errors import MeshctlError
+from meshctl.flags import environment_with
 from meshctl.rendering import MARK, StreamText, accepted_text, record_text
 from meshctl.screen import screen
 from meshctl.tables import tasks_table
@@ -107,22 +108,23 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("where")
     # No defaults: these may stand before or behind the command, and a default there would undo what was given here.
     nothing = argparse.SUPPRESS
-    options.add_argument("--url", default=nothing, help=f"the ingress [{INGRESS_URL_VARIABLE}, else from the settings]")
+    found = "that of the mesh on MESH_HOME"
+    options.add_argument("--url", default=nothing, help=f"the ingress [{INGRESS_URL_VARIABLE}, else {found}]")
     options.add_argument(
-        "--edge-url", metavar="URL", default=nothing, help=f"the edge [{EDGE_URL_VARIABLE}, else from the settings]"
+        "--edge-url", metavar="URL", default=nothing, help=f"the edge [{EDGE_URL_VARIABLE}, else {found}]"
     )
     options.add_argument("--tenant", default=nothing, help="the tenant [default]")
 
 
 def client_of(arguments: argparse.Namespace) -> Client:
-    """A client of the mesh that the command line, the environment or the settings name."""
-    settings = load_settings()
-    tenant = getattr(arguments, "tenant", None)
-    return Client(
-        getattr(arguments, "url", None) or os.environ.get(INGRESS_URL_VARIABLE) or f"http://{settings.ingress_address}",
-        getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or settings.events_base_url,
-        subjects.check_tenant(tenant) if tenant is not None else None,
+    """A client of the mesh that the command line or the environment names, else of the one on MESH_HOME."""
+    urls = embedded.at_services(
+        load_settings(environment_with(arguments, os.environ)),
+        getattr(arguments, "url", None) or os.environ.get(INGRESS_URL_VARIABLE) or None,
+        getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or None,
     )
+    tenant = getattr(arguments, "tenant", None)
+    return Client(urls.ingress, urls.edge, subjects.check_tenant(tenant) if tenant is not None else None)
 
 
 def _run_submit(arguments: argparse.Namespace) -> int:

@@ -59,7 +59,7 @@ class Settings:
     worker_concurrency: int = 64
     """Steps at once in one worker or runner process."""
     config: Path | None = None
-    """The file that names pools and providers; unset is `mesh.toml`, if it is there."""
+    """The file that names pools and providers; unset is `mesh.toml`, if it is there. `meshctl example` prints one."""
     ack_wait_seconds: float = ACK_WAIT_SECONDS
     """Lease of a step. Heartbeats go out at a third of it."""
     max_tries: int = STEP_POLICY.tries_max

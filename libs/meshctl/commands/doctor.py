@@ -38,6 +38,7 @@ from meshctl.diagnosis.checks import (
 )
 from meshctl.display import output
 from meshctl.display.tables import checks_table
+from meshctl.errors import MeshGone
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import running
 from meshctl.supervision.broker_setup import connected
@@ -94,10 +95,14 @@ def _show(checks: list[Check]) -> None:
 async def gather(settings: Settings) -> Facts:
     """All facts about the mesh that these settings lead to."""
     home = Home(settings.home)
-    settings = running.at_broker(settings)
+    broker: BrokerInfo | str
+    try:
+        settings = running.at_broker(settings)
+        broker = await probe(settings.broker_url)
+    except MeshGone as error:
+        broker = str(error)
     ours = running.running_url(home) == settings.broker_url
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    broker = await probe(settings.broker_url)
     streams: StreamsSeen | str | None = None
     services: list[SeenService] | None = None
     if isinstance(broker, BrokerInfo):

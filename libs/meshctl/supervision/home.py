@@ -1,4 +1,4 @@
-"""MESH_HOME: the folder with the embedded broker's data, the logs, the pids, and the lock that keeps it to one mesh."""
+"""MESH_HOME: the folder of a mesh: its data, logs, pids and addresses, and the lock that keeps it to one mesh."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ LOCK_WAIT_SECONDS: Final = 5.0
 LOCK_POLL_SECONDS: Final = 0.05
 
 
+class Addresses(msgspec.Struct, frozen=True):
+    """Where a running mesh answers, as `addresses.json` says it."""
+
+    ingress_url: str
+    edge_url: str
+    nats_url: str | None = None
+    """None if the URL holds a password: no file does."""
+
+
 class Home:
     """The paths below MESH_HOME, absolute."""
 
@@ -30,6 +39,7 @@ class Home:
         self.path = path.absolute()
         self.logs = self.path / "logs"
         self.pids = self.path / "pids.json"
+        self.addresses = self.path / "addresses.json"
         self.lock = self.path / "lock"
         self.nats_config = self.path / "nats.conf"
         self.nats_ports = self.path / "ports"
@@ -75,15 +85,44 @@ class Home:
                     raise HomeBusy(f"a nats-server that an earlier meshctl started still runs on {self.path}") from None
             time.sleep(LOCK_POLL_SECONDS)
 
+    def is_locked(self) -> bool:
+        """Whether a mesh runs here. A mesh that was killed holds no lock, whoever has its pid by now."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def write_pids(self, pids: Mapping[str, list[int]]) -> None:
-        """Replace pids.json, at once: a reader sees the old or the new one."""
-        new = self.pids.with_suffix(".json.new")
-        new.write_bytes(msgspec.json.encode(pids) + b"\n")
-        new.replace(self.pids)
+        """Replace pids.json."""
+        _replace(self.pids, pids)
 
     def remove_pids(self) -> None:
         """Nothing runs any more."""
         self.pids.unlink(missing_ok=True)
+
+    def write_addresses(self, addresses: Addresses) -> None:
+        """Say where the mesh is, once it serves."""
+        _replace(self.addresses, addresses)
+
+    def read_addresses(self) -> Addresses | None:
+        """Where the mesh is that runs here, or that ran here and was killed. None if there is no such file."""
+        try:
+            return msgspec.json.decode(self.addresses.read_bytes(), type=Addresses)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise MeshctlError(f"can't read {self.addresses}: {error}") from None
+
+    def remove_addresses(self) -> None:
+        """Nobody answers any more."""
+        self.addresses.unlink(missing_ok=True)
 
     def log_path(self, name: str) -> Path:
         """Where a process writes its standard error."""
@@ -113,6 +152,13 @@ class Home:
                 return log.read().decode("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:]
         except FileNotFoundError:
             return []
+
+
+def _replace(path: Path, content: object) -> None:
+    """Write a file at once: a reader sees the old or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(msgspec.json.encode(content) + b"\n")
+    new.replace(path)
 
 
 def is_alive(pid: int) -> bool:

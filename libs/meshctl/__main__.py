@@ -12,8 +12,7 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl import example
-from meshctl.commands import dead_letters, demo, doctor, inputs, streams, tasks, triggers, up, workers
+from meshctl.commands import dead_letters, demo, doctor, example, inputs, streams, tasks, triggers, up, workers
 from meshctl.display import output
 from meshctl.errors import ApiError
 from meshctl.flags import add_setting_flags

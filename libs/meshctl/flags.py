@@ -1,4 +1,4 @@
-"""Flags made from `mesh.configuration.settings.Settings`: `--nats-port` is MESH_NATS_PORT, and says the same in its help."""
+"""Flags made from `Settings`: `--nats-port` is MESH_NATS_PORT, and says the same in its help."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from mesh.configuration.settings import load_settings
 from mesh.errors import SettingsError
 from meshctl.errors import MeshctlError, MeshGone
-from meshctl.supervision import running
+from meshctl.supervision import discovery
 from meshctl.supervision.home import Addresses, Home
 
 ELSEWHERE = Addresses("http://127.0.0.1:5080", "http://127.0.0.1:5081", "nats://127.0.0.1:5222")
@@ -34,11 +34,11 @@ def running(home: Home) -> Iterator[Home]:
 
 
 def services(home: Home, url: str | None = None, edge_url: str | None = None, **variables: str) -> tuple[str, str]:
-    return running.at_services(load_settings({"MESH_HOME": str(home.path), **variables}), url, edge_url)
+    return discovery.at_services(load_settings({"MESH_HOME": str(home.path), **variables}), url, edge_url)
 
 
 def broker(home: Home, **variables: str) -> str:
-    return running.at_broker(load_settings({"MESH_HOME": str(home.path), **variables})).broker_url
+    return discovery.at_broker(load_settings({"MESH_HOME": str(home.path), **variables})).broker_url
 
 
 def test_without_a_mesh_on_the_home_the_defaults_hold(home: Home) -> None:

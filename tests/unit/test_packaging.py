@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from contracts import VERSION
-from meshctl import example
 from meshctl.__main__ import main
+from meshctl.commands import example
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]

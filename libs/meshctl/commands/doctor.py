@@ -40,7 +40,7 @@ from meshctl.display import output
 from meshctl.display.tables import checks_table
 from meshctl.errors import MeshGone
 from meshctl.flags import add_setting_flags, environment_with
-from meshctl.supervision import running
+from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 from meshctl.supervision.embedded_broker import without_password
 from meshctl.supervision.home import Home
@@ -97,11 +97,11 @@ async def gather(settings: Settings) -> Facts:
     home = Home(settings.home)
     broker: BrokerInfo | str
     try:
-        settings = running.at_broker(settings)
+        settings = discovery.at_broker(settings)
         broker = await probe(settings.broker_url)
     except MeshGone as error:
         broker = str(error)
-    ours = running.running_url(home) == settings.broker_url
+    ours = discovery.running_url(home) == settings.broker_url
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     streams: StreamsSeen | str | None = None
     services: list[SeenService] | None = None
@@ -117,7 +117,7 @@ async def gather(settings: Settings) -> Facts:
         broker=broker,
         streams=streams,
         services=services,
-        sync_interval=running.sync_interval(home) if ours else None,
+        sync_interval=discovery.sync_interval(home) if ours else None,
         fsyncs_per_second=await asyncio.to_thread(_measure, home) if ours else None,
         open_files=soft,
         open_files_hard=hard,

@@ -15,7 +15,7 @@ from mesh.configuration.settings import Settings, load_settings
 from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
-from meshctl.supervision import running
+from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
 STATUS_DIFFERS: Final = 3
@@ -54,7 +54,7 @@ def _run_apply(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    settings = running.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
     # What the connection has to say is said by the error, in one line.
     traces.configure(replace(settings, log_level="error"), "meshctl")
     return settings

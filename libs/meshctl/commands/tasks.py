@@ -28,7 +28,7 @@ from meshctl.display.screen import screen
 from meshctl.display.tables import tasks_table
 from meshctl.errors import MeshctlError
 from meshctl.flags import environment_with
-from meshctl.supervision import running
+from meshctl.supervision import discovery
 
 INGRESS_URL_VARIABLE: Final = "MESH_INGRESS_URL"
 EDGE_URL_VARIABLE: Final = "MESH_EDGE_URL"
@@ -120,7 +120,7 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
 
 def client_of(arguments: argparse.Namespace) -> Client:
     """A client of the mesh that the command line or the environment names, else of the one on MESH_HOME."""
-    urls = running.at_services(
+    urls = discovery.at_services(
         load_settings(environment_with(arguments, os.environ)),
         getattr(arguments, "url", None) or os.environ.get(INGRESS_URL_VARIABLE) or None,
         getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or None,

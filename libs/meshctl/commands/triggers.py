@@ -28,7 +28,7 @@ from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.display.tables import cell, plain_table
 from meshctl.flags import add_setting_flags, environment_with
-from meshctl.supervision import running
+from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
 RULE_FILE_BYTES_MAX: Final = 1024 * 1024
@@ -233,7 +233,7 @@ async def _stored(requests: Requests, tenant: str, name: str) -> TriggerRule:
 
 
 def _at_broker(arguments: argparse.Namespace, act: Callable[[Requests], Awaitable[Result]]) -> Result:
-    settings = running.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
     # A rule that can't be read is said on standard error; what the connection has to say, by the error.
     traces.configure(replace(settings, log_level="error"), "meshctl")
 

@@ -27,7 +27,7 @@ from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.display.tables import lanes_table, providers_table, workers_table
 from meshctl.flags import add_setting_flags, environment_with
-from meshctl.supervision import running
+from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
 RECORDS_MAX: Final = 10_000
@@ -80,7 +80,7 @@ def _run(
     place: Callable[[Record], Any],
     table: Callable[[Sequence[Record], datetime], Table],
 ) -> int:
-    settings = running.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
     traces.configure(replace(settings, log_level="error"), "meshctl")
 
     async def read() -> list[Record]:

@@ -6,7 +6,7 @@ from mesh.background import background
 from mesh.broker.provisioning import declared
 from mesh.serving.service import Service, run
 from steward.advisories import Advisories
-from steward.control import ControlLoop
+from steward.control_loop import ControlLoop
 from steward.critic import Critic
 from steward.lane_statistics import LaneKeeper
 from steward.provisioning_check import check_provisioning

@@ -115,7 +115,7 @@ def _approve(state: TaskState, command: ApprovalCommand) -> Outcome:
 def _receive(state: TaskState, command: InputCommand) -> Outcome:
     if command.command in state.commands:
         answered = [call for call, result in state.call_results.items() if _is_of(result, command)]
-        return CarriedOut((*answered, *state.called_off))
+        return CarriedOut((*answered, *state.refused_calls))
     if state.terminal is not None:
         return CarriedOut(("1",), late=True)
     questions = [asked.call for asked in state.open_questions if asked.call is not None]

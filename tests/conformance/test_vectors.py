@@ -46,6 +46,7 @@ from contracts.messages.work import decode_work
 from contracts.records.status import links_of
 from contracts.tasks import TaskRequest, canonical, fingerprint
 from contracts.triggers import conditions, rules, templates
+from tests.support import names
 
 pytestmark = pytest.mark.conformance
 
@@ -295,9 +296,9 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "timer_fired": subjects.parse_timer_fired,
     "journal": subjects.parse_journal,
     "dead_letter": subjects.parse_dead_letter,
-    "task_key": subjects.parse_task_key,
+    "task_key": names.parse_task_key,
     "signal": subjects.parse_signal,
-    "trigger_key": subjects.parse_trigger_key,
+    "trigger_key": names.parse_trigger_key,
     "cron": subjects.parse_cron,
 }
 CHECKS: dict[str, Callable[[str], str]] = {
@@ -308,7 +309,7 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "priority": subjects.check_priority,
     "call": subjects.check_call,
     "signal": subjects.check_signal,
-    "signal filter": subjects.check_signal_filter,
+    "signal filter": names.check_signal_filter,
     "rule": subjects.check_rule,
     "control kind": lambda name: subjects.control(name, "acme"),
 }

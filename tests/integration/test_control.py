@@ -19,7 +19,7 @@ from mesh.broker.requests import PubAck
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
 from mesh.steps.claimed_step import ClaimedStep
-from steward.control import ControlLoop
+from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, status_is, working
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.tasks import append_text, begin_journal, claim_first_turn, publish_work, turn_work

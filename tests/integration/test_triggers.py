@@ -27,7 +27,7 @@ from mesh.broker.provisioning import apply, declared
 from mesh.configuration.settings import Settings
 from mesh.rules import trigger_bucket as bucket
 from mesh.rules.broker_schedules import read_schedules
-from steward.control import ControlLoop
+from steward.control_loop import ControlLoop
 from steward.schedule_check import Schedules
 from steward.trigger_firing import Triggers
 from tests.support.waiting import until

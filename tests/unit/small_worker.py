@@ -150,7 +150,7 @@ class SmallWorker(SmallWriter):
             try:
                 if isinstance(work, TurnWork):
                     yield from self._generate(view, work, claim, owned)
-                    yield from self._lead_on(view, work.turn, owned)
+                    yield from self._record_consequences(view, work.turn, owned)
                 else:
                     yield from self._carry_out(view, work, owned)
             except StepFailed as error:
@@ -239,7 +239,7 @@ class SmallWorker(SmallWriter):
             timings=Timings(),
         )
 
-    def _lead_on(self, view: View, turn: int, owned: MayAppend) -> Steps:
+    def _record_consequences(self, view: View, turn: int, owned: MayAppend) -> Steps:
         while True:
             completed = view.state.turn(turn).completed
             assert completed is not None

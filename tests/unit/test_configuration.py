@@ -81,7 +81,7 @@ def test_pools_and_providers_are_read() -> None:
         "default": PoolConfiguration(provider="scripted"),
         "gpu-0_a": PoolConfiguration(provider="local", model="Qwen/Qwen3-8B", max_output_tokens=100),
     }
-    assert configuration.provider_of("gpu-0_a") is configuration.providers["local"]
+    assert configuration.providers_of("gpu-0_a") == ("local",)
 
 
 def test_a_pools_next_models_and_limits_are_read() -> None:

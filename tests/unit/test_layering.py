@@ -29,7 +29,7 @@ CONTRACTS_MAY_IMPORT = frozenset(sys.stdlib_module_names) | {"msgspec"}
 
 # What each package inside of a library or service may import of its siblings: this is the order of the floors, and each
 # package's docstring says the same. Modules on top of a library ("mesh.errors") are below all of its packages; those on
-# top of a service ("steward.control") are above them.
+# top of a service ("steward.control_loop") are above them.
 _BELOW_THE_JOURNAL = ("mesh", "mesh.configuration", "mesh.task", "mesh.broker", "mesh.telemetry")
 PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh": (),

@@ -17,7 +17,7 @@ from contracts.records.status import OpenApproval, OpenQuestion, TaskRecord
 from contracts.tasks import TaskRequest
 from meshctl.__main__ import _line
 from meshctl.client import Received
-from meshctl.commands.inputs import only_approval
+from meshctl.commands.replies import only_approval
 from meshctl.display.output import printable
 from meshctl.display.rendering import StreamText, first_words, record_text
 from meshctl.display.screen import Screen

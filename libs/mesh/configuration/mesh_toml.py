@@ -175,10 +175,6 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """Absent: there is no critic."""
     source: str = DEFAULT_FILE
 
-    def provider_of(self, pool: str) -> ProviderConfiguration:
-        """The provider that a pool names."""
-        return self.providers[self.pools[pool].provider]
-
     def providers_of(self, pool: str) -> tuple[str, ...]:
         """The names of the providers that a pool may use, its first one first."""
         configured = self.pools[pool]

@@ -26,9 +26,9 @@ from mesh.errors import BrokerUnavailable
 log = structlog.get_logger("mesh.journal.projection")
 
 BUCKET = "tasks"
-SETTLE_SECONDS = 0.25
+QUIET_SECONDS = 0.25
 """How long a record must be the newest of its task before it is written in the background."""
-SETTLING_MAX = 8192
+PENDING_MAX = 8192
 """Records that wait for that; above it they are skipped, and the next event of the task makes up."""
 WRITING_MAX = 16
 _ROUNDS_MAX = 100
@@ -64,7 +64,7 @@ def _covers(value: bytes | None, record: TaskRecord) -> bool:
 
 
 @dataclass(slots=True)
-class _Settling:
+class _Pending:
     record: TaskRecord
     known_revision: int | None
     timer: asyncio.TimerHandle
@@ -78,24 +78,24 @@ class BackgroundProjection:
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
-        self._settling: dict[str, _Settling] = {}
+        self._pending: dict[str, _Pending] = {}
         self._ready: deque[str] = deque()
         self._writing: dict[str, asyncio.Task[None]] = {}
 
     def submit(self, record: TaskRecord, *, known_revision: int | None = None) -> None:
         """Project soon. A record of the same task that still waits is replaced."""
         key = subjects.task_key(record.tenant, record.id)
-        waiting = self._settling.get(key)
+        waiting = self._pending.get(key)
         if waiting is not None:
             waiting.record = record
-        elif len(self._settling) < SETTLING_MAX:
-            timer = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self._settled, key)
-            self._settling[key] = _Settling(record, known_revision, timer)
+        elif len(self._pending) < PENDING_MAX:
+            timer = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._is_quiet, key)
+            self._pending[key] = _Pending(record, known_revision, timer)
 
     async def superseded(self, tenant: str, task: str) -> None:
         """Drop what waits of this task, and wait for what is under way; call before an awaited projection."""
         key = subjects.task_key(tenant, task)
-        waiting = self._settling.pop(key, None)
+        waiting = self._pending.pop(key, None)
         if waiting is not None:
             waiting.timer.cancel()
         writing = self._writing.get(key)
@@ -104,26 +104,26 @@ class BackgroundProjection:
 
     async def close(self) -> None:
         """Write what waits, and wait for what is under way."""
-        for key, waiting in list(self._settling.items()):
+        for key, waiting in list(self._pending.items()):
             waiting.timer.cancel()
             if key not in self._ready:
-                self._settled(key)
+                self._is_quiet(key)
         while self._writing:
             await asyncio.gather(*self._writing.values(), return_exceptions=True)
 
-    def _settled(self, key: str) -> None:
+    def _is_quiet(self, key: str) -> None:
         self._ready.append(key)
         self._write_next()
 
     def _write_next(self) -> None:
         while self._ready and len(self._writing) < WRITING_MAX:
             key = self._ready.popleft()
-            waiting = self._settling.pop(key, None)
+            waiting = self._pending.pop(key, None)
             # It may have been superseded; what is under way for the same task makes up with the next event.
             if waiting is not None and key not in self._writing:
                 self._writing[key] = asyncio.create_task(self._write(key, waiting))
 
-    async def _write(self, key: str, waiting: _Settling) -> None:
+    async def _write(self, key: str, waiting: _Pending) -> None:
         try:
             await project(self._requests, waiting.record, known_revision=waiting.known_revision)
         except TaskmeshError as error:

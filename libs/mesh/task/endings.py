@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from contracts.journal import events
 from contracts.journal.events import Stamp
-from contracts.journal.parts import Timings, Usage
+from contracts.journal.parts import Timings
+from mesh.task.limits import usage_so_far
 from mesh.task.state import TaskState
-
-
-def usage_so_far(state: TaskState) -> Usage:
-    """What all completed turns have used."""
-    usages = [each.completed.usage for each in state.turns.values() if each.completed is not None]
-    return Usage(
-        input_tokens=sum(usage.input_tokens for usage in usages),
-        output_tokens=sum(usage.output_tokens for usage in usages),
-    )
 
 
 def ended_by_deadline(stamp: Stamp, state: TaskState) -> events.TaskCompleted | events.TaskExpired:

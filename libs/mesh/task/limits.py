@@ -19,7 +19,7 @@ def tokens_left(state: TaskState, after_turn: int | None = None) -> int | None:
     limit = state.request.max_output_tokens if state.request else None
     if limit is None:
         return None
-    return max(0, limit - sum(usage.output_tokens for usage in _usages(state, after_turn)))
+    return max(0, limit - usage_so_far(state, after_turn).output_tokens)
 
 
 def budget_left(state: TaskState, after_turn: int | None = None) -> int | None:
@@ -30,8 +30,8 @@ def budget_left(state: TaskState, after_turn: int | None = None) -> int | None:
     budget = state.queued.budget_tokens if state.queued else None
     if budget is None:
         return None
-    used = sum(usage.input_tokens + usage.output_tokens for usage in _usages(state, after_turn))
-    return max(0, budget - used)
+    used = usage_so_far(state, after_turn)
+    return max(0, budget - used.input_tokens - used.output_tokens)
 
 
 def output_tokens_max(state: TaskState) -> int | None:
@@ -39,9 +39,14 @@ def output_tokens_max(state: TaskState) -> int | None:
     return min((left for left in (tokens_left(state), budget_left(state)) if left is not None), default=None)
 
 
-def _usages(state: TaskState, after_turn: int | None) -> list[parts.Usage]:
+def usage_so_far(state: TaskState, after_turn: int | None = None) -> parts.Usage:
+    """What the completed turns have used, all of them or those up to a turn."""
     completed = [each.completed for each in state.turns.values() if each.completed]
-    return [each.usage for each in completed if after_turn is None or each.turn <= after_turn]
+    usages = [each.usage for each in completed if after_turn is None or each.turn <= after_turn]
+    return parts.Usage(
+        input_tokens=sum(usage.input_tokens for usage in usages),
+        output_tokens=sum(usage.output_tokens for usage in usages),
+    )
 
 
 def is_last_turn(state: TaskState, completed: events.TurnCompleted) -> bool:

@@ -171,7 +171,7 @@ class TaskState:
         return [asked for asked in completed.calls if asked.call not in self.call_results] if completed else []
 
     @property
-    def called_off(self) -> list[str]:
+    def refused_calls(self) -> list[str]:
         """Calls of the last completed turn that a person or the clock has refused: their joins may be due."""
         completed = self.last_completed
         refused = (events.ApprovalResolved, events.ToolFailed)

@@ -19,7 +19,7 @@ import structlog
 from contracts.errors import ErrorInfo
 from contracts.journal import events
 from contracts.journal.events import JournalEvent, Stamp
-from contracts.journal.parts import Timings, ToolCall, Usage
+from contracts.journal.parts import Timings, ToolCall
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER
 from contracts.tasks import TaskRequest
@@ -36,7 +36,7 @@ from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep
 from mesh.task.conversation import ConversationItem, continued, conversation
 from mesh.task.failures import StepFailed
-from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max
+from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max, usage_so_far
 from mesh.task.outbox import unasked
 from mesh.task.state import TaskState
 from mesh.telemetry import metrics
@@ -118,9 +118,9 @@ class TurnHandler:
     async def _perform(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
         if step.state.turn(work.turn).completed is None:
             await self._generate(step, work, queued)
-        await self._lead_on(step, work.turn)
+        await self._record_consequences(step, work.turn)
 
-    async def _lead_on(self, step: ClaimedStep, turn: int) -> None:
+    async def _record_consequences(self, step: ClaimedStep, turn: int) -> None:
         """Record what a completed turn leads to: refusals, questions and approvals of its calls, or the task's end."""
         while True:
             state = step.state
@@ -355,17 +355,13 @@ def task_completed(stamp: Stamp, state: TaskState, turn: int) -> events.TaskComp
     completed = state.turn(turn).completed
     if completed is None:
         raise ValueError("the turn is not completed")
-    usages = [each.completed.usage for each in state.turns.values() if each.completed is not None]
     incomplete = incomplete_after(state, completed)
     output = completed.text or (state.output_so_far or "" if incomplete else "")
     return events.TaskCompleted(
         *stamp,
         output=output,
         incomplete=incomplete,
-        usage=Usage(
-            input_tokens=sum(usage.input_tokens for usage in usages),
-            output_tokens=sum(usage.output_tokens for usage in usages),
-        ),
+        usage=usage_so_far(state),
         timings=_timings_of_all(stamp, state, completed.timings),
     )
 

@@ -27,7 +27,7 @@ from mesh.task.state import TaskState
 from mesh.telemetry import traces
 from steward.command_decisions import CarriedOut, ToAppend, Unknown, decide_command
 
-log = structlog.get_logger("steward.control")
+log = structlog.get_logger("steward.control_loop")
 
 
 class ControlLoop:

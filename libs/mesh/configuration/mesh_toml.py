@@ -1,6 +1,6 @@
 """The mesh's configuration file: pools, and the model providers that serve them.
 
-Tools are in `tool_configuration`, webhooks in `webhook_configuration`, the critic in `critic_configuration`.
+Its tables of tools, webhooks, breakers and the critic have modules of their own beside this one.
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names

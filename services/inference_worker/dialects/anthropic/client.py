@@ -1,7 +1,7 @@
 """Anthropic's Messages API, or a server that has the same, as a source of turns.
 
-How a turn is asked for is in `anthropic_messages`, what is answered is read in `anthropic_stream`, what errors mean is
-in `provider_errors`, and the connection is in `provider_http`.
+How a turn is asked for is in `messages`, what is answered is read in `stream`, what errors mean is
+in `dialects.errors`, and the connection is in `dialects.exchange`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Any OpenAI-compatible chat completions server as a source of turns.
 
-How a conversation is told to it is here; what it answers is read in `openai_stream`, what its errors mean is in
-`provider_errors`, and the connection is in `provider_http`.
+How a conversation is told to it is here; what it answers is read in `stream`, what its errors mean is in
+`dialects.errors`, and the connection is in `dialects.exchange`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 Subjects, streams, headers, identifiers, errors and the task request are modules on top. What is written to a journal is
 in `journal`, what waits in queues in `messages`, what lies in buckets in `records`, what goes over HTTP in `api`, rules
-in `triggers`, and what is rendered from all of it in `generation`. `spec/PROTOCOL.md` is normative and outranks this code.
+in `triggers`, and what is rendered from all of it in `generation`.
+
+`spec/PROTOCOL.md` is normative and outranks this code.
 """
 
 VERSION = "0.1.0"

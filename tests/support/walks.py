@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contracts.subjects import TASK_PATTERN
 from tests.support.pages import ROOT, Block, Command, Examples, Page, check_fragment, check_unrun, simple_commands
 from tests.support.terminal import Terminal
 
@@ -27,6 +28,8 @@ POLL_SECONDS = 0.05
 FREE_PORTS = ("--nats-port", "0", "--ingress-address", "127.0.0.1:0", "--edge-address", "127.0.0.1:0")
 READS = frozenset({"get", "list", "show", "workers", "lanes", "providers", "doctor"})
 """Commands of meshctl that change nothing."""
+READERS_FOLDER = "/home/you/taskmesh"
+"""Where a reader's checkout is, on pages."""
 _STYLES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?(?:\x1b\\|\x07)")
 _ADDRESS = r"^  {name} +(\S+)$"
 
@@ -36,7 +39,7 @@ class PageMesh:
     """A running `meshctl up`. `printed` is what it has shown on its terminal."""
 
     home: Path
-    variables: dict[str, str]
+    variables: dict[str, str] = field(repr=False)
     printed: str = ""
 
     def address(self, name: str) -> str:
@@ -50,6 +53,7 @@ class PageMesh:
         """What a reader's second terminal has, and where this mesh is."""
         return {
             **self.variables,
+            "MESH_HOME": str(self.home),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MESH_NATS_URL": self.address("broker"),
             "MESH_INGRESS_URL": self.address("ingress"),
@@ -58,8 +62,9 @@ class PageMesh:
         }
 
     def examples(self) -> Examples:
-        """With this mesh's addresses for the ones that pages name."""
+        """With this mesh's addresses, and its folder, for the ones that pages name."""
         real = {
+            READERS_FOLDER: str(self.home.parent),
             "localhost:8080": self.address("ingress").removeprefix("http://"),
             "localhost:8081": self.address("stream edge").removeprefix("http://"),
             "127.0.0.1:8080": self.address("ingress").removeprefix("http://"),
@@ -74,7 +79,8 @@ class PageMesh:
 def page_mesh(folder: Path, *arguments: str, **variables: str) -> Iterator[PageMesh]:
     """`meshctl up` on free ports and on a terminal, from this folder; stopped at the end."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
-    mesh = PageMesh(folder / "home", kept | {"MESH_HOME": str(folder / "home"), "MESH_CONFIG": os.devnull, **variables})
+    # Where it runs is not said: `.mesh` in its folder, as for a reader. Commands from elsewhere have to be told.
+    mesh = PageMesh(folder / ".mesh", {"MESH_CONFIG": os.devnull, **kept, **variables})
     ours, theirs = pty.openpty()
     with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(
@@ -133,7 +139,7 @@ class Walk:
     """Patterns of figures in transcripts that are others each time; a blank in them is any whitespace."""
     folder: Path = ROOT
     """Where the reader is."""
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables that the reader has set, besides those of the mesh."""
 
     def __post_init__(self) -> None:
@@ -192,7 +198,7 @@ class Walk:
             missed = self.examples.missed(expected, output, self.varies, is_whole=not interrupted)
             if missed is not None:
                 return missed
-        if submits(command.text) and (task := re.search(r"\b0[0-9a-hjkmnp-tv-z]{25}\b", output)):
+        if submits(command.text) and (task := re.search(rf"\b{TASK_PATTERN}\b", output)):
             self.examples.put("TASK", task[0])
         return None
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contracts.subjects import TASK_PATTERN
-from tests.support.pages import ROOT, Block, Command, Examples, Page, check_fragment, check_unrun, simple_commands
+from tests.support.pages import (
+    PROGRAMS,
+    ROOT,
+    Block,
+    Command,
+    Examples,
+    Page,
+    check_fragment,
+    check_unrun,
+    simple_commands,
+)
 from tests.support.terminal import Terminal
+from tests.support.toolchains import miss
 
 READY_SECONDS = 60
 STOP_SECONDS = 20
@@ -152,18 +164,24 @@ class Walk:
         for name, table in {"shows": self.shows, "statuses": self.statuses, "before": self.before}.items():
             strangers = [text for text in table if text not in commands]
             assert not strangers, f"{name} speaks of what {page.path} does not have: {strangers}"
+        for command in self.runs(page):
+            for program in PROGRAMS:
+                if re.search(rf"(?<![\w./-]){program} ", command.text) and shutil.which(program) is None:
+                    miss(f"{program} is not on the PATH: {page.path} is not tried")
         for block in page.blocks:
             check_block(block)
             for command in block.commands():
                 await self.step(command)
 
+    def runs(self, page: Page) -> list[Command]:
+        """The commands of a page that this walk runs."""
+        return [command for command in page.commands if command.needs is None and command.text not in self.elsewhere]
+
     async def step(self, command: Command) -> None:
         """One command: run, or, where it can't be, checked as far as possible."""
         if command.text in self.elsewhere:
             check_test_exists(self.elsewhere[command.text])
-            check_unrun(command)
-            return
-        if command.needs is not None:
+        if command.text in self.elsewhere or command.needs is not None:
             check_unrun(command)
             return
         if command.output is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh.breakers import BreakerSettings
-from mesh.configuration import (
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.mesh_toml import (
     NO_FILE,
     AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
@@ -20,9 +20,9 @@ from mesh.configuration import (
     load_configuration,
     parse_configuration,
 )
+from mesh.configuration.settings import load_settings
+from mesh.configuration.tool_tables import McpServerConfiguration, ToolConfiguration
 from mesh.errors import SettingsError
-from mesh.settings import load_settings
-from mesh.tool_configuration import McpServerConfiguration, ToolConfiguration
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = '[providers.local]\nkind = "openai"\nbase_url = "http://127.0.0.1:8000/v1"\n'

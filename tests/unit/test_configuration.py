@@ -393,9 +393,10 @@ def test_the_example_is_valid_with_everything_in_it_switched_on() -> None:
     assert set(configuration.webhooks) == {"ops"}
 
 
-def test_the_readmes_examples_are_valid() -> None:
-    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("docs/getting-started.md", 4)])
+def test_the_examples_of_the_pages_are_valid(page: str, count: int) -> None:
+    lines = [line.strip() for line in (ROOT / page).read_text().splitlines()]
     examples = [pair for pair in pairwise(lines) if pair[0].startswith("providers.mine = ")]
-    assert len(examples) == 4
+    assert len(examples) == count
     for example in examples:
         assert parse_configuration("\n".join(example).encode()).pools["default"].provider == "mine"

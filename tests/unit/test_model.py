@@ -130,7 +130,7 @@ def test_the_model_carries_out_a_timer_of_a_later_try_as_the_code_does(name: str
                     assert bodies_of(outcome.again) == published_by(plan), told(journal, str(actor.body))
                 else:
                     assert plan == (model.ASK_LEADER,), told(journal, str(actor.body))
-    assert compared.keys() == {"Settle", "Unknown"}
+    assert compared.keys() == {"CarriedOut", "Unknown"}
 
 
 def bodies_of(dues: Iterable[OutboxMessage]) -> list[Body]:

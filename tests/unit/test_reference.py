@@ -22,7 +22,6 @@ from mesh.configuration.webhook_tables import SECRETS_MAX
 from mesh.errors import SettingsError
 from mesh.telemetry.variables import STANDARD_VARIABLES
 from meshctl.reference.__main__ import MESH_TOML, REPOSITORY, SETTINGS, main, render
-from meshctl.reference.markdown import LINE_CHARACTERS_MAX, anchor
 from meshctl.reference.mesh_toml_page import TABLES, Table
 
 PAGES = (SETTINGS, MESH_TOML)
@@ -220,16 +219,10 @@ def test_numbers_in_descriptions_are_those_that_hold() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_markdown_that_shows_all_of_it(page: str) -> None:
-    text = text_of(page)
-    for line in re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).splitlines():
-        outside = re.sub(r"`[^`]*`", "", line)
-        assert "<" not in outside or line.startswith("<!--"), f"read as HTML: {line}"
-        assert line.startswith("|") or len(line) <= LINE_CHARACTERS_MAX, line
-    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors
-    for target in re.findall(r"\]\(([^#)]+)\)", text):
-        assert (REPOSITORY / page).parent.joinpath(target).exists(), target
+def test_nothing_of_a_page_is_read_as_html(page: str) -> None:
+    """`<name>` outside of code would not be shown."""
+    text = re.sub(r"^```.*?^```$|^<!-- .* -->$|`[^`\n]*`", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    assert "<" not in text
 
 
 def test_rendering_twice_gives_the_same() -> None:

@@ -14,8 +14,8 @@ _DROPPED_IN_ANCHORS = re.compile(r"[^a-z0-9 _-]")
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table with these columns."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    head, *lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in (titles, *rows)]
+    return "\n".join([head, "|---" * len(titles) + "|", *lines])
 
 
 def anchor(heading: str) -> str:
@@ -37,6 +37,11 @@ def alternatives(words: Iterable[str]) -> str:
     """The words as an English list: `a, b or c`."""
     *before, last = words
     return f"{', '.join(before)} or {last}" if before else last
+
+
+def block(language: str, text: str) -> str:
+    """A fenced block."""
+    return f"```{language}\n{text.strip()}\n```"
 
 
 def paragraphs(text: str) -> str:

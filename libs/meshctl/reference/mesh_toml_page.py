@@ -28,7 +28,7 @@ from mesh.configuration.tool_tables import (
     ToolConfiguration,
 )
 from mesh.configuration.webhook_tables import WEBHOOKS_MAX, WebhookConfiguration
-from meshctl.reference.markdown import GENERATED, alternatives, anchor, code, link, page, paragraphs, table
+from meshctl.reference.markdown import GENERATED, alternatives, anchor, block, code, link, page, paragraphs, table
 from meshctl.reference.values import LONG, REQUIRED, WORDS, default_text, value_text
 
 KIND: Final = "kind"
@@ -212,8 +212,8 @@ per_hour_max = 10
 
 _TITLES: Final = ("key", "value", "default", "meaning")
 _EXAMPLE: Final = """\
-    meshctl example > mesh.toml      # every key, commented out
-    meshctl up"""
+meshctl example > mesh.toml     # every key, commented out
+"""
 _INTRODUCTION: Final = """\
 `meshctl up` and the services read `mesh.toml` in their working folder, or the file that [`MESH_CONFIG`](settings.md)
 names. Each process reads it once, at its start. A wrong key stops the start with one line that names it. Without a file
@@ -226,7 +226,7 @@ In the titles `<name>` and `<server>` are yours to choose. [Words](#words) below
 
 def render() -> str:
     """The page."""
-    blocks = [GENERATED, "# mesh.toml", _EXAMPLE, paragraphs(_INTRODUCTION)]
+    blocks = [GENERATED, "# mesh.toml", block("sh", _EXAMPLE), paragraphs(_INTRODUCTION)]
     blocks.append("\n".join(f"- {link(each.title)}" for each in TABLES))
     for each in TABLES:
         blocks += _section(each)
@@ -247,8 +247,8 @@ def _section(each: Table) -> Iterator[str]:
     for field in _shown_fields(each):
         if default_text(field) == LONG:
             yield f"The default of {code(field.encode_name)}:"
-            yield _block("text", str(field.default))
-    yield _block("toml", each.example)
+            yield block("text", paragraphs(str(field.default)))
+    yield block("toml", each.example)
 
 
 def _rows(each: Table) -> Iterator[tuple[str, ...]]:
@@ -285,7 +285,3 @@ def _linked(text: str, kind: msgspec.inspect.Type) -> str:
 
 def _table_of(kind: type) -> Table:
     return next(each for each in TABLES if each.kind is kind)
-
-
-def _block(language: str, text: str) -> str:
-    return f"```{language}\n{text.strip()}\n```"

@@ -8,7 +8,7 @@ from typing import Final
 from mesh.configuration.settings import BOUNDS, CHOICES, variable_fields
 from mesh.telemetry.variables import STANDARD_VARIABLES
 from meshctl.flags import setting_flags
-from meshctl.reference.markdown import GENERATED, alternatives, code, page, paragraphs, table
+from meshctl.reference.markdown import GENERATED, alternatives, block, code, page, paragraphs, table
 from meshctl.reference.values import number_text
 from meshctl.variables import OWN_VARIABLES
 
@@ -23,11 +23,14 @@ _VALUES: Final = {
 }
 
 _EXAMPLE: Final = """\
-    MESH_WORKERS=2 MESH_LOG_FORMAT=json meshctl up
-    meshctl up --workers 2 --log-format json"""
+$ MESH_WORKERS=1000 meshctl up
+meshctl: MESH_WORKERS=1000: must be between 0 and 256
+$ meshctl up --workers 1000
+meshctl: MESH_WORKERS=1000: must be between 0 and 256
+"""
 _INTRODUCTION: Final = """\
-Both lines do the same. A flag outranks its variable. Each process reads its settings once, at its start. A wrong one
-stops the start with one line that names it.
+Variable and flag are the same setting. The flag outranks the variable. Each process reads its settings once, at its
+start. A wrong one stops the start with one line that names it.
 
 Models, pools, tools and webhooks are in a file: [mesh.toml](mesh-toml.md)."""
 _SETTINGS: Final = "`meshctl up` takes all of them as flags. The other commands take those that they use."
@@ -42,7 +45,7 @@ def render() -> str:
     return page(
         GENERATED,
         "# Settings",
-        _EXAMPLE,
+        block("console", _EXAMPLE),
         paragraphs(_INTRODUCTION),
         "## Variables of the mesh",
         _SETTINGS,

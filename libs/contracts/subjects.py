@@ -14,6 +14,8 @@ from typing import NamedTuple
 from contracts.errors import InvalidName
 
 TENANT_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
+TENANT_DEFAULT = "default"
+"""Whose tasks are those of a client that names no tenant."""
 TASK_PATTERN = r"[0-9a-hjkmnp-tv-z]{26}"
 LANE_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,47}"
 CALL_PATTERN = r"[1-9][0-9]{0,5}-(0|[1-9][0-9]{0,5})"

@@ -32,7 +32,6 @@ log = structlog.get_logger("mesh.http")
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
-TENANT_DEFAULT = "default"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 5
@@ -118,7 +117,7 @@ def tenant_of_request(request: AnyRequest, otherwise: str | None = None) -> str:
         # Whoever checked the request on its way may have looked at the other one.
         raise InvalidName(f"{HTTP_TENANT} is there {len(named)} times")
     value = named[0] if named else otherwise
-    return subjects.check_tenant(value) if value is not None else TENANT_DEFAULT
+    return subjects.check_tenant(value) if value is not None else subjects.TENANT_DEFAULT
 
 
 async def read_json_body(request: AnyRequest, bytes_max: int, absent: bytes | None = None) -> bytes:

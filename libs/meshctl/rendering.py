@@ -11,7 +11,7 @@ from contracts import events
 from contracts.codec import decode
 from contracts.events import StreamGap, UnknownEvent, decode_event
 from contracts.status import OpenApproval, OpenQuestion, TaskAccepted, TaskRecord
-from mesh.http import TENANT_DEFAULT
+from contracts.subjects import TENANT_DEFAULT
 from meshctl.client import Received
 from meshctl.output import printable
 from meshctl.screen import DIM, PLAIN

@@ -21,4 +21,4 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageMesh]:
 
 
 async def test_every_command_does_what_the_page_says(mesh: PageMesh) -> None:
-    await Walk(mesh).through(WALKS[0])
+    await Walk(mesh, shows={". .venv/bin/activate": []}).through(WALKS[0])

@@ -9,8 +9,9 @@ The convention, for README.md and all of docs/:
   neither run nor read;
 - ``<!-- needs: an OpenAI key -->`` right before a block: its commands can't be run by a test.
 
-In a transcript whitespace does not count, ``…`` stands for anything, and so do figures of time. An id of a task, and
-the number in ``id: 8``, are examples: what stands there in the real output takes their place in all that follows.
+In a transcript whitespace does not count, but for blank lines. ``…`` on a line of its own stands for anything, within a
+line for anything up to the next blank line, and a figure of time for any other. An id of a task, and the number in
+``id: 8``, are examples: what stands there in the real output takes their place in all that follows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +37,11 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 LANGUAGES: Final = frozenset({"sh", "console", "toml", "json", "text"})
 PROGRAMS: Final = frozenset({"curl", "docker", "git", "nats", "npx", "ollama", "openssl", "pip", "python", "vllm"})
 """Programs of others that a page may call in a command that no test runs."""
-VARIES: Final = (r"\d+(?:\.\d+)? m?s(?![a-z])", r"[a-z_]+-\d+@[\w.-]+", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
+VARIES: Final = (
+    r"\d+(?:\.\d+)? m?s\b",
+    r"[a-z_]+-\d+@[\w.-]+",
+    r"\d{4}-\d\d-\d\d(?:T| )\d\d:\d\d:\d\d(?:\.\d+)?Z",
+)
 """Figures that are others each time: how long it took, which process of which host, when."""
 
 _FENCE = re.compile(r"^ {0,3}```(\w*)\s*$")
@@ -44,10 +50,14 @@ _HEADING = re.compile(r"^(#+) (.+?)\s*$")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _INLINE_CODE = re.compile(r"`[^`]*`")
 _COMMENT = re.compile(r"\s{2,}#.*$")
-_TASK = r"\b0[0-9a-hjkmnp-tv-z]{25}\b"
-_SHORT_TASK = r"\b0[0-9a-hjkmnp-tv-z]+…"
+_ULID = "[0-7][0-9a-hjkmnp-tv-z]{25}"
+_TASK = rf"\b{_ULID}\b"
+_SHORT_TASK = r"\b[0-7][0-9a-hjkmnp-tv-z]{3,}…"
 _SHORT_TIME = r"\b\d{4}-…"
 _SEQUENCE = r"^id: \d+$"
+_GAP = r"^[ \t]*…[ \t]*$"
+_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+_BLANK_LINE = "\0"
 _CURSOR = re.compile(r"(Last-Event-ID: |--after )(\d+)")
 _MESH_TOML = frozenset({"providers", "pools", "tools", "mcp", "webhooks", "critic"})
 
@@ -217,33 +227,57 @@ class Examples:
         """From now on this stands for that. A placeholder in capitals is a word of its own."""
         self._real[example] = real
 
-    def filled(self, text: str) -> str:
-        """Text of a page with the real things in it."""
-        for example, real in {**self._real, **self._tasks}.items():
-            if example.isupper():
-                text = re.sub(rf"(?<![A-Za-z0-9_-]){example}(?![A-Za-z0-9_-])", lambda _, real=real: real, text)  # type: ignore[misc]
-            else:
-                text = text.replace(example, real)
+    def filled(self, command: str) -> str:
+        """A command with the real things in it."""
+        text = self._in_output(command)
+        for example, real in self._tasks.items():
+            text = text.replace(example, real)
+        for placeholder, real in self._real.items():
+            if placeholder.isupper():
+                text = re.sub(rf"(?<![\w-]){placeholder}(?![\w-])", real.replace("\\", r"\\"), text)
         return _CURSOR.sub(lambda cursor: cursor[1] + self._sequences.get(cursor[2], cursor[2]), text)
+
+    def _in_output(self, text: str) -> str:
+        """What is printed has no placeholders: there `TASK` is the head of a table."""
+        for example, real in self._real.items():
+            if not example.isupper():
+                text = text.replace(example, real)
+        return text
 
     def missed(self, expected: str, output: str, varies: tuple[str, ...] = (), *, is_whole: bool = True) -> str | None:
         """Why an output is not as a transcript says; None if it is, and then its examples are known."""
-        patterns = {"any": "…", "task": _TASK, "short": _SHORT_TASK, "time": _SHORT_TIME, "sequence": _SEQUENCE}
+        patterns = {
+            "gap": _GAP,
+            "any": "…",
+            "task": _TASK,
+            "short": _SHORT_TASK,
+            "time": _SHORT_TIME,
+            "sequence": _SEQUENCE,
+        }
         figures = [*VARIES, *varies]
         patterns |= {f"figure{number}": pattern for number, pattern in enumerate(figures)}
         # A short id is longer than the dots at its end: the order decides.
-        order = ["task", "short", "time", "sequence", *(f"figure{number}" for number in range(len(figures))), "any"]
+        order = [
+            "gap",
+            "task",
+            "short",
+            "time",
+            "sequence",
+            *(f"figure{number}" for number in range(len(figures))),
+            "any",
+        ]
         scanner = re.compile("|".join(f"(?P<{name}>{patterns[name]})" for name in order), re.MULTILINE)
         examples: dict[str, str] = {}
         parts: list[tuple[str, int]] = []
         at = 0
+        expected = expected.strip()
         for found in scanner.finditer(expected):
-            parts.append((_literal(self.filled(expected[at : found.start()])), at))
+            parts += self._literals(expected, at, found.start())
             parts.append((self._pattern(found, figures, examples), found.start()))
             at = found.end()
-        parts.append((_literal(self.filled(expected[at:])), at))
+        parts += self._literals(expected, at, len(expected))
         parts.append((r"\Z" if is_whole else "", len(expected)))
-        printed = re.sub(r"\s+", "", output)
+        printed = _dense(output.strip())
         matched = _match([regex for regex, _ in parts], printed)
         if matched is None:
             # The first part with which it no longer matches is where to look.
@@ -256,14 +290,22 @@ class Examples:
             known[example] = matched[group]
         return None
 
+    def _literals(self, expected: str, start: int, end: int) -> list[tuple[str, int]]:
+        """The lines of a piece without examples, each with where it is."""
+        lines = re.split(r"(?<=\n)(?=\S)", expected[start:end])
+        starts = accumulate((len(line) for line in lines[:-1]), initial=start)
+        return [(re.escape(_dense(self._in_output(line))), at) for line, at in zip(lines, starts, strict=True)]
+
     def _pattern(self, found: re.Match[str], figures: list[str], examples: dict[str, str]) -> str:
         """What the output has to have where the page has an example; `examples` has the group of each new one."""
         text = found[0]
         match found.lastgroup:
-            case "any":
+            case "gap":
                 return ".*?"
+            case "any":
+                return rf"[^{_BLANK_LINE}]*?"
             case "short":
-                return r"0[0-9a-hjkmnp-tv-z]{25}"
+                return _ULID
             case "time":
                 return r"\d{4}-[\dT:.Z-]*?"
             case "task" | "sequence" as kind:
@@ -277,18 +319,19 @@ class Examples:
                     return f"{prefix}(?P={group})"
                 group = f"example{len(examples)}"
                 examples[group] = example
-                return f"{prefix}(?P<{group}>{'0[0-9a-hjkmnp-tv-z]{25}' if kind == 'task' else '[0-9]+?'})"
+                return f"{prefix}(?P<{group}>{_ULID if kind == 'task' else '[0-9]+'})"
             case figure:
                 assert figure is not None
-                return figures[int(figure.removeprefix("figure"))].replace(" ", "")
+                # Nothing is left of the white space around it.
+                return re.sub(r" |\\b", "", figures[int(figure.removeprefix("figure"))])
 
 
 def _match(parts: list[str], printed: str) -> re.Match[str] | None:
     return re.compile("".join(parts), re.DOTALL).match(printed)
 
 
-def _literal(text: str) -> str:
-    return re.escape(re.sub(r"\s+", "", text))
+def _dense(text: str) -> str:
+    return re.sub(r"\s+", "", _BLANK_LINES.sub(_BLANK_LINE, text))
 
 
 def check_fragment(block: Block) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.pages import ROOT, Block, Command, Examples, Page, check_fragment, check_unrun, simple_commands
+from contracts.subjects import TASK_PATTERN
+from tests.support.pages import (
+    PROGRAMS,
+    ROOT,
+    Block,
+    Command,
+    Examples,
+    Page,
+    check_fragment,
+    check_unrun,
+    simple_commands,
+)
 from tests.support.terminal import Terminal
+from tests.support.toolchains import miss
 
 READY_SECONDS = 60
 STOP_SECONDS = 20
@@ -27,6 +40,8 @@ POLL_SECONDS = 0.05
 FREE_PORTS = ("--nats-port", "0", "--ingress-address", "127.0.0.1:0", "--edge-address", "127.0.0.1:0")
 READS = frozenset({"get", "list", "show", "workers", "lanes", "providers", "doctor"})
 """Commands of meshctl that change nothing."""
+READERS_FOLDER = "/home/you/taskmesh"
+"""Where a reader's checkout is, on pages."""
 _STYLES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?(?:\x1b\\|\x07)")
 _ADDRESS = r"^  {name} +(\S+)$"
 
@@ -36,7 +51,7 @@ class PageMesh:
     """A running `meshctl up`. `printed` is what it has shown on its terminal."""
 
     home: Path
-    variables: dict[str, str]
+    variables: dict[str, str] = field(repr=False)
     printed: str = ""
 
     def address(self, name: str) -> str:
@@ -50,6 +65,7 @@ class PageMesh:
         """What a reader's second terminal has, and where this mesh is."""
         return {
             **self.variables,
+            "MESH_HOME": str(self.home),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MESH_NATS_URL": self.address("broker"),
             "MESH_INGRESS_URL": self.address("ingress"),
@@ -58,8 +74,9 @@ class PageMesh:
         }
 
     def examples(self) -> Examples:
-        """With this mesh's addresses for the ones that pages name."""
+        """With this mesh's addresses, and its folder, for the ones that pages name."""
         real = {
+            READERS_FOLDER: str(self.home.parent),
             "localhost:8080": self.address("ingress").removeprefix("http://"),
             "localhost:8081": self.address("stream edge").removeprefix("http://"),
             "127.0.0.1:8080": self.address("ingress").removeprefix("http://"),
@@ -74,7 +91,8 @@ class PageMesh:
 def page_mesh(folder: Path, *arguments: str, **variables: str) -> Iterator[PageMesh]:
     """`meshctl up` on free ports and on a terminal, from this folder; stopped at the end."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
-    mesh = PageMesh(folder / "home", kept | {"MESH_HOME": str(folder / "home"), "MESH_CONFIG": os.devnull, **variables})
+    # Where it runs is not said: `.mesh` in its folder, as for a reader. Commands from elsewhere have to be told.
+    mesh = PageMesh(folder / ".mesh", {"MESH_CONFIG": os.devnull, **kept, **variables})
     ours, theirs = pty.openpty()
     with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(
@@ -133,7 +151,7 @@ class Walk:
     """Patterns of figures in transcripts that are others each time; a blank in them is any whitespace."""
     folder: Path = ROOT
     """Where the reader is."""
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables that the reader has set, besides those of the mesh."""
 
     def __post_init__(self) -> None:
@@ -146,18 +164,24 @@ class Walk:
         for name, table in {"shows": self.shows, "statuses": self.statuses, "before": self.before}.items():
             strangers = [text for text in table if text not in commands]
             assert not strangers, f"{name} speaks of what {page.path} does not have: {strangers}"
+        for command in self.runs(page):
+            for program in PROGRAMS:
+                if re.search(rf"(?<![\w./-]){program} ", command.text) and shutil.which(program) is None:
+                    miss(f"{program} is not on the PATH: {page.path} is not tried")
         for block in page.blocks:
             check_block(block)
             for command in block.commands():
                 await self.step(command)
 
+    def runs(self, page: Page) -> list[Command]:
+        """The commands of a page that this walk runs."""
+        return [command for command in page.commands if command.needs is None and command.text not in self.elsewhere]
+
     async def step(self, command: Command) -> None:
         """One command: run, or, where it can't be, checked as far as possible."""
         if command.text in self.elsewhere:
             check_test_exists(self.elsewhere[command.text])
-            check_unrun(command)
-            return
-        if command.needs is not None:
+        if command.text in self.elsewhere or command.needs is not None:
             check_unrun(command)
             return
         if command.output is None:
@@ -192,7 +216,7 @@ class Walk:
             missed = self.examples.missed(expected, output, self.varies, is_whole=not interrupted)
             if missed is not None:
                 return missed
-        if submits(command.text) and (task := re.search(r"\b0[0-9a-hjkmnp-tv-z]{25}\b", output)):
+        if submits(command.text) and (task := re.search(rf"\b{TASK_PATTERN}\b", output)):
             self.examples.put("TASK", task[0])
         return None
 

@@ -1,0 +1,40 @@
+"""README.md and docs/reference/scripted-model.md: each command as printed, against a mesh of `meshctl up`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.pages import read_page
+from tests.support.walks import PageMesh, Walk, page_mesh
+
+pytestmark = pytest.mark.acceptance
+
+README = read_page("README.md")
+SCRIPTED = read_page("docs/reference/scripted-model.md")
+WALKS = (README, SCRIPTED)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageMesh]:
+    with page_mesh(tmp_path_factory.mktemp("mesh"), "--first-task") as running:
+        yield running
+
+
+async def test_the_first_run_prints_what_the_readme_shows(mesh: PageMesh) -> None:
+    """`make run` is `meshctl up --first-task`, which has run by now."""
+    [run] = [command for command in README.commands if command.text == "make run"]
+    assert mesh.examples().missed(run.output or "", mesh.printed) is None
+
+
+async def test_every_command_of_the_readme_does_what_it_says(mesh: PageMesh) -> None:
+    walk = Walk(
+        mesh,
+        elsewhere={"make run": "tests/acceptance/test_meshctl.py::test_the_first_task_runs_while_one_watches"},
+    )
+    await walk.through(README)
+
+
+async def test_the_scripted_model_does_what_its_page_says(mesh: PageMesh) -> None:
+    await Walk(mesh, statuses={"meshctl submit --watch '!sing'": 1}).through(SCRIPTED)

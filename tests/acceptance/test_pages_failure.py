@@ -115,6 +115,9 @@ async def test_dead_letters_are_looked_at_repaired_and_given_up(house: House) ->
     dropped: list[str] = []
     replayed: list[str] = []
 
+    async def it_gave_up(walk: Walk) -> None:
+        await house.agents.until_status(walk.examples.filled("TASK"), "dead_lettered")
+
     async def a_call_gave_up(walk: Walk) -> None:
         called.append(await house.of_calls({"a": 1, "b": "two"}))
         walk.examples.put("TASK", called[0])

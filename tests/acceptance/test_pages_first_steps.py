@@ -1,4 +1,4 @@
-"""README.md and docs/reference/scripted-model.md: each command as printed, against a mesh of `meshctl up`."""
+"""README.md, docs/getting-started.md, docs/reference/scripted-model.md: each command as printed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ pytestmark = pytest.mark.acceptance
 
 README = read_page("README.md")
 SCRIPTED = read_page("docs/reference/scripted-model.md")
-WALKS = (README, SCRIPTED)
+STARTED = read_page("docs/getting-started.md")
+WALKS = (README, STARTED, SCRIPTED)
+ELSEWHERE = {
+    "make run": "test_the_first_task_runs_while_one_watches",
+    "make demo": "test_the_demonstration_holds_and_leaves_nothing",
+}
+"""Command of the README → the test of what it calls: `meshctl up --first-task`, `meshctl demo`."""
+ACTIVATE = ". .venv/bin/activate"
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +36,12 @@ async def test_the_first_run_prints_what_the_readme_shows(mesh: PageMesh) -> Non
 
 
 async def test_every_command_of_the_readme_does_what_it_says(mesh: PageMesh) -> None:
-    walk = Walk(
-        mesh,
-        elsewhere={"make run": "tests/acceptance/test_meshctl.py::test_the_first_task_runs_while_one_watches"},
-    )
+    walk = Walk(mesh, elsewhere=ELSEWHERE)
     await walk.through(README)
+
+
+async def test_every_command_of_getting_started_does_what_it_says(mesh: PageMesh) -> None:
+    await Walk(mesh, shows={ACTIVATE: []}).through(STARTED)
 
 
 async def test_the_scripted_model_does_what_its_page_says(mesh: PageMesh) -> None:

@@ -30,6 +30,8 @@ TRACEPARENT = "traceparent"
 """W3C trace context, on every work message and on every milestone of a journal."""
 
 HTTP_TENANT = "Mesh-Tenant"
+TENANT_DEFAULT = "default"
+"""The tenant of a request that names none."""
 HTTP_IDEMPOTENCY_KEY = "Idempotency-Key"
 HTTP_PREFER = "Prefer"
 HTTP_LAST_EVENT_ID = "Last-Event-ID"

@@ -14,8 +14,6 @@ from typing import NamedTuple
 from contracts.errors import InvalidName
 
 TENANT_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
-TENANT_DEFAULT = "default"
-"""Whose tasks are those of a client that names no tenant."""
 TASK_PATTERN = r"[0-9a-hjkmnp-tv-z]{26}"
 LANE_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,47}"
 CALL_PATTERN = r"[1-9][0-9]{0,5}-(0|[1-9][0-9]{0,5})"
@@ -119,7 +117,7 @@ def check_priority(value: str) -> str:
     return value
 
 
-class Lane(NamedTuple):
+class LaneSubject(NamedTuple):
     """A queue of turns: whose, where and how urgent."""
 
     pool: str
@@ -252,16 +250,16 @@ def _parts(subject: str, prefix: str, count: int) -> list[str]:
     return parts
 
 
-def parse_tasks(subject: str) -> Lane:
+def parse_tasks(subject: str) -> LaneSubject:
     """Take `tasks.<pool>.<priority>.<tenant>` apart."""
     _, pool, priority, tenant = _parts(subject, "tasks", 4)
-    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
 
 
-def parse_turns(subject: str) -> Lane:
+def parse_turns(subject: str) -> LaneSubject:
     """Take `turns.<pool>.<priority>.<tenant>` apart."""
     _, pool, priority, tenant = _parts(subject, "turns", 4)
-    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
 
 
 def parse_tools(subject: str) -> str:

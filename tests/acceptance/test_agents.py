@@ -10,8 +10,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from contracts import events
-from mesh.connection import Connection, connect
+from contracts.journal import events
+from mesh.broker.connection import Connection, connect
 from tests.support.agents import Agents
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.processes import Mesh, running_mesh

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from contracts import VERSION
-from meshctl.home import is_alive
+from meshctl.supervision.home import is_alive
 from tests.support.broker import Broker
 from tests.support.waiting import until
 

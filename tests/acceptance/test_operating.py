@@ -16,8 +16,8 @@ import pytest
 
 from contracts import VERSION
 from contracts.streams import BUILT_IN_TOOLS, SIGNALS
-from mesh.connection import connect
-from mesh.settings import Settings
+from mesh.broker.connection import connect
+from mesh.configuration.settings import Settings
 from tests.acceptance.test_meshctl import ENVIRONMENT, MESHCTL, Up, meshctl, up
 from tests.support.broker import Broker, free_port
 from tests.support.waiting import until

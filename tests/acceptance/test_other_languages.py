@@ -3,152 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
-import subprocess
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
-import jsonschema_rs
 import pytest
 import pytest_asyncio
 
-from contracts import events, headers, subjects
+from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.control import ApprovalCommand
-from contracts.errors import ErrorInfo
-from contracts.events import StepClaimed, ToolCompleted, ToolFailed
-from contracts.identifiers import call_message_id, new_id
+from contracts.journal.events import StepClaimed, ToolCompleted, ToolFailed
+from contracts.messages.control import ApprovalCommand
+from contracts.messages.work import ToolWork
+from contracts.records.tools import ToolDeclaration
 from contracts.streams import TOOLS_BUCKET
-from contracts.tasks import TaskRequest
-from contracts.tools import ToolDeclaration
-from contracts.work import ToolWork, TurnWork, decode_work
-from mesh import keyvalue
-from mesh.connection import Connection, connect
-from mesh.decisions import queued_event
-from mesh.dues import due_after, due_again
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.reading import read_page
-from tests.support.checker import Recorded, Stored, check, check_journal, read_stored
-from tests.support.processes import Mesh, running_mesh
-from tests.support.tasks import claim_first_turn, publish_work, turn_work
-from tests.support.toolchains import REPOSITORY, go_tools, typescript_tools
+from mesh.broker import key_value
+from mesh.broker.connection import connect
+from tests.support.checker import Recorded, check, read_stored
+from tests.support.other_languages import ANSWERS, COMMANDS, LEASE_SECONDS, TEXT, TOOLS, Tools, broken_schemas
+from tests.support.processes import running_mesh
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
-
-SCHEMAS = REPOSITORY / "libs" / "contracts" / "spec" / "schemas"
-COMMANDS: dict[str, Callable[[], list[str]]] = {"go": go_tools, "typescript": typescript_tools}
-TOOLS = {"go": "word_count", "typescript": "longest_line"}
-ANSWERS: dict[str, Any] = {
-    "go": {"lines": 2, "words": 5},
-    "typescript": {"number": 2, "line": "and three more"},
-}
-TEXT = "two words\nand three more\n"
-LEASE_SECONDS = 1.0
-
-
-class Foreign:
-    """A process of another language's runner."""
-
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self._popen = popen
-
-    @property
-    def pid(self) -> int:
-        """Of the running process: its claims name it."""
-        return self._popen.pid
-
-    async def kill(self) -> None:
-        """`kill -9`, and wait for the end."""
-        self._popen.kill()
-        await self._ended()
-
-    async def stop(self) -> int:
-        """SIGTERM, and wait for the end; its exit status."""
-        self._popen.terminate()
-        return await self._ended()
-
-    async def _ended(self) -> int:
-        status = await asyncio.to_thread(self._popen.wait, 30)
-        if self._popen.stdout is not None:
-            self._popen.stdout.close()
-        return status
-
-
-@dataclass
-class Tools:
-    """A mesh, a folder that its foreign tools work in, and what was asked of it."""
-
-    mesh: Mesh
-    connection: Connection
-    folder: Path
-    recorded: Recorded
-    foreign: dict[str, Foreign]
-
-    async def start(self, language: str) -> Foreign:
-        """Start one more runner of a language, and wait until it takes calls."""
-        with (self.mesh.folder / f"{language}.log").open("ab") as log:
-            popen = subprocess.Popen(
-                COMMANDS[language](),
-                env=self.mesh.environment | {"EXAMPLE_FOLDER": str(self.folder), "EXAMPLE_SCHEMAS": str(SCHEMAS)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-        assert popen.stdout is not None
-        line = await asyncio.to_thread(popen.stdout.readline)
-        assert line == b"ready\n", (self.mesh.folder / f"{language}.log").read_text()
-        self.foreign[language] = Foreign(popen)
-        return self.foreign[language]
-
-    async def add_is_declared(self) -> bool:
-        """Whether the Python runner serves its tool."""
-        return await keyvalue.get(self.connection.requests, TOOLS_BUCKET.name, "add") is not None
-
-    async def submit(self, script: str, *tools: str) -> str:
-        """Submit a task that may use these tools; its id."""
-        work = TurnWork(
-            task=new_id(),
-            tenant="default",
-            turn=1,
-            pool="default",
-            priority="normal",
-            request=TaskRequest(input=script, tools=list(tools)),
-            accepted_at=datetime.now(UTC),
-        )
-        await publish_work(self.connection.requests, work)
-        self.recorded.accepted.add(work.task)
-        return work.task
-
-    async def state(self, task: str) -> TaskState:
-        """What the task's journal says now."""
-        return (await Journal.load(self.connection.requests, "default", task)).state
-
-    async def until(self, task: str, condition: Callable[[TaskState], bool]) -> TaskState:
-        """Wait until a journal says so."""
-
-        async def holds() -> bool:
-            return condition(await self.state(task))
-
-        await until(holds)
-        return await self.state(task)
-
-    async def until_ended(self, task: str) -> TaskState:
-        """Wait until the task has ended, and nothing of it is left in a queue."""
-        state = await self.until(task, lambda state: state.terminal is not None)
-
-        async def quiet() -> bool:
-            stored = await read_stored(self.connection.requests)
-            return not stored.work and not stored.ack_pending
-
-        await until(quiet)
-        return state
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -180,20 +57,9 @@ async def tools(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tools
     assert statuses == [0] * len(statuses)
 
 
-def broken_schemas(stored: Stored) -> list[str]:
-    """Events and dead letters that are not what their JSON Schemas say."""
-    validators = {
-        path.stem: jsonschema_rs.validator_for(json.loads(path.read_text()), validate_formats=True)
-        for path in SCHEMAS.glob("*.json")
-    }
-    found = [(event.event["type"], event.event) for journal in stored.journals.values() for event in journal]
-    found += [("dead_letter", letter) for letter in stored.dead_letters]
-    return [f"{name}: {error}" for name, value in found for error in validators[name].iter_errors(value)]
-
-
 async def test_their_tools_are_declared(tools: Tools) -> None:
     for name, idempotent in (("word_count", True), ("append_line", False), ("longest_line", True)):
-        entry = await keyvalue.get(tools.connection.requests, TOOLS_BUCKET.name, name)
+        entry = await key_value.get(tools.connection.requests, TOOLS_BUCKET.name, name)
         assert entry is not None
         assert entry.value is not None
         declared = decode(entry.value, ToolDeclaration)
@@ -358,205 +224,3 @@ async def test_claims_of_other_languages_read_like_those_of_the_mesh(tools: Tool
     for claim in claims:
         assert claim.step == claim.call
         assert claim.attempt is None
-
-
-# Replays and timers: journals written by hand, with nobody else at work on them.
-
-SERVED = {"python": "add", **TOOLS}
-ASKED: dict[str, dict[str, Any]] = {
-    "python": {"a": 40, "b": 2},
-    "go": {"file": "notes.txt"},
-    "typescript": {"file": "notes.txt"},
-}
-RESULTS: dict[str, Any] = {"python": 42, **ANSWERS}
-WRONG: dict[str, dict[str, Any]] = {
-    "python": {"a": 1, "b": 1},
-    "go": {"file": "wrong.txt"},
-    "typescript": {"file": "wrong.txt"},
-}
-"""What the call was asked with, and must not be run with any more: its file is there."""
-ELSEWHERE = 999_999
-"""A message that is in no queue."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runners(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tools]:
-    """Runners in Python, Go and TypeScript on a broker, and no other service."""
-    for command in COMMANDS.values():
-        await asyncio.to_thread(command)
-    folder = tmp_path_factory.mktemp("runners")
-    async with (
-        running_mesh(folder, "tool_runner") as mesh,
-        connect(mesh.settings, "test") as connection,
-    ):
-        files = folder / "files"
-        files.mkdir()
-        (files / "notes.txt").write_text(TEXT)
-        (files / "wrong.txt").write_text("wrong")
-        running = Tools(mesh, connection, files, Recorded(), {})
-        try:
-            await until(running.add_is_declared)
-            for language in COMMANDS:
-                await running.start(language)
-            yield running
-            stored = await read_stored(connection.requests)
-            assert broken_schemas(stored) == []
-            assert [problem for each in stored.journals.values() for problem in check_journal(each, quiet=False)] == []
-            assert mesh.tracebacks() == []
-        finally:
-            statuses = [await foreign.stop() for foreign in running.foreign.values()]
-    assert statuses == [0] * len(statuses)
-
-
-async def asked_for(runners: Tools, language: str, arguments: dict[str, Any]) -> Journal:
-    """A journal whose first turn asks for a call of the language's tool; somebody has claimed it, and is gone."""
-    work = turn_work()
-    journal = Journal(runners.connection.requests, work.tenant, work.task)
-    await write(journal, lambda stamp: queued_event(stamp, work))
-    await claim_first_turn(journal, "test")
-    call = events.ToolCall("1-0", SERVED[language], arguments)
-    await write(
-        journal,
-        lambda stamp: events.TurnCompleted(
-            *stamp,
-            turn=1,
-            text="",
-            calls=[call],
-            finish_reason="tool_calls",
-            usage=events.Usage(),
-            timings=events.Timings(),
-        ),
-    )
-    await write(
-        journal,
-        lambda stamp: StepClaimed(
-            *stamp,
-            step="1-0",
-            gen=0,
-            message=ELSEWHERE,
-            worker="test",
-            delivery=1,
-            turn=1,
-            call="1-0",
-            tool=SERVED[language],
-        ),
-    )
-    return journal
-
-
-async def write(journal: Journal, build: Callable[[events.Stamp], events.JournalEvent]) -> None:
-    await journal.append(build, lambda _: True)
-
-
-def call_work(journal: Journal, language: str, gen: int) -> ToolWork:
-    """The call's message. Its arguments are those that it was asked with: those of the journal count."""
-    return ToolWork(
-        task=journal.state.task,
-        tenant="default",
-        turn=1,
-        call="1-0",
-        gen=gen,
-        tool=SERVED[language],
-        arguments=WRONG[language],
-    )
-
-
-async def send_call(runners: Tools, work: ToolWork, message_id: str) -> int:
-    """Publish a call; its message's sequence."""
-    message_headers = {headers.MESSAGE_ID: message_id}
-    return (await runners.connection.requests.publish(subjects.tools(work.tool), encode(work), message_headers)).seq
-
-
-async def until_answered(runners: Tools) -> None:
-    """Wait until no call lies in its queue."""
-
-    async def answered() -> bool:
-        info = await runners.connection.requests.api("STREAM.INFO.TOOLS")
-        return bool(info["state"]["messages"] == 0)
-
-    await until(answered)
-
-
-async def next_turns(runners: Tools, task: str) -> list[tuple[str, TurnWork]]:
-    """The messages of a task's turns that wait in TURNS, and their subjects."""
-    page = await read_page(runners.connection.requests, "TURNS", "turns.>", 0)
-    works = [(each.subject, decode_work(each.payload, each.subject)) for each in page.messages]
-    return [(subject, work) for subject, work in works if isinstance(work, TurnWork) and work.task == task]
-
-
-@pytest.mark.parametrize("language", SERVED)
-async def test_a_replayed_call_is_run_with_the_edited_arguments_and_leads_on_in_the_edited_pool(
-    runners: Tools, language: str
-) -> None:
-    journal = await asked_for(runners, language, WRONG[language])
-    state = journal.state
-    await write(
-        journal,
-        lambda stamp: events.TaskDeadLettered(
-            *stamp, step="1-0", gen=0, error=ErrorInfo("deliveries-exhausted", "test"), deliveries=10
-        ),
-    )
-    edits = events.RecordedEdits(pool="other", arguments={"1-0": ASKED[language]})
-    await write(
-        journal,
-        lambda stamp: events.TaskReplayed(*stamp, steps=[events.StepGen("1-0", 0)], by="somebody", edits=edits),
-    )
-    before = state.revision
-    await send_call(runners, call_work(journal, language, 0), call_message_id(state.task, 1, "1-0", 0))
-    await until_answered(runners)
-    assert (await runners.state(state.task)).revision == before, "the message of before the replay stands for nothing"
-
-    sequence = await send_call(runners, call_work(journal, language, 1), call_message_id(state.task, 1, "1-0", 1))
-    await until_answered(runners)
-    state = await runners.state(state.task)
-    result = state.call_results["1-0"]
-    assert isinstance(result, ToolCompleted)
-    assert result.result == RESULTS[language]
-    assert (state.claims["1-0", 1].message, state.claim_counts["1-0", 1]) == (sequence, 1)
-    ((subject, turn),) = await next_turns(runners, state.task)
-    assert subject == subjects.turns("other", "normal", "default")
-    assert (turn.turn, turn.gen, turn.pool) == (2, 0, "other")
-
-
-@pytest.mark.parametrize("language", SERVED)
-async def test_a_call_that_a_timer_brings_again_is_claimed_under_its_new_message(runners: Tools, language: str) -> None:
-    journal = await asked_for(runners, language, ASKED[language])
-    await write(journal, lambda stamp: retrying(stamp, delay_seconds=0))
-    (again,) = due_again(journal.state, "1-0")
-    assert isinstance(again.payload, ToolWork)
-    sequence = await send_call(runners, again.payload, again.message_id)
-    await until_answered(runners)
-    state = await runners.state(journal.state.task)
-    result = state.call_results["1-0"]
-    assert isinstance(result, ToolCompleted)
-    assert result.result == RESULTS[language]
-    assert state.claims["1-0", 0].message == sequence
-    ((_, turn),) = await next_turns(runners, state.task)
-    assert (turn.turn, turn.pool) == (2, "default")
-
-
-@pytest.mark.parametrize("language", SERVED)
-async def test_a_call_before_its_time_leaves_its_queue_and_its_timer_is_there(runners: Tools, language: str) -> None:
-    """Whoever appended the retry died before it could publish the timer, and its message comes back."""
-    journal = await asked_for(runners, language, ASKED[language])
-    await write(journal, lambda stamp: retrying(stamp, delay_seconds=3600))
-    before = journal.state.revision
-    await send_call(runners, call_work(journal, language, 0), call_message_id(journal.state.task, 1, "1-0", 0))
-    await until_answered(runners)
-    state = await runners.state(journal.state.task)
-    assert state.revision == before, "it is not claimed"
-    (due,) = due_after(state, "1-0")
-    assert due.fires_on is not None
-    stored = await runners.connection.requests.api("STREAM.MSG.GET.TIMERS", {"last_by_subj": due.subject})
-    assert json.loads(base64.b64decode(stored["message"]["data"])) == json.loads(encode(due.payload))
-    lines = base64.b64decode(stored["message"]["hdrs"]).decode().splitlines()
-    fields = {name: value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-    assert fields[headers.MESSAGE_ID] == due.message_id
-    assert fields[headers.SCHEDULE_TARGET] == due.fires_on
-    at = datetime.fromisoformat(fields[headers.SCHEDULE].removeprefix("@at "))
-    assert due.at is not None
-    assert 0 <= (at - due.at).total_seconds() < 1
-
-
-def retrying(stamp: events.Stamp, delay_seconds: float) -> events.TaskRetrying:
-    return events.TaskRetrying(*stamp, step="1-0", reason="test", delay_seconds=delay_seconds, tries=1, timer=True)

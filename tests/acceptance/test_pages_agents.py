@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from contracts import subjects
-from mesh.connection import connect
-from mesh.settings import Settings
+from mesh.broker.connection import connect
+from mesh.configuration.settings import Settings
 from tests.support.pages import read_page
 from tests.support.waiting import until
 from tests.support.walks import PageMesh, Walk, page_mesh

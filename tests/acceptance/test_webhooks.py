@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.connection import Connection, connect
+from mesh.broker.connection import Connection, connect
 from tests.support.agents import Agents
 from tests.support.processes import Mesh, running_mesh
 from tests.support.tasks import begin_journal, end_task, turn_work

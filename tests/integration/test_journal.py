@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from contracts import subjects
-from contracts.events import OutputDelta
+from contracts.journal.events import OutputDelta
 from contracts.streams import EVENTS
-from mesh.connection import Connection
+from mesh.broker.connection import Connection
+from mesh.broker.direct_get import read_page
+from mesh.configuration.settings import Settings
 from mesh.errors import StepLost
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.reading import read_page
-from mesh.settings import Settings
+from mesh.journal.journal import Journal
+from mesh.task.state import TaskState
 from tests.support.broker import Broker
 from tests.support.checker import check_journal, read_stored
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work, until_written

@@ -29,8 +29,8 @@ from typing import Final
 import msgspec
 
 from contracts.codec import decode
-from contracts.triggers import TriggerRule, check_rule
-from mesh.configuration import parse_configuration
+from contracts.triggers.rules import TriggerRule, check_rule
+from mesh.configuration.mesh_toml import parse_configuration
 from meshctl.__main__ import build_parser
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-from mesh.connection import Connection
+from mesh.broker.connection import Connection
 
 POLL_SECONDS = 0.01
 QUEUES = ("TASKS", "TURNS", "TOOLS", "CONTROL")

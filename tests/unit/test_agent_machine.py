@@ -11,11 +11,9 @@ By default the examples are few, and the same in each run. To search for longer,
 
 from __future__ import annotations
 
-import copy
 import os
-from collections import Counter
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import hypothesis
 import pytest
@@ -29,23 +27,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contracts import control, events, subjects
 from contracts.codec import encode
-from contracts.events import decode_event
-from contracts.retries import NAK_SECONDS_MAX
-from contracts.status import STATUSES
+from contracts.journal import events, parts
+from contracts.messages import control
+from contracts.messages.work import Work
 from contracts.tasks import TaskRequest
-from contracts.work import ToolWork, Work
-from mesh import decisions, dues
-from mesh.conversation import whole_conversation
-from mesh.decisions import Claim, Later, Refuse, Settle, decide, queued_event
-from mesh.dues import due_after, due_at_the_deadline, is_last_turn, unasked
 from mesh.errors import JournalCorrupt
-from mesh.fold import TaskState, fold, record
-from mesh.replays import to_repair
+from mesh.task import decisions, outbox
+from mesh.task.decisions import Claim, queued_event
+from mesh.task.outbox import deadline_timer
+from mesh.task.replays import to_repair
+from tests.unit.journal_judge import Judge
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
-from tests.unit.small_broker import Delivery, Message, Payload, SmallBroker, View
-from tests.unit.small_mesh import Asked, Luck, Place, SmallMesh, Steps, check_conversation, message_id_of
+from tests.unit.small_broker import Delivery, Message, SmallBroker, View
+from tests.unit.small_mesh import SmallMesh
+from tests.unit.small_writer import Asked, Luck, Place, Steps
 
 EXAMPLES = int(os.environ.get("TASKMESH_MACHINE_EXAMPLES", "0"))
 """0: the few of every run."""
@@ -89,8 +85,6 @@ LUCK = st.sampled_from(
     20 * FINE
     + ["retryable", "retryable", "busy", "busy", "hopeless", "hopeless", "terminal", "compacts", *["switches"] * 4]
 )
-
-
 T = TypeVar("T")
 
 
@@ -99,26 +93,15 @@ def picked(among: list[T], pick: int) -> T:
     return among[pick % len(among)]
 
 
-class Agent(RuleBasedStateMachine):
+class Agent(Judge, RuleBasedStateMachine):
     """One task, and everybody who has to do with it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.mesh = SmallMesh(TaskRequest(input="hello"), [], continues_prefix=True)
         self.processes: list[tuple[Delivery | None, Steps]] = []
-        self.truth = TaskState(TENANT, TASK)
-        self.claims: list[events.StepClaimed] = []
-        self.results: Counter[str] = Counter()
-        self.inputs: Counter[str | None] = Counter()
-        self.completed: Counter[int] = Counter()
-        self.ends = 0
-        self.told = 0
         self.said = 0
         self.edited = 0
-        self.arguments: dict[str, dict[str, Any]] = {}
-        """What replays have made of them, by call."""
-        self.changes: dict[str, Any] = {}
-        """What replays have made of the request's fields."""
 
     @initialize(
         script=st.lists(st.lists(st.sampled_from(ASKED), min_size=1, max_size=3), min_size=1, max_size=3),
@@ -158,7 +141,7 @@ class Agent(RuleBasedStateMachine):
         if begun:
             stamp = events.Stamp("0" * 26, TASK, TENANT, 0, START)
             self.mesh.broker.append(0, queued_event(stamp, work))
-            for due in due_at_the_deadline(View(self.mesh.broker).state) if timed else ():
+            for due in deadline_timer(View(self.mesh.broker).state) if timed else ():
                 self.mesh.broker.send(due)
 
     # What happens. One rule for all: hypothesis leaves out some of a machine's rules in each example.
@@ -243,7 +226,7 @@ class Agent(RuleBasedStateMachine):
     def children_running(self) -> list[str]:
         return [child for child in self.mesh.children if child not in self.mesh.ended_children]
 
-    def edits(self, steps: list[events.StepGen], pick: int) -> control.Edits:
+    def edits(self, steps: list[parts.StepGen], pick: int) -> control.Edits:
         """New arguments for each call, or another request."""
         self.edited += 1
         calls = [each.step for each in steps if (asked := self.truth.asked_for(each.step)) and asked.tool == "add"]
@@ -276,173 +259,9 @@ class Agent(RuleBasedStateMachine):
                 break
         self.mesh.luck = "fine"
 
-    # What must always be so
-
-    def judge_publish(self, payload: Payload, message_id: str) -> None:
-        """Each step's work has one id, and goes out once what it builds on is there, and with what was edited."""
-        if not isinstance(payload, Work):
-            return
-        self.catch_up()
-        state = self.truth
-        assert message_id == message_id_of(payload)
-        assert payload.tries <= state.timer_tries.get((payload.step, payload.gen), 0)
-        if isinstance(payload, ToolWork):
-            asked = state.asked_for(payload.call)
-            assert asked is not None
-            assert asked.error is None
-            assert not asked.approval or state.resolutions[payload.call].decision == "approved"
-            assert (payload.tool, payload.arguments) == (asked.tool, asked.arguments)
-            assert payload.arguments == self.arguments.get(payload.call, payload.arguments)
-        elif payload.turn > 1:
-            before = state.turn(payload.turn - 1).completed
-            assert before is not None
-            assert all(asked.call in state.call_results for asked in before.calls)
-
     @invariant()
     def judge(self) -> None:
-        if self.catch_up():
-            self.judge_fold()
-            self.judge_decisions()
-
-    def catch_up(self) -> bool:
-        """Fold what is new; whether there was anything."""
-        before = self.told
-        for sequence, payload in self.mesh.broker.journal[before:]:
-            event = decode_event(payload)
-            assert not isinstance(event, events.UnknownEvent)
-            self.judge_event(event)
-            fold(self.truth, sequence, event)
-            self.told += 1
-        return self.told > before
-
-    def judge_event(self, event: events.JournalEvent) -> None:
-        """An event against what was there before it."""
-        state = self.truth
-        assert state.terminal is None, f"{event} after the end"
-        assert event.n == self.told
-        match event:
-            case events.StepClaimed():
-                assert event.turn >= max(state.turns, default=1), "a turn that the task has left behind"
-                assert not event.call or event.call not in state.call_results
-                bound_to = state.bindings.get((event.step, event.gen), event.message)
-                assert bound_to == event.message, "the step is bound to another message"
-                self.claims.append(event)
-            case events.TurnCompleted():
-                assert not state.turn(event.turn).outdated, "it goes on with what was edited since"
-                self.completed[event.turn] += 1
-                assert self.completed[event.turn] == 1
-            case events.OutputDelta():
-                turn = state.turn(event.turn)
-                assert not turn.parts or turn.model_of_text == turn.model, "two models speak in one turn"
-            case events.InputReceived():
-                self.inputs[event.command] += 1
-                assert self.inputs[event.command] == 1
-                self.judge_result(event.call)
-            case events.ToolCompleted():
-                asked = state.asked_for(event.call)
-                assert asked is not None
-                assert event.result == asked.arguments == self.arguments.get(event.call, asked.arguments)
-                self.judge_result(event.call)
-            case events.TaskRetrying():
-                assert (event.step, event.gen) not in state.dead_letters
-                assert event.timer == (event.delay_seconds > NAK_SECONDS_MAX)
-            case events.TaskReplayed():
-                assert {(each.step, each.gen) for each in event.steps} <= state.dead_letters.keys()
-                self.judge_edits(event)
-            case events.TaskExpired():
-                assert state.output_so_far is None
-                assert self.mesh.deadline is not None
-                assert event.time >= self.mesh.deadline
-            case events.TaskCompleted() if event.incomplete == "deadline":
-                assert event.output == state.output_so_far
-                assert self.mesh.deadline is not None
-                assert event.time >= self.mesh.deadline
-            case events.ToolFailed() | events.SubtaskCompleted():
-                self.judge_result(event.call)
-            case events.ApprovalResolved():
-                assert event.call not in state.resolutions
-                if event.decision != "approved":
-                    self.judge_result(event.call)
-            case events.TaskCompleted():
-                completed = state.turn(max(state.turns)).completed
-                assert completed is not None
-                assert event.output == completed.text
-                assert event.incomplete or not (completed.calls or state.unseen_inputs(completed.turn))
-            case _:
-                pass
-
-    def judge_edits(self, event: events.TaskReplayed) -> None:
-        """From here on they hold: `judge_fold` and `judge_publish` look."""
-        edits = event.edits
-        if edits is not None:
-            assert set(edits.arguments or {}) <= {each.step for each in event.steps}
-            self.arguments |= edits.arguments or {}
-            self.changes |= {name: value for name in ("input", "pool") if (value := getattr(edits, name)) is not None}
-
-    def judge_result(self, call: str | None) -> None:
-        if call is not None:
-            self.results[call] += 1
-            assert self.results[call] == 1, f"call {call} has two results"
-
-    def judge_fold(self) -> None:
-        """I9, and what a state must be."""
-        state = self.truth
-        again = View(self.mesh.broker).state
-        assert again == state
-        if state.queued is None:
-            return
-        kept = copy.deepcopy(state)
-        assert state.request is not None
-        assert {name: getattr(state.request, name) for name in self.changes} == self.changes
-        for call, arguments in self.arguments.items():
-            asked = state.asked_for(call)
-            assert asked is not None
-            assert asked.arguments == arguments
-        assert state.events_after_end == 0
-        assert state.status in STATUSES
-        encode(record(state))
-        active = Counter(claim.step for claim in self.claims if state.owns(claim))
-        assert all(count == 1 for count in active.values())
-        assert set(state.call_results) <= {
-            asked.call for turn in state.turns.values() if turn.completed for asked in turn.completed.calls
-        }
-        for turn in range(1, max(state.turns, default=0) + 2):
-            check_conversation(state, turn)
-        whole_conversation(state)
-        for step in self.steps():
-            assert due_after(state, step) == due_after(again, step)
-        assert state == kept, "looking at a state has changed it"
-
-    def judge_decisions(self) -> None:
-        """Everything that lies in a queue can be decided on; nothing is done before its time, or after the end."""
-        state = self.truth
-        for message in self.mesh.broker.queue.values():
-            if isinstance(message.payload, Work):
-                decision = decide(state, message.payload, message.sequence, self.mesh.now)
-                assert not isinstance(decision, Later | Refuse), f"{message.payload} lies there for nothing"
-        if state.queued is None:
-            return
-        for turn in state.turns.values():
-            for asked in turn.completed.calls if turn.completed else ():
-                work = ToolWork(
-                    task=TASK,
-                    tenant=TENANT,
-                    turn=turn.turn,
-                    call=asked.call,
-                    gen=state.gen(asked.call),
-                    tries=state.timer_tries.get((asked.call, state.gen(asked.call)), 0),
-                    tool=asked.tool,
-                    arguments=asked.arguments,
-                )
-                decision = decide(state, work, state.bindings.get((work.step, work.gen), 1), self.mesh.now)
-                if state.terminal is not None:
-                    assert decision == Settle()
-                elif asked.approval and asked.call not in state.resolutions:
-                    assert decision != Claim()
-
-    def steps(self) -> list[str]:
-        calls = [asked.call for turn in self.truth.turns.values() if turn.completed for asked in turn.completed.calls]
-        return [*map(str, self.truth.turns), *calls]
+        super().judge()
 
     # The end
 
@@ -491,25 +310,6 @@ class Agent(RuleBasedStateMachine):
         timers = self.mesh.broker.timers
         return min(timers, key=lambda subject: (timers[subject].at or START, subject))
 
-    def judge_waiting(self) -> None:
-        """Nothing is left to do, and the task is not over: then it waits for a person, and a clock runs."""
-        state = self.truth
-        pending = [(step, gen) for step, gen in state.retry_at if state.gen(step) == gen]
-        if pending:
-            for step, gen in pending:
-                name = control.retry_timer_name(step, gen, state.timer_tries[step, gen])
-                assert subjects.timer_at("retry", TENANT, TASK, name) in self.mesh.broker.timers, (
-                    f"nothing brings {step}"
-                )
-            return
-        assert state.status == "waiting"
-        assert state.open_approvals or state.open_questions
-        last = state.last_completed
-        assert last is not None
-        assert unasked(state, last) is None
-        assert not is_last_turn(state, last)
-        assert self.mesh.broker.timers, "nobody would ever notice that nobody answers"
-
 
 def settings() -> hypothesis.settings:
     """A few examples, always the same; many, and others each time, if somebody asks for them."""
@@ -537,7 +337,7 @@ def unfenced(self: SmallBroker, revision: int, event: events.JournalEvent) -> in
     ("where", "name", "broken"),
     [
         pytest.param(SmallBroker, "append", unfenced, id="the fence"),
-        pytest.param(dues, "_timer", lambda *_: [], id="the timers"),
+        pytest.param(outbox, "_timer", lambda *_: [], id="the timers"),
         pytest.param(decisions, "_decide_call", lambda *_: Claim(), id="the approval"),
         pytest.param(decisions, "_lacks_its_end", lambda *_: False, id="what a turn leads to"),
     ],

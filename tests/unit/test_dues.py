@@ -7,31 +7,27 @@ from datetime import timedelta
 
 import pytest
 
-from contracts import control
 from contracts.codec import encode
-from contracts.control import RetryCommand, decode_control
 from contracts.errors import ErrorInfo
-from contracts.events import FinishReason, Incomplete, Parent, TaskCompleted, TaskFailed, Timings, ToolCall, Usage
+from contracts.journal.events import TaskCompleted, TaskFailed
+from contracts.journal.parts import FinishReason, Incomplete, Parent, Timings, ToolCall, Usage
+from contracts.messages import control
+from contracts.messages.control import RetryCommand, decode_control
+from contracts.messages.work import ToolWork, TurnWork
 from contracts.tasks import TaskRequest
-from contracts.work import ToolWork, TurnWork
-from mesh.decisions import Settle, decide
-from mesh.dues import (
-    BY_MESH,
+from mesh.task.decisions import Settle, decide
+from mesh.task.limits import (
     MAX_TURNS,
-    Due,
     budget_left,
-    due_after,
-    due_again,
-    due_at_the_deadline,
     incomplete_after,
     is_last_turn,
     max_turns,
     output_tokens_max,
     tokens_left,
-    unasked,
 )
-from mesh.fold import TaskState
-from mesh.subtasks import child_work
+from mesh.task.outbox import BY_MESH, OutboxMessage, deadline_timer, messages_after, messages_to_go_on, unasked
+from mesh.task.state import TaskState
+from mesh.task.subtasks import child_work
 from tests.unit.journals import CHILD, EXPIRES_AT, MESSAGE, PARENT, START, TASK, TENANT, HandMadeJournal, turn_work
 
 Telling = Callable[[HandMadeJournal], object]
@@ -58,32 +54,34 @@ def asks(*asked: ToolCall) -> Telling:
     return lambda journal: journal.asks(*asked)
 
 
-def call_work(asked: ToolCall, gen: int = 0) -> Due:
+def call_work(asked: ToolCall, gen: int = 0) -> OutboxMessage:
     work = ToolWork(
         task=TASK, tenant=TENANT, turn=1, call=asked.call, gen=gen, tool=asked.tool, arguments=asked.arguments
     )
-    return Due(f"tools.{asked.tool}", work, f"{TASK}.1.{asked.call}.g{gen}")
+    return OutboxMessage(f"tools.{asked.tool}", work, f"{TASK}.1.{asked.call}.g{gen}")
 
 
-def turn_due(turn: int, gen: int = 0) -> Due:
+def turn_due(turn: int, gen: int = 0) -> OutboxMessage:
     work = TurnWork(task=TASK, tenant=TENANT, turn=turn, gen=gen, pool="default", priority="normal")
-    return Due(f"turns.default.normal.{TENANT}", work, f"{TASK}.{turn}.g{gen}")
+    return OutboxMessage(f"turns.default.normal.{TENANT}", work, f"{TASK}.{turn}.g{gen}")
 
 
-def retry_timer(step: str, tries: int, seconds: int) -> Due:
+def retry_timer(step: str, tries: int, seconds: int) -> OutboxMessage:
     """`seconds`: from the start of the journal to the event, whose delay is 30 s."""
     command = RetryCommand(task=TASK, tenant=TENANT, by="taskmesh", step=step, gen=0, tries=tries)
     place = f"retry.{TENANT}.{TASK}.{step}-g0-t{tries}"
     at = START + timedelta(seconds=seconds + 30)
-    return Due(f"timers.at.{place}", command, f"{TASK}.{step}.g0.t{tries}", at, f"timers.fired.{place}")
+    return OutboxMessage(f"timers.at.{place}", command, f"{TASK}.{step}.g0.t{tries}", at, f"timers.fired.{place}")
 
 
-def timer(call: str = "1-0") -> Due:
+def timer(call: str = "1-0") -> OutboxMessage:
     command = control.ApprovalCommand(
         task=TASK, tenant=TENANT, by=BY_MESH, call=call, decision="expired", reason="nobody decided in time"
     )
     place = f"approval.{TENANT}.{TASK}.{call}"
-    return Due(f"timers.at.{place}", command, f"{TASK}.approval.{call}.timer", EXPIRES_AT, f"timers.fired.{place}")
+    return OutboxMessage(
+        f"timers.at.{place}", command, f"{TASK}.approval.{call}.timer", EXPIRES_AT, f"timers.fired.{place}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,15 +159,15 @@ def timer(call: str = "1-0") -> Due:
         ([asks(PLAIN), lambda j: j.cancelled()], "1", []),
     ],
 )
-def test_what_is_due_after_a_step(tellings: list[Telling], step: str, dues: list[Due]) -> None:
-    assert due_after(journal_of(*tellings).state, step) == dues
+def test_what_is_due_after_a_step(tellings: list[Telling], step: str, dues: list[OutboxMessage]) -> None:
+    assert messages_after(journal_of(*tellings).state, step) == dues
 
 
 def test_the_timer_of_the_deadline_comes_after_who_is_at_work_could_end_the_task() -> None:
     journal = HandMadeJournal()
-    assert due_at_the_deadline(journal.state) == []
+    assert deadline_timer(journal.state) == []
     journal.queued(deadline=EXPIRES_AT)
-    (due,) = due_at_the_deadline(journal.state)
+    (due,) = deadline_timer(journal.state)
     place = f"deadline.{TENANT}.{TASK}.task"
     assert (due.subject, due.fires_on) == (f"timers.at.{place}", f"timers.fired.{place}")
     assert due.message_id == f"{TASK}.deadline"
@@ -179,17 +177,17 @@ def test_the_timer_of_the_deadline_comes_after_who_is_at_work_could_end_the_task
 
 def test_nothing_of_a_task_that_has_ended_goes_on() -> None:
     state = journal_of(asks(PLAIN), lambda j: j.cancelled()).state
-    assert due_again(state, "1") == due_again(state, "1-0") == []
+    assert messages_to_go_on(state, "1") == messages_to_go_on(state, "1-0") == []
 
 
 def test_a_call_that_waits_for_a_person_does_not_go_on_but_waits() -> None:
     state = journal_of(asks(GUARDED), lambda j: j.approval_requested()).state
-    assert due_again(state, "1-0") == [timer()]
+    assert messages_to_go_on(state, "1-0") == [timer()]
 
 
 def test_a_try_that_a_timer_brings_says_so_in_its_message_and_its_id() -> None:
     state = journal_of(asks(PLAIN), lambda j: j.retrying(2, "1-0", timer=True)).state
-    (due,) = due_again(state, "1-0")
+    (due,) = messages_to_go_on(state, "1-0")
     assert due.message_id == f"{TASK}.1-0.g0.t2"
     assert isinstance(due.payload, ToolWork)
     assert (due.payload.tries, due.payload.gen) == (2, 0)
@@ -199,7 +197,7 @@ def test_a_try_that_a_timer_brings_says_so_in_its_message_and_its_id() -> None:
 def test_a_sub_task_that_is_recorded_is_submitted_by_whoever_settles(step: str) -> None:
     journal = journal_of(asks(CHILD_CALL))
     journal.child_started()
-    (due,) = due_after(journal.state, step)
+    (due,) = messages_after(journal.state, step)
     assert isinstance(due.payload, TurnWork)
     assert (due.subject, due.message_id) == (f"tasks.default.normal.{TENANT}", f"{CHILD}.1.g0")
     assert (due.payload.task, due.payload.parent) == (CHILD, Parent(TASK, "1-0", 1))
@@ -212,7 +210,7 @@ def test_the_end_of_a_task_calls_off_the_children_that_still_run(step: str) -> N
     journal.child_started("1-1", PARENT)
     journal.child_ended("1-1", PARENT)
     journal.cancelled()
-    (due,) = due_after(journal.state, step)
+    (due,) = messages_after(journal.state, step)
     assert (due.subject, due.message_id) == (f"control.cancel.{TENANT}", f"{CHILD}.cancel")
     assert isinstance(due.payload, control.CancelCommand)
     assert (due.payload.task, due.payload.by) == (CHILD, BY_MESH)
@@ -239,7 +237,7 @@ def test_the_end_of_a_sub_task_is_told_to_its_parent(
     journal.claimed()
     journal.delta("so far")
     end(journal)
-    (due,) = due_after(journal.state, "1")
+    (due,) = messages_after(journal.state, "1")
     assert (due.subject, due.message_id) == (f"control.child_done.{TENANT}", f"{TASK}.done")
     assert due.payload == control.ChildDoneCommand(
         task=PARENT,
@@ -254,7 +252,7 @@ def test_the_end_of_a_sub_task_is_told_to_its_parent(
 
 
 def test_nothing_is_due_in_a_journal_that_has_not_begun() -> None:
-    assert due_after(TaskState(TENANT, TASK), "1") == []
+    assert messages_after(TaskState(TENANT, TASK), "1") == []
 
 
 def test_work_that_is_due_has_the_deadline_of_its_task() -> None:
@@ -263,9 +261,9 @@ def test_work_that_is_due_has_the_deadline_of_its_task() -> None:
     journal.queued(TaskRequest(input="hi", pool="gpu", priority="high"), deadline=deadline)
     journal.claimed()
     journal.asks(PLAIN)
-    (call,) = due_after(journal.state, "1")
+    (call,) = messages_after(journal.state, "1")
     journal.tool_completed()
-    (turn,) = due_after(journal.state, "1-0")
+    (turn,) = messages_after(journal.state, "1-0")
     assert isinstance(call.payload, ToolWork)
     assert isinstance(turn.payload, TurnWork)
     assert (call.payload.deadline, turn.payload.deadline) == (deadline, deadline)
@@ -306,7 +304,7 @@ def test_nothing_is_asked_for_in_a_last_turn(asked: ToolCall) -> None:
     completed = state.turn(1).completed
     assert completed is not None
     assert unasked(state, completed) is None
-    assert due_after(state, "1") == []
+    assert messages_after(state, "1") == []
 
 
 # Limits

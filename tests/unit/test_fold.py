@@ -2,75 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import EventHead, Timings, UnknownEvent, Usage
-from contracts.status import ENDED, STATUSES, OpenDeadLetter
-from contracts.tasks import TaskRequest
+from contracts.journal import events
+from contracts.journal.events import EventHead, UnknownEvent
+from contracts.records.status import ENDED, STATUSES
 from mesh.errors import JournalCorrupt
-from mesh.fold import FAILURES_MAX, TaskState, fold, record, snapshot_turns
-from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT, HandMadeJournal
-
-Step = Callable[[HandMadeJournal], object]
-
-
-def journal_of(*steps: Step) -> HandMadeJournal:
-    journal = HandMadeJournal()
-    for step in steps:
-        step(journal)
-    return journal
-
-
-def ask(journal: HandMadeJournal) -> object:
-    return journal.add(events.InputRequested, question="Which quarter?")
-
-
-def answer(journal: HandMadeJournal) -> object:
-    return journal.add(events.InputReceived, text="The third", by="ana", mode="append")
-
-
-def request_approval(journal: HandMadeJournal) -> object:
-    return journal.add(events.ApprovalRequested, call="1-0", tool="add", arguments={}, expires_at=START)
-
-
-def resolve_approval(journal: HandMadeJournal) -> object:
-    return journal.add(events.ApprovalResolved, call="1-0", decision="approved", by="ana")
-
-
-def fail(journal: HandMadeJournal) -> object:
-    return journal.add(events.TaskFailed, error=ErrorInfo("invalid-script", "no such directive"))
-
-
-def cancel(journal: HandMadeJournal) -> object:
-    return journal.add(events.TaskCancelled, output="Hel", by="ana")
-
-
-def expire(journal: HandMadeJournal) -> object:
-    return journal.add(events.TaskExpired)
-
-
-def say(journal: HandMadeJournal) -> object:
-    return journal.delta("Hel")
-
-
-def replay(journal: HandMadeJournal) -> object:
-    return journal.replayed(("1", 0))
-
-
-QUEUED: Step = HandMadeJournal.queued
-CLAIMED: Step = HandMadeJournal.claimed
-COMPLETED: Step = HandMadeJournal.completed
-DEAD: Step = HandMadeJournal.dead_lettered
-
+from mesh.task.fold import fold
+from mesh.task.records import record
+from mesh.task.state import FAILURES_MAX, TaskState
+from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT
+from tests.unit.tellings import (
+    CLAIMED,
+    COMPLETED,
+    DEAD,
+    QUEUED,
+    Step,
+    answer,
+    ask,
+    cancel,
+    expire,
+    fail,
+    journal_of,
+    replay,
+    request_approval,
+    resolve_approval,
+    say,
+)
 
 # Statuses
 
@@ -443,116 +407,3 @@ def test_folding_the_same_events_gives_the_same_state(choices: list[int]) -> Non
         fold(again, again.revision + SEQUENCES_PER_EVENT, event)
     assert again == journal.state
     assert again.next_n == len(journal.events)
-
-
-# The record
-
-
-def fields(journal: HandMadeJournal) -> dict[str, Any]:
-    """Fields of a task's record that are not their defaults, as they are stored; times as seconds since the start."""
-    status = record(journal.state)
-    default_free = {name: getattr(status, name) for name in status.__struct_fields__}
-    for name in ("created_at", "updated_at", "deadline"):
-        if default_free[name] is not None:
-            default_free[name] = (default_free[name] - START).total_seconds()
-    always = {"id": TASK, "tenant": TENANT, "pool": "default", "priority": "normal", "created_at": 0.0}
-    assert always.items() <= default_free.items()
-    return {name: value for name, value in default_free.items() if value is not None and name not in always}
-
-
-@pytest.mark.parametrize(
-    ("steps", "expected"),
-    [
-        ([QUEUED], {"status": "queued", "updated_at": 0.0, "sequence": 3}),
-        (
-            [QUEUED, CLAIMED],
-            {"status": "running", "updated_at": 1.0, "sequence": 6, "turn": 1, "model": "scripted"},
-        ),
-        (
-            [QUEUED, CLAIMED, COMPLETED],
-            {
-                "status": "completed",
-                "updated_at": 2.0,
-                "sequence": 9,
-                "turn": 1,
-                "model": "scripted",
-                "output": "done",
-                "usage": Usage(1, 2),
-                "timings": Timings(total_seconds=1.0),
-            },
-        ),
-        (
-            [QUEUED, CLAIMED, fail],
-            {
-                "status": "failed",
-                "updated_at": 2.0,
-                "sequence": 9,
-                "turn": 1,
-                "model": "scripted",
-                "error": ErrorInfo("invalid-script", "no such directive"),
-            },
-        ),
-        (
-            [QUEUED, CLAIMED, cancel],
-            {
-                "status": "cancelled",
-                "updated_at": 2.0,
-                "sequence": 9,
-                "turn": 1,
-                "model": "scripted",
-                "output": "Hel",
-            },
-        ),
-        ([QUEUED, expire], {"status": "expired", "updated_at": 1.0, "sequence": 6}),
-        (
-            [QUEUED, DEAD],
-            {
-                "status": "dead_lettered",
-                "updated_at": 1.0,
-                "sequence": 6,
-                "error": ErrorInfo("provider-error", "1 gave up"),
-                "dead_letters": [OpenDeadLetter(step="1", gen=0, code="provider-error")],
-            },
-        ),
-        ([QUEUED, DEAD, replay], {"status": "queued", "updated_at": 2.0, "sequence": 9}),
-        ([QUEUED, DEAD, cancel], {"status": "cancelled", "updated_at": 2.0, "sequence": 9, "output": "Hel"}),
-    ],
-)
-def test_the_record_of_a_task(steps: list[Step], expected: dict[str, object]) -> None:
-    assert fields(journal_of(*steps)) == expected
-
-
-def test_the_record_repeats_what_the_request_says() -> None:
-    journal = HandMadeJournal()
-    request = TaskRequest(input="hi", pool="gpu", priority="high", metadata={"order": 7, "vip": True})
-    journal.queued(request, deadline=START + timedelta(seconds=60))
-    status = record(journal.state)
-    assert (status.pool, status.priority, status.metadata) == ("gpu", "high", {"order": 7, "vip": True})
-    assert status.deadline == START + timedelta(seconds=60)
-
-
-def test_the_record_of_an_incomplete_task_says_why() -> None:
-    journal = journal_of(QUEUED, CLAIMED)
-    journal.add(
-        events.TaskCompleted, output="Hel", incomplete="deadline", usage=Usage(), timings=Timings(total_seconds=1.0)
-    )
-    assert record(journal.state).incomplete == "deadline"
-
-
-def test_the_record_has_the_newest_turn() -> None:
-    journal = journal_of(QUEUED, CLAIMED)
-    journal.turn_completed(calls=1)
-    journal.claimed("2", message=8)
-    assert record(journal.state).turn == 2
-
-
-def test_a_snapshot_holds_the_turns_in_order() -> None:
-    journal = journal_of(QUEUED, CLAIMED)
-    journal.turn_completed("first", calls=1)
-    journal.claimed("2", message=8)
-    journal.reasoning("Hm", turn=2)
-    journal.delta("sec", turn=2)
-    assert snapshot_turns(journal.state) == [
-        events.SnapshotTurn(turn=1, text="first", completed=True),
-        events.SnapshotTurn(turn=2, text="sec", reasoning="Hm", completed=False),
-    ]

@@ -1,0 +1,153 @@
+"""Decisions: what is to be done with a failure, as tables."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.errors import ErrorInfo
+from contracts.retries import RetryPolicy
+from mesh.task.decisions import Claim, Decision, Later, Leave, Settle, decide, decide_stranded
+from mesh.task.failures import CLAIMS_UNCOUNTED_MAX, Fail, GiveUp, Retry, StepFailed, decide_failure
+from mesh.task.state import TaskState
+from tests.unit.journals import MESSAGE, TASK, TENANT, HandMadeJournal, tool_work, turn_work
+
+TURN_1 = turn_work()
+TURN_1_REPLAYED = turn_work(gen=1)
+CALL = tool_work("1-0")
+
+POLICY = RetryPolicy(tries_max=3, delay_seconds_first=1.0, delay_seconds_max=8.0)
+
+
+def failure(*, retryable: bool = True, terminal: bool = False, retry_after_seconds: float | None = None) -> StepFailed:
+    return StepFailed(
+        "provider-error", "no", retryable=retryable, terminal=terminal, retry_after_seconds=retry_after_seconds
+    )
+
+
+@pytest.mark.parametrize(
+    ("tries_before", "error", "decision"),
+    [
+        (0, failure(), Retry(delay_seconds=0.5, tries=1)),
+        (1, failure(), Retry(delay_seconds=1.0, tries=2)),
+        (2, failure(), GiveUp()),
+        (3, failure(), GiveUp()),
+        (0, failure(retryable=False), GiveUp()),
+        (0, failure(retryable=False, terminal=True), Fail()),
+        (2, failure(retryable=False, terminal=True), Fail()),
+        # Both at once is a slip where it was raised: the request is at fault all the same.
+        (0, failure(terminal=True), Fail()),
+        (0, failure(retry_after_seconds=30), Retry(delay_seconds=30, tries=1)),
+        (0, failure(retry_after_seconds=-1), Retry(delay_seconds=0, tries=1)),
+        (2, failure(retry_after_seconds=30), GiveUp()),
+        (0, failure(retry_after_seconds=1e9), Retry(delay_seconds=3600, tries=1)),
+    ],
+)
+def test_what_follows_a_failed_try(tries_before: int, error: StepFailed, decision: Retry | GiveUp | Fail) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    if tries_before:
+        journal.retrying(tries_before)
+    assert decide_failure(journal.state, TURN_1, error, POLICY, 0.5) == decision
+
+
+@pytest.mark.parametrize(("delay_seconds", "by_timer"), [(10.0, False), (10.1, True)])
+def test_a_long_delay_goes_through_a_timer(delay_seconds: float, by_timer: bool) -> None:
+    assert Retry(delay_seconds, 1).by_timer is by_timer
+
+
+@pytest.mark.parametrize(("seconds", "decision"), [(0.0, Settle()), (28.9, Settle()), (29.0, Claim()), (60.0, Claim())])
+@pytest.mark.parametrize("message", [MESSAGE, 99])
+def test_a_step_is_not_tried_again_before_its_time_and_then_under_any_message(
+    seconds: float, decision: Decision, message: int
+) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    failed = journal.retrying(1, timer=True)
+    again = turn_work(tries=1)
+    assert decide(journal.state, again, message, failed.time + timedelta(seconds=seconds)) == decision
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+@pytest.mark.parametrize(("tries", "decision"), [(0, Settle()), (1, Settle()), (2, Claim()), (3, Later())])
+def test_only_the_message_that_the_last_timer_brings_is_claimed(claimed: bool, tries: int, decision: Decision) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    journal.retrying(1)
+    failed = journal.retrying(2, timer=True)
+    if claimed:
+        journal.claimed(message=99)
+    work = turn_work(tries=tries)
+    assert decide(journal.state, work, 99, failed.time + timedelta(minutes=1)) == decision
+
+
+@pytest.mark.parametrize(("tries", "decision"), [(0, Leave()), (1, GiveUp())])
+def test_the_message_of_a_step_that_waits_for_its_next_try_is_no_dead_letter(
+    tries: int, decision: Leave | GiveUp
+) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    failed = journal.retrying(1, timer=True)
+    work = turn_work(tries=tries)
+    assert decide_stranded(journal.state, work, MESSAGE, failed.time) == Leave()
+    assert decide_stranded(journal.state, work, MESSAGE, failed.time + timedelta(minutes=1)) == decision
+
+
+@pytest.mark.parametrize(("tries_before", "tries"), [(0, 1), (1, 1), (2, 2)])
+def test_a_try_that_does_not_count_is_followed_by_another_and_told_with_those_before(
+    tries_before: int, tries: int
+) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    if tries_before:
+        journal.retrying(tries_before)
+    outage = failure(retry_after_seconds=60)
+    outage.counts = False
+    decision = decide_failure(journal.state, TURN_1, outage, POLICY, 0.5)
+    assert isinstance(decision, Retry)
+    assert (decision.tries, decision.by_timer) == (tries, False)
+
+
+def test_every_try_counts_once_a_turn_was_claimed_too_often() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    for _ in range(CLAIMS_UNCOUNTED_MAX):
+        journal.claimed()
+    journal.retrying(2)
+    outage = failure(retry_after_seconds=60)
+    outage.counts = False
+    assert decide_failure(journal.state, TURN_1, outage, POLICY, 0.5) == GiveUp()
+
+
+def test_tries_count_for_each_step_and_each_replay() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.retrying(2)
+    assert decide_failure(journal.state, TURN_1, failure(), POLICY, 0.5) == GiveUp()
+    assert decide_failure(journal.state, TURN_1_REPLAYED, failure(), POLICY, 0.5) == Retry(0.5, 1)
+    assert decide_failure(journal.state, CALL, failure(), POLICY, 0.5) == Retry(0.5, 1)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_a_delay_is_never_longer_than_its_policy_says(tries_before: int, random_fraction: float) -> None:
+    state = TaskState(TENANT, TASK)
+    state.tries["1", 0] = tries_before
+    policy = RetryPolicy(tries_max=1_000_000, delay_seconds_first=0.5, delay_seconds_max=8.0)
+    decision = decide_failure(state, TURN_1, failure(), policy, random_fraction)
+    assert isinstance(decision, Retry)
+    assert decision.tries == tries_before + 1
+    assert 0 <= decision.delay_seconds <= min(8.0, 0.5 * 2 ** min(tries_before, 10))
+
+
+def test_a_failure_is_stored_with_its_code() -> None:
+    error = failure()
+    assert error.info() == ErrorInfo("provider-error", "no")
+    assert (error.retryable, error.terminal, error.retry_after_seconds) == (True, False, None)

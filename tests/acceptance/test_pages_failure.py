@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from contracts.tasks import TaskRequest
-from mesh.connection import connect
-from mesh.settings import load_settings
+from mesh.broker.connection import connect
+from mesh.configuration.settings import load_settings
 from steward.critic import critics_task
 from tests.support.agents import Agents
 from tests.support.letters import Letters

@@ -10,10 +10,10 @@ import pytest
 from contracts.retries import NAK_SECONDS_MAX, STEP_POLICY
 from contracts.streams import LANE_BACKLOG_MAX, RESULTS, SIGNALS, SIGNALS_MAX, TASKS_MAX
 from contracts.tasks import BODY_BYTES_MAX
-from mesh.breakers import BreakerSettings
-from mesh.configuration import PoolConfiguration
-from mesh.critic_configuration import CriticConfiguration
-from mesh.settings import Settings, variable_fields
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.critic_table import CriticConfiguration
+from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.configuration.settings import Settings, variable_fields
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.chaos.matrix import SCENARIOS
 from tests.support.pages import ROOT

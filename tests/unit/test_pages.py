@@ -30,10 +30,6 @@ OTHERS = ("CONTRIBUTING.md", "deploy/nats/README.md", "tests/model/README.md")
 PENDING = {
     "CONTRIBUTING.md",
     "docs/architecture.md",
-    "docs/failure.md",
-    "docs/guarantees.md",
-    "docs/operating.md",
-    "docs/performance.md",
     "docs/reference/mesh-toml.md",
     "docs/reference/settings.md",
 }

@@ -27,7 +27,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
 QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "200", "MESH_ACK_WAIT_SECONDS": "1"}
 OF_FAILURES_AND_TRIGGERS = ("taskmesh.breaker.moves", "taskmesh.trigger.refusals", "taskmesh.trigger.tasks")
 CLIENT_TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -183,9 +183,10 @@ async def test_the_metrics_of_failures_and_triggers_arrive(tmp_path: Path, recei
         assert "open" in moved
 
 
-def test_the_readme_names_every_metric() -> None:
-    text = README.read_text()
-    assert [name for name in REGISTRY if f"`{name}`" not in text] == []
+def test_the_page_has_every_metric_with_its_unit() -> None:
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in PAGE.read_text().splitlines()]
+    shown = {row[0]: row[1] for row in rows if len(row) == 2 and row[0].partition(".")[0] in ("taskmesh", "gen_ai")}
+    assert shown == {name: instrument.unit for name, instrument in REGISTRY.items()}
 
 
 # A collector that is not there

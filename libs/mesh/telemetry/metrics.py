@@ -30,7 +30,7 @@ class Instrument(NamedTuple):
 
 
 REGISTRY: dict[str, Instrument] = {}
-"""Metric name → what it is. README.md has the same as a table."""
+"""Metric name → what it is. docs/operating.md has the same as a table."""
 
 _GEN_AI = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
 # The conventions' own buckets, so that figures of different systems can be laid side by side.

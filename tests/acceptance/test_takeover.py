@@ -106,7 +106,7 @@ async def test_a_worker_that_slept_through_its_lease_adds_nothing_and_acks_nothi
         assert len(claims(stored, task)) >= 2
         assert writers_after_takeover(stored.journals[task], loser) == []
         assert check(recorded, stored) == []
-        logged = [line for line in mesh.logs() if line.get("event") in ("step.lost", "step.lease_lost")]
+        logged = [line for line in mesh.logs() if line.get("event") in ("delivery.lost", "delivery.lease_lost")]
         assert logged, "the sleeper said that it lost the step"
         # It serves on: the next tasks go to either worker.
         for number in range(4):

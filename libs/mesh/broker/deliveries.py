@@ -147,9 +147,9 @@ class Leases:
                         await delivery.heartbeat()
                     except (nats.errors.Error, OSError) as error:
                         # The others' leases must not end with this one's: it runs out, or the next one gets through.
-                        log.warning("step.heartbeat_failed", message=delivery.sequence, error=str(error))
+                        log.warning("delivery.heartbeat_failed", message=delivery.sequence, error=str(error))
                 else:
                     delivery.give_up()
                     self.remove(delivery)
-                    log.warning("step.lease_lost", stream=delivery.stream, message=delivery.sequence)
+                    log.warning("delivery.lease_lost", stream=delivery.stream, message=delivery.sequence)
                     task.cancel()

@@ -154,7 +154,7 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     slow_seconds: Seconds = SLOW_SECONDS
     """How long a model may give no token before `on_slow` acts."""
     deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
-    """How long a task may take from its acceptance. Then it ends, incomplete. A request may ask for less."""
+    """How long a task may take from its acceptance. Then it ends with what there is. A request may ask for less."""
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
     """How many tokens a task's turns may read and put out. Then it ends, incomplete. A request may ask for less."""
 

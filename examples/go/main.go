@@ -50,7 +50,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	defer mesh.broker.connection.Close()
+	defer mesh.connection.Close()
 	var running sync.WaitGroup
 	for _, tool := range tools {
 		consumer, err := mesh.bind(stopping, tool)

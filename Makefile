@@ -42,7 +42,7 @@ bench: $(INSTALLED) ## measure, each figure beside its limit, about ten minutes 
 chaos: $(INSTALLED) ## kill each process at each point of four runs, about eight minutes (ARGS="--run agent", ARGS=--quick)
 	@exec $(BIN)/python -m tests.chaos $(ARGS)
 
-check: $(INSTALLED) ## check format, lint, types, generated schemas, layering
+check: $(INSTALLED) ## check format, lint, types, generated schemas and reference pages, layering
 	@echo "check: format"
 	@$(BIN)/ruff format --check --quiet .
 	@echo "check: lint"
@@ -51,11 +51,14 @@ check: $(INSTALLED) ## check format, lint, types, generated schemas, layering
 	@$(BIN)/mypy --no-error-summary
 	@echo "check: generated schemas"
 	@$(BIN)/python -m contracts.generate --check
+	@echo "check: reference pages"
+	@$(BIN)/python -m meshctl.reference --check
 	@echo "check: layering"
 	@$(BIN)/python -m pytest -qq tests/unit/test_layering.py
 
-schemas: $(INSTALLED) ## write the JSON Schemas again from the types
+schemas: $(INSTALLED) ## write the JSON Schemas and docs/reference again from the types
 	@$(BIN)/python -m contracts.generate
+	@$(BIN)/python -m meshctl.reference
 
 lock: ## resolve requirements.lock again, with uv (ARGS=--upgrade takes newer versions)
 	@command -v $(UV) >/dev/null 2>&1 || { echo "make lock needs uv; install it, or name it: make lock UV=path/to/uv" >&2; exit 1; }

@@ -1,5 +1,5 @@
 """The operator's command.
 
 One module for each command is in `commands`. `supervision` runs a mesh on this machine, `diagnosis` judges one for the
-doctor, `display` shows things to people.
+doctor, `display` shows things to people, `reference` renders the reference pages.
 """

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
-import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from typing import NamedTuple
 
-import mesh.configuration.settings
+from mesh.configuration.descriptions import field_descriptions
 from mesh.configuration.settings import Settings, variable_fields
 
 _DESTINATION_PREFIX = "setting_"
@@ -26,24 +23,30 @@ class SettingFlag(NamedTuple):
     flag: str
     variable: str
     metavar: str
-    help: str
+    description: str
+    default: str
     is_switch: bool
+
+    @property
+    def help(self) -> str:
+        """What the command line says of it."""
+        return f"{self.description} [{self.default}]"
 
 
 def setting_flags() -> list[SettingFlag]:
     """One flag for each field of `Settings` that is a variable, in its order."""
-    documentation = _documentation()
+    documentation = field_descriptions(Settings)
     flags: list[SettingFlag] = []
     for field in variable_fields():
         kind = str(field.type).removesuffix(" | None")
-        default = _shown(None if field.default is MISSING else field.default)
         flags.append(
             SettingFlag(
                 name=field.name,
                 flag="--" + field.name.replace("_", "-"),
                 variable=f"MESH_{field.name.upper()}",
                 metavar=_metavar(field.name, kind),
-                help=f"{documentation[field.name]} [{default}]",
+                description=documentation[field.name],
+                default=_shown(None if field.default is MISSING else field.default),
                 is_switch=kind == "bool",
             )
         )
@@ -88,19 +91,6 @@ def _shown(default: object) -> str:
         return str(int(default))
     if isinstance(default, tuple):
         return ",".join(map(str, default)) or "none"
+    if isinstance(default, float):
+        return f"{default:g}"
     return str(default)
-
-
-def _documentation() -> dict[str, str]:
-    """The docstring under each field: it is the one place where a setting is described."""
-    tree = ast.parse(inspect.getsource(mesh.configuration.settings))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == Settings.__name__)
-    documentation: dict[str, str] = {}
-    for field, after in itertools.pairwise(body):
-        match field, after:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name)),
-                ast.Expr(value=ast.Constant(value=str(text))),
-            ):
-                documentation[name] = " ".join(text.split())
-    return documentation

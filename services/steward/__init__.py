@@ -1,1 +1,4 @@
-"""Does what is nobody's turn: commands to tasks, retention, lane statistics, provisioning checks."""
+"""Does what is nobody's turn: commands to tasks, timers, triggers, webhooks, the critic, stranded messages, retention.
+
+It also writes lane statistics, and watches that streams are as declared.
+"""

@@ -19,12 +19,11 @@ from contracts.generate import (
     REPOSITORY,
     SCHEMAS,
     STREAM_CONFIGURATIONS,
-    Drift,
-    compare,
     main,
     render,
 )
 from contracts.generation import schemas
+from contracts.generation.files import Drift, compare
 from contracts.generation.openapi import openapi
 from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX
 from contracts.journal.events import EVENT_TYPES, Event

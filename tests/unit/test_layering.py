@@ -59,6 +59,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     ),
     "meshctl": (),
     "meshctl.diagnosis": ("meshctl",),
+    "meshctl.reference": ("meshctl",),
     "meshctl.supervision": ("meshctl",),
     "meshctl.display": ("meshctl", "meshctl.diagnosis"),
     "meshctl.commands": ("meshctl", "meshctl.diagnosis", "meshctl.supervision", "meshctl.display"),

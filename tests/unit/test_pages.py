@@ -27,16 +27,9 @@ from tests.support.walks import reads, submits
 README_LINES_MAX = 200
 COLUMNS_MAX = 140
 OTHERS = ("CONTRIBUTING.md", "deploy/nats/README.md", "tests/model/README.md")
-PENDING = {
-    "CONTRIBUTING.md",
-    "docs/architecture.md",
-    "docs/reference/mesh-toml.md",
-    "docs/reference/settings.md",
-}
-"""Pages that are linked to, and not there yet."""
 LINKING = [
     *pages_with_commands(),
-    *(path for path in OTHERS if path not in PENDING),
+    *OTHERS,
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*/README.md")),
 ]
 TASK = "01m7wkd0c5b9mdqnxfca30vxj7"
@@ -52,10 +45,6 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES_MAX
 
 
-def test_what_is_pending_is_not_there_yet() -> None:
-    assert [path for path in PENDING if (ROOT / path).exists()] == []
-
-
 @pytest.mark.parametrize("path", LINKING)
 def test_every_relative_link_leads_to_something(path: str) -> None:
     for line, target in links(path):
@@ -64,8 +53,6 @@ def test_every_relative_link_leads_to_something(path: str) -> None:
         name, _, anchor = target.partition("#")
         found = ((ROOT / path).parent / name).resolve() if name else ROOT / path
         where = str(found.relative_to(ROOT))
-        if where in PENDING:
-            continue
         assert found.exists(), f"{path}:{line}: {target}"
         if anchor:
             assert anchor in anchors(where), f"{path}:{line}: {target}: no such heading"

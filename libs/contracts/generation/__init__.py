@@ -1,4 +1,4 @@
-"""What is rendered from the types of the wire: JSON Schemas, and the OpenAPI document.
+"""What is rendered from the types of the wire: JSON Schemas, and the OpenAPI document. `files` keeps generated files.
 
 May import: `contracts`, `contracts.journal`, `contracts.records`, `contracts.messages`, `contracts.triggers`,
 `contracts.api`.

@@ -14,20 +14,24 @@ _Rate = Annotated[float, Meta(gt=0, le=1)]
 
 
 class BreakerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When a provider's breaker opens and closes. Times are in seconds, rates are parts of 1."""
+    """When a provider counts as down, for all workers. While its breaker is open, one step now and then tries it.
+
+    Each worker counts its own calls. Rates are parts of 1.
+    """
 
     enabled: bool = True
+    """Whether the provider has a breaker."""
     window_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30.0
-    """Outcomes older than this don't count."""
+    """How far back calls count."""
     samples_min: Annotated[int, Meta(ge=2, le=1000)] = 10
-    """With fewer outcomes in the window it does not open; so many failures in a row open it whatever the rate."""
+    """Fewer calls in the window open nothing. So many failures in a row open it, whatever the rate."""
     failure_rate: _Rate = 0.5
-    """The part of failures that opens it."""
+    """The part of failures that opens it: 5xx, timeouts, broken streams."""
     slow_first_token_seconds: Annotated[float, Meta(gt=0, le=3600)] | None = None
-    """A first token that takes longer is slow. Absent: latency opens nothing."""
+    """A first token that takes longer is slow. Unset: latency opens nothing."""
     slow_rate: _Rate = 0.8
-    """The part of slow first tokens that opens it."""
+    """The part of slow first tokens that opens it. Counts only with `slow_first_token_seconds`."""
     open_seconds: _Interval = 5.0
-    """How long it stays open before the first probe; each probe that fails doubles it."""
+    """How long it stays open before a step tries the provider. Each try that fails doubles it."""
     open_seconds_max: _Interval = 60.0
-    """The longest that it doubles to."""
+    """The longest that `open_seconds` doubles to; no less than `open_seconds`."""

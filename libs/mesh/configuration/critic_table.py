@@ -37,22 +37,22 @@ should look at.
 
 
 class CriticConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which dead letters the critic gets, and how its tasks run."""
+    """The critic: an agent that looks at dead letters, and may propose a replay. Without this table there is none."""
 
     codes: Annotated[list[Code], Meta(min_length=1, max_length=CODES_MAX)]
-    """Dead letters whose last error has one of these codes."""
+    """The critic gets the dead letters whose last error has one of these codes."""
     pool: LaneName = "default"
-    """Where its tasks run."""
+    """The pool that runs its tasks."""
     model: RequestModel | None = None
-    """Absent: the pool's."""
+    """The model of its tasks. Unset: the pool's."""
     instructions: Annotated[str, Meta(min_length=1, max_length=INSTRUCTIONS_CHARACTERS_MAX)] = INSTRUCTIONS
-    """What its model is told to do."""
+    """The instructions that its model gets."""
     tenants: Annotated[list[Tenant], Meta(min_length=1, max_length=TENANTS_MAX)] | None = None
-    """Whose dead letters; absent: everybody's."""
+    """The tenants whose dead letters count. Unset: all."""
     per_hour_max: Annotated[int, Meta(ge=1, le=100_000)] = 60
-    """Tasks that one steward starts for it in an hour. A dead letter beyond that is left to people."""
+    """The most tasks that one steward starts for it in an hour. Further dead letters are left to people."""
     proposals_max: Annotated[int, Meta(ge=1, le=100)] = 3
-    """Tasks for one step: one that was replayed so often, by whomever, is left to people."""
+    """A step that was replayed so often, by whomever, is left to people."""
 
 
 def parse_critic(tables: Mapping[str, Any], pools: Sequence[str], source: str) -> CriticConfiguration | None:

@@ -48,45 +48,45 @@ _RESERVED_OF_ANTHROPIC = frozenset({"x-api-key", "anthropic-version"})
 class ScriptedProviderConfiguration(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="scripted"
 ):
-    """The scripted model. It needs nothing, and is there under the name `scripted` without being configured."""
+    """The scripted model. It needs no server, and is there under the name `scripted` without a table."""
 
     breaker: BreakerSettings = BreakerSettings(enabled=False)
-    """Off, unless its table is there: what it fails at is what a script asks for, and says nothing of others."""
+    """When the provider counts as down. Off unless this table is there, since a script asks for its failures."""
 
 
 class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A server of models, of whatever kind. Times are in seconds."""
+    """A server of models. The table's name is yours: pools, claims and dead letters show it."""
 
     base_url: Annotated[str, Meta(max_length=2048)]
-    """What the kind's own path is appended to."""
+    """Where the server is. The kind's own path is appended. It holds no user, no query and no fragment."""
     api_key_env: Annotated[str, exactly("[A-Za-z_][A-Za-z0-9_]{0,127}")] | None = None
-    """Name of the variable that holds the key, never the key itself. Absent: no key is sent."""
+    """Name of the variable that holds the key, never the key itself. Unset: no key is sent."""
     connect_seconds: Seconds = 10.0
     """How long a connection may take, TLS included."""
     first_token_seconds: Seconds = 300.0
-    """How long the first token may take: queueing, loading the model and reading the prompt are in it."""
+    """How long the first token may take. Queueing, loading the model and reading the prompt count."""
     between_tokens_seconds: Seconds = 60.0
-    """How long the next one may take from there on."""
+    """How long each later token may take after the one before it."""
     headers: dict[str, str] = {}
-    """Sent with each request."""
+    """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
-    """When the provider counts as down, for the whole fleet."""
+    """When the provider counts as down, for all workers."""
 
 
 class OpenAIProviderConfiguration(
     ServerConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="openai"
 ):
-    """Any server of OpenAI-compatible chat completions.
+    """Any server with OpenAI-compatible chat completions: vLLM, Ollama, llama.cpp, OpenAI.
 
-    `/chat/completions` is appended to `base_url`, e.g. `http://127.0.0.1:8000/v1`.
+    `/chat/completions` is appended to `base_url`.
     """
 
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
-    """The name of the limit in requests. Absent: OpenAI's own new name at api.openai.com, else the one all know."""
+    """Name of the output limit in requests. Unset: `max_completion_tokens` at api.openai.com, else `max_tokens`."""
     continue_prefix: Literal["vllm"] | None = None
-    """How a turn whose worker died is continued in mid-sentence. Absent: it is generated again.
+    """Continues a turn in mid-sentence after its worker died, in vLLM's way. Unset: it is generated again.
 
-    The server counts the part that was there as input, and a limit of output from there on.
+    The server then counts the part that was there as input, and a limit of output from there on.
     """
 
 
@@ -97,12 +97,12 @@ class AnthropicProviderConfiguration(
 
     base_url: Annotated[str, Meta(max_length=2048)] = "https://api.anthropic.com"
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
-    """The limit of output, thinking included, where neither request nor pool has one: this API demands one."""
+    """The limit of output, thinking included, where neither request nor pool has one. This API demands one."""
     thinking_budget_tokens: Annotated[int, Meta(ge=1024, le=1_000_000)] | None = None
-    """How much a model may think before it answers; 1024 is the API's own least. Absent: it does not.
+    """How many tokens the model may think before it answers; less than `max_output_tokens`. Unset: it does not.
 
-    A turn whose limit of output leaves no room for it goes without. With it a turn whose worker died is generated
-    again, and not continued.
+    A turn whose limit of output leaves no room for thinking goes without it. A turn that thinks is generated again
+    after its worker died, not continued.
     """
 
 
@@ -116,39 +116,47 @@ FALLBACKS_MAX = 8
 
 
 class FallbackConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A model that a pool goes on with where the one before can't."""
+    """A model that a pool goes on with where the one before can't: unavailable, too slow or too small."""
 
     provider: Name
+    """A provider of this file, or `scripted`."""
     model: ModelName | None = None
-    """Required where the provider is a real one."""
+    """The model's name at the provider. Only the scripted model needs none."""
 
 
 class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pool: which provider runs its turns, with which model, and what it does when that can't."""
+    """A pool: the provider and the model that run its turns, and what follows where they can't.
+
+    A request names its pool. The pool `default` takes the requests that name none; a file with pools must have it.
+    """
 
     provider: Name = "scripted"
+    """A provider of this file, or `scripted`."""
     model: ModelName | None = None
-    """For requests that name none. Required where the provider is a real one."""
+    """The model for requests that name none. Only the scripted model needs none."""
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
-    """The most that a turn may put out; a request may ask for less."""
+    """The most tokens that a turn may put out. A request may ask for less."""
     fallbacks: Annotated[list[FallbackConfiguration], Meta(max_length=FALLBACKS_MAX)] = []
-    """The pool's next models, in their order."""
+    """The pool's next models, in their order. None comes twice."""
     on_context: OnContext | Annotated[list[OnContext], Meta(min_length=1, max_length=2)] | None = None
     """What follows on a conversation that is too long for the model.
 
-    `switch`: the next model. `compact`: the oldest of it is left out. `["switch", "compact"]`: that, once no model is
-    left. `fail`: the task fails. Absent: `switch` where there are fallbacks, else `fail`.
+    `switch`: the next model, also for later turns. `compact`: the same one is shown the newest half, down to a
+    sixty-fourth. `fail`: the task fails. `["switch", "compact"]`: compact once no model is left. Unset: `switch` with
+    fallbacks, else `fail`.
     """
     on_slow: Literal["wait", "switch", "hedge"] = "wait"
     """What follows on a model that has given no token after `slow_seconds`.
 
-    `switch`: the next model. `hedge`: the next model is asked beside it, and the first that gives a token goes on.
+    `switch`: the next model, for this turn. `hedge`: the next model is asked beside it, at its price, and the first
+    that gives a token goes on. Both need fallbacks.
     """
     slow_seconds: Seconds = SLOW_SECONDS
+    """How long a model may give no token before `on_slow` acts."""
     deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
-    """How long a task may take from its acceptance; a request may ask for less."""
+    """How long a task may take from its acceptance. Then it ends with what there is. A request may ask for less."""
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
-    """How many tokens a task's turns may read and put out; a request may ask for less."""
+    """How many tokens a task's turns may read and put out. Then it ends, incomplete. A request may ask for less."""
 
     @property
     def switches_on_context(self) -> bool:
@@ -161,7 +169,7 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return self.on_context is not None and "compact" in self.on_context
 
     wait_seconds: Annotated[float, Meta(ge=0, le=24 * 3600)] = 60.0
-    """While none of its providers can be called, tasks that would wait longer than this are refused."""
+    """While none of the pool's providers can be called, new tasks that would wait longer get 503."""
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):

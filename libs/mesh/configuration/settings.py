@@ -35,9 +35,9 @@ class Settings:
     """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last two."""
 
     home: Path = Path(".mesh")
-    """Data folder of the embedded broker, logs, pids."""
+    """The folder of the embedded broker's data, the logs and the pids."""
     nats_url: str | None = None
-    """A NATS of your own; unset starts the embedded one (`meshctl up`), or means nats://127.0.0.1:4222."""
+    """A NATS of your own. Unset: `meshctl up` embeds one, and a service that runs alone looks on MESH_NATS_PORT."""
     nats_server: str | None = None
     """The nats-server program to embed; unset looks on the PATH, then in the `broker` extra."""
     nats_port: int = 4222
@@ -47,7 +47,7 @@ class Settings:
     edge_address: Address = Address("127.0.0.1", 8081)
     """Where the stream edge listens."""
     edge_public_url: str | None = None
-    """What `links.events` begins with; unset is http://<MESH_EDGE_ADDRESS>."""
+    """The URL that `links.events` begins with; unset is `http://<MESH_EDGE_ADDRESS>`."""
     edge_cors_origins: tuple[str, ...] = ()
     """Origins, separated by commas, whose pages may read streams; `*` is all."""
     edge_streams_max: int = 4096
@@ -59,21 +59,21 @@ class Settings:
     worker_concurrency: int = 64
     """Steps at once in one worker or runner process."""
     config: Path | None = None
-    """The file that names pools and providers; unset is `mesh.toml`, if it is there. `meshctl example` prints one."""
+    """The file of pools, providers, tools, webhooks; unset is `mesh.toml`, if it is there; /dev/null is none."""
     ack_wait_seconds: float = ACK_WAIT_SECONDS
     """Lease of a step. Heartbeats go out at a third of it."""
     max_tries: int = STEP_POLICY.tries_max
-    """Tries of a step by policy, then it is a dead letter."""
+    """Tries of a step by policy. A step that fails at all of them becomes a dead letter."""
     max_deliver: int = MAX_DELIVER
     """Deliveries of a work message by the broker."""
     retention_days: float = 30.0
-    """How long a task is kept after it has ended: its journal, record and dead letters."""
+    """How long a task is kept after its end: journal, record and dead letters. Without an end it is kept for ever."""
     delta_retention_hours: float = 24.0
-    """How long the deltas of a turn are kept after it was completed."""
+    """How long the tokens of a turn are kept one by one after its end. Its text stays as long as its task."""
     waiting_hours: float = 24.0
     """How long an approval or a question stays open; then it expires, and the task goes on without it."""
     high_water_percent: float = 90.0
-    """The ingress takes no tasks while a stream that they need, or the account, uses this much of its storage."""
+    """New tasks get 503 while a stream that they need, or the account, uses this much of its storage."""
     sync_interval: str = "always"
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
     drain_seconds: float = 5.0
@@ -114,6 +114,29 @@ class Settings:
         return tuple(self.configuration.pools)
 
 
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "nats_port": (0, PORT_MAX),
+    "edge_streams_max": (1, 100_000),
+    "workers": (0, 256),
+    "runners": (0, 256),
+    "worker_concurrency": (1, 10_000),
+    "ack_wait_seconds": (0.3, 3600),
+    "max_tries": (1, 1000),
+    "max_deliver": (1, 10_000),
+    "retention_days": (0, 36_500),
+    "delta_retention_hours": (0, 876_000),
+    "waiting_hours": (0.0001, 876_000),
+    "high_water_percent": (0, 100),
+    "drain_seconds": (0, 3600),
+}
+"""The least and the most that each number may be."""
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "log_format": ("auto", "console", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+"""The words that there are for a setting."""
+
+
 def variable_fields() -> list[Field[Any]]:
     """The fields of `Settings` that are variables."""
     return [each for each in fields(Settings) if each.name not in ("configuration", "given")]
@@ -137,28 +160,12 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def _check(settings: Settings) -> None:
-    limits: dict[str, tuple[float, float, float]] = {
-        "nats_port": (settings.nats_port, 0, PORT_MAX),
-        "edge_streams_max": (settings.edge_streams_max, 1, 100_000),
-        "workers": (settings.workers, 0, 256),
-        "runners": (settings.runners, 0, 256),
-        "worker_concurrency": (settings.worker_concurrency, 1, 10_000),
-        "ack_wait_seconds": (settings.ack_wait_seconds, 0.3, 3600),
-        "max_tries": (settings.max_tries, 1, 1000),
-        "max_deliver": (settings.max_deliver, 1, 10_000),
-        "retention_days": (settings.retention_days, 0, 36_500),
-        "delta_retention_hours": (settings.delta_retention_hours, 0, 876_000),
-        "waiting_hours": (settings.waiting_hours, 0.0001, 876_000),
-        "high_water_percent": (settings.high_water_percent, 0, 100),
-        "drain_seconds": (settings.drain_seconds, 0, 3600),
-    }
-    for name, (value, low, high) in limits.items():
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(settings, name)
         if not low <= value <= high:
             raise SettingsError(f"MESH_{name.upper()}={value}: must be between {low:g} and {high:g}")
-    for name, word, allowed in (
-        ("log_format", settings.log_format, ("auto", "console", "json")),
-        ("log_level", settings.log_level, ("debug", "info", "warning", "error")),
-    ):
+    for name, allowed in CHOICES.items():
+        word = getattr(settings, name)
         if word not in allowed:
             raise SettingsError(f"MESH_{name.upper()}={word!r}: must be one of {', '.join(allowed)}")
 

@@ -36,12 +36,15 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
 class ToolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What holds for one tool, whoever serves it; None leaves it as declared."""
+    """What holds for one tool, whoever serves it. It outranks what the tool or its server says of itself.
+
+    The table's name is the tool's. What is unset stays as the tool declares it.
+    """
 
     approval: ApprovalMode | None = None
-    """When a person has to agree, whatever the task or the tool says."""
+    """When a person has to agree. `destructive`: to calls that can't be undone. It outranks what the task asks for."""
     idempotent: bool | None = None
-    """Whether a call may be run twice."""
+    """Whether a call may run twice."""
     timeout_seconds: Seconds | None = None
     """How long a call may take."""
 
@@ -53,33 +56,34 @@ class ToolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class HttpGetConfiguration(ToolConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tool `http_get`."""
+    """The tool `http_get`. It reads pages of these hosts, and of no others."""
 
     allowed_hosts: Annotated[list[str], Meta(max_length=HOSTS_MAX)] = []
-    """The hosts that it may read: `<host>` at ports 80 and 443, `<host>:<port>`, `*.<host>` for all names below."""
+    """The hosts: `<host>` is ports 80 and 443, `<host>:<port>` that port, `*.<host>` all names below."""
     allow_private: bool = False
-    """Whether those hosts may have private, loopback or link-local addresses: an intranet."""
+    """Whether those hosts may have private, loopback or link-local addresses."""
 
 
 class SendSignalConfiguration(ToolConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The tool `send_signal`."""
+    """The tool `send_signal`. It sends these signals, and no others."""
 
     subjects: Annotated[list[SignalFilter], Meta(max_length=SUBJECTS_MAX)] = []
-    """The signals that tasks may send, as filters below their tenant: `inventory.*`, `orders.>`. None by default."""
+    """The signals that tasks may send, as filters below `signals.<tenant>.`."""
 
 
 class McpServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An MCP server: `command` starts it (stdio), or `url` is where it is (streamable HTTP)."""
+    """An MCP server. Its tools are offered as `<server>_<tool>`. The table has either `command` or `url`."""
 
     command: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=256)] | None = None
-    """The program and its arguments. It runs as long as the runner does, and is started again when it ends."""
+    """The program and its arguments, spoken to by stdio. Each tool runner starts it, and again when it ends."""
     url: Annotated[str, Meta(max_length=2048)] | None = None
+    """Where the server is, spoken to by streamable HTTP. It holds no user and no fragment."""
     env: dict[Variable, str] = {}
-    """Set for the program, beside HOME, LOGNAME, PATH, SHELL, TERM and USER."""
+    """Variables for the program, beside HOME, LOGNAME, PATH, SHELL, TERM and USER. Only with `command`."""
     env_from: Annotated[list[Variable], Meta(max_length=256)] = []
-    """Names of the runner's own variables that the program gets too: keys, which are never in this file."""
+    """Names of the runner's own variables that the program gets too, such as keys. Only with `command`."""
     api_key_env: Variable | None = None
-    """Name of the variable that holds what is sent to `url` as a bearer token."""
+    """Name of the variable that holds the bearer token, never the token itself. Only with `url`."""
     timeout_seconds: Seconds = TOOL_TIMEOUT_SECONDS
     """How long a call of any of its tools may take."""
 

@@ -33,18 +33,18 @@ WebhookName = Annotated[str, exactly(LANE_NAME_PATTERN, 48)]
 
 
 class WebhookConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An endpoint that is told of events."""
+    """An endpoint that is told of events by a signed POST (Standard Webhooks). The table's name is yours."""
 
     url: Annotated[str, Meta(max_length=2048)]
-    """Where notifications are posted. `https`; `http` too with `allow_private`."""
+    """Where notifications are posted: `https`, or `http` too with `allow_private`. It holds no user and no fragment."""
     secret_env: Variable
-    """Name of the variable that holds the secret, `whsec_<base64>`, or several of them, separated by spaces."""
+    """Name of the variable that holds the secret, `whsec_<base64>`. While one replaces another: up to 4, by spaces."""
     on: Annotated[list[str], Meta(min_length=1, max_length=NAMES_MAX)]
-    """Of what: names of groups (`approval`, `question`, `ended`, `dead_letter`) and types of events."""
+    """The events: groups (`approval`, `question`, `ended`, `dead_letter`), and types such as `task.failed`."""
     tenants: Annotated[list[Tenant], Meta(min_length=1, max_length=TENANTS_MAX)] | None = None
-    """Whose tasks; absent: everybody's."""
+    """The tenants whose tasks count. Unset: all."""
     allow_private: bool = False
-    """Whether the host may have private, loopback or link-local addresses: an intranet."""
+    """Whether the host may have private, loopback or link-local addresses."""
     timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 10.0
     """How long one try may take in all, looking up the name included."""
 

@@ -1,4 +1,4 @@
-"""Steps: which message is pulled when, and a step's life from its claim to its ack.
+"""Steps: a step's life from its delivery to the answer, and how its message waits. `mesh.broker` pulls the messages.
 
 May import: `mesh`, `mesh.configuration`, `mesh.task`, `mesh.broker`, `mesh.telemetry`, `mesh.journal`,
 `mesh.providers`, `mesh.rules`, `mesh.tools`, `mesh.serving`.

@@ -1,4 +1,4 @@
-"""What to do with a delivery, and with a failure: pure functions of the folded journal and the message.
+"""What to do with a delivery: pure functions of the folded journal and the message. For a failure: `failures`.
 
 The numbers are those of the rules in PROTOCOL.md, "Rules of a writer".
 """

@@ -1,4 +1,4 @@
-"""What is due: the messages that a journal calls for. Pure; `publish_due` sends them.
+"""The outbox: the messages that a journal calls for. Pure; `mesh.journal.settling.publish_outbox` sends them.
 
 Whoever settles a step publishes what is due after it. Any of it may be sent twice: the message id sees to that within
 the duplicate window, and the binding of a claimed step to its message after it (rule 3).

@@ -1,6 +1,6 @@
 """Exporting spans and metrics by OTLP over HTTP. Imported only where an endpoint is set.
 
-The standard `OTEL_*` variables hold (endpoints, headers, timeouts, intervals, sampler, resource). A collector that is
+The standard `OTEL_*` variables hold: `variables` lists those that matter here. A collector that is
 away or hangs costs a bounded queue, one log line for each process, and `FLUSH_SECONDS_MAX` at the end; no task waits.
 """
 
@@ -23,14 +23,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from contracts import VERSION
 from mesh.configuration.settings import worker_name
+from mesh.telemetry import variables
+from mesh.telemetry.variables import METRIC_INTERVAL_SECONDS, SPAN_DELAY_SECONDS
 
 log = structlog.get_logger("mesh.telemetry.exporting")
 
 FLUSH_SECONDS_MAX = 2.0
 """How long a process that ends waits for its last spans and metrics to be taken."""
-SPAN_DELAY_SECONDS = 0.5
-"""How long an ended span waits for others. Short, since a killed process takes with it what still waits."""
-METRIC_INTERVAL_SECONDS = 10.0
 
 
 class Exporting:
@@ -49,19 +48,19 @@ class Exporting:
         ).merge(OTELResourceDetector().detect())
         self._tracers: TracerProvider | None = None
         self._meters: MeterProvider | None = None
-        if _is_wanted("OTEL_TRACES_EXPORTER"):
+        if _is_wanted(variables.TRACES_EXPORTER):
             # Neither ends at the exit of the interpreter: their own ends wait half a minute for a collector that hangs.
             self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
             self._tracers.add_span_processor(
                 BatchSpanProcessor(
-                    OTLPSpanExporter(), schedule_delay_millis=_unless_set("OTEL_BSP_SCHEDULE_DELAY", SPAN_DELAY_SECONDS)
+                    OTLPSpanExporter(), schedule_delay_millis=_unless_set(variables.SPAN_DELAY, SPAN_DELAY_SECONDS)
                 )
             )
             trace.set_tracer_provider(self._tracers)
-        if _is_wanted("OTEL_METRICS_EXPORTER"):
+        if _is_wanted(variables.METRICS_EXPORTER):
             reader = PeriodicExportingMetricReader(
                 OTLPMetricExporter(),
-                export_interval_millis=_unless_set("OTEL_METRIC_EXPORT_INTERVAL", METRIC_INTERVAL_SECONDS),
+                export_interval_millis=_unless_set(variables.METRIC_INTERVAL, METRIC_INTERVAL_SECONDS),
             )
             self._meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
             metrics.set_meter_provider(self._meters)

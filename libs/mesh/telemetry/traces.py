@@ -28,6 +28,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
+from mesh.telemetry import variables
 
 if TYPE_CHECKING:
     from mesh.telemetry.exporting import Exporting
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
 Attributes = Mapping[str, str | int | float]
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_ENDPOINTS = (
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
-)
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 NO_SPAN = trace.INVALID_SPAN
 """What stands for a span while telemetry is off: it takes attributes, and forgets them."""
@@ -86,9 +82,9 @@ def _log_line(event: structlog.typing.EventDict, **_: object) -> bytes:
 
 def is_asked_for(environment: Mapping[str, str]) -> bool:
     """Whether the standard variables name an OTLP endpoint, and don't switch the SDK off."""
-    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if environment.get(variables.SDK_DISABLED, "").strip().lower() == "true":
         return False
-    return any(environment.get(variable) for variable in _ENDPOINTS)
+    return any(environment.get(variable) for variable in variables.ENDPOINTS)
 
 
 def _start_exporting(service: str) -> None:

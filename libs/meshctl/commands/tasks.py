@@ -29,9 +29,8 @@ from meshctl.display.tables import tasks_table
 from meshctl.errors import MeshctlError
 from meshctl.flags import environment_with
 from meshctl.supervision import discovery
+from meshctl.variables import EDGE_URL_VARIABLE, INGRESS_URL_VARIABLE
 
-INGRESS_URL_VARIABLE: Final = "MESH_INGRESS_URL"
-EDGE_URL_VARIABLE: Final = "MESH_EDGE_URL"
 APPEARS_SECONDS: Final = 10.0
 """An accepted task may be unknown to the edge until its first event is written."""
 LIST_PAGE: Final = 100

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 
 from contracts.codec import encode
+from meshctl.variables import NO_COLOR_VARIABLE
 
 # A model's words reach the operator's terminal: nothing in them may move the cursor, retitle the window or worse.
 _CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -38,7 +39,7 @@ def printable(text: str) -> str:
 
 def in_colour() -> bool:
     """Whether standard output may be coloured and written over: a terminal that can, and nobody said NO_COLOR."""
-    return for_people() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return for_people() and not os.environ.get(NO_COLOR_VARIABLE) and os.environ.get("TERM") != "dumb"
 
 
 def show(what: RenderableType) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import pytest
 from mesh.connection import Connection, connect
 from mesh.provisioning import apply, declared
 from mesh.settings import Settings
+from tests.support import children
 from tests.support.broker import Broker
+from tests.support.patience import lease
+from tests.support.watchdog import Watchdog
 
 # A shell that starts the tests in the background has SIGINT ignored, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +38,33 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(WORKERS_MAX, int(WORKERS_PER_CORE * (os.cpu_count() or 1))))
 
 
+WATCHDOG = pytest.StashKey[Watchdog]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A process that starts others is watched from its beginning: pytest's own, for its workers (pytest-xdist)."""
+    assert sys.__stderr__ is not None
+    # A copy: while a test runs, the descriptor itself leads to pytest's capture.
+    config.stash[WATCHDOG] = Watchdog(os.dup(sys.__stderr__.fileno()))
+    if getattr(config.option, "numprocesses", None):
+        children.guard()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """No test runs for ever."""
+    item.config.stash[WATCHDOG].begin()
+    try:
+        return (yield)
+    finally:
+        item.config.stash[WATCHDOG].end()
+
+
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    """Whoever looks at a test in a debugger takes all the time there is."""
+    config.stash[WATCHDOG].end()
+
+
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     """A running broker without streams."""
@@ -46,7 +77,7 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 @pytest.fixture
 def settings(broker: Broker, tmp_path: Path) -> Settings:
     """Settings for that broker, with a short lease so that takeovers don't take long."""
-    return replace(Settings(), nats_url=broker.url, home=tmp_path / "mesh", ack_wait_seconds=1.0)
+    return replace(Settings(), nats_url=broker.url, home=tmp_path / "mesh", ack_wait_seconds=lease(1.0))
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import httpx
 import pytest
 
 from mesh.connection import Connection, connect
 from tests.support.agents import Agents
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, submit
+from tests.support.http_client import PatientClient
 from tests.support.processes import running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -61,7 +61,7 @@ async def test_a_deadline_ends_a_task_once_in_whatever_state(tmp_path: Path, awa
     services = ("ingress", "stream_edge", "tool_runner")
     async with (
         running_mesh(tmp_path, *services, MESH_MAX_TRIES="1", MESH_WORKER_CONCURRENCY="1") as mesh,
-        httpx.AsyncClient() as client,
+        PatientClient() as client,
         connect(mesh.settings, "test") as connection,
     ):
         worker = await mesh.start("inference_worker")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.acceptance.test_own_model import journal_of, of_type
@@ -30,7 +29,9 @@ from tests.support.degradation import (
     switches,
     types,
 )
+from tests.support.http_client import PatientClient
 from tests.support.model_server import Exchange, openai
+from tests.support.patience import within
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -115,7 +116,7 @@ async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_pa
         assert only(events, "model.hedged")["model"] == "vain"
         assert switches(events) == []
         assert only(events, "task.completed")["output"] == "late"
-        async with asyncio.timeout(10):
+        async with within(10):
             await house.asked("vain")[0].gone.wait()
 
         events = await events_of(mesh, recorded, pool="waiting")
@@ -221,7 +222,7 @@ async def test_who_takes_a_turn_over_goes_on_with_its_model_and_its_bound(tmp_pa
     on_context = "compact"
     """
     async with mesh_of(tmp_path, house, pools, MESH_ACK_WAIT_SECONDS="1") as (mesh, recorded):
-        async with httpx.AsyncClient() as client:
+        async with PatientClient() as client:
             task = await submit(client, mesh.ingress_url, recorded, "hello", pool=how, input=conversation(31, 100))
         viewer = Viewer(str(mesh.settings.edge_address), task)
         following = asyncio.create_task(viewer.follow())

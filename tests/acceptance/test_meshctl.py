@@ -10,18 +10,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from contracts import VERSION
 from meshctl.home import is_alive
+from tests.support import children
 from tests.support.broker import Broker
+from tests.support.http_client import PatientClient
+from tests.support.patience import ended, within
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -46,7 +47,7 @@ def runs(pid: int) -> bool:
 class Up:
     """A running `meshctl up`. `ready` is the line that it printed."""
 
-    def __init__(self, home: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, home: Path, process: asyncio.subprocess.Process, log: Path) -> None:
         self.home = home
         self.process = process
         self.log = log
@@ -76,17 +77,16 @@ class Up:
     async def wait_until_ready(self) -> None:
         """Read the one line."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(READY_SECONDS):
-            line = await asyncio.to_thread(self.process.stdout.readline)
+        async with within(READY_SECONDS):
+            line = await self.process.stdout.readline()
         assert line, self.log.read_text()
         self.ready = json.loads(line)
 
-    async def end(self, number: signal.Signals) -> float:
-        """Send a signal, wait for the end; returns how long that took. `rest` is what it has still printed."""
-        began_at = time.monotonic()
+    async def end(self, number: signal.Signals, seconds: float = STOP_SECONDS_MAX) -> None:
+        """Send a signal, wait for the end, which must come in time. `rest` is what it has still printed."""
         self.process.send_signal(number)
-        self.rest, _ = await asyncio.to_thread(self.process.communicate, timeout=STOP_SECONDS_MAX + 5)
-        return time.monotonic() - began_at
+        async with within(seconds):
+            self.rest, _ = await self.process.communicate()
 
     async def killed(self, service: str) -> int:
         """`kill -9` the first process of a service, and wait until its successor serves; returns its pid."""
@@ -106,11 +106,10 @@ async def up(home: Path, *arguments: str, variables: Mapping[str, str] | None = 
     """`meshctl up` into a pipe, ready; stopped at the end if it still runs."""
     log = home.with_suffix(".log")
     with log.open("ab") as errors:
-        process = subprocess.Popen(
+        process = await children.begin(
             [*MESHCTL, "up", "--home", str(home), *FREE_PORTS, *arguments],
-            env={**ENVIRONMENT, **(variables or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            {**ENVIRONMENT, **(variables or {})},
+            stdout=children.PIPE,
             stderr=errors,
         )
     mesh = Up(home, process, log)
@@ -118,30 +117,21 @@ async def up(home: Path, *arguments: str, variables: Mapping[str, str] | None = 
         await mesh.wait_until_ready()
         yield mesh
     finally:
-        if process.poll() is None:
+        if process.returncode is None:
             process.terminate()
             try:
-                await asyncio.to_thread(process.communicate, timeout=STOP_SECONDS_MAX + 5)
-            except subprocess.TimeoutExpired:
+                async with within(STOP_SECONDS_MAX + 5):
+                    await process.communicate()
+            except TimeoutError:
                 process.kill()
-                await asyncio.to_thread(process.communicate)
-        elif process.stdout is not None:
-            process.stdout.close()
+                await process.communicate()
 
 
 async def meshctl(
     *arguments: str, environment: Mapping[str, str] = ENVIRONMENT, text: str = "", seconds: float = 60
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return await asyncio.to_thread(
-        subprocess.run,
-        [*MESHCTL, *arguments],
-        env=dict(environment),
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
+    return await children.run([*MESHCTL, *arguments], environment, text=text, seconds=seconds)
 
 
 @pytest.fixture
@@ -159,12 +149,11 @@ async def test_up_prints_one_line_into_a_pipe_and_sigint_ends_it_all(mesh: Up) -
     pids = mesh.all_pids
     assert len(pids) == 7
     assert all(map(runs, pids))
-    async with httpx.AsyncClient() as http:
+    async with PatientClient() as http:
         for url in (mesh.ready["ingress_url"], mesh.ready["edge_url"]):
             assert (await http.get(f"{url}/health/ready")).status_code == 200
-    took_seconds = await mesh.end(signal.SIGINT)
+    await mesh.end(signal.SIGINT)
     assert mesh.process.returncode == 0
-    assert took_seconds < STOP_SECONDS_MAX
     assert mesh.rest == b""
     assert [pid for pid in pids if runs(pid)] == []
     assert not (mesh.home / "pids.json").exists()
@@ -176,7 +165,7 @@ async def test_up_prints_one_line_into_a_pipe_and_sigint_ends_it_all(mesh: Up) -
 async def test_sigterm_ends_it_too_also_with_a_service_that_does_not_listen(mesh: Up) -> None:
     pids = mesh.all_pids
     os.kill(mesh.pids()["steward"][0], signal.SIGSTOP)
-    assert await mesh.end(signal.SIGTERM) < STOP_SECONDS_MAX
+    await mesh.end(signal.SIGTERM)
     assert mesh.process.returncode == 0
     assert "process.killed" in mesh.log.read_text()
     assert [pid for pid in pids if runs(pid)] == []
@@ -187,7 +176,7 @@ async def test_a_second_sigint_does_not_wait(mesh: Up) -> None:
     os.kill(mesh.pids()["steward"][0], signal.SIGSTOP)
     mesh.process.send_signal(signal.SIGINT)
     await until(lambda: "mesh.stopping" in mesh.log.read_text())
-    assert await mesh.end(signal.SIGINT) < 3
+    await mesh.end(signal.SIGINT, seconds=3)
     assert mesh.process.returncode == 130
     assert [pid for pid in pids if runs(pid)] == []
 
@@ -355,11 +344,10 @@ async def test_a_client_submits_follows_and_lists(mesh: Up) -> None:
 
 
 async def test_a_watch_survives_its_edge_and_the_broker(mesh: Up) -> None:
-    watch = await asyncio.create_subprocess_exec(
-        *MESHCTL, "submit", "--watch", "!rate 20\n!say 80", env=mesh.environment, stdout=subprocess.PIPE
-    )
+    command = [*MESHCTL, "submit", "--watch", "!rate 20\n!say 80"]
+    watch = await children.begin(command, mesh.environment, stdout=children.PIPE)
     assert watch.stdout is not None
-    async with asyncio.timeout(60):
+    async with within(60):
         lines = [await watch.stdout.readline() for _ in range(10)]
         await mesh.killed("stream_edge")
         lines += [await watch.stdout.readline() for _ in range(10)]
@@ -374,15 +362,13 @@ async def test_a_watch_survives_its_edge_and_the_broker(mesh: Up) -> None:
 
 async def test_ctrl_c_and_a_closed_pipe_end_a_watch_quietly(mesh: Up) -> None:
     async def watching() -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            *MESHCTL, "submit", "--watch", "!rate 20\n!say 100",
-            env=mesh.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        command = [*MESHCTL, "submit", "--watch", "!rate 20\n!say 100"]
+        process = await children.begin(command, mesh.environment, stdout=children.PIPE, stderr=children.PIPE)
         assert process.stdout is not None
         await process.stdout.readline()
         return process
 
-    async with asyncio.timeout(30):
+    async with within(30):
         interrupted = await watching()
         interrupted.send_signal(signal.SIGINT)
         _, errors = await interrupted.communicate()
@@ -398,14 +384,14 @@ async def test_ctrl_c_and_a_closed_pipe_end_a_watch_quietly(mesh: Up) -> None:
 async def on_a_terminal(*arguments: str, environment: Mapping[str, str]) -> str:
     """What a command that works shows on a terminal."""
     master, slave = pty.openpty()
-    process = subprocess.Popen([*MESHCTL, *arguments], env=environment, stdin=slave, stdout=slave, stderr=slave)
+    process = children.start([*MESHCTL, *arguments], environment, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     shown = b""
     with suppress(OSError):  # The other side of the terminal is closed: EIO.
         while chunk := await asyncio.to_thread(os.read, master, 4096):
             shown += chunk
     os.close(master)
-    assert await asyncio.to_thread(process.wait, 10) == 0
+    assert await ended(process, 10) == 0
     return shown.decode()
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.acceptance.test_own_model import journal_of, of_type
 from tests.support.clients import submit
 from tests.support.degradation import TURN_TOKENS, House, calling, events_of, in_turn, mesh_of, only, silent, switches
+from tests.support.http_client import PatientClient
 from tests.support.model_server import DONE, Exchange, chunk, openai, usage
 from tests.support.waiting import until
 
@@ -100,7 +100,7 @@ async def test_each_failure_of_a_model_has_the_outcome_that_is_named_for_it(tmp_
         assert [event["model"] for event in of_type(events, "step.claimed")] == ["slow_once", "slow_once"]
         assert only(events, "task.completed")["output"] == "Hello"
 
-        async with httpx.AsyncClient(base_url=mesh.ingress_url, timeout=20) as client:
+        async with PatientClient(base_url=mesh.ingress_url, timeout=20) as client:
             task = await submit(client, mesh.ingress_url, recorded, "hello", pool="quota")
 
             async def dead_lettered() -> bool:
@@ -147,7 +147,7 @@ async def test_a_pools_limits_hold_for_its_tasks_and_end_them_with_what_there_is
         assert [exchange.body["max_tokens"] for exchange in house.asked("calling")] == [2 * TURN_TOKENS, TURN_TOKENS]
 
         # A request may ask for less; the pool's limits are no part of what was asked.
-        async with httpx.AsyncClient(base_url=mesh.ingress_url, timeout=20) as client:
+        async with PatientClient(base_url=mesh.ingress_url, timeout=20) as client:
             body = {"input": "hello", "pool": "thrifty", "budget_tokens": 5}
             answers = [
                 await client.post("/v1/tasks", json=body, headers={"Idempotency-Key": "k", "Prefer": "wait=20"})

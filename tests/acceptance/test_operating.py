@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +17,9 @@ from contracts.streams import BUILT_IN_TOOLS, SIGNALS
 from mesh.connection import connect
 from mesh.settings import Settings
 from tests.acceptance.test_meshctl import ENVIRONMENT, MESHCTL, Up, meshctl, up
+from tests.support import children
 from tests.support.broker import Broker, free_port
+from tests.support.patience import within
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -159,10 +159,11 @@ async def test_a_plan_says_what_apply_leaves_and_apply_leaves_it(broker: Broker)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_ctrl_c_before_a_command_has_begun_is_quiet() -> None:
-    process = subprocess.Popen([*MESHCTL, "--help"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = await children.begin([*MESHCTL, "--help"], ENVIRONMENT, stdout=children.DEVNULL, stderr=children.PIPE)
     # msgspec's library is mapped long before the last import is done.
     maps = Path(f"/proc/{process.pid}/maps")
-    await until(lambda: "msgspec" in maps.read_text() or process.poll() is not None)
+    await until(lambda: "msgspec" in maps.read_text() or process.returncode is not None)
     process.send_signal(signal.SIGINT)
-    _, errors = await asyncio.to_thread(process.communicate, timeout=30)
+    async with within(30):
+        _, errors = await process.communicate()
     assert (process.returncode, errors) == (130, b"")

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 
@@ -28,7 +27,10 @@ from mesh.configuration import NO_FILE
 from mesh.connection import connect
 from mesh.http import SHUTDOWN_SECONDS
 from mesh.provisioning import compare, declared
+from tests.support import children
 from tests.support.broker import Broker
+from tests.support.http_client import PatientClient
+from tests.support.patience import within
 from tests.support.processes import ROOT, Mesh, Process, running_mesh
 from tests.support.tasks import append_text, begin_journal, turn_work
 from tests.support.waiting import until
@@ -82,7 +84,7 @@ async def waiting_service(
     process = Process(service, mesh.environment, folder / f"{service}.log")
     starting = asyncio.create_task(process.start())
     try:
-        async with asyncio.timeout(20):
+        async with within(20):
             await attempts.tried.wait()
         yield mesh, process, starting, attempts
     finally:
@@ -105,7 +107,7 @@ async def test_each_service_alone_serves_once_the_broker_is_there_and_shows_up_i
                     assert answer["metadata"]["pid"] == str(process.pid)
                     assert answer["type"] == f"io.nats.micro.v1.{verb.lower()}_response"
             if process.address:
-                async with httpx.AsyncClient(base_url=f"http://{process.address}") as client:
+                async with PatientClient(base_url=f"http://{process.address}") as client:
                     assert (await client.get("/health/live")).json()["service"] == service
                     # The broker is empty but for what a steward would make.
                     assert (await client.get("/health/ready")).status_code == 503
@@ -136,19 +138,9 @@ async def test_each_service_ends_at_once_when_told_to_while_it_waits_for_the_bro
 async def start_in_vain(service: str, **variables: str) -> tuple[int | None, str]:
     """Run a service that must not start; its status and what it said."""
     environment = {"PYTHONPATH": f"{ROOT}/libs:{ROOT}/services", "PATH": "", "MESH_CONFIG": NO_FILE, **variables}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        service,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(20):
-        out, said = await process.communicate()
-    assert out == b""
-    return process.returncode, said.decode()
+    ended = await children.run([sys.executable, "-m", service], environment)
+    assert ended.stdout == ""
+    return ended.returncode, ended.stderr
 
 
 async def test_a_setting_that_makes_no_sense_ends_a_service_with_one_line_that_names_it() -> None:
@@ -195,7 +187,7 @@ async def test_an_edge_that_is_told_to_stop_ends_its_streams_whatever_their_read
             decoder = Decoder()
             types: list[str] = []
             async with (
-                httpx.AsyncClient(base_url=mesh.edge_url) as client,
+                PatientClient(base_url=mesh.edge_url) as client,
                 client.stream("GET", f"/v1/tasks/{journal.state.task}/events", timeout=20) as response,
             ):
                 async for chunk in response.aiter_bytes():
@@ -217,7 +209,7 @@ async def test_an_edge_that_is_told_to_stop_ends_its_streams_whatever_their_read
 
 
 async def test_an_ingress_that_is_told_to_stop_answers_those_who_wait(tmp_path: Path) -> None:
-    async with running_mesh(tmp_path, "ingress") as mesh, httpx.AsyncClient(base_url=mesh.ingress_url) as client:
+    async with running_mesh(tmp_path, "ingress") as mesh, PatientClient(base_url=mesh.ingress_url) as client:
         (ingress,) = mesh.processes
         waiting = asyncio.create_task(
             client.post("/v1/tasks", json={"input": "hello"}, headers={"Prefer": "wait=30"}, timeout=30)
@@ -242,7 +234,7 @@ async def test_the_steward_tells_how_a_lane_stands_and_the_ingress_passes_it_on(
     async with (
         running_mesh(tmp_path, "ingress", "steward") as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
 
         async def statistics() -> LaneStatistics:

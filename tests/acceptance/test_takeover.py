@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from mesh.connection import connect
 from mesh.settings import worker_name
 from tests.support.checker import Recorded, Stored, check, read_stored, writers_after_takeover
 from tests.support.clients import Viewer, submit
+from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, Process, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -69,7 +69,7 @@ def seconds_of_takeover(stored: Stored, task: str) -> float:
 
 async def test_a_killed_worker_is_replaced_in_mid_turn_and_the_stream_goes_on(tmp_path: Path) -> None:
     recorded = Recorded()
-    async with running_mesh(tmp_path, "ingress", "stream_edge", **VARIABLES) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **VARIABLES) as mesh, PatientClient() as client:
         workers = [await mesh.start("inference_worker") for _ in range(2)]
         task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 400")
         viewer = Viewer(str(mesh.settings.edge_address), task)
@@ -87,7 +87,7 @@ async def test_a_killed_worker_is_replaced_in_mid_turn_and_the_stream_goes_on(tm
 
 async def test_a_worker_that_slept_through_its_lease_adds_nothing_and_acks_nothing(tmp_path: Path) -> None:
     recorded = Recorded()
-    async with running_mesh(tmp_path, "ingress", "stream_edge", **VARIABLES) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **VARIABLES) as mesh, PatientClient() as client:
         workers = [await mesh.start("inference_worker") for _ in range(2)]
         # Long enough that the turn is still under way when the sleeper wakes up.
         task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 900")
@@ -118,7 +118,7 @@ async def test_a_worker_that_slept_through_its_lease_adds_nothing_and_acks_nothi
 async def test_a_worker_told_to_stop_hands_over_without_waiting_for_the_lease(tmp_path: Path) -> None:
     recorded = Recorded()
     variables = {"MESH_ACK_WAIT_SECONDS": "30", "MESH_DRAIN_SECONDS": "0.2"}
-    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, PatientClient() as client:
         workers = [await mesh.start("inference_worker") for _ in range(2)]
         task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 300")
         viewer = Viewer(str(mesh.settings.edge_address), task)
@@ -134,7 +134,7 @@ async def test_a_worker_told_to_stop_hands_over_without_waiting_for_the_lease(tm
 async def test_a_task_whose_process_dies_on_its_first_deliveries_is_completed_by_a_later_one(tmp_path: Path) -> None:
     recorded = Recorded()
     variables = {"MESH_ACK_WAIT_SECONDS": "1", "MESH_SCRIPTED_ALLOW_EXIT": "1"}
-    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, PatientClient() as client:
         task = await submit(client, mesh.ingress_url, recorded, "!exit 2\n!say 40")
         viewer = Viewer(str(mesh.settings.edge_address), task)
         following = asyncio.create_task(viewer.follow())

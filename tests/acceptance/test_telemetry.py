@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from contracts.triggers import TriggerRule, TriggerSource
@@ -21,6 +20,7 @@ from mesh.metrics import REGISTRY
 from tests.support.broker import free_port
 from tests.support.checker import Recorded
 from tests.support.clients import Viewer, submit
+from tests.support.http_client import PatientClient
 from tests.support.otlp_receiver import OtlpReceiver
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until
@@ -59,7 +59,7 @@ async def test_a_task_whose_worker_is_killed_in_mid_turn_is_one_unbroken_trace(
     tmp_path: Path, receiver: OtlpReceiver
 ) -> None:
     variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
-    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, PatientClient() as client:
         workers = [await mesh.start("inference_worker") for _ in range(2)]
         accepted = await client.post(
             f"{mesh.ingress_url}/v1/tasks",
@@ -108,7 +108,7 @@ async def test_a_task_whose_worker_is_killed_in_mid_turn_is_one_unbroken_trace(
 async def test_a_viewer_with_a_trace_of_its_own_is_linked_to_the_tasks(tmp_path: Path, receiver: OtlpReceiver) -> None:
     variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
     services = ("ingress", "stream_edge", "inference_worker")
-    async with running_mesh(tmp_path, *services, **variables) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient() as client:
         task = await submit(client, mesh.ingress_url, Recorded(), "hello")
         headers = {"traceparent": f"00-{CLIENT_TRACE}-{CLIENT_SPAN}-01"}
         await client.get(f"{mesh.edge_url}/v1/tasks/{task}/events", headers=headers, timeout=30)
@@ -123,7 +123,7 @@ async def test_every_metric_of_the_registry_but_those_of_failures_and_triggers_a
     tmp_path: Path, receiver: OtlpReceiver
 ) -> None:
     variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "MESH_SCRIPTED_ALLOW_EXIT": "1"}
-    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, PatientClient() as client:
         dying = await mesh.start("inference_worker")
         task = await submit(client, mesh.ingress_url, Recorded(), "!exit 1\n!say 40")
         following = asyncio.create_task(Viewer(str(mesh.settings.edge_address), task).follow())
@@ -162,7 +162,7 @@ async def test_the_metrics_of_failures_and_triggers_arrive(tmp_path: Path, recei
     variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "MESH_CONFIG": str(file)}
     async with (
         running_mesh(tmp_path, "ingress", "inference_worker", "steward", **variables) as mesh,
-        httpx.AsyncClient() as client,
+        PatientClient() as client,
         connect(mesh.settings, "test") as connection,
     ):
         rule = TriggerRule(name="low", tenant="default", on=TriggerSource(signal="stock"), task={"input": "Buy some"})
@@ -194,7 +194,7 @@ def test_the_readme_names_every_metric() -> None:
 async def _run_tasks(mesh: Mesh, count: int) -> float:
     """Run tasks to their ends; seconds it took."""
     began_at = time.monotonic()
-    async with httpx.AsyncClient() as client:
+    async with PatientClient() as client:
         for _ in range(count):
             done = await client.post(
                 f"{mesh.ingress_url}/v1/tasks", json={"input": "!say 50"}, headers={"Prefer": "wait=20"}, timeout=30

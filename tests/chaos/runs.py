@@ -16,6 +16,7 @@ from tests.chaos.points import SERVICES, Point, give_order, order_is_open, order
 from tests.chaos.scenario import Scenario
 from tests.chaos.slot import ACK_WAIT_SECONDS, WITHIN_SECONDS, Slot
 from tests.support.checker import ClientHistory, check_history, is_result
+from tests.support.patience import within
 from tests.support.waiting import until
 
 RUN_SECONDS_MAX = 60.0
@@ -131,7 +132,7 @@ async def _follow(slot: Slot, before: _Before, outcome: Outcome, patience: Patie
 async def _follow_task(slot: Slot, voice: Voice, patience: Patience) -> ClientHistory:
     history = ClientHistory(new_id(), saw_end=False)
     try:
-        async with asyncio.timeout(patience.run_seconds):
+        async with within(patience.run_seconds):
             person = Person(str(slot.mesh.settings.edge_address), await voice.submit(), voice)
             person.history.saw_end = False
             history = person.history
@@ -216,7 +217,9 @@ async def _was_carried_out(slot: Slot, point: Point, waking: asyncio.Task[None] 
         take_back(folder)
         return False
     if waking is not None:
-        await asyncio.wait({waking}, timeout=AWAKE_SECONDS)
+        with suppress(TimeoutError):
+            async with within(AWAKE_SECONDS):
+                await asyncio.wait({waking})
     else:
         await until(lambda: _victim(point) in slot.deaths[-1:], WITHIN_SECONDS)
     await until(lambda: slot.is_whole, WITHIN_SECONDS)

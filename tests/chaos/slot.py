@@ -21,8 +21,10 @@ from mesh.provisioning import apply, declared
 from tests.chaos.points import SERVICES, Reached, read_reached
 from tests.chaos.runner import EXECUTIONS_VARIABLE
 from tests.chaos.scenario import Scenario
+from tests.support.http_client import PatientClient
+from tests.support.patience import POLL_SECONDS
 from tests.support.processes import ROOT, Mesh, Process, running_mesh
-from tests.support.waiting import POLL_SECONDS, QUEUES, until
+from tests.support.waiting import QUEUES, until
 
 ACK_WAIT_SECONDS = 1.0
 TRACEBACK_CHARACTERS = 3_000
@@ -178,7 +180,7 @@ async def opened_slot(folder: Path, scenario: Scenario, **variables_of: dict[str
     async with (
         running_mesh(folder, "stream_edge", **variables) as mesh,
         connect(mesh.settings, "chaos") as connection,
-        httpx.AsyncClient(trust_env=False) as client,
+        PatientClient(trust_env=False) as client,
     ):
         await apply(connection.requests, declared(mesh.settings, scenario.tools), update=False)
         slot = Slot(scenario, mesh, connection, client, folder / "executions")

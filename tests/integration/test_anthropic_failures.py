@@ -13,6 +13,7 @@ from inference_worker.chunks import Finished, TextDelta
 from tests.support.anthropic_provider import KEY, PROMPT, connected, failure_of, generate, last, said, turn
 from tests.support.messages_server import PING, Events, encoded, ended, failed, saying, started, text
 from tests.support.model_server import Exchange
+from tests.support.patience import within
 
 pytestmark = pytest.mark.integration
 
@@ -174,7 +175,7 @@ async def test_closing_the_stream_closes_the_connection_at_once() -> None:
             await asyncio.sleep(0.001)
 
     async with connected(endless) as (provider, server):
-        async with asyncio.timeout(5), aclosing(provider.stream(turn())) as chunks:
+        async with within(5), aclosing(provider.stream(turn())) as chunks:
             assert await anext(chunks) == TextDelta("a")
-        async with asyncio.timeout(1):
+        async with within(1):
             await server.exchanges[0].gone.wait()

@@ -31,6 +31,7 @@ from mesh.provider_records import ProviderRecords
 from mesh.settings import Settings
 from mesh.work import ClaimedStep, LaneSpec, WorkLoop
 from tests.support.checker import Recorded, Stored, check, read_stored
+from tests.support.patience import within
 from tests.support.tasks import publish_work, turn_work
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -312,7 +313,7 @@ async def working(
         yield
     finally:
         stopping.set()
-        async with asyncio.timeout(20):
+        async with within(20):
             await running
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from mesh.tool_configuration import McpServerConfiguration
 from tests.support.broker import free_port
+from tests.support.patience import within
 from tests.support.waiting import until
 from tests.support.web_server import web_server
 from tool_runner import mcp_server
@@ -40,7 +41,7 @@ async def running(**configuration: Any) -> AsyncIterator[McpServer]:
         yield server
     finally:
         stopping.set()
-        async with asyncio.timeout(20):
+        async with within(20):
             await task
 
 

@@ -23,6 +23,7 @@ from mesh.settings import Settings
 from mesh.work import ClaimedStep, LaneSpec, WorkLoop
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
+from tests.support.patience import within
 from tests.support.tasks import begin_journal, claim_first_turn, publish_work, turn_work
 from tests.support.waiting import until
 
@@ -86,7 +87,7 @@ async def working(
         yield loop
     finally:
         stopping.set()
-        async with asyncio.timeout(20):
+        async with within(20):
             await running
 
 

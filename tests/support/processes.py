@@ -17,10 +17,13 @@ from mesh.configuration import NO_FILE
 from mesh.connection import connect
 from mesh.provisioning import apply, declared
 from mesh.service import READY_FD_VARIABLE, Ready
-from mesh.settings import load_settings
+from mesh.settings import Settings, load_settings
+from tests.support import children
 from tests.support.broker import Broker, free_port
+from tests.support.patience import ended, lease, within
 
-READY_SECONDS = 30
+READY_SECONDS = 30.0
+STOP_SECONDS = 15.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -49,17 +52,16 @@ class Process:
         """Start, and wait until it says that it serves."""
         reader, writer = os.pipe()
         with self.log.open("ab") as log:
-            self._popen = subprocess.Popen(
+            self._popen = children.start(
                 [sys.executable, "-m", self.service],
-                env={**self._environment, READY_FD_VARIABLE: str(writer)},
+                {**self._environment, READY_FD_VARIABLE: str(writer)},
                 pass_fds=(writer,),
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            async with asyncio.timeout(READY_SECONDS):
+            async with within(READY_SECONDS):
                 line = await asyncio.to_thread(pipe.readline)
         if not line:
             raise RuntimeError(f"{self.service} did not start: {self.log.read_text()[-3000:]}")
@@ -84,8 +86,8 @@ class Process:
             self._popen.send_signal(signal.SIGCONT)
             self._popen.terminate()
             try:
-                await asyncio.to_thread(self._popen.wait, 15)
-            except subprocess.TimeoutExpired:
+                await ended(self._popen, STOP_SECONDS)
+            except TimeoutError:
                 await self.kill()
         return self._popen.returncode
 
@@ -105,6 +107,7 @@ class Mesh:
         self.broker = broker
         self.processes: list[Process] = []
         edge_port = free_port()
+        ack_wait_seconds = float(variables.get("MESH_ACK_WAIT_SECONDS", Settings().ack_wait_seconds))
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MESH_")},
             "MESH_HOME": str(folder / "home"),
@@ -114,6 +117,7 @@ class Mesh:
             "MESH_LOG_FORMAT": "json",
             "MESH_CONFIG": NO_FILE,
             **variables,
+            "MESH_ACK_WAIT_SECONDS": str(lease(ack_wait_seconds)),
         }
         self.settings = load_settings(self.environment)
 

@@ -28,14 +28,16 @@ hypothesis.settings.register_profile("taskmesh", deadline=None, suppress_health_
 hypothesis.settings.load_profile("taskmesh")
 
 WORKERS_PER_CORE = 1.5
-"""Most tests wait, for a lease to pass or for a model's next token, more than they compute."""
+"""Most tests wait, for a lease to pass or for a model's next token, more than they compute. Those that start no process
+compute alone: one for each core."""
 WORKERS_MAX = 8
 """More would gain nothing: the tests of a file run one after another, and by then the longest file sets the time."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
     """How many workers `pytest -n auto` starts; with -n 0 the tests run in pytest's own process."""
-    return max(1, min(WORKERS_MAX, int(WORKERS_PER_CORE * (os.cpu_count() or 1))))
+    per_core = 1.0 if os.environ.get(children.NONE_VARIABLE) else WORKERS_PER_CORE
+    return max(1, min(WORKERS_MAX, int(per_core * (os.cpu_count() or 1))))
 
 
 WATCHDOG = pytest.StashKey[Watchdog]()

@@ -15,7 +15,7 @@ from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, submit
 from tests.support.http_client import PatientClient
 from tests.support.model_server import DONE, Exchange, ModelServer, chunk, model_server, openai, usage
-from tests.support.patience import within
+from tests.support.patience import stretched, within
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -241,7 +241,7 @@ async def test_a_turn_whose_deadline_passes_closes_the_servers_connection(tmp_pa
         model_server(endless) as server,
         running_mesh(tmp_path, *SERVICES, **configured(tmp_path, server)) as mesh,
     ):
-        events = await journal_of(mesh, await run_task(mesh, recorded, deadline_seconds=1.5))
+        events = await journal_of(mesh, await run_task(mesh, recorded, deadline_seconds=stretched(1.5)))
         assert of_type(events, "task.completed")[0]["incomplete"] == "deadline"
         async with within(2):
             await server.exchanges[0].gone.wait()

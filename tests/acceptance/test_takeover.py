@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from mesh.settings import worker_name
 from tests.support.checker import Recorded, Stored, check, read_stored, writers_after_takeover
 from tests.support.clients import Viewer, submit
 from tests.support.http_client import PatientClient
+from tests.support.patience import within
 from tests.support.processes import Mesh, Process, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = pytest.mark.acceptance
 
-ACK_WAIT_SECONDS = 2.0
-TAKEOVER_SECONDS_MAX = ACK_WAIT_SECONDS + 2.0
-VARIABLES = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS)}
+VARIABLES = {"MESH_ACK_WAIT_SECONDS": "2"}
+AFTER_LEASE_SECONDS_MAX = 2.0
+"""From the end of a lease to the next claim."""
 
 
 async def stored_of(mesh: Mesh) -> Stored:
@@ -59,14 +59,6 @@ async def claimant(mesh: Mesh, workers: list[Process], task: str) -> Process:
     return next(worker for worker in workers if f"-{worker.pid}@" in first["worker"])
 
 
-def seconds_of_takeover(stored: Stored, task: str) -> float:
-    """Time in the journal between the loser's last event and the second claim: an upper bound that needs no clock."""
-    events = [event.event for event in stored.journals[task]]
-    second = [index for index, event in enumerate(events) if event["type"] == "step.claimed"][1]
-    at, before = events[second]["time"], events[second - 1]["time"]
-    return (datetime.fromisoformat(at) - datetime.fromisoformat(before)).total_seconds()
-
-
 async def test_a_killed_worker_is_replaced_in_mid_turn_and_the_stream_goes_on(tmp_path: Path) -> None:
     recorded = Recorded()
     async with running_mesh(tmp_path, "ingress", "stream_edge", **VARIABLES) as mesh, PatientClient() as client:
@@ -77,10 +69,11 @@ async def test_a_killed_worker_is_replaced_in_mid_turn_and_the_stream_goes_on(tm
         owner = await claimant(mesh, workers, task)
         await until(lambda: len(viewer.history.frames) >= 40)
         await owner.kill()
+        async with within(mesh.settings.ack_wait_seconds + AFTER_LEASE_SECONDS_MAX):
+            await until(lambda: [frame.type for frame in viewer.history.frames].count("step.claimed") == 2)
         recorded.histories.append(await following)
         stored = await stored_at_rest(mesh)
         assert [claim["delivery"] for claim in claims(stored, task)] == [1, 2]
-        assert seconds_of_takeover(stored, task) < TAKEOVER_SECONDS_MAX
         assert stored.records[task]["output"] == "".join(f"t{number} " for number in range(400))
         assert check(recorded, stored) == []
 

@@ -107,7 +107,6 @@ class Mesh:
         self.broker = broker
         self.processes: list[Process] = []
         edge_port = free_port()
-        ack_wait_seconds = float(variables.get("MESH_ACK_WAIT_SECONDS", Settings().ack_wait_seconds))
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("MESH_")},
             "MESH_HOME": str(folder / "home"),
@@ -117,7 +116,6 @@ class Mesh:
             "MESH_LOG_FORMAT": "json",
             "MESH_CONFIG": NO_FILE,
             **variables,
-            "MESH_ACK_WAIT_SECONDS": str(lease(ack_wait_seconds)),
         }
         self.settings = load_settings(self.environment)
 
@@ -160,7 +158,9 @@ class Mesh:
 
 @asynccontextmanager
 async def running_mesh(folder: Path, *services: str, **variables: str) -> AsyncIterator[Mesh]:
-    """A broker with all streams, and these services; everything is stopped at the end."""
+    """A broker with all streams, and these services, with a `lease`; everything is stopped at the end."""
+    ack_wait_seconds = float(variables.get("MESH_ACK_WAIT_SECONDS", Settings().ack_wait_seconds))
+    variables = {**variables, "MESH_ACK_WAIT_SECONDS": str(lease(ack_wait_seconds))}
     broker = Broker(folder / "broker")
     await broker.start()
     mesh = Mesh(folder, broker, variables)

@@ -7,10 +7,14 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from mesh import faults
 from tests.chaos.points import Point, give_order, order_is_open, read_reached
 from tests.support import children
 from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.processes
 
 POINTS = """
 from mesh import faults

@@ -31,7 +31,7 @@ from tests.support.degradation import (
 )
 from tests.support.http_client import PatientClient
 from tests.support.model_server import Exchange, openai
-from tests.support.patience import within
+from tests.support.patience import stretched, within
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -41,6 +41,7 @@ pytestmark = pytest.mark.acceptance
 
 
 async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_path: Path) -> None:
+    slow_seconds = stretched(0.2)
     hedged = asyncio.Event()
 
     async def late(exchange: Exchange) -> None:
@@ -53,7 +54,7 @@ async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_pa
         await silent(exchange)
 
     async def dawdling(exchange: Exchange) -> None:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2.5 * slow_seconds)
         await openai(exchange)
 
     house = House(
@@ -71,25 +72,25 @@ async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_pa
     model = "silent"
     fallbacks = [{ provider = "backup", model = "silent" }, { provider = "backup", model = "last" }]
     on_slow = "switch"
-    slow_seconds = 0.2
+    slow_seconds = SLOW
     [pools.hedging]
     provider = "main"
     model = "silent"
     fallbacks = [{ provider = "claude", model = "claude" }]
     on_slow = "hedge"
-    slow_seconds = 0.2
+    slow_seconds = SLOW
     [pools.overtaken]
     provider = "main"
     model = "late"
     fallbacks = [{ provider = "backup", model = "vain" }]
     on_slow = "hedge"
-    slow_seconds = 0.2
+    slow_seconds = SLOW
     [pools.waiting]
     provider = "main"
     model = "dawdling"
     fallbacks = [{ provider = "backup", model = "quick" }]
-    slow_seconds = 0.1
-    """
+    slow_seconds = SLOW
+    """.replace("SLOW", str(slow_seconds))
     async with mesh_of(tmp_path, house, pools) as (mesh, recorded):
         events = await events_of(mesh, recorded, pool="switching")
         assert switches(events) == [

@@ -15,6 +15,7 @@ from tests.support.clients import submit
 from tests.support.degradation import TURN_TOKENS, House, calling, events_of, in_turn, mesh_of, only, silent, switches
 from tests.support.http_client import PatientClient
 from tests.support.model_server import DONE, Exchange, chunk, openai, usage
+from tests.support.patience import stretched
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -66,13 +67,13 @@ async def test_each_failure_of_a_model_has_the_outcome_that_is_named_for_it(tmp_
             ("filtered", "main", "filtered"),
         )
     )
-    pools += """
+    pools += f"""
     [pools.both_fail]
     provider = "main"
     model = "slow_once"
-    fallbacks = [{ provider = "backup", model = "broken" }]
+    fallbacks = [{{ provider = "backup", model = "broken" }}]
     on_slow = "switch"
-    slow_seconds = 0.2
+    slow_seconds = {stretched(0.2)}
     """
     async with mesh_of(tmp_path, house, pools) as (mesh, recorded):
         for pool, restarts in (("restarting", 1), ("continuing", 0)):
@@ -128,7 +129,7 @@ async def test_a_pools_limits_hold_for_its_tasks_and_end_them_with_what_there_is
     [pools.brief]
     provider = "main"
     model = "endless"
-    deadline_seconds = 1
+    deadline_seconds = {stretched(1)}
     [pools.thrifty]
     provider = "main"
     model = "calling"

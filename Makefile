@@ -8,12 +8,11 @@ VENV      := .venv
 BIN       := $(VENV)/bin
 PIP       := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 INSTALLED := $(VENV)/.installed
-PACKAGES  := $(sort $(wildcard libs/*/__init__.py services/*/__init__.py))
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run demo quick test model bench chaos check schemas lock clean FORCE
+.PHONY: help install run demo quick test model bench chaos check schemas lock clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,8 +72,8 @@ clean: ## remove .venv, caches and builds (the broker's data in .mesh stays)
 	@rm -rf $(VENV) build dist examples/typescript/dist examples/typescript/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# Three stamps: the dependencies follow the lock, in an environment made anew so that nothing is left over; the editable
-# install follows the dependencies, pyproject.toml and the list of packages, which it has to know by name.
+# Two stamps: the dependencies follow the lock, in an environment made anew so that nothing is left over; the editable
+# install, which is libs and services on the path, follows the dependencies, pyproject.toml and the version.
 $(VENV)/.dependencies: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "taskmesh needs Python 3.11 or later; $(PYTHON) is: $$($(PYTHON) --version 2>&1 || true)" >&2; \
@@ -84,10 +83,7 @@ $(VENV)/.dependencies: requirements.lock
 	@$(PIP) install --require-hashes --requirement requirements.lock
 	@touch $@
 
-$(VENV)/.packages: $(VENV)/.dependencies FORCE
-	@echo "$(PACKAGES)" | cmp -s - $@ || echo "$(PACKAGES)" > $@
-
-$(INSTALLED): $(VENV)/.dependencies $(VENV)/.packages pyproject.toml
+$(INSTALLED): $(VENV)/.dependencies pyproject.toml libs/contracts/__init__.py
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "Installed. Next: make run"

@@ -12,9 +12,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from mesh.connection import Connection, connect
-from mesh.provisioning import apply, declared
-from mesh.settings import Settings
+from mesh.broker.connection import Connection, connect
+from mesh.broker.provisioning import apply, declared
+from mesh.configuration.settings import Settings
 from tests.support import children
 from tests.support.broker import Broker
 from tests.support.patience import lease

@@ -50,7 +50,7 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	defer mesh.connection.Close()
+	defer mesh.broker.connection.Close()
 	var running sync.WaitGroup
 	for _, tool := range tools {
 		consumer, err := mesh.bind(stopping, tool)

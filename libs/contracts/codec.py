@@ -27,7 +27,7 @@ def encode(value: Any) -> bytes:
 def exactly(pattern: str, max_length: int | None = None) -> Meta:
     r"""A constraint on a string: all of it must match. The pattern has no alternatives outside of a group.
 
-    In Python "$" lets a trailing newline pass, hence "\Z"; `contracts.schemas` writes the "$" of JSON Schema.
+    In Python "$" lets a trailing newline pass, hence "\Z"; `generation.schemas` writes the "$" of JSON Schema.
     """
     return Meta(pattern=rf"^{pattern}\Z", max_length=max_length)
 

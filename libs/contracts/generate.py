@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from contracts.openapi import openapi
-from contracts.schemas import schemas
+from contracts.generation.openapi import openapi
+from contracts.generation.schemas import schemas
 from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, consumers
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -38,7 +38,6 @@ _LANE_NAME = re.compile(LANE_NAME_PATTERN)
 _CALL = re.compile(CALL_PATTERN)
 _TIMER_NAME = re.compile(TIMER_NAME_PATTERN)
 _SIGNAL = re.compile(SIGNAL_PATTERN)
-_SIGNAL_FILTER = re.compile(SIGNAL_FILTER_PATTERN)
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 
 EVENTS_LOG = "events.*.*.log"
@@ -105,11 +104,6 @@ def check_signal(value: str) -> str:
     return _checked("signal", _SIGNAL, value)
 
 
-def check_signal_filter(value: str) -> str:
-    """Return a valid filter of signals (`inventory.*`, `orders.>`) unchanged, else raise `InvalidName`."""
-    return _checked("signal filter", _SIGNAL_FILTER, value)
-
-
 def check_priority(value: str) -> str:
     """Return a valid priority unchanged, else raise `InvalidName`."""
     if value not in PRIORITIES:
@@ -117,7 +111,7 @@ def check_priority(value: str) -> str:
     return value
 
 
-class Lane(NamedTuple):
+class LaneSubject(NamedTuple):
     """A queue of turns: whose, where and how urgent."""
 
     pool: str
@@ -250,16 +244,16 @@ def _parts(subject: str, prefix: str, count: int) -> list[str]:
     return parts
 
 
-def parse_tasks(subject: str) -> Lane:
+def parse_tasks(subject: str) -> LaneSubject:
     """Take `tasks.<pool>.<priority>.<tenant>` apart."""
     _, pool, priority, tenant = _parts(subject, "tasks", 4)
-    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
 
 
-def parse_turns(subject: str) -> Lane:
+def parse_turns(subject: str) -> LaneSubject:
     """Take `turns.<pool>.<priority>.<tenant>` apart."""
     _, pool, priority, tenant = _parts(subject, "turns", 4)
-    return Lane(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
 
 
 def parse_tools(subject: str) -> str:
@@ -317,14 +311,6 @@ def parse_dead_letter(subject: str) -> tuple[str, str]:
     return check_tenant(tenant), check_task(task)
 
 
-def parse_task_key(key: str) -> tuple[str, str]:
-    """Tenant and task of a key in the bucket `tasks`."""
-    tenant, dot, task = key.partition(".")
-    if not dot:
-        raise InvalidName(f"not a task key: {key!r:.120}")
-    return check_tenant(tenant), check_task(task)
-
-
 def parse_signal(subject: str) -> tuple[str, str]:
     """Tenant and name of `signals.<tenant>.<name>`."""
     prefix, _, rest = subject.partition(".")
@@ -339,12 +325,6 @@ def parse_cron(subject: str) -> tuple[str, str]:
     _, part, kind, tenant, rule = _parts(subject, "timers", 5)
     if part not in ("at", "fired") or kind != CRON:
         raise InvalidName(f"not a schedule: {subject!r:.120}")
-    return check_tenant(tenant), check_rule(rule)
-
-
-def parse_trigger_key(key: str) -> tuple[str, str]:
-    """Tenant and rule of a key in the bucket `triggers`."""
-    tenant, _, rule = key.partition(".")
     return check_tenant(tenant), check_rule(rule)
 
 

@@ -1,1 +1,5 @@
-"""The operator's command."""
+"""The operator's command.
+
+One module for each command is in `commands`. `supervision` runs a mesh on this machine, `diagnosis` judges one for the
+doctor, `display` shows things to people.
+"""

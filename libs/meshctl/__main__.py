@@ -12,8 +12,10 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl import dead_letters, demo, doctor, inputs, output, streams, tasks, triggers, up, workers
+from meshctl.commands import dead_letters, demo, doctor, example, replies, streams, tasks, triggers, up, workers
+from meshctl.display import output
 from meshctl.errors import ApiError
+from meshctl.flags import add_setting_flags
 from meshctl.interrupts import STATUS_INTERRUPTED
 
 STATUS_FAILED: Final = 1
@@ -44,16 +46,18 @@ def build_parser() -> argparse.ArgumentParser:
     tasks.add_address_options(parser)
     common = argparse.ArgumentParser(add_help=False)
     tasks.add_address_options(common)
+    add_setting_flags(common, ("home",))
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     up.add_commands(commands)
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
-    inputs.add_commands(commands, common)
+    replies.add_commands(commands, common)
     dead_letters.add_commands(commands, common)
     streams.add_commands(commands)
     workers.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)
+    example.add_commands(commands)
     return parser
 
 

@@ -14,8 +14,7 @@ import httpx
 import msgspec
 
 from contracts import VERSION, headers
-from contracts.codec import decode, encode
-from contracts.dead_letters import (
+from contracts.api.dead_letters import (
     DeadLetterList,
     ReplayAccepted,
     ReplayPlan,
@@ -23,11 +22,13 @@ from contracts.dead_letters import (
     ShownDeadLetter,
     TaskDeadLetters,
 )
+from contracts.api.inputs import TaskInput
+from contracts.api.sse import RETRY_MILLISECONDS, Decoder, Frame
+from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
-from contracts.events import TERMINAL_TYPES, EventHead, Snapshot
-from contracts.inputs import TaskInput
-from contracts.sse import RETRY_MILLISECONDS, Decoder, Frame
-from contracts.status import TaskAccepted, TaskRecord
+from contracts.journal.edge_events import Snapshot
+from contracts.journal.events import TERMINAL_TYPES, EventHead
+from contracts.records.status import TaskAccepted, TaskRecord
 from meshctl.errors import ApiError, StreamBroken, Unreachable
 
 T = TypeVar("T")

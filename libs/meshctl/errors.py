@@ -38,6 +38,10 @@ class Unreachable(MeshctlError):
     retryable = True
 
 
+class MeshGone(Unreachable):
+    """The mesh of a MESH_HOME was killed: its addresses are still there, and nobody answers at them."""
+
+
 class StreamBroken(MeshctlError):
     """A stream that breaks the protocol: doubled, backwards or missing events, or no event stream at all."""
 

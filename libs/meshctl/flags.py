@@ -1,4 +1,4 @@
-"""Flags made from `mesh.settings.Settings`: `--nats-port` is MESH_NATS_PORT, and says the same in its help."""
+"""Flags made from `Settings`: `--nats-port` is MESH_NATS_PORT, and says the same in its help."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from typing import NamedTuple
 
-import mesh.settings
-from mesh.settings import Settings, variable_fields
+import mesh.configuration.settings
+from mesh.configuration.settings import Settings, variable_fields
 
 _DESTINATION_PREFIX = "setting_"
-_METAVARS = {"int": "N", "float": "SECONDS", "Path": "PATH", "Address": "HOST:PORT", "str": "TEXT"}
+_METAVARS = {"int": "N", "bool": "0|1", "Path": "PATH", "Address": "HOST:PORT", "str": "TEXT", "tuple[str, ...]": "A,B"}
+_UNITS = frozenset({"seconds", "hours", "days", "percent", "port", "url"})
+"""A field that ends in one of these says with it what its value is. A number with a fraction always has a unit."""
 
 
 class SettingFlag(NamedTuple):
@@ -40,7 +42,7 @@ def setting_flags() -> list[SettingFlag]:
                 name=field.name,
                 flag="--" + field.name.replace("_", "-"),
                 variable=f"MESH_{field.name.upper()}",
-                metavar="0|1" if kind == "bool" else "A,B" if kind.startswith("tuple") else _METAVARS[kind],
+                metavar=_metavar(field.name, kind),
                 help=f"{documentation[field.name]} [{default}]",
                 is_switch=kind == "bool",
             )
@@ -73,6 +75,12 @@ def environment_with(arguments: argparse.Namespace, environment: Mapping[str, st
     return merged
 
 
+def _metavar(name: str, kind: str) -> str:
+    """What stands for the value in a flag's help: `retention_days` takes DAYS."""
+    unit = name.rpartition("_")[2]
+    return unit.upper() if unit in _UNITS else _METAVARS[kind]
+
+
 def _shown(default: object) -> str:
     if default is None:
         return "unset"
@@ -85,7 +93,7 @@ def _shown(default: object) -> str:
 
 def _documentation() -> dict[str, str]:
     """The docstring under each field: it is the one place where a setting is described."""
-    tree = ast.parse(inspect.getsource(mesh.settings))
+    tree = ast.parse(inspect.getsource(mesh.configuration.settings))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == Settings.__name__)
     documentation: dict[str, str] = {}
     for field, after in itertools.pairwise(body):

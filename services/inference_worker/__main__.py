@@ -4,37 +4,40 @@ from __future__ import annotations
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
-from inference_worker.breakers import Breakers
-from inference_worker.history import History
 from inference_worker.lane_reports import LaneReporter
-from inference_worker.offers import DeclaredTools
+from inference_worker.models.breakers import Breakers
 from inference_worker.pools import PoolHandlers
 from inference_worker.providers import open_providers
-from inference_worker.turns import TurnHandler
+from inference_worker.turn.history import History
+from inference_worker.turn.offers import DeclaredTools
+from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
-from mesh.heartbeats import heartbeats
-from mesh.service import Service, run
-from mesh.settings import Settings
-from mesh.toolbox import Toolbox
-from mesh.work import LaneSpec, WorkLoop
+from mesh.broker.consumption import ConsumerSpec
+from mesh.configuration.settings import Settings
+from mesh.serving.heartbeats import heartbeats
+from mesh.serving.service import Service, run
+from mesh.steps.work_loop import WorkLoop
+from mesh.tools.toolbox import Toolbox
 
 BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
 """How much one pull may take: lanes take turns, so these are their weights."""
 BATCH_OF_STARTED_WORK = 16
 
 
-def lanes(settings: Settings, breakers: Breakers) -> list[LaneSpec]:
+def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
     """Every lane of every pool, started work first, behind the gate of the pool's providers."""
-    specs: list[LaneSpec] = []
+    specs: list[ConsumerSpec] = []
     for pool in settings.pools:
         consumers = tuple(
             (stream, lane_consumer(stream, pool, priority)) for stream in ("TURNS", "TASKS") for priority in PRIORITIES
         )
         gate = breakers.gate(settings.configuration.providers_of(pool), consumers)
         for priority in PRIORITIES:
-            specs.append(LaneSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK, gate))
+            specs.append(ConsumerSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK, gate))
         for priority in PRIORITIES:
-            specs.append(LaneSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority], gate))
+            specs.append(
+                ConsumerSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority], gate)
+            )
     return specs
 
 

@@ -11,8 +11,8 @@ import structlog
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.status import LaneSample
-from mesh.connection import Connection
+from contracts.records.status import LaneSample
+from mesh.broker.connection import Connection
 
 log = structlog.get_logger("inference_worker.lane_reports")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from contracts.work import TurnWork, Work
-from mesh.fold import TaskState
-from mesh.work import ClaimedStep, StepHandler
+from contracts.messages.work import TurnWork, Work
+from mesh.steps.claimed_step import ClaimedStep, StepHandler
+from mesh.task.state import TaskState
 
 
 class PoolHandlers:

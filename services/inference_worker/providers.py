@@ -15,13 +15,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
-from inference_worker import anthropic, openai
-from inference_worker.anthropic import AnthropicProvider
-from inference_worker.candidates import Candidates, Source
-from inference_worker.chunks import Chunk, TurnInput
-from inference_worker.openai import OpenAIProvider
-from inference_worker.scripted import ScriptedProvider
-from mesh.configuration import (
+from inference_worker.dialects.anthropic import client as anthropic
+from inference_worker.dialects.anthropic.client import AnthropicProvider
+from inference_worker.dialects.openai import client as openai
+from inference_worker.dialects.openai.client import OpenAIProvider
+from inference_worker.dialects.scripted.model import ScriptedProvider
+from inference_worker.models.candidates import Candidates, Source
+from inference_worker.models.chunks import Chunk, TurnInput
+from mesh.configuration.mesh_toml import (
     AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
     PoolConfiguration,
@@ -29,7 +30,7 @@ from mesh.configuration import (
     ScriptedProviderConfiguration,
     api_key,
 )
-from mesh.settings import Settings
+from mesh.configuration.settings import Settings
 
 
 class PoolProvider:

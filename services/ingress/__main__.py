@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from contracts.status import HealthCheck
+from contracts.records.status import HealthCheck
 from ingress.app import Ingress, create_app
-from ingress.lanes import Lanes
-from ingress.providers import Providers
+from ingress.lane_statistics import Lanes
+from ingress.pool_availability import Providers
 from ingress.storage import Storage
 from mesh.background import background
-from mesh.following import Following
-from mesh.http import address_of, bind, serve
-from mesh.service import Service, probe_broker, run
-from mesh.submission import Submission
+from mesh.journal.following import Following
+from mesh.journal.submission import Submission
+from mesh.serving.http import address_of, bind, serve
+from mesh.serving.service import Service, probe_broker, run
 
 
 async def main(service: Service) -> None:

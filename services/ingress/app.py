@@ -13,19 +13,18 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from opentelemetry.trace import SpanKind
 
 from contracts import headers
+from contracts.api.inputs import MessageInput
 from contracts.codec import decode, encode
-from contracts.control import CancelCommand, InputCommand, cancel_message_id
-from contracts.inputs import MessageInput
-from contracts.openapi import openapi
-from contracts.status import ENDED, TaskAccepted, TaskRecord
+from contracts.generation.openapi import openapi
+from contracts.messages.control import CancelCommand, InputCommand, cancel_message_id
+from contracts.records.status import ENDED, TaskAccepted, TaskRecord
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
-from ingress import commands, inputs
-from ingress.dead_letters import DeadLetters, dead_letter_routes
+from ingress import commands, input_decisions
+from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
 from ingress.journals import checked_task, read_journal
-from ingress.lanes import Lanes
+from ingress.lane_statistics import Lanes
 from ingress.links import task_links, task_path
-from ingress.providers import Providers
-from ingress.requests import (
+from ingress.parsing import (
     parse_idempotency_key,
     parse_limit,
     parse_status,
@@ -33,12 +32,16 @@ from ingress.requests import (
     parse_task_request,
     parse_wait_seconds,
 )
+from ingress.pool_availability import Providers
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
-from mesh import metrics, telemetry
+from ingress.task_listing import list_tasks
+from mesh.broker.direct_get import read_sequence
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, QueueFull
-from mesh.fold import record
-from mesh.following import Following, TaskNotFound
-from mesh.http import (
+from mesh.journal.following import Following, TaskNotFound
+from mesh.journal.submission import Submission, Submitted
+from mesh.serving.http import (
     EXCEPTION_HANDLERS,
     AnyRequest,
     Probe,
@@ -50,11 +53,8 @@ from mesh.http import (
     read_json_body,
     tenant_of_request,
 )
-from mesh.listing import list_tasks
-from mesh.reading import read_sequence
-from mesh.requests import Requests
-from mesh.settings import Settings
-from mesh.submission import Submission, Submitted
+from mesh.task.records import record
+from mesh.telemetry import metrics, traces
 
 log = structlog.get_logger("ingress")
 
@@ -103,9 +103,9 @@ class Ingress:
         refusal = self._storage.refusal
         if refusal is not None:
             raise RequestRefused("queue-full", refusal, retry_after_seconds=RETRY_AFTER_SECONDS)
-        incoming = telemetry.parse_traceparent(request.headers.get(headers.TRACEPARENT))
-        with telemetry.span("POST /v1/tasks", incoming, SpanKind.SERVER, _SPAN_ATTRIBUTES) as span:
-            traceparent = telemetry.current_traceparent() or incoming or telemetry.new_traceparent()
+        incoming = traces.parse_traceparent(request.headers.get(headers.TRACEPARENT))
+        with traces.span("POST /v1/tasks", incoming, SpanKind.SERVER, _SPAN_ATTRIBUTES) as span:
+            traceparent = traces.current_traceparent() or incoming or traces.new_traceparent()
             try:
                 submitted = await self._submission.submit(
                     task_request, tenant, key, traceparent, admit=lambda: self._admit(tenant, task_request)
@@ -146,7 +146,7 @@ class Ingress:
         record = await self._record(tenant, checked_task(task))
         if record.status in ENDED:
             return json_response(record, 200, {"Cache-Control": "no-store"})
-        command = CancelCommand(task=record.id, tenant=tenant, by=inputs.BY)
+        command = CancelCommand(task=record.id, tenant=tenant, by=input_decisions.BY)
         await commands.send(self._requests, command, cancel_message_id(record.id), request, "/v1/tasks/{task}/cancel")
         log.info("task.cancel_asked", task=record.id, tenant=tenant)
         return json_response(record, 202, {"Cache-Control": "no-store"})
@@ -157,10 +157,10 @@ class Ingress:
         checked_task(task)
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
         said = parse_task_input(await read_json_body(request, BODY_BYTES_MAX))
-        journal = await read_journal(self._requests, tenant, task, lambda state: inputs.shows(state, said))
-        message_id = inputs.message_id(tenant, task, said, key)
-        if not inputs.was_carried_out(journal.state, said, message_id):
-            command = inputs.command_for(journal.state, said, message_id)
+        journal = await read_journal(self._requests, tenant, task, lambda state: input_decisions.shows(state, said))
+        message_id = input_decisions.message_id(tenant, task, said, key)
+        if not input_decisions.was_carried_out(journal.state, said, message_id):
+            command = input_decisions.command_for(journal.state, said, message_id)
             ack = await commands.send(self._requests, command, message_id, request, "/v1/tasks/{task}/inputs")
             if ack.duplicate and isinstance(said, MessageInput):
                 await self._check_duplicate(tenant, task, said, message_id, ack.seq)
@@ -173,10 +173,10 @@ class Ingress:
         """Hold a message whose key is known against the one that CONTROL has, or had, at `sequence`."""
         stored = await read_sequence(self._requests, "CONTROL", sequence)
         if stored is not None:
-            inputs.check_same(said, decode(stored.payload, InputCommand))
+            input_decisions.check_same(said, decode(stored.payload, InputCommand))
             return
         journal = await read_journal(self._requests, tenant, task, lambda state: message_id in state.commands)
-        inputs.was_carried_out(journal.state, said, message_id)
+        input_decisions.was_carried_out(journal.state, said, message_id)
 
     async def _admit(self, tenant: str, request: TaskRequest) -> None:
         """Refuse a task that no provider could run in time, or that continues one which is not there, or goes on."""

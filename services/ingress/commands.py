@@ -6,11 +6,11 @@ from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.control import Command
-from mesh import telemetry
+from contracts.messages.control import Command
+from mesh.broker.requests import PubAck, Requests
 from mesh.errors import BrokerError
-from mesh.http import AnyRequest, RequestRefused
-from mesh.requests import PubAck, Requests
+from mesh.serving.http import AnyRequest, RequestRefused
+from mesh.telemetry import traces
 
 RETRY_SECONDS = 5.0
 """When to try again where CONTROL takes no command."""
@@ -21,11 +21,11 @@ async def send(requests: Requests, command: Command, message_id: str, request: A
 
     Raises `RequestRefused` if there is no room, `BrokerUnavailable` if nobody knows whether it is stored.
     """
-    incoming = telemetry.parse_traceparent(request.headers.get(headers.TRACEPARENT))
+    incoming = traces.parse_traceparent(request.headers.get(headers.TRACEPARENT))
     subject = subjects.control(str(command.__struct_config__.tag), command.tenant)
     try:
-        with telemetry.span(f"POST {route}", incoming, SpanKind.SERVER, {"taskmesh.task": command.task}):
-            traceparent = telemetry.current_traceparent() or telemetry.new_traceparent()
+        with traces.span(f"POST {route}", incoming, SpanKind.SERVER, {"taskmesh.task": command.task}):
+            traceparent = traces.current_traceparent() or traces.new_traceparent()
             message_headers = {headers.MESSAGE_ID: message_id, headers.TRACEPARENT: traceparent}
             return await requests.publish(subject, encode(command), message_headers)
     except BrokerError as error:

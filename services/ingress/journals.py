@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contracts import subjects
 from contracts.errors import InvalidName
 from contracts.retries import BROKER_POLICY
+from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
-from mesh.fold import TaskState
-from mesh.following import TaskNotFound
-from mesh.journal import Journal
-from mesh.requests import Requests
+from mesh.journal.following import TaskNotFound
+from mesh.journal.journal import Journal
+from mesh.task.state import TaskState
 
 BEHIND_SECONDS_MAX = 5.0
 """How long the replicas may be behind the leader before the client gets 503."""

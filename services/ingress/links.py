@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contracts.status import Links, links_of
-from mesh.settings import Settings
+from contracts.records.status import Links, links_of
+from mesh.configuration.settings import Settings
 
 
 def task_path(task: str) -> str:

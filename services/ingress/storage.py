@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import structlog
 
 from contracts.errors import TaskmeshError
-from contracts.status import HealthCheck
+from contracts.records.status import HealthCheck
 from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
-from mesh.requests import Requests
+from mesh.broker.requests import Requests
 
 log = structlog.get_logger("ingress.storage")
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from mesh.background import background
-from mesh.provisioning import declared
-from mesh.service import Service, run
+from mesh.broker.provisioning import declared
+from mesh.serving.service import Service, run
 from steward.advisories import Advisories
-from steward.control import ControlLoop
+from steward.control_loop import ControlLoop
 from steward.critic import Critic
-from steward.lanes import LaneKeeper
-from steward.provisioning import check_provisioning
+from steward.lane_statistics import LaneKeeper
+from steward.provisioning_check import check_provisioning
 from steward.retention import Retention
-from steward.schedules import Schedules
+from steward.schedule_check import Schedules
 from steward.stranded import Stranded
-from steward.triggers import Triggers
+from steward.trigger_firing import Triggers
 from steward.webhooks import Webhooks
 
 

@@ -14,12 +14,13 @@ from msgspec import Meta
 
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.events import Count, Ordinal
-from mesh import dead_letters
-from mesh.connection import Connection
-from mesh.consumption import Consumption
-from mesh.deliveries import Delivery
-from mesh.settings import Settings
+from contracts.fields import Count, Ordinal
+from mesh.broker.answers import Ack, Answer
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery
+from mesh.configuration.settings import Settings
+from mesh.journal import dead_letter_records
 from steward.stranded import QUEUES, Stranded
 
 log = structlog.get_logger("steward.advisories")
@@ -40,19 +41,18 @@ class Advisories:
         self._requests = connection.requests
         self._stranded = stranded
         self._worker = worker
-        self._consumption = Consumption(connection, settings, "ADVISORIES", "steward", self._handle)
+        self._consumption = Consumption.of_one(connection, settings, "ADVISORIES", "steward", self._handle)
 
     async def run(self) -> None:
         """Read until cancelled."""
         await self._consumption.run()
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery) -> Answer:
         try:
             advisory = decode(delivery.payload, Advisory)
         except TaskmeshError as error:
             malformed = ErrorInfo("malformed-message", str(error))
-            await dead_letters.refuse(self._requests, delivery, malformed, self._worker)
-            return
+            return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
         if advisory.stream in QUEUES:
             log.warning(
                 "message.exhausted",
@@ -61,4 +61,4 @@ class Advisories:
                 deliveries=advisory.deliveries,
             )
             await self._stranded.exhausted(advisory.stream, advisory.stream_seq, advisory.deliveries)
-        await delivery.ack()
+        return Ack()

@@ -17,22 +17,23 @@ from opentelemetry.trace import SpanKind
 from contracts import subjects
 from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
-from contracts.events import TaskQueued
 from contracts.identifiers import derived_id
+from contracts.journal.events import TaskQueued
+from contracts.messages.work import DeadLetter
+from contracts.records.tools import PROPOSE_REPLAY
 from contracts.streams import CRITIC_CONSUMER, DEAD_LETTERS
 from contracts.tasks import Message, TaskRequest
-from contracts.tools import PROPOSE_REPLAY
-from contracts.work import DeadLetter
-from mesh import telemetry
-from mesh.connection import Connection
-from mesh.consumption import Consumption
-from mesh.critic_configuration import CriticConfiguration
-from mesh.deliveries import Delivery
+from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery
+from mesh.configuration.critic_table import CriticConfiguration
+from mesh.configuration.settings import Settings
 from mesh.errors import QueueFull
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.settings import Settings
-from mesh.submission import Submission
+from mesh.journal.journal import Journal
+from mesh.journal.submission import Submission
+from mesh.task.state import TaskState
+from mesh.telemetry import traces
 
 log = structlog.get_logger("steward.critic")
 
@@ -42,8 +43,6 @@ RECORD_CHARACTERS_MAX = 64_000
 """Of a record as the critic's input: some 16,000 tokens."""
 PART_CHARACTERS_MAX = 8_000
 """Of each long text in a record that is cut."""
-LATER_SECONDS = 0.2
-"""Delay of a record whose journal can't be seen yet."""
 ROOM_SECONDS = 30.0
 """Delay of a record while the lane of the critic's pool is full."""
 AT_ONCE_MAX = 8
@@ -68,13 +67,13 @@ class Leave:
     reason: str
 
 
-class HourSpent(TaskmeshError):
+class HourlyLimitReached(TaskmeshError):
     """The critic has got as many tasks in the last hour as it may."""
 
     code = "critic-hour-spent"
 
 
-class Hour:
+class HourlyLimit:
     """The tasks of the last hour. Times are seconds of one clock that only goes forward."""
 
     def __init__(self, tasks_max: int) -> None:
@@ -175,9 +174,9 @@ class Critic:
         self._requests = connection.requests
         self._configuration = configuration
         self._deliveries_max = settings.max_deliver
-        self._hour = Hour(configuration.per_hour_max)
+        self._hour = HourlyLimit(configuration.per_hour_max)
         self._submission = Submission(connection.requests, settings.configuration.pools)
-        self._consumption = Consumption(
+        self._consumption = Consumption.of_one(
             connection, settings, DEAD_LETTERS.name, CRITIC_CONSUMER, self._handle, AT_ONCE_MAX
         )
 
@@ -188,61 +187,55 @@ class Critic:
         finally:
             await self._submission.close()
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery) -> Answer:
         try:
             record = decode(delivery.payload, DeadLetter)
         except TaskmeshError as error:
             # No dead letter of a dead letter: it lies where people look already.
             log.error("critic.unreadable", message=delivery.sequence, error=str(error))
-            await delivery.ack()
-            return
+            return Ack()
         if not chosen(self._configuration, record) or not _is_where_it_belongs(record, delivery.subject):
-            await delivery.ack()
-            return
+            return Ack()
         tenant, task = subjects.parse_dead_letter(delivery.subject)
         with (
             structlog.contextvars.bound_contextvars(task=task, tenant=tenant, step=record.step, gen=record.gen),
-            telemetry.span("critic", record.traceparent, SpanKind.CONSUMER, {"taskmesh.task": task}),
+            traces.span("critic", record.traceparent, SpanKind.CONSUMER, {"taskmesh.task": task}),
         ):
-            await self._consider(record, tenant, task, delivery)
+            return await self._consider(record, tenant, task, delivery)
 
-    async def _consider(self, record: DeadLetter, tenant: str, task: str, delivery: Delivery) -> None:
+    async def _consider(self, record: DeadLetter, tenant: str, task: str, delivery: Delivery) -> Answer:
         journal = await Journal.load(self._requests, tenant, task)
         outcome = decide(self._configuration, record, journal.state)
         if isinstance(outcome, Leave):
             if await journal.is_behind():
-                await delivery.nak(LATER_SECONDS)
-                return
-            await self._leave(outcome.reason, delivery)
-            return
+                return NOT_VISIBLE_YET
+            return _leave(outcome.reason)
         try:
             started = await self._submission.start(
                 outcome.request,
                 tenant,
                 outcome.task,
-                telemetry.current_traceparent(),
+                traces.current_traceparent(),
                 admit=partial(self._admit, outcome.task),
             )
-        except HourSpent as spent:
-            await self._leave(spent.code, delivery)
-            return
+        except HourlyLimitReached as spent:
+            return _leave(spent.code)
         except QueueFull as full:
             if delivery.deliveries >= self._deliveries_max:
-                await self._leave(full.code, delivery)
-            else:
-                await delivery.nak(ROOM_SECONDS)
-            return
+                return _leave(full.code)
+            return Nak(ROOM_SECONDS)
         if not started.existing:
             log.info("critic.asked", critics_task=started.task, code=record.errors[-1].code)
-        await delivery.ack()
+        return Ack()
 
     async def _admit(self, task: str) -> None:
         if not self._hour.take(task, asyncio.get_running_loop().time()):
-            raise HourSpent(f"the critic gets {self._configuration.per_hour_max} tasks in an hour")
+            raise HourlyLimitReached(f"the critic gets {self._configuration.per_hour_max} tasks in an hour")
 
-    async def _leave(self, reason: str, delivery: Delivery) -> None:
-        (log.info if reason == CLOSED else log.warning)("critic.left", reason=reason)
-        await delivery.ack()
+
+def _leave(reason: str) -> Ack:
+    (log.info if reason == CLOSED else log.warning)("critic.left", reason=reason)
+    return Ack()
 
 
 def _is_where_it_belongs(record: DeadLetter, subject: str) -> bool:

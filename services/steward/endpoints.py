@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import httpx
 
-from contracts.webhooks import signed_headers
-from mesh import pinned
+from contracts.messages.notifications import signed_headers
 from mesh.clock import now
-from mesh.pinned import AddressForbidden, HostUnresolved
+from mesh.configuration.webhook_tables import WebhookConfiguration
 from mesh.retry_after import parse_retry_after
-from mesh.webhook_configuration import WebhookConfiguration
+from mesh.serving import pinned_http
+from mesh.serving.pinned_http import AddressForbidden, HostUnresolved
 
 _PASSING = frozenset({408, 425, 429})
 """Of the answers that blame the request those that another time may take back: timeout, too early, too many."""
@@ -49,8 +49,8 @@ class Endpoint:
     def __init__(self, configuration: WebhookConfiguration, keys: tuple[bytes, ...]) -> None:
         self._configuration = configuration
         self._keys = keys
-        self._target = pinned.parse_target(configuration.url)
-        self._client = pinned.open_client(configuration.timeout_seconds)
+        self._target = pinned_http.parse_target(configuration.url)
+        self._client = pinned_http.open_client(configuration.timeout_seconds)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -72,7 +72,7 @@ class Endpoint:
 
     async def _post(self, message_id: str, body: bytes) -> Failure | None:
         signed = signed_headers(self._keys, message_id, int(time.time()), body)
-        response = await pinned.send(
+        response = await pinned_http.send(
             self._client,
             "POST",
             self._target,

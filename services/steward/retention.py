@@ -16,15 +16,16 @@ from typing import Any
 
 import structlog
 
-from contracts import events, subjects
+from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import InvalidPayload, TaskmeshError
-from contracts.events import decode_event
-from contracts.status import TaskRecord
+from contracts.journal import events
+from contracts.journal.events import decode_event
+from contracts.records.status import TaskRecord
+from mesh.broker.direct_get import Stored, last_from_leader, read_page
+from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.reading import Stored, last_from_leader, read_page
-from mesh.requests import Requests
-from mesh.settings import Settings
+from mesh.configuration.settings import Settings
 
 log = structlog.get_logger("steward.retention")
 

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from datetime import datetime
 
-from contracts.status import LaneSample, LaneStatistics
+from contracts.records.status import LaneSample, LaneStatistics
 from contracts.tasks import Priority
 
 WINDOW_SECONDS = 60.0

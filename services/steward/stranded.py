@@ -15,24 +15,25 @@ from typing import Any
 
 import structlog
 
-from contracts import events, headers
+from contracts import headers
 from contracts.codec import decode
-from contracts.control import decode_control
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.events import Stamp
-from contracts.work import Work, decode_work
-from mesh import dead_letters
+from contracts.journal import events
+from contracts.journal.events import Stamp
+from contracts.messages.control import decode_control
+from contracts.messages.work import TurnWork, Work, decode_work
 from mesh.background import repeatedly
+from mesh.broker.direct_get import Stored, read_page, read_sequence
+from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.decisions import Begin, Expire, GiveUp, Leave, Refuse, SettleDeadLetter, decide_stranded, queued_event
-from mesh.errors import BrokerError, BrokerUnavailable, StepLost
-from mesh.fold import TaskState, record
-from mesh.journal import Build, Journal
-from mesh.projection import project
-from mesh.reading import Stored, read_page, read_sequence
-from mesh.requests import Requests
-from mesh.settling import settle
-from steward.commands import Settle, decide_command
+from mesh.errors import BrokerUnavailable, StepLost
+from mesh.journal import dead_letter_records
+from mesh.journal.journal import Append, Build, Journal
+from mesh.journal.settling import settle, settle_dead_letter
+from mesh.task.decisions import Begin, Expire, Leave, Refuse, SettleDeadLetter, decide_stranded, queued_event
+from mesh.task.failures import GiveUp
+from mesh.task.state import TaskState
+from steward.command_decisions import CarriedOut, decide_command
 
 log = structlog.get_logger("steward.stranded")
 
@@ -41,7 +42,6 @@ MESSAGES_PER_ROUND_MAX = 256
 """Read of one queue in one round; the next goes on behind them."""
 QUEUES = ("TASKS", "TURNS", "TOOLS", "CONTROL")
 DELIVERIES_EXHAUSTED = "deliveries-exhausted"
-_NO_MESSAGE_FOUND = (10037, 10043, 10057)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class StrandedMessage:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def settled_below(consumer: dict[str, Any]) -> int:
+def finished_below(consumer: dict[str, Any]) -> int:
     """The sequence up to which a consumer (a `CONSUMER.INFO` answer) holds no message, and will deliver none."""
     if consumer["num_ack_pending"] == 0:
         return int(consumer["delivered"]["stream_seq"])
@@ -125,7 +125,7 @@ class Stranded:
         if state["messages"] == 0:
             return
         consumers = (await self._requests.api(f"CONSUMER.LIST.{stream}"))["consumers"]
-        end = max(map(settled_below, consumers), default=0)
+        end = max(map(finished_below, consumers), default=0)
         after = self._cursors[stream]
         if after >= end:
             after = 0
@@ -134,7 +134,7 @@ class Stranded:
         found = False
         for stored in page.messages:
             consumer = consumer_of(stored.subject, consumers)
-            if consumer is not None and stored.sequence <= settled_below(consumer):
+            if consumer is not None and stored.sequence <= finished_below(consumer):
                 found = True
                 yield _message(stream, stored, int(consumer["config"].get("max_deliver", -1)))
         self._cursors[stream] = after if found else page.messages[-1].sequence if page.more else 0
@@ -149,7 +149,7 @@ class Stranded:
             await self._refuse(message, ErrorInfo("malformed-message", str(error)))
             return
         with structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step):
-            await self._settle(message, work)
+            await self._handle_work(message, work)
 
     async def _handle_command(self, message: StrandedMessage) -> None:
         """A command whose steward died at each delivery: settled if it was carried out, else for people to look at."""
@@ -160,60 +160,51 @@ class Stranded:
             return
         journal = await Journal.load(self._requests, command.tenant, command.task)
         outcome = decide_command(journal.state, command)
-        if not isinstance(outcome, Settle):
+        if not isinstance(outcome, CarriedOut):
             await self._refuse(message, _exhausted(message))
             return
         traceparent = message.headers.get(headers.TRACEPARENT)
         await settle(self._requests, journal.state, outcome.steps, traceparent, outcome.again)
         await self._delete(message)
 
-    async def _settle(self, message: StrandedMessage, work: Work) -> None:
+    async def _handle_work(self, message: StrandedMessage, work: Work) -> None:
         """Do what the journal says of the message's step, then delete it."""
         traceparent = message.headers.get(headers.TRACEPARENT)
         journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
-        while True:
-            match decision := decide_stranded(journal.state, work, message.sequence, now()):
-                case Begin():
-                    await self._append(journal, partial(_queued, decision), work, message, decision)
+
+        async def next_of(state: TaskState) -> Append | SettleDeadLetter | Refuse | Leave:
+            match decide_stranded(state, work, message.sequence, now()):
+                case Begin(begun):
+                    return Append(partial(_queued, begun))
                 case Expire():
-                    await self._append(journal, lambda stamp: events.TaskExpired(*stamp), work, message, decision)
+                    return Append(lambda stamp: events.TaskExpired(*stamp))
                 case GiveUp():
-                    await self._append(journal, _dead_lettered(work, message), work, message, decision)
-                    log.error("step.dead_lettered", code=DELIVERIES_EXHAUSTED, deliveries=message.deliveries)
-                case SettleDeadLetter():
-                    await project(self._requests, record(journal.state))
-                    error = decision.event.error
-                    await dead_letters.write_step(self._requests, message, work, journal.state, error, self._worker)
-                    break
-                case Refuse():
-                    if not await journal.is_behind():
-                        await self._refuse(message, decision.error)
-                    return
-                case Leave():
-                    await settle(self._requests, journal.state, (work.step,), traceparent)
-                    break
+                    return Append(_dead_lettered(work, message), on_appended=gave_up)
+                case decision:
+                    return decision
+
+        def gave_up() -> None:
+            log.error("step.dead_lettered", code=DELIVERIES_EXHAUSTED, deliveries=message.deliveries)
+
+        match await journal.advance(next_of):
+            case SettleDeadLetter(event):
+                await settle_dead_letter(self._requests, journal.state, message, work, event.error, self._worker)
+            case Refuse(error):
+                if not await journal.is_behind():
+                    await self._refuse(message, error)
+                return
+            case Leave():
+                await settle(self._requests, journal.state, (work.step,), traceparent)
         log.warning("message.stranded", stream=message.stream, message=message.sequence)
         await self._delete(message)
 
-    async def _append(
-        self, journal: Journal, build: Build, work: Work, message: StrandedMessage, decision: object
-    ) -> None:
-        def still_so(state: TaskState) -> bool:
-            return decide_stranded(state, work, message.sequence, now()) == decision
-
-        await journal.append(build, still_so)
-
     async def _refuse(self, message: StrandedMessage, error: ErrorInfo) -> None:
         log.error("message.refused", stream=message.stream, message=message.sequence, code=error.code)
-        await dead_letters.write_message(self._requests, message, error, self._worker)
+        await dead_letter_records.write_message(self._requests, message, error, self._worker)
         await self._delete(message)
 
     async def _delete(self, message: StrandedMessage) -> None:
-        try:
-            await self._requests.api(f"STREAM.MSG.DELETE.{message.stream}", {"seq": message.sequence, "no_erase": True})
-        except BrokerError as error:
-            if error.number not in _NO_MESSAGE_FOUND:
-                raise
+        await self._requests.delete_message(message.stream, message.sequence)
 
 
 def _message(stream: str, stored: Stored, deliveries: int) -> StrandedMessage:
@@ -228,8 +219,8 @@ def _message(stream: str, stored: Stored, deliveries: int) -> StrandedMessage:
     )
 
 
-def _queued(decision: Begin, stamp: Stamp) -> events.TaskQueued:
-    return queued_event(stamp, decision.work)
+def _queued(work: TurnWork, stamp: Stamp) -> events.TaskQueued:
+    return queued_event(stamp, work)
 
 
 def _exhausted(message: StrandedMessage) -> ErrorInfo:

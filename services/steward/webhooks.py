@@ -16,19 +16,20 @@ import structlog
 from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
-from contracts.events import EventHead, decode_head
+from contracts.journal.events import EventHead, decode_head
+from contracts.messages.notifications import notification
+from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY
-from contracts.status import links_of
 from contracts.streams import EVENTS, webhook_consumer
-from contracts.webhooks import notification
-from mesh import dead_letters
-from mesh.connection import Connection
-from mesh.consumption import Consumption
-from mesh.deliveries import Delivery, handle_while_leased
+from mesh.broker.answers import Ack, Answer, Nak
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery, while_leased
+from mesh.configuration.settings import Settings
+from mesh.configuration.webhook_tables import WebhookConfiguration, signing_keys
 from mesh.errors import BrokerError
-from mesh.service import Service
-from mesh.settings import Settings
-from mesh.webhook_configuration import WebhookConfiguration, signing_keys
+from mesh.journal import dead_letter_records
+from mesh.serving.service import Service
 from steward.endpoints import Endpoint, Failure
 
 log = structlog.get_logger("steward.webhooks")
@@ -96,7 +97,7 @@ class WebhookLoop:
         self._requests = connection.requests
         self._events_base_url = settings.events_base_url
         self._consumer = webhook_consumer(name)
-        self._consumption = Consumption(
+        self._consumption = Consumption.of_one(
             connection, settings, EVENTS.name, self._consumer, self._handle, NOTIFICATIONS_AT_ONCE_MAX
         )
 
@@ -107,33 +108,28 @@ class WebhookLoop:
         finally:
             await self._endpoint.close()
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery) -> Answer:
         try:
             head = _head(delivery)
             if not self._wish.takes(head):
-                await delivery.ack_unconfirmed()
-                return
+                return Ack(confirmed=False)
             body = encode(notification(delivery.payload, delivery.sequence, links_of(head.task, self._events_base_url)))
         except TaskmeshError as error:
             log.error("webhook.unreadable", webhook=self._name, message=delivery.sequence, error=str(error))
-            await delivery.ack_unconfirmed()
-            return
+            return Ack(confirmed=False)
         with structlog.contextvars.bound_contextvars(
             webhook=self._name, task=head.task, tenant=head.tenant, event_type=head.type, notification=head.id
         ):
-            await self._notify(delivery, head.id, body)
+            return await self._notify(delivery, head.id, body)
 
-    async def _notify(self, delivery: Delivery, message_id: str, body: bytes) -> None:
+    async def _notify(self, delivery: Delivery, message_id: str, body: bytes) -> Answer:
         tries = delivery.deliveries
         if tries > WEBHOOK_POLICY.tries_max:
-            await self._give_up(delivery, _EXHAUSTED)
-            return
+            return await self._give_up(delivery, _EXHAUSTED)
         failure = await self._endpoint.post(message_id, body)
         if failure is None:
             log.info("webhook.delivered", tries=tries)
-            # Only the answer is repeated while the broker is silent: not the notification.
-            await handle_while_leased(delivery, Delivery.ack)
-            return
+            return Ack()
         match decide_failure(failure, tries, random.random()):
             case Again(delay_seconds):
                 log.warning(
@@ -143,23 +139,24 @@ class WebhookLoop:
                     tries=tries,
                     delay_seconds=round(delay_seconds, 3),
                 )
-                await delivery.nak(delay_seconds)
+                return Nak(delay_seconds)
             case GiveUp():
-                await self._give_up(delivery, failure)
+                return await self._give_up(delivery, failure)
 
-    async def _give_up(self, delivery: Delivery, failure: Failure) -> None:
+    async def _give_up(self, delivery: Delivery, failure: Failure) -> Answer:
         error = ErrorInfo(failure.code, f"webhook {self._name}: {failure.message}")
         log.error("webhook.given_up", code=error.code, error=error.message, tries=delivery.deliveries)
 
-        async def write_down(delivery: Delivery) -> None:
-            await dead_letters.write_notification(self._requests, delivery, error, self._consumer, self._worker)
-            await delivery.ack()
+        async def write_down() -> None:
+            await dead_letter_records.write_notification(self._requests, delivery, error, self._consumer, self._worker)
 
         try:
-            await handle_while_leased(delivery, write_down)
+            # Only this is repeated while the broker is silent: not the notification.
+            await while_leased(delivery, write_down)
         except BrokerError as refused:
             log.error("webhook.not_written_down", error=str(refused))
-            await delivery.nak(FULL_SECONDS)
+            return Nak(FULL_SECONDS)
+        return Ack()
 
 
 class Webhooks:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contracts.status import HealthCheck
-from mesh.following import Following
-from mesh.http import address_of, bind, serve
-from mesh.service import Service, probe_broker, run
+from contracts.records.status import HealthCheck
+from mesh.journal.following import Following
+from mesh.serving.http import address_of, bind, serve
+from mesh.serving.service import Service, probe_broker, run
 from stream_edge.app import Edge, create_app
 
 

@@ -12,9 +12,8 @@ from opentelemetry.trace import Span, SpanKind
 
 from contracts import headers, subjects
 from contracts.errors import InvalidName, InvalidPayload, TaskmeshError
-from mesh import metrics, telemetry
-from mesh.following import Following, TaskNotFound
-from mesh.http import (
+from mesh.journal.following import Following, TaskNotFound
+from mesh.serving.http import (
     EXCEPTION_HANDLERS,
     AnyRequest,
     Probe,
@@ -22,6 +21,7 @@ from mesh.http import (
     health_routes,
     tenant_of_request,
 )
+from mesh.telemetry import metrics, traces
 from stream_edge.stream import stream
 
 CURSOR_DIGITS_MAX = 18
@@ -75,12 +75,12 @@ class Edge:
 
         The task's trace is that of its first event: one small read for each stream, and none while telemetry is off.
         """
-        if not telemetry.enabled():
+        if not traces.enabled():
             return nullcontext()
         of_task: str | None = None
         with suppress(TaskmeshError):  # A stream without its trace is better than none.
             of_task = await self._following.traceparent(tenant, task)
-        of_client = telemetry.parse_traceparent(request.headers.get(headers.TRACEPARENT))
+        of_client = traces.parse_traceparent(request.headers.get(headers.TRACEPARENT))
         attributes: dict[str, str | int] = {
             "http.request.method": "GET",
             "http.route": _ROUTE,
@@ -88,7 +88,7 @@ class Edge:
             "taskmesh.tenant": tenant,
             "taskmesh.stream.after": after,
         }
-        return telemetry.span(
+        return traces.span(
             "GET " + _ROUTE, of_client or of_task, SpanKind.SERVER, attributes, of_task if of_client else None
         )
 

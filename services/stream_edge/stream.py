@@ -8,8 +8,8 @@ from contextlib import aclosing
 import structlog
 from litestar.types import Receive, Send
 
-from contracts import sse
-from mesh.following import Followed, Follower
+from contracts.api import sse
+from mesh.journal.following import Followed, Follower
 
 log = structlog.get_logger("stream_edge.stream")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mesh.heartbeats import heartbeats
-from mesh.service import Service, run
+from mesh.serving.heartbeats import heartbeats
+from mesh.serving.service import Service, run
 from tool_runner.serving import Serving
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import structlog
 
+from contracts.records.tools import ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, TOOLS, TOOLS_BUCKET, consumers
-from contracts.tools import ToolDeclaration
-from mesh import keyvalue
-from mesh.provisioning import Declared, apply
-from mesh.requests import Requests
-from mesh.settings import Settings
+from mesh.broker import key_value
+from mesh.broker.provisioning import Declared, apply
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
 
 log = structlog.get_logger("tool_runner.declaring")
 
@@ -34,7 +34,7 @@ async def declare(requests: Requests, settings: Settings, declarations: Iterable
     for created in await apply(requests, Declared(streams=[], consumers=wanted), update=False):
         log.info("tool.consumer_created", consumer=created.name)
     for declared in declarations:
-        await keyvalue.put_json(requests, TOOLS_BUCKET.name, declared.name, declared)
+        await key_value.put_json(requests, TOOLS_BUCKET.name, declared.name, declared)
 
 
 async def consumers_of_tools(requests: Requests) -> list[str]:

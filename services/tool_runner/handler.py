@@ -8,18 +8,18 @@ from typing import Any, Literal
 
 import structlog
 
-from contracts import events
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.events import Timings, ToolCall
-from contracts.work import ToolWork, Work
-from mesh.arguments import REASON_CHARACTERS_MAX
-from mesh.decisions import StepFailed
+from contracts.journal import events
+from contracts.journal.parts import Timings, ToolCall
+from contracts.messages.work import ToolWork, Work
 from mesh.errors import StepLost
-from mesh.fold import TaskState
-from mesh.work import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.task.failures import StepFailed
+from mesh.task.state import TaskState
+from mesh.tools.arguments import REASON_CHARACTERS_MAX
 from tool_runner.progress import Progress, Reported
 from tool_runner.results import Recorded, Store, recorded
-from tool_runner.tools import AWAITED, Call, Tool, ToolBroke, ToolRefused
+from tool_runner.tools.tool import AWAITED, Call, Tool, ToolBroke, ToolRefused
 
 log = structlog.get_logger("tool_runner.handler")
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import msgspec
 
 from contracts.codec import encode
-from contracts.events import ObjectReference, StepClaimed
-from contracts.tools import OBJECT_BYTES_MAX, RESULT_BYTES_MAX
+from contracts.journal.events import StepClaimed
+from contracts.journal.parts import ObjectReference
+from contracts.records.tools import OBJECT_BYTES_MAX, RESULT_BYTES_MAX
 from mesh.errors import BrokerError
-from tool_runner.tools import ToolBroke
+from tool_runner.tools.tool import ToolBroke
 
 BEGINNING_BYTES = 32 * 1024
 """How much of a result that lies in the object store is in the event, and so what a model sees of it."""

@@ -16,20 +16,21 @@ import jsonschema_rs
 import structlog
 
 from contracts.errors import TaskmeshError
+from contracts.records.tools import ASK_USER, RESULTS_BUCKET, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
-from contracts.tools import ASK_USER, RESULTS_BUCKET, ToolDeclaration
-from mesh import objects
 from mesh.background import background, first_of
-from mesh.service import Service
-from mesh.tool_configuration import variable_of
-from mesh.work import LaneSpec, WorkLoop
+from mesh.broker import object_store
+from mesh.broker.consumption import ConsumerSpec
+from mesh.configuration.tool_tables import variable_of
+from mesh.serving.service import Service
+from mesh.steps.work_loop import WorkLoop
 from tool_runner.declaring import consumers_of_tools, declare
 from tool_runner.handler import CallHandler
-from tool_runner.registry import built_in_tools
-from tool_runner.tools import Call, Tool, ToolRefused, reader_of
+from tool_runner.tools.registry import built_in_tools
+from tool_runner.tools.tool import Call, Tool, ToolRefused, reader_of
 
 if TYPE_CHECKING:
-    from tool_runner.mcp_server import McpServer
+    from tool_runner.mcp_servers.session import McpServer
 
 log = structlog.get_logger("tool_runner.serving")
 
@@ -69,7 +70,7 @@ class Serving:
         service.connection.on_reconnected(self._wake.set)
 
         async def store(name: str, payload: bytes) -> Any:
-            return await objects.put(service.requests, RESULTS_BUCKET, name, payload)
+            return await object_store.put(service.requests, RESULTS_BUCKET, name, payload)
 
         self._handler = CallHandler(self._tools, store)
 
@@ -96,7 +97,7 @@ class Serving:
     # Work loops
 
     async def _work(self, names: tuple[str, ...]) -> None:
-        lanes = [LaneSpec("TOOLS", tool_consumer(name), BATCH_MAX) for name in names]
+        lanes = [ConsumerSpec("TOOLS", tool_consumer(name), BATCH_MAX) for name in names]
         loop = WorkLoop(self._service.connection, self._settings, lanes, self._handler, self._service.worker)
         self._loops.append(loop)
         await loop.run(self._service.stopping)
@@ -134,16 +135,16 @@ class Serving:
 
     def _adopt(self, served: _Served) -> list[str]:
         """Take over what a server offers at present; the names that are its own."""
-        from tool_runner import mcp_tools  # noqa: PLC0415 - as in _configured_servers
+        from tool_runner.mcp_servers import declarations  # noqa: PLC0415 - as in _configured_servers
 
         server = served.server
         if server is None:
             return []
-        names = mcp_tools.mesh_names(served.name, server.tools)
+        names = declarations.mesh_names(served.name, server.tools)
         others = {name for each in self._servers if each is not served for name in each.looped}
         adopted: list[str] = []
         for tool, name in names.items():
-            if name in BUILT_IN_TOOLS or name == ASK_USER or name in others or not mcp_tools.is_name(name):
+            if name in BUILT_IN_TOOLS or name == ASK_USER or name in others or not declarations.is_name(name):
                 log.warning("mcp.name_taken", server=served.name, tool=tool, name=name)
                 continue
             try:
@@ -158,10 +159,10 @@ class Serving:
         return adopted
 
     def _tool(self, server: McpServer, tool: str, name: str) -> Tool[dict[str, Any]]:
-        from tool_runner import mcp_tools  # noqa: PLC0415 - as in _configured_servers
+        from tool_runner.mcp_servers import declarations  # noqa: PLC0415 - as in _configured_servers
 
         offered = server.tools[tool]
-        declared = mcp_tools.declaration(name, offered, server.timeout_seconds)
+        declared = declarations.declaration(name, offered, server.timeout_seconds)
         declared = self._settings.configuration.tools.of(name).applied_to(declared)
 
         async def run(arguments: dict[str, Any], call: Call) -> object:
@@ -174,7 +175,7 @@ class Serving:
         if not configured:
             return []
         # It takes most of a second to import: only where there are servers.
-        from tool_runner.mcp_server import McpServer  # noqa: PLC0415
+        from tool_runner.mcp_servers.session import McpServer  # noqa: PLC0415
 
         servers = []
         for name, configuration in configured.items():

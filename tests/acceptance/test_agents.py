@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from contracts import events
-from mesh.connection import Connection, connect
+from contracts.journal import events
+from mesh.broker.connection import Connection, connect
 from tests.support.agents import Agents
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.http_client import PatientClient

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 from litestar import Litestar
 
-from mesh import http
-from mesh.settings import Address
+from mesh.configuration.settings import Address
+from mesh.serving import http
 from tests.support.bad_input import (
     ABSENT_TASK,
     HEAD_TOO_LARGE,

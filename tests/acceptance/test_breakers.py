@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from contracts.codec import decode
-from contracts.providers import ProviderRecord
-from mesh import keyvalue
-from mesh.connection import connect
+from contracts.records.providers import ProviderRecord
+from mesh.broker import key_value
+from mesh.broker.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, post_task, submit
 from tests.support.http_client import PatientClient
@@ -76,7 +76,7 @@ def logged(mesh: Mesh, event: str, **fields: object) -> int:
 async def breaker_of(mesh: Mesh) -> ProviderRecord | None:
     """The record of the provider."""
     async with connect(mesh.settings, "test") as connection:
-        entry = await keyvalue.get(connection.requests, "providers", "local")
+        entry = await key_value.get(connection.requests, "providers", "local")
     return decode(entry.value, ProviderRecord) if entry is not None and entry.value is not None else None
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from contracts.identifiers import new_id, task_id_for_key
-from mesh.provisioning import apply, declared
+from mesh.broker.provisioning import apply, declared
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.patience import within
 from tests.support.submission import Bench, open_bench

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from contracts.streams import LANE_BACKLOG_MAX
-from mesh.connection import connect
+from mesh.broker.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import PostingConnection
 from tests.support.processes import running_mesh

@@ -12,7 +12,7 @@ import pytest
 
 from contracts.identifiers import new_id
 from contracts.streams import EVENTS
-from mesh.connection import connect
+from mesh.broker.connection import connect
 from tests.support import children
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, submit

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from contracts import events
-from mesh.connection import Connection, connect
-from mesh.critic_configuration import INSTRUCTIONS
+from contracts.journal import events
+from mesh.broker.connection import Connection, connect
+from mesh.configuration.critic_table import INSTRUCTIONS
 from mesh.errors import BrokerError
-from mesh.fold import TaskState
+from mesh.task.state import TaskState
 from steward.critic import critics_task
 from tests.support.agents import TENANT, Agents
 from tests.support.checker import read_stored

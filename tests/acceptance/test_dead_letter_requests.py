@@ -13,16 +13,17 @@ import pytest_asyncio
 
 from contracts import headers
 from contracts.codec import encode
-from contracts.control import CancelCommand, Edits, ReplayCommand, decode_control, replay_message_id
 from contracts.errors import HTTP_STATUS_BY_CODE
-from contracts.events import StepGen, TaskReplayed
 from contracts.identifiers import new_id
+from contracts.journal.events import TaskReplayed
+from contracts.journal.parts import StepGen
+from contracts.messages.control import CancelCommand, Edits, ReplayCommand, decode_control, replay_message_id
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import BODY_BYTES_MAX
-from contracts.tools import ToolDeclaration
-from mesh import keyvalue
-from mesh.connection import Connection, connect
-from mesh.journal import Journal
-from mesh.reading import Stored, last_sequence, read_page
+from mesh.broker import key_value
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import Stored, last_sequence, read_page
+from mesh.journal.journal import Journal
 from tests.support.http_client import PatientClient
 from tests.support.letters import Letters
 from tests.support.processes import running_mesh
@@ -101,7 +102,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
         PatientClient(base_url=mesh.ingress_url) as client,
     ):
         declared = ToolDeclaration(name="sheet", description="Reads a cell.", parameters=PARAMETERS)
-        await keyvalue.put_json(connection.requests, "tools", "sheet", declared)
+        await key_value.put_json(connection.requests, "tools", "sheet", declared)
         yield Bench(connection, client, Letters(connection))
         assert mesh.tracebacks() == []
 
@@ -155,7 +156,7 @@ async def test_what_is_repaired_is_listed_only_among_all(bench: Bench) -> None:
     )
     record = await bench.client.get(f"/v1/tasks/{journal.state.task}", headers={headers.HTTP_TENANT: tenant})
     kept = encode({name: value for name, value in record.json().items() if name != "links"})
-    await keyvalue.put(bench.connection.requests, "tasks", f"{tenant}.{journal.state.task}", kept)
+    await key_value.put(bench.connection.requests, "tasks", f"{tenant}.{journal.state.task}", kept)
     assert await bench.listed(tenant) == []
     assert [each["open"] for each in await bench.listed(tenant, all="true")] == [False]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from contracts.tasks import TaskRequest
-from mesh.connection import Connection, connect
-from mesh.submission import Submission
+from mesh.broker.connection import Connection, connect
+from mesh.journal.submission import Submission
 from tests.support.agents import Agents
 from tests.support.checker import Recorded, Stored, check, read_stored
 from tests.support.clients import Viewer

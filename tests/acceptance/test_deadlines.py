@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from mesh.connection import Connection, connect
+from mesh.broker.connection import Connection, connect
 from tests.support.agents import Agents
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, submit

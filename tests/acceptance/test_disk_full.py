@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from contracts.identifiers import task_id_for_key
-from mesh.connection import Connection, connect
-from mesh.provisioning import apply, declared
-from mesh.submission import COMMIT_SECONDS_MAX
+from mesh.broker.connection import Connection, connect
+from mesh.broker.provisioning import apply, declared
+from mesh.journal.submission import COMMIT_SECONDS_MAX
 from tests.support import children
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored

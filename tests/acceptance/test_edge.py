@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from litestar.types import HTTPReceiveMessage, Message
 
-from contracts.sse import Decoder
-from mesh.connection import Connection, connect
-from mesh.following import Following
+from contracts.api.sse import Decoder
+from mesh.broker.connection import Connection, connect
+from mesh.journal.following import Following
 from stream_edge import stream
 from tests.support.checker import ClientHistory, check_history, read_stored
 from tests.support.clients import Viewer

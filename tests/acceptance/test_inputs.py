@@ -18,15 +18,15 @@ import pytest_asyncio
 
 from contracts import headers
 from contracts.codec import encode
-from contracts.control import decode_control
 from contracts.errors import HTTP_STATUS_BY_CODE
-from contracts.events import ApprovalRequested, ApprovalResolved, InputReceived, InputRequested, Stamp
 from contracts.identifiers import derived_id, new_id
+from contracts.journal.events import ApprovalRequested, ApprovalResolved, InputReceived, InputRequested, Stamp
+from contracts.messages.control import decode_control
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import BODY_BYTES_MAX
-from contracts.tools import ToolDeclaration
-from mesh.connection import Connection, connect
-from mesh.journal import Journal
-from mesh.reading import last_sequence, read_page
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import last_sequence, read_page
+from mesh.journal.journal import Journal
 from tests.support import children
 from tests.support.clients import Viewer
 from tests.support.http_client import PatientClient

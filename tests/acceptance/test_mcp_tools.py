@@ -14,14 +14,14 @@ import pytest
 import pytest_asyncio
 
 from contracts.codec import decode
-from contracts.events import ToolCompleted, ToolFailed, ToolProgress
-from contracts.status import WorkerRecord
+from contracts.journal.events import ToolCompleted, ToolFailed, ToolProgress
+from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET, consumers
-from mesh.configuration import load_configuration
-from mesh.connection import Connection, connect
-from mesh.provisioning import Declared, apply
-from mesh.toolbox import Toolbox
-from meshctl.workers import read_bucket
+from mesh.broker.connection import Connection, connect
+from mesh.broker.provisioning import Declared, apply
+from mesh.configuration.mesh_toml import load_configuration
+from mesh.tools.toolbox import Toolbox
+from meshctl.commands.workers import read_bucket
 from tests.support import children
 from tests.support.broker import free_port
 from tests.support.calls import Calls

@@ -13,9 +13,9 @@ import pytest_asyncio
 
 from contracts.identifiers import new_id
 from contracts.tasks import TaskRequest
-from mesh.connection import Connection, connect
-from mesh.fold import TaskState
-from mesh.journal import Journal
+from mesh.broker.connection import Connection, connect
+from mesh.journal.journal import Journal
+from mesh.task.state import TaskState
 from tests.support import children
 from tests.support.checker import read_stored
 from tests.support.commands import MESHCTL, environment_of, meshctl, started

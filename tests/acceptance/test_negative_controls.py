@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mesh.connection import connect
+from mesh.broker.connection import connect
 from mesh.errors import JournalCorrupt
-from mesh.journal import Journal
+from mesh.journal.journal import Journal
 from tests.acceptance.test_takeover import stored_of, until_claimed
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, post_task, submit

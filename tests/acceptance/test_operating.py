@@ -14,12 +14,12 @@ import pytest
 
 from contracts import VERSION
 from contracts.streams import BUILT_IN_TOOLS, SIGNALS
-from mesh.connection import connect
-from mesh.settings import Settings
-from tests.acceptance.test_meshctl import ENVIRONMENT, MESHCTL, Up, meshctl, up
+from mesh.broker.connection import connect
+from mesh.configuration.settings import Settings
 from tests.support import children
 from tests.support.broker import Broker, free_port
 from tests.support.patience import within
+from tests.support.up import ENVIRONMENT, MESHCTL, Up, meshctl, up
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance

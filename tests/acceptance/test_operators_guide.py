@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from contracts import subjects
-from contracts.events import TaskCancelled, TaskCompleted
+from contracts import VERSION, subjects
 from contracts.identifiers import task_id_for_key
-from contracts.triggers import TriggerRule, TriggerSource, task_id
-from mesh import triggers as bucket
-from mesh.connection import connect
-from mesh.provisioning import compare, declared
-from mesh.reading import last_sequence
-from mesh.settings import Settings
+from contracts.journal.events import TaskCancelled, TaskCompleted
+from contracts.triggers.rules import TriggerRule, TriggerSource, task_id
+from mesh.broker.connection import connect
+from mesh.broker.direct_get import last_sequence
+from mesh.broker.provisioning import compare, declared
+from mesh.configuration.settings import Settings
+from mesh.rules import trigger_bucket as bucket
 from tests.support.agents import Agents
 from tests.support.broker import Broker
 from tests.support.http_client import PatientClient
@@ -53,7 +53,7 @@ RULES = (
 SHOWS = {
     "nats stream add --config deploy/nats/streams/TASKS.json": ["Information for Stream TASKS", "New Per Subject"],
     "nats consumer add TASKS --config deploy/nats/consumers/TASKS.default-normal.json": ["tasks.default.normal.*"],
-    "nats micro ls": ["ingress", "inference_worker", "steward", "0.1.0"],
+    "nats micro ls": ["ingress", "inference_worker", "steward", VERSION],
     "nats stream report": ["EVENTS", "DEAD_LETTERS", "KV_tasks"],
     "nats consumer report TASKS": ["default-normal", "Ack Pending", "Unprocessed", "Redelivered"],
     "nats kv get lanes default.normal --raw": ['"depth":'],

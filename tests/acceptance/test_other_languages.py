@@ -13,13 +13,13 @@ import pytest_asyncio
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.control import ApprovalCommand
-from contracts.events import StepClaimed, ToolCompleted, ToolFailed
+from contracts.journal.events import StepClaimed, ToolCompleted, ToolFailed
+from contracts.messages.control import ApprovalCommand
+from contracts.messages.work import ToolWork
+from contracts.records.tools import ToolDeclaration
 from contracts.streams import TOOLS_BUCKET
-from contracts.tools import ToolDeclaration
-from contracts.work import ToolWork
-from mesh import keyvalue
-from mesh.connection import connect
+from mesh.broker import key_value
+from mesh.broker.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.other_languages import ANSWERS, COMMANDS, LEASE_SECONDS, TEXT, TOOLS, Tools, broken_schemas
 from tests.support.processes import running_mesh
@@ -59,7 +59,7 @@ async def tools(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tools
 
 async def test_their_tools_are_declared(tools: Tools) -> None:
     for name, idempotent in (("word_count", True), ("append_line", False), ("longest_line", True)):
-        entry = await keyvalue.get(tools.connection.requests, TOOLS_BUCKET.name, name)
+        entry = await key_value.get(tools.connection.requests, TOOLS_BUCKET.name, name)
         assert entry is not None
         assert entry.value is not None
         declared = decode(entry.value, ToolDeclaration)

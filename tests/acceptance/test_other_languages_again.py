@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from contracts import events, headers, subjects
+from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.events import StepClaimed, ToolCompleted
 from contracts.identifiers import call_message_id
-from contracts.work import ToolWork, TurnWork, decode_work
-from mesh.connection import connect
-from mesh.decisions import queued_event
-from mesh.dues import due_after, due_again
-from mesh.journal import Journal
-from mesh.reading import read_page
+from contracts.journal import events, parts
+from contracts.journal.events import StepClaimed, ToolCompleted
+from contracts.messages.work import ToolWork, TurnWork, decode_work
+from mesh.broker.connection import connect
+from mesh.broker.direct_get import read_page
+from mesh.journal.journal import Journal
+from mesh.task.decisions import queued_event
+from mesh.task.outbox import messages_after, messages_to_go_on
 from tests.support.checker import Recorded, check_journal, read_stored
 from tests.support.other_languages import ANSWERS, COMMANDS, TEXT, TOOLS, Tools, broken_schemas
 from tests.support.processes import running_mesh
@@ -30,8 +31,6 @@ from tests.support.tasks import claim_first_turn, turn_work
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
-
-
 SERVED = {"python": "add", **TOOLS}
 ASKED: dict[str, dict[str, Any]] = {
     "python": {"a": 40, "b": 2},
@@ -84,7 +83,7 @@ async def asked_for(runners: Tools, language: str, arguments: dict[str, Any]) ->
     journal = Journal(runners.connection.requests, work.tenant, work.task)
     await write(journal, lambda stamp: queued_event(stamp, work))
     await claim_first_turn(journal, "test")
-    call = events.ToolCall("1-0", SERVED[language], arguments)
+    call = parts.ToolCall("1-0", SERVED[language], arguments)
     await write(
         journal,
         lambda stamp: events.TurnCompleted(
@@ -93,8 +92,8 @@ async def asked_for(runners: Tools, language: str, arguments: dict[str, Any]) ->
             text="",
             calls=[call],
             finish_reason="tool_calls",
-            usage=events.Usage(),
-            timings=events.Timings(),
+            usage=parts.Usage(),
+            timings=parts.Timings(),
         ),
     )
     await write(
@@ -166,10 +165,10 @@ async def test_a_replayed_call_is_run_with_the_edited_arguments_and_leads_on_in_
             *stamp, step="1-0", gen=0, error=ErrorInfo("deliveries-exhausted", "test"), deliveries=10
         ),
     )
-    edits = events.RecordedEdits(pool="other", arguments={"1-0": ASKED[language]})
+    edits = parts.RecordedEdits(pool="other", arguments={"1-0": ASKED[language]})
     await write(
         journal,
-        lambda stamp: events.TaskReplayed(*stamp, steps=[events.StepGen("1-0", 0)], by="somebody", edits=edits),
+        lambda stamp: events.TaskReplayed(*stamp, steps=[parts.StepGen("1-0", 0)], by="somebody", edits=edits),
     )
     before = state.revision
     await send_call(runners, call_work(journal, language, 0), call_message_id(state.task, 1, "1-0", 0))
@@ -192,7 +191,7 @@ async def test_a_replayed_call_is_run_with_the_edited_arguments_and_leads_on_in_
 async def test_a_call_that_a_timer_brings_again_is_claimed_under_its_new_message(runners: Tools, language: str) -> None:
     journal = await asked_for(runners, language, ASKED[language])
     await write(journal, lambda stamp: retrying(stamp, delay_seconds=0))
-    (again,) = due_again(journal.state, "1-0")
+    (again,) = messages_to_go_on(journal.state, "1-0")
     assert isinstance(again.payload, ToolWork)
     sequence = await send_call(runners, again.payload, again.message_id)
     await until_answered(runners)
@@ -215,7 +214,7 @@ async def test_a_call_before_its_time_leaves_its_queue_and_its_timer_is_there(ru
     await until_answered(runners)
     state = await runners.state(journal.state.task)
     assert state.revision == before, "it is not claimed"
-    (due,) = due_after(state, "1-0")
+    (due,) = messages_after(state, "1-0")
     assert due.fires_on is not None
     stored = await runners.connection.requests.api("STREAM.MSG.GET.TIMERS", {"last_by_subj": due.subject})
     assert json.loads(base64.b64decode(stored["message"]["data"])) == json.loads(encode(due.payload))

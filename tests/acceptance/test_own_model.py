@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mesh.connection import connect
+from mesh.broker.connection import connect
 from tests.acceptance.test_services import start_in_vain
 from tests.support import messages_server
 from tests.support.checker import Recorded, check, read_stored

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.connection import connect
+from mesh.broker.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, random_cuts, submit
 from tests.support.http_client import PatientClient

@@ -17,15 +17,15 @@ import msgspec
 import pytest
 
 from contracts import VERSION, subjects
+from contracts.api.sse import Decoder
 from contracts.codec import decode
-from contracts.sse import Decoder
-from contracts.status import LaneStatistics
+from contracts.records.status import LaneStatistics
 from contracts.streams import SIGNALS
-from mesh import keyvalue
-from mesh.configuration import NO_FILE
-from mesh.connection import connect
-from mesh.http import SHUTDOWN_SECONDS
-from mesh.provisioning import compare, declared
+from mesh.broker import key_value
+from mesh.broker.connection import connect
+from mesh.broker.provisioning import compare, declared
+from mesh.configuration.mesh_toml import NO_FILE
+from mesh.serving.http import SHUTDOWN_SECONDS
 from tests.support import children
 from tests.support.broker import Broker
 from tests.support.http_client import PatientClient
@@ -234,7 +234,7 @@ async def test_the_steward_tells_how_a_lane_stands_and_the_ingress_passes_it_on(
     ):
 
         async def statistics() -> LaneStatistics:
-            entry = await keyvalue.get(connection.requests, "lanes", subjects.lane_key("default", "normal"))
+            entry = await key_value.get(connection.requests, "lanes", subjects.lane_key("default", "normal"))
             assert entry is not None
             assert entry.value is not None
             return decode(entry.value, LaneStatistics)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mesh.connection import connect
-from mesh.settings import worker_name
+from mesh.broker.connection import connect
+from mesh.configuration.settings import worker_name
 from tests.support.checker import Recorded, Stored, check, read_stored, writers_after_takeover
 from tests.support.clients import Viewer, submit
 from tests.support.http_client import PatientClient

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from contracts.triggers import TriggerRule, TriggerSource
-from mesh import triggers
-from mesh.connection import connect
-from mesh.exporting import FLUSH_SECONDS_MAX
-from mesh.metrics import REGISTRY
+from contracts.triggers.rules import TriggerRule, TriggerSource
+from mesh.broker.connection import connect
+from mesh.rules import trigger_bucket
+from mesh.telemetry.exporting import FLUSH_SECONDS_MAX
+from mesh.telemetry.metrics import REGISTRY
 from tests.support.broker import free_port
 from tests.support.checker import Recorded
 from tests.support.clients import Viewer, submit
@@ -166,7 +166,7 @@ async def test_the_metrics_of_failures_and_triggers_arrive(tmp_path: Path, recei
         connect(mesh.settings, "test") as connection,
     ):
         rule = TriggerRule(name="low", tenant="default", on=TriggerSource(signal="stock"), task={"input": "Buy some"})
-        await triggers.add(connection.requests, rule, replace=False)
+        await trigger_bucket.add(connection.requests, rule, replace=False)
         for payload in (b"{}", b"rubbish"):
             await connection.requests.publish("signals.default.stock", payload)
         # What a failing probe is told by is not the step's fault: a second task fails until the breaker is open.
@@ -254,6 +254,11 @@ async def test_without_an_endpoint_no_service_imports_an_exporter(tmp_path: Path
         with_endpoint = await mesh.start("tool_runner", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
         assert "opentelemetry.exporter" in with_endpoint.log.read_text()
         for service, log in imported.items():
-            assert "mesh.telemetry" in log, service
-            for module in ("opentelemetry.exporter", "opentelemetry.sdk", "mesh.exporting", "google.protobuf"):
+            assert "mesh.telemetry.traces" in log, service
+            for module in (
+                "opentelemetry.exporter",
+                "opentelemetry.sdk",
+                "mesh.telemetry.exporting",
+                "google.protobuf",
+            ):
                 assert module not in log, (service, module)

@@ -14,14 +14,15 @@ import pytest_asyncio
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.events import Parent, StepClaimed, Timings, ToolCall, ToolCompleted, ToolFailed, TurnCompleted, Usage
+from contracts.journal.events import StepClaimed, ToolCompleted, ToolFailed, TurnCompleted
+from contracts.journal.parts import Parent, Timings, ToolCall, Usage
+from contracts.messages.work import ToolWork, TurnWork
 from contracts.streams import BUILT_IN_TOOLS
-from contracts.work import ToolWork, TurnWork
-from mesh.connection import Connection, connect
-from mesh.fold import CallResult
-from mesh.journal import Journal
-from mesh.reading import read_page
-from mesh.toolbox import Toolbox
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import read_page
+from mesh.journal.journal import Journal
+from mesh.task.state import CallResult
+from mesh.tools.toolbox import Toolbox
 from tests.support.calls import Calls
 from tests.support.checker import read_stored
 from tests.support.processes import Mesh, running_mesh

@@ -12,14 +12,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import events, subjects, triggers
+from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.events import TaskQueued, decode_event
-from contracts.triggers import TriggerRule
-from mesh import faults, keyvalue
-from mesh import triggers as bucket
-from mesh.connection import Connection, connect
-from mesh.reading import read_page
+from contracts.journal import events
+from contracts.journal.events import TaskQueued, decode_event
+from contracts.triggers import rules
+from contracts.triggers.rules import TriggerRule
+from mesh import faults
+from mesh.broker import key_value
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import read_page
+from mesh.rules import trigger_bucket as bucket
 from tests.chaos.points import BEGUN, Point, give_order, order_is_open
 from tests.support import children
 from tests.support.agents import TENANT, Agents
@@ -81,7 +84,7 @@ async def test_a_signal_becomes_an_order_that_a_person_signs(tmp_path: Path) -> 
         await connection.requests.publish(subject, b'{"reorder_quantity": 20}')
         sequence = (await connection.requests.publish(subject, encode(SOLD_OUT))).seq
         agents = Agents(connection)
-        task = triggers.task_id(msgspec.convert(added, TriggerRule), sequence)
+        task = rules.task_id(msgspec.convert(added, TriggerRule), sequence)
         state = await agents.until_asked(task, "2-0")
         [asked] = state.open_approvals
         assert (asked.tool, asked.arguments["quantity"]) == ("purchasing_purchase_order", 20)
@@ -119,7 +122,7 @@ async def test_a_steward_that_dies_anywhere_starts_the_task_once(tmp_path: Path,
         running_mesh(tmp_path, "inference_worker", MESH_ACK_WAIT_SECONDS="1") as mesh,
         connect(mesh.settings, "test") as connection,
     ):
-        source = triggers.TriggerSource(signal="stock.*")
+        source = rules.TriggerSource(signal="stock.*")
         rule = TriggerRule(name="low", tenant=TENANT, on=source, task={"input": "Buy {{payload.sku}}"})
         await bucket.add(connection.requests, rule, replace=False)
         give_order(folder, "die", Point("kill", "steward", point, 1), 0)
@@ -130,7 +133,7 @@ async def test_a_steward_that_dies_anywhere_starts_the_task_once(tmp_path: Path,
         assert point == BEGUN or not order_is_open(folder)
         await mesh.start("steward")
         agents = Agents(connection)
-        task = triggers.task_id(rule, sequence)
+        task = rules.task_id(rule, sequence)
         await agents.until_status(task, "completed")
 
         async def the_signal_is_settled() -> bool:
@@ -140,10 +143,10 @@ async def test_a_steward_that_dies_anywhere_starts_the_task_once(tmp_path: Path,
         await until(the_signal_is_settled)
         await until_no_work_is_left(connection)
         assert [each.task for each in await queued(connection)] == [task]
-        record = await keyvalue.get(connection.requests, bucket.BUCKET, subjects.trigger_pace_key(TENANT, "low"))
+        record = await key_value.get(connection.requests, bucket.BUCKET, subjects.trigger_pace_key(TENANT, "low"))
         assert record is not None
         assert record.value is not None
-        assert len(decode(record.value, triggers.TriggerPace).started) == 1
+        assert len(decode(record.value, rules.TriggerPace).started) == 1
 
 
 CONFIGURATION = """
@@ -164,7 +167,7 @@ async def test_agents_set_one_another_off_as_far_as_their_rules_let_them(tmp_pat
             script = f'!call send_signal {{"subject": "{sends}", "payload": {{"from": "{name}"}}}}'
             template = {"input": script, "tools": ["send_signal"]}
             return TriggerRule(
-                name=name, tenant=TENANT, on=triggers.TriggerSource(signal=takes), task=template, sends=["steps.*"]
+                name=name, tenant=TENANT, on=rules.TriggerSource(signal=takes), task=template, sends=["steps.*"]
             )
 
         first, second = rule("first", "begin", "steps.two"), rule("second", "elsewhere.>", "steps.three")

@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from contracts.sse import Decoder
-from mesh.connection import connect
-from mesh.following import BUFFER_BYTES_MAX, PAGE_BYTES_MAX
-from mesh.journal import Journal
-from mesh.settings import Address
+from contracts.api.sse import Decoder
+from mesh.broker.connection import connect
+from mesh.configuration.settings import Address
+from mesh.journal.following import BUFFER_BYTES_MAX, PAGE_BYTES_MAX
+from mesh.journal.journal import Journal
 from stream_edge.stream import WRITE_BYTES_MAX
 from tests.support.checker import ClientHistory, Frame, Recorded, check, check_history, read_stored
 from tests.support.clients import Chunks, PostingConnection, Viewer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh.connection import Connection, connect
+from mesh.broker.connection import Connection, connect
 from tests.support import children
 from tests.support.agents import Agents
 from tests.support.processes import Mesh, running_mesh

@@ -12,11 +12,11 @@ import httpx
 import msgspec
 
 from contracts.codec import encode
+from contracts.records.tools import ToolDeclaration
 from contracts.streams import TOOLS
-from contracts.tools import ToolDeclaration
-from mesh import keyvalue
+from mesh.broker import key_value
+from mesh.broker.direct_get import read_page
 from mesh.errors import QueueFull
-from mesh.reading import read_page
 from tests.benchmarks.bench import Run, Stage, stage
 from tests.benchmarks.figures import Figure, beside, interleaved, percentile
 from tests.support.agents import Agents
@@ -163,7 +163,7 @@ async def _cancel(on: Stage, agents: Agents) -> float:
 
 async def _declare_add(on: Stage) -> None:
     declaration = ToolDeclaration(name="add", description="", parameters={}, idempotent=True, destructive=False)
-    await keyvalue.put(on.connection.requests, "tools", "add", encode(declaration))
+    await key_value.put(on.connection.requests, "tools", "add", encode(declaration))
 
 
 async def _bare_chain(on: Stage) -> Callable[[], Awaitable[float]]:

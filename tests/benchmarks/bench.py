@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from mesh.connection import Connection, connect
-from mesh.provisioning import apply, declared
+from mesh.broker.connection import Connection, connect
+from mesh.broker.provisioning import apply, declared
 from tests.support import children
 from tests.support.broker import Broker
 from tests.support.patience import within

@@ -9,11 +9,11 @@ from typing import Any
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.events import OutputDelta
 from contracts.identifiers import new_id
+from contracts.journal.events import OutputDelta
+from mesh.broker.direct_get import last_sequence
 from mesh.clock import now
-from mesh.journal import Journal
-from mesh.reading import last_sequence
+from mesh.journal.journal import Journal
 from tests.benchmarks.bench import LIMIT_SERVER, Run, Stage, cpu_seconds, line, load, stage
 from tests.benchmarks.figures import Figure, beside, interleaved
 from tests.support.processes import Process

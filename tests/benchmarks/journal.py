@@ -10,13 +10,14 @@ import httpx
 import msgspec
 
 from contracts.codec import encode
-from contracts.events import OutputDelta, decode_event
 from contracts.identifiers import new_id
+from contracts.journal.events import OutputDelta, decode_event
 from contracts.streams import EVENTS
-from inference_worker.scripted import ScriptedProvider
+from inference_worker.dialects.scripted.model import ScriptedProvider
+from mesh.broker.direct_get import read_page
 from mesh.clock import now
-from mesh.fold import TaskState, fold
-from mesh.reading import read_page
+from mesh.task.fold import fold
+from mesh.task.state import TaskState
 from tests.benchmarks.bench import Run, cpu_seconds, stage
 from tests.benchmarks.figures import Figure, beside, interleaved
 from tests.benchmarks.limit_server import turn_input

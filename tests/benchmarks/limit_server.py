@@ -11,13 +11,13 @@ from collections.abc import AsyncGenerator, Callable
 from litestar import Litestar, Response, post
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from contracts import sse
+from contracts.api import sse
 from contracts.tasks import Message
-from inference_worker.chunks import TextDelta, TurnInput
-from inference_worker.scripted import ScriptedProvider
-from mesh.http import EXCEPTION_HANDLERS, AnyRequest, address_of, bind, serve
-from mesh.service import Service, run
-from mesh.settings import Address
+from inference_worker.dialects.scripted.model import ScriptedProvider
+from inference_worker.models.chunks import TextDelta, TurnInput
+from mesh.configuration.settings import Address
+from mesh.serving.http import EXCEPTION_HANDLERS, AnyRequest, address_of, bind, serve
+from mesh.serving.service import Service, run
 from stream_edge.stream import HEADERS
 
 LIMIT_SUBJECT = "limit.default.normal.default"

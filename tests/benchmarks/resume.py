@@ -9,10 +9,11 @@ import time
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.events import OutputDelta, Stamp, TaskCompleted, Timings, Usage
 from contracts.identifiers import new_id
+from contracts.journal.events import OutputDelta, Stamp, TaskCompleted
+from contracts.journal.parts import Timings, Usage
 from mesh.clock import now
-from mesh.journal import Journal
+from mesh.journal.journal import Journal
 from tests.benchmarks.bench import STREAM_BYTES_MAX, Run, Stage, stage
 from tests.benchmarks.figures import Figure, beside
 from tests.support.clients import open_stream

@@ -14,13 +14,13 @@ import msgspec
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.control import Edits, ReplayCommand, replay_message_id
 from contracts.errors import TaskmeshError
-from contracts.events import StepGen
-from contracts.triggers import TriggerRule, TriggerSource
-from mesh import triggers
-from mesh.reading import read_page
-from mesh.requests import Requests
+from contracts.journal.parts import StepGen
+from contracts.messages.control import Edits, ReplayCommand, replay_message_id
+from contracts.triggers.rules import TriggerRule, TriggerSource
+from mesh.broker.direct_get import read_page
+from mesh.broker.requests import Requests
+from mesh.rules import trigger_bucket
 from tests.chaos.scenario import Asked, in_run
 from tests.support.clients import Viewer
 
@@ -131,11 +131,11 @@ class Voice:
         self._rule = self._rule or self._rule_name()
         body = in_run(self.asked.body, self._run, self._long_seconds)
         rule = TriggerRule(name=self._rule, tenant=TENANT, on=source, task=body)
-        await _sooner_or_later(lambda: triggers.add(self._requests, rule, replace=True))
+        await _sooner_or_later(lambda: trigger_bucket.add(self._requests, rule, replace=True))
 
     async def _remove_rule(self) -> bool:
-        with suppress(triggers.RuleUnknown):
-            await triggers.remove(self._requests, TENANT, self._rule)
+        with suppress(trigger_bucket.RuleUnknown):
+            await trigger_bucket.remove(self._requests, TENANT, self._rule)
         return True
 
     def say(self, number: int) -> None:

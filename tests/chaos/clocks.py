@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from unittest import mock
 
-from mesh import decisions
+from mesh.task import decisions, failures
 
 NAK_SECONDS_MAX = 1.0
 """What is to be tried again later than that is brought by a timer."""
@@ -17,7 +17,7 @@ NAK_SECONDS_MAX = 1.0
 def short_waits() -> Iterator[None]:
     """Within it a short pause goes through a timer, too. All clocks here are one, so none is behind."""
     with (
-        mock.patch.object(decisions, "NAK_SECONDS_MAX", NAK_SECONDS_MAX),
+        mock.patch.object(failures, "NAK_SECONDS_MAX", NAK_SECONDS_MAX),
         mock.patch.object(decisions, "CLOCKS_APART_MAX", timedelta(0)),
     ):
         yield

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from contracts import subjects
-from mesh.reading import read_page
-from mesh.requests import Requests
+from mesh.broker.direct_get import read_page
+from mesh.broker.requests import Requests
 from tests.chaos.clients import BY, TENANT
 from tests.chaos.points import Point
 from tests.chaos.scenario import IDEMPOTENT, Asked, End, in_run

@@ -14,15 +14,15 @@ from unittest import mock
 import msgspec
 
 from mesh import faults
-from mesh.decisions import StepFailed
-from mesh.requests import Requests
-from mesh.service import run
-from mesh.settings import Settings
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
+from mesh.serving.service import run
+from mesh.task.failures import StepFailed
 from tests.chaos.clocks import short_waits
 from tool_runner import serving
 from tool_runner.__main__ import main
-from tool_runner.registry import built_in_tools
-from tool_runner.tools import Call, Tool, built_in
+from tool_runner.tools.registry import built_in_tools
+from tool_runner.tools.tool import Call, Tool, built_in
 
 EXECUTIONS_VARIABLE = "CHAOS_EXECUTIONS"
 REPEATS_VARIABLE = "CHAOS_REPEATS"

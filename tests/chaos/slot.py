@@ -16,8 +16,8 @@ import httpx
 from contracts.errors import TaskmeshError
 from mesh import faults
 from mesh.background import background
-from mesh.connection import Connection, connect
-from mesh.provisioning import apply, declared
+from mesh.broker.connection import Connection, connect
+from mesh.broker.provisioning import apply, declared
 from tests.chaos.points import SERVICES, Reached, read_reached
 from tests.chaos.runner import EXECUTIONS_VARIABLE
 from tests.chaos.scenario import LONG_SECONDS, Scenario

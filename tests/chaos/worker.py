@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference_worker.__main__ import main
-from mesh.service import run
+from mesh.serving.service import run
 from tests.chaos.clocks import short_waits
 
 if __name__ == "__main__":

@@ -16,9 +16,15 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from contracts import conditions, identifiers, sse, subjects, templates, triggers, webhooks
+from contracts import identifiers, subjects
+from contracts.api import sse
+from contracts.api.inputs import TaskInput
 from contracts.codec import decode, encode
-from contracts.control import (
+from contracts.errors import InvalidName, TaskmeshError
+from contracts.generation.schemas import STREAMED_EVENT_TYPES, named_types
+from contracts.journal.events import Event, UnknownEvent, decode_event, is_delta
+from contracts.messages import notifications
+from contracts.messages.control import (
     AnyCommand,
     ApprovalCommand,
     CancelCommand,
@@ -36,13 +42,11 @@ from contracts.control import (
     replay_message_id,
     retry_message_id,
 )
-from contracts.errors import InvalidName, TaskmeshError
-from contracts.events import Event, UnknownEvent, decode_event, is_delta
-from contracts.inputs import TaskInput
-from contracts.schemas import STREAMED_EVENT_TYPES, named_types
-from contracts.status import links_of
+from contracts.messages.work import decode_work
+from contracts.records.status import links_of
 from contracts.tasks import TaskRequest, canonical, fingerprint
-from contracts.work import decode_work
+from contracts.triggers import conditions, rules, templates
+from tests.support import names
 
 pytestmark = pytest.mark.conformance
 
@@ -246,10 +250,10 @@ def test_a_rule_is_taken_or_refused(case: dict[str, Any]) -> None:
     payload = encode(case["rule"])
     assert schema_accepts("trigger_rule", payload) is case.get("schema", True)
     if case["valid"]:
-        assert triggers.decode_rule(payload).name == case["rule"]["name"]
+        assert rules.decode_rule(payload).name == case["rule"]["name"]
         return
     with pytest.raises(TaskmeshError):
-        triggers.decode_rule(payload)
+        rules.decode_rule(payload)
 
 
 @pytest.mark.parametrize("case", cases("trigger_rules", "conditions"))
@@ -278,7 +282,7 @@ def test_two_filters_overlap_or_do_not(case: list[Any]) -> None:
 def test_a_rule_and_a_sequence_stand_for_one_task(case: dict[str, Any]) -> None:
     on = {"signal": ">"} if case["on"] == "signal" else {"schedule": "@daily"}
     rule = {"tenant": case["tenant"], "name": case["rule"], "on": on, "task": {"input": "x"}}
-    assert triggers.task_id(triggers.decode_rule(encode(rule)), case["sequence"]) == case["task"]
+    assert rules.task_id(rules.decode_rule(encode(rule)), case["sequence"]) == case["task"]
 
 
 # Names
@@ -292,9 +296,9 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "timer_fired": subjects.parse_timer_fired,
     "journal": subjects.parse_journal,
     "dead_letter": subjects.parse_dead_letter,
-    "task_key": subjects.parse_task_key,
+    "task_key": names.parse_task_key,
     "signal": subjects.parse_signal,
-    "trigger_key": subjects.parse_trigger_key,
+    "trigger_key": names.parse_trigger_key,
     "cron": subjects.parse_cron,
 }
 CHECKS: dict[str, Callable[[str], str]] = {
@@ -305,7 +309,7 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "priority": subjects.check_priority,
     "call": subjects.check_call,
     "signal": subjects.check_signal,
-    "signal filter": subjects.check_signal_filter,
+    "signal filter": names.check_signal_filter,
     "rule": subjects.check_rule,
     "control kind": lambda name: subjects.control(name, "acme"),
 }
@@ -383,8 +387,8 @@ def test_different_requests_have_different_fingerprints() -> None:
 
 @pytest.mark.parametrize("case", cases("webhooks", "signatures"))
 def test_a_webhook_is_signed_with_each_of_its_secrets(case: dict[str, Any]) -> None:
-    keys = [webhooks.secret_key(secret) for secret in case["secrets"]]
-    signed = webhooks.signed_headers(keys, case["id"], case["timestamp"], case["body"].encode())
+    keys = [notifications.secret_key(secret) for secret in case["secrets"]]
+    signed = notifications.signed_headers(keys, case["id"], case["timestamp"], case["body"].encode())
     assert signed == {
         "webhook-id": case["id"],
         "webhook-timestamp": str(case["timestamp"]),
@@ -395,16 +399,16 @@ def test_a_webhook_is_signed_with_each_of_its_secrets(case: dict[str, Any]) -> N
 @pytest.mark.parametrize("secret", cases("webhooks", "refused_secrets"))
 def test_what_is_no_secret_is_refused(secret: str) -> None:
     with pytest.raises(TaskmeshError):
-        webhooks.secret_key(secret)
+        notifications.secret_key(secret)
 
 
 @pytest.mark.parametrize("case", cases("webhooks"))
 def test_a_notification_tells_of_its_event_within_a_bound(case: dict[str, Any]) -> None:
     links = links_of(case["event"]["task"], case["events_base_url"])
-    body = encode(webhooks.notification(encode(case["event"]), case["sequence"], links))
+    body = encode(notifications.notification(encode(case["event"]), case["sequence"], links))
     assert json.loads(body) == case["body"]
     assert schema_accepts("webhook", body)
-    assert len(encode(case["body"]["data"]["event"])) <= webhooks.EVENT_BYTES_MAX
+    assert len(encode(case["body"]["data"]["event"])) <= notifications.EVENT_BYTES_MAX
 
 
 # Server-Sent Events

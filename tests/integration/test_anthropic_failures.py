@@ -7,9 +7,9 @@ from contextlib import aclosing
 
 import pytest
 
-from contracts.events import Usage
-from inference_worker import provider_http
-from inference_worker.chunks import Finished, TextDelta
+from contracts.journal.parts import Usage
+from inference_worker.dialects import exchange
+from inference_worker.models.chunks import Finished, TextDelta
 from tests.support.anthropic_provider import KEY, PROMPT, connected, failure_of, generate, last, said, turn
 from tests.support.messages_server import PING, Events, encoded, ended, failed, saying, started, text
 from tests.support.model_server import Exchange
@@ -38,7 +38,7 @@ async def test_a_connection_that_breaks_in_mid_stream_is_a_failure() -> None:
 
 
 async def test_a_server_that_does_not_end_its_response_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provider_http, "USAGE_SECONDS", 0.05)
+    monkeypatch.setattr(exchange, "USAGE_SECONDS", 0.05)
 
     async def holding(exchange: Exchange) -> None:
         await exchange.begin()

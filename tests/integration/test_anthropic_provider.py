@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from contracts.events import ToolCall, Usage
+from contracts.journal.parts import ToolCall, Usage
 from contracts.tasks import Message
-from inference_worker import anthropic
-from inference_worker.chunks import Finished, ReasoningDelta, RequestedCall, TextDelta
-from inference_worker.provider_errors import ProviderFailed
+from inference_worker.dialects.anthropic import client as anthropic
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.models.chunks import Finished, ReasoningDelta, RequestedCall, TextDelta
 from inference_worker.providers import PoolProvider
-from mesh.conversation import AssistantTurn, ToolAnswer
+from mesh.task.conversation import AssistantTurn, ToolAnswer
 from tests.support.anthropic_provider import ADD, KEY, PROMPT, connected, generate, generated, last, said, turn
 from tests.support.messages_server import (
     PING,

@@ -13,23 +13,26 @@ import msgspec
 import pytest
 
 from contracts.codec import encode
-from contracts.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
-from contracts.providers import Probe, ProviderRecord
+from contracts.journal.events import OutputDelta, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
+from contracts.messages.work import Work
+from contracts.records.providers import Probe, ProviderRecord
 from contracts.streams import lane_consumer
-from contracts.work import Work
-from inference_worker.breakers import Breakers
-from inference_worker.candidates import Source
-from inference_worker.chunks import Chunk, Finished, TextDelta, TurnInput
-from mesh import keyvalue
-from mesh.breakers import BreakerSettings
+from inference_worker.models.breakers import Breakers
+from inference_worker.models.candidates import Source
+from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
+from mesh.broker import key_value
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import ConsumerSpec
+from mesh.broker.gates import UNLIMITED, Permit
 from mesh.clock import lease_clock, now
-from mesh.connection import Connection
-from mesh.decisions import StepFailed
-from mesh.fold import TaskState
-from mesh.gates import UNLIMITED, Entry
-from mesh.provider_records import ProviderRecords
-from mesh.settings import Settings
-from mesh.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.settings import Settings
+from mesh.providers.breaker_records import ProviderRecords
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.steps.work_loop import WorkLoop
+from mesh.task.failures import StepFailed
+from mesh.task.state import TaskState
 from tests.support.checker import Recorded, Stored, check, read_stored
 from tests.support.patience import within
 from tests.support.tasks import publish_work, turn_work
@@ -163,7 +166,7 @@ async def test_a_probe_whose_worker_died_is_taken_over_after_its_lease(connectio
         opened_times=1,
         probe=Probe(worker="dead", until=at + timedelta(seconds=1)),
     )
-    await keyvalue.put(connection.requests, "providers", "main", encode(dead))
+    await key_value.put(connection.requests, "providers", "main", encode(dead))
     await publish_work(connection.requests, turn_work())
     async with fleet(connection, "one") as (breakers,):
         source = breakers.guard(model)
@@ -219,10 +222,10 @@ async def test_a_probe_that_nobody_has_a_step_for_is_left_alone(connection: Conn
         assert gate.room() == 0
         await publish_work(connection.requests, turn_work())
         await until(lambda: gate.room() == 1)
-        entry = gate.enter()
+        entry = gate.acquire()
         assert entry is not None
-        assert (gate.room(), gate.enter()) == (0, None)
-        entry.leave()
+        assert (gate.room(), gate.acquire()) == (0, None)
+        entry.release()
         assert gate.room() == 1
 
 
@@ -240,16 +243,16 @@ class Gate:
         self.let_in(UNLIMITED)
 
     @property
-    def holds(self) -> bool:
+    def is_valid(self) -> bool:
         return self._room >= UNLIMITED
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Nobody else may come instead."""
 
     def room(self) -> int:
         return self._room
 
-    def enter(self) -> Entry | None:
+    def acquire(self) -> Permit | None:
         if self._room == 0:
             return None
         if self._room < UNLIMITED:
@@ -273,9 +276,9 @@ class Gate:
 class Place:
     """The one place that there was."""
 
-    holds = True
+    is_valid = True
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """It stays taken."""
 
 
@@ -306,7 +309,7 @@ async def working(
     connection: Connection, settings: Settings, gate: Gate, perform: Callable[[ClaimedStep], Awaitable[None]]
 ) -> AsyncIterator[None]:
     """A work loop on one lane behind the gate, until the end of the block."""
-    loop = WorkLoop(connection, settings, [LaneSpec(*CONSUMER, 8, gate)], Handler(perform), "one")
+    loop = WorkLoop(connection, settings, [ConsumerSpec(*CONSUMER, 8, gate)], Handler(perform), "one")
     stopping = asyncio.Event()
     running = asyncio.create_task(loop.run(stopping))
     try:
@@ -389,7 +392,7 @@ async def test_what_waits_in_hand_for_a_gate_leaves_room_for_what_can_run(
         error.counts = False
         raise error
 
-    lanes = [LaneSpec(*CONSUMER, 8, shut), LaneSpec(*high, 8)]
+    lanes = [ConsumerSpec(*CONSUMER, 8, shut), ConsumerSpec(*high, 8)]
     stopping = asyncio.Event()
     loop = WorkLoop(connection, replace(settings, worker_concurrency=1), lanes, Handler(fail_normal), "one")
     running = asyncio.create_task(loop.run(stopping))

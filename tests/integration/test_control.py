@@ -11,15 +11,15 @@ import pytest
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.control import CancelCommand, cancel_message_id
-from contracts.events import OutputDelta
 from contracts.identifiers import new_id
-from mesh.connection import Connection
-from mesh.journal import Journal
-from mesh.requests import PubAck
-from mesh.settings import Settings
-from mesh.work import ClaimedStep
-from steward.control import ControlLoop
+from contracts.journal.events import OutputDelta
+from contracts.messages.control import CancelCommand, cancel_message_id
+from mesh.broker.connection import Connection
+from mesh.broker.requests import PubAck
+from mesh.configuration.settings import Settings
+from mesh.journal.journal import Journal
+from mesh.steps.claimed_step import ClaimedStep
+from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, status_is, working
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.patience import within

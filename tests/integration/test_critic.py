@@ -15,20 +15,21 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.control import Edits
 from contracts.errors import ErrorInfo
-from contracts.events import StepGen, TaskDeadLettered, TaskReplayed, decode_event
 from contracts.identifiers import new_id
+from contracts.journal.events import TaskDeadLettered, TaskReplayed, decode_event
+from contracts.journal.parts import StepGen
+from contracts.messages.control import Edits
+from contracts.messages.work import DeadLetter, TurnWork
 from contracts.streams import CRITIC_CONSUMER
-from contracts.work import DeadLetter, TurnWork
 from mesh import faults
+from mesh.broker.connection import Connection, connect
+from mesh.broker.provisioning import apply, compare, declared
 from mesh.clock import now
-from mesh.connection import Connection, connect
-from mesh.critic_configuration import CriticConfiguration
-from mesh.journal import Journal
-from mesh.provisioning import apply, compare, declared
-from mesh.settings import Settings
-from mesh.submission import Submission
+from mesh.configuration.critic_table import CriticConfiguration
+from mesh.configuration.settings import Settings
+from mesh.journal.journal import Journal
+from mesh.journal.submission import Submission
 from steward.critic import Critic, critics_task
 from tests.chaos.points import Point, give_order, order_is_open, read_reached
 from tests.integration.test_control import controlling
@@ -37,8 +38,8 @@ from tests.support.processes import running_mesh
 from tests.support.tasks import append_text, begin_journal, turn_work
 from tests.support.waiting import until
 from tests.unit.journals import TASK, FoldedStep, HandMadeJournal, tool_work
-from tool_runner.replaying import ProposeReplayArguments, Replayed, propose_replay, replayer
-from tool_runner.tools import Call, ToolRefused
+from tool_runner.tools.propose_replay import ProposeReplayArguments, Replayed, propose_replay, replayer
+from tool_runner.tools.tool import Call, ToolRefused
 
 pytestmark = pytest.mark.integration
 
@@ -353,7 +354,7 @@ async def test_a_proposal_for_a_task_of_another_tenant_is_refused(connection: Co
 async def test_a_replay_that_nobody_carries_out_is_said_to_be_asked_for(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tool_runner.replaying.REPLAYED_SECONDS_MAX", 0.3)
+    monkeypatch.setattr("tool_runner.tools.propose_replay.REPLAYED_SECONDS_MAX", 0.3)
     task = await give_up(connection)
     result = await run_tool(connection, ProposeReplayArguments(task=task, reason="why"))
     assert result == Replayed(task=task, steps=[], note="the replay is asked for, and not carried out yet")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from contracts.dead_letters import ListedDeadLetter
-from contracts.events import StepGen, TaskReplayed
-from mesh import backwards, dead_letter_listing, keyvalue
-from mesh.connection import Connection
-from mesh.dead_letter_listing import Filter, list_dead_letters, read_dead_letters
-from mesh.fold import record
-from mesh.projection import project
-from mesh.reading import read_sequence
+from contracts.api.dead_letters import ListedDeadLetter
+from contracts.journal.events import TaskReplayed
+from contracts.journal.parts import StepGen
+from ingress import dead_letter_listing
+from ingress.dead_letter_listing import Filter, list_dead_letters, read_dead_letters
+from mesh.broker import key_value, reverse_scan
+from mesh.broker.connection import Connection
+from mesh.broker.direct_get import read_sequence
+from mesh.journal.projection import project
+from mesh.task.records import record
 from tests.support.letters import Letters
 
 pytestmark = pytest.mark.integration
@@ -39,7 +41,7 @@ async def test_a_page_ends_early_and_the_next_goes_on(
     letters = Letters(connection)
     tasks = [(await letters.of_turn()).state.task for _ in range(12)]
     monkeypatch.setattr(dead_letter_listing, bound, 3)
-    monkeypatch.setattr(backwards, "WINDOW_FIRST", 2)
+    monkeypatch.setattr(reverse_scan, "WINDOW_FIRST", 2)
     found, pages = await list_all(connection, Filter(), 100)
     assert [letter.task for letter in found] == tasks[::-1]
     assert pages > 1
@@ -52,7 +54,7 @@ async def test_a_window_of_large_records_is_made_smaller(
     letters = Letters(connection)
     tasks = [(await letters.of_turn(instructions="i" * 100_000)).state.task for _ in range(8)]
     # Below one record: each has a window of its own.
-    monkeypatch.setattr(backwards, "WINDOW_BYTES_MAX", 50_000)
+    monkeypatch.setattr(reverse_scan, "WINDOW_BYTES_MAX", 50_000)
     found, _ = await list_all(connection, Filter(), 3)
     assert [letter.task for letter in found] == tasks[::-1]
 
@@ -98,11 +100,11 @@ async def test_many_values_are_read_whatever_their_size(
 ) -> None:
     values = {f"default.k{number}": b"%d" % number * 20_000 for number in range(9)}
     for key, value in values.items():
-        await keyvalue.put(connection.requests, "tasks", key, value)
-    await keyvalue.delete(connection.requests, "tasks", "default.k0")
+        await key_value.put(connection.requests, "tasks", key, value)
+    await key_value.delete(connection.requests, "tasks", "default.k0")
     # Each answer has but a few of them.
-    monkeypatch.setattr(keyvalue, "MANY_BYTES_MAX", 50_000)
-    found = await keyvalue.get_many(connection.requests, "tasks", [*values, "default.absent"])
+    monkeypatch.setattr(key_value, "MANY_BYTES_MAX", 50_000)
+    found = await key_value.get_many(connection.requests, "tasks", [*values, "default.absent"])
     assert {key: entry.value for key, entry in found.items()} == {**values, "default.k0": None}
-    assert await keyvalue.get_many(connection.requests, "tasks", ["default.absent"]) == {}
-    assert await keyvalue.get_many(connection.requests, "tasks", []) == {}
+    assert await key_value.get_many(connection.requests, "tasks", ["default.absent"]) == {}
+    assert await key_value.get_many(connection.requests, "tasks", []) == {}

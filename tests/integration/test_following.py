@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from contracts import subjects
-from contracts.events import Snapshot, StreamGap
 from contracts.identifiers import new_id
-from mesh import following
-from mesh.connection import Connection
-from mesh.following import Followed, Following, TaskNotFound
-from mesh.journal import Journal
+from contracts.journal.edge_events import Snapshot, StreamGap
+from mesh.broker.connection import Connection
+from mesh.journal import following
+from mesh.journal.following import Followed, Following, TaskNotFound
+from mesh.journal.journal import Journal
 from tests.support.broker import Broker
 from tests.support.checker import read_stored
 from tests.support.patience import within

@@ -6,16 +6,17 @@ import msgspec
 import pytest
 
 from contracts import subjects
-from contracts.events import OutputDelta, TaskCancelled, TaskCompleted, Timings, TurnCompleted, Usage
 from contracts.identifiers import new_id
+from contracts.journal.events import OutputDelta, TaskCancelled, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
 from contracts.tasks import Message, TaskRequest
-from inference_worker import history
-from inference_worker.history import History
-from mesh.connection import Connection
-from mesh.conversation import AssistantTurn, Entry
-from mesh.decisions import queued_event
-from mesh.fold import TaskState
-from mesh.journal import Journal
+from inference_worker.turn import history
+from inference_worker.turn.history import History
+from mesh.broker.connection import Connection
+from mesh.journal.journal import Journal
+from mesh.task.conversation import AssistantTurn, ConversationItem
+from mesh.task.decisions import queued_event
+from mesh.task.state import TaskState
 from tests.support.tasks import claim_first_turn, complete_with, turn_work
 
 pytestmark = pytest.mark.integration
@@ -45,11 +46,13 @@ async def purge(connection: Connection, task: str) -> None:
     await connection.requests.api("STREAM.PURGE.EVENTS", {"filter": subjects.journal("default", task)})
 
 
-def exchange(text: str, answer: str) -> list[Entry]:
+def exchange(text: str, answer: str) -> list[ConversationItem]:
     return [Message("user", text), AssistantTurn(answer)]
 
 
-async def before(connection: Connection, continues: str | None, reader: History | None = None) -> list[Entry]:
+async def before(
+    connection: Connection, continues: str | None, reader: History | None = None
+) -> list[ConversationItem]:
     """What a task that continues another one begins with."""
     state: TaskState = (await begun(connection, "now", continues)).state
     return await (reader or History(connection.requests)).before(state)

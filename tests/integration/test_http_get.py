@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mesh.tool_configuration import HttpGetConfiguration
+from mesh.configuration.tool_tables import HttpGetConfiguration
 from tests.support.broker import free_port
 from tests.support.web_server import WebServer, web_server
-from tool_runner.http_get import BODY_BYTES_MAX, REDIRECTS_MAX, HttpGetArguments, Page, http_get
-from tool_runner.tools import ToolRefused
+from tool_runner.tools.http_get import BODY_BYTES_MAX, REDIRECTS_MAX, HttpGetArguments, Page, http_get
+from tool_runner.tools.tool import ToolRefused
 
 pytestmark = pytest.mark.integration
 

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from contracts import subjects
-from contracts.events import OutputDelta
+from contracts.journal.events import Event, JournalEvent, OutputDelta, TaskExpired
 from contracts.streams import EVENTS
-from mesh.connection import Connection
-from mesh.errors import StepLost
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.reading import read_page
-from mesh.settings import Settings
+from mesh.broker.connection import Connection
+from mesh.broker.direct_get import read_page
+from mesh.configuration.settings import Settings
+from mesh.errors import BrokerUnavailable, StepLost
+from mesh.journal.journal import Append, Journal
+from mesh.task.state import TaskState
 from tests.support.broker import Broker
 from tests.support.checker import check_journal, read_stored
 from tests.support.patience import within
@@ -98,6 +98,77 @@ async def test_a_writer_whose_reason_is_gone_appends_nothing(connection: Connect
 
     await first.catch_up()
     assert first.state.turn(1).text == "first"
+
+
+async def test_a_writer_that_advances_decides_anew_on_what_came_and_after_each_event(connection: Connection) -> None:
+    work = turn_work()
+    first = await begin_journal(connection.requests, work)
+    second = await Journal.load(connection.requests, work.tenant, work.task)
+    await append_text(first, "one")
+    seen: list[str] = []
+    stored: list[str] = []
+
+    async def decide(state: TaskState) -> Append | str:
+        seen.append(state.turn(1).text)
+        if len(state.turn(1).parts) >= 3:
+            return "enough"
+        word = "-" + ("two", "three")[len(state.turn(1).parts) - 1]
+        return Append(lambda stamp: OutputDelta(*stamp, turn=1, text=word), on_appended=lambda: stored.append(word))
+
+    assert await second.advance(decide) == "enough"
+    # The first answer was refused for the conflict, and would have been a word too early.
+    assert seen == ["", "one", "one-two", "one-two-three"]
+    assert stored == ["-two", "-three"]
+
+
+async def test_a_writer_that_advances_stops_at_the_last_event_and_at_a_lost_lease(connection: Connection) -> None:
+    journal = await begin_journal(connection.requests, turn_work())
+
+    async def decide(_: TaskState) -> Append | None:
+        return Append(lambda stamp: OutputDelta(*stamp, turn=1, text="last"), last=True)
+
+    with pytest.raises(StepLost):
+        await journal.advance(decide, lambda: False)
+    assert journal.state.turn(1).text == ""
+    appended = await journal.advance(decide)
+    assert isinstance(appended, OutputDelta)
+    assert journal.state.turn(1).text == "last"
+
+
+async def test_what_time_makes_of_a_decision_is_another_event_than_the_one_whose_answer_was_lost(
+    connection: Connection,
+) -> None:
+    """Else a claim that got in without an answer would pass for the expiry that was decided after it."""
+    journal = await begin_journal(connection.requests, turn_work())
+    publish = journal._publish
+
+    async def publish_in_secret(event: Event) -> int:
+        journal._publish = publish  # type: ignore[method-assign]  # the second try goes through
+        await publish(event)
+        raise BrokerUnavailable("the answer is lost")
+
+    async def read_nothing() -> dict[str, JournalEvent]:
+        journal._catch_up = catch_up  # type: ignore[method-assign]  # the second look sees it
+        return {}
+
+    catch_up = journal._catch_up
+    journal._publish = publish_in_secret  # type: ignore[method-assign]  # the broker can't be told to lose an answer
+    journal._catch_up = read_nothing  # type: ignore[method-assign]  # nor a replica to be behind
+    kinds = iter((OutputDelta, TaskExpired))
+    decided: list[int] = []
+
+    async def decide(state: TaskState) -> Append | str:
+        decided.append(len(state.turn(1).parts))
+        if state.turn(1).parts:
+            return "seen"
+        kind = next(kinds)
+        if kind is TaskExpired:
+            return Append(lambda stamp: TaskExpired(*stamp))
+        return Append(lambda stamp: OutputDelta(*stamp, turn=1, text="got in"))
+
+    assert await journal.advance(decide) == "seen"
+    assert decided == [0, 0, 1]
+    assert journal.state.terminal is None
 
 
 async def test_of_many_writers_at_once_each_event_is_stored_once_and_in_order(connection: Connection) -> None:

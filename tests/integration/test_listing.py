@@ -10,11 +10,11 @@ import pytest
 
 from contracts.codec import encode
 from contracts.identifiers import new_id
-from contracts.status import TaskRecord
+from contracts.records.status import TaskRecord
 from contracts.subjects import task_key
-from mesh import backwards, keyvalue
-from mesh.connection import Connection
-from mesh.listing import list_tasks
+from ingress.task_listing import list_tasks
+from mesh.broker import key_value, reverse_scan
+from mesh.broker.connection import Connection
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +38,7 @@ async def put_many(connection: Connection, tenant: str, count: int) -> list[str]
     ids: list[str] = []
     for _ in range(count):
         record = task_record(tenant)
-        await keyvalue.put(connection.requests, "tasks", task_key(tenant, record.id), encode(record))
+        await key_value.put(connection.requests, "tasks", task_key(tenant, record.id), encode(record))
         ids.append(record.id)
     return ids
 
@@ -66,8 +66,8 @@ async def test_records_are_listed_once_each_from_the_newest_whatever_lies_betwee
 async def test_a_window_with_too_many_records_is_made_smaller(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backwards, "WINDOW_MESSAGES_MAX", 7)
-    monkeypatch.setattr(backwards, "WINDOW_FIRST", 500)
+    monkeypatch.setattr(reverse_scan, "WINDOW_MESSAGES_MAX", 7)
+    monkeypatch.setattr(reverse_scan, "WINDOW_FIRST", 500)
     ids = await put_many(connection, "dense", 300)
     assert await list_all(connection, "dense", 9) == ids[::-1]
 

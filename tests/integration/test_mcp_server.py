@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from mesh.tool_configuration import McpServerConfiguration
+from mesh.configuration.tool_tables import McpServerConfiguration
 from tests.support.broker import free_port
 from tests.support.patience import stretched, within
 from tests.support.waiting import until
 from tests.support.web_server import web_server
-from tool_runner import mcp_server
-from tool_runner.mcp_server import McpServer
-from tool_runner.tools import ToolRefused
+from tool_runner.mcp_servers import session
+from tool_runner.mcp_servers.session import McpServer
+from tool_runner.tools.tool import ToolRefused
 
 pytestmark = pytest.mark.integration
 
@@ -27,8 +27,8 @@ UNUSED: Any = None
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter bounds than anybody would want for real servers."""
-    monkeypatch.setattr(mcp_server, "CONNECT_SECONDS_MAX", stretched(0.5))
-    monkeypatch.setattr(mcp_server, "WAIT_SECONDS_MAX", stretched(1.0))
+    monkeypatch.setattr(session, "CONNECT_SECONDS_MAX", stretched(0.5))
+    monkeypatch.setattr(session, "WAIT_SECONDS_MAX", stretched(1.0))
 
 
 @asynccontextmanager

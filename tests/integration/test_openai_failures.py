@@ -8,12 +8,12 @@ from contextlib import aclosing
 
 import pytest
 
-from contracts.events import Usage
-from inference_worker import provider_http
-from inference_worker.chunks import Finished, TextDelta
-from inference_worker.openai import OpenAIProvider, open_client
-from inference_worker.provider_errors import DETAIL_CHARACTERS_MAX, ProviderFailed
-from mesh.configuration import OpenAIProviderConfiguration
+from contracts.journal.parts import Usage
+from inference_worker.dialects import exchange
+from inference_worker.dialects.errors import DETAIL_CHARACTERS_MAX, ProviderFailed
+from inference_worker.dialects.openai.client import OpenAIProvider, open_client
+from inference_worker.models.chunks import Finished, TextDelta
+from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Exchange, chunk, event, usage
 from tests.support.openai_provider import KEY, PROMPT, connected, failure_of, generate, text, turn
@@ -49,7 +49,7 @@ async def test_a_connection_that_breaks_after_the_models_end_costs_the_usage_onl
 async def test_a_server_that_does_not_end_its_response_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, clock: str, last: bytes
 ) -> None:
-    monkeypatch.setattr(provider_http, clock, 0.05)
+    monkeypatch.setattr(exchange, clock, 0.05)
 
     async def holding(exchange: Exchange) -> None:
         await exchange.begin()

@@ -7,11 +7,11 @@ from contextlib import aclosing
 
 import pytest
 
-from contracts.events import ToolCall, Usage
+from contracts.journal.parts import ToolCall, Usage
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
-from contracts.tools import ToolDeclaration
-from inference_worker.chunks import Finished, RequestedCall, TextDelta, TurnInput
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.models.chunks import Finished, RequestedCall, TextDelta, TurnInput
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Behaviour, Exchange, chunk, event, usage
 from tests.support.openai_provider import KEY, connected, generate, reasoning, text, turn
@@ -42,7 +42,7 @@ async def test_each_dialect_is_understood(dialect: Behaviour, thought: str, coun
 
 async def test_the_server_is_asked_for_what_the_turn_says() -> None:
     async with connected(dialects.openai, KEY, headers={"X-Title": "taskmesh"}) as (provider, server):
-        messages: list[Entry] = [Message("system", "Be brief."), Message("user", "hi")]
+        messages: list[ConversationItem] = [Message("system", "Be brief."), Message("user", "hi")]
         await generate(provider, TurnInput(messages=messages, model="large", max_output_tokens=7, temperature=0.5))
         await generate(provider)
     asked, plain = server.exchanges
@@ -162,7 +162,7 @@ async def test_a_truncated_call_is_no_failure_of_the_turn() -> None:
 
 async def test_tools_are_offered_and_their_calls_and_answers_told() -> None:
     calls = (ToolCall("1-0", "add", {"a": 1}), ToolCall("1-1", "add", {}))
-    entries: list[Entry] = [
+    entries: list[ConversationItem] = [
         Message("user", "hi"),
         AssistantTurn("", calls),
         ToolAnswer("1-0", "add", "2"),

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mesh import pinned
-from mesh.pinned import AddressForbidden
+from mesh.serving import pinned_http
+from mesh.serving.pinned_http import AddressForbidden
 from tests.support.web_server import web_server
 
 pytestmark = pytest.mark.integration
@@ -33,11 +33,11 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str
 
 async def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that would mean something else a moment later gains nothing: nobody asks again."""
-    async with web_server() as web, pinned.open_client(5) as client:
+    async with web_server() as web, pinned_http.open_client(5) as client:
         web.answer("/a", b"here")
         asked = resolve_to(monkeypatch, [PRIVATE])
-        target = pinned.parse_target(f"http://hooks.example:{web.port}/a")
-        response = await pinned.send(client, "GET", target, allow_private=True)
+        target = pinned_http.parse_target(f"http://hooks.example:{web.port}/a")
+        response = await pinned_http.send(client, "GET", target, allow_private=True)
         assert await response.aread() == b"here"
         await response.aclose()
     assert asked.count("hooks.example") == len(asked) == 1
@@ -49,6 +49,8 @@ async def test_one_address_that_is_not_public_is_enough_to_refuse(
     monkeypatch: pytest.MonkeyPatch, addresses: list[str]
 ) -> None:
     resolve_to(monkeypatch, addresses)
-    async with pinned.open_client(5) as client:
+    async with pinned_http.open_client(5) as client:
         with pytest.raises(AddressForbidden):
-            await pinned.send(client, "GET", pinned.parse_target("http://hooks.example/"), allow_private=False)
+            await pinned_http.send(
+                client, "GET", pinned_http.parse_target("http://hooks.example/"), allow_private=False
+            )

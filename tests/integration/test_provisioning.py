@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from contracts.streams import BUCKETS, STREAMS
-from mesh.connection import Connection
-from mesh.provisioning import apply, compare, declared
-from mesh.settings import Settings
+from mesh.broker.connection import Connection
+from mesh.broker.provisioning import apply, compare, declared
+from mesh.configuration.settings import Settings
 
 pytestmark = pytest.mark.integration
 

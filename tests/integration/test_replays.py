@@ -9,15 +9,17 @@ import pytest
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.control import Edits, ReplayCommand, replay_message_id
 from contracts.errors import ErrorInfo
-from contracts.events import StepGen, TaskDeadLettered
-from mesh import decisions
-from mesh.connection import Connection
-from mesh.decisions import StepFailed
-from mesh.dues import due_at_the_deadline, publish_due
-from mesh.settings import Settings
-from mesh.work import ClaimedStep
+from contracts.journal.events import TaskDeadLettered
+from contracts.journal.parts import StepGen
+from contracts.messages.control import Edits, ReplayCommand, replay_message_id
+from mesh.broker.connection import Connection
+from mesh.configuration.settings import Settings
+from mesh.journal.settling import publish_outbox
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.task import decisions, failures
+from mesh.task.failures import StepFailed
+from mesh.task.outbox import deadline_timer
 from steward.advisories import Advisories
 from steward.stranded import DELIVERIES_EXHAUSTED, Stranded
 from tests.integration.test_control import controlling
@@ -82,7 +84,7 @@ async def test_a_replayed_turn_goes_on_in_its_journal_with_the_edits_and_once(
 async def test_a_try_that_comes_late_holds_no_message_and_a_timer_brings_it(
     connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decisions, "NAK_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(failures, "NAK_SECONDS_MAX", 1.0)
     monkeypatch.setattr(decisions, "CLOCKS_APART_MAX", timedelta(0))
     work = turn_work()
     tried: list[datetime] = []
@@ -126,7 +128,7 @@ async def test_a_deadline_ends_what_nobody_is_at_work_on_also_after_the_steward_
     if text is not None:
         await append_text(journal, text)
     for _ in range(2):
-        await publish_due(connection.requests, due_at_the_deadline(journal.state), None)
+        await publish_outbox(connection.requests, deadline_timer(journal.state), None)
     await until(lambda: fired(connection, "deadline"))
     async with controlling(connection, settings, "TIMERS"):
         await until(lambda: status_is(connection, work.task, end[0].removeprefix("task.")))

@@ -7,14 +7,15 @@ from datetime import timedelta
 
 import pytest
 
-from contracts import events, subjects
+from contracts import subjects
 from contracts.identifiers import new_id
+from contracts.journal import events
+from mesh.broker.connection import Connection
 from mesh.clock import now
-from mesh.connection import Connection
-from mesh.fold import record
-from mesh.journal import Journal
-from mesh.projection import project
-from mesh.settings import Settings
+from mesh.configuration.settings import Settings
+from mesh.journal.journal import Journal
+from mesh.journal.projection import project
+from mesh.task.records import record
 from steward.retention import RECORDS_PER_ROUND_MAX, Retention
 from tests.support.checker import read_stored
 from tests.support.past import PastJournal, PastTask, store, stored_messages, stored_subjects

@@ -8,12 +8,12 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.control import CancelCommand
 from contracts.errors import ErrorInfo
-from contracts.events import TaskDeadLettered
-from mesh.connection import Connection
-from mesh.provisioning import apply, declared
-from mesh.settings import Settings
+from contracts.journal.events import TaskDeadLettered
+from contracts.messages.control import CancelCommand
+from mesh.broker.connection import Connection
+from mesh.broker.provisioning import apply, declared
+from mesh.configuration.settings import Settings
 from steward.stranded import DELIVERIES_EXHAUSTED, Stranded
 from tests.support.checker import read_stored
 from tests.support.tasks import begin_journal, complete_turn, end_task, publish_work, turn_work

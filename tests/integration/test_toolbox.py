@@ -6,16 +6,16 @@ import msgspec
 import pytest
 
 from contracts.codec import encode
+from contracts.records.tools import RESULTS_BUCKET, ToolDeclaration
 from contracts.streams import TOOLS_BUCKET
-from contracts.tools import RESULTS_BUCKET, ToolDeclaration
-from mesh import keyvalue, objects
-from mesh.configuration import parse_configuration
-from mesh.connection import Connection
-from mesh.provisioning import compare, declared
-from mesh.reading import last_sequence
-from mesh.settings import Settings
-from mesh.tool_configuration import ToolsConfiguration
-from mesh.toolbox import Toolbox
+from mesh.broker import key_value, object_store
+from mesh.broker.connection import Connection
+from mesh.broker.direct_get import last_sequence
+from mesh.broker.provisioning import compare, declared
+from mesh.configuration.mesh_toml import parse_configuration
+from mesh.configuration.settings import Settings
+from mesh.configuration.tool_tables import ToolsConfiguration
+from mesh.tools.toolbox import Toolbox
 from tool_runner.declaring import declare
 
 pytestmark = pytest.mark.integration
@@ -59,14 +59,14 @@ async def test_the_operators_settings_outrank_the_declaration(connection: Connec
 
 @pytest.mark.parametrize("payload", [b"", b"rubbish", encode(msgspec.structs.replace(FOREIGN, name="other"))])
 async def test_a_declaration_that_can_not_be_read_is_none(connection: Connection, payload: bytes) -> None:
-    await keyvalue.put(connection.requests, TOOLS_BUCKET.name, "files_read", payload)
+    await key_value.put(connection.requests, TOOLS_BUCKET.name, "files_read", payload)
     assert await Toolbox(connection.requests, ToolsConfiguration()).declarations(["files_read"]) == {}
 
 
-@pytest.mark.parametrize("size", [1, objects.CHUNK_BYTES, objects.CHUNK_BYTES * 2 + 1])
+@pytest.mark.parametrize("size", [1, object_store.CHUNK_BYTES, object_store.CHUNK_BYTES * 2 + 1])
 async def test_an_object_is_read_by_any_client(connection: Connection, size: int) -> None:
     payload = bytes(index % 251 for index in range(size))
-    reference = await objects.put(connection.requests, RESULTS_BUCKET, "default.a.1-0.b", payload)
+    reference = await object_store.put(connection.requests, RESULTS_BUCKET, "default.a.1-0.b", payload)
     assert (reference.bucket, reference.name, reference.size) == (RESULTS_BUCKET, "default.a.1-0.b", size)
     store = await connection.client.jetstream().object_store(RESULTS_BUCKET)
     read = await store.get(reference.name)

@@ -11,24 +11,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import headers, subjects, triggers
+from contracts import headers, subjects
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
-from contracts.events import TaskQueued, decode_event
+from contracts.journal.events import TaskQueued, decode_event
+from contracts.messages.work import DeadLetter, TurnWork
 from contracts.streams import TASKS
-from contracts.triggers import TriggerRule
-from contracts.work import DeadLetter, TurnWork
-from mesh import keyvalue
-from mesh import triggers as bucket
+from contracts.triggers import rules
+from contracts.triggers.rules import TriggerRule
 from mesh.background import background
-from mesh.connection import Connection, connect
-from mesh.provisioning import apply, declared
-from mesh.reading import read_page
-from mesh.schedules import read_schedules
-from mesh.settings import Settings
-from steward.control import ControlLoop
-from steward.schedules import Schedules
-from steward.triggers import Triggers
+from mesh.broker import key_value
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import read_page
+from mesh.broker.provisioning import apply, declared
+from mesh.configuration.settings import Settings
+from mesh.rules import trigger_bucket as bucket
+from mesh.rules.broker_schedules import read_schedules
+from steward.control_loop import ControlLoop
+from steward.schedule_check import Schedules
+from steward.trigger_firing import Triggers
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -99,7 +100,7 @@ async def test_each_signal_starts_one_task_for_each_rule_that_takes_it(
         ("acme", 'Note {"sku":"b","stock":1}'),
     }
     work = tasks["acme", "Buy a"]
-    assert work.task == triggers.task_id(low, sequence)
+    assert work.task == rules.task_id(low, sequence)
     assert work.trigger is not None
     assert (work.trigger.rule, work.trigger.signal, work.trigger.chain) == ("low", sequence, ["low"])
     page = await read_page(connection.requests, "EVENTS", subjects.journal_log("acme", work.task), 0)
@@ -149,14 +150,14 @@ async def test_signals_beyond_the_pace_wait_and_are_not_dropped(connection: Conn
 
         await until(two_have_begun)
         await until(the_others_wait)
-    entry = await keyvalue.get(connection.requests, bucket.BUCKET, pace_key)
+    entry = await key_value.get(connection.requests, bucket.BUCKET, pace_key)
     assert entry is not None
     assert entry.value is not None
-    pace = decode(entry.value, triggers.TriggerPace)
+    pace = decode(entry.value, rules.TriggerPace)
     assert len(pace.started) == 2
     # As if that minute were over: a new steward goes on with what waits.
-    past = triggers.TriggerPace([(sequence, time - 60) for sequence, time in pace.started])
-    await keyvalue.put(connection.requests, bucket.BUCKET, pace_key, encode(past))
+    past = rules.TriggerPace([(sequence, time - 60) for sequence, time in pace.started])
+    await key_value.put(connection.requests, bucket.BUCKET, pace_key, encode(past))
     await _redeliver(connection, settings)
     async with stewards(settings):
 
@@ -252,12 +253,12 @@ async def test_a_schedule_fires_again_and_again_until_its_rule_is_removed(
 
 async def test_a_schedule_is_made_that_of_its_rule_whoever_died_between_the_two(connection: Connection) -> None:
     daily = rule("daily", on={"schedule": "0 0 9 * * *", "time_zone": "Europe/Berlin"}, task={"input": "x"})
-    await keyvalue.put(connection.requests, bucket.BUCKET, subjects.trigger_key("acme", "daily"), encode(daily))
+    await key_value.put(connection.requests, bucket.BUCKET, subjects.trigger_key("acme", "daily"), encode(daily))
     gone = rule("gone", on={"schedule": "@daily"}, task={"input": "x"})
     await bucket.add(connection.requests, gone, replace=False)
-    await keyvalue.delete(connection.requests, bucket.BUCKET, subjects.trigger_key("acme", "gone"))
+    await key_value.delete(connection.requests, bucket.BUCKET, subjects.trigger_key("acme", "gone"))
     unusable = rule("unusable", on={"schedule": "0 0 9 30 2 *"}, task={"input": "x"})
-    await keyvalue.put(connection.requests, bucket.BUCKET, subjects.trigger_key("acme", "unusable"), encode(unusable))
+    await key_value.put(connection.requests, bucket.BUCKET, subjects.trigger_key("acme", "unusable"), encode(unusable))
     await asyncio.gather(*(Schedules(connection.requests).round() for _ in range(3)))
     [left] = await read_schedules(connection.requests)
     assert left.subject == "timers.at.cron.acme.daily"
@@ -320,7 +321,7 @@ async def test_a_rule_that_the_mesh_can_not_take_is_refused_whole(
 async def test_what_is_no_rule_in_the_bucket_is_passed_over(connection: Connection) -> None:
     good = await bucket.add(connection.requests, rule(), replace=False)
     for key, value in (("acme.rubbish", b"rubbish"), ("acme.other", encode(rule("misnamed"))), ("acme.low2", b"{}")):
-        await keyvalue.put(connection.requests, bucket.BUCKET, key, value)
+        await key_value.put(connection.requests, bucket.BUCKET, key, value)
     book = bucket.RuleBook(connection.requests)
     await book.refresh()
     assert book.rules == [good]

@@ -14,15 +14,15 @@ import msgspec
 import pytest
 
 from contracts import retries, streams
+from contracts.messages.work import DeadLetter
 from contracts.streams import webhook_consumers
-from contracts.work import DeadLetter
-from mesh import pinned
-from mesh.connection import Connection
+from mesh.broker.connection import Connection
+from mesh.broker.direct_get import read_page
+from mesh.broker.provisioning import Declared, apply, compare, declared
+from mesh.configuration.settings import Settings
+from mesh.configuration.webhook_tables import WebhookConfiguration, signing_keys
 from mesh.errors import BrokerError
-from mesh.provisioning import Declared, apply, compare, declared
-from mesh.reading import read_page
-from mesh.settings import Settings
-from mesh.webhook_configuration import WebhookConfiguration, signing_keys
+from mesh.serving import pinned_http
 from steward import webhooks
 from steward.webhooks import NOTIFICATIONS_AT_ONCE_MAX, WebhookLoop
 from tests.support.certificates import make_certificate, server_context
@@ -192,14 +192,14 @@ async def test_a_certificate_is_held_against_the_name_though_the_address_is_conn
 ) -> None:
     file = make_certificate(tmp_path, name)
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    pinned._trusted.cache_clear()
+    pinned_http._trusted.cache_clear()
     async with webhook_receiver(server_context(file)) as secure:
         url = f"https://localhost:{secure.port}/hook"
         async with notifying(connection, settings, {"ops": configured(url)}):
             await ended_task(connection)
             await until_none_is_left(connection)
         assert [each.headers["host"] for each in secure.received] == ([f"localhost:{secure.port}"] if taken else [])
-    pinned._trusted.cache_clear()
+    pinned_http._trusted.cache_clear()
     assert [letter.errors[0].code for letter in await dead_letters(connection)] == (
         [] if taken else ["webhook-unreachable"]
     )

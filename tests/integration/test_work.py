@@ -12,15 +12,18 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.events import OutputDelta, TaskCompleted, Timings, TurnCompleted, Usage
+from contracts.journal.events import OutputDelta, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
+from contracts.messages.work import DeadLetter, Work
 from contracts.streams import lane_consumer
-from contracts.work import DeadLetter, Work
-from mesh.connection import Connection
-from mesh.decisions import StepFailed
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.settings import Settings
-from mesh.work import ClaimedStep, LaneSpec, WorkLoop
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import ConsumerSpec
+from mesh.configuration.settings import Settings
+from mesh.journal.journal import Journal
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.steps.work_loop import WorkLoop
+from mesh.task.failures import StepFailed
+from mesh.task.state import TaskState
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.patience import within
@@ -30,7 +33,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.integration
 
 LANES = [
-    LaneSpec(stream, lane_consumer(stream, "default", priority), 8)
+    ConsumerSpec(stream, lane_consumer(stream, "default", priority), 8)
     for stream in ("TURNS", "TASKS")
     for priority in subjects.PRIORITIES
 ]

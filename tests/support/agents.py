@@ -6,7 +6,8 @@ from typing import Any
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.control import (
+from contracts.identifiers import new_id
+from contracts.messages.control import (
     AnyCommand,
     ApprovalCommand,
     Decision,
@@ -15,12 +16,11 @@ from contracts.control import (
     approval_message_id,
     input_message_id,
 )
-from contracts.identifiers import new_id
 from contracts.tasks import TaskRequest
-from mesh.connection import Connection
-from mesh.fold import TaskState
-from mesh.journal import Journal
-from mesh.submission import Submission
+from mesh.broker.connection import Connection
+from mesh.journal.journal import Journal
+from mesh.journal.submission import Submission
+from mesh.task.state import TaskState
 from tests.support.waiting import until
 
 TENANT = "default"

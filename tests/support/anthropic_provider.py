@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
-from contracts.tools import ToolDeclaration
-from inference_worker.anthropic import AnthropicProvider, open_client
-from inference_worker.chunks import Chunk, Finished, TextDelta, TurnInput
-from inference_worker.provider_errors import ProviderFailed
+from inference_worker.dialects.anthropic.client import AnthropicProvider, open_client
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
 from inference_worker.providers import PoolProvider
-from mesh.configuration import AnthropicProviderConfiguration
-from mesh.conversation import Entry
+from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.task.conversation import ConversationItem
 from tests.support.messages_server import Events, saying
 from tests.support.model_server import Behaviour, ModelServer, model_server
 from tests.support.patience import within
@@ -35,7 +35,7 @@ async def connected(behave: Behaviour, key: str | None = None, **options: Any) -
             yield AnthropicProvider("local", configuration, client, key), server
 
 
-def turn(*entries: Entry, **fields: Any) -> TurnInput:
+def turn(*entries: ConversationItem, **fields: Any) -> TurnInput:
     return TurnInput(messages=list(entries) or [Message("user", PROMPT)], model="m", **fields)
 
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import httpx
 
 from contracts.errors import HTTP_STATUS_BY_CODE, PROBLEM_TYPE_PREFIX, TITLE_BY_CODE
-from mesh.connection import Connection, connect
-from mesh.reading import last_sequence
-from mesh.settings import Address
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import last_sequence
+from mesh.configuration.settings import Address
 from tests.support.http_client import PatientClient
 from tests.support.patience import within
 from tests.support.processes import Mesh, Process, running_mesh

@@ -6,11 +6,12 @@ from typing import Any
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.events import Timings, ToolCall, TurnCompleted, Usage
-from contracts.work import ToolWork
-from mesh.connection import Connection
-from mesh.fold import CallResult
-from mesh.journal import Journal
+from contracts.journal.events import TurnCompleted
+from contracts.journal.parts import Timings, ToolCall, Usage
+from contracts.messages.work import ToolWork
+from mesh.broker.connection import Connection
+from mesh.journal.journal import Journal
+from mesh.task.state import CallResult
 from tests.support.tasks import begin_journal, turn_work
 from tests.support.waiting import until
 

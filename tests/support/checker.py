@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from contracts import subjects
-from contracts.events import TERMINAL_TYPES
-from mesh.reading import read_page
-from mesh.requests import Requests
+from contracts.journal.events import TERMINAL_TYPES
+from mesh.broker.direct_get import read_page
+from mesh.broker.requests import Requests
 
 
 class Frame(NamedTuple):

@@ -127,11 +127,11 @@ async def run(
 
 
 def run_blocking(
-    command: Command, env: Mapping[str, str] | None = None, *, seconds: float = RUN_SECONDS
+    command: Command, env: Mapping[str, str] | None = None, *, cwd: Path | None = None, seconds: float = RUN_SECONDS
 ) -> subprocess.CompletedProcess[str]:
     """Like `run`, where no loop runs."""
     bound = Bound(seconds)
-    with start(command, env, stdout=PIPE, stderr=PIPE) as process:
+    with start(command, env, stdout=PIPE, stderr=PIPE, cwd=cwd) as process:
         try:
             while True:
                 try:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import httpx
 
-from contracts.events import TERMINAL_TYPES
-from contracts.sse import Decoder
+from contracts.api.sse import Decoder
+from contracts.journal.events import TERMINAL_TYPES
 from tests.support.checker import ClientHistory, Frame, Recorded
 from tests.support.patience import within
 

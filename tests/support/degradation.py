@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from mesh.connection import connect
+from mesh.broker.connection import connect
 from tests.acceptance.test_own_model import SERVICES, journal_of, of_type, run_task
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.model_server import DONE, Behaviour, Exchange, ModelServer, chunk, model_server, openai, usage

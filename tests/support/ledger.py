@@ -14,12 +14,12 @@ from unittest import mock
 
 import msgspec
 
-from mesh.requests import Requests
-from mesh.service import run
-from mesh.settings import Settings
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
+from mesh.serving.service import run
 from tool_runner import serving
 from tool_runner.__main__ import main
-from tool_runner.tools import Call, Tool, built_in
+from tool_runner.tools.tool import Call, Tool, built_in
 
 FOLDER_VARIABLE = "LEDGER_FOLDER"
 

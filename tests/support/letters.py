@@ -11,15 +11,16 @@ from msgspec.structs import replace
 from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.events import TaskDeadLettered, Timings, ToolCall, TurnCompleted, Usage
+from contracts.journal.events import TaskDeadLettered, TurnCompleted
+from contracts.journal.parts import Timings, ToolCall, Usage
+from contracts.messages.work import ToolWork, Work
 from contracts.tasks import TaskRequest
-from contracts.work import ToolWork, Work
-from mesh import dead_letters
+from mesh.broker.connection import Connection
 from mesh.clock import now
-from mesh.connection import Connection
-from mesh.fold import record
-from mesh.journal import Journal
-from mesh.projection import project
+from mesh.journal import dead_letter_records
+from mesh.journal.journal import Journal
+from mesh.journal.projection import project
+from mesh.task.records import record
 from tests.support.tasks import begin_journal, turn_work
 
 
@@ -77,7 +78,9 @@ class Letters:
     async def of_rubbish(self, tenant: str = "default") -> None:
         """A message that is no work."""
         message = Message("TASKS", subjects.tasks("default", "normal", tenant), b"rubbish")
-        await dead_letters.write_message(self._requests, message, ErrorInfo("malformed-message", "not JSON"), "test")
+        await dead_letter_records.write_message(
+            self._requests, message, ErrorInfo("malformed-message", "not JSON"), "test"
+        )
 
     async def _give_up(self, journal: Journal, work: Work, message: Message, code: str) -> None:
         error = ErrorInfo(code, "it broke", "in its own words")
@@ -86,4 +89,4 @@ class Letters:
             lambda _: True,
         )
         await project(self._requests, record(journal.state))
-        await dead_letters.write_step(self._requests, message, work, journal.state, error, "test")
+        await dead_letter_records.write_step(self._requests, message, work, journal.state, error, "test")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from contracts.tasks import Message
-from inference_worker.chunks import Chunk, ReasoningDelta, TextDelta, TurnInput
-from inference_worker.openai import OpenAIProvider, open_client
-from inference_worker.provider_errors import ProviderFailed
-from mesh.configuration import OpenAIProviderConfiguration
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.dialects.openai.client import OpenAIProvider, open_client
+from inference_worker.models.chunks import Chunk, ReasoningDelta, TextDelta, TurnInput
+from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
 from tests.support.model_server import Behaviour, ModelServer, model_server
 from tests.support.patience import within
 

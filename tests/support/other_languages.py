@@ -14,13 +14,13 @@ from typing import Any
 import jsonschema_rs
 
 from contracts.identifiers import new_id
+from contracts.messages.work import TurnWork
 from contracts.streams import TOOLS_BUCKET
 from contracts.tasks import TaskRequest
-from contracts.work import TurnWork
-from mesh import keyvalue
-from mesh.connection import Connection
-from mesh.fold import TaskState
-from mesh.journal import Journal
+from mesh.broker import key_value
+from mesh.broker.connection import Connection
+from mesh.journal.journal import Journal
+from mesh.task.state import TaskState
 from tests.support import children
 from tests.support.checker import Recorded, Stored, read_stored
 from tests.support.patience import ended
@@ -96,7 +96,7 @@ class Tools:
 
     async def add_is_declared(self) -> bool:
         """Whether the Python runner serves its tool."""
-        return await keyvalue.get(self.connection.requests, TOOLS_BUCKET.name, "add") is not None
+        return await key_value.get(self.connection.requests, TOOLS_BUCKET.name, "add") is not None
 
     async def submit(self, script: str, *tools: str) -> str:
         """Submit a task that may use these tools; its id."""

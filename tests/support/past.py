@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from contracts import events, subjects
+from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.events import JournalEvent, Stamp, Timings, Usage
 from contracts.identifiers import new_id
-from contracts.work import DeadLetter
-from mesh import keyvalue
+from contracts.journal import events
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.parts import Timings, Usage
+from contracts.messages.work import DeadLetter
+from mesh.broker import key_value
+from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.decisions import queued_event
-from mesh.fold import TaskState, fold, record
-from mesh.requests import Requests
+from mesh.task.decisions import queued_event
+from mesh.task.fold import fold
+from mesh.task.records import record
+from mesh.task.state import TaskState
 from tests.support.tasks import turn_work
 
 WRITERS = 128
@@ -62,7 +66,7 @@ class PastJournal:
     async def project(self) -> None:
         """Write the record, as the newest of all."""
         key = subjects.task_key(self.state.tenant, self.state.task)
-        await keyvalue.put(self._requests, "tasks", key, encode(record(self.state)))
+        await key_value.put(self._requests, "tasks", key, encode(record(self.state)))
 
     def _stamp(self, time: datetime) -> Stamp:
         return Stamp(new_id(), self.state.task, self.state.tenant, self.state.next_n, time)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from mesh.configuration import NO_FILE
-from mesh.connection import connect
-from mesh.provisioning import apply, declared
-from mesh.service import READY_FD_VARIABLE, Ready
-from mesh.settings import Settings, load_settings
+from mesh.broker.connection import connect
+from mesh.broker.provisioning import apply, declared
+from mesh.configuration.mesh_toml import NO_FILE
+from mesh.configuration.settings import Settings, load_settings
+from mesh.serving.service import READY_FD_VARIABLE, Ready
 from tests.support import children
 from tests.support.broker import Broker, free_port
 from tests.support.patience import ended, lease, within

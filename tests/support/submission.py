@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mesh.connection import Connection, connect
-from mesh.reading import last_sequence
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import last_sequence
 from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, running_mesh
 

@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.events import OutputDelta, StepClaimed, TaskCompleted, Timings, TurnCompleted, Usage
 from contracts.identifiers import new_id
+from contracts.journal.events import OutputDelta, StepClaimed, TaskCompleted, TurnCompleted
+from contracts.journal.parts import Timings, Usage
+from contracts.messages.work import TurnWork
 from contracts.tasks import TaskRequest
-from contracts.work import TurnWork
-from mesh.decisions import queued_event
-from mesh.journal import Journal
-from mesh.requests import PubAck, Requests
+from mesh.broker.requests import PubAck, Requests
+from mesh.journal.journal import Journal
+from mesh.task.decisions import queued_event
 
 
 def turn_work(

@@ -52,16 +52,17 @@ def typescript_tools() -> list[str]:
 
 def _demand(program: str, purpose: str) -> None:
     if shutil.which(program) is None:
-        _miss(f"{program} is not on the PATH: {purpose} is not tried")
+        miss(f"{program} is not on the PATH: {purpose} is not tried")
 
 
 def _build(what: str, *command: str) -> None:
     built = children.run_blocking(command, seconds=BUILD_SECONDS_MAX)
     if built.returncode != 0:
-        _miss(f"{command[0]} can't build {what}: {(built.stdout + built.stderr)[-2000:]}")
+        miss(f"{command[0]} can't build {what}: {(built.stdout + built.stderr)[-2000:]}")
 
 
-def _miss(complaint: str) -> None:
+def miss(complaint: str) -> None:
+    """Skip a test that needs what is not there; in CI that is an error."""
     if required():
         pytest.fail(complaint)
     pytest.skip(complaint)

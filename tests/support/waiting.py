@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 
-from mesh.connection import Connection
+from mesh.broker.connection import Connection
 from tests.support.patience import POLL_SECONDS, within
 
 QUEUES = ("TASKS", "TURNS", "TOOLS", "CONTROL")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from contracts import control
-from contracts.control import AnyCommand
-from contracts.events import Event, ToolCall, event_type
-from steward.commands import Append, Outcome, decide_command
+from contracts.journal.events import Event, event_type
+from contracts.journal.parts import ToolCall
+from contracts.messages import control
+from contracts.messages.control import AnyCommand
+from steward.command_decisions import Outcome, ToAppend, decide_command
 from tests.unit.journals import CHILD, TASK, TENANT, HandMadeJournal
 
 Telling = Callable[[HandMadeJournal], object]
@@ -76,7 +77,7 @@ def ended(journal: HandMadeJournal) -> object:
 def carried_out(journal: HandMadeJournal, command: AnyCommand) -> tuple[list[Event], Outcome]:
     """What a steward appends for a command, one after the other, and what it ends with."""
     appended: list[Event] = []
-    while isinstance(outcome := decide_command(journal.state, command), Append):
+    while isinstance(outcome := decide_command(journal.state, command), ToAppend):
         event = outcome.build(journal.stamp())
         assert outcome.what == (event_type(event), getattr(event, "call", None) or "")
         journal.fold(event)

@@ -6,16 +6,21 @@ import copy
 from collections import Counter
 from typing import Any
 
-from contracts import control, events, subjects
+from contracts import subjects
 from contracts.codec import encode
-from contracts.events import decode_event
+from contracts.journal import events
+from contracts.journal.events import decode_event
+from contracts.messages import control
+from contracts.messages.work import ToolWork, Work
+from contracts.records.status import STATUSES
 from contracts.retries import NAK_SECONDS_MAX
-from contracts.status import STATUSES
-from contracts.work import ToolWork, Work
-from mesh.conversation import whole_conversation
-from mesh.decisions import Claim, Later, Refuse, Settle, decide
-from mesh.dues import due_after, is_last_turn, unasked
-from mesh.fold import TaskState, fold, record
+from mesh.task.conversation import whole_conversation
+from mesh.task.decisions import Claim, Later, Refuse, Settle, decide
+from mesh.task.fold import fold
+from mesh.task.limits import is_last_turn
+from mesh.task.outbox import messages_after, unasked
+from mesh.task.records import record
+from mesh.task.state import TaskState
 from tests.unit.journals import TASK, TENANT
 from tests.unit.small_broker import Payload, View
 from tests.unit.small_mesh import SmallMesh, message_id_of
@@ -172,7 +177,7 @@ class Judge:
             check_conversation(state, turn)
         whole_conversation(state)
         for step in self.steps():
-            assert due_after(state, step) == due_after(again, step)
+            assert messages_after(state, step) == messages_after(again, step)
         assert state == kept, "looking at a state has changed it"
 
     def judge_decisions(self) -> None:

@@ -7,17 +7,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
-from contracts import events
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.events import Event, JournalEvent, Stamp, Timings, Usage, decode_event
 from contracts.identifiers import new_id
+from contracts.journal import events, parts
+from contracts.journal.events import Event, JournalEvent, Stamp, decode_event
+from contracts.journal.parts import Timings, Usage
+from contracts.messages.work import ToolWork, TurnWork, Work
 from contracts.tasks import TaskRequest, fingerprint
-from contracts.work import ToolWork, TurnWork, Work
 from mesh.clock import now
 from mesh.errors import StepLost
-from mesh.fold import TaskState, fold
-from mesh.work import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.task.fold import fold
+from mesh.task.state import TaskState
 
 E = TypeVar("E", bound=Event)
 
@@ -71,7 +73,7 @@ class HandMadeJournal:
         *,
         deadline: datetime | None = None,
         time: datetime | None = None,
-        parent: events.Parent | None = None,
+        parent: parts.Parent | None = None,
     ) -> events.TaskQueued:
         request = request or TaskRequest(input="hello")
         return self.add(
@@ -131,7 +133,7 @@ class HandMadeJournal:
         turn: int = 1,
         *,
         calls: int = 0,
-        finish_reason: events.FinishReason = "stop",
+        finish_reason: parts.FinishReason = "stop",
         usage: Usage | None = None,
         time: datetime | None = None,
     ) -> events.TurnCompleted:
@@ -140,7 +142,7 @@ class HandMadeJournal:
             time,
             turn=turn,
             text=text,
-            calls=[events.ToolCall(f"{turn}-{index}", "add", {"a": 1, "b": 2}) for index in range(calls)],
+            calls=[parts.ToolCall(f"{turn}-{index}", "add", {"a": 1, "b": 2}) for index in range(calls)],
             finish_reason=finish_reason,
             usage=usage or Usage(1, 2),
             timings=Timings(total_seconds=1.0),
@@ -173,9 +175,9 @@ class HandMadeJournal:
     def replayed(self, *steps: tuple[str, int], **edits: Any) -> events.TaskReplayed:
         return self.add(
             events.TaskReplayed,
-            steps=[events.StepGen(step, gen) for step, gen in steps],
+            steps=[parts.StepGen(step, gen) for step, gen in steps],
             by="ops",
-            edits=events.RecordedEdits(**edits) if edits else None,
+            edits=parts.RecordedEdits(**edits) if edits else None,
         )
 
     def completed(self, output: str = "done") -> events.TaskCompleted:
@@ -183,7 +185,7 @@ class HandMadeJournal:
 
     # What agents do.
 
-    def asks(self, *asked: events.ToolCall, turn: int = 1, usage: Usage | None = None) -> events.TurnCompleted:
+    def asks(self, *asked: parts.ToolCall, turn: int = 1, usage: Usage | None = None) -> events.TurnCompleted:
         """A turn that is completed with these calls."""
         return self.add(
             events.TurnCompleted,

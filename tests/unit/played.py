@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
-from contracts import events
-from contracts.events import Usage
+from contracts.journal import events
+from contracts.journal.parts import Usage
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import TaskRequest
-from contracts.tools import ToolDeclaration
-from inference_worker.calls import OfferedTool, Offers
-from inference_worker.candidates import Candidates, Provider
-from inference_worker.chunks import Chunk, Finished, TurnInput
-from inference_worker.turns import TurnHandler
-from mesh.conversation import Entry
-from mesh.fold import TaskState
+from inference_worker.models.candidates import Candidates, Provider
+from inference_worker.models.chunks import Chunk, Finished, TurnInput
+from inference_worker.turn.calls import OfferedTool, Offers
+from inference_worker.turn.turns import TurnHandler
+from mesh.task.conversation import ConversationItem
+from mesh.task.state import TaskState
 from tests.unit.journals import FoldedStep, HandMadeJournal, turn_work
 
 STOP = Finished(finish_reason="stop", usage=Usage(3, 4))
@@ -70,7 +70,7 @@ DECLARED = Declared(
 class NothingBefore:
     """No task continues another one."""
 
-    async def before(self, state: TaskState) -> list[Entry]:
+    async def before(self, state: TaskState) -> list[ConversationItem]:
         return []
 
 

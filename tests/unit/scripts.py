@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from contracts.tasks import Message
-from inference_worker.chunks import RequestedCall, TurnInput
-from inference_worker.script import Failure, Script, Text
-from mesh.conversation import Entry
+from inference_worker.dialects.scripted.script import Failure, Script, Text
+from inference_worker.models.chunks import RequestedCall, TurnInput
+from mesh.task.conversation import ConversationItem
 
 
-def turn_input(script: str, since: Iterable[Entry] = (), **fields: Any) -> TurnInput:
+def turn_input(script: str, since: Iterable[ConversationItem] = (), **fields: Any) -> TurnInput:
     return TurnInput(messages=[Message("user", script), *since], model="scripted", **fields)
 
 

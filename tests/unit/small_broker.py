@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from contracts.codec import encode
-from contracts.control import AnyCommand, ReplayCommand
-from contracts.events import JournalEvent, decode_event
-from contracts.work import TurnWork, Work
-from mesh.dues import Due
-from mesh.fold import TaskState, fold
+from contracts.journal.events import JournalEvent, decode_event
+from contracts.messages.control import AnyCommand, ReplayCommand
+from contracts.messages.work import TurnWork, Work
+from mesh.task.fold import fold
+from mesh.task.outbox import OutboxMessage
+from mesh.task.state import TaskState
 from tests.unit.journals import SEQUENCES_PER_EVENT, TASK, TENANT
 
 Payload = Work | AnyCommand
@@ -54,7 +55,7 @@ class SmallBroker:
 
     journal: list[tuple[int, bytes]] = field(default_factory=list)
     queue: dict[int, Message] = field(default_factory=dict)
-    timers: dict[str, Due] = field(default_factory=dict)
+    timers: dict[str, OutboxMessage] = field(default_factory=dict)
     message_ids: set[str] = field(default_factory=set)
     """Those of the queues' duplicate window."""
     timer_ids: set[str] = field(default_factory=set)
@@ -92,7 +93,7 @@ class SmallBroker:
             self.stored += 1
             self.queue[self.stored] = Message(self.stored, payload)
 
-    def send(self, due: Due) -> None:
+    def send(self, due: OutboxMessage) -> None:
         """Publish what is due: a message, or a timer."""
         if due.at is None:
             self.publish(due.payload, due.message_id)

@@ -10,23 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from contracts import control, events
-from contracts.control import AnyCommand
 from contracts.errors import ErrorInfo
-from contracts.events import JournalEvent, Stamp
 from contracts.identifiers import call_message_id, turn_message_id
-from contracts.work import TurnWork, Work
-from mesh.decisions import (
-    Begin,
-    Expire,
-    GiveUp,
-    Leave,
-    Refuse,
-    SettleDeadLetter,
-    decide_stranded,
-)
-from steward import commands
-from steward.commands import decide_command
+from contracts.journal import parts
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.messages import control
+from contracts.messages.control import AnyCommand
+from contracts.messages.work import TurnWork, Work
+from mesh.task.decisions import Begin, Expire, Leave, Refuse, SettleDeadLetter, decide_stranded
+from mesh.task.failures import GiveUp
+from steward import command_decisions
+from steward.command_decisions import decide_command
 from tests.unit.journals import START, TASK, TENANT
 from tests.unit.small_broker import Delivery, Message, View
 from tests.unit.small_worker import SmallWorker
@@ -53,7 +47,7 @@ class SmallMesh(SmallWorker):
         yield
         while True:
             match decide_command(view.state, command):
-                case commands.Append() as outcome:
+                case command_decisions.ToAppend() as outcome:
                     try:
                         yield from self.append(
                             view,
@@ -65,10 +59,10 @@ class SmallMesh(SmallWorker):
                     except Lost:
                         if not delivery.lease_held:
                             return
-                case commands.Settle() as outcome:
+                case command_decisions.CarriedOut() as outcome:
                     yield from self._settle(view.state, outcome.steps, delivery, outcome.again)
                     return
-                case commands.Unknown(error):
+                case command_decisions.Unknown(error):
                     if view.is_behind:
                         self.broker.give_back(delivery)
                         return
@@ -152,7 +146,7 @@ class SmallMesh(SmallWorker):
         self.broker.stored += 1
         self.broker.queue[self.broker.stored] = Message(self.broker.stored, due.payload)
 
-    def replay(self, steps: list[events.StepGen], edits: control.Edits | None = None) -> None:
+    def replay(self, steps: list[parts.StepGen], edits: control.Edits | None = None) -> None:
         """Somebody has repaired what made steps give up, and says so."""
         command = control.ReplayCommand(task=TASK, tenant=TENANT, by="test", steps=steps, edits=edits)
         self.broker.publish(command, control.replay_message_id(TASK, steps))
@@ -169,5 +163,5 @@ def message_id_of(work: Work) -> str:
 
 def _as_commanded(view: View, command: AnyCommand, stamp: Stamp) -> JournalEvent:
     outcome = decide_command(view.state, command)
-    assert isinstance(outcome, commands.Append)
+    assert isinstance(outcome, command_decisions.ToAppend)
     return outcome.build(stamp)

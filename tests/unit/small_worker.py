@@ -8,37 +8,24 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
-from contracts import events
-from contracts.events import JournalEvent, Stamp, Timings, Usage
+from contracts.journal import events, parts
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.parts import Timings, Usage
+from contracts.messages.work import ToolWork, TurnWork, Work
+from contracts.records.tools import ASK_USER, SPAWN_TASK, ToolDeclaration
 from contracts.retries import RetryPolicy
-from contracts.tools import ASK_USER, SPAWN_TASK, ToolDeclaration
-from contracts.work import ToolWork, TurnWork, Work
-from inference_worker.attempts import is_redirected
-from inference_worker.calls import OfferedTool, decided_calls
-from inference_worker.candidates import Candidates
-from inference_worker.chunks import RequestedCall
-from inference_worker.turns import restart_reason, task_completed
-from mesh.conversation import conversation
-from mesh.decisions import (
-    Begin,
-    Claim,
-    Decision,
-    Drop,
-    Expire,
-    Fail,
-    GiveUp,
-    Later,
-    Refuse,
-    Retry,
-    Settle,
-    SettleDeadLetter,
-    StepFailed,
-    decide,
-    decide_failure,
-)
-from mesh.dues import due_at_the_deadline, is_last_turn, unasked
-from mesh.fold import TaskState
-from mesh.subtasks import child_id
+from inference_worker.models.candidates import Candidates
+from inference_worker.models.chunks import RequestedCall
+from inference_worker.turn.attempts import is_redirected
+from inference_worker.turn.calls import OfferedTool, decided_calls
+from inference_worker.turn.turns import restart_reason, task_completed
+from mesh.task.conversation import conversation
+from mesh.task.decisions import Begin, Claim, Decision, Drop, Expire, Later, Refuse, Settle, SettleDeadLetter, decide
+from mesh.task.failures import Fail, GiveUp, Retry, StepFailed, decide_failure
+from mesh.task.limits import is_last_turn
+from mesh.task.outbox import deadline_timer, unasked
+from mesh.task.state import TaskState
+from mesh.task.subtasks import child_id
 from tests.unit.journals import TASK
 from tests.unit.played import PlayedProvider
 from tests.unit.small_broker import Delivery, View
@@ -99,7 +86,7 @@ class SmallWorker(SmallWriter):
             match decision:
                 case Begin() | Expire() | Claim():
                     if isinstance(decision, Claim) and work.step == "1":
-                        for due in due_at_the_deadline(view.state):
+                        for due in deadline_timer(view.state):
                             yield
                             self._send(due)
                     appended = yield from self._try(view, work, delivery, decision)
@@ -163,7 +150,7 @@ class SmallWorker(SmallWriter):
             try:
                 if isinstance(work, TurnWork):
                     yield from self._generate(view, work, claim, owned)
-                    yield from self._lead_on(view, work.turn, owned)
+                    yield from self._record_consequences(view, work.turn, owned)
                 else:
                     yield from self._carry_out(view, work, owned)
             except StepFailed as error:
@@ -252,7 +239,7 @@ class SmallWorker(SmallWriter):
             timings=Timings(),
         )
 
-    def _lead_on(self, view: View, turn: int, owned: MayAppend) -> Steps:
+    def _record_consequences(self, view: View, turn: int, owned: MayAppend) -> Steps:
         while True:
             completed = view.state.turn(turn).completed
             assert completed is not None
@@ -262,7 +249,7 @@ class SmallWorker(SmallWriter):
             build = partial(_asked_for, asked) if asked else partial(_ended, view, turn)
 
             def still_so(
-                state: TaskState, completed: events.TurnCompleted = completed, asked: events.ToolCall | None = asked
+                state: TaskState, completed: events.TurnCompleted = completed, asked: parts.ToolCall | None = asked
             ) -> bool:
                 return (
                     owned(state)
@@ -318,7 +305,7 @@ def _restarted(turn: int, first: int | None, reason: str, stamp: Stamp) -> Journ
     )
 
 
-def _asked_for(asked: events.ToolCall, stamp: Stamp) -> JournalEvent:
+def _asked_for(asked: parts.ToolCall, stamp: Stamp) -> JournalEvent:
     expires_at = stamp.time + WAITING
     if asked.error is not None:
         turn = int(asked.call.partition("-")[0])

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import JournalEvent, Stamp
 from contracts.identifiers import new_id
+from contracts.journal import events
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.messages.work import TurnWork, Work
 from contracts.tasks import TaskRequest
-from contracts.work import TurnWork, Work
-from mesh.decisions import queued_event
-from mesh.dues import Due, due_after
-from mesh.fold import TaskState, fold
+from mesh.task.decisions import queued_event
+from mesh.task.fold import fold
+from mesh.task.outbox import OutboxMessage, messages_after
+from mesh.task.state import TaskState
 from tests.unit.journals import START, TASK, TENANT
 from tests.unit.small_broker import Delivery, SmallBroker, View
 
@@ -78,19 +79,19 @@ class SmallWriter:
             view.catch_up()
 
     def _settle(
-        self, state: TaskState, steps: tuple[str, ...], delivery: Delivery, again: tuple[Due, ...] = ()
+        self, state: TaskState, steps: tuple[str, ...], delivery: Delivery, again: tuple[OutboxMessage, ...] = ()
     ) -> Steps:
         self.place = "settling"
         yield
         yield from self._publish_due(state, steps, again)
         yield from self._ack(delivery)
 
-    def _publish_due(self, state: TaskState, steps: tuple[str, ...], again: tuple[Due, ...] = ()) -> Steps:
-        for due in [*(due for step in steps for due in due_after(state, step)), *again]:
+    def _publish_due(self, state: TaskState, steps: tuple[str, ...], again: tuple[OutboxMessage, ...] = ()) -> Steps:
+        for due in [*(due for step in steps for due in messages_after(state, step)), *again]:
             yield
             self._send(due)
 
-    def _send(self, due: Due) -> None:
+    def _send(self, due: OutboxMessage) -> None:
         """Publish what is due. A sub-task runs elsewhere, and is begun once."""
         work = due.payload
         if isinstance(work, TurnWork) and work.task != TASK:

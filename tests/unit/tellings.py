@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from contracts import events
 from contracts.errors import ErrorInfo
+from contracts.journal import events
 from tests.unit.journals import START, HandMadeJournal
 
 Step = Callable[[HandMadeJournal], object]

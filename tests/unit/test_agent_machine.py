@@ -27,15 +27,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from contracts import control, events
 from contracts.codec import encode
+from contracts.journal import events, parts
+from contracts.messages import control
+from contracts.messages.work import Work
 from contracts.tasks import TaskRequest
-from contracts.work import Work
-from mesh import decisions, dues
-from mesh.decisions import Claim, queued_event
-from mesh.dues import due_at_the_deadline
 from mesh.errors import JournalCorrupt
-from mesh.replays import to_repair
+from mesh.task import decisions, outbox
+from mesh.task.decisions import Claim, queued_event
+from mesh.task.outbox import deadline_timer
+from mesh.task.replays import to_repair
 from tests.unit.journal_judge import Judge
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
 from tests.unit.small_broker import Delivery, Message, SmallBroker, View
@@ -84,8 +85,6 @@ LUCK = st.sampled_from(
     20 * FINE
     + ["retryable", "retryable", "busy", "busy", "hopeless", "hopeless", "terminal", "compacts", *["switches"] * 4]
 )
-
-
 T = TypeVar("T")
 
 
@@ -142,7 +141,7 @@ class Agent(Judge, RuleBasedStateMachine):
         if begun:
             stamp = events.Stamp("0" * 26, TASK, TENANT, 0, START)
             self.mesh.broker.append(0, queued_event(stamp, work))
-            for due in due_at_the_deadline(View(self.mesh.broker).state) if timed else ():
+            for due in deadline_timer(View(self.mesh.broker).state) if timed else ():
                 self.mesh.broker.send(due)
 
     # What happens. One rule for all: hypothesis leaves out some of a machine's rules in each example.
@@ -227,7 +226,7 @@ class Agent(Judge, RuleBasedStateMachine):
     def children_running(self) -> list[str]:
         return [child for child in self.mesh.children if child not in self.mesh.ended_children]
 
-    def edits(self, steps: list[events.StepGen], pick: int) -> control.Edits:
+    def edits(self, steps: list[parts.StepGen], pick: int) -> control.Edits:
         """New arguments for each call, or another request."""
         self.edited += 1
         calls = [each.step for each in steps if (asked := self.truth.asked_for(each.step)) and asked.tool == "add"]
@@ -338,7 +337,7 @@ def unfenced(self: SmallBroker, revision: int, event: events.JournalEvent) -> in
     ("where", "name", "broken"),
     [
         pytest.param(SmallBroker, "append", unfenced, id="the fence"),
-        pytest.param(dues, "_timer", lambda *_: [], id="the timers"),
+        pytest.param(outbox, "_timer", lambda *_: [], id="the timers"),
         pytest.param(decisions, "_decide_call", lambda *_: Claim(), id="the approval"),
         pytest.param(decisions, "_lacks_its_end", lambda *_: False, id="what a turn leads to"),
     ],

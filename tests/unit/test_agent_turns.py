@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from contracts import events
-from contracts.events import Usage
+from contracts.journal import events
+from contracts.journal.parts import Usage
 from contracts.tasks import Message, TaskRequest
-from inference_worker.chunks import Chunk, Finished, RequestedCall, TextDelta, TurnInput
+from inference_worker.models.chunks import Chunk, Finished, RequestedCall, TextDelta, TurnInput
 from tests.unit.played import (
     DECLARED,
     STOP,

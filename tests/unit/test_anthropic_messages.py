@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from contracts.events import ToolCall
+from contracts.journal.parts import ToolCall
+from contracts.records.tools import ToolDeclaration
 from contracts.tasks import Message
-from contracts.tools import ToolDeclaration
-from inference_worker import anthropic_stream
-from inference_worker.anthropic_messages import rendered, request_of
-from inference_worker.anthropic_stream import Answer, finished, kept_blocks
-from inference_worker.chunks import TurnInput
-from inference_worker.provider_errors import ProviderFailed
-from mesh.configuration import AnthropicProviderConfiguration
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.dialects.anthropic import stream
+from inference_worker.dialects.anthropic.messages import rendered, request_of
+from inference_worker.dialects.anthropic.stream import Answer, finished, kept_blocks
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.models.chunks import TurnInput
+from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support.messages_server import Events, block, encoded, ended, text, thinking, tool_use
 
 USER = Message("user", "hi")
@@ -39,12 +39,12 @@ def answered(identifier: str, **more: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": identifier, **more}
 
 
-def messages_of(*entries: Entry) -> list[tuple[str, list[dict[str, Any]]]]:
+def messages_of(*entries: ConversationItem) -> list[tuple[str, list[dict[str, Any]]]]:
     return [(message["role"], message["content"]) for message in rendered(entries)[1]]
 
 
 def body_of(
-    *entries: Entry, configuration: AnthropicProviderConfiguration | None = None, **fields: Any
+    *entries: ConversationItem, configuration: AnthropicProviderConfiguration | None = None, **fields: Any
 ) -> dict[str, Any]:
     turn = TurnInput(messages=list(entries), model="m", **fields)
     return request_of(configuration or AnthropicProviderConfiguration(), turn).body
@@ -113,7 +113,7 @@ def answer_of(*events: Events) -> Answer:
     ],
 )
 def test_a_conversation_is_told_in_turns(
-    entries: list[Entry], expected: list[tuple[str, list[dict[str, Any]]]]
+    entries: list[ConversationItem], expected: list[tuple[str, list[dict[str, Any]]]]
 ) -> None:
     assert messages_of(*entries) == expected
 
@@ -161,7 +161,7 @@ def test_calls_are_told_with_tools_even_if_none_is_offered() -> None:
         ([USER, Message("assistant", "Once")], False),
     ],
 )
-def test_a_model_thinks_only_where_the_api_lets_it(entries: list[Entry], *, thinks: bool) -> None:
+def test_a_model_thinks_only_where_the_api_lets_it(entries: list[ConversationItem], *, thinks: bool) -> None:
     body = body_of(*entries, configuration=DEEP, temperature=0.5)
     assert ("thinking" in body, "temperature" in body) == (thinks, not thinks)
 
@@ -210,14 +210,14 @@ def test_thinking_that_is_too_long_to_be_kept_is_not_kept_at_all(monkeypatch: py
     answer = answer_of(thinking(0, "c2ln", "Hm."), block(1, {"type": "redacted_thinking", "data": "x" * 200}))
     blocks = list(answer.blocks.values())
     assert kept_blocks(blocks) == [THOUGHT, {"type": "redacted_thinking", "data": "x" * 200}]
-    monkeypatch.setattr(anthropic_stream, "KEPT_BYTES_MAX", 200)
+    monkeypatch.setattr(stream, "KEPT_BYTES_MAX", 200)
     assert kept_blocks(blocks) is None
 
 
 def test_an_answer_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anthropic_stream, "BLOCKS_MAX", 2)
-    monkeypatch.setattr(anthropic_stream, "CALLS_MAX", 1)
-    monkeypatch.setattr(anthropic_stream, "ARGUMENTS_BYTES_MAX", 10)
+    monkeypatch.setattr(stream, "BLOCKS_MAX", 2)
+    monkeypatch.setattr(stream, "CALLS_MAX", 1)
+    monkeypatch.setattr(stream, "ARGUMENTS_BYTES_MAX", 10)
     with pytest.raises(ProviderFailed, match="more than 2 blocks"):
         answer_of(text(0, "a"), text(1, "b"), text(2, "c"))
     with pytest.raises(ProviderFailed, match="more than 1 calls"):

@@ -9,24 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.providers import Probe, ProviderRecord
-from ingress.providers import judge as judge_submission
-from mesh.breakers import (
+from contracts.records.providers import Probe, ProviderRecord
+from ingress.pool_availability import judge as judge_submission
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.providers.breaker_rules import (
     PROBE_LEASE_SECONDS,
     STALE_SECONDS,
-    BreakerSettings,
-    Sighting,
+    ObservedRecord,
     Verdict,
     Window,
+    after_probe,
     holds_probe,
     interval_seconds,
     judge,
+    observe,
     opened,
     probing,
     renewed,
     returned,
-    settled,
-    sight,
     wait_seconds,
 )
 
@@ -91,7 +91,7 @@ def test_the_interval_doubles_up_to_its_bound() -> None:
         assert record is not None
         seconds.append(wait_seconds(record))
         claimed = probing(record, "one", NOW, wait_seconds(record))
-        record = settled(claimed, "one", "failures", SETTINGS, NOW)
+        record = after_probe(claimed, "one", "failures", SETTINGS, NOW)
     assert tuple(seconds) == OPEN_AGAIN_SECONDS
     assert interval_seconds(SETTINGS, 10_000) == SETTINGS.open_seconds_max
 
@@ -99,11 +99,11 @@ def test_the_interval_doubles_up_to_its_bound() -> None:
 def test_an_outage_keeps_its_beginning_and_its_reason_until_it_is_over() -> None:
     first = opened(None, "main", Verdict("latency", 9, 11), LATENCY, NOW)
     claimed = probing(first, "one", NOW + timedelta(seconds=5), 5.0)
-    again = settled(claimed, "one", "failures", LATENCY, NOW + timedelta(seconds=6))
+    again = after_probe(claimed, "one", "failures", LATENCY, NOW + timedelta(seconds=6))
     assert again is not None
     assert (again.since, again.reason, again.failures, again.samples) == (NOW, "failures", 9, 11)
     claimed = probing(again, "two", NOW + timedelta(seconds=16), 10.0)
-    closed = settled(claimed, "two", None, LATENCY, NOW + timedelta(seconds=17))
+    closed = after_probe(claimed, "two", None, LATENCY, NOW + timedelta(seconds=17))
     at = NOW + timedelta(seconds=17)
     assert closed == ProviderRecord(provider="main", state="closed", since=at, time=at)
 
@@ -145,7 +145,7 @@ def test_only_the_holder_renews_and_settles_a_probe() -> None:
     for record in (None, open_record(), HALF_OPEN):
         assert renewed(record, "two", NOW) is None
         assert returned(record, "two", NOW) is None
-        assert settled(record, "two", None, SETTINGS, NOW) is None
+        assert after_probe(record, "two", None, SETTINGS, NOW) is None
     kept = renewed(HALF_OPEN, "one", NOW + timedelta(seconds=4))
     assert kept is not None
     assert kept.probe == Probe(worker="one", until=NOW + timedelta(seconds=4 + PROBE_LEASE_SECONDS))
@@ -168,24 +168,24 @@ def test_a_writers_clock_that_is_wrong_moves_no_probe(hours: int) -> None:
     """Who saw the record appear measures its age; who did not goes by the wall clock, within the record's own wait."""
     written = NOW + timedelta(hours=hours)
     record = open_record(time=written, since=written, retry_at=written + timedelta(seconds=5))
-    seen = sight(Sighting(None, 0, 90.0), record, 7, 100.0, NOW)
+    seen = observe(ObservedRecord(None, 0, 90.0), record, 7, 100.0, NOW)
     assert seen.age_seconds(100.0) == 0.0
     assert seen.seconds_until_probe(101.0) == 4.0
     assert seen.unavailable_seconds(103.0) == 3.0
-    first_look = sight(None, record, 7, 100.0, NOW)
+    first_look = observe(None, record, 7, 100.0, NOW)
     assert 0.0 <= first_look.seconds_until_probe(100.0) <= 5.0
 
 
 def test_a_replica_that_is_behind_is_not_believed_and_a_new_bucket_is() -> None:
-    seen = sight(None, HALF_OPEN, 7, 100.0, NOW)
-    assert sight(seen, open_record(), 6, 101.0, NOW) is seen
-    assert sight(seen, HALF_OPEN, 7, 101.0, NOW) is seen
-    assert sight(seen, None, 0, 101.0, NOW).is_closed
+    seen = observe(None, HALF_OPEN, 7, 100.0, NOW)
+    assert observe(seen, open_record(), 6, 101.0, NOW) is seen
+    assert observe(seen, HALF_OPEN, 7, 101.0, NOW) is seen
+    assert observe(seen, None, 0, 101.0, NOW).is_closed
 
 
-def seen_as(record: ProviderRecord | None, lasted: float = 0.0) -> Sighting:
+def seen_as(record: ProviderRecord | None, lasted: float = 0.0) -> ObservedRecord:
     """A record that was written at 0, in an outage that has lasted since `-lasted`."""
-    return Sighting(record, 1, 0.0, None if record is None else -lasted)
+    return ObservedRecord(record, 1, 0.0, None if record is None else -lasted)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,12 @@ def seen_as(record: ProviderRecord | None, lasted: float = 0.0) -> Sighting:
     ],
 )
 def test_a_task_is_refused_that_would_wait_too_long(
-    sightings: list[Sighting], seconds_max: float, queue_seconds: float, retry_after: float | None, *, is_idle: bool
+    sightings: list[ObservedRecord],
+    seconds_max: float,
+    queue_seconds: float,
+    retry_after: float | None,
+    *,
+    is_idle: bool,
 ) -> None:
     refusal = judge_submission("default", sightings, seconds_max, queue_seconds, 0.0, is_idle=is_idle)
     assert (refusal.retry_after_seconds if refusal is not None else None) == retry_after
@@ -223,7 +228,7 @@ class Worker:
 
     name: str
     error_hours: int
-    seen: Sighting | None = None
+    seen: ObservedRecord | None = None
 
 
 @dataclass
@@ -239,11 +244,11 @@ class Fleet:
     def now(self, worker: Worker) -> datetime:
         return NOW + timedelta(seconds=self.at, hours=worker.error_hours)
 
-    def look(self, worker: Worker) -> Sighting:
-        worker.seen = sight(worker.seen, self.record, self.revision, self.at, self.now(worker))
+    def look(self, worker: Worker) -> ObservedRecord:
+        worker.seen = observe(worker.seen, self.record, self.revision, self.at, self.now(worker))
         return worker.seen
 
-    def write(self, worker: Worker, before: Sighting, record: ProviderRecord | None) -> None:
+    def write(self, worker: Worker, before: ObservedRecord, record: ProviderRecord | None) -> None:
         if record is not None and before.revision == self.revision:
             self.record, self.revision = record, self.revision + 1
             self.look(worker)
@@ -296,9 +301,9 @@ def test_a_fleet_never_probes_twice_at_once_and_closes_once_calls_succeed(
             case "return":
                 fleet.write(worker, seen, returned(seen.record, worker.name, now))
             case "succeed":
-                fleet.write(worker, seen, settled(seen.record, worker.name, None, SETTINGS, now))
+                fleet.write(worker, seen, after_probe(seen.record, worker.name, None, SETTINGS, now))
             case "fail":
-                fleet.write(worker, seen, settled(seen.record, worker.name, "failures", SETTINGS, now))
+                fleet.write(worker, seen, after_probe(seen.record, worker.name, "failures", SETTINGS, now))
         assert len(fleet.holders()) <= 1
     # From here on one worker alone is left, and whatever it calls succeeds.
     last = fleet.workers[0]
@@ -307,5 +312,5 @@ def test_a_fleet_never_probes_twice_at_once_and_closes_once_calls_succeed(
         fleet.at += SETTINGS.open_seconds_max + PROBE_LEASE_SECONDS
         seen = fleet.look(last)
         fleet.write(last, seen, probing(seen.record, last.name, fleet.now(last), seen.age_seconds(fleet.at)))
-        fleet.write(last, fleet.look(last), settled(fleet.record, last.name, None, SETTINGS, fleet.now(last)))
+        fleet.write(last, fleet.look(last), after_probe(fleet.record, last.name, None, SETTINGS, fleet.now(last)))
     assert fleet.look(last).is_closed

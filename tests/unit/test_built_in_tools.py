@@ -10,21 +10,22 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.events import Parent, SubtaskStarted, TaskQueued, Timings, ToolCall, TurnCompleted, Usage
+from contracts.journal.events import SubtaskStarted, TaskQueued, TurnCompleted
+from contracts.journal.parts import Parent, Timings, ToolCall, Usage
+from contracts.records.tools import DEPTH_MAX, SpawnArguments, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS
 from contracts.tasks import TaskRequest
-from contracts.tools import DEPTH_MAX, SpawnArguments, ToolDeclaration
-from mesh.addresses import is_allowed, is_public
-from mesh.configuration import parse_configuration
-from mesh.settings import Settings
-from mesh.subtasks import child_id
+from mesh.configuration.addresses import is_allowed, is_public
+from mesh.configuration.mesh_toml import parse_configuration
+from mesh.configuration.settings import Settings
+from mesh.task.subtasks import child_id
 from tests.unit.journals import START, FoldedStep, HandMadeJournal, tool_work
-from tool_runner.arithmetic import ADD, AddArguments, CalculatorArguments, add, calculate, evaluate
 from tool_runner.handler import CallHandler
-from tool_runner.registry import built_in_tools
-from tool_runner.spawning import check
-from tool_runner.times import CurrentTimeArguments, current_time
-from tool_runner.tools import ArgumentsInvalid, ToolRefused, reader_of
+from tool_runner.tools.arithmetic import ADD, AddArguments, CalculatorArguments, add, calculate, evaluate
+from tool_runner.tools.current_time import CurrentTimeArguments, current_time
+from tool_runner.tools.registry import built_in_tools
+from tool_runner.tools.spawn_task import check
+from tool_runner.tools.tool import ArgumentsInvalid, ToolRefused, reader_of
 
 UNUSED: Any = None
 TOOLS = built_in_tools(Settings(), UNUSED)

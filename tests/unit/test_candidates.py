@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inference_worker.candidates import Candidates
-from mesh.fold import record
+from inference_worker.models.candidates import Candidates
+from mesh.task.records import record
 from tests.unit.journals import HandMadeJournal
 from tests.unit.played import PlayedProvider
 

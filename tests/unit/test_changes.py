@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mesh.changes import CANNOT_CHANGE, COULD_LOSE, COULD_ORPHAN, obstacles
+from mesh.broker.config_changes import CANNOT_CHANGE, COULD_LOSE, COULD_ORPHAN, obstacles
 
 _GIB = 1024**3
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.coalescing import DELTA_CHARACTERS_MAX, PENDING_CHARACTERS_MAX, DeltaKind, DeltaWriter
+from inference_worker.turn.coalescing import DELTA_CHARACTERS_MAX, PENDING_CHARACTERS_MAX, DeltaKind, DeltaWriter
 
 
 class Appends:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from contracts import control
-from contracts.control import AnyCommand
 from contracts.errors import ErrorInfo
-from contracts.events import (
+from contracts.journal.events import (
     ApprovalResolved,
     InputReceived,
     SubtaskCompleted,
     SubtaskStarted,
     TaskCancelled,
-    ToolCall,
     ToolFailed,
     event_type,
 )
-from mesh.fold import TaskState
-from steward.commands import CALLED_OFF, Append, Settle, Unknown, decide_command
+from contracts.journal.parts import ToolCall
+from contracts.messages import control
+from contracts.messages.control import AnyCommand
+from mesh.task.state import TaskState
+from steward.command_decisions import SUPERSEDED_REASON, CarriedOut, ToAppend, Unknown, decide_command
 from tests.unit.commanded import (
     CANCEL,
     GUARDED,
@@ -71,7 +71,7 @@ def test_a_command_to_a_task_that_is_not_there_is_unknown(command: AnyCommand) -
 )
 def test_a_command_that_comes_after_the_end_only_sees_to_what_is_due(command: AnyCommand, late: bool) -> None:
     journal = journal_of(asks(GUARDED), approval_asked, ended)
-    assert decide_command(journal.state, command) == Settle(("1",), late)
+    assert decide_command(journal.state, command) == CarriedOut(("1",), late)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +103,13 @@ def test_a_command_about_what_was_never_asked_for_is_unknown(
 def test_a_cancel_is_the_end_with_the_output_so_far_also_of_what_came_in_between() -> None:
     journal = journal_of(lambda j: j.delta("so "))
     outcome = decide_command(journal.state, CANCEL)
-    assert isinstance(outcome, Append)
+    assert isinstance(outcome, ToAppend)
     journal.delta("far")
     event = outcome.build(journal.stamp())
     assert isinstance(event, TaskCancelled)
     assert (event.output, event.by, event.reason) == ("so far", "user", "enough")
     journal.fold(event)
-    assert decide_command(journal.state, CANCEL) == Settle(("1",))
+    assert decide_command(journal.state, CANCEL) == CarriedOut(("1",))
 
 
 # Approvals
@@ -122,7 +122,7 @@ def test_a_decision_is_recorded_and_then_what_follows_it_is_due(decision: contro
     assert isinstance(event, ApprovalResolved)
     assert (event.call, event.decision, event.by, event.reason) == ("1-0", decision, "user", "why")
     # Told as late, since whoever comes again can't tell its own decision from another's.
-    assert outcome == Settle(("1-0",), late=True)
+    assert outcome == CarriedOut(("1-0",), late=True)
     assert ("1-0" in journal.state.call_results) == (decision != "approved")
 
 
@@ -131,7 +131,7 @@ def test_a_decision_is_recorded_and_then_what_follows_it_is_due(decision: contro
 def test_the_first_decision_stands(first: Telling, second: control.Decision) -> None:
     journal = journal_of(asks(GUARDED), approval_asked, first)
     before = journal.state.resolutions["1-0"]
-    assert carried_out(journal, decides(second)) == ([], Settle(("1-0",), late=True))
+    assert carried_out(journal, decides(second)) == ([], CarriedOut(("1-0",), late=True))
     assert journal.state.resolutions == {"1-0": before}
 
 
@@ -141,7 +141,7 @@ def test_a_question_that_nobody_answers_expires() -> None:
     assert isinstance(event, ToolFailed)
     assert (event.turn, event.call, event.tool, event.outcome) == (1, "1-0", "ask_user", "failed")
     assert event.error.code == "input-expired"
-    assert outcome == Settle(("1-0",), late=True)
+    assert outcome == CarriedOut(("1-0",), late=True)
 
 
 @pytest.mark.parametrize(("tellings"), [[asks(QUESTION), asked_user, answered], [asks(QUESTION), asked_user]])
@@ -162,8 +162,8 @@ def test_an_input_is_recorded_once_however_often_its_command_comes() -> None:
     (event,), outcome = carried_out(journal, says("one", command="c1"))
     assert isinstance(event, InputReceived)
     assert (event.text, event.by, event.mode, event.call, event.command) == ("one", "user", "append", None, "c1")
-    assert outcome == Settle()
-    assert carried_out(journal, says("one", command="c1")) == ([], Settle())
+    assert outcome == CarriedOut()
+    assert carried_out(journal, says("one", command="c1")) == ([], CarriedOut())
     carried_out(journal, says("one", command="c2"))
     assert [told.command for told in journal.state.inputs] == ["c1", "c2"]
 
@@ -174,13 +174,13 @@ def test_an_input_answers_the_oldest_open_question_and_the_next_one_the_next() -
         (event,), outcome = carried_out(journal, says(f"answer {command}", command=command))
         assert isinstance(event, InputReceived)
         assert (event.call, event.text) == (call, f"answer {command}")
-        assert outcome == Settle((call,))
+        assert outcome == CarriedOut((call,))
     # Redelivered, a command sees to what is due after its own call.
-    assert carried_out(journal, says(command="c1")) == ([], Settle(("1-0",)))
+    assert carried_out(journal, says(command="c1")) == ([], CarriedOut(("1-0",)))
     assert journal.state.inputs == []
     (event,), outcome = carried_out(journal, says("more", command="c3"))
     assert isinstance(event, InputReceived)
-    assert (event.call, outcome) == (None, Settle())
+    assert (event.call, outcome) == (None, CarriedOut())
 
 
 def test_an_input_leaves_open_approvals_alone_unless_it_redirects() -> None:
@@ -221,13 +221,13 @@ def test_a_redirect_calls_off_what_waits_for_a_person_and_answers_the_first_ques
     ]
     first, failed, told = appended[0], appended[2], appended[3]
     assert isinstance(first, ApprovalResolved)
-    assert (first.decision, first.by, first.reason) == ("denied", "user", CALLED_OFF)
+    assert (first.decision, first.by, first.reason) == ("denied", "user", SUPERSEDED_REASON)
     assert isinstance(failed, ToolFailed)
     assert (failed.error.code, failed.tool) == ("called-off", "ask_user")
     assert isinstance(told, InputReceived)
     assert (told.mode, told.text) == ("redirect", "stop that")
     # Its own answer, and each call that was refused: whichever was the last may have the next turn due.
-    assert outcome == Settle(("1-4", "1-0", "1-2", "1-5"))
+    assert outcome == CarriedOut(("1-4", "1-0", "1-2", "1-5"))
     state = journal.state
     assert (state.open_approvals, state.open_questions) == ([], [])
     assert [asked.call for asked in state.open_calls] == ["1-1", "1-6"], "what runs goes on"
@@ -240,18 +240,18 @@ def test_a_steward_that_dies_in_a_redirect_is_made_up_for(appends: int) -> None:
     carried_out(whole, command)
     for _ in range(appends):
         outcome = decide_command(interrupted.state, command)
-        if isinstance(outcome, Append):
+        if isinstance(outcome, ToAppend):
             interrupted.fold(outcome.build(interrupted.stamp()))
     _, outcome = carried_out(interrupted, command)
     assert interrupted.types() == whole.types()
-    assert outcome == Settle(("1-4", "1-0", "1-2", "1-5"))
+    assert outcome == CarriedOut(("1-4", "1-0", "1-2", "1-5"))
 
 
 def test_a_redirect_with_nothing_open_is_just_an_input() -> None:
     journal = journal_of(lambda j: j.delta("so far"))
     (event,), outcome = carried_out(journal, says("stop that", "redirect"))
     assert isinstance(event, InputReceived)
-    assert (event.mode, event.call, outcome) == ("redirect", None, Settle())
+    assert (event.mode, event.call, outcome) == ("redirect", None, CarriedOut())
 
 
 def test_a_decision_that_changes_in_between_is_another_one() -> None:
@@ -271,8 +271,8 @@ def test_the_end_of_a_sub_task_is_its_calls_result() -> None:
     (event,), outcome = carried_out(journal, child_done())
     assert isinstance(event, SubtaskCompleted)
     assert (event.call, event.child, event.status, event.output) == ("1-0", CHILD, "completed", "42")
-    assert outcome == Settle(("1-0",))
-    assert carried_out(journal, child_done()) == ([], Settle(("1-0",)))
+    assert outcome == CarriedOut(("1-0",))
+    assert carried_out(journal, child_done()) == ([], CarriedOut(("1-0",)))
 
 
 def test_a_sub_task_that_failed_brings_its_error() -> None:
@@ -289,9 +289,9 @@ def test_a_sub_task_may_end_before_its_runner_could_say_that_it_has_begun() -> N
     assert isinstance(started, SubtaskStarted)
     assert isinstance(completed, SubtaskCompleted)
     assert (started.child, completed.child) == (CHILD, CHILD)
-    assert outcome == Settle(("1-0",))
+    assert outcome == CarriedOut(("1-0",))
 
 
 def test_news_of_a_sub_task_whose_call_has_its_result_changes_nothing() -> None:
     journal = journal_of(asks(SPAWN), child_started, child_ended)
-    assert decide_command(journal.state, child_done(child=PARENT)) == Settle(("1-0",))
+    assert decide_command(journal.state, child_done(child=PARENT)) == CarriedOut(("1-0",))

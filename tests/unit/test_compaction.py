@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.tasks import Message
-from inference_worker.compaction import CUT, compacted
-from inference_worker.history import text_bytes
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.turn.compaction import CUT, compacted
+from inference_worker.turn.history import text_bytes
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
 SYSTEM = Message("system", "12345")
 ASKED = Message("user", "1234")
 CALLED = AssistantTurn("", (ToolCall("1-0", "add", {}),))
 ANSWERED = ToolAnswer("1-0", "add", "123456789012345678901234567890")
-TURN: list[Entry] = [CALLED, ANSWERED]
+TURN: list[ConversationItem] = [CALLED, ANSWERED]
 TURN_BYTES = text_bytes(TURN)
 
-PARTS: list[list[Entry]] = [[ASKED], [AssistantTurn("12345678")], TURN, [*TURN, ANSWERED]]
+PARTS: list[list[ConversationItem]] = [[ASKED], [AssistantTurn("12345678")], TURN, [*TURN, ANSWERED]]
 SAID = st.lists(st.sampled_from(PARTS), max_size=12)
 
 
@@ -42,13 +42,13 @@ SAID = st.lists(st.sampled_from(PARTS), max_size=12)
     ],
 )
 def test_the_instructions_stay_and_the_newest_that_fits(
-    entries: list[Entry], bytes_max: int | None, kept: list[Entry]
+    entries: list[ConversationItem], bytes_max: int | None, kept: list[ConversationItem]
 ) -> None:
     assert compacted(entries, bytes_max) == kept
 
 
 def test_the_answers_of_a_last_turn_that_does_not_fit_are_cut() -> None:
-    entries: list[Entry] = [SYSTEM, ASKED, *TURN, *TURN]
+    entries: list[ConversationItem] = [SYSTEM, ASKED, *TURN, *TURN]
     bytes_max = text_bytes(entries) - TURN_BYTES - 10
     kept = compacted(entries, bytes_max)
     assert kept[:3] == [SYSTEM, ASKED, CALLED]
@@ -61,7 +61,7 @@ def test_the_answers_of_a_last_turn_that_does_not_fit_are_cut() -> None:
 
 @given(SAID, st.integers(0, 400))
 def test_the_lower_the_bound_the_less_is_left_and_no_answer_without_its_call(
-    said: list[list[Entry]], bytes_max: int
+    said: list[list[ConversationItem]], bytes_max: int
 ) -> None:
     entries = [SYSTEM, ASKED, *(entry for part in said for entry in part)]
     kept = compacted(entries, bytes_max)

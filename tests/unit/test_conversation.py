@@ -6,12 +6,21 @@ from typing import Any
 
 import pytest
 
-from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import ApprovalResolved, InputReceived, ObjectReference, SubtaskCompleted, Timings, ToolCall
+from contracts.journal import events, parts
+from contracts.journal.events import ApprovalResolved, InputReceived, SubtaskCompleted
+from contracts.journal.parts import ObjectReference, Timings, ToolCall
 from contracts.tasks import Message, TaskRequest
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer, continued, conversation, tool_answer, whole_conversation
-from mesh.fold import TaskState
+from mesh.task.conversation import (
+    AssistantTurn,
+    ConversationItem,
+    ToolAnswer,
+    continued,
+    conversation,
+    tool_answer,
+    whole_conversation,
+)
+from mesh.task.state import TaskState
 from tests.unit.journals import CHILD, START, TASK, TENANT, HandMadeJournal
 
 ADD = ToolCall("1-0", "add", {"a": 1, "b": 2})
@@ -56,7 +65,7 @@ def test_a_turn_sees_the_turns_before_it_and_what_came_of_their_calls_in_the_ord
         calls=[ADD, ADD_1],
         blocks=[{"signature": "x"}],
         finish_reason="tool_calls",
-        usage=events.Usage(),
+        usage=parts.Usage(),
         timings=Timings(),
     )
     journal.tool_completed("1-1")
@@ -82,7 +91,7 @@ def test_blocks_go_back_to_the_provider_that_made_them(provider: str | None, kep
         text="Let me see.",
         blocks=[{"signature": "x"}],
         finish_reason="stop",
-        usage=events.Usage(),
+        usage=parts.Usage(),
         timings=Timings(),
     )
     (_, turn) = conversation(journal.state, 2, provider)
@@ -105,7 +114,7 @@ def test_an_input_stands_before_the_first_turn_that_was_begun_after_it() -> None
     journal.claimed("2", message=8)
     journal.told("in the second turn")
     answer = ToolAnswer("1-0", "add", "3")
-    first: list[Entry] = [HELLO, user("before anybody began")]
+    first: list[ConversationItem] = [HELLO, user("before anybody began")]
     second = [*first, said("", ADD), answer, user("in the first turn"), user("while a tool runs")]
     assert conversation(journal.state, 1) == first
     assert conversation(journal.state, 2) == second
@@ -263,8 +272,8 @@ def test_what_the_user_said_in_the_last_turn_is_kept() -> None:
 
 
 def test_a_conversation_that_goes_on_has_its_own_instructions_first_and_its_input_last() -> None:
-    before: list[Entry] = [user("one"), said("two")]
-    entries: list[Entry] = [Message("system", "Be brief."), Message("system", "Be kind."), user("three")]
+    before: list[ConversationItem] = [user("one"), said("two")]
+    entries: list[ConversationItem] = [Message("system", "Be brief."), Message("system", "Be kind."), user("three")]
     assert continued(before, entries) == [*entries[:2], *before, user("three")]
     assert continued([], entries) == entries
     assert continued(before, [user("three")]) == [*before, user("three")]

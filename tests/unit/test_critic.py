@@ -9,27 +9,27 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from contracts.control import Edits
 from contracts.errors import ErrorInfo
-from contracts.events import StepGen, ToolCall
 from contracts.identifiers import derived_id, new_id
+from contracts.journal.parts import StepGen, ToolCall
+from contracts.messages.control import Edits
+from contracts.messages.work import DeadLetter
+from contracts.records.tools import needs_approval
 from contracts.streams import critic_consumer
 from contracts.tasks import ApprovalMode, Message, TaskRequest
-from contracts.tools import needs_approval
-from contracts.work import DeadLetter
+from mesh.broker.provisioning import declared
 from mesh.clock import now
-from mesh.configuration import Configuration, parse_configuration
-from mesh.critic_configuration import CriticConfiguration
+from mesh.configuration.critic_table import CriticConfiguration
+from mesh.configuration.mesh_toml import Configuration, parse_configuration
+from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
-from mesh.fold import TaskState
-from mesh.provisioning import declared
-from mesh.settings import Settings
+from mesh.task.state import TaskState
 from steward.critic import (
     PART_CHARACTERS_MAX,
     RECORD_CHARACTERS_MAX,
     TURNS_MAX,
     Ask,
-    Hour,
+    HourlyLimit,
     Leave,
     chosen,
     critics_task,
@@ -38,9 +38,9 @@ from steward.critic import (
     is_critics,
 )
 from tests.unit.journals import TASK, TENANT, HandMadeJournal
-from tool_runner.registry import built_in_tools
-from tool_runner.replaying import ProposeReplayArguments, check, replayer
-from tool_runner.tools import ArgumentsInvalid, ToolRefused
+from tool_runner.tools.propose_replay import ProposeReplayArguments, check, replayer
+from tool_runner.tools.registry import built_in_tools
+from tool_runner.tools.tool import ArgumentsInvalid, ToolRefused
 
 UNUSED: Any = None
 CRITIC = CriticConfiguration(codes=["provider-error"])
@@ -284,7 +284,7 @@ def test_a_large_record_is_cut_and_says_so(request_body: TaskRequest) -> None:
 
 
 def test_beyond_the_hours_tasks_none_is_taken_until_one_is_an_hour_old() -> None:
-    hour = Hour(2)
+    hour = HourlyLimit(2)
     assert [hour.take(task, at) for task, at in (("a", 0.0), ("b", 10.0), ("c", 3599.0))] == [True, True, False]
     assert hour.take("c", 3600.0)
     assert not hour.take("d", 3601.0)
@@ -292,7 +292,7 @@ def test_beyond_the_hours_tasks_none_is_taken_until_one_is_an_hour_old() -> None
 
 
 def test_a_task_that_is_tried_again_counts_once() -> None:
-    hour = Hour(2)
+    hour = HourlyLimit(2)
     assert [hour.take(task, 0.0) for task in ("a", "a", "b", "a", "c")] == [True, True, True, True, False]
 
 

@@ -7,17 +7,16 @@ from datetime import timedelta
 
 import pytest
 
-from contracts import events
 from contracts.errors import ErrorInfo
+from contracts.journal import events, parts
+from contracts.messages.work import Work
 from contracts.tasks import TaskRequest, fingerprint
-from contracts.work import Work
-from mesh.decisions import (
+from mesh.task.decisions import (
     Begin,
     Claim,
     Decision,
     Drop,
     Expire,
-    GiveUp,
     Later,
     Leave,
     Refuse,
@@ -27,7 +26,8 @@ from mesh.decisions import (
     decide_stranded,
     queued_event,
 )
-from mesh.fold import TaskState
+from mesh.task.failures import GiveUp
+from mesh.task.state import TaskState
 from tests.unit.journals import MESSAGE, START, TASK, TENANT, HandMadeJournal, tool_work, turn_work
 
 Telling = Callable[[HandMadeJournal], object]
@@ -80,15 +80,15 @@ def call_failed(journal: HandMadeJournal) -> object:
 
 
 def turn_1_asks_for_agreement(journal: HandMadeJournal) -> object:
-    asked = events.ToolCall("1-0", "add", {"a": 1, "b": 2}, approval=True)
+    asked = parts.ToolCall("1-0", "add", {"a": 1, "b": 2}, approval=True)
     return journal.add(
         events.TurnCompleted,
         turn=1,
         text="",
         calls=[asked],
         finish_reason="tool_calls",
-        usage=events.Usage(),
-        timings=events.Timings(),
+        usage=parts.Usage(),
+        timings=parts.Timings(),
     )
 
 

@@ -8,15 +8,15 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 
-from contracts import events
-from contracts.events import Usage
+from contracts.journal import events
+from contracts.journal.parts import Usage
 from contracts.tasks import Message, TaskRequest
-from inference_worker.chunks import Begun, Finished, RequestedCall, TextDelta
-from inference_worker.history import text_bytes
+from inference_worker.models.chunks import Begun, Finished, RequestedCall, TextDelta
+from inference_worker.turn.history import text_bytes
 from mesh.clock import now
-from mesh.configuration import FallbackConfiguration, PoolConfiguration
-from mesh.decisions import StepFailed
+from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
 from mesh.errors import StepLost
+from mesh.task.failures import StepFailed
 from tests.support.patience import stretched
 from tests.unit.journals import FoldedStep, HandMadeJournal
 from tests.unit.played import END, HEAD, STOP, Event, PlayedProvider, claimed_step, last, turn_handler

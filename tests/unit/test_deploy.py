@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, consumers
-from meshctl.broker import BrokerConfig, render_config
+from meshctl.supervision.embedded_broker import BrokerConfig, render_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "nats"
 GUIDE = (DEPLOY / "README.md").read_text()

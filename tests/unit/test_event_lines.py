@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_worker import event_lines
-from inference_worker.event_lines import LineReader
-from inference_worker.provider_errors import ProviderFailed
+from inference_worker.dialects import event_lines
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.dialects.event_lines import LineReader
 
 LINES = b'data: {"a": 1}\n\n: comment\n\nevent: x\r\ndata:{"b": 2}\r\n\r\nerror: {"c": 3}\n\nid: 7\n\ndata: [DONE]\n\n'
 PAYLOADS = [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b"[DONE]"]

@@ -10,22 +10,9 @@ from hypothesis import strategies as st
 
 from contracts.errors import ErrorInfo
 from contracts.retries import RetryPolicy
-from mesh.decisions import (
-    CLAIMS_UNCOUNTED_MAX,
-    Claim,
-    Decision,
-    Fail,
-    GiveUp,
-    Later,
-    Leave,
-    Retry,
-    Settle,
-    StepFailed,
-    decide,
-    decide_failure,
-    decide_stranded,
-)
-from mesh.fold import TaskState
+from mesh.task.decisions import Claim, Decision, Later, Leave, Settle, decide, decide_stranded
+from mesh.task.failures import CLAIMS_UNCOUNTED_MAX, Fail, GiveUp, Retry, StepFailed, decide_failure
+from mesh.task.state import TaskState
 from tests.unit.journals import MESSAGE, TASK, TENANT, HandMadeJournal, tool_work, turn_work
 
 TURN_1 = turn_work()

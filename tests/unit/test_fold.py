@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import EventHead, UnknownEvent
-from contracts.status import ENDED, STATUSES
+from contracts.journal import events
+from contracts.journal.events import EventHead, UnknownEvent
+from contracts.records.status import ENDED, STATUSES
 from mesh.errors import JournalCorrupt
-from mesh.fold import FAILURES_MAX, TaskState, fold, record
+from mesh.task.fold import fold
+from mesh.task.records import record
+from mesh.task.state import FAILURES_MAX, TaskState
 from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT
 from tests.unit.tellings import (
     CLAIMED,

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import errors, headers, retries, schemas, sse, streams
-from contracts.events import EVENT_TYPES, Event
+from contracts import errors, headers, retries, streams
+from contracts.api import sse
 from contracts.generate import (
     FOLDERS,
     OPENAPI,
@@ -24,9 +24,12 @@ from contracts.generate import (
     main,
     render,
 )
-from contracts.openapi import LIST_DEFAULT, LIST_MAX, openapi
+from contracts.generation import schemas
+from contracts.generation.openapi import openapi
+from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX
+from contracts.journal.events import EVENT_TYPES, Event
 from contracts.tasks import TaskRequest
-from ingress import requests
+from ingress import parsing
 
 PROTOCOL = REPOSITORY / "libs" / "contracts" / "spec" / "PROTOCOL.md"
 COMMON_FIELDS = set(Event.__struct_fields__)
@@ -200,10 +203,10 @@ def test_the_api_says_every_field_of_a_request() -> None:
 
 
 def test_the_api_says_what_the_services_do() -> None:
-    assert requests.parse_limit(None) == LIST_DEFAULT
-    assert requests.parse_limit(str(LIST_MAX)) == LIST_MAX
+    assert parsing.parse_limit(None) == LIST_DEFAULT
+    assert parsing.parse_limit(str(LIST_MAX)) == LIST_MAX
     with pytest.raises(errors.InvalidPayload, match="limit"):
-        requests.parse_limit(str(LIST_MAX + 1))
+        parsing.parse_limit(str(LIST_MAX + 1))
 
 
 def test_every_document_of_the_api_is_a_new_one() -> None:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import ToolCall
+from contracts.journal.parts import ToolCall
 from contracts.tasks import Message
-from inference_worker.history import HISTORY_BYTES_MAX, newest, text_bytes
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
+from inference_worker.turn.history import HISTORY_BYTES_MAX, newest, text_bytes
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
 ASKED = Message("user", "1234")
 CALL = ToolCall("1-0", "add", {})
@@ -43,13 +43,15 @@ ENTRIES = st.lists(st.sampled_from([ASKED, TOLD, CALLED, ANSWERED, OTHER]), max_
     ],
 )
 def test_the_newest_entries_are_kept_from_a_message_of_the_user_on(
-    entries: list[Entry], bytes_max: int, kept: int
+    entries: list[ConversationItem], bytes_max: int, kept: int
 ) -> None:
     assert newest(entries, bytes_max) == entries[len(entries) - kept :]
 
 
 @given(ENTRIES, st.integers(0, 100))
-def test_what_is_kept_is_an_end_that_fits_and_begins_with_the_user(entries: list[Entry], bytes_max: int) -> None:
+def test_what_is_kept_is_an_end_that_fits_and_begins_with_the_user(
+    entries: list[ConversationItem], bytes_max: int
+) -> None:
     kept = newest(entries, bytes_max)
     assert kept == entries[len(entries) - len(kept) :]
     assert text_bytes(kept) <= bytes_max

@@ -6,19 +6,27 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from contracts import events
+from contracts.api.inputs import ApprovalInput, MessageInput, TaskInput, input_request
 from contracts.codec import decode, encode
-from contracts.control import ApprovalCommand, InputCommand, approval_message_id, decode_control, input_message_id
 from contracts.errors import InvalidPayload
-from contracts.events import Stamp, Timings, Usage
 from contracts.identifiers import derived_id, new_id
-from contracts.inputs import ApprovalInput, MessageInput, TaskInput, input_request
+from contracts.journal import events
+from contracts.journal.events import Stamp
+from contracts.journal.parts import Timings, Usage
+from contracts.messages.control import (
+    ApprovalCommand,
+    InputCommand,
+    approval_message_id,
+    decode_control,
+    input_message_id,
+)
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
-from ingress.inputs import command_for, message_id, shows, was_carried_out
-from ingress.requests import parse_task_input
+from ingress.input_decisions import command_for, message_id, shows, was_carried_out
+from ingress.parsing import parse_task_input
 from mesh.errors import IdempotencyMismatch
-from mesh.fold import TaskState, fold
-from mesh.http import RequestRefused
+from mesh.serving.http import RequestRefused
+from mesh.task.fold import fold
+from mesh.task.state import TaskState
 
 TASK = new_id()
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -8,7 +8,7 @@ import mcp_types
 import pytest
 
 from contracts import subjects
-from tool_runner.mcp_tools import declaration, mesh_names, result_of
+from tool_runner.mcp_servers.declarations import declaration, mesh_names, result_of
 from tool_runner.serving import server_of
 
 

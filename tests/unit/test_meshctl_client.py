@@ -9,11 +9,11 @@ from contextlib import aclosing
 import httpx
 import pytest
 
-from contracts import sse
+from contracts.api import sse
+from contracts.api.inputs import ApprovalInput, MessageInput
+from contracts.api.sse import Frame
 from contracts.codec import encode
 from contracts.errors import problem
-from contracts.inputs import ApprovalInput, MessageInput
-from contracts.sse import Frame
 from meshctl import client as client_module
 from meshctl.client import Client, Cursor, Received, Reconnection
 from meshctl.errors import ApiError, StreamBroken, Unreachable

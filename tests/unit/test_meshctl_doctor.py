@@ -12,15 +12,16 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from contracts.providers import Probe, ProviderRecord
-from contracts.status import LaneStatistics, WorkerRecord
-from mesh.provisioning import Difference
-from mesh.settings import Settings
-from meshctl import checks, disk, embedded
-from meshctl.checks import BrokerInfo, Check, Facts, SeenService, StreamsSeen, diagnose, exit_status
-from meshctl.doctor import probe
-from meshctl.home import Home
-from meshctl.tables import checks_table, lanes_table, providers_table, workers_table
+from contracts.records.providers import Probe, ProviderRecord
+from contracts.records.status import LaneStatistics, WorkerRecord
+from mesh.broker.provisioning import Difference
+from mesh.configuration.settings import Settings
+from meshctl.commands.doctor import probe
+from meshctl.diagnosis import checks, disk
+from meshctl.diagnosis.checks import BrokerInfo, Check, Facts, SeenService, StreamsSeen, diagnose, exit_status
+from meshctl.display.tables import checks_table, lanes_table, providers_table, workers_table
+from meshctl.supervision import discovery
+from meshctl.supervision.home import Home
 from tests.support.broker import free_port
 
 ALL_SERVICES = tuple(SeenService(name, "0.1.0", "7") for name in checks.SERVICES)
@@ -151,17 +152,17 @@ def test_the_embedded_broker_of_a_home_is_found_while_it_lives(tmp_path: Path) -
     home = Home(tmp_path)
     home.nats_ports.mkdir()
     settings = Settings(home=tmp_path)
-    assert embedded.at_broker(settings).broker_url == "nats://127.0.0.1:4222"
+    assert discovery.at_broker(settings).broker_url == "nats://127.0.0.1:4222"
     (home.nats_ports / "nats-server_999999999.ports").write_text('{"nats":["nats://127.0.0.1:1"]}')
     (home.nats_ports / "nats-server_x.ports").write_text("{")
-    assert embedded.running_url(home) is None
+    assert discovery.running_url(home) is None
     (home.nats_ports / f"nats-server_{os.getpid()}.ports").write_text('{"nats":["nats://127.0.0.1:7777"]}')
-    assert embedded.at_broker(settings).broker_url == "nats://127.0.0.1:7777"
+    assert discovery.at_broker(settings).broker_url == "nats://127.0.0.1:7777"
     told = Settings(home=tmp_path, nats_port=4333)
-    assert embedded.at_broker(told).broker_url == "nats://127.0.0.1:4333"
-    assert embedded.sync_interval(home) is None
+    assert discovery.at_broker(told).broker_url == "nats://127.0.0.1:4333"
+    assert discovery.sync_interval(home) is None
     home.nats_config.write_text('jetstream {\n  sync_interval: "1s"\n}\n')
-    assert embedded.sync_interval(home) == "1s"
+    assert discovery.sync_interval(home) == "1s"
 
 
 def shown(table: Any) -> list[str]:

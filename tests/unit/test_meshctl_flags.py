@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mesh.settings import Address, load_settings, variable_fields
+from mesh.configuration.settings import Address, load_settings, variable_fields
 from meshctl.__main__ import build_parser
-from meshctl.demo import demo_environment
+from meshctl.commands.demo import demo_environment
 from meshctl.flags import add_setting_flags, environment_with, setting_flags
 
 
@@ -19,6 +20,15 @@ def parse(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A command line, and those of its commands, however deep."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action.choices.values():
+                yield from parsers(choice)
+
+
 def test_each_setting_has_a_flag_a_variable_and_its_own_words() -> None:
     flags = {flag.name: flag for flag in setting_flags()}
     assert list(flags) == [field.name for field in variable_fields()]
@@ -26,6 +36,32 @@ def test_each_setting_has_a_flag_a_variable_and_its_own_words() -> None:
     assert flags["nats_port"].variable == "MESH_NATS_PORT"
     assert flags["nats_port"].help == "Port of the embedded broker; 0 takes a free one. [4222]"
     assert all(len(flag.help) > len("[unset]") + 10 for flag in flags.values())
+
+
+def test_a_flag_names_the_unit_of_its_value() -> None:
+    """A number with a fraction always has one; a number without one counts something, or is a port."""
+    shown = {flag.name: flag.metavar for flag in setting_flags()}
+    for field in variable_fields():
+        unit = field.name.rpartition("_")[2].upper()
+        match str(field.type).removesuffix(" | None"):
+            case "float":
+                assert shown[field.name] == unit, field.name
+            case "int":
+                assert shown[field.name] == (unit if unit == "PORT" else "N"), field.name
+            case _:
+                assert shown[field.name] in ("0|1", "A,B", "HOST:PORT", "PATH", "TEXT", "URL"), field.name
+    assert {"SECONDS", "HOURS", "DAYS", "PERCENT"} <= set(shown.values())
+
+
+def test_no_command_says_seconds_of_anything_else() -> None:
+    in_seconds = {
+        flag
+        for parser in parsers(build_parser())
+        for action in parser._actions
+        for flag in action.option_strings
+        if action.metavar == "SECONDS"
+    }
+    assert in_seconds == {"--ack-wait-seconds", "--drain-seconds", "--deadline"}
 
 
 def test_flags_win_over_variables_and_the_rest_stays() -> None:

@@ -8,21 +8,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from contracts import events
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, TaskmeshError, problem
-from contracts.events import Parent, Stamp, Timings, Usage
-from contracts.status import OpenApproval, OpenQuestion, TaskRecord
+from contracts.journal import events, parts
+from contracts.journal.events import Stamp
+from contracts.journal.parts import Parent, Timings, Usage
+from contracts.records.status import OpenApproval, OpenQuestion, TaskRecord
 from contracts.tasks import TaskRequest
 from meshctl.__main__ import _line
 from meshctl.client import Received
+from meshctl.commands.replies import only_approval
+from meshctl.display.output import printable
+from meshctl.display.rendering import StreamText, first_words, record_text
+from meshctl.display.screen import Screen
+from meshctl.display.tables import tasks_table
+from meshctl.display.transcript import Transcript
 from meshctl.errors import ApiError, MeshctlError
-from meshctl.inputs import only_approval
-from meshctl.output import printable
-from meshctl.rendering import StreamText, first_words, record_text
-from meshctl.screen import Screen
-from meshctl.tables import tasks_table
-from meshctl.transcript import Transcript
 
 TASK = "01m7wh5eyc81mpvdjs4a849g13"
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -120,9 +121,9 @@ def asked_for(n: int, tenant: str = "default") -> events.ApprovalRequested:
 
 def test_a_turn_shows_each_call_and_what_was_decided_on_it() -> None:
     calls = [
-        events.ToolCall("1-0", "shell", {"command": "ls"}, approval=True),
-        events.ToolCall("1-1", "add", {"a": 1}),
-        events.ToolCall("1-2", "nope", {}, error=ErrorInfo("tool-unknown", "there is no such tool")),
+        parts.ToolCall("1-0", "shell", {"command": "ls"}, approval=True),
+        parts.ToolCall("1-1", "add", {"a": 1}),
+        parts.ToolCall("1-2", "nope", {}, error=ErrorInfo("tool-unknown", "there is no such tool")),
     ]
     turn = events.TurnCompleted(
         *stamp(1), turn=1, text="", calls=calls, finish_reason="tool_calls", usage=Usage(), timings=Timings()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from meshctl.errors import HomeBusy
-from meshctl.home import LOG_BYTES_MAX, LOG_TAIL_LINES, Home
-from meshctl.processes import LIVED_SECONDS, Backoff
+from meshctl.supervision.home import LOG_BYTES_MAX, LOG_TAIL_LINES, Home
+from meshctl.supervision.processes import LIVED_SECONDS, Backoff
 
 
 @pytest.fixture

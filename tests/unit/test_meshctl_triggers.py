@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.triggers import TriggerRule
+from contracts.triggers.rules import TriggerRule
 from meshctl.__main__ import build_parser
-from meshctl.triggers import rule_of, rules_table, tried
+from meshctl.commands.triggers import rule_of, rules_table, tried
 
 FLAGS = ("--name", "low", "--signal", "stock.*", "--task", '{"input": "Buy {{payload.sku}}"}')
 FILE = 'name = "low"\ntenant = "acme"\n[on]\nsignal = "stock.*"\n[task]\ninput = "Buy {{payload.sku}}"\n'

@@ -14,14 +14,14 @@ from itertools import product
 import pytest
 from msgspec.structs import replace
 
-from contracts import events
-from contracts.control import RetryCommand
 from contracts.errors import ErrorInfo
-from contracts.work import Work
-from mesh.decisions import decide
-from mesh.dues import Due, due_after, due_replayed
-from mesh.fold import TaskState
-from steward.commands import Settle, decide_command
+from contracts.journal import events, parts
+from contracts.messages.control import RetryCommand
+from contracts.messages.work import Work
+from mesh.task.decisions import decide
+from mesh.task.outbox import OutboxMessage, messages_after, messages_of_replayed
+from mesh.task.state import TaskState
+from steward.command_decisions import CarriedOut, decide_command
 from tests.model import decisions as model
 from tests.model.checker import TooLarge, search
 from tests.model.configurations import SHOWN_BY, named
@@ -104,13 +104,13 @@ def test_the_model_publishes_what_the_code_does(name: str) -> None:
     for journal in journals_of(name):
         state = real_state(journal, configuration.task)
         for step in steps_of(configuration.task):
-            assert bodies_of(due_after(state, step)) == model.due_after(journal, configuration.task, step), told(
+            assert bodies_of(messages_after(state, step)) == model.due_after(journal, configuration.task, step), told(
                 journal, f"what is due after {step}"
             )
             gen = journal.gen(step)
             if gen > 0 and not journal.ended:
                 published = published_by(model.settle_replay(journal, ((step, gen - 1),), ALL_RULES))
-                assert bodies_of(due_replayed(state, step)) == published, told(journal, f"a replay of {step}")
+                assert bodies_of(messages_of_replayed(state, step)) == published, told(journal, f"a replay of {step}")
 
 
 @pytest.mark.parametrize("name", ["a turn, a retry", "a turn, replayed, a retry", "a call, a retry"])
@@ -126,14 +126,14 @@ def test_the_model_carries_out_a_timer_of_a_later_try_as_the_code_does(name: str
                 actor = Actor("steward", 1, 1, journal, (), Body("retry", step, gen, tries=tries))
                 plan = model.decide(journal, configuration.task, actor, True, ALL_RULES)
                 compared[type(outcome).__name__] += 1
-                if isinstance(outcome, Settle):
+                if isinstance(outcome, CarriedOut):
                     assert bodies_of(outcome.again) == published_by(plan), told(journal, str(actor.body))
                 else:
                     assert plan == (model.ASK_LEADER,), told(journal, str(actor.body))
-    assert compared.keys() == {"Settle", "Unknown"}
+    assert compared.keys() == {"CarriedOut", "Unknown"}
 
 
-def bodies_of(dues: Iterable[Due]) -> list[Body]:
+def bodies_of(dues: Iterable[OutboxMessage]) -> list[Body]:
     """Work, and timers of later tries, as the model has them."""
     return [
         Body("retry" if isinstance(payload, RetryCommand) else "work", payload.step, payload.gen, tries=payload.tries)
@@ -212,7 +212,7 @@ def _write(journal: HandMadeJournal, event: Event, task: Task, delay_seconds: fl
             journal.claimed(step, event.gen, message=event.author[0], delivery=event.author[1])
         case "turn.completed":
             completed = HandMadeJournal().turn_completed(turn=turn)
-            calls = [events.ToolCall(call, "add", {}, approval=call in task.approvals) for call in task.calls_of(step)]
+            calls = [parts.ToolCall(call, "add", {}, approval=call in task.approvals) for call in task.calls_of(step)]
             journal.add(
                 events.TurnCompleted,
                 turn=turn,

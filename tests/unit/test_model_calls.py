@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from inference_worker.chunks import RequestedCall
-from inference_worker.model_calls import ARGUMENTS_DEPTH_MAX, CallIds, requested_call
+from inference_worker.dialects.call_names import ARGUMENTS_DEPTH_MAX, CallIds, requested_call
+from inference_worker.models.chunks import RequestedCall
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from contracts.events import Usage
-from inference_worker import openai_stream
-from inference_worker.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
-from inference_worker.openai_stream import Answer
-from inference_worker.provider_errors import ProviderFailed
+from contracts.journal.parts import Usage
+from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.dialects.openai import stream
+from inference_worker.dialects.openai.stream import Answer
+from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
 from tests.support.model_server import chunk, usage
 
 
@@ -219,8 +219,8 @@ def test_an_answer_with_calls_finishes_with_them_whatever_the_server_calls_it(sa
 
 
 def test_calls_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_stream, "CALLS_MAX", 1)
-    monkeypatch.setattr(openai_stream, "ARGUMENTS_BYTES_MAX", 10)
+    monkeypatch.setattr(stream, "CALLS_MAX", 1)
+    monkeypatch.setattr(stream, "ARGUMENTS_BYTES_MAX", 10)
     with pytest.raises(ProviderFailed, match="more than 1 calls"):
         calls(call(0, "c1", "add", ""), call(1, "c2", "add", ""))
     with pytest.raises(ProviderFailed, match="too long"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inference_worker.provider_errors import (
+from inference_worker.dialects.errors import (
     DETAIL_CHARACTERS_MAX,
     RETRY_AFTER_SECONDS_MAX,
     ProviderFailed,

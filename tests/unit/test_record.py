@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from contracts import events
 from contracts.errors import ErrorInfo
-from contracts.events import Timings, Usage
-from contracts.status import OpenDeadLetter
+from contracts.journal import edge_events, events
+from contracts.journal.parts import Timings, Usage
+from contracts.records.status import OpenDeadLetter
 from contracts.tasks import TaskRequest
-from mesh.fold import record, snapshot_turns
+from mesh.task.records import record, snapshot_turns
 from tests.unit.journals import START, TASK, TENANT, HandMadeJournal
 from tests.unit.tellings import CLAIMED, COMPLETED, DEAD, QUEUED, Step, cancel, expire, fail, journal_of, replay
 
@@ -122,6 +122,6 @@ def test_a_snapshot_holds_the_turns_in_order() -> None:
     journal.reasoning("Hm", turn=2)
     journal.delta("sec", turn=2)
     assert snapshot_turns(journal.state) == [
-        events.SnapshotTurn(turn=1, text="first", completed=True),
-        events.SnapshotTurn(turn=2, text="sec", reasoning="Hm", completed=False),
+        edge_events.SnapshotTurn(turn=1, text="first", completed=True),
+        edge_events.SnapshotTurn(turn=2, text="sec", reasoning="Hm", completed=False),
     ]

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from contracts import control
-from contracts.control import AnyCommand
-from contracts.events import StepGen, TaskCompleted, TaskExpired, TaskReplayed
-from contracts.work import ToolWork, TurnWork
-from steward.commands import Outcome, Settle, Unknown, decide_command
+from contracts.journal.events import TaskCompleted, TaskExpired, TaskReplayed
+from contracts.journal.parts import StepGen
+from contracts.messages import control
+from contracts.messages.control import AnyCommand
+from contracts.messages.work import ToolWork, TurnWork
+from steward.command_decisions import CarriedOut, Outcome, Unknown, decide_command
 from tests.unit.commanded import GUARDED, PLAIN, PLAIN_1, Telling, approval_asked, asks, carried_out, journal_of
 from tests.unit.journals import TASK, TENANT
 
@@ -36,7 +37,7 @@ def replay(*steps: tuple[str, int], **edits: Any) -> control.ReplayCommand:
 
 def ids(outcome: Outcome) -> list[str]:
     """The message ids of what goes on."""
-    assert isinstance(outcome, Settle)
+    assert isinstance(outcome, CarriedOut)
     assert outcome.steps == ()
     return [due.message_id.removeprefix(TASK) for due in outcome.again]
 
@@ -50,7 +51,7 @@ def test_a_replay_is_recorded_and_its_steps_go_on_with_the_next_gen() -> None:
     asked = journal.state.asked_for("1-0")
     assert asked is not None
     assert asked.arguments == {"a": 2}
-    assert isinstance(outcome, Settle)
+    assert isinstance(outcome, CarriedOut)
     assert isinstance(outcome.again[0].payload, ToolWork)
     assert (outcome.again[0].payload.arguments, outcome.again[0].payload.gen) == ({"a": 2}, 1)
 
@@ -58,7 +59,7 @@ def test_a_replay_is_recorded_and_its_steps_go_on_with_the_next_gen() -> None:
 def test_the_first_turn_goes_on_in_the_queue_of_later_ones_in_the_pool_that_the_replay_names() -> None:
     journal = journal_of(dead())
     _, outcome = carried_out(journal, replay(("1", 0), pool="small", input="again"))
-    assert isinstance(outcome, Settle)
+    assert isinstance(outcome, CarriedOut)
     (due,) = outcome.again
     assert (due.subject, due.message_id) == (f"turns.small.normal.{TENANT}", f"{TASK}.1.g1")
     assert isinstance(due.payload, TurnWork)
@@ -86,7 +87,7 @@ def test_a_replay_that_comes_again_appends_nothing_and_publishes_what_it_may_hav
     appended, outcome = carried_out(journal, replay(("1", 0)))
     assert appended == []
     assert ids(outcome) == [".1.g1"]
-    assert isinstance(outcome, Settle)
+    assert isinstance(outcome, CarriedOut)
     assert outcome.late
 
 
@@ -96,7 +97,7 @@ def test_a_replay_that_comes_again_leaves_a_later_try_to_its_timer(claimed: bool
     if claimed:
         journal.claimed(gen=1, message=99)
     _, outcome = carried_out(journal, replay(("1", 0)))
-    assert isinstance(outcome, Settle)
+    assert isinstance(outcome, CarriedOut)
     assert [".".join(due.subject.split(".")[:3]) for due in outcome.again] == subjects
     assert ids(outcome) == [".1.g1.t1"]
 
@@ -177,4 +178,4 @@ def test_the_deadline_ends_a_task_with_what_there_is(tellings: list[Telling], ou
     else:
         assert isinstance(event, TaskCompleted)
         assert (event.output, event.incomplete) == (output, "deadline")
-    assert outcome == Settle(("1",), late=True)
+    assert outcome == CarriedOut(("1",), late=True)

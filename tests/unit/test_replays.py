@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import events
-from contracts.control import Edits
-from contracts.dead_letters import ListedDeadLetter, ReplayRequest
+from contracts.api.dead_letters import ListedDeadLetter, ReplayRequest
 from contracts.errors import ErrorInfo, InvalidPayload
-from contracts.events import RecordedEdits, StepGen, ToolCall
 from contracts.identifiers import new_id
+from contracts.journal import events
+from contracts.journal.parts import RecordedEdits, StepGen, ToolCall
+from contracts.messages.control import Edits
 from contracts.tasks import BODY_BYTES_MAX
-from ingress import replays
-from ingress.requests import parse_dead_letter_filter, parse_record_sequence
-from mesh.http import RequestRefused
-from mesh.replays import after_replay, edits_error
-from meshctl.dead_letters import Count, by_task, edits_for
+from ingress import replay_decisions
+from ingress.parsing import parse_dead_letter_filter, parse_record_sequence
+from mesh.serving.http import RequestRefused
+from mesh.task.replays import after_replay, edits_error
+from meshctl.commands.dead_letters import Count, by_task, edits_for
 from tests.unit.journals import HandMadeJournal
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -42,21 +42,21 @@ def gave_up(*calls: str) -> HandMadeJournal:
 
 
 def test_without_steps_all_that_is_open_is_replayed() -> None:
-    assert replays.steps_of(gave_up("1-0", "1-1").state, ReplayRequest()) == ([FIRST, SECOND], False)
-    assert replays.steps_of(gave_up("1-1").state, ReplayRequest()) == ([SECOND], False)
+    assert replay_decisions.steps_of(gave_up("1-0", "1-1").state, ReplayRequest()) == ([FIRST, SECOND], False)
+    assert replay_decisions.steps_of(gave_up("1-1").state, ReplayRequest()) == ([SECOND], False)
 
 
 def test_named_steps_are_replayed_once_each() -> None:
     wanted = ReplayRequest(steps=[SECOND, SECOND])
-    assert replays.steps_of(gave_up("1-0", "1-1").state, wanted) == ([SECOND], False)
+    assert replay_decisions.steps_of(gave_up("1-0", "1-1").state, wanted) == ([SECOND], False)
 
 
 def test_what_was_replayed_is_known_again_also_after_the_end() -> None:
     journal = gave_up("1-0")
     journal.replayed(("1-0", 0))
-    assert replays.steps_of(journal.state, ReplayRequest(steps=[FIRST])) == ([FIRST], True)
+    assert replay_decisions.steps_of(journal.state, ReplayRequest(steps=[FIRST])) == ([FIRST], True)
     journal.completed()
-    assert replays.steps_of(journal.state, ReplayRequest(steps=[FIRST])) == ([FIRST], True)
+    assert replay_decisions.steps_of(journal.state, ReplayRequest(steps=[FIRST])) == ([FIRST], True)
 
 
 @pytest.mark.parametrize("steps", [None, [SECOND], [FIRST, SECOND], [StepGen("1-0", 1)], [StepGen("7", 0)]])
@@ -65,9 +65,9 @@ def test_what_is_not_open_is_refused(steps: list[StepGen] | None) -> None:
     if steps is None:
         journal.replayed(("1-0", 0))
     wanted = ReplayRequest(steps=steps)
-    assert not replays.shows(journal.state, wanted), "the leader is asked before"
+    assert not replay_decisions.shows(journal.state, wanted), "the leader is asked before"
     with pytest.raises(RequestRefused) as refused:
-        replays.steps_of(journal.state, wanted)
+        replay_decisions.steps_of(journal.state, wanted)
     assert refused.value.code == "conflict"
 
 
@@ -76,7 +76,7 @@ def test_an_ended_task_is_not_replayed() -> None:
     journal.cancelled()
     for wanted in (ReplayRequest(), ReplayRequest(steps=[FIRST])):
         with pytest.raises(RequestRefused):
-            replays.steps_of(journal.state, wanted)
+            replay_decisions.steps_of(journal.state, wanted)
 
 
 # What it changes
@@ -110,7 +110,7 @@ def test_what_is_told_beforehand_is_what_the_fold_makes_of_it(
 def test_a_plan_has_what_is_before_and_after() -> None:
     state = gave_up("1-0", "1-1").state
     edits = Edits(arguments={"1-1": {"a": 9}}, model="small")
-    plan = replays.plan(state, after_replay(state, [SECOND], edits), [SECOND], None)  # type: ignore[arg-type]  # unused
+    plan = replay_decisions.plan(state, after_replay(state, [SECOND], edits), [SECOND], None)  # type: ignore[arg-type]  # unused
     assert plan.steps == [StepGen("1-1", 1)]
     assert (plan.request.before.model, plan.request.after.model) == (None, "small")
     assert [(call, each.before, each.after) for call, each in plan.arguments.items()] == [("1-1", {"a": 2}, {"a": 9})]
@@ -120,23 +120,23 @@ def test_arguments_are_only_for_calls_that_are_replayed() -> None:
     state = gave_up("1-0", "1-1").state
     edits = Edits(arguments={"1-1": {"a": 9}})
     assert edits_error(state, edits, ["1-0", "1-1"]) is None
-    replays.check_edits(state, [SECOND], edits, ["default"])
+    replay_decisions.check_edits(state, [SECOND], edits, ["default"])
     with pytest.raises(InvalidPayload, match="call 1-1 is none of the steps"):
-        replays.check_edits(state, [FIRST], edits, ["default"])
+        replay_decisions.check_edits(state, [FIRST], edits, ["default"])
 
 
 def test_a_pool_has_to_be_there() -> None:
     state = gave_up("1-0").state
-    replays.check_edits(state, [FIRST], Edits(pool="other"), ["default", "other"])
+    replay_decisions.check_edits(state, [FIRST], Edits(pool="other"), ["default", "other"])
     with pytest.raises(InvalidPayload, match="there is no pool 'other'"):
-        replays.check_edits(state, [FIRST], Edits(pool="other"), ["default"])
+        replay_decisions.check_edits(state, [FIRST], Edits(pool="other"), ["default"])
 
 
 def test_a_request_with_its_edits_has_a_bound() -> None:
     state = gave_up("1-0").state
-    replays.check_size(after_replay(state, [FIRST], Edits(input="x" * (BODY_BYTES_MAX - 1_000))))
+    replay_decisions.check_size(after_replay(state, [FIRST], Edits(input="x" * (BODY_BYTES_MAX - 1_000))))
     with pytest.raises(RequestRefused) as refused:
-        replays.check_size(after_replay(state, [FIRST], Edits(input="x" * BODY_BYTES_MAX)))
+        replay_decisions.check_size(after_replay(state, [FIRST], Edits(input="x" * BODY_BYTES_MAX)))
     assert refused.value.code == "payload-too-large"
 
 
@@ -154,12 +154,12 @@ def test_a_request_with_its_edits_has_a_bound() -> None:
 def test_a_replay_is_the_same_if_its_edits_are(wanted: Edits | None, recorded: RecordedEdits, *, same: bool) -> None:
     journal = gave_up("1-0", "1-1")
     replayed = [journal.add(events.TaskReplayed, steps=[FIRST], by="test", edits=recorded)]
-    replays.check_recorded(Edits(model="another"), [SECOND], replayed)  # That one is of others.
+    replay_decisions.check_recorded(Edits(model="another"), [SECOND], replayed)  # That one is of others.
     if same:
-        replays.check_recorded(wanted, [FIRST], replayed)
+        replay_decisions.check_recorded(wanted, [FIRST], replayed)
         return
     with pytest.raises(RequestRefused) as refused:
-        replays.check_recorded(wanted, [FIRST], replayed)
+        replay_decisions.check_recorded(wanted, [FIRST], replayed)
     assert refused.value.code == "conflict"
 
 

@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from contracts import events, subjects
+from contracts import subjects
 from contracts.codec import encode
-from mesh.reading import Stored
+from contracts.journal import events
+from mesh.broker.direct_get import Stored
 from steward.retention import REST_SECONDS_MAX, ROUND_SECONDS, deltas_due, pause_seconds, task_may_go
 from tests.unit.journals import START, TASK, TENANT, HandMadeJournal
 

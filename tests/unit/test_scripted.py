@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import Usage
+from contracts.journal.parts import Usage
 from contracts.tasks import Message
-from inference_worker.chunks import Finished, RequestedCall, TextDelta, TurnInput
+from inference_worker.dialects.scripted.model import Pace, ScriptedProvider
+from inference_worker.dialects.scripted.script import Failure, Halfway, Hang, Rate, Say, Script, Text
+from inference_worker.models.chunks import Finished, RequestedCall, TextDelta, TurnInput
 from inference_worker.providers import open_providers
-from inference_worker.script import Failure, Halfway, Hang, Rate, Say, Script, Text
-from inference_worker.scripted import Pace, ScriptedProvider
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
-from mesh.decisions import StepFailed
-from mesh.settings import Settings
+from mesh.configuration.settings import Settings
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
+from mesh.task.failures import StepFailed
 from tests.unit.scripts import SCRIPT, turn_input
 
 
@@ -45,7 +45,9 @@ class Heard:
         return "".join(self.tokens)
 
 
-async def listen(script: str, since: Iterable[Entry] = (), *, exit_allowed: bool = False, **fields: Any) -> Heard:
+async def listen(
+    script: str, since: Iterable[ConversationItem] = (), *, exit_allowed: bool = False, **fields: Any
+) -> Heard:
     heard = Heard()
     provider = ScriptedProvider(exit_allowed=exit_allowed, exit_process=kill)
     try:
@@ -161,7 +163,7 @@ async def test_plain_text_is_answered_word_by_word() -> None:
 
 
 async def test_the_last_message_of_the_user_is_the_script() -> None:
-    messages: list[Entry] = [
+    messages: list[ConversationItem] = [
         Message("system", "!say 9"),
         Message("user", "!say 8"),
         Message("user", "!say 2"),

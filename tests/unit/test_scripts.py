@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.tasks import Message
-from inference_worker.chunks import RequestedCall
-from inference_worker.script import (
+from inference_worker.dialects.scripted.script import (
     EXCERPT_CHARACTERS_MAX,
     TOOL_ANSWERS_MAX,
     Failure,
@@ -21,8 +20,9 @@ from inference_worker.script import (
     plain_answer,
     script_of_turn,
 )
-from mesh.conversation import AssistantTurn, Entry, ToolAnswer
-from mesh.decisions import StepFailed
+from inference_worker.models.chunks import RequestedCall
+from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
+from mesh.task.failures import StepFailed
 from tests.unit.scripts import PARTS, SCRIPT
 
 
@@ -162,7 +162,7 @@ def test_then_ends_a_turn_with_all_that_was_said_of_it() -> None:
 
 
 def test_each_turn_does_its_part() -> None:
-    entries: list[Entry] = [Message("user", SCRIPT)]
+    entries: list[ConversationItem] = [Message("user", SCRIPT)]
     assert script_of_turn(entries) == PARTS[0]
     entries += [AssistantTurn("Two sums.\n"), ToolAnswer("1-0", "add", "3"), ToolAnswer("1-1", "add", "7")]
     assert script_of_turn(entries) == PARTS[1]
@@ -171,28 +171,32 @@ def test_each_turn_does_its_part() -> None:
 
 
 def test_a_plain_message_in_mid_run_does_not_end_a_script_and_a_new_script_begins_anew() -> None:
-    entries: list[Entry] = [Message("user", SCRIPT), AssistantTurn("Two sums.\n"), Message("user", "hurry up")]
+    entries: list[ConversationItem] = [
+        Message("user", SCRIPT),
+        AssistantTurn("Two sums.\n"),
+        Message("user", "hurry up"),
+    ]
     assert script_of_turn(entries) == PARTS[1]
     entries += [Message("user", "!say 2\n!then\n!say 3")]
     assert script_of_turn(entries) == Script((Say(2),))
     assert script_of_turn([*entries, AssistantTurn("t0 t1 ")]) == Script((Say(3),))
 
 
-def answer_to(*entries: Entry) -> str:
+def answer_to(*entries: ConversationItem) -> str:
     (answer,) = script_of_turn([*entries]).acts
     assert isinstance(answer, Text)
     return answer.text
 
 
 def test_behind_a_script_the_answer_is_made_from_what_the_tools_said() -> None:
-    asked: list[Entry] = [Message("user", "!call add\n!call add"), AssistantTurn("")]
+    asked: list[ConversationItem] = [Message("user", "!call add\n!call add"), AssistantTurn("")]
     answers = [ToolAnswer("1-0", "add", "3"), ToolAnswer("1-1", "add", "denied by\nCarol", is_error=True)]
     assert answer_to(*asked, *answers) == "The tools said: 1-0 = 3; 1-1 failed: denied by Carol"
 
 
 def test_what_tools_said_before_the_newest_message_is_no_news() -> None:
     said = ToolAnswer("1-0", "add", "3")
-    entries: list[Entry] = [Message("user", "!call add"), AssistantTurn(""), said, Message("user", "why?")]
+    entries: list[ConversationItem] = [Message("user", "!call add"), AssistantTurn(""), said, Message("user", "why?")]
     assert answer_to(*entries).startswith("You said: why?\n")
     assert answer_to(*entries, AssistantTurn("x"), ToolAnswer("2-0", "add", "4")) == "The tools said: 2-0 = 4"
 

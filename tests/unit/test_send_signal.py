@@ -9,15 +9,16 @@ import pytest
 
 from contracts import headers
 from contracts.codec import decode
-from contracts.events import TaskQueued, Timings, ToolCall, ToolCompleted, ToolFailed, Trigger, TurnCompleted, Usage
+from contracts.journal.events import TaskQueued, ToolCompleted, ToolFailed, TurnCompleted
+from contracts.journal.parts import Timings, ToolCall, Trigger, Usage
 from contracts.tasks import TaskRequest
-from contracts.triggers import SIGNAL_BYTES_MAX
-from mesh.configuration import parse_configuration
+from contracts.triggers.rules import SIGNAL_BYTES_MAX
+from mesh.configuration.mesh_toml import parse_configuration
+from mesh.configuration.settings import Settings
 from mesh.errors import BrokerError
-from mesh.settings import Settings
 from tests.unit.journals import START, FoldedStep, HandMadeJournal, tool_work
 from tool_runner.handler import CallHandler
-from tool_runner.registry import built_in_tools
+from tool_runner.tools.registry import built_in_tools
 
 UNUSED: Any = None
 SETTINGS = Settings(configuration=parse_configuration(b"[tools.send_signal]\nsubjects = ['stock.*', 'orders.>']"))

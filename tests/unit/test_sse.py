@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from contracts import sse
+from contracts.api import sse
+from contracts.api.sse import Decoder, Frame
 from contracts.codec import decode, encode
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.events import EVENT_TYPE_PATTERN, OutputDelta, decode_event
-from contracts.sse import Decoder, Frame
+from contracts.journal.events import EVENT_TYPE_PATTERN, OutputDelta, decode_event
 
 TASK = "01jz8q2v7k3m5n9p0r1s2t4v6w"
 NASTY = st.sampled_from(

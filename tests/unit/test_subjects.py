@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from contracts import subjects
 from contracts.errors import InvalidName
+from tests.support import names
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -52,7 +53,7 @@ BUILDERS = {
     "live": Builder(subjects.live, tasks_of_tenants),
     "dead_letter": Builder(subjects.dead_letter, tasks_of_tenants, subjects.parse_dead_letter),
     "malformed_dead_letter": Builder(subjects.malformed_dead_letter, st.tuples(tenants)),
-    "task_key": Builder(subjects.task_key, tasks_of_tenants, subjects.parse_task_key),
+    "task_key": Builder(subjects.task_key, tasks_of_tenants, names.parse_task_key),
     "lane_key": Builder(subjects.lane_key, st.tuples(lane_names, priorities)),
     "lane_statistics": Builder(subjects.lane_statistics, st.tuples(lane_names, priorities)),
 }
@@ -188,7 +189,7 @@ def test_what_a_parser_takes_was_built(name: str, data: st.DataObject) -> None:
 @given(tenant=tenants, other=tenants, task=task_ids)
 def test_a_key_never_reaches_into_another_tenant(tenant: str, other: str, task: str) -> None:
     key = subjects.task_key(tenant, task)
-    assert subjects.parse_task_key(key) == (tenant, task)
+    assert names.parse_task_key(key) == (tenant, task)
     assert key.startswith(f"{other}.") is (tenant == other)
 
 

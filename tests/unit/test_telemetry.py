@@ -6,8 +6,8 @@ import timeit
 
 import pytest
 
-from mesh import metrics, telemetry
-from mesh.metrics import REGISTRY
+from mesh.telemetry import metrics, traces
+from mesh.telemetry.metrics import REGISTRY
 
 INCOMING = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OTHER = "00-1bf7651916cd43dd8448eb211c80319c-c7ad6b7169203331-01"
@@ -29,7 +29,7 @@ OFF_SECONDS_MAX = 10e-6
 def test_an_endpoint_asks_for_telemetry_unless_the_sdk_is_switched_off(
     environment: dict[str, str], *, asked_for: bool
 ) -> None:
-    assert telemetry.is_asked_for(environment) is asked_for
+    assert traces.is_asked_for(environment) is asked_for
 
 
 @pytest.mark.parametrize(
@@ -44,29 +44,29 @@ def test_an_endpoint_asks_for_telemetry_unless_the_sdk_is_switched_off(
     ],
 )
 def test_a_broken_traceparent_is_none(value: str | None, parsed: str | None) -> None:
-    assert telemetry.parse_traceparent(value) == parsed
+    assert traces.parse_traceparent(value) == parsed
 
 
 def test_a_new_traceparent_is_a_valid_one() -> None:
-    made = telemetry.new_traceparent()
-    assert telemetry.parse_traceparent(made) == made
+    made = traces.new_traceparent()
+    assert traces.parse_traceparent(made) == made
 
 
 def test_without_an_exporter_messages_carry_on_what_came() -> None:
-    assert telemetry.current_traceparent() is None
-    with telemetry.span("claim", INCOMING):
-        assert telemetry.current_traceparent() == INCOMING
-        with telemetry.span("inner"):
-            assert telemetry.current_traceparent() == INCOMING
-        with telemetry.carrying(OTHER):
-            assert telemetry.current_traceparent() == OTHER
-    assert telemetry.current_traceparent() is None
+    assert traces.current_traceparent() is None
+    with traces.span("claim", INCOMING):
+        assert traces.current_traceparent() == INCOMING
+        with traces.span("inner"):
+            assert traces.current_traceparent() == INCOMING
+        with traces.carrying(OTHER):
+            assert traces.current_traceparent() == OTHER
+    assert traces.current_traceparent() is None
 
 
 def test_without_an_exporter_there_are_no_spans_and_errors_pass_through() -> None:
     def fail() -> None:
-        with telemetry.span("failing", INCOMING) as span:
-            telemetry.fail(span, "code")
+        with traces.span("failing", INCOMING) as span:
+            traces.fail(span, "code")
             assert not span.is_recording()
             raise ValueError("as it was")
 

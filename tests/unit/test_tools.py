@@ -9,17 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import events
 from contracts.codec import encode
-from contracts.events import ObjectReference, Timings, ToolCall, Usage
-from contracts.tools import OBJECT_BYTES_MAX, RESULT_BYTES_MAX
-from mesh.decisions import StepFailed
+from contracts.journal import events
+from contracts.journal.parts import ObjectReference, Timings, ToolCall, Usage
+from contracts.records.tools import OBJECT_BYTES_MAX, RESULT_BYTES_MAX
 from mesh.errors import BrokerError, StepLost
+from mesh.task.failures import StepFailed
 from tests.unit.journals import FoldedStep, HandMadeJournal, tool_work
-from tool_runner.arithmetic import ADD, AddArguments
 from tool_runner.handler import CallHandler
 from tool_runner.results import BEGINNING_BYTES
-from tool_runner.tools import AWAITED, Call, Tool, ToolBroke, built_in
+from tool_runner.tools.arithmetic import ADD, AddArguments
+from tool_runner.tools.tool import AWAITED, Call, Tool, ToolBroke, built_in
 
 Run = Callable[[AddArguments, Call], Awaitable[object]]
 TOOLS: dict[str, Tool[Any]] = {"add": ADD}

@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import conditions, subjects, templates, triggers
+from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.conditions import Condition
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.events import CHAIN_RULES_MAX
-from contracts.templates import FieldMissing
-from contracts.triggers import Signal, TriggerPace, TriggerRefused, TriggerRule
-from mesh.reading import Stored
-from mesh.schedules import PutSchedule, RemoveSchedule, decide_schedules
+from contracts.journal.parts import CHAIN_RULES_MAX
+from contracts.triggers import conditions, rules, templates
+from contracts.triggers.conditions import Condition
+from contracts.triggers.rules import Signal, TriggerPace, TriggerRefused, TriggerRule
+from contracts.triggers.templates import FieldMissing
+from mesh.broker.direct_get import Stored
+from mesh.rules.broker_schedules import PutSchedule, RemoveSchedule, decide_schedules
 
 TIME = datetime(2026, 3, 1, 9, 0, tzinfo=UTC)
 PAYLOAD = {
@@ -195,7 +196,7 @@ def test_what_only_looks_like_a_placeholder_is_none(text: str) -> None:
 )
 def test_a_rule_that_makes_no_sense_is_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidPayload, match=reason):
-        triggers.decode_rule(
+        rules.decode_rule(
             encode({"tenant": "acme", "name": "r", "on": {"signal": "a"}, "task": {"input": "x"}} | fields)
         )
 
@@ -218,7 +219,7 @@ def test_a_rule_that_makes_no_sense_is_refused(fields: dict[str, Any], reason: s
 )
 def test_a_rule_of_the_wrong_shape_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidPayload):
-        triggers.decode_rule(
+        rules.decode_rule(
             encode({"tenant": "acme", "name": "r", "on": {"signal": "a"}, "task": {"input": "x"}} | fields)
         )
 
@@ -234,29 +235,29 @@ def test_a_rule_of_the_wrong_shape_is_refused(fields: dict[str, Any]) -> None:
 )
 def test_a_rule_goes_there_and_back(fields: dict[str, Any]) -> None:
     written = {"tenant": "acme", "name": "r", "on": {"signal": "a"}, "task": {"input": "x"}} | fields
-    checked = triggers.decode_rule(encode(written))
-    assert triggers.decode_rule(encode(checked)) == checked
+    checked = rules.decode_rule(encode(written))
+    assert rules.decode_rule(encode(checked)) == checked
 
 
 def test_what_sets_a_rule_off() -> None:
     watching = rule(when=[{"field": "/stock", "op": "eq", "value": 0}], after=5)
-    assert triggers.takes(watching, signal(PAYLOAD, sequence=6))
-    assert not triggers.takes(watching, signal(PAYLOAD, sequence=5)), "it was stored before the rule"
-    assert not triggers.takes(watching, signal({"stock": 1}, sequence=6))
-    assert not triggers.takes(watching, signal(PAYLOAD, "inventory.a.b", sequence=6))
-    assert not triggers.takes(watching, Signal("signals.other.inventory.zero", PAYLOAD, 6, TIME))
-    assert not triggers.takes(rule(signal=None, on={"schedule": "@daily"}), signal(PAYLOAD))
+    assert rules.takes(watching, signal(PAYLOAD, sequence=6))
+    assert not rules.takes(watching, signal(PAYLOAD, sequence=5)), "it was stored before the rule"
+    assert not rules.takes(watching, signal({"stock": 1}, sequence=6))
+    assert not rules.takes(watching, signal(PAYLOAD, "inventory.a.b", sequence=6))
+    assert not rules.takes(watching, Signal("signals.other.inventory.zero", PAYLOAD, 6, TIME))
+    assert not rules.takes(rule(signal=None, on={"schedule": "@daily"}), signal(PAYLOAD))
 
 
 def test_the_task_of_a_signal() -> None:
     buying = rule(task={"input": "Buy {{payload.sku}}", "metadata": {"urgent": "{{payload.urgent}}"}, "tools": ["add"]})
-    request = triggers.request_for(buying, signal(PAYLOAD))
+    request = rules.request_for(buying, signal(PAYLOAD))
     assert (request.input, request.metadata, request.tools) == ("Buy a-1", {"urgent": True}, ["add"])
-    assert triggers.trigger_for(buying, signal(PAYLOAD, chain=("a",))).chain == ["a", "low"]
-    assert triggers.task_id(buying, 7) == triggers.task_id(buying, 7) != triggers.task_id(buying, 8)
-    assert triggers.task_id(rule("other"), 7) != triggers.task_id(rule("low"), 7)
+    assert rules.trigger_for(buying, signal(PAYLOAD, chain=("a",))).chain == ["a", "low"]
+    assert rules.task_id(buying, 7) == rules.task_id(buying, 7) != rules.task_id(buying, 8)
+    assert rules.task_id(rule("other"), 7) != rules.task_id(rule("low"), 7)
     on_schedule = rule(signal=None, on={"schedule": "@daily"})
-    assert triggers.task_id(on_schedule, 7) != triggers.task_id(buying, 7), "sequences of two streams"
+    assert rules.task_id(on_schedule, 7) != rules.task_id(buying, 7), "sequences of two streams"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_the_task_of_a_signal() -> None:
 )
 def test_a_signal_that_makes_no_task(payload: Any, chain: tuple[str, ...], code: str) -> None:
     with pytest.raises((TriggerRefused, FieldMissing)) as refused:
-        triggers.request_for(rule(task={"input": "{{payload.sku}}"}), signal(payload, chain=chain))
+        rules.request_for(rule(task={"input": "{{payload.sku}}"}), signal(payload, chain=chain))
     assert refused.value.code == code
 
 
@@ -285,18 +286,18 @@ def test_a_signal_that_makes_no_task(payload: Any, chain: tuple[str, ...], code:
         ("signals.acme.x", b"", None),
         ("signals.acme.x", b'"\xff"', None),
         ("signals.acme.x", b"[" * 100_000, None),
-        ("signals.acme.x", b'"' + b"x" * triggers.SIGNAL_BYTES_MAX + b'"', None),
+        ("signals.acme.x", b'"' + b"x" * rules.SIGNAL_BYTES_MAX + b'"', None),
         ("signals.acme.x", b"{}", "a,,b"),
         ("signals.acme.x", b"{}", "A"),
     ],
 )
 def test_rubbish_is_no_signal(subject: str, payload: bytes, chain: str | None) -> None:
     with pytest.raises((InvalidName, InvalidPayload)):
-        triggers.read_signal(subject, payload, 1, TIME, chain)
+        rules.read_signal(subject, payload, 1, TIME, chain)
 
 
 def test_any_json_is_a_signal() -> None:
-    tenant, read = triggers.read_signal("signals.acme.a.b", b"[1]", 3, TIME, "first,second")
+    tenant, read = rules.read_signal("signals.acme.a.b", b"[1]", 3, TIME, "first,second")
     assert tenant == "acme"
     assert read == Signal("signals.acme.a.b", [1], 3, TIME, ("first", "second"))
 
@@ -361,14 +362,14 @@ def sending(name: str, takes: str, *sends: str) -> TriggerRule:
 def test_a_rule_that_could_set_itself_off_is_found(
     added: TriggerRule, others: list[TriggerRule], cycle: list[str] | None
 ) -> None:
-    found = triggers.cycle_of(added, others)
+    found = rules.cycle_of(added, others)
     assert (None if found is None else [each.name for each in found]) == cycle
 
 
 def test_a_cycle_is_explained() -> None:
-    cycle = triggers.cycle_of(sending("a", "x", "y"), [sending("b", "y", "x")])
+    cycle = rules.cycle_of(sending("a", "x", "y"), [sending("b", "y", "x")])
     assert cycle is not None
-    assert triggers.explain(cycle) == (
+    assert rules.explain(cycle) == (
         "rule a would set itself off: a may send y, and b takes y; b may send x, and a takes x. Narrow it with `sends`"
     )
 
@@ -380,7 +381,7 @@ def test_no_minute_has_more_than_the_pace_allows() -> None:
     pace, started = TriggerPace(), []
     now = 1_000.0
     for sequence in range(1, 40):
-        while not isinstance(admitted := triggers.admitted(pace, sequence, 3, now), TriggerPace):
+        while not isinstance(admitted := rules.admitted(pace, sequence, 3, now), TriggerPace):
             assert admitted > 0
             now += admitted
         pace = admitted
@@ -390,14 +391,14 @@ def test_no_minute_has_more_than_the_pace_allows() -> None:
 
 
 def test_a_signal_that_comes_again_takes_no_second_place() -> None:
-    pace = triggers.admitted(TriggerPace(), 1, 1, 1_000.0)
+    pace = rules.admitted(TriggerPace(), 1, 1, 1_000.0)
     assert isinstance(pace, TriggerPace)
-    assert triggers.admitted(pace, 1, 1, 1_001.0) is pace
-    assert triggers.admitted(pace, 2, 1, 1_001.0) == 59.0
+    assert rules.admitted(pace, 1, 1, 1_001.0) is pace
+    assert rules.admitted(pace, 2, 1, 1_001.0) == 59.0
 
 
 def test_a_clock_that_was_wrong_holds_nobody_up() -> None:
-    assert isinstance(triggers.admitted(TriggerPace([(1, 9_999.0)]), 2, 1, 1_000.0), TriggerPace)
+    assert isinstance(rules.admitted(TriggerPace([(1, 9_999.0)]), 2, 1, 1_000.0), TriggerPace)
 
 
 # Schedules

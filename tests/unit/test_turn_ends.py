@@ -8,13 +8,13 @@ from datetime import timedelta
 
 import pytest
 
-from contracts import events
-from contracts.events import Usage
-from inference_worker import attempts
-from inference_worker.chunks import Finished, ReasoningDelta, TextDelta
+from contracts.journal import events, parts
+from contracts.journal.parts import Usage
+from inference_worker.models.chunks import Finished, ReasoningDelta, TextDelta
+from inference_worker.turn import attempts
 from mesh.clock import now
-from mesh.decisions import StepFailed
 from mesh.errors import StepLost
+from mesh.task.failures import StepFailed
 from tests.support.patience import stretched
 from tests.unit.journals import START, HandMadeJournal
 from tests.unit.played import END, HEAD, STOP, Event, PlayedProvider, claimed_step, deltas, last, turn_handler
@@ -54,7 +54,7 @@ async def test_a_bug_of_a_provider_is_not_taken_for_an_answer() -> None:
     ("finish_reason", "incomplete"), [("stop", None), ("length", "max_output_tokens"), ("content_filter", None)]
 )
 async def test_the_end_says_whether_something_is_missing(
-    finish_reason: events.FinishReason, incomplete: str | None
+    finish_reason: parts.FinishReason, incomplete: str | None
 ) -> None:
     step = claimed_step()
     finished = Finished(finish_reason=finish_reason, usage=Usage(1, 1))

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import events
-from contracts.events import Usage
+from contracts.journal import events, parts
+from contracts.journal.parts import Usage
 from contracts.streams import MESSAGE_BYTES_MAX
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
-from inference_worker import attempts
-from inference_worker.attempts import clip
-from inference_worker.chunks import ReasoningDelta, TextDelta, TurnInput
-from inference_worker.scripted import ScriptedProvider
-from inference_worker.turns import TurnHandler, failed_tries
-from mesh.conversation import opening
-from mesh.decisions import StepFailed
+from inference_worker.dialects.scripted.model import ScriptedProvider
+from inference_worker.models.chunks import ReasoningDelta, TextDelta, TurnInput
+from inference_worker.turn import attempts
+from inference_worker.turn.attempts import clip
+from inference_worker.turn.turns import TurnHandler, failed_tries
+from mesh.task.conversation import opening
+from mesh.task.failures import StepFailed
 from tests.unit.journals import START, HandMadeJournal
 from tests.unit.played import END, HEAD, STOP, PlayedProvider, claimed_step, deltas, last, turn_handler
 
@@ -97,7 +97,7 @@ async def test_a_turn_without_text_completes_with_none() -> None:
     ],
 )
 async def test_a_completed_turn_whose_task_lacks_its_end_only_gets_that(
-    finish_reason: events.FinishReason, deadline_seconds: float | None, incomplete: str | None
+    finish_reason: parts.FinishReason, deadline_seconds: float | None, incomplete: str | None
 ) -> None:
     journal = HandMadeJournal()
     deadline = None if deadline_seconds is None else START + timedelta(seconds=deadline_seconds)

@@ -8,15 +8,15 @@ import msgspec
 import pytest
 
 from contracts.codec import encode
-from contracts.events import EVENT_TYPES, TERMINAL_TYPES, EventHead
+from contracts.journal.events import EVENT_TYPES, TERMINAL_TYPES, EventHead
+from contracts.messages.notifications import EVENT_BYTES_MAX, MILESTONES, event_types, notification
+from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY
-from contracts.status import links_of
 from contracts.streams import EVENTS, WEBHOOK_CONSUMER_PREFIX, webhook_consumers
-from contracts.webhooks import EVENT_BYTES_MAX, MILESTONES, event_types, notification
-from mesh.configuration import parse_configuration
+from mesh.configuration.mesh_toml import parse_configuration
+from mesh.configuration.webhook_tables import WEBHOOKS_MAX, WebhookConfiguration, parse_webhooks, signing_keys
 from mesh.errors import SettingsError
 from mesh.retry_after import parse_retry_after
-from mesh.webhook_configuration import WEBHOOKS_MAX, WebhookConfiguration, parse_webhooks, signing_keys
 from steward.endpoints import Failure, failure_of
 from steward.webhooks import Again, GiveUp, decide_failure, wish_of
 from tests.support.webhook_receiver import SECRET

@@ -1,0 +1,32 @@
+"""Types of fields that messages, records and events share: their patterns and bounds."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta
+
+from contracts.codec import exactly
+from contracts.subjects import (
+    CALL_PATTERN,
+    LANE_NAME_PATTERN,
+    SIGNAL_FILTER_PATTERN,
+    STEP_PATTERN,
+    TASK_PATTERN,
+    TENANT_PATTERN,
+)
+
+# What reaches a subject is checked once more by contracts.subjects.
+Id = Annotated[str, exactly(TASK_PATTERN, 26)]
+Tenant = Annotated[str, exactly(TENANT_PATTERN)]
+LaneName = Annotated[str, exactly(LANE_NAME_PATTERN)]
+Call = Annotated[str, exactly(CALL_PATTERN)]
+SignalFilter = Annotated[str, exactly(SIGNAL_FILTER_PATTERN, 256)]
+"""Signals below a tenant: `inventory.*`."""
+Step = Annotated[str, exactly(STEP_PATTERN)]
+"""A turn (`"1"`) or a call (`"1-0"`)."""
+Count = Annotated[int, Meta(ge=0)]
+Ordinal = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Time = Annotated[datetime, Meta(tz=True)]

@@ -1,0 +1,120 @@
+"""The HTTP API as an OpenAPI 3.1 document: operations by hand, over schemas that come from the wire types.
+
+Two services share it. The ingress takes tasks and tells how they stand; the stream edge sends their events.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contracts import VERSION
+from contracts.generation.openapi_dead_letters import (
+    drop_dead_letters,
+    drop_malformed,
+    list_dead_letters,
+    read_dead_letters,
+    read_malformed,
+    replay_task,
+)
+from contracts.generation.openapi_parts import (
+    component_schemas,
+    json_answer,
+    parameters,
+    problem_responses,
+    problems,
+    response_headers,
+)
+from contracts.generation.openapi_tasks import cancel_task, follow_task, list_tasks, read_task, send_input, submit_task
+
+INGRESS = {"url": "http://127.0.0.1:8080", "description": "Ingress (MESH_INGRESS_ADDRESS)"}
+STREAM_EDGE = {"url": "http://127.0.0.1:8081", "description": "Stream edge (MESH_EDGE_ADDRESS)"}
+
+_DESCRIPTION = """\
+Submit AI tasks, ask how they stand, and follow their events.
+
+A task belongs to the tenant named by `Mesh-Tenant`. Tasks of other tenants, and ids that can't be one, look like
+tasks that do not exist. Readers ignore fields that they don't know; answers only gain fields. Every error is a
+problem document (RFC 9457) whose `code` is stable: match that, never the text.
+"""
+
+
+def openapi() -> dict[str, Any]:
+    """The whole document. A new one at each call."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "taskmesh",
+            "version": VERSION,
+            "summary": "Durable AI tasks over NATS JetStream",
+            "description": _DESCRIPTION,
+        },
+        "servers": [INGRESS],
+        "tags": [
+            {"name": "tasks", "description": "What was asked for, and how it stands."},
+            {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
+            {"name": "events", "description": "A task's journal as Server-Sent Events."},
+            {"name": "health", "description": "For supervisors and load balancers."},
+            {"name": "schema", "description": "This document."},
+        ],
+        "paths": {
+            "/v1/tasks": {"post": submit_task(), "get": list_tasks()},
+            "/v1/tasks/{id}": {"get": read_task()},
+            "/v1/tasks/{id}/cancel": {"post": cancel_task()},
+            "/v1/tasks/{id}/inputs": {"post": send_input()},
+            "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": follow_task()},
+            "/v1/dead-letters": {"get": list_dead_letters()},
+            "/v1/dead-letters/{id}": {"get": read_dead_letters(), "delete": drop_dead_letters()},
+            "/v1/dead-letters/{id}/replay": {"post": replay_task()},
+            "/v1/dead-letters/malformed/{record_sequence}": {"get": read_malformed(), "delete": drop_malformed()},
+            "/health/live": {"servers": [INGRESS, STREAM_EDGE], "get": _live()},
+            "/health/ready": {"servers": [INGRESS, STREAM_EDGE], "get": _ready()},
+            "/schema": {"get": _schema()},
+        },
+        "components": {
+            "parameters": parameters(),
+            "headers": response_headers(),
+            "responses": problem_responses(),
+            "schemas": component_schemas(),
+        },
+    }
+
+
+# Operations
+
+
+def _live() -> dict[str, Any]:
+    return {
+        "operationId": "checkLive",
+        "tags": ["health"],
+        "summary": "Whether the process answers",
+        "responses": {"200": json_answer("It does.", "Health"), **problems()},
+    }
+
+
+def _ready() -> dict[str, Any]:
+    return {
+        "operationId": "checkReady",
+        "tags": ["health"],
+        "summary": "Whether the process can do its work",
+        "responses": {
+            "200": json_answer("Everything that it needs is well.", "Health"),
+            "503": json_answer("Something is not: `checks` says what.", "Health"),
+            **problems(),
+        },
+    }
+
+
+def _schema() -> dict[str, Any]:
+    content = {"application/vnd.oai.openapi+json": {"schema": {"type": "object"}}}
+    return {
+        "operationId": "getSchema",
+        "tags": ["schema"],
+        "summary": "This document",
+        "responses": {"200": {"description": "OpenAPI 3.1.", "content": content}, **problems()},
+    }
+
+
+# Components
+
+
+# Parts

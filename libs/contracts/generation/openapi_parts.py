@@ -1,0 +1,162 @@
+"""Parts of the OpenAPI document that its operations share: parameters, headers, responses, schemas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from contracts import errors, headers, subjects, tasks
+from contracts.api import dead_letters, inputs
+from contracts.generation.schemas import components, exact_pattern
+from contracts.records import status
+
+LIST_DEFAULT = 50
+LIST_MAX = 100
+CURSOR_PATTERN = "[0-9]{1,18}"
+IDEMPOTENCY_KEY_PATTERN = r"[\x20-\x7e]+"
+JSON_TYPE = "application/json"
+_REF = "#/components/schemas/{name}"
+
+
+def parameters() -> dict[str, Any]:
+    wait = f"`wait=N` (RFC 7240): wait up to N seconds for the end; more than {tasks.WAIT_SECONDS_MAX} count as that."
+    tenant = {**string(subjects.TENANT_PATTERN), "default": "default"}
+    key = {**string(IDEMPOTENCY_KEY_PATTERN), "maxLength": tasks.IDEMPOTENCY_KEY_CHARACTERS_MAX}
+    return {
+        "TaskId": {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "description": "A task's id. What can't be one is answered as what does not exist.",
+            "schema": string(subjects.TASK_PATTERN),
+        },
+        "RecordSequence": {
+            "name": "record_sequence",
+            "in": "path",
+            "required": True,
+            "description": "The stream sequence of the record in DEAD_LETTERS, as the list says.",
+            "schema": string("[1-9][0-9]{0,17}"),
+        },
+        "Tenant": in_header(headers.HTTP_TENANT, tenant, "Whose tasks these are."),
+        "IdempotencyKey": in_header(
+            headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating the request safe: one key is one task of the tenant."
+        ),
+        "InputIdempotencyKey": in_header(
+            headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating a message safe: one key is one message to the task."
+        ),
+        "Prefer": in_header(headers.HTTP_PREFER, {"type": "string", "examples": ["wait=30"]}, wait),
+        "Traceparent": in_header(
+            headers.TRACEPARENT, {"type": "string"}, "W3C trace context, carried into every step of the task."
+        ),
+        "LastEventId": in_header(
+            headers.HTTP_LAST_EVENT_ID,
+            string(CURSOR_PATTERN),
+            "Sequence to go on after: the id of the last frame received. A browser sends it by itself.",
+        ),
+    }
+
+
+def response_headers() -> dict[str, Any]:
+    return {
+        "Location": {"description": "Path of the task.", "schema": {"type": "string"}},
+        "PreferenceApplied": {"description": "The wait that was granted.", "schema": {"type": "string"}},
+        "RetryAfter": {
+            "description": "Whole seconds after which another try has a fair chance.",
+            "schema": {"type": "integer", "minimum": 1},
+        },
+        "NoStore": {"description": "Answers of a moment are not cached.", "schema": {"const": "no-store"}},
+        "NoBuffering": {"description": "Tells proxies not to gather frames.", "schema": {"const": "no"}},
+    }
+
+
+def problem_responses() -> dict[str, Any]:
+    codes_by_status: dict[int, list[str]] = {}
+    for code, number in errors.HTTP_STATUS_BY_CODE.items():
+        codes_by_status.setdefault(number, []).append(code)
+    responses = {}
+    for number, codes in sorted(codes_by_status.items()):
+        text = "; ".join(f"`{code}`: {errors.TITLE_BY_CODE[code]}" for code in codes)
+        response = _problem_response(f"{text}.")
+        if number in (429, 503):
+            response["headers"] = {"Retry-After": header("RetryAfter")}
+        responses[f"Problem{number}"] = response
+    return {**responses, "Problem": _problem_response("Any other error.")}
+
+
+def _problem_response(description: str) -> dict[str, Any]:
+    return {"description": description, "content": {"application/problem+json": {"schema": ref("Problem")}}}
+
+
+def component_schemas() -> dict[str, Any]:
+    kinds: list[type[Struct]] = [
+        tasks.TaskRequest,
+        inputs.MessageInput,
+        inputs.ApprovalInput,
+        status.TaskAccepted,
+        status.TaskRecord,
+        status.TaskList,
+        dead_letters.DeadLetterList,
+        dead_letters.TaskDeadLetters,
+        dead_letters.ReplayRequest,
+        dead_letters.ReplayAccepted,
+        dead_letters.ReplayPlan,
+        status.Health,
+        errors.Problem,
+    ]
+    found = components(kinds, _REF)
+    found["TaskInput"] = {
+        "title": "TaskInput",
+        "description": "What a client says to a task that goes on, told apart by `kind`.",
+        "oneOf": [ref(kind.__name__) for kind in (inputs.MessageInput, inputs.ApprovalInput)],
+        "discriminator": {
+            "propertyName": "kind",
+            "mapping": {"message": ref("MessageInput")["$ref"], "approval": ref("ApprovalInput")["$ref"]},
+        },
+    }
+    found["Problem"]["properties"]["code"]["enum"] = list(errors.HTTP_STATUS_BY_CODE)
+    return found
+
+
+def ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def parameter(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/parameters/{name}"}
+
+
+def header(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/headers/{name}"}
+
+
+def string(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": exact_pattern(pattern)}
+
+
+def query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def in_header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": schema}
+
+
+_HEADER_NAMES = {
+    "Location": "Location",
+    "PreferenceApplied": "Preference-Applied",
+    "NoStore": "Cache-Control",
+}
+
+
+def json_answer(description: str, schema: str, headers: tuple[str, ...] = ()) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": description, "content": {JSON_TYPE: {"schema": ref(schema)}}}
+    if headers:
+        response["headers"] = {_HEADER_NAMES[name]: header(name) for name in headers}
+    return response
+
+
+def problems(*numbers: str) -> dict[str, Any]:
+    """Problem documents for these statuses, and one for whatever else may go wrong."""
+    found = {number: {"$ref": f"#/components/responses/Problem{number}"} for number in numbers}
+    return {**found, "default": {"$ref": "#/components/responses/Problem"}}

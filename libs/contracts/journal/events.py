@@ -1,0 +1,385 @@
+"""The events of a journal: what has happened to a task, in the past tense.
+
+A journal lives on two subjects, milestones on `.log`, tokens and progress on `.delta`; both together are
+ordered by stream sequence and by `n`, which counts 0, 1, 2 … per task, dense as written. Events only ever
+gain fields. Readers skip types they don't know, and count them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from contracts.codec import decode, exactly
+from contracts.errors import ErrorInfo
+from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
+from contracts.journal.parts import (
+    FinishReason,
+    Incomplete,
+    ObjectReference,
+    Parent,
+    RecordedEdits,
+    StepGen,
+    Timings,
+    ToolCall,
+    Trigger,
+    Usage,
+)
+from contracts.tasks import Priority, TaskRequest
+
+MESSAGE_CHARACTERS_MAX = 1_000
+EVENT_TYPE_PATTERN = r"[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}"
+
+
+class Stamp(NamedTuple):
+    """The fields that every event begins with, in their order: `OutputDelta(*stamp, turn=1, text="…")`."""
+
+    id: str
+    task: str
+    tenant: str
+    n: int
+    time: datetime
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+    """The fields of every event. `id` is a ULID of its own; `time` is RFC 3339 in UTC."""
+
+    id: Id
+    task: Id
+    tenant: Tenant
+    n: Count
+    time: Time
+
+
+class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
+    """Accepted, at `accepted_at`: the first event of every journal, whoever writes it and however late."""
+
+    request: TaskRequest
+    pool: LaneName
+    priority: Priority
+    fingerprint: str
+    accepted_at: Time
+    deadline: Time | None = None
+    parent: Parent | None = None
+    trigger: Trigger | None = None
+    budget_tokens: Ordinal | None = None
+    """How many tokens, read and put out, the turns may use up together."""
+
+
+class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
+    """A worker took a step. `message` is the stream sequence of the work message that the step is bound to."""
+
+    step: Step
+    gen: Count
+    message: Ordinal
+    worker: str
+    delivery: Ordinal
+    turn: Ordinal
+    attempt: Ordinal | None = None
+    provider: str | None = None
+    model: str | None = None
+    call: Call | None = None
+    tool: LaneName | None = None
+
+
+class OutputDelta(Event, frozen=True, kw_only=True, tag="output.delta"):
+    """More of a turn's text."""
+
+    turn: Ordinal
+    text: str
+
+
+class ReasoningDelta(Event, frozen=True, kw_only=True, tag="reasoning.delta"):
+    """More of a turn's reasoning."""
+
+    turn: Ordinal
+    text: str
+
+
+class TurnRestarted(Event, frozen=True, kw_only=True, tag="turn.restarted"):
+    """The turn is generated again: forget its deltas from n = `discard_from` on."""
+
+    turn: Ordinal
+    attempt: Ordinal
+    discard_from: Count
+    reason: str
+
+
+class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
+    """A turn's whole text, and the calls it asks for.
+
+    `blocks` is what the provider wants to see again in the next turn as it was, such as signed thinking; opaque.
+    """
+
+    turn: Ordinal
+    text: str
+    reasoning: str | None = None
+    calls: list[ToolCall] = []
+    blocks: list[Any] | None = None
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class ToolProgress(Event, frozen=True, kw_only=True, tag="tool.progress"):
+    """How far a call is."""
+
+    turn: Ordinal
+    call: Call
+    tool: LaneName
+    progress: float
+    total: float | None = None
+    message: str | None = None
+
+
+class ToolCompleted(Event, frozen=True, kw_only=True, tag="tool.completed"):
+    """A call's recorded result. One that is too large lies in `object`, and `result` is the beginning of its JSON."""
+
+    turn: Ordinal
+    call: Call
+    tool: LaneName
+    result: Any
+    object: ObjectReference | None = None
+    timings: Timings
+
+
+class ToolFailed(Event, frozen=True, kw_only=True, tag="tool.failed"):
+    """A call that ended without a result; `unknown`: it may have had its effect."""
+
+    turn: Ordinal
+    call: Call
+    tool: LaneName
+    error: ErrorInfo
+    outcome: Literal["failed", "unknown"]
+
+
+class ApprovalRequested(Event, frozen=True, kw_only=True, tag="approval.requested"):
+    """A call waits for a person."""
+
+    call: Call
+    tool: LaneName
+    arguments: dict[str, Any]
+    expires_at: Time
+
+
+class ApprovalResolved(Event, frozen=True, kw_only=True, tag="approval.resolved"):
+    """A person, or the clock, has decided on a call. Denied or expired, this is the call's result."""
+
+    call: Call
+    decision: Literal["approved", "denied", "expired"]
+    by: str
+    reason: str | None = None
+
+
+class InputRequested(Event, frozen=True, kw_only=True, tag="input.requested"):
+    """The task asks its user, and waits: a call of the tool `ask_user`."""
+
+    question: str
+    call: Call | None = None
+    expires_at: Time | None = None
+
+
+class InputReceived(Event, frozen=True, kw_only=True, tag="input.received"):
+    """A message of the user in mid-run. With `call` it answers that question, and is the call's result.
+
+    `command` is the message id of the command that brought it: the same command is carried out once.
+    """
+
+    text: str
+    by: str
+    mode: Literal["append", "redirect"]
+    call: Call | None = None
+    command: str | None = None
+
+
+class SubtaskStarted(Event, frozen=True, kw_only=True, tag="subtask.started"):
+    """A call became a task of its own."""
+
+    call: Call
+    child: Id
+
+
+class SubtaskCompleted(Event, frozen=True, kw_only=True, tag="subtask.completed"):
+    """A child has ended: the result of the call that it stands for."""
+
+    call: Call
+    child: Id
+    status: str
+    output: str | None = None
+    error: ErrorInfo | None = None
+
+
+class ModelSwitched(Event, frozen=True, kw_only=True, tag="model.switched"):
+    """Another model goes on with a turn, at `provider`; where the context was too long, with later turns too."""
+
+    from_model: str = msgspec.field(name="from")
+    to_model: str = msgspec.field(name="to")
+    reason: Literal["context", "latency", "unavailable", "cost"]
+    turn: Ordinal | None = None
+    provider: str | None = None
+
+
+class ModelHedged(Event, frozen=True, kw_only=True, tag="model.hedged"):
+    """A model was asked for a turn beside a slow one: the first that gives a token goes on."""
+
+    turn: Ordinal
+    model: str
+    provider: str
+
+
+class ContextCompacted(Event, frozen=True, kw_only=True, tag="context.compacted"):
+    """The conversation was too long: from here on the model is shown at most half of `bytes_before`.
+
+    Both count bytes of UTF-8; `bytes_kept` is what is left of it now.
+    """
+
+    turn: Ordinal
+    bytes_before: Count
+    bytes_kept: Count
+
+
+class TaskRetrying(Event, frozen=True, kw_only=True, tag="task.retrying"):
+    """A try of a step failed; the next comes after `delay_seconds`. `tries` counts the failed ones of this gen.
+
+    `message` is the error's, for people. `timer`: the step's message was taken from its queue, and a timer brings it
+    again then.
+    """
+
+    step: Step
+    gen: Count = 0
+    reason: str
+    delay_seconds: Seconds
+    tries: Ordinal
+    timer: bool = False
+    message: Annotated[str, Meta(max_length=MESSAGE_CHARACTERS_MAX)] | None = None
+
+
+class TaskDeadLettered(Event, frozen=True, kw_only=True, tag="task.dead_lettered"):
+    """A step gave up and waits to be repaired. A pause, not an end."""
+
+    step: Step
+    gen: Count
+    error: ErrorInfo
+    deliveries: Count
+
+
+class TaskReplayed(Event, frozen=True, kw_only=True, tag="task.replayed"):
+    """Dead-lettered steps go on; each is published again with gen + 1.
+
+    Of what `edits` changes, all that follows counts with the change.
+    """
+
+    steps: Annotated[list[StepGen], Meta(min_length=1)]
+    by: str
+    edits: RecordedEdits | None = None
+    reason: str | None = None
+
+
+class TaskCompleted(Event, frozen=True, kw_only=True, tag="task.completed"):
+    """The end: there is an output. `incomplete` says why there is not more of it."""
+
+    output: str
+    incomplete: Incomplete | None = None
+    usage: Usage
+    timings: Timings
+
+
+class TaskFailed(Event, frozen=True, kw_only=True, tag="task.failed"):
+    """The end: the request itself could not be carried out."""
+
+    error: ErrorInfo
+
+
+class TaskCancelled(Event, frozen=True, kw_only=True, tag="task.cancelled"):
+    """The end: somebody stopped it. `output` is what there was."""
+
+    output: str | None = None
+    by: str | None = None
+    reason: str | None = None
+
+
+class TaskExpired(Event, frozen=True, kw_only=True, tag="task.expired"):
+    """The end: its deadline passed before it could run."""
+
+    output: str | None = None
+    by: str | None = None
+
+
+JournalEvent = (
+    TaskQueued
+    | StepClaimed
+    | OutputDelta
+    | ReasoningDelta
+    | TurnRestarted
+    | TurnCompleted
+    | ToolProgress
+    | ToolCompleted
+    | ToolFailed
+    | ApprovalRequested
+    | ApprovalResolved
+    | InputRequested
+    | InputReceived
+    | SubtaskStarted
+    | SubtaskCompleted
+    | ModelSwitched
+    | ModelHedged
+    | ContextCompacted
+    | TaskRetrying
+    | TaskDeadLettered
+    | TaskReplayed
+    | TaskCompleted
+    | TaskFailed
+    | TaskCancelled
+    | TaskExpired
+)
+TerminalEvent = TaskCompleted | TaskFailed | TaskCancelled | TaskExpired
+
+EVENT_TYPES: tuple[type[Event], ...] = JournalEvent.__args__
+TERMINAL_TYPES = frozenset({"task.completed", "task.failed", "task.cancelled", "task.expired"})
+DELTA_TYPES = frozenset({"output.delta", "reasoning.delta", "tool.progress"})
+_DELTAS = (OutputDelta, ReasoningDelta, ToolProgress)
+
+
+class EventHead(msgspec.Struct, frozen=True):
+    """What must be known of any event, also of one whose type is news."""
+
+    type: Annotated[str, exactly(EVENT_TYPE_PATTERN)]
+    id: Id
+    task: Id
+    tenant: Tenant
+    n: Count
+
+
+class UnknownEvent(msgspec.Struct, frozen=True):
+    """An event of a type that this version does not know: skipped, and counted."""
+
+    head: EventHead
+
+
+def decode_event(payload: bytes) -> JournalEvent | UnknownEvent:
+    """Decode a stored event. Raises `InvalidPayload` if it is none, or a known type with wrong fields."""
+    head = decode(payload, EventHead)
+    if head.type not in _KNOWN_TYPES:
+        return UnknownEvent(head)
+    return decode(payload, JournalEvent)  # type: ignore[arg-type]  # a union is no type to mypy
+
+
+def decode_head(payload: bytes) -> EventHead:
+    """Decode only what every event has: cheaper, and works for types that are news."""
+    return decode(payload, EventHead)
+
+
+def event_type(event: Event) -> str:
+    """The wire name of an event's type, e.g. `turn.completed`."""
+    return str(event.__struct_config__.tag)
+
+
+def is_delta(event: Event) -> bool:
+    """True if the event belongs on `.delta`."""
+    return isinstance(event, _DELTAS)
+
+
+_KNOWN_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in EVENT_TYPES)

@@ -1,0 +1,95 @@
+"""What events are made of: usage, calls, origins, edits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from contracts.errors import ErrorInfo
+from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, SignalFilter, Step
+from contracts.tasks import RequestInput, RequestModel
+
+CALLS_EDITED_MAX = 64
+CHAIN_RULES_MAX = 8
+"""How many rules may set one another off, one after the other."""
+SENDS_MAX = 32
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+Incomplete = Literal["deadline", "max_output_tokens", "max_turns", "budget"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that the provider counted."""
+
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Seconds in the queue, from claim to first token, and from claim to end."""
+
+    queued_seconds: Seconds | None = None
+    first_token_seconds: Seconds | None = None
+    total_seconds: Seconds | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that a model asked for, and what was decided on it when its turn was completed.
+
+    `approval`: a person has to agree first. `error`: it can't be carried out at all (no such tool, arguments that are
+    no JSON), and is answered with `tool.failed` at once.
+    """
+
+    call: Call
+    tool: LaneName
+    arguments: dict[str, Any]
+    approval: bool = False
+    error: ErrorInfo | None = None
+
+
+class Parent(msgspec.Struct, frozen=True):
+    """The call that a sub-task stands for. `depth` is 1 for a child of a task that has no parent itself."""
+
+    task: Id
+    call: Call
+    depth: Ordinal
+
+
+class Trigger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What started a task that nobody asked for: a rule, and the signal or firing that it took.
+
+    `signal` is the sequence in SIGNALS, or of a firing in TIMERS. `chain` is the rules that led here, this one last.
+    `sends`: the only signals that the task may send, as filters below its tenant; absent, the settings alone say.
+    """
+
+    rule: LaneName
+    signal: Ordinal
+    chain: Annotated[list[LaneName], Meta(min_length=1, max_length=CHAIN_RULES_MAX)]
+    sends: Annotated[list[SignalFilter], Meta(max_length=SENDS_MAX)] | None = None
+
+
+class ObjectReference(msgspec.Struct, frozen=True):
+    """A result that is too large for an event, as JSON in an object store bucket. `digest` is `SHA-256=<base64url>`."""
+
+    bucket: str
+    name: str
+    size: Count
+    digest: str
+
+
+class StepGen(msgspec.Struct, frozen=True):
+    """A step and the number of its replays."""
+
+    step: Step
+    gen: Count
+
+
+class RecordedEdits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a replay changed of its task from there on. `arguments` holds new ones by call, in place of the old."""
+
+    instructions: Annotated[str, Meta(min_length=1)] | None = None
+    input: RequestInput | None = None
+    model: RequestModel | None = None
+    pool: LaneName | None = None
+    arguments: Annotated[dict[Call, dict[str, Any]], Meta(max_length=CALLS_EDITED_MAX)] | None = None

@@ -1,0 +1,194 @@
+"""Status records: how a task stands, in the bucket `tasks` and over HTTP; and the statistics of a lane."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from contracts.errors import ErrorInfo
+from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
+from contracts.journal.parts import Incomplete, Parent, Timings, Usage
+from contracts.tasks import Priority
+
+Status = Literal["queued", "running", "waiting", "dead_lettered", "completed", "failed", "cancelled", "expired"]
+"""
+queued: accepted, no worker has it yet.  running: a worker has claimed a step.
+waiting: for a person, or for a child.   dead_lettered: a step gave up; a replay continues the task.
+completed, failed, cancelled, expired: ended, for good.
+"""
+STATUSES: tuple[Status, ...] = (
+    "queued",
+    "running",
+    "waiting",
+    "dead_lettered",
+    "completed",
+    "failed",
+    "cancelled",
+    "expired",
+)
+ENDED: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "expired"})
+
+Metadata = dict[str, str | int | bool]
+
+
+class Links(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where to go on from here. `events` is the SSE stream at the edge; `cancel` and `inputs` take a POST."""
+
+    self_: str = msgspec.field(name="self")
+    events: str
+    cancel: str | None = None
+    inputs: str | None = None
+
+
+def links_of(task: str, events_base_url: str) -> Links:
+    """A task's links; all but `events` are paths at the ingress."""
+    path = f"/v1/tasks/{task}"
+    return Links(self_=path, events=f"{events_base_url}{path}/events", cancel=f"{path}/cancel", inputs=f"{path}/inputs")
+
+
+class OpenApproval(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that waits for a person's decision."""
+
+    call: Call
+    tool: LaneName
+    arguments: dict[str, Any]
+    expires_at: Time
+
+
+class OpenQuestion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A question that waits for the user's answer."""
+
+    question: str
+    call: Call | None = None
+    expires_at: Time | None = None
+
+
+class OpenDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that gave up and waits to be repaired."""
+
+    step: Step
+    gen: Count
+    code: str
+
+
+class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task's status, folded from its journal up to stream sequence `sequence`.
+
+    In the bucket `tasks` under `<tenant>.<task>`, where a record is only ever replaced by one with a higher
+    `sequence`; over HTTP with `links`.
+    """
+
+    id: Id
+    tenant: Tenant
+    status: Status
+    pool: LaneName
+    priority: Priority
+    created_at: Time
+    updated_at: Time
+    sequence: Count
+    turn: Ordinal | None = None
+    output: str | None = None
+    incomplete: Incomplete | None = None
+    usage: Usage | None = None
+    error: ErrorInfo | None = None
+    timings: Timings | None = None
+    model: str | None = None
+    deadline: Time | None = None
+    metadata: Metadata | None = None
+    approvals: list[OpenApproval] | None = None
+    questions: list[OpenQuestion] | None = None
+    dead_letters: list[OpenDeadLetter] | None = None
+    parent: Parent | None = None
+    links: Links | None = None
+
+
+class QueueState(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits ahead. `eta_seconds` is null while the lane's rate is not known."""
+
+    depth: Count | None
+    eta_seconds: Seconds | None
+
+
+class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a 202."""
+
+    id: Id
+    status: Status
+    pool: LaneName
+    priority: Priority
+    created_at: Time
+    queue: QueueState
+    links: Links
+
+
+class TaskList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of tasks, the most recently changed first. `cursor` is null on the last page."""
+
+    tasks: list[TaskRecord]
+    cursor: str | None
+
+
+class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A lane as the steward sees it, in the bucket `lanes` under `<pool>.<priority>`.
+
+    `depth` counts waiting turns, `running` delivered and unacked ones. `drain_per_second` is over the last
+    minute, null while nothing drained. Waits are seconds from acceptance to claim, over the last minute.
+    """
+
+    pool: LaneName
+    priority: Priority
+    time: Time
+    depth: Count
+    running: Count
+    drain_per_second: Annotated[float, Meta(ge=0)] | None = None
+    wait_seconds_p50: Seconds | None = None
+    wait_seconds_p95: Seconds | None = None
+
+
+class LaneSample(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker reports of a lane about once a second on `stats.lanes.<pool>.<priority>`, not stored.
+
+    `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen.
+    """
+
+    worker: str
+    finished: Count
+    wait_seconds: list[Seconds]
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A process that takes work, in the bucket `workers`, written again every 10 s and gone 30 s after the last time.
+
+    `pools` and `tools` are what it serves, `concurrency` how many steps it takes at once, `running` how many it has.
+    """
+
+    worker: str
+    service: str
+    version: str
+    pid: Ordinal
+    host: str
+    pools: tuple[LaneName, ...] = ()
+    tools: tuple[LaneName, ...] = ()
+    concurrency: Ordinal
+    running: Count
+    started_at: Time
+    time: Time
+
+
+class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that must be well. `detail` says what is not."""
+
+    name: str
+    ok: bool
+    detail: str | None = None
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/health/ready`: 200 if all is ok, else 503."""
+
+    service: str
+    version: str
+    ok: bool
+    checks: list[HealthCheck]

@@ -1,0 +1,102 @@
+"""The connection of a process to its broker: named, and never given up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
+from mesh.errors import SettingsError
+
+log = structlog.get_logger("mesh.broker.connection")
+
+RECONNECT_WAIT_SECONDS = 0.2
+PING_INTERVAL_SECONDS = 20
+CONNECT_TIMEOUT_SECONDS = 2
+SERVER_VERSION_MIN = (2, 14)
+"""Older servers have known authorization bypasses, and lack what TIMERS needs."""
+
+
+class Connection:
+    """A NATS client, the requests over it, and who wants to know when it was away."""
+
+    def __init__(self, client: Client, role: str) -> None:
+        self.client = client
+        self.role = role
+        self.requests = Requests(client)
+        self._reconnected: list[Callable[[], None]] = []
+        self._last_error: str | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """True while the broker is there."""
+        return self.client.is_connected
+
+    def on_reconnected(self, callback: Callable[[], None]) -> None:
+        """Call this after each reconnect: core messages and pull requests of the time between are lost."""
+        self._reconnected.append(callback)
+
+    async def _on_error(self, error: Exception) -> None:
+        said = str(error) or type(error).__name__
+        # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
+        if said != self._last_error:
+            log.warning("broker.error", role=self.role, error=said)
+        self._last_error = said
+
+    async def _on_disconnected(self) -> None:
+        self.requests.on_disconnected()
+        if not self.client.is_closed:
+            log.warning("broker.disconnected", role=self.role)
+
+    async def _on_reconnected(self) -> None:
+        log.info("broker.reconnected", role=self.role)
+        self._last_error = None
+        self.requests.on_connected()
+        for callback in self._reconnected:
+            callback()
+
+
+@asynccontextmanager
+async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
+    """Connect as `taskmesh-<role>`, waiting for the broker as long as it takes, and close at the end.
+
+    The inbox prefix is `_INBOX_<role>`, so that an account can allow each role its own answers only.
+    Raises `SettingsError` if the server is too old.
+    """
+    client = Client()
+    connection = Connection(client, role)
+    await client.connect(
+        settings.broker_url,
+        name=f"taskmesh-{role}",
+        inbox_prefix=f"_INBOX_{role}".encode(),
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # it only sleeps that long
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        ping_interval=PING_INTERVAL_SECONDS,
+        error_cb=connection._on_error,
+        disconnected_cb=connection._on_disconnected,
+        reconnected_cb=connection._on_reconnected,
+    )
+    try:
+        version = client.connected_server_version
+        if (version.major, version.minor) < SERVER_VERSION_MIN:
+            raise SettingsError(f"nats-server {version.major}.{version.minor} is too old: at least 2.14 is needed")
+        await connection.requests.start()
+        yield connection
+    finally:
+        await _close(client)
+
+
+async def _close(client: Client) -> None:
+    try:
+        if client.is_connected:
+            # What was published without waiting, such as a last nak, goes out first.
+            await client.flush(timeout=1)
+        await client.close()
+    except (TimeoutError, nats.errors.Error, OSError):
+        pass  # The broker is gone; there is nothing left to hand over.

@@ -1,0 +1,128 @@
+"""Gates of consumers: whether what one holds can be worked on at present, so that what can't is not pulled.
+
+To pull a message uses up one of its deliveries. So a consumer whose gate is shut is left alone; what comes all the
+same, since the gate shut while it was on its way, waits in hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.background import first_of
+
+HELD_MAX = 8
+"""Messages of a process that wait in hand for their gate, beside those that are worked on."""
+PATIENCE_SECONDS = 0.5
+"""How long one that has tried in vain leaves a gate of little room to others: the fault may be its own."""
+UNLIMITED = 1_000_000
+"""The room of a gate that is wide open."""
+
+
+class Permit(Protocol):
+    """Leave to work on one message."""
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether work may begin now."""
+        ...
+
+    def release(self) -> None:
+        """The work is over, or will not be begun now."""
+        ...
+
+
+class Gate(Protocol):
+    """Of the consumers whose messages need the same things. `opened` is set while there is room.
+
+    `waiting` counts the messages in this process's hands that wait for it.
+    """
+
+    opened: asyncio.Event
+    waiting: int
+
+    def room(self) -> int:
+        """How many more messages may be worked on: `UNLIMITED`, a few, or none."""
+        ...
+
+    def acquire(self) -> Permit | None:
+        """Leave to work on a message; None where there is no room."""
+        ...
+
+    def on_shut(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the last room is gone: pulls that are open must end."""
+        ...
+
+
+class _Always:
+    is_valid = True
+
+    def release(self) -> None:
+        """Nothing was taken."""
+
+
+class AlwaysOpen:
+    """The gate of consumers that have none."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.opened = asyncio.Event()
+        self.opened.set()
+        self._permit = _Always()
+
+    def room(self) -> int:
+        """No limit."""
+        return UNLIMITED
+
+    def acquire(self) -> Permit | None:
+        """Always."""
+        return self._permit
+
+    def on_shut(self, callback: Callable[[], None]) -> None:
+        """It never shuts."""
+
+
+class WaitingRoom:
+    """Messages in hand whose gate is shut. Their leases are kept; they take no room from those that can be worked on.
+
+    One that goes back instead uses up a delivery; so the few that came while a gate shut, and the one that probed in
+    vain, stay here.
+    """
+
+    def __init__(self, on_room: Callable[[], None]) -> None:
+        self.count = 0
+        self._on_room = on_room
+        self._closed = asyncio.Event()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the process stops."""
+        return self._closed.is_set()
+
+    def close(self) -> None:
+        """The process stops: all go back."""
+        self._closed.set()
+
+    async def wait(self, gate: Gate, *, tried: bool) -> Permit | None:
+        """Leave to work, once the gate gives it. None if the message is to go back: there is no room to wait in.
+
+        Who has `tried` leaves single places to others, while there are any.
+        """
+        if self.is_closed or self.count >= HELD_MAX:
+            return None
+        self.count += 1
+        gate.waiting += 1
+        self._on_room()
+        try:
+            while not self._closed.is_set():
+                await first_of(gate.opened, self._closed, seconds=None)
+                if tried and gate.room() < UNLIMITED:
+                    await first_of(self._closed, seconds=PATIENCE_SECONDS)
+                permit = None if self._closed.is_set() else gate.acquire()
+                if permit is not None:
+                    return permit
+            return None
+        finally:
+            self.count -= 1
+            gate.waiting -= 1

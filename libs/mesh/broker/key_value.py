@@ -1,0 +1,85 @@
+"""Key-value buckets over raw requests: compare-and-set and direct reads (NATS ADR-8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from contracts import headers
+from contracts.codec import encode
+from mesh.broker.requests import REQUEST_TIMEOUT_SECONDS, WRONG_LAST_SEQUENCE, Requests
+from mesh.errors import BrokerError, BrokerUnavailable
+
+MANY_BYTES_MAX = 4 * 1024 * 1024
+"""Of one answer to `get_many`; what is left is asked for again."""
+
+
+class KeyValueEntry(NamedTuple):
+    """A value and its revision, which is its sequence in the bucket's stream. None: it was deleted."""
+
+    value: bytes | None
+    revision: int
+
+
+async def get(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None:
+    """Read a value by direct get, from any replica; None if the key was never there."""
+    subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"
+    answer = await requests.one(subject)
+    message_headers = answer.headers or {}
+    status = message_headers.get(headers.STATUS)
+    if status == "404":
+        return None
+    if status is not None:
+        raise BrokerUnavailable(f"bucket {bucket} answered {status}")
+    value = None if headers.KV_OPERATION in message_headers else answer.data
+    return KeyValueEntry(value, int(message_headers[headers.SEQUENCE]))
+
+
+async def get_many(requests: Requests, bucket: str, keys: Sequence[str]) -> dict[str, KeyValueEntry]:
+    """Read the values of up to 1,024 keys, from any replica; what was never there is not in it."""
+    prefix = f"$KV.{bucket}."
+    entries: dict[str, KeyValueEntry] = {}
+    missing = [*dict.fromkeys(keys)]
+    while missing:
+        body = {"multi_last": [prefix + key for key in missing], "max_bytes": MANY_BYTES_MAX}
+        messages, last = await requests.many(f"$JS.API.DIRECT.GET.KV_{bucket}", encode(body))
+        for message in messages:
+            found = message.headers or {}
+            value = None if headers.KV_OPERATION in found else message.data
+            key = found[headers.SUBJECT].removeprefix(prefix)
+            entries[key] = KeyValueEntry(value, int(found[headers.SEQUENCE]))
+        status_headers = last.headers or {}
+        status = status_headers.get(headers.STATUS)
+        if status not in ("204", "404"):
+            raise BrokerUnavailable(f"bucket {bucket} answered {status}")
+        if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
+            break
+        missing = [key for key in missing if key not in entries]
+    return entries
+
+
+async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:
+    """Write a value whatever was there; returns its revision."""
+    return (await requests.publish(f"$KV.{bucket}.{key}", value)).seq
+
+
+async def compare_and_set(requests: Requests, bucket: str, key: str, value: bytes, revision: int) -> bool:
+    """Write a value if the key is still at `revision` (0: never there). False if it is not."""
+    expected = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
+    try:
+        await requests.publish(f"$KV.{bucket}.{key}", value, expected)
+    except BrokerError as error:
+        if error.number in WRONG_LAST_SEQUENCE:
+            return False
+        raise
+    return True
+
+
+async def delete(requests: Requests, bucket: str, key: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
+    """Mark a key as deleted; readers find an entry without a value."""
+    await requests.publish(f"$KV.{bucket}.{key}", b"", {headers.KV_OPERATION: "DEL"}, timeout_seconds)
+
+
+async def put_json(requests: Requests, bucket: str, key: str, value: object) -> int:
+    """Write a wire type."""
+    return await put(requests, bucket, key, encode(value))

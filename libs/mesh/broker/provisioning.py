@@ -1,0 +1,178 @@
+"""Making streams, consumers and buckets exist as they are declared. Never deletes anything, nor lets a limit do so."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from contracts.streams import (
+    BUCKETS,
+    BUILT_IN_TOOLS,
+    EVENTS,
+    STREAMS,
+    WEBHOOK_CONSUMER_PREFIX,
+    ConsumerDeclaration,
+    StreamDeclaration,
+    consumers,
+    critic_consumer,
+    webhook_consumers,
+)
+from mesh.broker.config_changes import obstacles
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
+from mesh.errors import BrokerError
+
+WEBHOOK_LEFT = "delete it with `nats consumer rm`: a webhook of that name would be told of all since it was taken away"
+
+_STREAM_NOT_FOUND = 10059
+_CONSUMER_NOT_FOUND = 10014
+
+
+class Difference(NamedTuple):
+    """What is declared and not so. `fields`: names and (declared, existing) values where it exists.
+
+    `obstacles`: for those of the fields that `apply` leaves as they are, why.
+    """
+
+    kind: Literal["stream", "consumer"]
+    name: str
+    missing: bool
+    fields: dict[str, tuple[Any, Any]]
+    obstacles: dict[str, str]
+
+    @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """The fields that `apply` can change."""
+        return {name: values for name, values in self.fields.items() if name not in self.obstacles}
+
+    def __str__(self) -> str:
+        if self.missing:
+            return f"{self.kind} {self.name}: missing"
+        changes = ", ".join(f"{key} is {existing!r}, declared {new!r}" for key, (new, existing) in self.fields.items())
+        return f"{self.kind} {self.name}: {changes}"
+
+
+class Declared(NamedTuple):
+    """All that a mesh needs of its broker."""
+
+    streams: list[StreamDeclaration]
+    consumers: list[ConsumerDeclaration]
+
+
+def declared(settings: Settings, tools: tuple[str, ...] = BUILT_IN_TOOLS) -> Declared:
+    """The declarations for these settings and tools."""
+    wanted = [
+        *consumers(settings.pools, tools, settings.ack_wait_seconds, settings.max_deliver),
+        *webhook_consumers(tuple(settings.configuration.webhooks), settings.ack_wait_seconds),
+    ]
+    if settings.configuration.critic is not None:
+        wanted.append(critic_consumer(settings.ack_wait_seconds, settings.max_deliver))
+    return Declared(streams=[*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)], consumers=wanted)
+
+
+async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
+    """What differs from the declarations. Raises `BrokerUnavailable`."""
+    differences: list[Difference] = []
+    for stream in wanted.streams:
+        info = await _info(requests, f"STREAM.INFO.{stream.name}", _STREAM_NOT_FOUND)
+        existing = info["config"] if info else None
+        replicas = existing["num_replicas"] if existing else 1
+        messages = int(info["state"]["messages"]) if info else 0
+        difference = _difference("stream", stream.name, stream.as_config(replicas), existing, messages)
+        if difference is not None:
+            differences.append(difference)
+    for consumer in wanted.consumers:
+        info = await _info(requests, f"CONSUMER.INFO.{consumer.stream}.{consumer.name}", _CONSUMER_NOT_FOUND)
+        name = f"{consumer.stream}/{consumer.name}"
+        difference = _difference("consumer", name, consumer.as_config(), info["config"] if info else None)
+        if difference is not None:
+            differences.append(difference)
+    if EVENTS in wanted.streams:
+        differences += await _left_webhooks(requests, {consumer.name for consumer in wanted.consumers})
+    return differences
+
+
+async def _left_webhooks(requests: Requests, wanted: set[str]) -> list[Difference]:
+    """Consumers of webhooks that are configured no more: they hold nothing, but a place in time to go on from."""
+    try:
+        names = (await requests.api(f"CONSUMER.NAMES.{EVENTS.name}"))["consumers"] or ()
+    except BrokerError as error:
+        if error.number == _STREAM_NOT_FOUND:
+            return []
+        raise
+    return [
+        Difference(
+            "consumer",
+            f"{EVENTS.name}/{name}",
+            missing=False,
+            fields={"webhook": (None, name.removeprefix(WEBHOOK_CONSUMER_PREFIX))},
+            obstacles={"webhook": WEBHOOK_LEFT},
+        )
+        for name in sorted(names)
+        if name.startswith(WEBHOOK_CONSUMER_PREFIX) and name not in wanted
+    ]
+
+
+async def apply(requests: Requests, wanted: Declared, *, update: bool) -> list[Difference]:
+    """Create what is missing and, with `update`, change what differs; returns what was done.
+
+    What can't be changed, or not without losing what is stored, stays, and is still in what `compare` returns.
+    Raises `BrokerError` where the server refuses.
+    """
+    streams = {stream.name: stream for stream in wanted.streams}
+    consumer_by_name = {f"{consumer.stream}/{consumer.name}": consumer for consumer in wanted.consumers}
+    done: list[Difference] = []
+    for difference in await compare(requests, wanted):
+        if not difference.missing and not (update and difference.changes):
+            continue
+        if difference.kind == "stream":
+            verb = "CREATE" if difference.missing else "UPDATE"
+            config = streams[difference.name].as_config()
+            if not difference.missing:
+                config = await _changed(requests, f"STREAM.INFO.{difference.name}", difference)
+            await requests.api(f"STREAM.{verb}.{difference.name}", config)
+        else:
+            consumer = consumer_by_name[difference.name]
+            config = consumer.as_config()
+            path = f"{consumer.stream}.{consumer.name}"
+            if not difference.missing:
+                config = await _changed(requests, f"CONSUMER.INFO.{path}", difference)
+            body = {"stream_name": consumer.stream, "config": config, "action": ""}
+            await requests.api(f"CONSUMER.DURABLE.CREATE.{path}", body)
+        done.append(difference._replace(fields=difference.changes, obstacles={}))
+    return done
+
+
+async def _changed(requests: Requests, subject: str, difference: Difference) -> dict[str, Any]:
+    """The existing configuration with what may be changed changed, and what nobody declared left alone."""
+    config: dict[str, Any] = (await requests.api(subject))["config"]
+    return config | {name: new for name, (new, _) in difference.changes.items()}
+
+
+async def _info(requests: Requests, subject: str, not_found: int) -> dict[str, Any] | None:
+    try:
+        return await requests.api(subject)
+    except BrokerError as error:
+        # A consumer's stream may be missing too.
+        if error.number in (not_found, _STREAM_NOT_FOUND):
+            return None
+        raise
+
+
+def _difference(
+    kind: Literal["stream", "consumer"],
+    name: str,
+    config: dict[str, Any],
+    existing: dict[str, Any] | None,
+    messages: int = 0,
+) -> Difference | None:
+    if existing is None:
+        return Difference(kind, name, missing=True, fields={}, obstacles={})
+    # The server leaves out what is false, 0 or empty.
+    fields = {
+        key: (value, existing.get(key))
+        for key, value in config.items()
+        if existing.get(key) != value and not (not value and not existing.get(key))
+    }
+    if not fields:
+        return None
+    return Difference(kind, name, missing=False, fields=fields, obstacles=obstacles(kind, fields, messages))

@@ -1,0 +1,225 @@
+"""Requests to the broker over one shared wildcard inbox.
+
+One subscription serves every request of a process: an inbox of its own for each call costs twice the time
+(measured). Requests end in one of three ways: an answer, an error of the broker, or `BrokerUnavailable` when
+nothing came in time or the connection broke, and then nobody knows whether it was carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from contracts import headers
+from mesh import faults
+from mesh.errors import BrokerError, BrokerUnavailable
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+"""JetStream's error numbers for an expected revision that is not the last one."""
+MESSAGE_TOO_LARGE = 10054
+NO_ROOM = (10077, 10047, 10023)
+"""Maximum messages or bytes of a subject or stream; no storage left. All mean: not now."""
+NO_MESSAGE_FOUND = (10037, 10043, 10057)
+"""No message has that sequence: never stored, or deleted by now."""
+REQUEST_TIMEOUT_SECONDS = 5.0
+"""How long one request may take, waiting for a reconnect included."""
+SILENCE_SECONDS_MIN = 1.0
+"""A publish that waited less for its answer says nothing of its stream."""
+SILENCE_SECONDS_MAX = 60.0
+"""How long a stream counts as silent after a publish without an answer, if nobody tries another."""
+
+_decode_answer = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """A stored publish. `duplicate`: the message id was seen before, and `seq` is the first one's."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: dict[str, Any] | None = None
+
+
+_decode_pub_ack = msgspec.json.Decoder(PubAck).decode
+
+
+class _Waiter:
+    __slots__ = ("future", "messages", "timer")
+
+    def __init__(self, future: asyncio.Future[Msg], timer: asyncio.TimerHandle, messages: list[Msg] | None) -> None:
+        self.future = future
+        self.timer = timer
+        self.messages = messages
+
+
+class Requests:
+    """All requests of one connection."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._prefix = ""
+        self._numbers = itertools.count()
+        self._waiters: dict[str, _Waiter] = {}
+        self._connected = asyncio.Event()
+        self._silent_since: dict[str, float] = {}
+        """When a publish got no answer though the connection was there, by the subject's first name."""
+
+    async def start(self) -> None:
+        """Subscribe the inbox. Once, after the connection is up."""
+        self._prefix = self._client.new_inbox() + "."
+        await self._client.subscribe(self._prefix + "*", cb=self._on_message)
+        self._connected.set()
+
+    def on_disconnected(self) -> None:
+        """Fail what is in flight at once, instead of at its timeout: its answers will never come."""
+        self._connected.clear()
+        for waiter in list(self._waiters.values()):
+            if not waiter.future.done():
+                waiter.future.set_exception(BrokerUnavailable("the connection to the broker broke"))
+
+    def on_connected(self) -> None:
+        """Let new requests go."""
+        # A stream whose disk gave out stays silent until its server starts again: this may be that start.
+        self._silent_since.clear()
+        self._connected.set()
+
+    def is_silent(self, prefix: str) -> bool:
+        """Whether the last publish below `prefix`, such as `tasks`, got no answer, in the last minute.
+
+        After a write error nats-server (2.15) answers no publish into that stream, while it still answers for the
+        stream's state and refuses what breaks a condition: only a publish shows it.
+        """
+        since = self._silent_since.get(prefix)
+        return since is not None and asyncio.get_running_loop().time() - since < SILENCE_SECONDS_MAX
+
+    async def one(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        message_headers: dict[str, str] | None = None,
+        timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+    ) -> Msg:
+        """Send, and return the first answer. Raises `BrokerUnavailable`."""
+        return await self._send(subject, payload, message_headers, timeout_seconds, None)
+
+    async def many(
+        self, subject: str, payload: bytes, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
+    ) -> tuple[list[Msg], Msg]:
+        """Send, and return all answers up to the one with a status, and that one. Raises `BrokerUnavailable`."""
+        messages: list[Msg] = []
+        last = await self._send(subject, payload, None, timeout_seconds, messages)
+        return messages, last
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes,
+        message_headers: dict[str, str] | None = None,
+        timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+    ) -> PubAck:
+        """Publish into a stream and wait until it is stored.
+
+        Raises `BrokerError` if the stream refused it, `BrokerUnavailable` if nobody knows.
+        """
+        prefix = _prefix(subject)
+        faults.reach("before-publish", subject)
+        try:
+            answer = await self.one(subject, payload, message_headers, timeout_seconds)
+        except BrokerUnavailable:
+            if self._connected.is_set() and timeout_seconds >= SILENCE_SECONDS_MIN:
+                self._silent_since[prefix] = asyncio.get_running_loop().time()
+            raise
+        self._silent_since.pop(prefix, None)
+        try:
+            ack = _decode_pub_ack(answer.data)
+        except msgspec.DecodeError:
+            raise BrokerUnavailable(f"no stream answers on {subject}") from None
+        if ack.error is not None:
+            raise _broker_error(ack.error)
+        faults.reach("after-publish", subject)
+        return ack
+
+    async def api(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call the JetStream API, e.g. `STREAM.INFO.TASKS`. Raises `BrokerError` or `BrokerUnavailable`."""
+        payload = msgspec.json.encode(body) if body is not None else b""
+        answer = await self.one(f"$JS.API.{subject}", payload)
+        try:
+            result = _decode_answer(answer.data)
+        except msgspec.DecodeError:
+            raise BrokerUnavailable(f"JetStream does not answer on {subject}") from None
+        if "error" in result:
+            raise _broker_error(result["error"])
+        return result
+
+    async def delete_message(self, stream: str, sequence: int) -> bool:
+        """Delete a message, without overwriting its bytes. False if it was gone.
+
+        Raises `BrokerError`, `BrokerUnavailable`.
+        """
+        try:
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        except BrokerError as error:
+            if error.number not in NO_MESSAGE_FOUND:
+                raise
+            return False
+        return True
+
+    async def _send(
+        self,
+        subject: str,
+        payload: bytes,
+        message_headers: dict[str, str] | None,
+        timeout_seconds: float,
+        messages: list[Msg] | None,
+    ) -> Msg:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        if not self._connected.is_set():
+            # Never publish into the client's reconnect buffer: what times out there may still be stored later.
+            try:
+                await asyncio.wait_for(self._connected.wait(), timeout_seconds)
+            except TimeoutError:
+                raise BrokerUnavailable("not connected to the broker") from None
+        token = str(next(self._numbers))
+        future: asyncio.Future[Msg] = loop.create_future()
+        timer = loop.call_at(deadline, _time_out, future, subject)
+        self._waiters[token] = _Waiter(future, timer, messages)
+        try:
+            await self._client.publish(subject, payload, reply=self._prefix + token, headers=message_headers)
+            return await future
+        except (nats.errors.Error, OSError) as error:
+            if isinstance(error, nats.errors.MaxPayloadError):
+                raise BrokerError(MESSAGE_TOO_LARGE, "message size exceeds maximum allowed") from None
+            raise BrokerUnavailable(f"the broker does not take {subject}: {error}") from None
+        finally:
+            timer.cancel()
+            self._waiters.pop(token, None)
+
+    async def _on_message(self, message: Msg) -> None:
+        waiter = self._waiters.get(message.subject[len(self._prefix) :])
+        if waiter is None or waiter.future.done():
+            return
+        if waiter.messages is None or (message.headers and headers.STATUS in message.headers):
+            waiter.future.set_result(message)
+        else:
+            waiter.messages.append(message)
+
+
+def _prefix(subject: str) -> str:
+    """What stands for a subject's stream: `tasks`, `events`; of a bucket `$KV.<bucket>`."""
+    names = subject.split(".", 2)
+    return ".".join(names[:2]) if names[0] == "$KV" else names[0]
+
+
+def _time_out(future: asyncio.Future[Msg], subject: str) -> None:
+    if not future.done():
+        future.set_exception(BrokerUnavailable(f"no answer in time on {subject}"))
+
+
+def _broker_error(error: dict[str, Any]) -> BrokerError:
+    return BrokerError(int(error.get("err_code") or error.get("code") or 0), str(error.get("description", "error")))

@@ -1,0 +1,323 @@
+"""The mesh's configuration file: pools, and the model providers that serve them.
+
+Its tables of tools, webhooks, breakers and the critic have modules of their own beside this one.
+
+`MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
+names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
+it. API keys are never in this file: it names the variables that hold them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from contracts.codec import exactly
+from contracts.subjects import LANE_NAME_PATTERN
+from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
+from mesh.configuration.addresses import is_host
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.critic_table import CriticConfiguration, parse_critic
+from mesh.configuration.toml_tables import convert, named_tables
+from mesh.configuration.tool_tables import ToolsConfiguration, parse_tools
+from mesh.configuration.webhook_tables import WebhookConfiguration, parse_webhooks
+from mesh.errors import SettingsError
+
+CONFIG_VARIABLE = "MESH_CONFIG"
+DEFAULT_FILE = "mesh.toml"
+NO_FILE = os.devnull
+"""What MESH_CONFIG names where no file must count: it reads as an empty one."""
+KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic")
+FILE_BYTES_MAX = 1024 * 1024
+
+Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
+Name = Annotated[str, exactly(LANE_NAME_PATTERN, 48)]
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
+_RESERVED_HEADERS = frozenset({"authorization", "content-type", "content-length", "host", "transfer-encoding"})
+_RESERVED_OF_ANTHROPIC = frozenset({"x-api-key", "anthropic-version"})
+
+
+class ScriptedProviderConfiguration(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="scripted"
+):
+    """The scripted model. It needs nothing, and is there under the name `scripted` without being configured."""
+
+    breaker: BreakerSettings = BreakerSettings(enabled=False)
+    """Off, unless its table is there: what it fails at is what a script asks for, and says nothing of others."""
+
+
+class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server of models, of whatever kind. Times are in seconds."""
+
+    base_url: Annotated[str, Meta(max_length=2048)]
+    """What the kind's own path is appended to."""
+    api_key_env: Annotated[str, exactly("[A-Za-z_][A-Za-z0-9_]{0,127}")] | None = None
+    """Name of the variable that holds the key, never the key itself. Absent: no key is sent."""
+    connect_seconds: Seconds = 10.0
+    """How long a connection may take, TLS included."""
+    first_token_seconds: Seconds = 300.0
+    """How long the first token may take: queueing, loading the model and reading the prompt are in it."""
+    between_tokens_seconds: Seconds = 60.0
+    """How long the next one may take from there on."""
+    headers: dict[str, str] = {}
+    """Sent with each request."""
+    breaker: BreakerSettings = BreakerSettings()
+    """When the provider counts as down, for the whole fleet."""
+
+
+class OpenAIProviderConfiguration(
+    ServerConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="openai"
+):
+    """Any server of OpenAI-compatible chat completions.
+
+    `/chat/completions` is appended to `base_url`, e.g. `http://127.0.0.1:8000/v1`.
+    """
+
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    """The name of the limit in requests. Absent: OpenAI's own new name at api.openai.com, else the one all know."""
+    continue_prefix: Literal["vllm"] | None = None
+    """How a turn whose worker died is continued in mid-sentence. Absent: it is generated again.
+
+    The server counts the part that was there as input, and a limit of output from there on.
+    """
+
+
+class AnthropicProviderConfiguration(
+    ServerConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="anthropic"
+):
+    """Anthropic's Messages API, or a server that has the same. `/v1/messages` is appended to `base_url`."""
+
+    base_url: Annotated[str, Meta(max_length=2048)] = "https://api.anthropic.com"
+    max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    """The limit of output, thinking included, where neither request nor pool has one: this API demands one."""
+    thinking_budget_tokens: Annotated[int, Meta(ge=1024, le=1_000_000)] | None = None
+    """How much a model may think before it answers; 1024 is the API's own least. Absent: it does not.
+
+    A turn whose limit of output leaves no room for it goes without. With it a turn whose worker died is generated
+    again, and not continued.
+    """
+
+
+ProviderConfiguration = ScriptedProviderConfiguration | OpenAIProviderConfiguration | AnthropicProviderConfiguration
+
+
+ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
+OnContext = Literal["switch", "compact", "fail"]
+SLOW_SECONDS = 10.0
+FALLBACKS_MAX = 8
+
+
+class FallbackConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model that a pool goes on with where the one before can't."""
+
+    provider: Name
+    model: ModelName | None = None
+    """Required where the provider is a real one."""
+
+
+class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pool: which provider runs its turns, with which model, and what it does when that can't."""
+
+    provider: Name = "scripted"
+    model: ModelName | None = None
+    """For requests that name none. Required where the provider is a real one."""
+    max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """The most that a turn may put out; a request may ask for less."""
+    fallbacks: Annotated[list[FallbackConfiguration], Meta(max_length=FALLBACKS_MAX)] = []
+    """The pool's next models, in their order."""
+    on_context: OnContext | Annotated[list[OnContext], Meta(min_length=1, max_length=2)] | None = None
+    """What follows on a conversation that is too long for the model.
+
+    `switch`: the next model. `compact`: the oldest of it is left out. `["switch", "compact"]`: that, once no model is
+    left. `fail`: the task fails. Absent: `switch` where there are fallbacks, else `fail`.
+    """
+    on_slow: Literal["wait", "switch", "hedge"] = "wait"
+    """What follows on a model that has given no token after `slow_seconds`.
+
+    `switch`: the next model. `hedge`: the next model is asked beside it, and the first that gives a token goes on.
+    """
+    slow_seconds: Seconds = SLOW_SECONDS
+    deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
+    """How long a task may take from its acceptance; a request may ask for less."""
+    budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
+    """How many tokens a task's turns may read and put out; a request may ask for less."""
+
+    @property
+    def switches_on_context(self) -> bool:
+        """Whether a conversation that is too long goes to the next model."""
+        return self.on_context is None or "switch" in self.on_context
+
+    @property
+    def compacts_on_context(self) -> bool:
+        """Whether a conversation that is too long for the last model is compacted."""
+        return self.on_context is not None and "compact" in self.on_context
+
+    wait_seconds: Annotated[float, Meta(ge=0, le=24 * 3600)] = 60.0
+    """While none of its providers can be called, tasks that would wait longer than this are refused."""
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it, checked. `source` is the file's name, for messages."""
+
+    providers: dict[str, ProviderConfiguration]
+    pools: dict[str, PoolConfiguration]
+    tools: ToolsConfiguration = ToolsConfiguration()
+    webhooks: dict[str, WebhookConfiguration] = {}
+    critic: CriticConfiguration | None = None
+    """Absent: there is no critic."""
+    source: str = DEFAULT_FILE
+
+    def providers_of(self, pool: str) -> tuple[str, ...]:
+        """The names of the providers that a pool may use, its first one first."""
+        configured = self.pools[pool]
+        return tuple(dict.fromkeys([configured.provider, *(each.provider for each in configured.fallbacks)]))
+
+    @property
+    def breakers(self) -> dict[str, BreakerSettings]:
+        """The breaker of each provider that a pool uses."""
+        used = sorted({provider for pool in self.pools for provider in self.providers_of(pool)})
+        return {name: self.providers[name].breaker for name in used}
+
+
+def default_configuration() -> Configuration:
+    """What holds without a file: the pool `default` with the scripted model."""
+    return Configuration(
+        providers={"scripted": ScriptedProviderConfiguration()}, pools={"default": PoolConfiguration()}
+    )
+
+
+def load_configuration(named: Path | None) -> Configuration:
+    """Read the file that MESH_CONFIG names, or `mesh.toml` if it is there. Raises `SettingsError`."""
+    path = named if named is not None else Path(DEFAULT_FILE)
+    try:
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        if named is None:
+            return default_configuration()
+        raise SettingsError(f"{CONFIG_VARIABLE}='{path}': there is no such file") from None
+    except OSError as error:
+        raise SettingsError(f"{CONFIG_VARIABLE}='{path}': {error.strerror}") from None
+    if len(content) > FILE_BYTES_MAX:
+        raise SettingsError(f"{path}: more than {FILE_BYTES_MAX} bytes")
+    return parse_configuration(content, str(path))
+
+
+def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configuration:
+    """Read a configuration. Raises `SettingsError`: one line, with the source and the key at fault."""
+    try:
+        tables = msgspec.toml.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{source}: not valid TOML: {_one_line(error)}") from None
+    unknown = sorted(tables.keys() - set(KEYS))
+    if unknown:
+        raise SettingsError(f"{source}: {unknown[0]}: there is no such key; there are {', '.join(KEYS)}")
+    providers: dict[str, ProviderConfiguration] = {"scripted": ScriptedProviderConfiguration()}
+    for name, table in named_tables(tables, "providers", Name, source).items():
+        key = f"providers.{name}"
+        provider: ProviderConfiguration = convert(table, ProviderConfiguration, key, source)  # type: ignore[arg-type]  # a union
+        if provider.breaker.open_seconds > provider.breaker.open_seconds_max:
+            raise SettingsError(f"{source}: {key}.breaker.open_seconds: must not be more than open_seconds_max")
+        if isinstance(provider, ServerConfiguration):
+            _check_server(provider, key, source)
+        if isinstance(provider, AnthropicProviderConfiguration):
+            _check_anthropic(provider, key, source)
+        providers[name] = provider
+    pools: dict[str, PoolConfiguration] = {}
+    for name, table in named_tables(tables, "pools", Name, source).items():
+        pool = convert(table, PoolConfiguration, f"pools.{name}", source)
+        _check_pool(pool, providers, f"{source}: pools.{name}")
+        pools[name] = pool
+    if pools and "default" not in pools:
+        raise SettingsError(f"{source}: pools.default: required: it takes the requests that name no pool")
+    pools = pools or default_configuration().pools
+    return Configuration(
+        providers=providers,
+        pools=pools,
+        tools=parse_tools(tables, source),
+        webhooks=parse_webhooks(tables, source),
+        critic=parse_critic(tables, tuple(pools), source),
+        source=source,
+    )
+
+
+def api_key(configuration: Configuration, provider: str, environment: Mapping[str, str]) -> str | None:
+    """The key of a provider; None if it needs none. Raises `SettingsError`, which never shows the key."""
+    configured = configuration.providers[provider]
+    if not isinstance(configured, ServerConfiguration) or configured.api_key_env is None:
+        return None
+    key = environment.get(configured.api_key_env, "").strip()
+    where = f"{configuration.source}: providers.{provider}.api_key_env: the variable {configured.api_key_env}"
+    if not key:
+        raise SettingsError(f"{where} is not set")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise SettingsError(f"{where} holds what can't be a key")
+    return key
+
+
+def check_api_keys(configuration: Configuration, environment: Mapping[str, str]) -> None:
+    """Raise `SettingsError` if a provider that a pool uses has no key."""
+    for pool in configuration.pools:
+        for provider in configuration.providers_of(pool):
+            api_key(configuration, provider, environment)
+
+
+def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfiguration], where: str) -> None:
+    """Raise `SettingsError` if the pool's models can't be. `where` is the source and the pool's key."""
+    seen: set[tuple[str, str | None]] = set()
+    named = [(pool.provider, pool.model, where)]
+    named += [(each.provider, each.model, f"{where}.fallbacks[{at}]") for at, each in enumerate(pool.fallbacks)]
+    for provider, model, key in named:
+        if provider not in providers:
+            raise SettingsError(f"{key}.provider: there is no provider {provider!r}; {', '.join(sorted(providers))}")
+        if model is None and not isinstance(providers[provider], ScriptedProviderConfiguration):
+            raise SettingsError(f"{key}.model: required, as there is no model by default")
+        if (provider, model) in seen:
+            raise SettingsError(f"{key}: is one of the pool's models already")
+        seen.add((provider, model))
+    if isinstance(pool.on_context, list) and pool.on_context != ["switch", "compact"]:
+        raise SettingsError(f'{where}.on_context: of lists there is ["switch", "compact"] alone')
+    if pool.on_context is not None and pool.switches_on_context and not pool.fallbacks:
+        raise SettingsError(f"{where}.on_context: switch needs fallbacks")
+    if pool.on_slow != "wait" and not pool.fallbacks:
+        raise SettingsError(f"{where}.on_slow: {pool.on_slow} needs fallbacks")
+
+
+def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:
+    try:
+        url = urlsplit(provider.base_url)
+        usable = url.scheme in ("http", "https") and is_host(url.hostname or "") and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not provider.base_url.isascii() or not provider.base_url.isprintable() or " " in provider.base_url:
+        raise SettingsError(f"{source}: {key}.base_url: must be http(s)://<host>[:<port>][/<path>]")
+    if url.username is not None or url.query or url.fragment:
+        # Not shown: what is in there may be a password.
+        raise SettingsError(f"{source}: {key}.base_url: takes no user, no query and no fragment")
+    for name, value in provider.headers.items():
+        if _HEADER_NAME.fullmatch(name) is None or _HEADER_VALUE.fullmatch(value) is None:
+            raise SettingsError(f"{source}: {key}.headers.{name!r}: is no header's name, or its value is none")
+        if name.lower() in _RESERVED_HEADERS:
+            raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+
+
+def _check_anthropic(provider: AnthropicProviderConfiguration, key: str, source: str) -> None:
+    budget = provider.thinking_budget_tokens
+    for name in provider.headers:
+        if name.lower() in _RESERVED_OF_ANTHROPIC:
+            raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+    if budget is not None and budget >= provider.max_output_tokens:
+        reason = f"must be less than max_output_tokens ({provider.max_output_tokens}), of which it is a part"
+        raise SettingsError(f"{source}: {key}.thinking_budget_tokens: {reason}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

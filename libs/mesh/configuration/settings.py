@@ -1,0 +1,199 @@
+"""Settings: read once at the start from `MESH_*` variables, frozen, each with its unit and default."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from contracts.retries import STEP_POLICY
+from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
+from mesh.configuration.mesh_toml import Configuration, default_configuration, load_configuration
+from mesh.errors import SettingsError
+
+PORT_MAX = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where HTTP listens. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last two."""
+
+    home: Path = Path(".mesh")
+    """Data folder of the embedded broker, logs, pids."""
+    nats_url: str | None = None
+    """A NATS of your own; unset starts the embedded one (`meshctl up`), or means nats://127.0.0.1:4222."""
+    nats_server: str | None = None
+    """The nats-server program to embed; unset looks on the PATH, then in the `broker` extra."""
+    nats_port: int = 4222
+    """Port of the embedded broker; 0 takes a free one."""
+    ingress_address: Address = Address("127.0.0.1", 8080)
+    """Where the ingress listens."""
+    edge_address: Address = Address("127.0.0.1", 8081)
+    """Where the stream edge listens."""
+    edge_public_url: str | None = None
+    """What `links.events` begins with; unset is http://<MESH_EDGE_ADDRESS>."""
+    edge_cors_origins: tuple[str, ...] = ()
+    """Origins, separated by commas, whose pages may read streams; `*` is all."""
+    edge_streams_max: int = 4096
+    """Streams open at once on one edge; one more gets 429."""
+    workers: int = 1
+    """Processes of inference_worker that `meshctl up` starts."""
+    runners: int = 1
+    """Processes of tool_runner that `meshctl up` starts."""
+    worker_concurrency: int = 64
+    """Steps at once in one worker or runner process."""
+    config: Path | None = None
+    """The file that names pools and providers; unset is `mesh.toml`, if it is there. `meshctl example` prints one."""
+    ack_wait_seconds: float = ACK_WAIT_SECONDS
+    """Lease of a step. Heartbeats go out at a third of it."""
+    max_tries: int = STEP_POLICY.tries_max
+    """Tries of a step by policy, then it is a dead letter."""
+    max_deliver: int = MAX_DELIVER
+    """Deliveries of a work message by the broker."""
+    retention_days: float = 30.0
+    """How long a task is kept after it has ended: its journal, record and dead letters."""
+    delta_retention_hours: float = 24.0
+    """How long the deltas of a turn are kept after it was completed."""
+    waiting_hours: float = 24.0
+    """How long an approval or a question stays open; then it expires, and the task goes on without it."""
+    high_water_percent: float = 90.0
+    """The ingress takes no tasks while a stream that they need, or the account, uses this much of its storage."""
+    sync_interval: str = "always"
+    """The embedded broker's fsync: `always`, or a time such as `1s`."""
+    drain_seconds: float = 5.0
+    """How long running steps may go on after SIGTERM before they are handed over."""
+    log_format: str = "auto"
+    """`console`, `json`, or `auto`: console on a terminal, else json."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    scripted_allow_exit: bool = False
+    """Whether the scripted model obeys `!exit`, which kills its process. For failure tests."""
+    configuration: Configuration = field(default_factory=default_configuration)
+    """What that file says. It has no variable of its own."""
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    """Names of the fields that a variable has set. It has none itself."""
+
+    def is_given(self, name: str) -> bool:
+        """Whether somebody asked for this field's value, be it the default itself."""
+        return name in self.given or getattr(self, name) != getattr(Settings(), name)
+
+    @property
+    def broker_url(self) -> str:
+        """Where the broker is, for a service that runs alone."""
+        return self.nats_url or f"nats://127.0.0.1:{self.nats_port}"
+
+    @property
+    def events_base_url(self) -> str:
+        """What `links.events` begins with."""
+        return (self.edge_public_url or f"http://{self.edge_address}").rstrip("/")
+
+    @property
+    def waiting_seconds(self) -> float:
+        """How long an approval or a question stays open."""
+        return self.waiting_hours * 3600
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pools. Without a configuration file there is one."""
+        return tuple(self.configuration.pools)
+
+
+def variable_fields() -> list[Field[Any]]:
+    """The fields of `Settings` that are variables."""
+    return [each for each in fields(Settings) if each.name not in ("configuration", "given")]
+
+
+def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read settings from variables, and the configuration file. Raises `SettingsError` that names what is at fault."""
+    values: dict[str, object] = {}
+    for setting in variable_fields():
+        variable = f"MESH_{setting.name.upper()}"
+        raw = environment.get(variable)
+        if raw is None or raw == "":
+            continue
+        try:
+            values[setting.name] = _parse(str(setting.type), raw)
+        except ValueError as error:
+            raise SettingsError(f"{variable}={raw!r}: {error}") from None
+    settings = Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
+    _check(settings)
+    return replace(settings, configuration=load_configuration(settings.config))
+
+
+def _check(settings: Settings) -> None:
+    limits: dict[str, tuple[float, float, float]] = {
+        "nats_port": (settings.nats_port, 0, PORT_MAX),
+        "edge_streams_max": (settings.edge_streams_max, 1, 100_000),
+        "workers": (settings.workers, 0, 256),
+        "runners": (settings.runners, 0, 256),
+        "worker_concurrency": (settings.worker_concurrency, 1, 10_000),
+        "ack_wait_seconds": (settings.ack_wait_seconds, 0.3, 3600),
+        "max_tries": (settings.max_tries, 1, 1000),
+        "max_deliver": (settings.max_deliver, 1, 10_000),
+        "retention_days": (settings.retention_days, 0, 36_500),
+        "delta_retention_hours": (settings.delta_retention_hours, 0, 876_000),
+        "waiting_hours": (settings.waiting_hours, 0.0001, 876_000),
+        "high_water_percent": (settings.high_water_percent, 0, 100),
+        "drain_seconds": (settings.drain_seconds, 0, 3600),
+    }
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise SettingsError(f"MESH_{name.upper()}={value}: must be between {low:g} and {high:g}")
+    for name, word, allowed in (
+        ("log_format", settings.log_format, ("auto", "console", "json")),
+        ("log_level", settings.log_level, ("debug", "info", "warning", "error")),
+    ):
+        if word not in allowed:
+            raise SettingsError(f"MESH_{name.upper()}={word!r}: must be one of {', '.join(allowed)}")
+
+
+def _parse(kind: str, raw: str) -> object:
+    kind = kind.removesuffix(" | None")
+    if kind == "int":
+        return int(raw)
+    if kind == "float":
+        return float(raw)
+    if kind == "bool":
+        if raw.lower() in ("1", "true", "yes", "on"):
+            return True
+        if raw.lower() in ("0", "false", "no", "off"):
+            return False
+        raise ValueError("must be 1 or 0")
+    if kind == "Path":
+        return Path(raw)
+    if kind == "Address":
+        return _parse_address(raw)
+    if kind.startswith("tuple"):
+        return tuple(part.strip() for part in raw.split(",") if part.strip())
+    return raw
+
+
+def _parse_address(raw: str) -> Address:
+    host, colon, port = raw.rpartition(":")
+    if not colon or not host:
+        raise ValueError("must be <host>:<port>")
+    number = int(port)
+    if not 0 <= number <= PORT_MAX:
+        raise ValueError("the port must be between 0 and 65535")
+    return Address(host.removeprefix("[").removesuffix("]"), number)
+
+
+def worker_name(service: str, pid: int | None = None) -> str:
+    """Name of a process, this one by default, among all workers, e.g. `inference_worker-4711@host`."""
+    return f"{service}-{pid or os.getpid()}@{platform.node() or sys.platform}"

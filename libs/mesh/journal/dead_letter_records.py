@@ -1,0 +1,169 @@
+"""Dead letters: everything a person needs to repair work that gave up."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+import msgspec
+import structlog
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.identifiers import new_id
+from contracts.messages.work import DeadLetter, TurnWork, Work
+from mesh import faults
+from mesh.broker.answers import Term
+from mesh.broker.deliveries import Delivery
+from mesh.broker.requests import MESSAGE_TOO_LARGE, Requests
+from mesh.clock import now
+from mesh.errors import BrokerError
+from mesh.task.state import TaskState
+
+log = structlog.get_logger("mesh.journal.dead_letter_records")
+
+
+class QueuedMessage(Protocol):
+    """A message of a work queue: a `Delivery`, or one that lies in its stream."""
+
+    @property
+    def stream(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def deliveries(self) -> int: ...
+    @property
+    def stored_at(self) -> datetime: ...
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+async def write_step(
+    requests: Requests,
+    message: QueuedMessage,
+    work: Work,
+    state: TaskState,
+    error: ErrorInfo,
+    worker: str,
+) -> None:
+    """Write the record of a step that gave up. Writing it twice is the same as once."""
+    # A call has none; a turn may have had another one than it was claimed for.
+    provider, model = (state.turn(work.turn).model if isinstance(work, TurnWork) else None) or (None, None)
+    record = DeadLetter(
+        **_of_message(message),
+        errors=[*state.failures.get((work.step, work.gen), ()), error],
+        tenant=work.tenant,
+        task=work.task,
+        step=work.step,
+        gen=work.gen,
+        request=state.request,
+        worker=worker,
+        provider=provider,
+        model=model,
+        tries=state.tries.get((work.step, work.gen), 0) + 1,
+        journal_from=state.first_sequence,
+        journal_to=state.revision,
+    )
+    message_id = f"{work.task}.{work.step}.g{work.gen}.dead"
+    await _publish(requests, subjects.dead_letter(work.tenant, work.task), record, message_id)
+
+
+async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> Term:
+    """Give up a message that nobody can carry out: a log line, and its record. Returns the answer to it."""
+    log.error(
+        "message.refused",
+        stream=delivery.stream,
+        subject=delivery.subject,
+        message=delivery.sequence,
+        code=error.code,
+        error=error.message,
+    )
+    await write_message(requests, delivery, error, worker)
+    return Term(error.code)
+
+
+async def write_message(
+    requests: Requests, message: QueuedMessage, error: ErrorInfo, worker: str, rule: str = ""
+) -> None:
+    """Write the record of a message that is not work, or fits no journal. Its tenant is read off the subject.
+
+    `rule`: the trigger rule that can't act on a signal; each has a record of its own.
+    """
+    tenant = _tenant_of(message)
+    record = DeadLetter(**_of_message(message), errors=[error], tenant=tenant, worker=worker)
+    part = f".{rule}" if rule else ""
+    message_id = f"{message.stream}.{message.sequence}.{message.stored_at.timestamp()}{part}.dead"
+    await _publish(requests, subjects.malformed_dead_letter(tenant), record, message_id)
+
+
+async def write_notification(
+    requests: Requests, message: QueuedMessage, error: ErrorInfo, consumer: str, worker: str
+) -> None:
+    """Write the record of a milestone that an endpoint was not told of. `consumer`: whose delivery it is."""
+    journal = subjects.parse_journal(message.subject)
+    record = DeadLetter(
+        **_of_message(message),
+        errors=[error],
+        tenant=journal.tenant,
+        task=journal.task,
+        worker=worker,
+        tries=message.deliveries,
+    )
+    message_id = f"{message.stream}.{message.sequence}.{message.stored_at.timestamp()}.{consumer}.dead"
+    await _publish(requests, subjects.malformed_dead_letter(journal.tenant), record, message_id)
+
+
+def _tenant_of(message: QueuedMessage) -> str | None:
+    """The last token of a lane's or command's subject, the second of a signal's, that of a schedule.
+
+    None for a tool's, or where the subject is as wrong as that.
+    """
+    if message.stream == "TOOLS":
+        return None
+    try:
+        if message.stream == "SIGNALS":
+            return subjects.check_tenant(message.subject.split(".")[1])
+        if message.subject.startswith(subjects.CRON_FIRED_PREFIX):
+            return subjects.parse_cron(message.subject)[0]
+        return subjects.check_tenant(message.subject.rpartition(".")[2])
+    except (TaskmeshError, IndexError):
+        return None
+
+
+def _of_message(message: QueuedMessage) -> dict[str, Any]:
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+    try:
+        text = message.payload.decode("utf-8")
+    except UnicodeDecodeError:
+        encoding = "base64"
+        text = base64.b64encode(message.payload).decode("ascii")
+    return {
+        "id": new_id(),
+        "time": now(),
+        "stream": message.stream,
+        "subject": message.subject,
+        "sequence": message.sequence,
+        "deliveries": message.deliveries,
+        "message": text,
+        "message_encoding": encoding,
+        "traceparent": message.headers.get(headers.TRACEPARENT),
+    }
+
+
+async def _publish(requests: Requests, subject: str, record: DeadLetter, message_id: str) -> None:
+    message_headers = {headers.MESSAGE_ID: message_id} if faults.MESSAGE_ID_ON else None
+    try:
+        await requests.publish(subject, encode(record), message_headers)
+    except BrokerError as error:
+        if error.number != MESSAGE_TOO_LARGE:
+            raise
+        # The message is as large as a message may be: keep its beginning. The request is in the journal.
+        shortened = msgspec.structs.replace(record, message=record.message[: len(record.message) // 8], request=None)
+        await requests.publish(subject, encode(shortened), message_headers)

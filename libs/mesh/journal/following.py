@@ -1,0 +1,381 @@
+"""Following a task: its stored events, then its live ones, as one contiguous stream.
+
+The broker republishes every stored event with its sequence. A follower subscribes there first, then reads the
+journal from its cursor, and joins the two by sequence. What it hands on is always a contiguous piece of the
+journal: a hole in `n`, an overflow of its buffer or a lost connection sends it back to the journal; what the
+journal no longer has is said aloud, by `stream.gap` and `snapshot`. It keeps no consumer at the broker, and a
+slow reader costs at most its buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.errors import TaskmeshError
+from contracts.journal import edge_events
+from contracts.journal.events import TERMINAL_TYPES, decode_head
+from mesh.broker.connection import Connection
+from mesh.broker.direct_get import (
+    Page,
+    Stored,
+    first_traceparent,
+    journal_exists,
+    last_event,
+    last_sequence,
+    read_page,
+    read_sequence,
+)
+from mesh.errors import BrokerUnavailable
+from mesh.journal.journal import Journal
+from mesh.task.records import snapshot_turns
+
+log = structlog.get_logger("mesh.journal.following")
+
+BUFFER_EVENTS_MAX = 256
+BUFFER_BYTES_MAX = 256 * 1024
+"""Live events that may wait for one reader. On overflow they are dropped, and read from the journal again."""
+PAGE_EVENTS_MAX = 128
+READS_MAX = 64
+"""Journal pages read at once by one process, so that a storm of reconnects queues here and not at the broker."""
+PAGE_BYTES_MAX = 128 * 1024
+BROKER_RETRY_SECONDS = 0.25
+STALE_RETRY_SECONDS = 0.02
+STALE_READS_MAX = 250
+"""Reads in vain of what was seen live: anybody may publish on a live subject, and what is made up never comes."""
+
+
+class Followed(NamedTuple):
+    """What a reader gets. `sequence` is the cursor after it; None where the cursor stays (`stream.gap`)."""
+
+    sequence: int | None
+    type: str
+    payload: bytes
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the task has ended with this event."""
+        return self.type in TERMINAL_TYPES
+
+
+class TaskNotFound(TaskmeshError):
+    """The tenant has no such task, as far as the stream's leader knows."""
+
+    code = "not-found"
+
+
+class _Live(NamedTuple):
+    sequence: int
+    n: int
+    type: str
+    payload: bytes
+
+
+class LiveBuffer:
+    """Live events on their way to one reader, within bounds."""
+
+    def __init__(self) -> None:
+        self._events: deque[_Live] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self.overflowed = False
+
+    def put(self, event: _Live) -> None:
+        """Add an event; too much marks the buffer as overflowed, and empties it."""
+        if self.overflowed:
+            return
+        if len(self._events) >= BUFFER_EVENTS_MAX or self._bytes + len(event.payload) > BUFFER_BYTES_MAX:
+            self.overflow()
+            return
+        self._events.append(event)
+        self._bytes += len(event.payload)
+        self._wake.set()
+
+    def overflow(self) -> None:
+        """Events are missing here: the journal has them."""
+        self._events.clear()
+        self._bytes = 0
+        self.overflowed = True
+        self._wake.set()
+
+    def reset(self) -> None:
+        """Begin anew. Call before reading the journal, so that nothing falls between."""
+        self.overflowed = False
+        self._wake.clear()
+
+    async def take(self, timeout_seconds: float) -> list[_Live]:
+        """All that has gathered, or nothing after the timeout or an overflow."""
+        if not self._events and not self.overflowed:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                return []
+        taken = list(self._events)
+        self._events.clear()
+        self._bytes = 0
+        return taken
+
+
+@dataclass(slots=True)
+class _Subject:
+    """A subscription that all followers of one task in this process share."""
+
+    buffers: set[LiveBuffer]
+    subscribed: asyncio.Future[Subscription]
+
+
+class Following:
+    """All followers of a process."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._requests = connection.requests
+        self._subjects: dict[str, _Subject] = {}
+        self._reads = asyncio.Semaphore(READS_MAX)
+        connection.on_reconnected(self._on_reconnected)
+
+    async def open(self, tenant: str, task: str, after: int) -> Follower | None:
+        """Follow a task from behind sequence `after` (0: from its first event).
+
+        None if the cursor is at or behind the end: there is nothing more to come. Raises `TaskNotFound`,
+        `BrokerUnavailable`, `InvalidName`.
+        """
+        subject = subjects.live(tenant, task)
+        buffer = LiveBuffer()
+        await self._subscribe(subject, buffer)
+        follower = Follower(self, tenant, task, subject, buffer)
+        try:
+            if await follower._start(after):
+                return follower
+        except BaseException:
+            await follower.close()
+            raise
+        await follower.close()
+        return None
+
+    async def page(self, subject_filter: str, after: int, messages_max: int) -> Page:
+        """Read a page of a journal, not too many at once."""
+        async with self._reads:
+            return await read_page(self._requests, "EVENTS", subject_filter, after, messages_max, PAGE_BYTES_MAX)
+
+    async def last(self, subject_filter: str) -> Stored | None:
+        """Read the last event of a journal, not too many at once."""
+        async with self._reads:
+            return await last_event(self._requests, subject_filter)
+
+    async def traceparent(self, tenant: str, task: str) -> str | None:
+        """The trace that a task was submitted in; None if its journal tells none. Raises `BrokerUnavailable`."""
+        async with self._reads:
+            return await first_traceparent(self._requests, tenant, task)
+
+    async def _subscribe(self, subject: str, buffer: LiveBuffer) -> None:
+        entry = self._subjects.get(subject)
+        if entry is not None:
+            entry.buffers.add(buffer)
+            # Its history may only be read once the subscription is there.
+            await asyncio.shield(entry.subscribed)
+            return
+        buffers = {buffer}
+        entry = _Subject(buffers, asyncio.get_running_loop().create_future())
+        self._subjects[subject] = entry
+
+        async def on_message(message: Msg) -> None:
+            try:
+                head = decode_head(message.data)
+                sequence = int((message.headers or {})[headers.SEQUENCE])
+            except (TaskmeshError, KeyError, ValueError):
+                # Not a republished event: anybody may publish on a subject. The journal is the truth.
+                return
+            live = _Live(sequence, head.n, head.type, message.data)
+            for each in buffers:
+                each.put(live)
+
+        try:
+            subscription = await self._connection.client.subscribe(subject, cb=on_message)
+        except BaseException as error:
+            self._subjects.pop(subject, None)
+            entry.subscribed.set_exception(BrokerUnavailable(f"can't subscribe: {error}"))
+            entry.subscribed.exception()  # mark as seen: there may be nobody else who waits
+            raise
+        entry.subscribed.set_result(subscription)
+
+    async def _unsubscribe(self, subject: str, buffer: LiveBuffer) -> None:
+        entry = self._subjects.get(subject)
+        if entry is None or buffer not in entry.buffers:
+            return
+        entry.buffers.discard(buffer)
+        if not entry.buffers:
+            del self._subjects[subject]
+            if entry.subscribed.done() and not entry.subscribed.exception():
+                await entry.subscribed.result().unsubscribe()
+
+    def _on_reconnected(self) -> None:
+        # What was republished while the connection was away is lost here; the journal has it.
+        for entry in self._subjects.values():
+            for buffer in entry.buffers:
+                buffer.overflow()
+
+
+class Follower:
+    """One reader's way through a journal. Close it, or use `batches` to its end."""
+
+    def __init__(self, following: Following, tenant: str, task: str, subject: str, buffer: LiveBuffer) -> None:
+        self.tenant = tenant
+        self.task = task
+        self._following = following
+        self._requests = following._requests
+        self._filter = subjects.journal(tenant, task)
+        self._subject = subject
+        self._buffer = buffer
+        self._cursor = 0
+        self._next_n = 0
+        self._last: Stored | None = None
+        """The journal's last event as it was when this was opened."""
+        self._must_reach = -1
+        """n of an event that was seen live behind a hole."""
+        self._gap = False
+        self._ended = False
+
+    async def close(self) -> None:
+        """Give the subscription back."""
+        await self._following._unsubscribe(self._subject, self._buffer)
+
+    async def _start(self, after: int) -> bool:
+        """Find out where `after` lies. False if there is nothing behind it any more."""
+        self._cursor = after
+        last = self._last = await self._following.last(self._filter)
+        if last is None and not await journal_exists(self._requests, self.tenant, self.task):
+            raise TaskNotFound(f"there is no task {self.task}")
+        if after == 0:
+            return True
+        at_cursor = last if last and last.sequence == after else await read_sequence(self._requests, "EVENTS", after)
+        if at_cursor is not None and self._is_ours(at_cursor):
+            head = decode_head(at_cursor.payload)
+            self._next_n = head.n + 1
+            return head.type not in TERMINAL_TYPES
+        # The cursor is no event of this journal: another's, purged, of a stream that was recreated, or made up.
+        if last is not None and last.sequence < after and decode_head(last.payload).type in TERMINAL_TYPES:
+            # Beyond the end of the stream: it was recreated, and the reader must know.
+            self._gap = after > await last_sequence(self._requests, "EVENTS")
+            return self._gap
+        first = await self._following.page(self._filter, after, 1)
+        self._gap = not first.messages or decode_head(first.messages[0].payload).n != 0
+        return True
+
+    def _is_ours(self, message: Stored) -> bool:
+        return message.subject.rpartition(".")[0] == self._filter.rpartition(".")[0]
+
+    async def batches(self, idle_seconds: float) -> AsyncGenerator[list[Followed], None]:
+        """Yield events in order until the task has ended; an empty batch whenever nothing came for a while.
+
+        While the broker is away batches are empty; the reader need not know.
+        """
+        try:
+            while not self._ended:
+                try:
+                    async for batch in self._from_journal():
+                        yield batch
+                except BrokerUnavailable as error:
+                    log.warning("follow.broker_unavailable", task=self.task, error=str(error))
+                    await asyncio.sleep(BROKER_RETRY_SECONDS)
+                    yield []
+                    continue
+                async for batch in self._from_live(idle_seconds):
+                    yield batch
+        finally:
+            await self.close()
+
+    async def _from_journal(self) -> AsyncGenerator[list[Followed], None]:
+        """Everything stored behind the cursor."""
+        self._buffer.reset()
+        last, self._last = self._last or await self._following.last(self._filter), None
+        end_n = max(self._must_reach, decode_head(last.payload).n if last else -1)
+        stale_reads = 0
+        while not self._ended and (self._gap or self._next_n <= end_n):
+            if self._gap:
+                yield await self._over_the_gap()
+                continue
+            # Never more than there is: the server would search for it up to the stream's end.
+            wanted = min(PAGE_EVENTS_MAX, end_n - self._next_n + 1)
+            page = await self._following.page(self._filter, self._cursor, wanted)
+            batch = self._contiguous(page.messages)
+            if batch:
+                yield batch
+            elif not page.messages:
+                # A replica that lags behind the one that knew of more, which will come; unless it was made up.
+                stale_reads += 1
+                if stale_reads > STALE_READS_MAX:
+                    log.warning("follow.nothing_there", task=self.task, n=self._next_n, end=end_n)
+                    break
+                await asyncio.sleep(STALE_RETRY_SECONDS)
+        self._must_reach = -1
+
+    def _contiguous(self, messages: list[Stored]) -> list[Followed]:
+        """What goes on from the cursor without a hole, up to the task's end. A hole is a gap."""
+        batch: list[Followed] = []
+        for message in messages:
+            head = decode_head(message.payload)
+            if head.n != self._next_n:
+                self._gap = True
+                break
+            batch.append(self._advance(message.sequence, head.n, head.type, message.payload))
+            if batch[-1].is_end:
+                break
+        return batch
+
+    async def _from_live(self, idle_seconds: float) -> AsyncGenerator[list[Followed], None]:
+        """Live events as they come; returns when the journal must be read again."""
+        while not self._ended:
+            taken = await self._buffer.take(idle_seconds)
+            if not taken:
+                # Overflowed, or idle: core messages carry no promise, so an idle reader looks into the journal too.
+                if not self._buffer.overflowed:
+                    yield []
+                return
+            batch: list[Followed] = []
+            hole = False
+            for live in taken:
+                if live.sequence <= self._cursor:
+                    continue
+                if live.n != self._next_n:
+                    hole = True
+                    self._must_reach = live.n
+                    break
+                batch.append(self._advance(live.sequence, live.n, live.type, live.payload))
+                if batch[-1].is_end:
+                    break
+            if batch:
+                yield batch
+            if hole:
+                return
+
+    def _advance(self, sequence: int, n: int, event_type: str, payload: bytes) -> Followed:
+        self._cursor = sequence
+        self._next_n = n + 1
+        followed = Followed(sequence, event_type, payload)
+        self._ended = followed.is_end
+        return followed
+
+    async def _over_the_gap(self) -> list[Followed]:
+        """Say what is lost, and what it came to. The end of a task is never part of a snapshot: it follows."""
+        journal = await Journal.load(self._requests, self.tenant, self.task)
+        state = journal.state
+        covered, n = (state.revision, state.next_n - 1) if state.terminal is None else state.before_end
+        gap = edge_events.StreamGap(task=self.task, tenant=self.tenant, from_sequence=self._cursor, to_sequence=covered)
+        snapshot = edge_events.Snapshot(
+            task=self.task, tenant=self.tenant, n=max(n, 0), status=state.status, turns=snapshot_turns(state)
+        )
+        log.info("follow.gap", task=self.task, after=self._cursor, covered=covered)
+        self._cursor, self._next_n, self._gap = covered, n + 1, False
+        return [Followed(None, "stream.gap", encode(gap)), Followed(covered, "snapshot", encode(snapshot))]

@@ -1,0 +1,64 @@
+"""The bucket `providers`, as one process sees it: read again and again by direct get, written by compare-and-set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import structlog
+
+from contracts.codec import decode, encode
+from contracts.errors import InvalidPayload
+from contracts.records.providers import ProviderRecord
+from contracts.streams import PROVIDERS_BUCKET
+from mesh.broker import key_value
+from mesh.broker.requests import Requests
+from mesh.clock import lease_clock, now
+from mesh.providers.breaker_rules import NOTHING_OBSERVED, ObservedRecord, observe
+
+log = structlog.get_logger("mesh.providers.breaker_records")
+
+
+class ProviderRecords:
+    """The last sighting of each provider. One that was never looked at counts as closed."""
+
+    def __init__(self, requests: Requests, providers: Iterable[str]) -> None:
+        self.providers = tuple(sorted(providers))
+        self._requests = requests
+        self._sightings: dict[str, ObservedRecord] = {}
+
+    def sighting(self, provider: str) -> ObservedRecord:
+        """What was seen last."""
+        return self._sightings.get(provider, NOTHING_OBSERVED)
+
+    async def refresh(self, provider: str) -> ObservedRecord:
+        """Look again. Raises `BrokerUnavailable`."""
+        entry = await key_value.get(self._requests, PROVIDERS_BUCKET.name, provider)
+        record = _decode(provider, entry.value) if entry is not None and entry.value is not None else None
+        return self._see(provider, record, entry.revision if entry is not None else 0)
+
+    async def replace(self, before: ObservedRecord, record: ProviderRecord) -> bool:
+        """Write a record in place of the one that was seen; False if it is not the last any more.
+
+        Raises `BrokerUnavailable`; then nobody knows, and the next look tells.
+        """
+        payload = encode(record)
+        if not await key_value.compare_and_set(
+            self._requests, PROVIDERS_BUCKET.name, record.provider, payload, before.revision
+        ):
+            return False
+        await self.refresh(record.provider)
+        return True
+
+    def _see(self, provider: str, record: ProviderRecord | None, revision: int) -> ObservedRecord:
+        seen = observe(self._sightings.get(provider), record, revision, lease_clock(), now())
+        self._sightings[provider] = seen
+        return seen
+
+
+def _decode(provider: str, payload: bytes) -> ProviderRecord | None:
+    """A record that can't be read counts as none: a breaker never closes a pool by a slip of the pen."""
+    try:
+        return decode(payload, ProviderRecord)
+    except InvalidPayload as error:
+        log.warning("provider.record_unreadable", provider=provider, error=str(error))
+        return None

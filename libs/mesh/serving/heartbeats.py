@@ -1,0 +1,83 @@
+"""Heartbeats: what a worker or runner says of itself, in the bucket `workers`, for operators alone."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+
+from contracts import VERSION, subjects
+from contracts.codec import encode
+from contracts.errors import TaskmeshError
+from contracts.records.status import WorkerRecord
+from contracts.streams import WORKERS_BUCKET
+from mesh.background import background, repeatedly
+from mesh.broker import key_value
+from mesh.broker.requests import Requests
+from mesh.clock import now
+from mesh.serving.service import Service
+
+log = structlog.get_logger("mesh.serving.heartbeats")
+
+HEARTBEAT_SECONDS = 10.0
+"""A third of the bucket's TTL: two may be lost before a worker is gone from the list."""
+GOODBYE_SECONDS_MAX = 1.0
+"""A stop does not wait for a broker that is away: the record goes by itself."""
+
+
+@asynccontextmanager
+async def heartbeats(
+    service: Service,
+    running: Callable[[], int],
+    *,
+    pools: tuple[str, ...] = (),
+    tools: Callable[[], tuple[str, ...]] = tuple,
+) -> AsyncIterator[None]:
+    """Write this process's record at once and every 10 s beside the body, and delete it at the end.
+
+    `running` says how many steps are in hand, `tools` which tools are served at present. A heartbeat that fails is only
+    said: no work hangs on it.
+    """
+    started_at = now()
+    key = subjects.worker_key(service.worker)
+
+    def record() -> WorkerRecord:
+        return WorkerRecord(
+            worker=service.worker,
+            service=service.name,
+            version=VERSION,
+            pid=os.getpid(),
+            host=platform.node() or sys.platform,
+            pools=pools,
+            tools=tools(),
+            concurrency=service.settings.worker_concurrency,
+            running=running(),
+            started_at=started_at,
+            time=now(),
+        )
+
+    try:
+        async with background(_beat(service.requests, key, record)):
+            yield
+    finally:
+        await _say_goodbye(service, key)
+
+
+async def _beat(requests: Requests, key: str, record: Callable[[], WorkerRecord]) -> None:
+    await repeatedly(
+        lambda: key_value.put(requests, WORKERS_BUCKET.name, key, encode(record())),
+        HEARTBEAT_SECONDS,
+        lambda error: log.warning("heartbeat.not_written", error=str(error)),
+    )
+
+
+async def _say_goodbye(service: Service, key: str) -> None:
+    try:
+        if service.connection.is_connected:
+            await key_value.delete(service.requests, WORKERS_BUCKET.name, key, GOODBYE_SECONDS_MAX)
+    except TaskmeshError as error:
+        log.info("heartbeat.not_deleted", error=str(error))

@@ -1,0 +1,156 @@
+"""What every service process does: settings, logs, connection, signals, `nats micro`, readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+import nats.errors
+import nats.micro
+import structlog
+
+from contracts import VERSION
+from contracts.errors import TaskmeshError
+from contracts.records.status import HealthCheck
+from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
+from mesh import faults
+from mesh.broker.connection import Connection, connect
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings, load_settings, worker_name
+from mesh.errors import SettingsError
+from mesh.telemetry import traces
+
+log = structlog.get_logger("mesh.serving.service")
+
+READY_FD_VARIABLE = "MESH_READY_FD"
+"""A file descriptor that a service writes one `Ready` line to, and closes, once it serves."""
+PROBE_TIMEOUT_SECONDS = 2.0
+STOP_INSISTS_SECONDS = 0.2
+
+
+class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a service tells its parent when it serves. `address` is where HTTP listens, `<host>:<port>`."""
+
+    service: str
+    pid: int
+    address: str | None = None
+
+
+class Service:
+    """A running service: its settings, its broker, and the event that says stop."""
+
+    def __init__(self, name: str, settings: Settings, connection: Connection) -> None:
+        self.name = name
+        self.settings = settings
+        self.connection = connection
+        self.worker = worker_name(name)
+        self.stopping = asyncio.Event()
+
+    @property
+    def requests(self) -> Requests:
+        """Requests to the broker."""
+        return self.connection.requests
+
+    async def ready(self, address: str | None = None) -> None:
+        """Show up in `nats micro ls`, and tell the parent process if it wants to know."""
+        await nats.micro.add_service(
+            self.connection.client,
+            name=self.name,
+            version=VERSION,
+            description=f"taskmesh {self.name}",
+            metadata={"pid": str(os.getpid()), "worker": self.worker, **({"http": address} if address else {})},
+        )
+        log.info("service.ready", version=VERSION, pid=os.getpid(), address=address)
+        descriptor = os.environ.pop(READY_FD_VARIABLE, "")
+        if descriptor:
+            with os.fdopen(int(descriptor), "wb") as pipe:
+                pipe.write(msgspec.json.encode(Ready(self.name, os.getpid(), address)) + b"\n")
+
+
+def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:
+    """Run a service until SIGTERM or SIGINT. A wrong setting ends the process with one clear line, status 2."""
+    try:
+        settings = load_settings()
+        traces.configure(settings, name)
+        _event_loop_runner()(_serve(name, settings, main))
+    except SettingsError as error:
+        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the one line, for people, before or instead of logs
+        sys.exit(2)
+    finally:
+        traces.shut_down()
+
+
+def _event_loop_runner() -> Callable[[Awaitable[None]], None]:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return asyncio.run  # type: ignore[return-value]  # it takes coroutines, which is what it gets
+    return uvloop.run  # type: ignore[return-value]  # the same
+
+
+async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaitable[None]]) -> None:
+    if faults.SWITCHED_OFF:
+        log.error("service.safeguards_off", off=sorted(faults.SWITCHED_OFF))
+    if faults.POINTS_ON:
+        log.error("service.points_on")
+    this_task = asyncio.current_task()
+    service: Service | None = None
+    stop_asked = False
+
+    def stop() -> None:
+        nonlocal stop_asked
+        stop_asked = True
+        if service is not None:
+            service.stopping.set()
+        elif this_task is not None:
+            # Still waiting for a broker, which may take for ever: there is nothing to drain. Python 3.11's wait_for,
+            # which the client connects with, loses a cancellation that comes just as a connection opens: insist.
+            this_task.cancel()
+            loop.call_later(STOP_INSISTS_SECONDS, stop)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(connect(settings, name))
+            except nats.errors.Error as error:
+                # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
+                raise SettingsError(f"MESH_NATS_URL: {error}") from None
+            service = Service(name, settings, connection)
+            await main(service)
+    except asyncio.CancelledError:
+        if not stop_asked:
+            raise
+    log.info("service.stopped")
+
+
+async def probe_broker(connection: Connection) -> list[HealthCheck]:
+    """Readiness: the connection, and each stream that a submission needs, since one may fail alone."""
+    if not connection.is_connected:
+        return [HealthCheck(name="broker", ok=False, detail="not connected")]
+
+    async def probe(stream: str, prefix: str) -> HealthCheck:
+        if connection.requests.is_silent(prefix):
+            return HealthCheck(
+                name=stream, ok=False, detail="the last publish got no answer: is the broker's disk full?"
+            )
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+                await connection.requests.api(f"STREAM.INFO.{stream}")
+        except (TaskmeshError, TimeoutError) as error:
+            return HealthCheck(name=stream, ok=False, detail=str(error) or "no answer in time")
+        return HealthCheck(name=stream, ok=True)
+
+    checks = await asyncio.gather(
+        probe(TASKS.name, "tasks"),
+        probe(EVENTS.name, "events"),
+        probe(TASKS_BUCKET.stream_name, f"$KV.{TASKS_BUCKET.name}"),
+    )
+    return [HealthCheck(name="broker", ok=True), *checks]

@@ -1,0 +1,107 @@
+"""A claimed step: what its handler gets, and appends to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from contracts.journal import events
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.messages.work import Work
+from mesh import faults
+from mesh.broker.connection import Connection
+from mesh.broker.deliveries import Delivery
+from mesh.errors import StepLost
+from mesh.journal.journal import Journal
+from mesh.journal.watching import until_lost
+from mesh.task.state import TaskState
+
+log = structlog.get_logger("mesh.steps.claimed_step")
+
+
+class ClaimedStep:
+    """A step that this process owns, until the journal says otherwise."""
+
+    def __init__(self, journal: Journal, work: Work, claim: events.StepClaimed, delivery: Delivery) -> None:
+        self.work = work
+        self.claim = claim
+        self.deliveries = delivery.deliveries
+        self.on_news: Callable[[], None] | None = None
+        """Called when somebody else's events were folded while the step runs."""
+        self._journal = journal
+
+    @property
+    def state(self) -> TaskState:
+        """The journal as folded so far."""
+        return self._journal.state
+
+    async def append(self, build: Callable[[Stamp], JournalEvent]) -> JournalEvent:
+        """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
+        return await self._journal.append(build, lambda state: state.owns(self.claim))
+
+    async def append_if(
+        self, build: Callable[[Stamp], JournalEvent], still_so: Callable[[TaskState], bool]
+    ) -> JournalEvent | None:
+        """The same, while `still_so` holds; None if it does not any more. Raises `StepLost`."""
+        try:
+            return await self._journal.append(build, lambda state: state.owns(self.claim) and still_so(state))
+        except StepLost:
+            if not self.state.owns(self.claim):
+                raise
+            return None
+
+    async def publish(self, subject: str, payload: bytes, message_headers: dict[str, str]) -> None:
+        """Publish what a step is there to publish, under a message id: nothing fences it.
+
+        Raises `BrokerError`, `BrokerUnavailable`.
+        """
+        await self._journal.requests.publish(subject, payload, message_headers)
+
+
+class StepHandler(Protocol):
+    """What a service does with a step."""
+
+    def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
+        """More fields for the claim event: `provider` and `model` of a turn."""
+        ...
+
+    async def perform(self, step: ClaimedStep) -> None:
+        """Run the step, and append its result. Raises `StepFailed`; anything else counts as unknown."""
+        ...
+
+
+async def perform_while_owned(
+    handler: StepHandler, step: ClaimedStep, journal: Journal, connection: Connection
+) -> None:
+    """Run the handler for as long as the step is owned. Raises what it raises, or `StepLost`."""
+    performing = asyncio.create_task(handler.perform(step))
+    watching = asyncio.create_task(_watch(step, journal, connection))
+    try:
+        await asyncio.wait({performing, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if performing.done():
+            performing.result()
+        elif watching.exception() is not None:
+            # The fence and the lease protect the step without it.
+            log.error("step.watch_broke", error=str(watching.exception()))
+            await performing
+        else:
+            raise StepLost(f"task {journal.state.task}: the journal has moved on")
+    finally:
+        # Also where this delivery's own task is cancelled: nothing of the step outlives it.
+        performing.cancel()
+        watching.cancel()
+        await asyncio.gather(performing, watching, return_exceptions=True)
+
+
+async def _watch(step: ClaimedStep, journal: Journal, connection: Connection) -> None:
+    if not faults.WATCH_ON:
+        await asyncio.Event().wait()
+
+    def on_news() -> None:
+        if step.on_news is not None:
+            step.on_news()
+
+    await until_lost(connection, journal, step.claim, on_news)

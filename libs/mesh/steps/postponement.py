@@ -1,0 +1,38 @@
+"""Not now: how the message of a step waits, and why so. Pure.
+
+| what is missing | how its message waits | why |
+|---|---|---|
+| a journal that fits it | in its queue for 0.2 s, seven times | a replica is behind, or a writer died |
+| a permit, before the claim | in hand (`Hold`) | a delivery is one of few, and brings no news |
+| its provider, after a try | in hand | that try counts for nothing, so must its delivery |
+| either, while eight are in hand | in its queue | what is in hand costs memory and a lease |
+| time, up to 10 s | in its queue for so long | it needs no timer and no second message |
+| time, more than that | nowhere: acked, and a timer brings another | it may be hours: a queue is no place for that |
+| the broker | in hand, while its lease is heard | no answer would be heard (`while_leased`) |
+
+Only two loops lie between a delivery and its answer. `Consumption` brings a delivery to its handler again, under the
+clock of its lease, while there is no permit or no broker. `Journal` decides again after each conflict of an append,
+and gives up after `APPEND_SECONDS_MAX`.
+"""
+
+from __future__ import annotations
+
+from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Hold, Nak
+from mesh.task.failures import Retry, StepFailed
+
+NOT_VISIBLE_DELIVERIES_MAX = 8
+"""At this delivery a message whose journal is still missing becomes a dead letter."""
+
+
+def until_visible(deliveries: int) -> Nak | None:
+    """The answer to a message whose journal can't be seen, or does not fit it, yet. None: it never will."""
+    return NOT_VISIBLE_YET if deliveries < NOT_VISIBLE_DELIVERIES_MAX else None
+
+
+def until_next_try(retry: Retry, error: StepFailed, *, has_permit: bool) -> Ack | Nak | Hold:
+    """The answer to a message whose step has failed, and is to be tried again."""
+    if retry.by_timer:
+        return Ack()
+    if not error.counts and not has_permit:
+        return Hold(retry.delay_seconds)  # The next try is a probe, or after it.
+    return Nak(retry.delay_seconds)

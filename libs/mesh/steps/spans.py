@@ -1,0 +1,45 @@
+"""Spans of a step: its claim, the step itself, and its appends as one."""
+
+from __future__ import annotations
+
+from contracts.messages.work import ToolWork, Work
+from mesh.broker.deliveries import Delivery
+from mesh.journal.journal import Appends
+from mesh.telemetry import traces
+
+
+def name_of(work: Work) -> str:
+    """The name of a step's span."""
+    return f"call {work.tool}" if isinstance(work, ToolWork) else "turn"
+
+
+def attributes_of(work: Work, delivery: Delivery) -> dict[str, str | int] | None:
+    """The attributes of both of a step's spans; None while telemetry is off."""
+    if not traces.enabled():
+        return None
+    attributes: dict[str, str | int] = {
+        "messaging.system": "nats",
+        "messaging.destination.name": delivery.stream,
+        "taskmesh.task": work.task,
+        "taskmesh.tenant": work.tenant,
+        "taskmesh.turn": work.turn,
+        "taskmesh.gen": work.gen,
+        "taskmesh.delivery": delivery.deliveries,
+    }
+    if isinstance(work, ToolWork):
+        attributes["taskmesh.call"] = work.call
+    return attributes
+
+
+def add_span_of_appends(appends: Appends) -> None:
+    """Add the one span of all that a step has appended."""
+    if appends.count:
+        traces.add_past_span(
+            "append events",
+            appends.started_ns,
+            {
+                "taskmesh.append.count": appends.count,
+                "taskmesh.append.bytes": appends.payload_bytes,
+                "taskmesh.append.seconds_max": appends.seconds_max,
+            },
+        )

@@ -1,0 +1,276 @@
+"""The life of a step: from its delivery to the answer. Decide, claim, perform, settle.
+
+Walk one delivery through `StepLife.live`: its message is validated, its journal folded, `decide` says what to do, and
+the answer is performed in the order append → project → publish → ack. A process may die between any two of these:
+the next delivery finds the journal, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import msgspec
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from contracts import headers
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.identifiers import turn_step
+from contracts.journal import events
+from contracts.journal.events import MESSAGE_CHARACTERS_MAX, JournalEvent, Stamp
+from contracts.messages.work import ToolWork, TurnWork, Work, decode_work
+from contracts.retries import STEP_POLICY
+from mesh.broker.answers import Ack, Answer, Hold, Term
+from mesh.broker.connection import Connection
+from mesh.broker.deliveries import Delivery
+from mesh.broker.gates import Permit
+from mesh.clock import now
+from mesh.errors import BrokerUnavailable, StepLost
+from mesh.journal import dead_letter_records
+from mesh.journal.journal import Append, Appends, Build, Journal
+from mesh.journal.projection import BackgroundProjection
+from mesh.journal.settling import publish_outbox, settle, settle_dead_letter
+from mesh.steps import postponement, spans
+from mesh.steps.claimed_step import ClaimedStep, StepHandler, perform_while_owned
+from mesh.task.decisions import (
+    Begin,
+    Claim,
+    Drop,
+    Expire,
+    Later,
+    Refuse,
+    Settle,
+    SettleDeadLetter,
+    decide,
+    queued_event,
+)
+from mesh.task.failures import Fail, GiveUp, Retry, StepFailed, decide_failure
+from mesh.task.outbox import BY_MESH, deadline_timer
+from mesh.task.records import record
+from mesh.task.state import TaskState
+from mesh.telemetry import metrics, traces
+
+log = structlog.get_logger("mesh.steps.step_life")
+
+FIRST_STEP = turn_step(1)
+
+Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold
+"""What is decided of a delivery whose step is not to be performed here and now."""
+
+
+class StepLife:
+    """What one process does with each delivery of a step."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        handler: StepHandler,
+        worker: str,
+        tries_max: int,
+        projection: BackgroundProjection,
+    ) -> None:
+        self._connection = connection
+        self._requests = connection.requests
+        self._handler = handler
+        self._worker = worker
+        self._policy = msgspec.structs.replace(STEP_POLICY, tries_max=tries_max)
+        self._projection = projection
+
+    async def live(self, delivery: Delivery, permit: Permit) -> Answer:
+        """Bring a step as far as it can be brought under this delivery. Raises `StepLost`, `BrokerUnavailable`."""
+        try:
+            work = decode_work(delivery.payload, delivery.subject)
+        except TaskmeshError as error:
+            return await self._refuse(delivery, ErrorInfo("malformed-message", str(error)))
+        if delivery.deliveries > 1:
+            metrics.redelivered(delivery.stream)
+        name, attributes = spans.name_of(work), spans.attributes_of(work, delivery)
+        incoming = delivery.headers.get(headers.TRACEPARENT)
+        with structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step):
+            # Two spans: the claim's ends at once, and is exported even if this process dies in the middle of the step.
+            with traces.span(f"claim {name}", incoming, SpanKind.CONSUMER, attributes):
+                traceparent = traces.current_traceparent() or incoming
+                journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
+                decided = await self._claim(journal, work, delivery, permit)
+                if not isinstance(decided, ClaimedStep):
+                    return await self._answer(decided, journal, work, delivery)
+            with traces.carrying(traceparent), traces.span(name, traceparent, SpanKind.CONSUMER, attributes):
+                journal.appends = Appends()  # without the claim: it has a span of its own
+                try:
+                    return await self._perform(decided, journal, delivery, permit)
+                finally:
+                    spans.add_span_of_appends(journal.appends)
+
+    # Until the claim
+
+    async def _claim(self, journal: Journal, work: Work, delivery: Delivery, permit: Permit) -> ClaimedStep | Answered:
+        """Claim the step, if that is what the journal says; else what it says."""
+        # The lease is looked at right before each append: a process that slept must not begin (rule 4).
+        decided: JournalEvent | Answered = await journal.advance(
+            lambda state: self._next(state, work, delivery, permit), lambda: delivery.lease_held
+        )
+        if isinstance(decided, events.StepClaimed):
+            log.info("step.claimed", delivery=delivery.deliveries, message=delivery.sequence)
+            self._projection.submit(record(journal.state))
+            return ClaimedStep(journal, work, decided, delivery)
+        if isinstance(decided, events.Event):
+            raise TypeError(f"{type(decided).__name__} is no claim")
+        return decided
+
+    async def _next(self, state: TaskState, work: Work, delivery: Delivery, permit: Permit) -> Append | Answered:
+        match decide(state, work, delivery.sequence, now()):
+            case Begin(begun):
+                return Append(partial(_queued, begun))
+            case Expire():
+                return Append(lambda stamp: events.TaskExpired(*stamp))
+            case Claim() if await self._is_orphan(state, work):
+                return Append(_cancelled_with_its_parent)
+            case Claim() if not permit.is_valid:
+                return Hold()
+            case Claim():
+                if work.step == FIRST_STEP:
+                    # Whoever accepted the task may have died before it could.
+                    await publish_outbox(self._requests, deadline_timer(state), traces.current_traceparent())
+                return Append(self._claim_event(state, work, delivery), last=True)
+            case decision:
+                return decision
+
+    async def _is_orphan(self, state: TaskState, work: Work) -> bool:
+        """Whether a sub-task is about to begin whose parent is over.
+
+        The parent's end cancels its children; one whose journal had not begun then can't be found by that. Either the
+        cancel finds this journal, or this finds the parent's end.
+        """
+        parent = state.queued.parent if state.queued else None
+        if parent is None or state.claims or not isinstance(work, TurnWork):
+            return False
+        return (await Journal.load(self._requests, state.tenant, parent.task)).state.terminal is not None
+
+    def _claim_event(self, state: TaskState, work: Work, delivery: Delivery) -> Build:
+        described = self._handler.describe_claim(state, work)
+        tool = work if isinstance(work, ToolWork) else None
+
+        def build(stamp: Stamp) -> events.StepClaimed:
+            return events.StepClaimed(
+                *stamp,
+                step=work.step,
+                gen=work.gen,
+                message=delivery.sequence,
+                worker=self._worker,
+                delivery=delivery.deliveries,
+                turn=work.turn,
+                attempt=None if tool else state.turn(work.turn).claims + 1,
+                provider=described.get("provider"),
+                model=described.get("model"),
+                call=tool.call if tool else None,
+                tool=tool.tool if tool else None,
+            )
+
+        return build
+
+    async def _answer(self, decided: Answered, journal: Journal, work: Work, delivery: Delivery) -> Answer:
+        """Do what is to be done for a delivery whose step is not claimed."""
+        match decided:
+            case Hold():
+                return decided
+            case Settle():
+                return await self._settle(journal.state, work)
+            case SettleDeadLetter(event):
+                return await self._settle_dead_letter(journal.state, work, delivery, event.error)
+            case Drop():
+                log.info("step.dropped", message=delivery.sequence)
+                return Ack()
+            case Refuse(error) if not await journal.is_behind():
+                return await self._refuse(delivery, error)
+            case Later() | Refuse():
+                # Only the stream's leader knows that there is no such call (rule 11).
+                later = postponement.until_visible(delivery.deliveries)
+                if later is None:
+                    missing = ErrorInfo("journal-missing", f"no journal fits step {work.step}")
+                    return await self._refuse(delivery, missing)
+                log.info("step.later", message=delivery.sequence)
+                return later
+
+    # From the claim on
+
+    async def _perform(self, step: ClaimedStep, journal: Journal, delivery: Delivery, permit: Permit) -> Answer:
+        try:
+            return await self._perform_or_fail(step, journal, delivery, permit)
+        except StepLost:
+            if journal.state.terminal is None or not journal.state.is_last_claim(step.claim):
+                raise
+            # Somebody has ended the task, and nobody else has its message: who meets the end settles (rule 2).
+            log.info("step.ended_from_outside", status=journal.state.status)
+            return await self._settle(journal.state, step.work)
+
+    async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery, permit: Permit) -> Answer:
+        try:
+            await perform_while_owned(self._handler, step, journal, self._connection)
+        except (StepLost, BrokerUnavailable):
+            raise
+        except StepFailed as error:
+            return await self._failed(step, error, delivery, permit)
+        except Exception as error:
+            log.exception("step.broke")
+            unknown = StepFailed("internal", f"{type(error).__name__}: {error}", retryable=True)
+            return await self._failed(step, unknown, delivery, permit)
+        log.info("step.completed")
+        return await self._settle(journal.state, step.work)
+
+    async def _failed(self, step: ClaimedStep, error: StepFailed, delivery: Delivery, permit: Permit) -> Answer:
+        """Record what follows a failed try: the task's end, a dead letter, or another try."""
+        work = step.work
+        traces.fail(trace.get_current_span(), error.code)
+        match decide_failure(step.state, work, error, self._policy, random.random()):
+            case Fail():
+                await step.append(lambda stamp: events.TaskFailed(*stamp, error=error.info()))
+                log.warning("task.failed", code=error.code, error=str(error))
+                return await self._settle(step.state, work)
+            case GiveUp():
+                await step.append(
+                    lambda stamp: events.TaskDeadLettered(
+                        *stamp, step=work.step, gen=work.gen, error=error.info(), deliveries=delivery.deliveries
+                    )
+                )
+                log.error("step.dead_lettered", code=error.code, error=str(error))
+                return await self._settle_dead_letter(step.state, work, delivery, error.info())
+            case Retry() as retry:
+                await step.append(partial(_retrying, work, error, retry))
+                log.warning("step.retrying", code=error.code, error=str(error), delay_seconds=retry.delay_seconds)
+                answer = postponement.until_next_try(retry, error, has_permit=permit.is_valid)
+                # The timer that brings the next try is what is due now.
+                return await self._settle(step.state, work) if isinstance(answer, Ack) else answer
+
+    async def _settle(self, state: TaskState, work: Work) -> Ack:
+        await settle(self._requests, state, (work.step,), traces.current_traceparent(), projection=self._projection)
+        return Ack()
+
+    async def _settle_dead_letter(self, state: TaskState, work: Work, delivery: Delivery, error: ErrorInfo) -> Term:
+        await settle_dead_letter(self._requests, state, delivery, work, error, self._worker, self._projection)
+        return Term("dead letter")
+
+    async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> Term:
+        return await dead_letter_records.refuse(self._requests, delivery, error, self._worker)
+
+
+def _queued(work: TurnWork, stamp: Stamp) -> JournalEvent:
+    return queued_event(stamp, work)
+
+
+def _cancelled_with_its_parent(stamp: Stamp) -> JournalEvent:
+    return events.TaskCancelled(*stamp, by=BY_MESH, reason="the task that it belongs to is over")
+
+
+def _retrying(work: Work, error: StepFailed, retry: Retry, stamp: Stamp) -> JournalEvent:
+    return events.TaskRetrying(
+        *stamp,
+        step=work.step,
+        gen=work.gen,
+        reason=error.code,
+        delay_seconds=retry.delay_seconds,
+        tries=retry.tries,
+        timer=retry.by_timer,
+        message=str(error)[:MESSAGE_CHARACTERS_MAX] or None,
+    )

@@ -1,0 +1,48 @@
+"""The work loop of a worker or runner: its consumers, and what it does with each step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from mesh.background import background
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import ConsumerSpec, Consumption
+from mesh.configuration.settings import Settings
+from mesh.journal.projection import BackgroundProjection
+from mesh.steps.claimed_step import StepHandler
+from mesh.steps.step_life import StepLife
+
+log = structlog.get_logger("mesh.steps.work_loop")
+
+
+class WorkLoop:
+    """Everything between the work queues and a handler, in one process."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        consumers: Sequence[ConsumerSpec],
+        handler: StepHandler,
+        worker: str,
+    ) -> None:
+        self._projection = BackgroundProjection(connection.requests)
+        life = StepLife(connection, handler, worker, settings.max_tries, self._projection)
+        self._consumption = Consumption(connection, settings, consumers, life.live, settings.worker_concurrency)
+
+    @property
+    def steps_running(self) -> int:
+        """Steps in this process's hands."""
+        return self._consumption.in_hand
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until `stopping`; then pull no more, let running steps end, and hand over what does not."""
+        try:
+            async with background(self._consumption.run()):
+                await stopping.wait()
+                log.info("work.draining", steps=self.steps_running)
+        finally:
+            await self._projection.close()

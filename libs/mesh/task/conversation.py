@@ -1,0 +1,123 @@
+"""The conversation of a task, folded from its journal: what the model is shown before a turn. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.codec import encode
+from contracts.journal import events, parts
+from contracts.tasks import Message, TaskRequest
+from mesh.task.state import CallResult, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantTurn:
+    """What the model said in a turn, and the calls it asked for. `blocks` is its provider's own, opaque."""
+
+    text: str
+    calls: tuple[parts.ToolCall, ...] = ()
+    reasoning: str | None = None
+    blocks: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAnswer:
+    """What came of a call, as text for the model."""
+
+    call: str
+    tool: str
+    content: str
+    is_error: bool = False
+
+
+ConversationItem = Message | AssistantTurn | ToolAnswer
+"""One entry of a conversation. A `Message` is of the system, the user, or an assistant that the request quotes."""
+
+
+def conversation(state: TaskState, before_turn: int, provider: str | None = None) -> list[ConversationItem]:
+    """What the model is shown before a turn: the request, the turns so far, what came of their calls, and inputs.
+
+    An input stands before the first turn that was begun after it. A `provider` gets its own blocks back, and nobody
+    else's.
+    """
+    if state.request is None:
+        raise ValueError("there is no journal to make a conversation of")
+    entries: list[ConversationItem] = [*opening(state.request)]
+    seen = -1
+    for number in range(1, before_turn + 1):
+        turn = state.turn(number)
+        begun = turn.base_n if number in state.turns and turn.claims else state.next_n
+        entries += [Message("user", told.text) for told in state.inputs if seen < told.n < begun]
+        seen = max(seen, begun)
+        if number < before_turn and turn.completed is not None:
+            maker = turn.model[0] if turn.model else None
+            with_blocks = provider is None or maker is None or provider == maker
+            entries += _told(state, turn.completed, with_blocks=with_blocks)
+    return entries
+
+
+def whole_conversation(state: TaskState) -> list[ConversationItem]:
+    """All of an ended task's conversation: what a task that continues it begins with."""
+    last = max(state.turns, default=0)
+    entries = conversation(state, last + 1)
+    turn = state.turn(last)
+    if last and turn.completed is None and turn.text:
+        # It was stopped in mid-turn: what there was counts as said.
+        entries.append(AssistantTurn(turn.text))
+    return entries
+
+
+def continued(before: list[ConversationItem], entries: list[ConversationItem]) -> list[ConversationItem]:
+    """A conversation that goes on with another: its own instructions come first all the same."""
+    begin = next((at for at, entry in enumerate(entries) if not _is_system(entry)), len(entries))
+    return [*entries[:begin], *before, *entries[begin:]]
+
+
+def _is_system(entry: ConversationItem) -> bool:
+    return isinstance(entry, Message) and entry.role == "system"
+
+
+def opening(request: TaskRequest) -> list[Message]:
+    """What a request begins its conversation with: its instructions, then its input."""
+    instructions = [Message("system", request.instructions)] if request.instructions else []
+    if isinstance(request.input, str):
+        return [*instructions, Message("user", request.input)]
+    return [*instructions, *request.input]
+
+
+def _told(state: TaskState, completed: events.TurnCompleted, *, with_blocks: bool) -> list[ConversationItem]:
+    blocks = tuple(completed.blocks) if completed.blocks is not None and with_blocks else None
+    told: list[ConversationItem] = [AssistantTurn(completed.text, tuple(completed.calls), completed.reasoning, blocks)]
+    for asked in completed.calls:
+        result = state.call_results.get(asked.call)
+        if result is None:
+            # The task was stopped, or went on without it. A model's server wants an answer for each call.
+            told.append(ToolAnswer(asked.call, asked.tool, "not carried out", is_error=True))
+        else:
+            told.append(tool_answer(asked, result))
+    return told
+
+
+def tool_answer(asked: parts.ToolCall, result: CallResult) -> ToolAnswer:
+    """A call's result as the model reads it."""
+    match result:
+        case events.ToolCompleted():
+            text = result.result if isinstance(result.result, str) else encode(result.result).decode()
+            if result.object is not None:
+                text += f"\n[the beginning of {result.object.size} bytes]"
+            return ToolAnswer(asked.call, asked.tool, text)
+        case events.ToolFailed():
+            unknown = " (it may have had its effect)" if result.outcome == "unknown" else ""
+            text = f"{result.error.code}: {result.error.message}{unknown}"
+        case events.ApprovalResolved():
+            why = f": {result.reason}" if result.reason else ""
+            text = f"{result.decision} by {result.by}{why}"
+        case events.InputReceived():
+            return ToolAnswer(asked.call, asked.tool, result.text)
+        case events.SubtaskCompleted():
+            if result.status == "completed":
+                return ToolAnswer(asked.call, asked.tool, result.output or "")
+            why = f": {result.error.code}: {result.error.message}" if result.error else ""
+            text = f"the sub-task is {result.status}{why}" + (f"\n{result.output}" if result.output else "")
+    return ToolAnswer(asked.call, asked.tool, text, is_error=True)

@@ -1,0 +1,75 @@
+"""What follows a failed try: another one, a dead letter, or the task's end. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contracts.errors import TaskmeshError
+from contracts.messages.work import Work
+from contracts.retries import NAK_SECONDS_MAX, RetryPolicy
+from mesh.task.state import TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No further try: a dead letter."""
+
+
+CLAIMS_UNCOUNTED_MAX = 100
+"""Claims of a turn from which on each of its failures counts, also while its provider is known to be down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try the step again after a delay."""
+
+    delay_seconds: float
+    tries: int
+
+    @property
+    def by_timer(self) -> bool:
+        """Whether it is so long that the step's message must not stay in its queue meanwhile."""
+        return self.delay_seconds > NAK_SECONDS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The request itself is wrong: the task ends."""
+
+
+class StepFailed(TaskmeshError):
+    """A step's own failure. `terminal`: the request is at fault, and no other try can succeed.
+
+    `counts` is whether the try is one of those that a step has; it is not while its provider is known to be down.
+    """
+
+    counts = True
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool,
+        terminal: bool = False,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, retryable=retryable)
+        self.terminal = terminal
+        self.retry_after_seconds = retry_after_seconds
+
+
+def decide_failure(
+    state: TaskState, work: Work, error: StepFailed, policy: RetryPolicy, random_fraction: float
+) -> Retry | GiveUp | Fail:
+    """What follows a failed try. Tries are counted in the journal, so that crashes and deploys don't eat them."""
+    if error.terminal:
+        return Fail()
+    failed = state.tries.get((work.step, work.gen), 0)
+    counts = error.counts or state.turn(work.turn).claims >= CLAIMS_UNCOUNTED_MAX
+    tries = failed + 1 if counts else max(1, failed)
+    if not error.retryable or (counts and tries >= policy.tries_max):
+        return GiveUp()
+    # What is not counted has no number for a timer of its own; the breaker says when, whatever the provider asks for.
+    retry_after_seconds = error.retry_after_seconds if counts else None
+    return Retry(policy.delay_seconds(tries, random_fraction, retry_after_seconds), tries)

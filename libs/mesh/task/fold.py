@@ -1,0 +1,172 @@
+"""Folding a journal into the state of its task: pure, and the same for everybody who reads the same events."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from msgspec.structs import replace
+
+from contracts.errors import ErrorInfo
+from contracts.identifiers import turn_of
+from contracts.journal import events
+from contracts.journal.events import JournalEvent, TerminalEvent, UnknownEvent
+from mesh.errors import JournalCorrupt
+from mesh.task.state import FAILURES_MAX, TaskState, TurnState
+
+DELAY_SECONDS_MAX = 366 * 24 * 3600.0
+"""What is longer is rubbish, and must not stop who folds it."""
+
+
+def fold(state: TaskState, sequence: int, event: JournalEvent | UnknownEvent, *, holes_allowed: bool = False) -> None:
+    """Fold one event into the state.
+
+    Raises `JournalCorrupt` on a hole in n; `holes_allowed` is for the part of a journal that is read, or kept,
+    without its deltas.
+    """
+    head = event.head if isinstance(event, UnknownEvent) else event
+    if head.n != state.next_n and not (holes_allowed and head.n > state.next_n):
+        raise JournalCorrupt(f"task {state.task}: expected n={state.next_n}, read n={head.n} at sequence {sequence}")
+    before = (state.revision, state.next_n - 1)
+    state.revision = sequence
+    state.first_sequence = state.first_sequence or sequence
+    state.next_n = head.n + 1
+    if isinstance(event, UnknownEvent):
+        state.unknown_events += 1
+        return
+    if state.terminal is not None:
+        state.events_after_end += 1
+        return
+    state.changed_at = event.time
+    if isinstance(event, TerminalEvent):
+        state.terminal = event
+        state.before_end = before
+    else:
+        _apply(state, event)
+
+
+def _turn(state: TaskState, turn: int) -> TurnState:
+    return state.turns.setdefault(turn, TurnState(turn))
+
+
+def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR0912 - one case for each event type
+    match event:
+        case events.OutputDelta() | events.ReasoningDelta():
+            turn = _turn(state, event.turn)
+            (turn.parts if isinstance(event, events.OutputDelta) else turn.reasoning).append((event.n, event.text))
+            turn.model_of_text = turn.model
+        case events.TaskQueued():
+            state.queued = event
+            state.request = event.request
+        case events.StepClaimed():
+            step_gen = (event.step, event.gen)
+            state.claims[step_gen] = event
+            state.claim_counts[step_gen] = state.claim_counts.get(step_gen, 0) + 1
+            state.bindings.setdefault(step_gen, event.message)
+            state.retry_at.pop(step_gen, None)
+            if event.call is None:
+                turn = _turn(state, event.turn)
+                turn.claims += 1
+                turn.model = (event.provider, event.model)
+                if not turn.parts and not turn.reasoning and turn.completed is None:
+                    turn.base_n = event.n
+        case events.TurnRestarted():
+            turn = _turn(state, event.turn)
+            turn.parts = [part for part in turn.parts if part[0] < event.discard_from]
+            turn.reasoning = [part for part in turn.reasoning if part[0] < event.discard_from]
+            turn.base_n = event.n
+            turn.outdated = False
+        case events.TurnCompleted():
+            turn = _turn(state, event.turn)
+            turn.completed = event
+            # The whole text is in the event: the deltas are not needed again.
+            turn.parts.clear()
+            turn.reasoning.clear()
+        case events.ToolCompleted() | events.ToolFailed() | events.SubtaskCompleted():
+            state.call_results.setdefault(event.call, event)
+        case events.ApprovalRequested():
+            state.approvals[event.call] = event
+        case events.ApprovalResolved():
+            state.resolutions.setdefault(event.call, event)
+            if event.decision != "approved":
+                state.call_results.setdefault(event.call, event)
+        case events.InputRequested():
+            state.questions[event.call or ""] = event
+        case events.InputReceived():
+            _receive(state, event)
+        case events.SubtaskStarted():
+            state.children.setdefault(event.call, event)
+        case events.ModelSwitched():
+            _switch(state, event)
+        case events.ContextCompacted():
+            state.context_bytes_max = event.bytes_before // 2
+            state.compactions += 1
+        case events.TaskRetrying():
+            _retry(state, event)
+        case events.TaskDeadLettered():
+            state.dead_letters[event.step, event.gen] = event
+        case events.TaskReplayed():
+            _replay(state, event)
+        case _:
+            pass  # Told to clients; no decision hangs on it.
+
+
+def _switch(state: TaskState, event: events.ModelSwitched) -> None:
+    if event.turn is None:
+        return
+    turn = _turn(state, event.turn)
+    turn.switched = event
+    turn.model = (event.provider, event.to_model)
+    if event.reason == "context":
+        state.switched = event
+
+
+def _retry(state: TaskState, event: events.TaskRetrying) -> None:
+    step_gen = (event.step, event.gen)
+    state.tries[step_gen] = event.tries
+    failures = state.failures.setdefault(step_gen, [])
+    failures.append(ErrorInfo(event.reason, event.message or ""))
+    del failures[:-FAILURES_MAX]
+    if event.timer:
+        # Its message is gone: the one that the timer brings may be claimed, and no other.
+        state.bindings.pop(step_gen, None)
+        state.timer_tries[step_gen] = event.tries
+        state.retry_at[step_gen] = event.time + timedelta(seconds=min(event.delay_seconds, DELAY_SECONDS_MAX))
+    turn = state.turns.get(turn_of(event.step)) if "-" not in event.step else None
+    if turn is not None and not turn.parts and not turn.reasoning:
+        turn.switched = None  # What was slow or unavailable may not be so any more.
+
+
+def _replay(state: TaskState, event: events.TaskReplayed) -> None:
+    for replayed in event.steps:
+        letter = state.dead_letters.pop((replayed.step, replayed.gen), None)
+        if letter is not None:
+            state.repaired[replayed.step, replayed.gen] = letter
+        state.gens[replayed.step] = max(state.gen(replayed.step), replayed.gen + 1)
+    edits, request = event.edits, state.request
+    if edits is None or request is None:
+        return
+    for call, arguments in (edits.arguments or {}).items():
+        turn = state.turn(turn_of(call))
+        if turn.completed is not None:
+            calls = [replace(each, arguments=arguments) if each.call == call else each for each in turn.completed.calls]
+            turn.completed = replace(turn.completed, calls=calls)
+    changes = {name: getattr(edits, name) for name in ("instructions", "input", "model", "pool")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes:
+        state.request = replace(request, **changes)
+        # Another request may fit where the old one did not.
+        state.switched, state.context_bytes_max, state.compactions = None, None, 0
+        for turn in state.turns.values():
+            turn.switched = None
+            turn.outdated = turn.completed is None and bool(turn.parts or turn.reasoning)
+
+
+def _receive(state: TaskState, event: events.InputReceived) -> None:
+    if event.command is not None:
+        state.commands.add(event.command)
+    if event.call is not None:
+        state.call_results.setdefault(event.call, event)
+        return
+    state.inputs.append(event)
+    if "" in state.questions:
+        state.call_results.setdefault("", event)

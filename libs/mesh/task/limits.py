@@ -1,0 +1,73 @@
+"""The limits of a task: turns, tokens, budget; and whether a turn is the last one. Pure."""
+
+from __future__ import annotations
+
+from contracts.journal import events, parts
+from mesh.task.state import TaskState
+
+MAX_TURNS = 32
+"""Turns of a task whose request names no other limit."""
+
+
+def max_turns(state: TaskState) -> int:
+    """How many turns the task may have."""
+    return (state.request.max_turns if state.request else None) or MAX_TURNS
+
+
+def tokens_left(state: TaskState, after_turn: int | None = None) -> int | None:
+    """How many tokens the turns to come may put out, now or as it was after a turn; None without a limit."""
+    limit = state.request.max_output_tokens if state.request else None
+    if limit is None:
+        return None
+    return max(0, limit - usage_so_far(state, after_turn).output_tokens)
+
+
+def budget_left(state: TaskState, after_turn: int | None = None) -> int | None:
+    """How many tokens, read and put out, the turns to come may use up, now or as it was after a turn.
+
+    None without a budget. What was used for a turn is known once it is completed.
+    """
+    budget = state.queued.budget_tokens if state.queued else None
+    if budget is None:
+        return None
+    used = usage_so_far(state, after_turn)
+    return max(0, budget - used.input_tokens - used.output_tokens)
+
+
+def output_tokens_max(state: TaskState) -> int | None:
+    """The most that the next turn may put out: what is left of the limit of output, and of the budget."""
+    return min((left for left in (tokens_left(state), budget_left(state)) if left is not None), default=None)
+
+
+def usage_so_far(state: TaskState, after_turn: int | None = None) -> parts.Usage:
+    """What the completed turns have used, all of them or those up to a turn."""
+    completed = [each.completed for each in state.turns.values() if each.completed]
+    usages = [each.usage for each in completed if after_turn is None or each.turn <= after_turn]
+    return parts.Usage(
+        input_tokens=sum(usage.input_tokens for usage in usages),
+        output_tokens=sum(usage.output_tokens for usage in usages),
+    )
+
+
+def is_last_turn(state: TaskState, completed: events.TurnCompleted) -> bool:
+    """Whether nothing follows a completed turn but the task's end: the model has stopped, or a limit is reached."""
+    if completed.turn >= max_turns(state) or completed.finish_reason == "length":
+        return True
+    # By what was left then: a turn that led on stays one that did, whatever later ones have used up.
+    if tokens_left(state, completed.turn) == 0 or budget_left(state, completed.turn) == 0:
+        return True
+    return not completed.calls and not state.unseen_inputs(completed.turn)
+
+
+def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> parts.Incomplete | None:
+    """Why a task whose last turn this is has not more of an output; None if the model has stopped by itself."""
+    if completed.finish_reason == "length":
+        deadline = state.queued.deadline if state.queued else None
+        if deadline is not None and completed.time >= deadline:
+            return "deadline"
+        return "budget" if budget_left(state, completed.turn) == 0 else "max_output_tokens"
+    if not completed.calls and not state.unseen_inputs(completed.turn):
+        return None
+    if completed.turn >= max_turns(state):
+        return "max_turns"
+    return "max_output_tokens" if tokens_left(state, completed.turn) == 0 else "budget"

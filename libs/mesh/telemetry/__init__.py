@@ -1,0 +1,4 @@
+"""Logs, traces and metrics.
+
+May import: `mesh`, `mesh.configuration`.
+"""

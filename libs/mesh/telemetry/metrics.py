@@ -1,0 +1,236 @@
+"""Metrics: what is measured, under which name, in one place.
+
+Names, units and buckets are those of OpenTelemetry's conventions for generative AI where these have one, else
+`taskmesh.*`. Attributes are few and of few values: never a task, a tenant or a text. Nothing is measured, and no
+attribute built, unless `telemetry.enabled()`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Counter, Histogram, UpDownCounter
+
+from contracts import VERSION
+from contracts.journal.parts import Usage
+from mesh.telemetry import traces
+
+_meter = metrics.get_meter("taskmesh", VERSION)
+
+
+class Instrument(NamedTuple):
+    """An entry of the registry. `attributes` are the names of all that a point may carry."""
+
+    name: str
+    kind: str
+    unit: str
+    description: str
+    attributes: tuple[str, ...]
+
+
+REGISTRY: dict[str, Instrument] = {}
+"""Metric name → what it is. README.md has the same as a table."""
+
+_GEN_AI = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
+# The conventions' own buckets, so that figures of different systems can be laid side by side.
+_OPERATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_FIRST_TOKEN_SECONDS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0),
+)
+_PER_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_TOKENS = tuple(float(4**power) for power in range(14))
+# Ours: a wait may be a moment or, behind a full lane or an approval, hours.
+_WAIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
+_APPEND_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+_TOKENS_PER_SECOND = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
+
+
+def _enter(name: str, kind: str, unit: str, description: str, attributes: tuple[str, ...]) -> None:
+    REGISTRY[name] = Instrument(name, kind, unit, description, attributes)
+
+
+def _histogram(
+    name: str, unit: str, description: str, attributes: tuple[str, ...], boundaries: tuple[float, ...]
+) -> Histogram:
+    _enter(name, "histogram", unit, description, attributes)
+    return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=boundaries)
+
+
+def _counter(name: str, unit: str, description: str, attributes: tuple[str, ...]) -> Counter:
+    _enter(name, "counter", unit, description, attributes)
+    return _meter.create_counter(name, unit, description)
+
+
+def _up_down_counter(name: str, unit: str, description: str, attributes: tuple[str, ...]) -> UpDownCounter:
+    _enter(name, "up-down counter", unit, description, attributes)
+    return _meter.create_up_down_counter(name, unit, description)
+
+
+_queue_wait = _histogram(
+    "taskmesh.queue.wait",
+    "s",
+    "From the acceptance of a task to the first claim of its first turn.",
+    ("taskmesh.pool", "taskmesh.priority"),
+    _WAIT_SECONDS,
+)
+_task_duration = _histogram(
+    "taskmesh.task.duration",
+    "s",
+    "From the acceptance of a task to its end.",
+    ("taskmesh.pool", "taskmesh.status"),
+    _WAIT_SECONDS,
+)
+_redeliveries = _counter(
+    "taskmesh.step.redeliveries",
+    "{delivery}",
+    "Deliveries of a work message after its first one.",
+    ("taskmesh.stream",),
+)
+_refusals = _counter(
+    "taskmesh.submission.refusals", "{request}", "Submissions that were answered with a problem.", ("error.type",)
+)
+_trigger_tasks = _counter("taskmesh.trigger.tasks", "{task}", "Tasks that rules have started.", ())
+_trigger_refusals = _counter(
+    "taskmesh.trigger.refusals", "{signal}", "Signals that are none, or that a rule could not act on.", ("error.type",)
+)
+_streams = _up_down_counter("taskmesh.edge.streams", "{stream}", "Streams open on an edge.", ())
+_breaker_moves = _counter(
+    "taskmesh.breaker.moves",
+    "{move}",
+    "Changes of a provider's breaker that this process made.",
+    ("taskmesh.provider", "taskmesh.state"),
+)
+_append = _histogram(
+    "taskmesh.journal.append.duration",
+    "s",
+    "From an event to its being stored, tries after a conflict or a lost answer included.",
+    ("taskmesh.journal.subject",),
+    _APPEND_SECONDS,
+)
+_operation = _histogram(
+    "gen_ai.client.operation.duration",
+    "s",
+    "A call of a model provider, from the request to the end of its stream.",
+    (*_GEN_AI, "error.type"),
+    _OPERATION_SECONDS,
+)
+_token_usage = _histogram(
+    "gen_ai.client.token.usage",
+    "{token}",
+    "Tokens of a call, by the provider's own count.",
+    (*_GEN_AI, "gen_ai.token.type"),
+    _TOKENS,
+)
+_first_token = _histogram(
+    "gen_ai.server.time_to_first_token",
+    "s",
+    "From the request to a provider to its first token.",
+    _GEN_AI,
+    _FIRST_TOKEN_SECONDS,
+)
+_per_token = _histogram(
+    "gen_ai.server.time_per_output_token",
+    "s",
+    "Time for each output token after the first one.",
+    _GEN_AI,
+    _PER_TOKEN_SECONDS,
+)
+_token_rate = _histogram(
+    "taskmesh.turn.tokens_per_second",
+    "{token}/s",
+    "Output tokens of a call over the time from the first one to the last.",
+    _GEN_AI,
+    _TOKENS_PER_SECOND,
+)
+
+
+def queue_waited(pool: str, priority: str, seconds: float) -> None:
+    """A first turn was claimed for the first time."""
+    if traces.enabled():
+        _queue_wait.record(seconds, {"taskmesh.pool": pool, "taskmesh.priority": priority})
+
+
+def task_ended(pool: str, status: str, seconds: float) -> None:
+    """A task has its terminal event."""
+    if traces.enabled():
+        _task_duration.record(seconds, {"taskmesh.pool": pool, "taskmesh.status": status})
+
+
+def redelivered(stream: str) -> None:
+    """A work message came again."""
+    if traces.enabled():
+        _redeliveries.add(1, {"taskmesh.stream": stream})
+
+
+def submission_refused(code: str) -> None:
+    """A submission got a problem document of this code."""
+    if traces.enabled():
+        _refusals.add(1, {"error.type": code})
+
+
+def trigger_started() -> None:
+    """A rule has started a task."""
+    if traces.enabled():
+        _trigger_tasks.add(1)
+
+
+def trigger_refused(code: str) -> None:
+    """A signal can't be read, or a rule could not act on it."""
+    if traces.enabled():
+        _trigger_refusals.add(1, {"error.type": code})
+
+
+def streams_changed(by: int) -> None:
+    """A stream was opened (1) or closed (-1)."""
+    if traces.enabled():
+        _streams.add(by)
+
+
+def breaker_moved(provider: str, state: str) -> None:
+    """A breaker has become `closed`, `open` or `half_open`."""
+    if traces.enabled():
+        _breaker_moves.add(1, {"taskmesh.provider": provider, "taskmesh.state": state})
+
+
+def appended(*, delta: bool, seconds: float) -> None:
+    """An event was stored."""
+    if traces.enabled():
+        _append.record(seconds, {"taskmesh.journal.subject": "delta" if delta else "log"})
+
+
+def model_called(
+    provider: str,
+    model: str,
+    seconds: float,
+    first_token_seconds: float | None,
+    *,
+    usage: Usage | None = None,
+    error: str | None = None,
+    continued: bool = False,
+) -> None:
+    """A provider's stream is over. `usage` is None where the provider told none.
+
+    `continued`: it went on with a text whose tokens are in `usage` too, so that they give no rate.
+    """
+    if not traces.enabled():
+        return
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": provider,
+        "gen_ai.request.model": model,
+    }
+    _operation.record(seconds, {**attributes, "error.type": error} if error else attributes)
+    if first_token_seconds is not None:
+        _first_token.record(first_token_seconds, attributes)
+    if usage is None or error:
+        return
+    _token_usage.record(usage.input_tokens, {**attributes, "gen_ai.token.type": "input"})
+    _token_usage.record(usage.output_tokens, {**attributes, "gen_ai.token.type": "output"})
+    if continued or first_token_seconds is None:
+        return
+    if usage.output_tokens > 1 and seconds > first_token_seconds:
+        streaming_seconds = seconds - first_token_seconds
+        _per_token.record(streaming_seconds / (usage.output_tokens - 1), attributes)
+        _token_rate.record((usage.output_tokens - 1) / streaming_seconds, attributes)

@@ -1,0 +1,200 @@
+"""`meshctl doctor`: what is well with a mesh, and what to do about the rest. Gathers facts; `checks` judges them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import resource
+import ssl
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+
+from contracts.errors import TaskmeshError
+from contracts.streams import EVENTS
+from mesh.broker.connection import Connection
+from mesh.broker.provisioning import compare, declared
+from mesh.clock import now
+from mesh.configuration.settings import Settings, load_settings
+from mesh.errors import BrokerError
+from mesh.telemetry import traces
+from meshctl.diagnosis import disk
+from meshctl.diagnosis.checks import (
+    BrokerInfo,
+    Check,
+    Facts,
+    SeenService,
+    StreamsSeen,
+    clock_ahead_seconds,
+    diagnose,
+    exit_status,
+)
+from meshctl.display import output
+from meshctl.display.tables import checks_table
+from meshctl.errors import MeshGone
+from meshctl.flags import add_setting_flags, environment_with
+from meshctl.supervision import discovery
+from meshctl.supervision.broker_setup import connected
+from meshctl.supervision.embedded_broker import without_password
+from meshctl.supervision.home import Home
+
+PROBE_SECONDS_MAX: Final = 3.0
+"""How long a broker may take for its first line."""
+SERVICES_SECONDS: Final = 0.5
+"""How long to gather answers on `$SRV.INFO`: nobody says which one is the last."""
+SERVICES_MAX: Final = 4096
+_INFO_LINE_BYTES_MAX: Final = 64 * 1024
+_DEFAULT_PORT: Final = 4222
+_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver")
+_DESCRIPTION = """\
+Look at a mesh and say of each thing that it is well, or what to do: the broker, its version, JetStream, the
+streams, when writes are synced, how fast the disk is and the ceiling that follows, the services, the clock,
+and the limit of open files. Changes nothing.
+
+Ends with 1 if a line says fail. Into a pipe each line is a JSON object: check, status (ok, warn or fail),
+detail, remedy.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Register `doctor`."""
+    parser = commands.add_parser(
+        "doctor",
+        help="say what is well with a mesh, and what to do",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_setting_flags(parser, _SETTINGS)
+    parser.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    settings = load_settings(environment_with(arguments, os.environ))
+    # What the connection has to say is said by the lines.
+    traces.configure(replace(settings, log_level="error"), "meshctl")
+    checks = diagnose(asyncio.run(gather(settings)))
+    _show(checks)
+    return exit_status(checks)
+
+
+def _show(checks: list[Check]) -> None:
+    if output.for_people():
+        output.show(checks_table(checks))
+        return
+    for check in checks:
+        output.json_line(check._asdict())
+
+
+async def gather(settings: Settings) -> Facts:
+    """All facts about the mesh that these settings lead to."""
+    home = Home(settings.home)
+    broker: BrokerInfo | str
+    try:
+        settings = discovery.at_broker(settings)
+        broker = await probe(settings.broker_url)
+    except MeshGone as error:
+        broker = str(error)
+    ours = discovery.running_url(home) == settings.broker_url
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    streams: StreamsSeen | str | None = None
+    services: list[SeenService] | None = None
+    if isinstance(broker, BrokerInfo):
+        try:
+            async with connected(settings) as connection:
+                services = await seen_services(connection)
+                streams = await seen_streams(connection, settings) if broker.jetstream else None
+        except (TaskmeshError, nats.errors.Error) as error:
+            streams = str(error)
+    return Facts(
+        url=without_password(settings.broker_url),
+        broker=broker,
+        streams=streams,
+        services=services,
+        sync_interval=discovery.sync_interval(home) if ours else None,
+        fsyncs_per_second=await asyncio.to_thread(_measure, home) if ours else None,
+        open_files=soft,
+        open_files_hard=hard,
+    )
+
+
+async def probe(url: str) -> BrokerInfo | str:
+    """What the broker says first (`INFO {…}`), or why nothing came. The first one of a list speaks for all."""
+    try:
+        first = url.partition(",")[0].strip()
+        parts = urlsplit(first if "//" in first else f"//{first}")
+        host, port = parts.hostname or "", parts.port or _DEFAULT_PORT
+    except ValueError as error:
+        return str(error)
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(PROBE_SECONDS_MAX):
+            reader, writer = await asyncio.open_connection(host, port, limit=_INFO_LINE_BYTES_MAX)
+            line = await reader.readline()
+    except TimeoutError:
+        return f"no answer within {PROBE_SECONDS_MAX:g} s"
+    except (OSError, ssl.SSLError, ValueError) as error:
+        return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    finally:
+        if writer is not None:
+            writer.close()
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, KeyError):
+        verb, _, payload = line.partition(b" ")
+        if verb == b"INFO":
+            info = msgspec.json.decode(payload, type=dict[str, Any])
+            return BrokerInfo(str(info["version"]), info.get("jetstream") is True)
+    return "what listens there does not speak NATS"
+
+
+async def seen_streams(connection: Connection, settings: Settings) -> StreamsSeen | str:
+    """What JetStream says of streams and consumers, and its clock; an error's text if it says nothing."""
+    wanted = declared(settings)
+    try:
+        differences = await compare(connection.requests, wanted)
+        asked_at = now()
+        try:
+            info = await connection.requests.api(f"STREAM.INFO.{EVENTS.name}")
+        except BrokerError:  # EVENTS is missing: any other answer tells the time too.
+            asked_at = now()
+            info = await connection.requests.api("STREAM.LIST")
+        answered_at = now()
+    except TaskmeshError as error:
+        return str(error)
+    told = info.get("ts")
+    # An answer without a time tells nothing against the clock.
+    ahead = clock_ahead_seconds(datetime.fromisoformat(told), asked_at, answered_at) if told else 0.0
+    mode = str(info.get("config", {}).get("persist_mode", ""))
+    return StreamsSeen(differences, len(wanted.streams) + len(wanted.consumers), mode, ahead)
+
+
+async def seen_services(connection: Connection) -> list[SeenService]:
+    """Every service that answers `$SRV.INFO` within `SERVICES_SECONDS`."""
+    seen: list[SeenService] = []
+
+    async def on_answer(message: Msg) -> None:
+        # A stranger on the subject may answer anything.
+        with suppress(msgspec.MsgspecError, KeyError):
+            info = msgspec.json.decode(message.data, type=dict[str, Any])
+            pid = str((info.get("metadata") or {}).get("pid", "?"))
+            if len(seen) < SERVICES_MAX:
+                seen.append(SeenService(str(info["name"]), str(info["version"]), pid))
+
+    inbox = connection.client.new_inbox()
+    subscription = await connection.client.subscribe(inbox, cb=on_answer)
+    await connection.client.publish("$SRV.INFO", reply=inbox)
+    await asyncio.sleep(SERVICES_SECONDS)
+    await subscription.unsubscribe()
+    return sorted(seen)
+
+
+def _measure(home: Home) -> float | str:
+    try:
+        return disk.fsyncs_per_second(home.path)
+    except OSError as error:
+        return f"can't write to {home.path}: {error.strerror or error}"

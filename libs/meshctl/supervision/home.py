@@ -1,0 +1,177 @@
+"""MESH_HOME: the folder of a mesh: its data, logs, pids and addresses, and the lock that keeps it to one mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from meshctl.errors import HomeBusy, MeshctlError
+
+LOG_BYTES_MAX: Final = 10 * 1024 * 1024
+"""A log above it is rotated to `.1` when its process starts."""
+LOG_TAIL_LINES: Final = 15
+LOG_TAIL_BYTES_MAX: Final = 16 * 1024
+LOCK_WAIT_SECONDS: Final = 5.0
+"""How long to wait for the broker of a `meshctl up` that was killed: it holds the lock until it has ended."""
+LOCK_POLL_SECONDS: Final = 0.05
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """Where a running mesh answers, as `addresses.json` says it."""
+
+    ingress_url: str
+    edge_url: str
+    nats_url: str | None = None
+    """None if the URL holds a password: no file does."""
+
+
+class Home:
+    """The paths below MESH_HOME, absolute."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.logs = self.path / "logs"
+        self.pids = self.path / "pids.json"
+        self.addresses = self.path / "addresses.json"
+        self.lock = self.path / "lock"
+        self.nats_config = self.path / "nats.conf"
+        self.nats_ports = self.path / "ports"
+        self.jetstream = self.path / "jetstream"
+
+    def create(self) -> None:
+        """Make the folders; readable for their owner alone, since journals hold what users wrote."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise MeshctlError(f"can't use MESH_HOME={self.path}: {error.strerror or error}") from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the folder. Yields the lock's descriptor: a child that inherits it holds the lock while it lives.
+
+        Raises `HomeBusy` if another mesh runs here.
+        """
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise MeshctlError(f"can't use MESH_HOME={self.path}: {error.strerror or error}") from None
+        try:
+            self._take(descriptor)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        give_up_at = time.monotonic() + LOCK_WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                owner = _pid_in(os.pread(descriptor, 20, 0))
+                if owner is not None and is_alive(owner):
+                    raise HomeBusy(f"another meshctl (pid {owner}) runs on {self.path}") from None
+                if time.monotonic() > give_up_at:
+                    raise HomeBusy(f"a nats-server that an earlier meshctl started still runs on {self.path}") from None
+            time.sleep(LOCK_POLL_SECONDS)
+
+    def is_locked(self) -> bool:
+        """Whether a mesh runs here. A mesh that was killed holds no lock, whoever has its pid by now."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def write_pids(self, pids: Mapping[str, list[int]]) -> None:
+        """Replace pids.json."""
+        _replace(self.pids, pids)
+
+    def remove_pids(self) -> None:
+        """Nothing runs any more."""
+        self.pids.unlink(missing_ok=True)
+
+    def write_addresses(self, addresses: Addresses) -> None:
+        """Say where the mesh is, once it serves."""
+        _replace(self.addresses, addresses)
+
+    def read_addresses(self) -> Addresses | None:
+        """Where the mesh is that runs here, or that ran here and was killed. None if there is no such file."""
+        try:
+            return msgspec.json.decode(self.addresses.read_bytes(), type=Addresses)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise MeshctlError(f"can't read {self.addresses}: {error}") from None
+
+    def remove_addresses(self) -> None:
+        """Nobody answers any more."""
+        self.addresses.unlink(missing_ok=True)
+
+    def log_path(self, name: str) -> Path:
+        """Where a process writes its standard error."""
+        return self.logs / f"{name}.log"
+
+    def open_log(self, name: str) -> int:
+        """A descriptor that appends to a process's log; a log that has grown too long is put aside first."""
+        path = self.log_path(name)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > LOG_BYTES_MAX:
+                path.replace(path.with_name(path.name + ".1"))
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def log_size(self, name: str) -> int:
+        """How long a log is; 0 where there is none."""
+        try:
+            return self.log_path(name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def log_tail(self, name: str, since: int = 0) -> list[str]:
+        """The last lines of a log, none from before the offset `since`."""
+        try:
+            with self.log_path(name).open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(since if since <= size else 0, size - LOG_TAIL_BYTES_MAX))
+                return log.read().decode("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:]
+        except FileNotFoundError:
+            return []
+
+
+def _replace(path: Path, content: object) -> None:
+    """Write a file at once: a reader sees the old or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(msgspec.json.encode(content) + b"\n")
+    new.replace(path)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _pid_in(raw: bytes) -> int | None:
+    text = raw.decode("ascii", "replace").strip()
+    return int(text) if text.isdigit() else None

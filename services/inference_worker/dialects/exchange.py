@@ -1,0 +1,236 @@
+"""One exchange with a model's server, over httpx: the connection, the times, and the end. The dialects are elsewhere.
+
+Three clocks run: for the connection, for the first token, and for each one after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, Protocol, cast
+
+import httpx
+import msgspec
+
+from contracts import VERSION
+from inference_worker.dialects.errors import ProviderFailed, failure_in_stream, failure_of_status
+from inference_worker.dialects.event_lines import LineReader
+from inference_worker.models.chunks import Begun, Chunk
+from mesh.clock import now
+from mesh.configuration.mesh_toml import ServerConfiguration
+
+KEEPALIVE_SECONDS = 4.0
+"""How long an idle connection is kept: uvicorn, which vLLM runs on, closes it after 5 s."""
+USAGE_SECONDS = 5.0
+"""How long the usage may take once the model has finished: the answer is whole without it."""
+DRAIN_SECONDS = 0.2
+"""How long the end of the response may take after the stream's own end: then the connection can be used again."""
+ERROR_BODY_BYTES_MAX = 64 * 1024
+ERROR_BODY_SECONDS = 5.0
+_NO_STREAM = ("application/json", "text/html")
+
+
+class Answer(Protocol):
+    """What a server has said so far, in its dialect."""
+
+    @property
+    def begun(self) -> bool:
+        """The first token has come."""
+        ...
+
+    @property
+    def heard(self) -> int:
+        """How many events it was, without those that only say that the server lives."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """The model has finished; only its usage may be missing."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will come."""
+        ...
+
+    def take(self, payload: bytes) -> list[Chunk]:
+        """Take the payload of one event. Raises `ProviderFailed` for an error in mid-stream, and for rubbish."""
+        ...
+
+
+def open_client(
+    configuration: ServerConfiguration, headers: Mapping[str, str], connections_max: int
+) -> httpx.AsyncClient:
+    """The connections to one server. Proxies and certificates are those of the environment, as httpx knows it."""
+    return httpx.AsyncClient(
+        headers={
+            "Accept": "text/event-stream",
+            # A compressed stream is a delayed one.
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": f"taskmesh/{VERSION}",
+            **configuration.headers,
+            **headers,
+        },
+        # Each read has a clock of ours: httpx's would begin anew with every comment that keeps the connection alive.
+        timeout=httpx.Timeout(None, connect=configuration.connect_seconds),
+        limits=httpx.Limits(
+            max_connections=connections_max,
+            max_keepalive_connections=connections_max,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+        ),
+    )
+
+
+class ModelServer:
+    """A server's address, where turns are posted to. `key` is what no error may tell."""
+
+    def __init__(
+        self, url: str, configuration: ServerConfiguration, client: httpx.AsyncClient, key: str | None
+    ) -> None:
+        self._url = httpx.URL(url)
+        self._configuration = configuration
+        self._client = client
+        self._key = key
+
+    async def stream(self, body: dict[str, Any], answer: Answer) -> AsyncGenerator[Chunk, None]:
+        """Post a request, and let `answer` take what comes of it. Raises `ProviderFailed`.
+
+        Whether the answer is whole, once it has ended, is for the answer to say. Closing the generator closes the
+        connection at once.
+        """
+        give_up_at = _clock() + self._configuration.first_token_seconds
+        try:
+            response = await self._open(body, give_up_at)
+            try:
+                # The response's iterator is a generator, whatever its type says; it is closed here, not by chance.
+                data = cast("AsyncGenerator[bytes, None]", response.aiter_bytes())
+                async with aclosing(data), aclosing(self._chunks(data, answer, give_up_at)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                    if answer.over:
+                        await _drain(data)
+            finally:
+                await response.aclose()
+        except ProviderFailed as error:
+            if self._key and error.detail:
+                error.detail = error.detail.replace(self._key, "[key]")
+            raise
+
+    async def _chunks(
+        self, body: AsyncGenerator[bytes, None], answer: Answer, give_up_at: float
+    ) -> AsyncGenerator[Chunk, None]:
+        lines, heard, quiet_until = LineReader(), answer.heard, give_up_at
+        told = answer.begun
+        between_seconds = self._configuration.between_tokens_seconds
+        quiet_seconds = max(self._configuration.first_token_seconds, between_seconds)
+        while not answer.done:
+            data = await _read(body, give_up_at, answer)
+            payloads = lines.feed(data) if data is not None else [last for last in lines.end() if _is_json(last)]
+            for payload in payloads:
+                for chunk in answer.take(payload):
+                    told = True
+                    yield chunk
+            if answer.begun and not told:
+                told = True
+                yield Begun()
+            if data is None:
+                return
+            if answer.over:
+                give_up_at = _clock() + USAGE_SECONDS
+            elif answer.begun and payloads:
+                if answer.heard != heard:
+                    heard, quiet_until = answer.heard, _clock() + quiet_seconds
+                # Signs of life are believed for as long as a first token may take, and no longer.
+                give_up_at = min(_clock() + between_seconds, quiet_until)
+
+    async def _open(self, body: dict[str, Any], give_up_at: float) -> httpx.Response:
+        """Send the request, and wait for the head of the answer. Raises what an answer that is no stream stands for."""
+        request = self._client.build_request("POST", self._url, content=msgspec.json.encode(body))
+        with _translated():
+            async with asyncio.timeout_at(give_up_at):
+                response = await self._client.send(request, stream=True)
+        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if response.status_code == httpx.codes.OK and content_type not in _NO_STREAM:
+            return response
+        try:
+            said = await _error_body(response)
+        finally:
+            await response.aclose()
+        if response.status_code != httpx.codes.OK:
+            raise failure_of_status(response.status_code, response.headers, said, now())
+        raise _no_stream(said, content_type)
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _is_json(payload: bytes) -> bool:
+    """Whether a last line without an end is whole. If it was cut off it counts for nothing."""
+    try:
+        msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+async def _read(body: AsyncGenerator[bytes, None], give_up_at: float, answer: Answer) -> bytes | None:
+    """More of the answer; None at its end. Once the model has finished, a failure is as good as the end."""
+    try:
+        with _translated():
+            async with asyncio.timeout_at(give_up_at):
+                return await anext(body, None)
+    except ProviderFailed:
+        if not answer.over:
+            raise
+        return None
+
+
+async def _drain(body: AsyncGenerator[bytes, None]) -> None:
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while await anext(body, None) is not None:
+                pass
+    except (TimeoutError, httpx.HTTPError):
+        pass  # Then the connection is closed with the response.
+
+
+async def _error_body(response: httpx.Response) -> bytes:
+    """As much of the body as comes in time: it is there to be shown."""
+    said = bytearray()
+    try:
+        async with asyncio.timeout(ERROR_BODY_SECONDS):
+            async for data in response.aiter_bytes():
+                said += data
+                if len(said) >= ERROR_BODY_BYTES_MAX:
+                    break
+    except (TimeoutError, httpx.HTTPError):
+        pass
+    return bytes(said[:ERROR_BODY_BYTES_MAX])
+
+
+def _no_stream(said: bytes, content_type: str) -> ProviderFailed:
+    try:
+        value = msgspec.json.decode(said)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = None
+    if isinstance(value, dict) and (value.get("error") or value.get("object") == "error"):
+        return failure_in_stream(value)
+    return ProviderFailed("provider-error", f"the answer is {content_type}, and no stream: is base_url right?")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Failures of the connection as the step's. Their texts name addresses and system errors, no payloads."""
+    try:
+        yield
+    except TimeoutError:
+        raise ProviderFailed("provider-timeout", "no token came in time", retryable=True) from None
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        said = str(error) or "no connection in time"
+        raise ProviderFailed("provider-unreachable", f"no connection: {said}", retryable=True) from None
+    except httpx.HTTPError as error:
+        said = f"the connection broke ({type(error).__name__})"
+        raise ProviderFailed("provider-disconnected", said, retryable=True) from None

@@ -1,0 +1,252 @@
+"""The fleet's circuit breakers, in one worker: outcomes of streams go in, and who may be called comes out.
+
+Each worker counts for itself, and what one concludes holds for all, within a poll. A provider that is not closed is
+called by nobody but the one step that probes it; `begin` sees to that, whatever the lanes let through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from contracts.records.providers import ProviderRecord
+from inference_worker.models.breaker import Breaker, Probe
+from inference_worker.models.candidates import Source
+from inference_worker.models.guarded_source import GuardedSource
+from mesh.background import first_of
+from mesh.broker.gates import UNLIMITED, Permit
+from mesh.broker.requests import Requests
+from mesh.clock import lease_clock, now
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.providers.breaker_records import ProviderRecords
+from mesh.providers.breaker_rules import (
+    FIRST_REFUSAL_SECONDS,
+    PROBE_LEASE_SECONDS,
+    UNUSED_SECONDS,
+    after_probe,
+    holds_probe,
+    opened,
+    probing,
+    renewed,
+    returned,
+)
+from mesh.telemetry import metrics
+
+log = structlog.get_logger("inference_worker.models.breakers")
+
+POLL_SECONDS = 0.25
+"""How often a worker looks at the records; so long others may go on calling a provider after one has opened it."""
+LANES_SECONDS = 1.0
+"""How often a worker asks whether there is anything to probe with."""
+
+
+class Breakers:
+    """The breakers of all providers that have one. `run` keeps them, and must be running."""
+
+    def __init__(self, requests: Requests, configured: Mapping[str, BreakerSettings], worker: str) -> None:
+        enabled = {name: settings for name, settings in configured.items() if settings.enabled}
+        self._requests = requests
+        self._records = ProviderRecords(requests, enabled)
+        self._breakers = {name: Breaker(name, settings) for name, settings in enabled.items()}
+        self._worker = worker
+        self._gates: list[PoolGate] = []
+        self._wake = asyncio.Event()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Follow the records, and write what this worker has to say, until cancelled. Claims no probe once stopping."""
+        complained = False
+        while self._breakers:
+            self._wake.clear()
+            try:
+                for breaker in self._breakers.values():
+                    await self._tend(breaker, stopping)
+                complained = False
+            except (BrokerUnavailable, BrokerError) as error:
+                if not complained:
+                    log.warning("breaker.records_unavailable", error=str(error))
+                complained = True
+            await first_of(self._wake, seconds=POLL_SECONDS)
+
+    def available(self, provider: str) -> bool:
+        """Whether a stream of this provider may begin in this worker now."""
+        breaker = self._breakers.get(provider)
+        return breaker is None or breaker.is_available
+
+    def is_closed(self, provider: str) -> bool:
+        """Whether all may call the provider."""
+        breaker = self._breakers.get(provider)
+        return breaker is None or breaker.is_closed
+
+    def free_probe(self, provider: str) -> Probe | None:
+        """The probe of a provider, if it is here, free and nobody's yet."""
+        breaker = self._breakers.get(provider)
+        probe = breaker.probe if breaker is not None else None
+        return probe if probe is not None and probe.is_free and not probe.reserved else None
+
+    def gate(self, providers: tuple[str, ...], consumers: tuple[tuple[str, str], ...]) -> PoolGate:
+        """The gate of a pool with these providers, and with lanes that are these streams' consumers."""
+        gate = PoolGate(self, providers, consumers)
+        self._gates.append(gate)
+        return gate
+
+    def guard(self, source: Source) -> Source:
+        """The source behind its breaker."""
+        breaker = self._breakers.get(source.name)
+        return source if breaker is None else GuardedSource(source, breaker, self.changed)
+
+    def changed(self) -> None:
+        """Something happened that gates or the record must learn of."""
+        for gate in self._gates:
+            gate.update()
+        if any(breaker.opening or (breaker.probe and breaker.probe.answered) for breaker in self._breakers.values()):
+            self._wake.set()
+
+    async def _tend(self, breaker: Breaker, stopping: asyncio.Event) -> None:
+        """Look at the record, and move it on if it is this worker's turn to."""
+        if breaker.see(await self._records.refresh(breaker.provider), self._worker):
+            self.changed()
+        replacement = await self._next(breaker, stopping)
+        if replacement is None:
+            return
+        probe = breaker.probe
+        state_before = breaker.sighting.record.state if breaker.sighting.record is not None else "closed"
+        written = await self._records.replace(breaker.sighting, replacement)
+        breaker.see(self._records.sighting(breaker.provider), self._worker)
+        if holds_probe(breaker.sighting.record, self._worker) and breaker.probe is None:
+            breaker.probe = probe or Probe()
+        if (
+            written
+            and (replacement.state != state_before or probe is None)
+            and replacement.time != replacement.retry_at
+        ):
+            _tell(replacement)
+        self.changed()
+
+    async def _next(self, breaker: Breaker, stopping: asyncio.Event) -> ProviderRecord | None:
+        record, at = breaker.sighting.record, lease_clock()
+        if breaker.opening is not None:
+            return opened(record, breaker.provider, breaker.opening, breaker.settings, now())
+        if breaker.probe is not None:
+            if breaker.probe.answered:
+                return after_probe(record, self._worker, breaker.probe.failed, breaker.settings, now())
+            if breaker.probe.is_free and not breaker.probe.reserved and at - breaker.probe.claimed_at >= UNUSED_SECONDS:
+                return returned(record, self._worker, now())
+            due = breaker.sighting.age_seconds(at) >= PROBE_LEASE_SECONDS / 3
+            return renewed(record, self._worker, now()) if due else None
+        age_seconds = breaker.sighting.age_seconds(at)
+        if stopping.is_set() or probing(record, self._worker, now(), age_seconds) is None:
+            return None
+        gates = [gate for gate in self._gates if breaker.provider in gate.providers]
+        if not any(gate.waiting for gate in gates):
+            age_seconds -= FIRST_REFUSAL_SECONDS
+            if not await self._has_work(breaker, gates):
+                return None
+        return probing(record, self._worker, now(), age_seconds)
+
+    async def _has_work(self, breaker: Breaker, gates: list[PoolGate]) -> bool:
+        """Whether the lanes hold anything: a probe that nobody has a step for is left where it is."""
+        at = lease_clock()
+        if at - breaker.looked_at < LANES_SECONDS:
+            return False
+        breaker.looked_at = at
+        for stream, consumer in (lane for gate in gates for lane in gate.consumers):
+            info = await self._requests.api(f"CONSUMER.INFO.{stream}.{consumer}")
+            if int(info["num_pending"]) + int(info["num_ack_pending"]) > 0:
+                return True
+        return False
+
+
+class PoolGate:
+    """The gate of a pool's lanes: shut while none of its providers is closed, but for the one step of a probe."""
+
+    def __init__(self, breakers: Breakers, providers: tuple[str, ...], consumers: tuple[tuple[str, str], ...]) -> None:
+        self.opened = asyncio.Event()
+        self.waiting = 0
+        self.providers = providers
+        self.consumers = consumers
+        self._breakers = breakers
+        self._callbacks: list[Callable[[], None]] = []
+        self.update()
+
+    @property
+    def is_wide_open(self) -> bool:
+        """Whether a provider is there for all."""
+        return any(self._breakers.is_closed(provider) for provider in self.providers)
+
+    def room(self) -> int:
+        """Without limit, or as many as there are free probes."""
+        if self.is_wide_open:
+            return UNLIMITED
+        return sum(self._breakers.free_probe(provider) is not None for provider in self.providers)
+
+    def acquire(self) -> Permit | None:
+        """Leave to run a step; while only a probe is left, it is kept for this step."""
+        if self.is_wide_open:
+            return PoolPermit(self, None)
+        for provider in self.providers:
+            probe = self._breakers.free_probe(provider)
+            if probe is not None:
+                probe.reserved = True
+                self._breakers.changed()
+                return PoolPermit(self, probe)
+        return None
+
+    def on_shut(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the last room is gone."""
+        self._callbacks.append(callback)
+
+    def give_back(self, probe: Probe) -> None:
+        """A step leaves, and may not have begun its probe."""
+        probe.reserved = False
+        self._breakers.changed()
+
+    def update(self) -> None:
+        """Look at the breakers again."""
+        if self.room() > 0:
+            self.opened.set()
+        elif self.opened.is_set():
+            self.opened.clear()
+            for callback in self._callbacks:
+                callback()
+
+
+class PoolPermit:
+    """Leave to run a step of a pool, with the probe that is kept for it."""
+
+    def __init__(self, gate: PoolGate, probe: Probe | None) -> None:
+        self._gate = gate
+        self._probe = probe
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether a provider is there for this step."""
+        return self._gate.is_wide_open or (self._probe is not None and not self._probe.answered)
+
+    def release(self) -> None:
+        """Give an unused probe back."""
+        if self._probe is not None:
+            self._gate.give_back(self._probe)
+
+
+def _tell(record: ProviderRecord) -> None:
+    """Log a move that this worker made."""
+    metrics.breaker_moved(record.provider, record.state)
+    match record.state:
+        case "open":
+            seconds = (record.retry_at - record.time).total_seconds() if record.retry_at is not None else None
+            log.error(
+                "breaker.opened",
+                provider=record.provider,
+                reason=record.reason,
+                failures=record.failures,
+                samples=record.samples,
+                open_seconds=seconds,
+                opened_times=record.opened_times,
+            )
+        case "half_open":
+            log.info("breaker.half_open", provider=record.provider, opened_times=record.opened_times)
+        case "closed":
+            log.info("breaker.closed", provider=record.provider)

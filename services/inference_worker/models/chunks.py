@@ -1,0 +1,70 @@
+"""What goes into a provider, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from contracts.journal.parts import FinishReason, Usage
+from contracts.records.tools import ToolDeclaration
+from mesh.task.conversation import ConversationItem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnInput:
+    """One turn to be generated."""
+
+    messages: Sequence[ConversationItem]
+    """The conversation, instructions first."""
+    model: str
+    tools: tuple[ToolDeclaration, ...] = ()
+    """The tools that the model may call."""
+    max_output_tokens: int | None = None
+    """The most tokens of the whole output, the part in `prefix` included."""
+    temperature: float | None = None
+    prefix: str = ""
+    """Text of this turn that is in the journal already; a provider that continues prefixes goes on right behind it."""
+    tries: int = 0
+    """Failed tries of this turn before, over all its replays."""
+    deliveries: int = 1
+    """How often this turn was claimed, this time included, over all its replays."""
+
+
+class Begun(msgspec.Struct, frozen=True, gc=False):
+    """The first token has come, and is no text: a call is being written."""
+
+
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
+    """More of the output."""
+
+    text: str
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
+    """More of the reasoning."""
+
+    text: str
+
+
+class RequestedCall(msgspec.Struct, frozen=True):
+    """A call as the model asked for it. `arguments` is None if they are no JSON object: then `error` says why."""
+
+    name: str
+    arguments: dict[str, Any] | None
+    error: str | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """The last chunk: a stream that ends without one was cut off. `usage` is of the whole turn, prefix included."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    calls: tuple[RequestedCall, ...] = ()
+    blocks: list[Any] | None = None
+    """What the provider wants to see again with this turn, as it is: `AssistantTurn.blocks` of later turns."""
+
+
+Chunk = Begun | TextDelta | ReasoningDelta | Finished

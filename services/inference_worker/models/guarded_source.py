@@ -1,0 +1,154 @@
+"""A source behind its breaker: calls are refused while it is open, and their outcomes counted while it is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from contracts.records.providers import OpenReason
+from inference_worker.models.breaker import Breaker, Probe
+from inference_worker.models.candidates import Source
+from inference_worker.models.chunks import Chunk, Finished, TurnInput
+from mesh.clock import lease_clock
+from mesh.providers.breaker_rules import (
+    Window,
+)
+from mesh.task.failures import StepFailed
+
+FAULTS = frozenset(
+    {
+        "provider-overloaded",
+        "provider-error",
+        "provider-disconnected",
+        "provider-timeout",
+        "provider-unreachable",
+    }
+)
+"""Failures that are the provider's own. One that says no to a request, a key or a rate is well."""
+UNAVAILABLE = "provider-unavailable"
+
+
+class GuardedSource:
+    """A source behind its breaker: calls are refused while it is open, and their outcomes counted while it is not."""
+
+    def __init__(self, source: Source, breaker: Breaker, changed: Callable[[], None]) -> None:
+        self.name = source.name
+        self._source = source
+        self._breaker = breaker
+        self._changed = changed
+
+    @property
+    def continues_prefix(self) -> bool:
+        """Whether its source does."""
+        return self._source.continues_prefix
+
+    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        """Generate a turn. Raises `StepFailed`, and `provider-unavailable` without a call while the breaker is open.
+
+        A try that fails while the breaker is not closed is the provider's, and not counted as the step's.
+        """
+        call = _Call(self._breaker, self._changed)
+        try:
+            async with aclosing(self._source.stream(turn)) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk, Finished):
+                        call.finished()
+                    else:
+                        call.spoke()
+                    yield chunk
+            if not call.has_ended:
+                raise StepFailed("provider-disconnected", "the stream broke off", retryable=True)
+        except StepFailed as error:
+            call.failed(error.code)
+            if error.code in FAULTS and not self._breaker.is_closed:
+                error.counts = False
+            raise
+        finally:
+            call.over()
+
+
+class _Call:
+    """One stream, as its breaker counts it: one outcome, and one first token."""
+
+    def __init__(self, breaker: Breaker, changed: Callable[[], None]) -> None:
+        self._breaker = breaker
+        self._changed = changed
+        self._epoch = breaker.epoch
+        self._probe: Probe | None = None
+        self._loop = asyncio.get_running_loop()
+        self._spoke_at: float | None = None
+        self.has_ended = False
+        if not breaker.is_closed:
+            if not breaker.is_available or breaker.probe is None:
+                unavailable = StepFailed(UNAVAILABLE, f"the breaker of {breaker.provider} is open", retryable=True)
+                unavailable.counts = False
+                raise unavailable
+            self._probe = breaker.probe
+            self._probe.begun = True
+            changed()
+        slow_seconds = breaker.settings.slow_first_token_seconds
+        self._slow = None if slow_seconds is None else self._loop.call_later(slow_seconds, self._is_slow)
+
+    def spoke(self) -> None:
+        """A chunk came."""
+        if self._spoke_at is None:
+            self._spoke_at = self._loop.time()
+            if self._slow is not None:
+                self._slow.cancel()
+                self._slow = None
+                self._add(self._breaker.latencies, bad=False)
+        elif self._probe is not None and self._loop.time() - self._spoke_at >= self._breaker.settings.open_seconds:
+            self._answer(None)  # A long answer that goes on is one: the others need not wait for its end.
+
+    def finished(self) -> None:
+        """It came to its end."""
+        self.spoke()
+        self._tell(bad=False)
+
+    def failed(self, code: str) -> None:
+        """It failed. Whoever refuses a request has answered it, and says nothing about its health."""
+        if code in FAULTS:
+            self._tell(bad=True)
+        elif self._probe is not None:
+            self._answer(None)
+
+    def over(self) -> None:
+        """The stream is closed, perhaps by its reader: a probe that said nothing yet is free again."""
+        if self._slow is not None:
+            self._slow.cancel()
+        if self._probe is not None and not self._probe.answered:
+            if self._spoke_at is not None:
+                self._answer(None)
+            else:
+                self._probe.begun = False
+                self._changed()
+
+    def _tell(self, *, bad: bool) -> None:
+        self.has_ended = True
+        if self._probe is not None:
+            self._answer("failures" if bad else None)
+        else:
+            self._add(self._breaker.failures, bad=bad)
+
+    def _is_slow(self) -> None:
+        self._slow = None
+        if self._probe is not None:
+            self._answer("latency")
+        else:
+            self._add(self._breaker.latencies, bad=True)
+
+    def _add(self, window: Window, *, bad: bool) -> None:
+        if self._probe is not None or self._epoch != self._breaker.epoch or not self._breaker.is_closed:
+            return
+        at = lease_clock()
+        window.add(at, bad=bad)
+        if bad:
+            self._breaker.judge(at)
+            if self._breaker.opening is not None:
+                self._changed()
+
+    def _answer(self, failed: OpenReason | None) -> None:
+        if self._probe is not None and not self._probe.answered:
+            self._probe.answer(failed)
+            self._changed()

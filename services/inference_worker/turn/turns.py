@@ -1,0 +1,378 @@
+"""One model turn: from the claim to `turn.completed`, and to the task's end.
+
+There are four ways in, by what the journal holds of the turn: nothing; a part, from which the provider can go on; a
+part that it can't go on from, so that the turn is generated again; all of it, and only the task's end is missing. There
+are five ways out: the provider has finished; the deadline has passed; the output is as long as it may be; the provider
+has failed; the step is lost. On the way another model of the pool may go on, and the conversation may be compacted:
+each is an event first, so that whoever takes the turn over goes on so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Literal
+
+import structlog
+
+from contracts.errors import ErrorInfo
+from contracts.journal import events
+from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.parts import Timings, ToolCall
+from contracts.messages.work import TurnWork, Work
+from contracts.records.tools import ASK_USER
+from contracts.tasks import TaskRequest
+from inference_worker.dialects.errors import CONTEXT_TOO_LONG
+from inference_worker.models.candidates import Available, Candidate, Candidates
+from inference_worker.models.chunks import TurnInput
+from inference_worker.turn.attempts import Attempt, Ending, is_redirected
+from inference_worker.turn.calls import ConversationSource, OfferedTool, Offers, decided_calls
+from inference_worker.turn.compaction import COMPACTIONS_MAX, compacted
+from inference_worker.turn.history import text_bytes
+from inference_worker.turn.observing import observed_call
+from inference_worker.turn.racing import Asked, Race
+from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.task.conversation import ConversationItem, continued, conversation
+from mesh.task.failures import StepFailed
+from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max, usage_so_far
+from mesh.task.outbox import unasked
+from mesh.task.state import TaskState
+from mesh.telemetry import metrics
+
+log = structlog.get_logger("inference_worker.turn.turns")
+
+SUPERSEDED = ErrorInfo("called-off", "the user has said something else")
+WAITING_SECONDS = 24 * 3600.0
+
+SwitchReason = Literal["context", "latency", "unavailable"]
+OnClaimed = Callable[[str, str, float], None]
+"""Told pool, priority and seconds from acceptance to the first claim."""
+OnFinished = Callable[[str, str], None]
+"""Told pool and priority of a turn that is over."""
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+class TurnHandler:
+    """Runs the turns of one pool. `waiting_seconds`: how long an approval or a question may stay open.
+
+    `available`: whether a provider may be asked now. `pool`: what follows on a model that is slow, or whose context is
+    too short.
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        toolbox: Offers,
+        history: ConversationSource,
+        *,
+        pool: PoolConfiguration | None = None,
+        available: Available = _always,
+        waiting_seconds: float = WAITING_SECONDS,
+        on_claimed: OnClaimed = _ignore,
+        on_finished: OnFinished = _ignore,
+    ) -> None:
+        self._candidates = candidates
+        self._toolbox = toolbox
+        self._history = history
+        self._pool = pool or PoolConfiguration()
+        self._available = available
+        self._waiting_seconds = waiting_seconds
+        self._on_claimed = on_claimed
+        self._on_finished = on_finished
+
+    def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
+        """Which provider and model the turn goes to."""
+        candidate = self._candidates_of(state).to_claim(state, work.turn, self._available)
+        return {"provider": candidate.provider, "model": candidate.model}
+
+    def _candidates_of(self, state: TaskState) -> Candidates:
+        return self._candidates.for_model(state.request.model if state.request is not None else None)
+
+    async def perform(self, step: ClaimedStep) -> None:
+        """Generate the turn, and append its result and the task's end. Raises `StepFailed`."""
+        work = step.work
+        queued = step.state.queued
+        if not isinstance(work, TurnWork) or queued is None:
+            raise TypeError("not a claimed turn")
+        if work.turn == 1 and step.claim.attempt == 1:
+            wait = (step.claim.time - queued.accepted_at).total_seconds()
+            self._on_claimed(work.pool, work.priority, max(0.0, wait))
+            metrics.queue_waited(work.pool, work.priority, max(0.0, wait))
+        try:
+            await self._perform(step, work, queued)
+        except StepFailed as error:
+            if error.terminal:
+                self._on_finished(work.pool, work.priority)
+            raise
+        self._on_finished(work.pool, work.priority)
+
+    async def _perform(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
+        if step.state.turn(work.turn).completed is None:
+            await self._generate(step, work, queued)
+        await self._record_consequences(step, work.turn)
+
+    async def _record_consequences(self, step: ClaimedStep, turn: int) -> None:
+        """Record what a completed turn leads to: refusals, questions and approvals of its calls, or the task's end."""
+        while True:
+            state = step.state
+            completed = state.turn(turn).completed
+            if completed is None:
+                raise ValueError("the turn is not completed")
+            asked = unasked(state, completed)
+            if asked is not None:
+                build = self._requests_of(step, turn, asked)
+            elif is_last_turn(state, completed):
+                build = _end_of(step, turn)
+            else:
+                return
+            # An input that arrives before the end is stored makes another turn of it.
+            await step.append_if(
+                build,
+                lambda now_so, completed=completed, asked=asked: (  # type: ignore[misc]  # mypy can't infer it
+                    unasked(now_so, completed) == asked and (asked is not None or is_last_turn(now_so, completed))
+                ),
+            )
+            if step.state.terminal is not None:
+                return
+
+    def _requests_of(self, step: ClaimedStep, turn: int, asked: ToolCall) -> Callable[[Stamp], JournalEvent]:
+        """The event that a call needs before anybody can carry it out."""
+
+        def build(stamp: Stamp) -> JournalEvent:
+            expires_at = stamp.time + timedelta(seconds=self._waiting_seconds)
+            # A redirect calls off what would wait for a person, also what was not asked for yet.
+            error = SUPERSEDED if asked.error is None and is_redirected(step.state, turn) else asked.error
+            if error is not None:
+                return events.ToolFailed(
+                    *stamp, turn=turn, call=asked.call, tool=asked.tool, error=error, outcome="failed"
+                )
+            if asked.tool == ASK_USER:
+                question = str(asked.arguments.get("question", ""))
+                return events.InputRequested(*stamp, question=question, call=asked.call, expires_at=expires_at)
+            return events.ApprovalRequested(
+                *stamp, call=asked.call, tool=asked.tool, arguments=asked.arguments, expires_at=expires_at
+            )
+
+        return build
+
+    async def _generate(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
+        """Generate the turn up to `turn.completed`."""
+        attempt = Attempt(step, work.turn, queued)
+        request = step.state.request or queued.request
+        tools = await self._tools_of(request)
+        await self._begin_with_claimed(step, work)
+        ending: Ending | None = None
+        while ending is None:
+            candidate = self._candidates_of(step.state).of_turn(step.state, work.turn)
+            turn_input = await self._prepare(step, work, candidate, tools)
+            try:
+                ending = await self._ask(step, attempt, candidate, turn_input)
+            except StepFailed as error:
+                if error.code != CONTEXT_TOO_LONG:
+                    raise
+                await self._go_on_after_overflow(step, work, candidate, turn_input, error)
+        end = ending
+        turn = step.state.turn(work.turn)
+        text, reasoning, timings = turn.text, turn.reasoning_text, attempt.timings()
+        calls = decided_calls(work.turn, end.calls, tools, request)
+        await step.append(
+            lambda stamp: events.TurnCompleted(
+                *stamp,
+                turn=work.turn,
+                text=text,
+                reasoning=reasoning,
+                calls=calls,
+                blocks=end.blocks,
+                finish_reason=end.finish_reason,
+                usage=end.usage,
+                timings=timings,
+            )
+        )
+
+    async def _begin_with_claimed(self, step: ClaimedStep, work: TurnWork) -> None:
+        """Say so if the claim names another model than the one that the turn was with."""
+        candidates = self._candidates_of(step.state)
+        with_it, claimed = candidates.of_turn(step.state, work.turn), candidates.claimed(step.state, step.claim)
+        if claimed.index != with_it.index:
+            await self._switch(step, work.turn, with_it, claimed, "unavailable")
+
+    async def _switch(
+        self, step: ClaimedStep, turn: int, before: Candidate, after: Candidate, reason: SwitchReason
+    ) -> None:
+        await step.append(
+            lambda stamp: events.ModelSwitched(
+                *stamp,
+                from_model=before.model,
+                to_model=after.model,
+                reason=reason,
+                turn=turn,
+                provider=after.provider,
+            )
+        )
+        log.warning("model.switched", model=after.model, provider=after.provider, reason=reason)
+
+    async def _ask(
+        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput
+    ) -> Ending | None:
+        """Let the model speak; None if the turn is to be prepared again: it was redirected, or has another model."""
+        candidates = self._candidates_of(step.state)
+        second = candidates.available_from(self._available, candidate.index + 1)
+        # A text that has begun goes on with its model.
+        if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
+            return await self._ask_in_time(step, attempt, candidate, turn_input, second)
+        with observed_call(candidate.provider, turn_input) as call:
+            ending = await attempt.stream(candidate.source.stream(turn_input))
+            if ending is not None:
+                call.ended(ending.finish_reason, ending.usage, attempt.timings())
+        return ending
+
+    async def _ask_in_time(
+        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput, second: Candidate
+    ) -> Ending | None:
+        """The same, where a second model comes in if the first one is slow."""
+        turn = step.work.turn
+        async with Race() as race:
+            race.ask(candidate, turn_input)
+            first = await attempt.wait(race.first_to_speak(), self._pool.slow_seconds)
+            if first == "slow" and self._pool.on_slow == "hedge":
+                await step.append(
+                    lambda stamp: events.ModelHedged(*stamp, turn=turn, model=second.model, provider=second.provider)
+                )
+                race.ask(second, replace(turn_input, model=second.model))
+                first = await attempt.wait(race.first_to_speak())
+            if isinstance(first, Asked):
+                await race.close_all(but=first)
+                if first.candidate is second:
+                    await self._switch(step, turn, candidate, second, "latency")
+                return await attempt.stream(first.chunks())
+        if first == "deadline":
+            return await attempt.cut()
+        if first == "slow":
+            await self._switch(step, turn, candidate, second, "latency")
+        return None
+
+    async def _go_on_after_overflow(
+        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, turn_input: TurnInput, error: StepFailed
+    ) -> None:
+        """Record with which model, or with how much of the conversation, the turn goes on. Raises the error if not."""
+        after = self._candidates_of(step.state).next_after(candidate, self._available)
+        if self._pool.switches_on_context and after is not None:
+            await self._switch(step, work.turn, candidate, after, "context")
+            return
+        if not self._pool.compacts_on_context or step.state.compactions >= COMPACTIONS_MAX:
+            raise error
+        before = text_bytes(turn_input.messages)
+        kept = text_bytes(compacted(await self._conversation(step.state, work.turn, candidate), before // 2))
+        if kept >= before:
+            raise error
+        await step.append(
+            lambda stamp: events.ContextCompacted(*stamp, turn=work.turn, bytes_before=before, bytes_kept=kept)
+        )
+        log.warning("context.compacted", bytes_before=before, bytes_kept=kept)
+
+    async def _conversation(self, state: TaskState, turn: int, candidate: Candidate) -> list[ConversationItem]:
+        return continued(await self._history.before(state), conversation(state, turn, candidate.provider))
+
+    async def _tools_of(self, request: TaskRequest) -> dict[str, OfferedTool]:
+        return await self._toolbox.offered(request.tools) if request.tools else {}
+
+    async def _prepare(
+        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, tools: dict[str, OfferedTool]
+    ) -> TurnInput:
+        """What the model is asked; what it can't continue, or must not, is taken back first."""
+        turn = step.state.turn(work.turn)
+        first_delta = min((n for n, _ in turn.parts + turn.reasoning), default=None)
+        reason = restart_reason(step.state, work, candidate)
+        if reason is not None:
+            discard_from = first_delta
+            await step.append(
+                lambda stamp: events.TurnRestarted(
+                    *stamp,
+                    turn=work.turn,
+                    attempt=step.claim.attempt or 1,
+                    discard_from=stamp.n if discard_from is None else discard_from,
+                    reason=reason,
+                )
+            )
+        state = step.state
+        turn = state.turn(work.turn)
+        return TurnInput(
+            messages=compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max),
+            model=candidate.model,
+            tools=tuple(offered.declaration for offered in tools.values()),
+            max_output_tokens=output_tokens_max(state),
+            temperature=state.request.temperature if state.request is not None else None,
+            prefix=turn.text,
+            tries=failed_tries(state, work.step),
+            deliveries=turn.claims,
+        )
+
+
+def restart_reason(state: TaskState, work: TurnWork, candidate: Candidate) -> str | None:
+    """Why the turn has to begin again; None if it goes on with what there is."""
+    turn = state.turn(work.turn)
+    if is_redirected(state, work.turn):
+        return "redirect"
+    if not turn.parts and not turn.reasoning:
+        return None
+    if turn.outdated:
+        return "edit"
+    made_by = turn.model_of_text
+    if made_by is not None and made_by[0] is not None and not candidate.is_at(made_by):
+        return "switch"
+    # A text can be continued; reasoning without text can't.
+    return None if turn.parts and candidate.source.continues_prefix else _why_again(state, work)
+
+
+def _why_again(state: TaskState, work: TurnWork) -> str:
+    return "retry" if state.tries.get((work.step, work.gen)) else "takeover"
+
+
+def failed_tries(state: TaskState, step: str) -> int:
+    """Failed tries of a step, over all its replays; the one that ended in a dead letter is told by its replay."""
+    retried = sum(tries for (tried, _), tries in state.tries.items() if tried == step)
+    return retried + state.gen(step)
+
+
+def _end_of(step: ClaimedStep, turn: int) -> Callable[[Stamp], JournalEvent]:
+    def build(stamp: Stamp) -> JournalEvent:
+        return task_completed(stamp, step.state, turn)
+
+    return build
+
+
+def task_completed(stamp: Stamp, state: TaskState, turn: int) -> events.TaskCompleted:
+    """The end of a task whose last turn is completed: that turn's text, and the usage of all of them."""
+    completed = state.turn(turn).completed
+    if completed is None:
+        raise ValueError("the turn is not completed")
+    incomplete = incomplete_after(state, completed)
+    output = completed.text or (state.output_so_far or "" if incomplete else "")
+    return events.TaskCompleted(
+        *stamp,
+        output=output,
+        incomplete=incomplete,
+        usage=usage_so_far(state),
+        timings=_timings_of_all(stamp, state, completed.timings),
+    )
+
+
+def _timings_of_all(stamp: Stamp, state: TaskState, last: Timings) -> Timings:
+    """Of one turn its own; of several the first one's wait and first token, and all the time since its claim."""
+    first, claim = state.turn(1).completed, state.claims.get(("1", state.gen("1")))
+    if len(state.turns) == 1 or first is None or claim is None:
+        return last
+    return Timings(
+        queued_seconds=first.timings.queued_seconds,
+        first_token_seconds=first.timings.first_token_seconds,
+        total_seconds=max(0.0, (stamp.time - claim.time).total_seconds()),
+    )

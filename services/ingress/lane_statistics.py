@@ -1,0 +1,66 @@
+"""What the steward knows of each lane, kept close at hand: a submission must not wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from contracts.codec import decode
+from contracts.errors import TaskmeshError
+from contracts.records.status import LaneStatistics, QueueState
+from contracts.subjects import PRIORITIES, lane_key
+from mesh.broker import key_value
+from mesh.broker.requests import Requests
+
+log = structlog.get_logger("ingress.lane_statistics")
+
+REFRESH_SECONDS = 1.0
+RETRY_AFTER_SECONDS_DEFAULT = 5.0
+RETRY_AFTER_SECONDS_MAX = 60.0
+FREED_FRACTION = 0.1
+"""A refused client comes back when about this part of the lane has drained, not for the next free place."""
+
+
+class Lanes:
+    """The last statistics of each lane."""
+
+    def __init__(self, requests: Requests, pools: tuple[str, ...]) -> None:
+        self._requests = requests
+        self._keys = [lane_key(pool, priority) for pool in pools for priority in PRIORITIES]
+        self._statistics: dict[str, LaneStatistics] = {}
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        while True:
+            for key in self._keys:
+                try:
+                    entry = await key_value.get(self._requests, "lanes", key)
+                    if entry is not None and entry.value is not None:
+                        self._statistics[key] = decode(entry.value, LaneStatistics)
+                except TaskmeshError as error:
+                    log.debug("lanes.unavailable", lane=key, error=str(error))
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    def queue(self, pool: str, priority: str) -> QueueState:
+        """Depth, and how long until a task that comes now begins; null while not known."""
+        known = self._statistics.get(lane_key(pool, priority))
+        if known is None:
+            return QueueState(depth=None, eta_seconds=None)
+        if known.depth == 0:
+            return QueueState(depth=0, eta_seconds=0.0)
+        eta = known.depth / known.drain_per_second if known.drain_per_second else None
+        return QueueState(depth=known.depth, eta_seconds=round(eta, 3) if eta is not None else None)
+
+    def is_idle(self, pool: str) -> bool:
+        """Whether nothing of a pool waits for a worker, as far as is known."""
+        known = (self._statistics.get(lane_key(pool, priority)) for priority in PRIORITIES)
+        return all(lane is None or lane.depth == 0 for lane in known)
+
+    def retry_after_seconds(self, pool: str, priority: str) -> float:
+        """When a refused client has a fair chance."""
+        known = self._statistics.get(lane_key(pool, priority))
+        if known is None or not known.drain_per_second:
+            return RETRY_AFTER_SECONDS_DEFAULT
+        seconds = known.depth * FREED_FRACTION / known.drain_per_second
+        return min(max(1.0, seconds), RETRY_AFTER_SECONDS_MAX)

@@ -1,0 +1,113 @@
+"""Reading what a client sent: headers, queries, bodies. Pure, and strict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+
+from contracts.api.dead_letters import ReplayRequest
+from contracts.api.inputs import TaskInput
+from contracts.codec import decode
+from contracts.errors import InvalidName, InvalidPayload
+from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX
+from contracts.records.status import STATUSES, Status
+from contracts.subjects import check_tool
+from contracts.tasks import IDEMPOTENCY_KEY_CHARACTERS_MAX, WAIT_SECONDS_MAX, TaskRequest
+from ingress.dead_letter_listing import Filter
+
+_WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,6})\s*", re.IGNORECASE)
+_KEY = re.compile(r"[\x20-\x7e]+")
+_CODE = re.compile(r"[\x21-\x7e]{1,128}")
+_RECORD = re.compile(r"[1-9][0-9]{0,17}")
+
+
+def parse_task_request(body: bytes, pools: tuple[str, ...]) -> TaskRequest:
+    """The task that a body asks for. Raises `InvalidPayload`."""
+    request = decode(body, TaskRequest)
+    if request.pool not in pools:
+        raise InvalidPayload(f"there is no pool {request.pool!r}; there is {', '.join(pools)}")
+    return request
+
+
+def parse_task_input(body: bytes) -> TaskInput:
+    """What a body says to a task. Raises `InvalidPayload`."""
+    said: TaskInput = decode(body, TaskInput)  # type: ignore[arg-type]  # a union is no type to mypy
+    return said
+
+
+def parse_replay_request(body: bytes) -> ReplayRequest:
+    """What a replay is to do. Raises `InvalidPayload`."""
+    return decode(body, ReplayRequest)
+
+
+def parse_dead_letter_filter(query: Mapping[str, str]) -> Filter:
+    """Which dead letters to list. Raises `InvalidPayload`."""
+    tool, code, every = query.get("tool"), query.get("code"), query.get("all", "false")
+    try:
+        tool = check_tool(tool) if tool is not None else None
+    except InvalidName as error:
+        raise InvalidPayload(f"tool: {error}") from None
+    if code is not None and _CODE.fullmatch(code) is None:
+        raise InvalidPayload("code: must have 1 to 128 printable ASCII characters, no spaces")
+    if every not in ("true", "false"):
+        raise InvalidPayload("all: must be true or false")
+    since, until = (_parse_time(name, query.get(name)) for name in ("since", "until"))
+    return Filter(tool=tool, code=code, since=since, until=until, only_open=every == "false")
+
+
+def parse_record_sequence(value: str) -> int | None:
+    """The number of a record in DEAD_LETTERS; None for what can't be one."""
+    return int(value) if _RECORD.fullmatch(value) else None
+
+
+def _parse_time(name: str, value: str | None) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        # A "+" that was not escaped is a space in a query.
+        time = datetime.fromisoformat(value.replace(" ", "+")) if value.isascii() else None
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise InvalidPayload(f"{name}: must be a time with its offset, as 2026-01-31T09:30:00Z (RFC 3339)")
+    return time
+
+
+def parse_idempotency_key(value: str | None) -> str | None:
+    """1 to 255 printable ASCII characters. Raises `InvalidPayload`."""
+    if value is None:
+        return None
+    if len(value) > IDEMPOTENCY_KEY_CHARACTERS_MAX or _KEY.fullmatch(value) is None:
+        raise InvalidPayload(
+            f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} printable ASCII characters"
+        )
+    return value
+
+
+def parse_wait_seconds(prefer: str | None) -> int:
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most `WAIT_SECONDS_MAX`; 0 without one.
+
+    Preferences that are not understood are ignored, as the RFC wants it.
+    """
+    for preference in (prefer or "").split(","):
+        match = _WAIT.fullmatch(preference.partition(";")[0])
+        if match is not None:
+            return min(int(match[1]), WAIT_SECONDS_MAX)
+    return 0
+
+
+def parse_status(value: str | None) -> Status | None:
+    """A status to list by. Raises `InvalidPayload`."""
+    if value is None or value in STATUSES:
+        return value
+    raise InvalidPayload(f"status: must be one of {', '.join(STATUSES)}")
+
+
+def parse_limit(value: str | None) -> int:
+    """How many tasks to list. Raises `InvalidPayload`."""
+    if value is None:
+        return LIST_DEFAULT
+    if not (value.isascii() and value.isdigit() and len(value) <= 4 and 1 <= int(value) <= LIST_MAX):  # noqa: PLR2004 - digits
+        raise InvalidPayload(f"limit: must be between 1 and {LIST_MAX}")
+    return int(value)

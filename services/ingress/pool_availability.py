@@ -1,0 +1,90 @@
+"""Whether a pool's providers can be called: the ingress refuses what they could not run in time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import structlog
+
+from contracts.tasks import TaskRequest
+from ingress.lane_statistics import Lanes
+from mesh.background import repeatedly
+from mesh.broker.requests import Requests
+from mesh.clock import lease_clock
+from mesh.configuration.mesh_toml import Configuration
+from mesh.providers.breaker_records import ProviderRecords
+from mesh.providers.breaker_rules import ObservedRecord
+
+log = structlog.get_logger("ingress.pool_availability")
+
+POLL_SECONDS = 0.5
+RETRY_AFTER_SECONDS_MIN = 1.0
+
+
+class Refusal(NamedTuple):
+    """Why no task is taken for a pool, and when to come again."""
+
+    reason: str
+    retry_after_seconds: float
+
+
+class Providers:
+    """The breakers of all pools, as they were a moment ago."""
+
+    def __init__(self, requests: Requests, configuration: Configuration, lanes: Lanes) -> None:
+        enabled = [name for name, settings in configuration.breakers.items() if settings.enabled]
+        self._records = ProviderRecords(requests, enabled)
+        self._configuration = configuration
+        self._lanes = lanes
+
+    async def run(self) -> None:
+        """Look at the records until cancelled."""
+        await repeatedly(
+            self._refresh, POLL_SECONDS, lambda error: log.debug("providers.unavailable", error=str(error))
+        )
+
+    def refusal(self, request: TaskRequest) -> Refusal | None:
+        """Why a request is not taken at present; None if it is. Costs a few look-ups."""
+        sightings = [self._records.sighting(name) for name in self._configuration.providers_of(request.pool)]
+        if any(sighting.is_closed for sighting in sightings):
+            return None
+        seconds_max = self._configuration.pools[request.pool].wait_seconds
+        if request.deadline_seconds is not None:
+            seconds_max = min(seconds_max, request.deadline_seconds)
+        queue_seconds = self._lanes.queue(request.pool, request.priority).eta_seconds or 0.0
+        return judge(
+            request.pool,
+            sightings,
+            seconds_max,
+            queue_seconds,
+            lease_clock(),
+            is_idle=self._lanes.is_idle(request.pool),
+        )
+
+    async def _refresh(self) -> None:
+        for provider in self._records.providers:
+            await self._records.refresh(provider)
+
+
+def judge(
+    pool: str, sightings: list[ObservedRecord], seconds_max: float, queue_seconds: float, at: float, *, is_idle: bool
+) -> Refusal | None:
+    """Whether a task of a pool waits longer than it may, none of whose providers is closed.
+
+    An outage is guessed to last as long again as it has lasted, and no less than until the next probe; behind that
+    comes the queue. A record that nobody tends says nothing: tasks then wait for a worker, as ever. And a probe needs
+    a task: while there is none, one is taken.
+    """
+    if not all(sighting.is_tended(at) for sighting in sightings):
+        return None
+    until_probe = min(sighting.seconds_until_probe(at) for sighting in sightings)
+    if until_probe == 0 and is_idle:
+        return None
+    lasted = min(sighting.unavailable_seconds(at) for sighting in sightings)
+    eta_seconds = max(until_probe, lasted) + queue_seconds
+    if eta_seconds <= seconds_max:
+        return None
+    return Refusal(
+        f"no provider of pool {pool} can be called; the wait would be about {eta_seconds:.0f} s",
+        max(until_probe, RETRY_AFTER_SECONDS_MIN),
+    )

@@ -1,0 +1,94 @@
+"""Carries out commands to tasks: pulls CONTROL, and timers that have fired, and appends what each command comes to.
+
+The order is a worker's: append → project → publish what is due → ack. A steward may die between any two of these,
+and any number of stewards may run: the fence of the append sees to it that a task ends once.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import structlog
+from opentelemetry.trace import SpanKind
+
+from contracts import headers, subjects
+from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.messages.control import AnyCommand, CancelCommand, decode_control
+from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer
+from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery
+from mesh.configuration.settings import Settings
+from mesh.journal import dead_letter_records
+from mesh.journal.journal import Append, Journal
+from mesh.journal.settling import settle
+from mesh.task.outbox import BY_MESH
+from mesh.task.state import TaskState
+from mesh.telemetry import traces
+from steward.command_decisions import CarriedOut, ToAppend, Unknown, decide_command
+
+log = structlog.get_logger("steward.control_loop")
+
+
+class ControlLoop:
+    """Everything between a stream of commands, CONTROL or TIMERS, and the journals, in one process."""
+
+    def __init__(self, connection: Connection, settings: Settings, worker: str, stream: str = "CONTROL") -> None:
+        self._requests = connection.requests
+        self._worker = worker
+        self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle)
+
+    async def run(self) -> None:
+        """Carry out commands until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
+        await self._consumption.run()
+
+    async def _handle(self, delivery: Delivery) -> Answer:
+        if delivery.subject.startswith(subjects.CRON_FIRED_PREFIX):
+            return Ack()  # No command: a rule's schedule, which `Triggers` reads by a consumer of its own.
+        try:
+            command = decode_control(delivery.payload, delivery.subject)
+        except TaskmeshError as error:
+            malformed = ErrorInfo("malformed-message", str(error))
+            return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
+        incoming = delivery.headers.get(headers.TRACEPARENT)
+        with (
+            structlog.contextvars.bound_contextvars(task=command.task, tenant=command.tenant),
+            traces.span(_kind(command), incoming, SpanKind.CONSUMER, {"taskmesh.task": command.task}),
+        ):
+            return await self._carry_out(command, delivery)
+
+    async def _carry_out(self, command: AnyCommand, delivery: Delivery) -> Answer:
+        traceparent = traces.current_traceparent()
+        journal = await Journal.load(self._requests, command.tenant, command.task, traceparent=traceparent)
+        carried_out: list[str] = []
+
+        async def next_of(state: TaskState) -> Append | CarriedOut | Unknown:
+            outcome = decide_command(state, command)
+            if not isinstance(outcome, ToAppend):
+                return outcome
+            return Append(outcome.build, on_appended=partial(appended, outcome.what[0]))
+
+        def appended(event_type: str) -> None:
+            carried_out.append(event_type)
+            log.info("command.carried_out", kind=_kind(command), appended=event_type, by=command.by)
+
+        match await journal.advance(next_of, lambda: delivery.lease_held):
+            case CarriedOut() as outcome:
+                if outcome.late and not carried_out:
+                    log.info("command.late", kind=_kind(command), by=command.by, status=journal.state.status)
+                await settle(self._requests, journal.state, outcome.steps, traceparent, outcome.again)
+                return Ack()
+            case Unknown() if isinstance(command, CancelCommand) and command.by == BY_MESH:
+                # A sub-task that has not begun finds by itself that its parent is over.
+                return Ack()
+            case Unknown() if await journal.is_behind():
+                # Only the stream's leader knows that there is no such task or call (rule 11).
+                return NOT_VISIBLE_YET
+            case Unknown(error):
+                return await dead_letter_records.refuse(self._requests, delivery, error, self._worker)
+            case event:
+                raise TypeError(f"{type(event).__name__} is no outcome")
+
+
+def _kind(command: AnyCommand) -> str:
+    return str(command.__struct_config__.tag)

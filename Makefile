@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run demo test model bench chaos check schemas lock clean
+.PHONY: help install run demo quick test model bench chaos check schemas lock clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ run: $(INSTALLED) ## start the broker and the services, run a first task, keep s
 
 demo: $(INSTALLED) ## watch a guided demonstration (ARGS=...)
 	@exec $(BIN)/meshctl demo $(ARGS)
+
+# With the variable set, a test that starts a process fails.
+quick: $(INSTALLED) ## run the tests that need no processes, in under a minute on two cores (ARGS="-k retry")
+	@TASKMESH_TEST_NO_PROCESSES=1 exec $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	    -m "not processes and not benchmark" tests/unit tests/conformance $(ARGS)
 
 # Several files at a time, a file's tests one after another: those of some files share a mesh. In the order of the folders,
 # so that the long ones come first and the short ones fill what is left. (Not --dist loadgroup: pytest-xdist 3.8 groups

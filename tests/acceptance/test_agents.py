@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 import pytest_asyncio
 
@@ -14,6 +13,7 @@ from contracts.journal import events
 from mesh.broker.connection import Connection, connect
 from tests.support.agents import Agents
 from tests.support.checker import Recorded, check, read_stored
+from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -88,7 +88,7 @@ async def test_a_question_waits_for_the_user_and_the_answer_begins_the_next_turn
     task = await bench.agents.submit("!ask Which quarter?")
     state = await bench.agents.until_status(task, "waiting")
     assert [asked.question for asked in state.open_questions] == ["Which quarter?"]
-    async with httpx.AsyncClient(base_url=bench.mesh.ingress_url) as client:
+    async with PatientClient(base_url=bench.mesh.ingress_url) as client:
         record = (await client.get(f"/v1/tasks/{task}")).json()
     assert record["questions"][0]["call"] == "1-0"
     await bench.agents.say(task, "the third")
@@ -173,7 +173,7 @@ async def test_a_task_continues_the_conversation_of_an_ended_one(bench: Bench) -
 async def test_a_cancel_ends_what_waits_for_a_person(bench: Bench) -> None:
     task = await bench.agents.submit("!ask Which?")
     await bench.agents.until_status(task, "waiting")
-    async with httpx.AsyncClient(base_url=bench.mesh.ingress_url) as client:
+    async with PatientClient(base_url=bench.mesh.ingress_url) as client:
         assert (await client.post(f"/v1/tasks/{task}/cancel")).status_code == 202
     await bench.agents.until_status(task, "cancelled")
     await bench.agents.say(task, "too late")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 import pytest_asyncio
 from litestar import Litestar
@@ -22,6 +21,8 @@ from tests.support.bad_input import (
     harming_nobody,
     open_bench,
 )
+from tests.support.http_client import PatientClient
+from tests.support.patience import within
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
@@ -100,7 +101,7 @@ async def test_a_head_without_an_end_is_cut_off(bench: Bench) -> None:
         writer.write(requests_of(address)["GET"])
         sent = 0
         try:
-            async with asyncio.timeout(20):
+            async with within(20):
                 while not writer.is_closing() and sent < 64 * 1024 * 1024:
                     writer.write(b"X-Filler: " + b"x" * 65_000 + b"\r\n")
                     sent += 65_000
@@ -142,7 +143,7 @@ async def test_a_slow_head_delays_nobody_and_is_answered_in_the_end(bench: Bench
             writer.write(bytes([byte]))
             await writer.drain()
             assert (await client.get("/health/live")).status_code == 200
-        async with asyncio.timeout(10):
+        async with within(10):
             assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
         writer.close()
 
@@ -161,11 +162,11 @@ async def test_a_head_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyP
     for beginning in (b"", b"GET /nope HTTP/1.1\r\nHost:"):
         reader, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(beginning)
-        async with asyncio.timeout(10):
+        async with within(10):
             assert await reader.read() == b""
         writer.close()
     # One that is whole is served, and so is the next on the same connection.
-    async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+    async with PatientClient(base_url=f"http://{address}") as client:
         assert [(await client.get("/nope")).status_code for _ in range(2)] == [404, 404]
     stopping.set()
     await serving

@@ -20,6 +20,7 @@ from mesh.broker import key_value
 from mesh.broker.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, post_task, submit
+from tests.support.http_client import PatientClient
 from tests.support.model_server import Exchange, ModelServer, model_server, openai
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
@@ -91,7 +92,7 @@ async def test_an_outage_under_load_costs_probes_alone_and_no_task(tmp_path: Pat
     services = ("ingress", "stream_edge", "steward", "inference_worker", "inference_worker")
     async with model_server(switched) as server:
         variables = configured(tmp_path, server, "open_seconds = 1\nopen_seconds_max = 4", "wait_seconds = 3600")
-        async with running_mesh(tmp_path, *services, **variables) as mesh, httpx.AsyncClient(timeout=30) as client:
+        async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient(timeout=30) as client:
             viewers: list[asyncio.Task[object]] = []
 
             async def post(count: int) -> None:
@@ -148,7 +149,7 @@ async def test_a_lone_task_outlives_an_outage_in_which_it_is_every_probe(tmp_pat
         variables = configured(
             tmp_path, server, "samples_min = 2\nopen_seconds = 0.1\nopen_seconds_max = 0.1", "wait_seconds = 3600"
         )
-        async with running_mesh(tmp_path, *services, **variables) as mesh, httpx.AsyncClient(timeout=30) as client:
+        async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient(timeout=30) as client:
             switched.down = True
             task = await submit(client, mesh.ingress_url, recorded, "hello")
             await until(lambda: switched.refused > DELIVERIES_MAX + TRIES_MAX)
@@ -168,7 +169,7 @@ async def test_tasks_that_would_wait_too_long_are_refused_until_a_probe_gets_thr
     services = ("ingress", "stream_edge", "steward", "inference_worker")
     async with model_server(switched) as server:
         variables = configured(tmp_path, server, "open_seconds = 1\nopen_seconds_max = 1", "wait_seconds = 2")
-        async with running_mesh(tmp_path, *services, **variables) as mesh, httpx.AsyncClient(timeout=30) as client:
+        async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient(timeout=30) as client:
             switched.down = True
             key = {"Idempotency-Key": "the first one"}
             body = {"input": "hello"}

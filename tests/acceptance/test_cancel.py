@@ -8,14 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from contracts.identifiers import new_id
 from contracts.streams import EVENTS
 from mesh.broker.connection import connect
+from tests.support import children
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, submit
+from tests.support.http_client import PatientClient
+from tests.support.patience import within
 from tests.support.processes import running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -27,7 +29,7 @@ async def test_a_cancel_reaches_a_silent_task_ends_it_once_and_frees_its_worker(
     services = ("ingress", "stream_edge", "inference_worker", "steward")
     async with (
         running_mesh(tmp_path, *services, MESH_WORKER_CONCURRENCY="1") as mesh,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
         task = await submit(client, mesh.ingress_url, recorded, "!say 5\n!hang 30\n!say 5")
         viewer = Viewer(str(mesh.settings.edge_address), task)
@@ -42,7 +44,7 @@ async def test_a_cancel_reaches_a_silent_task_ends_it_once_and_frees_its_worker(
         assert asked.status_code == 202
         assert asked.json()["id"] == task
         assert again.status_code in (200, 202)
-        async with asyncio.timeout(10):  # A bound far below the 30 s of silence.
+        async with within(10):  # A bound far below the 30 s of silence.
             recorded.histories.append(await following)
         print(f"from the request to the viewer's end: {(time.perf_counter() - began) * 1000:.0f} ms")  # noqa: T201 - a figure, for who runs it with -s
         assert viewer.history.frames[-1].type == "task.cancelled"
@@ -73,7 +75,7 @@ async def test_a_cancel_reaches_a_silent_task_ends_it_once_and_frees_its_worker(
 async def test_the_ingress_refuses_before_a_stream_is_full_and_takes_tasks_again_after(tmp_path: Path) -> None:
     async with (
         running_mesh(tmp_path, "ingress", "inference_worker") as mesh,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
         connect(mesh.settings, "test") as connection,
     ):
         first = await client.post("/v1/tasks", json={"input": "!say 50"}, headers={"Prefer": "wait=10"})
@@ -107,18 +109,13 @@ async def test_the_ingress_refuses_before_a_stream_is_full_and_takes_tasks_again
 async def test_meshctl_cancels_and_says_what_is_over_already(tmp_path: Path) -> None:
     async with (
         running_mesh(tmp_path, "ingress", "inference_worker", "steward") as mesh,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
         task = str((await client.post("/v1/tasks", json={"input": "!hang 30"})).json()["id"])
 
         async def meshctl(*arguments: str) -> tuple[int, dict[str, object]]:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "meshctl", *arguments),
-                env=mesh.environment,
-                stdout=asyncio.subprocess.PIPE,
-            )
-            out, _ = await process.communicate()
-            return process.returncode or 0, json.loads(out)
+            ended = await children.run([sys.executable, "-m", "meshctl", *arguments], mesh.environment)
+            return ended.returncode, json.loads(ended.stdout)
 
         status, record = await meshctl("cancel", task)
         assert (status, record["id"]) == (0, task)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
@@ -21,6 +20,7 @@ from mesh.task.state import TaskState
 from steward.critic import critics_task
 from tests.support.agents import TENANT, Agents
 from tests.support.checker import read_stored
+from tests.support.http_client import PatientClient
 from tests.support.model_server import DONE, Exchange, chunk, model_server, openai, usage
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
@@ -92,7 +92,7 @@ class Bench:
     async def decide(self, task: str, decision: str, reason: str | None = None) -> None:
         """A person's decision, over HTTP."""
         body = {"kind": "approval", "call": "1-0", "decision": decision, **({"reason": reason} if reason else {})}
-        async with httpx.AsyncClient(base_url=self.mesh.ingress_url) as client:
+        async with PatientClient(base_url=self.mesh.ingress_url) as client:
             response = await client.post(f"/v1/tasks/{task}/inputs", json=body)
         assert response.status_code == 202, response.text
 
@@ -167,7 +167,7 @@ async def test_a_proposal_that_a_person_approves_replays_the_task_with_its_edits
     (asked,) = state.open_approvals
     assert (asked.tool, asked.arguments["task"], asked.arguments["edits"]) == ("propose_replay", task, {"input": GOOD})
     assert (await bench.agents.state(task)).status == "dead_lettered", "nothing is carried out before a person decides"
-    async with httpx.AsyncClient(base_url=bench.mesh.ingress_url) as client:
+    async with PatientClient(base_url=bench.mesh.ingress_url) as client:
         record = (await client.get(f"/v1/tasks/{critic}")).json()
     assert (record["status"], record["metadata"]["critic_of"], record["pool"]) == ("waiting", task, "critics")
     assert record["approvals"][0]["arguments"]["reason"] == "It asks for a failure."
@@ -241,7 +241,7 @@ async def test_an_approval_that_comes_after_somebody_else_has_ended_the_task_doe
     task = await bench.give_up("mend")
     critic = critics_task(task, "1", 0)
     await bench.agents.until_asked(critic, "1-0")
-    async with httpx.AsyncClient(base_url=bench.mesh.ingress_url) as client:
+    async with PatientClient(base_url=bench.mesh.ingress_url) as client:
         await client.post(f"/v1/tasks/{task}/cancel")
     await bench.agents.until_status(task, "cancelled")
     await bench.decide(critic, "approved")

@@ -24,6 +24,7 @@ from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import Stored, last_sequence, read_page
 from mesh.journal.journal import Journal
+from tests.support.http_client import PatientClient
 from tests.support.letters import Letters
 from tests.support.processes import running_mesh
 from tests.support.tasks import begin_journal, end_task, turn_work
@@ -98,7 +99,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
     async with (
         running_mesh(tmp_path_factory.mktemp("letters"), "ingress") as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
         declared = ToolDeclaration(name="sheet", description="Reads a cell.", parameters=PARAMETERS)
         await key_value.put_json(connection.requests, "tools", "sheet", declared)

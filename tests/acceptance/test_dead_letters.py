@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
 from contracts.tasks import TaskRequest
@@ -19,6 +18,7 @@ from tests.support.agents import Agents
 from tests.support.checker import Recorded, Stored, check, read_stored
 from tests.support.clients import Viewer
 from tests.support.commands import meshctl
+from tests.support.http_client import PatientClient
 from tests.support.ledger import FOLDER_VARIABLE
 from tests.support.processes import Mesh, Process, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
@@ -65,7 +65,7 @@ async def test_a_poison_task_is_a_dead_letter_and_goes_on_once_it_is_repaired(
     async with (
         running_mesh(tmp_path, "ingress", "stream_edge", **CRASHES) as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
         agents = Agents(connection)
         if steward_meanwhile:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.acceptance.test_own_model import journal_of, of_type
@@ -30,7 +29,9 @@ from tests.support.degradation import (
     switches,
     types,
 )
+from tests.support.http_client import PatientClient
 from tests.support.model_server import Exchange, openai
+from tests.support.patience import stretched, within
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.acceptance
 
 
 async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_path: Path) -> None:
+    slow_seconds = stretched(0.2)
     hedged = asyncio.Event()
 
     async def late(exchange: Exchange) -> None:
@@ -52,7 +54,7 @@ async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_pa
         await silent(exchange)
 
     async def dawdling(exchange: Exchange) -> None:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(2.5 * slow_seconds)
         await openai(exchange)
 
     house = House(
@@ -70,25 +72,25 @@ async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_pa
     model = "silent"
     fallbacks = [{ provider = "backup", model = "silent" }, { provider = "backup", model = "last" }]
     on_slow = "switch"
-    slow_seconds = 0.2
+    slow_seconds = SLOW
     [pools.hedging]
     provider = "main"
     model = "silent"
     fallbacks = [{ provider = "claude", model = "claude" }]
     on_slow = "hedge"
-    slow_seconds = 0.2
+    slow_seconds = SLOW
     [pools.overtaken]
     provider = "main"
     model = "late"
     fallbacks = [{ provider = "backup", model = "vain" }]
     on_slow = "hedge"
-    slow_seconds = 0.2
+    slow_seconds = SLOW
     [pools.waiting]
     provider = "main"
     model = "dawdling"
     fallbacks = [{ provider = "backup", model = "quick" }]
-    slow_seconds = 0.1
-    """
+    slow_seconds = SLOW
+    """.replace("SLOW", str(slow_seconds))
     async with mesh_of(tmp_path, house, pools) as (mesh, recorded):
         events = await events_of(mesh, recorded, pool="switching")
         assert switches(events) == [
@@ -115,7 +117,7 @@ async def test_a_slow_model_is_left_hedged_or_waited_for_as_the_pool_says(tmp_pa
         assert only(events, "model.hedged")["model"] == "vain"
         assert switches(events) == []
         assert only(events, "task.completed")["output"] == "late"
-        async with asyncio.timeout(10):
+        async with within(10):
             await house.asked("vain")[0].gone.wait()
 
         events = await events_of(mesh, recorded, pool="waiting")
@@ -221,7 +223,7 @@ async def test_who_takes_a_turn_over_goes_on_with_its_model_and_its_bound(tmp_pa
     on_context = "compact"
     """
     async with mesh_of(tmp_path, house, pools, MESH_ACK_WAIT_SECONDS="1") as (mesh, recorded):
-        async with httpx.AsyncClient() as client:
+        async with PatientClient() as client:
             task = await submit(client, mesh.ingress_url, recorded, "hello", pool=how, input=conversation(31, 100))
         viewer = Viewer(str(mesh.settings.edge_address), task)
         following = asyncio.create_task(viewer.follow())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 
@@ -18,9 +15,12 @@ from contracts.identifiers import task_id_for_key
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, declared
 from mesh.journal.submission import COMMIT_SECONDS_MAX
+from tests.support import children
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import PostingConnection
+from tests.support.http_client import PatientClient
+from tests.support.patience import within
 from tests.support.processes import Mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -43,19 +43,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     store.mkdir(parents=True)
     if sys.platform != "linux":
         pytest.skip("no small disk: tmpfs is Linux's")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(store)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    mounted = children.run_blocking(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", store])
     if mounted.returncode != 0:
         pytest.skip(f"no small disk: {mounted.stderr.strip() or 'mount failed'} (user {os.getuid()})")
     try:
         yield store
     finally:
         # Lazily: whatever of the broker is still there must not keep the disk mounted.
-        subprocess.run(["umount", "--lazy", str(store)], check=True)
+        children.run_blocking(["umount", "--lazy", store]).check_returncode()
 
 
 class Client:
@@ -74,9 +69,8 @@ class Client:
             key = f"disk-{self._posted}"
             self._posted += 1
         body = msgspec.json.encode({"input": "!say 3", "instructions": "x" * INSTRUCTIONS_CHARACTERS})
-        began_at = time.perf_counter()
-        status, _, payload = await self._connection.post(body, f"Idempotency-Key: {key}\r\n")
-        assert time.perf_counter() - began_at < ANSWER_SECONDS_MAX
+        async with within(ANSWER_SECONDS_MAX):
+            status, _, payload = await self._connection.post(body, f"Idempotency-Key: {key}\r\n")
         task = task_id_for_key("default", key)
         answer = msgspec.json.decode(payload)
         if status == 202:
@@ -99,7 +93,7 @@ class Client:
 
     async def checks(self) -> tuple[int, dict[str, bool]]:
         """Readiness: the status, and whether each stream is well."""
-        async with httpx.AsyncClient() as client:
+        async with PatientClient() as client:
             answer = await client.get(f"{self._mesh.ingress_url}/health/ready")
         return answer.status_code, {check["name"]: check["ok"] for check in answer.json()["checks"]}
 

@@ -19,6 +19,8 @@ from mesh.journal.following import Following
 from stream_edge import stream
 from tests.support.checker import ClientHistory, check_history, read_stored
 from tests.support.clients import Viewer
+from tests.support.http_client import PatientClient
+from tests.support.patience import within
 from tests.support.processes import Mesh, running_mesh
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
 from tests.support.waiting import until, until_no_work_is_left
@@ -52,8 +54,8 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
     async with (
         running_mesh(tmp_path_factory.mktemp("bench"), "ingress", "stream_edge", "inference_worker") as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as ingress,
-        httpx.AsyncClient(base_url=mesh.edge_url) as edge,
+        PatientClient(base_url=mesh.ingress_url) as ingress,
+        PatientClient(base_url=mesh.edge_url) as edge,
     ):
         yield Bench(mesh, connection, ingress, edge)
         assert mesh.tracebacks() == []
@@ -105,7 +107,7 @@ async def test_pages_of_configured_origins_may_read_streams_and_others_may_not(b
     }
     edge = await bench.mesh.start("stream_edge", MESH_EDGE_ADDRESS="127.0.0.1:0", MESH_EDGE_CORS_ORIGINS=ORIGIN)
     try:
-        async with httpx.AsyncClient(base_url=f"http://{edge.address}") as client:
+        async with PatientClient(base_url=f"http://{edge.address}") as client:
             asked = await client.options(events, headers=preflight)
             assert asked.status_code in (200, 204)
             assert asked.headers["access-control-allow-origin"] == ORIGIN
@@ -137,7 +139,7 @@ async def test_one_stream_too_many_is_told_when_to_come_back(bench: Bench) -> No
     try:
         journal = await begin_journal(bench.connection.requests, turn_work())
         events = f"http://{edge.address}/v1/tasks/{journal.state.task}/events"
-        async with httpx.AsyncClient() as client:
+        async with PatientClient() as client:
             async with client.stream("GET", events) as first:
                 assert first.status_code == 200
                 refused = await client.get(events)
@@ -221,7 +223,7 @@ async def test_an_idle_stream_sends_comments_and_goes_on_with_what_comes(
     await append_text(journal, "late")
     await complete_turn(journal)
     await end_task(journal)
-    async with asyncio.timeout(10):
+    async with within(10):
         await streaming
     assert sent[0]["type"] == "http.response.start"
     assert body_of(sent).count(b"retry: ") == 1
@@ -249,6 +251,6 @@ async def test_a_stream_gives_its_subscription_back_when_the_client_is_gone(conn
     await until(lambda: b"step.claimed" in body_of(sent))
     assert connection.client._subs.keys() != subscriptions.keys()
     gone.set()
-    async with asyncio.timeout(10):
+    async with within(10):
         await streaming
     assert connection.client._subs.keys() == subscriptions.keys()

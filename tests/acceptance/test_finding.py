@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import stat
@@ -13,8 +12,9 @@ from typing import Any
 import pytest
 
 from meshctl.supervision.home import Home
-from tests.acceptance.test_meshctl import ENVIRONMENT, Up, meshctl, up
 from tests.support.broker import Broker
+from tests.support.patience import within
+from tests.support.up import ENVIRONMENT, Up, meshctl, up
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -41,7 +41,7 @@ class Person:
 
     async def waits_for(self, task: str, status: str) -> None:
         """Until a task has come this far."""
-        async with asyncio.timeout(60):
+        async with within(60):
             while (await self.asks("get", task))[0]["status"] != status:
                 pass  # Each look is a process: it takes its time.
 

@@ -27,7 +27,9 @@ from contracts.tasks import BODY_BYTES_MAX
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import last_sequence, read_page
 from mesh.journal.journal import Journal
+from tests.support import children
 from tests.support.clients import Viewer
+from tests.support.http_client import PatientClient
 from tests.support.processes import running_mesh
 from tests.support.tasks import begin_journal, end_task, turn_work
 from tests.support.terminal import Terminal
@@ -106,7 +108,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
     async with (
         running_mesh(tmp_path_factory.mktemp("inputs"), "ingress") as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
         yield Bench(connection, client)
         assert mesh.tracebacks() == []
@@ -203,16 +205,8 @@ def environment(bench: Bench) -> dict[str, str]:
 
 async def meshctl(bench: Bench, *arguments: str, text: str = "") -> Ended:
     """Run a command into pipes."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "meshctl", *arguments),
-        env=environment(bench),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, errors = await process.communicate(text.encode())
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), errors.decode())
+    ended = await children.run([sys.executable, "-m", "meshctl", *arguments], environment(bench), text=text)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
 async def test_meshctl_approves_denies_and_says(bench: Bench) -> None:
@@ -398,7 +392,7 @@ async def test_a_task_waits_for_two_answers_over_http_goes_on_and_is_continued(t
     async with (
         running_mesh(tmp_path, *services) as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
         walk = Bench(connection, client)
         add = ToolDeclaration(name="add", description="Adds two numbers.", parameters={"type": "object"})

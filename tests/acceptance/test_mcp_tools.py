@@ -22,6 +22,7 @@ from mesh.broker.provisioning import Declared, apply
 from mesh.configuration.mesh_toml import load_configuration
 from mesh.tools.toolbox import Toolbox
 from meshctl.commands.workers import read_bucket
+from tests.support import children
 from tests.support.broker import free_port
 from tests.support.calls import Calls
 from tests.support.checker import read_stored
@@ -67,10 +68,10 @@ class RemoteServer:
     async def start(self) -> None:
         """Start, and wait until it listens."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = children.start(
                 [sys.executable, "-m", "tests.support.mcp_server", "http", str(self.port)],
+                {"PYTHONPATH": str(ROOT), "TRACE_FILE": str(self.trace), "PATH": "/usr/bin:/bin"},
                 cwd=ROOT,
-                env={"PYTHONPATH": str(ROOT), "TRACE_FILE": str(self.trace), "PATH": "/usr/bin:/bin"},
                 stdout=log,
                 stderr=log,
             )

@@ -8,140 +8,21 @@ import os
 import pty
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from contracts import VERSION
-from meshctl.supervision.home import is_alive
+from tests.support import children
 from tests.support.broker import Broker
+from tests.support.http_client import PatientClient
+from tests.support.patience import ended, within
+from tests.support.up import ENVIRONMENT, FREE_PORTS, MESHCTL, SERVICES, Up, meshctl, runs, up
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
-
-MESHCTL = [sys.executable, "-m", "meshctl"]
-FREE_PORTS = ["--nats-port", "0", "--ingress-address", "127.0.0.1:0", "--edge-address", "127.0.0.1:0"]
-SERVICES = {"ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "nats_server"}
-READY_SECONDS = 40
-STOP_SECONDS_MAX = 10
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")} | {
-    "MESH_CONFIG": os.devnull  # not the mesh.toml of whoever runs the tests
-}
-
-
-def runs(pid: int) -> bool:
-    """Whether a process runs: one that has ended, and that nobody has asked about yet, does not."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return not Path("/proc/self/stat").exists() and is_alive(pid)
-
-
-class Up:
-    """A running `meshctl up`. `ready` is the line that it printed."""
-
-    def __init__(self, home: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.home = home
-        self.process = process
-        self.log = log
-        self.ready: dict[str, Any] = {}
-        self.rest = b""
-
-    def pids(self) -> dict[str, list[int]]:
-        """What pids.json says now."""
-        pids: dict[str, list[int]] = json.loads((self.home / "pids.json").read_bytes())
-        return pids
-
-    @property
-    def all_pids(self) -> list[int]:
-        """Every process that pids.json names."""
-        return [pid for pids in self.pids().values() for pid in pids]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """With what other commands find this mesh."""
-        return {
-            **ENVIRONMENT,
-            "MESH_NATS_URL": self.ready["nats_url"],
-            "MESH_INGRESS_URL": self.ready["ingress_url"],
-            "MESH_EDGE_URL": self.ready["edge_url"],
-        }
-
-    async def wait_until_ready(self) -> None:
-        """Read the one line."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(READY_SECONDS):
-            line = await asyncio.to_thread(self.process.stdout.readline)
-        assert line, self.log.read_text()
-        self.ready = json.loads(line)
-
-    async def end(self, number: signal.Signals) -> float:
-        """Send a signal, wait for the end; returns how long that took. `rest` is what it has still printed."""
-        began_at = time.monotonic()
-        self.process.send_signal(number)
-        self.rest, _ = await asyncio.to_thread(self.process.communicate, timeout=STOP_SECONDS_MAX + 5)
-        return time.monotonic() - began_at
-
-    async def killed(self, service: str) -> int:
-        """`kill -9` the first process of a service, and wait until its successor serves; returns its pid."""
-        old = self.pids()[service][0]
-        restarts = self.log.read_text().count("process.restarted")
-        os.kill(old, signal.SIGKILL)
-        await until(lambda: self.log.read_text().count("process.restarted") > restarts, 20)
-        [new] = self.pids()[service]
-        assert new != old
-        assert not runs(old)
-        assert runs(new)
-        return new
-
-
-@asynccontextmanager
-async def up(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> AsyncIterator[Up]:
-    """`meshctl up` into a pipe, ready; stopped at the end if it still runs."""
-    log = home.with_suffix(".log")
-    with log.open("ab") as errors:
-        process = subprocess.Popen(
-            [*MESHCTL, "up", "--home", str(home), *FREE_PORTS, *arguments],
-            env={**ENVIRONMENT, **(variables or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-    mesh = Up(home, process, log)
-    try:
-        await mesh.wait_until_ready()
-        yield mesh
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                await asyncio.to_thread(process.communicate, timeout=STOP_SECONDS_MAX + 5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                await asyncio.to_thread(process.communicate)
-        elif process.stdout is not None:
-            process.stdout.close()
-
-
-async def meshctl(
-    *arguments: str, environment: Mapping[str, str] = ENVIRONMENT, text: str = "", seconds: float = 60
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return await asyncio.to_thread(
-        subprocess.run,
-        [*MESHCTL, *arguments],
-        env=dict(environment),
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
 
 
 @pytest.fixture
@@ -159,12 +40,11 @@ async def test_up_prints_one_line_into_a_pipe_and_sigint_ends_it_all(mesh: Up) -
     pids = mesh.all_pids
     assert len(pids) == 7
     assert all(map(runs, pids))
-    async with httpx.AsyncClient() as http:
+    async with PatientClient() as http:
         for url in (mesh.ready["ingress_url"], mesh.ready["edge_url"]):
             assert (await http.get(f"{url}/health/ready")).status_code == 200
-    took_seconds = await mesh.end(signal.SIGINT)
+    await mesh.end(signal.SIGINT)
     assert mesh.process.returncode == 0
-    assert took_seconds < STOP_SECONDS_MAX
     assert mesh.rest == b""
     assert [pid for pid in pids if runs(pid)] == []
     assert not (mesh.home / "pids.json").exists()
@@ -176,7 +56,7 @@ async def test_up_prints_one_line_into_a_pipe_and_sigint_ends_it_all(mesh: Up) -
 async def test_sigterm_ends_it_too_also_with_a_service_that_does_not_listen(mesh: Up) -> None:
     pids = mesh.all_pids
     os.kill(mesh.pids()["steward"][0], signal.SIGSTOP)
-    assert await mesh.end(signal.SIGTERM) < STOP_SECONDS_MAX
+    await mesh.end(signal.SIGTERM)
     assert mesh.process.returncode == 0
     assert "process.killed" in mesh.log.read_text()
     assert [pid for pid in pids if runs(pid)] == []
@@ -187,7 +67,7 @@ async def test_a_second_sigint_does_not_wait(mesh: Up) -> None:
     os.kill(mesh.pids()["steward"][0], signal.SIGSTOP)
     mesh.process.send_signal(signal.SIGINT)
     await until(lambda: "mesh.stopping" in mesh.log.read_text())
-    assert await mesh.end(signal.SIGINT) < 3
+    await mesh.end(signal.SIGINT, seconds=3)
     assert mesh.process.returncode == 130
     assert [pid for pid in pids if runs(pid)] == []
 
@@ -355,11 +235,10 @@ async def test_a_client_submits_follows_and_lists(mesh: Up) -> None:
 
 
 async def test_a_watch_survives_its_edge_and_the_broker(mesh: Up) -> None:
-    watch = await asyncio.create_subprocess_exec(
-        *MESHCTL, "submit", "--watch", "!rate 20\n!say 80", env=mesh.environment, stdout=subprocess.PIPE
-    )
+    command = [*MESHCTL, "submit", "--watch", "!rate 20\n!say 80"]
+    watch = await children.begin(command, mesh.environment, stdout=children.PIPE)
     assert watch.stdout is not None
-    async with asyncio.timeout(60):
+    async with within(60):
         lines = [await watch.stdout.readline() for _ in range(10)]
         await mesh.killed("stream_edge")
         lines += [await watch.stdout.readline() for _ in range(10)]
@@ -374,15 +253,13 @@ async def test_a_watch_survives_its_edge_and_the_broker(mesh: Up) -> None:
 
 async def test_ctrl_c_and_a_closed_pipe_end_a_watch_quietly(mesh: Up) -> None:
     async def watching() -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            *MESHCTL, "submit", "--watch", "!rate 20\n!say 100",
-            env=mesh.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        command = [*MESHCTL, "submit", "--watch", "!rate 20\n!say 100"]
+        process = await children.begin(command, mesh.environment, stdout=children.PIPE, stderr=children.PIPE)
         assert process.stdout is not None
         await process.stdout.readline()
         return process
 
-    async with asyncio.timeout(30):
+    async with within(30):
         interrupted = await watching()
         interrupted.send_signal(signal.SIGINT)
         _, errors = await interrupted.communicate()
@@ -398,14 +275,14 @@ async def test_ctrl_c_and_a_closed_pipe_end_a_watch_quietly(mesh: Up) -> None:
 async def on_a_terminal(*arguments: str, environment: Mapping[str, str]) -> str:
     """What a command that works shows on a terminal."""
     master, slave = pty.openpty()
-    process = subprocess.Popen([*MESHCTL, *arguments], env=environment, stdin=slave, stdout=slave, stderr=slave)
+    process = children.start([*MESHCTL, *arguments], environment, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     shown = b""
     with suppress(OSError):  # The other side of the terminal is closed: EIO.
         while chunk := await asyncio.to_thread(os.read, master, 4096):
             shown += chunk
     os.close(master)
-    assert await asyncio.to_thread(process.wait, 10) == 0
+    assert await ended(process, 10) == 0
     return shown.decode()
 
 

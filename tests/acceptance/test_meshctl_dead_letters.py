@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from contracts.tasks import TaskRequest
 from mesh.broker.connection import Connection, connect
 from mesh.journal.journal import Journal
 from mesh.task.state import TaskState
+from tests.support import children
 from tests.support.checker import read_stored
 from tests.support.commands import MESHCTL, environment_of, meshctl, started
 from tests.support.letters import Letters
@@ -203,18 +203,12 @@ async def test_an_interrupted_replay_says_how_far_it_came_and_goes_on_when_it_is
 
 
 async def test_a_mesh_that_is_not_there_is_said_in_one_line_after_the_count(bench: Bench) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *MESHCTL,
-        *("dead-letters", "replay", "0" * 26),
-        env=environment_of(bench.mesh) | {"MESH_INGRESS_URL": "http://127.0.0.1:9"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    printed, errors = await process.communicate()
-    assert process.returncode == 1
-    assert json.loads(printed)["not_tried"] == 1
-    assert errors.decode().startswith("meshctl: unreachable: ")
-    assert errors.decode().count("\n") == 1
+    nowhere = environment_of(bench.mesh) | {"MESH_INGRESS_URL": "http://127.0.0.1:9"}
+    ended = await children.run([*MESHCTL, "dead-letters", "replay", "0" * 26], nowhere)
+    assert ended.returncode == 1
+    assert json.loads(ended.stdout)["not_tried"] == 1
+    assert ended.stderr.startswith("meshctl: unreachable: ")
+    assert ended.stderr.count("\n") == 1
 
 
 async def test_tasks_and_messages_are_given_up(bench: Bench) -> None:

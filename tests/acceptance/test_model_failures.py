@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.acceptance.test_own_model import journal_of, of_type
 from tests.support.clients import submit
 from tests.support.degradation import TURN_TOKENS, House, calling, events_of, in_turn, mesh_of, only, silent, switches
+from tests.support.http_client import PatientClient
 from tests.support.model_server import DONE, Exchange, chunk, openai, usage
+from tests.support.patience import stretched
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -66,13 +67,13 @@ async def test_each_failure_of_a_model_has_the_outcome_that_is_named_for_it(tmp_
             ("filtered", "main", "filtered"),
         )
     )
-    pools += """
+    pools += f"""
     [pools.both_fail]
     provider = "main"
     model = "slow_once"
-    fallbacks = [{ provider = "backup", model = "broken" }]
+    fallbacks = [{{ provider = "backup", model = "broken" }}]
     on_slow = "switch"
-    slow_seconds = 0.2
+    slow_seconds = {stretched(0.2)}
     """
     async with mesh_of(tmp_path, house, pools) as (mesh, recorded):
         for pool, restarts in (("restarting", 1), ("continuing", 0)):
@@ -100,7 +101,7 @@ async def test_each_failure_of_a_model_has_the_outcome_that_is_named_for_it(tmp_
         assert [event["model"] for event in of_type(events, "step.claimed")] == ["slow_once", "slow_once"]
         assert only(events, "task.completed")["output"] == "Hello"
 
-        async with httpx.AsyncClient(base_url=mesh.ingress_url, timeout=20) as client:
+        async with PatientClient(base_url=mesh.ingress_url, timeout=20) as client:
             task = await submit(client, mesh.ingress_url, recorded, "hello", pool="quota")
 
             async def dead_lettered() -> bool:
@@ -128,7 +129,7 @@ async def test_a_pools_limits_hold_for_its_tasks_and_end_them_with_what_there_is
     [pools.brief]
     provider = "main"
     model = "endless"
-    deadline_seconds = 1
+    deadline_seconds = {stretched(1)}
     [pools.thrifty]
     provider = "main"
     model = "calling"
@@ -147,7 +148,7 @@ async def test_a_pools_limits_hold_for_its_tasks_and_end_them_with_what_there_is
         assert [exchange.body["max_tokens"] for exchange in house.asked("calling")] == [2 * TURN_TOKENS, TURN_TOKENS]
 
         # A request may ask for less; the pool's limits are no part of what was asked.
-        async with httpx.AsyncClient(base_url=mesh.ingress_url, timeout=20) as client:
+        async with PatientClient(base_url=mesh.ingress_url, timeout=20) as client:
             body = {"input": "hello", "pool": "thrifty", "budget_tokens": 5}
             answers = [
                 await client.post("/v1/tasks", json=body, headers={"Idempotency-Key": "k", "Prefer": "wait=20"})

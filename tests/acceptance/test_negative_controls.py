@@ -10,7 +10,6 @@ import contextlib
 import os
 from pathlib import Path
 
-import httpx
 import pytest
 
 from mesh.broker.connection import connect
@@ -19,6 +18,7 @@ from mesh.journal.journal import Journal
 from tests.acceptance.test_takeover import stored_of, until_claimed
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, post_task, submit
+from tests.support.http_client import PatientClient
 from tests.support.processes import running_mesh
 from tests.support.tasks import append_text, claim_first_turn
 from tests.support.waiting import until_no_work_is_left
@@ -36,7 +36,7 @@ def kinds(violations: list[str]) -> set[str]:
 
 async def test_without_acks_finished_work_stays_in_the_queue(tmp_path: Path) -> None:
     recorded = Recorded()
-    async with running_mesh(tmp_path, "ingress", "stream_edge") as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, "ingress", "stream_edge") as mesh, PatientClient() as client:
         await mesh.start("inference_worker", MESH_TEST_SWITCH_OFF="ack")
         for number in range(3):
             task = await submit(client, mesh.ingress_url, recorded, f"task {number}")
@@ -50,7 +50,7 @@ async def run_with_a_step_taken_over_in_mid_turn(folder: Path, switch_off: str) 
     """A worker streams, and never learns that its lease is gone, while another claims its step and writes."""
     recorded = Recorded()
     variables = {"MESH_ACK_WAIT_SECONDS": "1"}
-    async with running_mesh(folder, "ingress", **variables) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(folder, "ingress", **variables) as mesh, PatientClient() as client:
         # Accepted first: a worker that is there before may begin the journal beside the ingress, unfenced as well.
         task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 300")
         await mesh.start("inference_worker", MESH_TEST_SWITCH_OFF=switch_off)
@@ -85,7 +85,7 @@ async def test_without_the_fence_a_former_owner_writes_into_its_successors_turn(
 
 async def test_without_message_ids_a_key_that_is_used_at_once_is_stored_more_than_once(tmp_path: Path) -> None:
     recorded = Recorded()
-    async with running_mesh(tmp_path, MESH_TEST_SWITCH_OFF="message_id") as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, MESH_TEST_SWITCH_OFF="message_id") as mesh, PatientClient() as client:
         await mesh.start("ingress")
         async with connect(mesh.settings, "test") as connection:
             for number in range(ROUNDS_MAX):

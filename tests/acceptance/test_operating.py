@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from contracts import VERSION
 from contracts.streams import BUILT_IN_TOOLS, SIGNALS
 from mesh.broker.connection import connect
 from mesh.configuration.settings import Settings
-from tests.acceptance.test_meshctl import ENVIRONMENT, MESHCTL, Up, meshctl, up
+from tests.support import children
 from tests.support.broker import Broker, free_port
+from tests.support.patience import within
+from tests.support.up import ENVIRONMENT, MESHCTL, Up, meshctl, up
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -159,10 +160,17 @@ async def test_a_plan_says_what_apply_leaves_and_apply_leaves_it(broker: Broker)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_ctrl_c_before_a_command_has_begun_is_quiet() -> None:
-    process = subprocess.Popen([*MESHCTL, "--help"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    # msgspec's library is mapped long before the last import is done.
-    maps = Path(f"/proc/{process.pid}/maps")
-    await until(lambda: "msgspec" in maps.read_text() or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
-    _, errors = await asyncio.to_thread(process.communicate, timeout=30)
-    assert (process.returncode, errors) == (130, b"")
+    command = [*MESHCTL, "--help"]
+    status = 0
+    async with within(60):
+        while status == 0:  # It was done before it was told.
+            process = await children.begin(command, ENVIRONMENT, stdout=children.DEVNULL, stderr=children.PIPE)
+            maps = Path(f"/proc/{process.pid}/maps")
+            with suppress(OSError):  # It is gone.
+                # msgspec's library is mapped long before the last import is done.
+                await until(lambda maps=maps: "msgspec" in maps.read_text())  # type: ignore[misc]  # mypy can't infer it
+                process.send_signal(signal.SIGINT)
+            _, errors = await process.communicate()
+            assert process.returncode is not None
+            status = process.returncode
+    assert (status, errors) == (130, b"")

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
 from contracts import VERSION, subjects
@@ -24,6 +23,7 @@ from mesh.configuration.settings import Settings
 from mesh.rules import trigger_bucket as bucket
 from tests.support.agents import Agents
 from tests.support.broker import Broker
+from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, running_mesh
 from tests.support.terminal import Terminal
 from tests.support.toolchains import REPOSITORY, nats_cli
@@ -126,7 +126,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
 
 async def submit(mesh: Mesh, script: str, key: str) -> str:
     """Post a task under a key, which says its id beforehand."""
-    async with httpx.AsyncClient() as client:
+    async with PatientClient() as client:
         answer = await client.post(
             f"{mesh.ingress_url}/v1/tasks", json={"input": script}, headers={"Idempotency-Key": key}
         )

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from mesh.broker.connection import connect
@@ -14,7 +13,9 @@ from tests.acceptance.test_services import start_in_vain
 from tests.support import messages_server
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, submit
+from tests.support.http_client import PatientClient
 from tests.support.model_server import DONE, Exchange, ModelServer, chunk, model_server, openai, usage
+from tests.support.patience import stretched, within
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -50,7 +51,7 @@ def configured(folder: Path, server: ModelServer, more: str = "") -> dict[str, s
 
 async def run_task(mesh: Mesh, recorded: Recorded, text: str = PROMPT, **extra: object) -> str:
     """Submit a task, and follow it to its end."""
-    async with httpx.AsyncClient() as client:
+    async with PatientClient() as client:
         task = await submit(client, mesh.ingress_url, recorded, text, **extra)
     recorded.histories.append(await Viewer(str(mesh.settings.edge_address), task).follow())
     return task
@@ -215,7 +216,7 @@ async def test_a_used_up_quota_is_a_dead_letter_at_the_first_try(tmp_path: Path)
     async with (
         model_server(refusing) as server,
         running_mesh(tmp_path, "ingress", "inference_worker", **configured(tmp_path, server)) as mesh,
-        httpx.AsyncClient(base_url=mesh.ingress_url, timeout=20) as client,
+        PatientClient(base_url=mesh.ingress_url, timeout=20) as client,
     ):
         task = (await client.post("/v1/tasks", json={"input": PROMPT})).json()["id"]
 
@@ -240,9 +241,9 @@ async def test_a_turn_whose_deadline_passes_closes_the_servers_connection(tmp_pa
         model_server(endless) as server,
         running_mesh(tmp_path, *SERVICES, **configured(tmp_path, server)) as mesh,
     ):
-        events = await journal_of(mesh, await run_task(mesh, recorded, deadline_seconds=1.5))
+        events = await journal_of(mesh, await run_task(mesh, recorded, deadline_seconds=stretched(1.5)))
         assert of_type(events, "task.completed")[0]["incomplete"] == "deadline"
-        async with asyncio.timeout(2):
+        async with within(2):
             await server.exchanges[0].gone.wait()
 
 
@@ -266,7 +267,7 @@ async def test_a_killed_worker_is_replaced_in_mid_turn(tmp_path: Path, *, contin
     async with model_server(half) as server:
         variables = configured(tmp_path, server, 'continue_prefix = "vllm"' if continues else "")
         async with running_mesh(tmp_path, *SERVICES, MESH_ACK_WAIT_SECONDS="1", **variables) as mesh:
-            async with httpx.AsyncClient() as client:
+            async with PatientClient() as client:
                 task = await submit(client, mesh.ingress_url, recorded, PROMPT)
             viewer = Viewer(str(mesh.settings.edge_address), task)
             following = asyncio.create_task(viewer.follow())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import httpx
 import pytest
 
 from mesh.broker.connection import connect
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer, random_cuts, submit
+from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -35,7 +35,7 @@ async def more_frames(viewer: Viewer) -> None:
 
 async def test_a_client_that_is_cut_fifty_times_sees_what_an_undisturbed_one_sees(tmp_path: Path) -> None:
     recorded = Recorded()
-    async with running_mesh(tmp_path, *SERVICES) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, *SERVICES) as mesh, PatientClient() as client:
         task = await submit(client, mesh.ingress_url, recorded, SCRIPT)
         address = str(mesh.settings.edge_address)
         undisturbed, cut = Viewer(address, task), Viewer(address, task)
@@ -51,7 +51,7 @@ async def test_a_client_that_is_cut_fifty_times_sees_what_an_undisturbed_one_see
 
 async def test_resume_is_exact_while_the_edge_is_killed_and_restarted(tmp_path: Path) -> None:
     recorded = Recorded()
-    async with running_mesh(tmp_path, *SERVICES) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, *SERVICES) as mesh, PatientClient() as client:
         edge = mesh.processes[-1]
         task = await submit(client, mesh.ingress_url, recorded, SCRIPT)
         viewers = [Viewer(str(mesh.settings.edge_address), task) for _ in range(3)]
@@ -67,7 +67,7 @@ async def test_resume_is_exact_while_the_edge_is_killed_and_restarted(tmp_path: 
 
 async def test_resume_is_exact_while_the_broker_is_killed_and_restarted(tmp_path: Path) -> None:
     recorded = Recorded()
-    async with running_mesh(tmp_path, *SERVICES) as mesh, httpx.AsyncClient() as client:
+    async with running_mesh(tmp_path, *SERVICES) as mesh, PatientClient() as client:
         task = await submit(client, mesh.ingress_url, recorded, SCRIPT)
         viewers = [Viewer(str(mesh.settings.edge_address), task) for _ in range(3)]
         cuts = [lambda _: False, random_cuts(2, 20, 200), random_cuts(3, 50, 200)]

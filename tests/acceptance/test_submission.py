@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 
-import httpx
 import msgspec
 import pytest
 import pytest_asyncio
@@ -20,6 +19,7 @@ from contracts.identifiers import task_id_for_key, turn_message_id
 from contracts.streams import TASKS
 from tests.support.checker import read_stored
 from tests.support.clients import Viewer
+from tests.support.http_client import PatientClient
 from tests.support.submission import Bench, open_bench
 from tests.support.tasks import begin_journal, complete_turn, end_task, publish_work, turn_work
 from tests.support.waiting import until, until_no_work_is_left
@@ -60,7 +60,7 @@ async def test_an_accepted_task_is_told_with_its_place_and_links_that_work(bench
     assert (record["id"], record["tenant"], record["priority"]) == (task, "shape", "high")
     assert (record["created_at"], record["metadata"]) == (accepted["created_at"], {"a": 1})
     assert record["links"] == accepted["links"]
-    async with httpx.AsyncClient() as client:
+    async with PatientClient() as client:
         events = await client.get(accepted["links"]["events"], headers={"Mesh-Tenant": "shape"})
     assert (events.status_code, events.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     assert "event: task.completed\n" in events.text

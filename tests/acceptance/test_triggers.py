@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -25,6 +24,7 @@ from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import read_page
 from mesh.rules import trigger_bucket as bucket
 from tests.chaos.points import BEGUN, Point, give_order, order_is_open
+from tests.support import children
 from tests.support.agents import TENANT, Agents
 from tests.support.processes import ROOT, Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
@@ -38,15 +38,8 @@ SOLD_OUT = {"sku": "widget-7", "reorder_quantity": 20}
 
 async def meshctl(mesh: Mesh, *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     """Run a command: its status, its lines, and what it said on standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "meshctl", *arguments),
-        cwd=ROOT,
-        env=mesh.environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return process.returncode or 0, [json.loads(line) for line in out.splitlines()], err.decode()
+    ended = await children.run([sys.executable, "-m", "meshctl", *arguments], mesh.environment, cwd=ROOT)
+    return ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
 
 
 async def queued(connection: Connection) -> list[TaskQueued]:

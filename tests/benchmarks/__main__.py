@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +21,9 @@ import uvloop
 from tests.benchmarks import accept, agents, fan_out, first_token, fsyncs, journal, resume, retention, takeover
 from tests.benchmarks.bench import Run
 from tests.benchmarks.figures import Figure, table
+from tests.support import children
 from tests.support.broker import PROGRAM
+from tests.support.patience import within
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS_MAX = 300.0
@@ -53,7 +53,7 @@ async def measure(names: list[str], quick: bool, seed: int) -> tuple[list[Figure
         began_at = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="taskmesh-bench-") as folder:
             try:
-                async with asyncio.timeout(SECONDS_MAX):
+                async with within(SECONDS_MAX):
                     figures += await BENCHMARKS[name](Run(Path(folder), seed, quick))
             except Exception as error:  # one that can't be measured here must not hide the others
                 failures.append(f"{name}: {type(error).__name__}: {error}")
@@ -63,7 +63,7 @@ async def measure(names: list[str], quick: bool, seed: int) -> tuple[list[Figure
 
 def environment(seed: int, quick: bool) -> dict[str, Any]:
     """What a reader of the figures must know."""
-    server = subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    server = children.run_blocking([PROGRAM, "--version"]).stdout.strip()
     packages = ("nats-py", "litestar", "uvicorn", "uvloop", "msgspec")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,7 +15,9 @@ import msgspec
 
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, declared
+from tests.support import children
 from tests.support.broker import Broker
+from tests.support.patience import within
 from tests.support.processes import Mesh, Process
 
 LIMIT_SERVER = "tests.benchmarks.limit_server"
@@ -78,14 +80,9 @@ async def stage(folder: Path, *services: str, sync_interval: str = "1s", **varia
 @asynccontextmanager
 async def load(mode: str, **parameters: Any) -> AsyncIterator[asyncio.subprocess.Process]:
     """The load generator, running: what is to happen meanwhile happens in the block. Read it with `result`."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.benchmarks.load",
-        msgspec.json.encode({"mode": mode, **parameters}).decode(),
-        stdout=asyncio.subprocess.PIPE,
-        limit=STREAM_BYTES_MAX,
-    )
+    spec = msgspec.json.encode({"mode": mode, **parameters}).decode()
+    command = [sys.executable, "-m", "tests.benchmarks.load", spec]
+    process = await children.begin(command, stdout=children.PIPE, limit=STREAM_BYTES_MAX)
     try:
         yield process
     finally:
@@ -97,7 +94,7 @@ async def load(mode: str, **parameters: Any) -> AsyncIterator[asyncio.subprocess
 async def line(process: asyncio.subprocess.Process) -> dict[str, Any]:
     """The next line that the load generator says."""
     assert process.stdout is not None
-    async with asyncio.timeout(LOAD_SECONDS_MAX):
+    async with within(LOAD_SECONDS_MAX):
         said = await process.stdout.readline()
     if not said:
         raise RuntimeError("the load generator ended; see its error above")

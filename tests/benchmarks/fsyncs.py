@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import httpx
 
 from tests.benchmarks.bench import Run, Stage, stage
 from tests.benchmarks.figures import Figure
+from tests.support import children
 from tests.support.clients import post_task
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -73,10 +73,8 @@ async def _traced(on: Stage, output: Path, run_tasks: object) -> tuple[int, int,
     if shutil.which("strace") is None or broker is None or not callable(run_tasks):
         return None
     calls = "trace=fsync,fdatasync,write,pwrite64,writev,openat"
-    strace = await asyncio.create_subprocess_exec(
-        "strace", "-f", "-y", "-q", "-s", "0", "-e", calls, "-o", str(output), "-p", str(broker.pid),
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+    command = ["strace", "-f", "-y", "-q", "-s", "0", "-e", calls, "-o", str(output), "-p", str(broker.pid)]
+    strace = await children.begin(command, stderr=children.DEVNULL)
     try:
         try:
             await until(lambda: _is_traced(broker.pid) or strace.returncode is not None, seconds=5)

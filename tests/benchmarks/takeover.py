@@ -11,6 +11,7 @@ import msgspec
 from tests.benchmarks.bench import STREAM_BYTES_MAX, Run, Stage, stage
 from tests.benchmarks.figures import Figure, percentile
 from tests.support.clients import open_stream, post_task
+from tests.support.patience import within
 from tests.support.processes import Process
 
 LEASE_SECONDS = 2.0
@@ -50,7 +51,7 @@ async def _kill_the_holder(on: Stage, workers: list[Process]) -> float:
         holder = next(worker for worker in workers if str(worker.pid) in claim)
         await holder.kill()
         killed_at = time.perf_counter()
-        async with asyncio.timeout(LEASE_SECONDS + 15):
+        async with within(LEASE_SECONDS + 15):
             await _claim(reader)
         took = time.perf_counter() - killed_at
         await reader.readuntil(b"event: task.completed")

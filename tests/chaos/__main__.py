@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from tests.chaos.matrix import CONTROLS, SCENARIOS, Matrix, Report
 from tests.chaos.points import Point
 from tests.chaos.runs import Outcome
 from tests.chaos.scenario import Scenario
+from tests.support import children
 from tests.support.processes import ROOT
 
 QUICK_SHARE = 0.1
@@ -147,13 +147,7 @@ def _row(name: str, points: Sequence[Point], outcomes: Sequence[Outcome]) -> tup
 
 def _commit() -> str:
     """The commit that is checked out, `+` if the tree has changes beside it."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    told = children.run_blocking(["git", "-C", ROOT, "describe", "--always", "--dirty=+", "--abbrev=12"])
     return told.stdout.strip() or "unknown"
 
 

@@ -7,7 +7,8 @@ from tests.chaos.scenario import Answer, Asked, End, Scenario
 TOOLS = ("add", "charge", "spawn_task")
 CHILD_OUTPUTS = ("t0 t1 ", "t0 ")
 ANSWER = "the third"
-# The first child takes longer than a lease: what is delivered again then meets a task that goes on.
+# The first child takes longer than a lease, and than a runner takes to start again: what is delivered again then meets
+# a task that goes on.
 SCRIPT = """!hang 0.3
 !rate 50
 !say 2
@@ -17,7 +18,7 @@ SCRIPT = """!hang 0.3
 !then
 !ask Which quarter?
 !then
-!call spawn_task {"input": "!rate 50\\n!say 2\\n!hang 1.3"}
+!call spawn_task {"input": "!rate 50\\n!say 2\\n!hang LONG"}
 !call spawn_task {"input": "!say 1"}
 !then
 All is done.

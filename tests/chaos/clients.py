@@ -54,7 +54,14 @@ class Voice:
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, url: str, requests: Requests, asked: Asked, run: str, after: int
+        self,
+        client: httpx.AsyncClient,
+        url: str,
+        requests: Requests,
+        asked: Asked,
+        run: str,
+        after: int,
+        long_seconds: float,
     ) -> None:
         self._client = client
         self._url = url
@@ -62,6 +69,7 @@ class Voice:
         self.asked = asked
         self._run = run
         self._after = after
+        self._long_seconds = long_seconds
         self._task = ""
         self._rule = ""
         self.saying: list[asyncio.Task[None]] = []
@@ -86,7 +94,7 @@ class Voice:
             await _sooner_or_later(self._remove_rule)
 
     async def _post_task(self) -> str:
-        body = in_run(self.asked.body, self._run)
+        body = in_run(self.asked.body, self._run, self._long_seconds)
         answer = await post(self._client, f"{self._url}/v1/tasks", body, f"{self._run}.{self.asked.name}")
         if answer.status_code != 202:
             raise RuntimeError(f"not accepted: {answer.text}")
@@ -121,7 +129,7 @@ class Voice:
 
     async def _add_rule(self, source: TriggerSource) -> None:
         self._rule = self._rule or self._rule_name()
-        body = in_run(self.asked.body, self._run)
+        body = in_run(self.asked.body, self._run, self._long_seconds)
         rule = TriggerRule(name=self._rule, tenant=TENANT, on=source, task=body)
         await _sooner_or_later(lambda: trigger_bucket.add(self._requests, rule, replace=True))
 

@@ -14,14 +14,16 @@ from tests.chaos.clients import Person, Voice, tasks_of
 from tests.chaos.judging import Judgement, read_journal
 from tests.chaos.points import SERVICES, Point, give_order, order_is_open, order_sleep, take_back
 from tests.chaos.scenario import Scenario
-from tests.chaos.slot import ACK_WAIT_SECONDS, WITHIN_SECONDS, Slot
+from tests.chaos.slot import WITHIN_SECONDS, Slot
 from tests.support.checker import ClientHistory, check_history, is_result
+from tests.support.patience import within
 from tests.support.waiting import until
 
 RUN_SECONDS_MAX = 60.0
 LATE_SECONDS = 1.0
 """How long after a run a point may still be come to: some records are written in the background."""
-TAKEOVER_SECONDS_MAX = ACK_WAIT_SECONDS + 2.0
+AFTER_LEASE_SECONDS_MAX = 2.0
+"""From the end of a lease to whoever takes over."""
 AWAKE_SECONDS = 0.5
 """How long a sleeper is watched once it is awake again, where the run is over by then."""
 HELD_AT = "after-publish:tasks.default"
@@ -104,7 +106,15 @@ async def _follow(slot: Slot, before: _Before, outcome: Outcome, patience: Patie
     async with _disturbance(slot, point, before.name) as waking:
         requests = slot.connection.requests
         voices = [
-            Voice(slot.client, slot.mesh.ingress_url, requests, asked, before.name, before.stored["EVENTS"])
+            Voice(
+                slot.client,
+                slot.mesh.ingress_url,
+                requests,
+                asked,
+                before.name,
+                before.stored["EVENTS"],
+                slot.long_seconds,
+            )
             for asked in slot.scenario.tasks
         ]
         told = await asyncio.gather(*(_follow_task(slot, voice, patience) for voice in voices))
@@ -131,7 +141,7 @@ async def _follow(slot: Slot, before: _Before, outcome: Outcome, patience: Patie
 async def _follow_task(slot: Slot, voice: Voice, patience: Patience) -> ClientHistory:
     history = ClientHistory(new_id(), saw_end=False)
     try:
-        async with asyncio.timeout(patience.run_seconds):
+        async with within(patience.run_seconds):
             person = Person(str(slot.mesh.settings.edge_address), await voice.submit(), voice)
             person.history.saw_end = False
             history = person.history
@@ -201,7 +211,7 @@ async def _wake(slot: Slot, point: Point) -> None:
         with suppress(TimeoutError):
             # Where nothing was left to do there is nothing to take over.
             others = lambda: any(line.pid != asleep.pid for line in slot.reached(point.service, before))  # noqa: E731
-            await until(others, TAKEOVER_SECONDS_MAX)
+            await until(others, slot.mesh.settings.ack_wait_seconds + AFTER_LEASE_SECONDS_MAX)
         asleep.signal(signal.SIGCONT)
         await asyncio.Event().wait()
     finally:
@@ -216,7 +226,9 @@ async def _was_carried_out(slot: Slot, point: Point, waking: asyncio.Task[None] 
         take_back(folder)
         return False
     if waking is not None:
-        await asyncio.wait({waking}, timeout=AWAKE_SECONDS)
+        with suppress(TimeoutError):
+            async with within(AWAKE_SECONDS):
+                await asyncio.wait({waking})
     else:
         await until(lambda: _victim(point) in slot.deaths[-1:], WITHIN_SECONDS)
     await until(lambda: slot.is_whole, WITHIN_SECONDS)

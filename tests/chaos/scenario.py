@@ -12,13 +12,16 @@ from tests.chaos.points import Point
 IDEMPOTENT = frozenset({"add", "mend", "patient"})
 KEY = "KEY"
 """Stands for the run's name in all that clients send."""
+LONG = "LONG"
+"""Stands there for more seconds than a lease, or the start of a process."""
+LONG_SECONDS = 1.3
 
 Value = TypeVar("Value")
 
 
-def in_run(value: Value, run: str) -> Value:
+def in_run(value: Value, run: str, long_seconds: float = LONG_SECONDS) -> Value:
     """The same with the run's name in it. `value` is as JSON has it."""
-    named: Value = json.loads(json.dumps(value).replace(KEY, run))
+    named: Value = json.loads(json.dumps(value).replace(KEY, run).replace(LONG, f"{long_seconds:g}"))
     return named
 
 

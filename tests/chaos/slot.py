@@ -20,9 +20,11 @@ from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, declared
 from tests.chaos.points import SERVICES, Reached, read_reached
 from tests.chaos.runner import EXECUTIONS_VARIABLE
-from tests.chaos.scenario import Scenario
+from tests.chaos.scenario import LONG_SECONDS, Scenario
+from tests.support.http_client import PatientClient
+from tests.support.patience import POLL_SECONDS, stretched
 from tests.support.processes import ROOT, Mesh, Process, running_mesh
-from tests.support.waiting import POLL_SECONDS, QUEUES, until
+from tests.support.waiting import QUEUES, until
 
 ACK_WAIT_SECONDS = 1.0
 TRACEBACK_CHARACTERS = 3_000
@@ -78,6 +80,11 @@ class Slot:
     def reached(self, service: str, after: int = 0) -> list[Reached]:
         """What a service came to."""
         return read_reached(self.folder(service), after)
+
+    @property
+    def long_seconds(self) -> float:
+        """More than a lease, and than a process takes to start again, now."""
+        return max(stretched(LONG_SECONDS), LONG_SECONDS * self.mesh.settings.ack_wait_seconds / ACK_WAIT_SECONDS)
 
     def tracebacks(self) -> list[str]:
         """The end of each log in which there is an exception that nobody handled, from its first one on."""
@@ -178,7 +185,7 @@ async def opened_slot(folder: Path, scenario: Scenario, **variables_of: dict[str
     async with (
         running_mesh(folder, "stream_edge", **variables) as mesh,
         connect(mesh.settings, "chaos") as connection,
-        httpx.AsyncClient(trust_env=False) as client,
+        PatientClient(trust_env=False) as client,
     ):
         await apply(connection.requests, declared(mesh.settings, scenario.tools), update=False)
         slot = Slot(scenario, mesh, connection, client, folder / "executions")

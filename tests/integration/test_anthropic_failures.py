@@ -13,6 +13,7 @@ from inference_worker.models.chunks import Finished, TextDelta
 from tests.support.anthropic_provider import KEY, PROMPT, connected, failure_of, generate, last, said, turn
 from tests.support.messages_server import PING, Events, encoded, ended, failed, saying, started, text
 from tests.support.model_server import Exchange
+from tests.support.patience import stretched, within
 
 pytestmark = pytest.mark.integration
 
@@ -130,16 +131,18 @@ async def test_pings_are_no_first_token() -> None:
 async def test_pings_keep_a_stream_alive_between_tokens() -> None:
     """The API gathers an argument before it sends it, which takes its time."""
 
+    between_tokens_seconds = stretched(0.5)
+
     async def gathering(exchange: Exchange) -> None:
         await exchange.begin()
         await exchange.send(encoded([started(), *text(0, "a")]))
         for _ in range(30):
             await exchange.send(encoded([PING]))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(between_tokens_seconds / 20)
         await exchange.send(encoded([*text(1, "b"), *ended("end_turn", 4)]))
         await exchange.end()
 
-    async with connected(gathering, between_tokens_seconds=1) as (provider, _):
+    async with connected(gathering, between_tokens_seconds=between_tokens_seconds) as (provider, _):
         assert said(await generate(provider)) == "ab"
 
 
@@ -174,7 +177,7 @@ async def test_closing_the_stream_closes_the_connection_at_once() -> None:
             await asyncio.sleep(0.001)
 
     async with connected(endless) as (provider, server):
-        async with asyncio.timeout(5), aclosing(provider.stream(turn())) as chunks:
+        async with within(5), aclosing(provider.stream(turn())) as chunks:
             assert await anext(chunks) == TextDelta("a")
-        async with asyncio.timeout(1):
+        async with within(1):
             await server.exchanges[0].gone.wait()

@@ -34,6 +34,7 @@ from mesh.steps.work_loop import WorkLoop
 from mesh.task.failures import StepFailed
 from mesh.task.state import TaskState
 from tests.support.checker import Recorded, Stored, check, read_stored
+from tests.support.patience import within
 from tests.support.tasks import publish_work, turn_work
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -315,7 +316,7 @@ async def working(
         yield
     finally:
         stopping.set()
-        async with asyncio.timeout(20):
+        async with within(20):
             await running
 
 

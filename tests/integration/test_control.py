@@ -22,6 +22,7 @@ from mesh.steps.claimed_step import ClaimedStep
 from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, status_is, working
 from tests.support.checker import Recorded, check, read_stored
+from tests.support.patience import within
 from tests.support.tasks import append_text, begin_journal, claim_first_turn, publish_work, turn_work
 from tests.support.waiting import until
 
@@ -71,7 +72,7 @@ async def test_a_silent_step_notices_the_cancel_is_stopped_and_its_message_is_se
         await silent.wait()
         began = time.perf_counter()
         await ask_to_cancel(connection, work.task)
-        async with asyncio.timeout(10):
+        async with within(10):
             await stopped.wait()
         print(f"from the command to the stopped handler: {(time.perf_counter() - began) * 1000:.1f} ms")  # noqa: T201 - a figure, for who runs it with -s
         await until(lambda: queues_are_empty(connection))
@@ -103,7 +104,7 @@ async def test_a_silent_step_that_somebody_else_claims_is_stopped_and_sends_noth
         await silent.wait()
         thief = await Journal.load(connection.requests, "default", work.task)
         await claim_first_turn(thief, "thief")
-        async with asyncio.timeout(10):
+        async with within(10):
             await stopped.wait()
         await until(lambda: loop.steps_running == 0)
         stored = await read_stored(connection.requests)

@@ -17,6 +17,7 @@ from mesh.journal.following import Followed, Following, TaskNotFound
 from mesh.journal.journal import Journal
 from tests.support.broker import Broker
 from tests.support.checker import read_stored
+from tests.support.patience import within
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work, until_written
 
 pytestmark = pytest.mark.integration
@@ -27,7 +28,7 @@ async def follow_to_end(hub: Following, task: str, after: int = 0, tenant: str =
     follower = await hub.open(tenant, task, after)
     assert follower is not None
     received: list[Followed] = []
-    async with asyncio.timeout(20), aclosing(follower.batches(0.2)) as batches:
+    async with within(20), aclosing(follower.batches(0.2)) as batches:
         async for batch in batches:
             received += batch
     return received
@@ -100,7 +101,7 @@ async def test_a_reader_that_is_too_slow_gets_everything_from_the_journal(
     follower = await hub.open("default", work.task, 0)
     assert follower is not None
     received: list[Followed] = []
-    async with asyncio.timeout(20), aclosing(follower.batches(0.2)) as batches:
+    async with within(20), aclosing(follower.batches(0.2)) as batches:
         received += await anext(batches)
         await write(journal, 100)
         async for batch in batches:

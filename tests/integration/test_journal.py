@@ -18,6 +18,7 @@ from mesh.journal.journal import Append, Journal
 from mesh.task.state import TaskState
 from tests.support.broker import Broker
 from tests.support.checker import check_journal, read_stored
+from tests.support.patience import within
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work, until_written
 
 pytestmark = pytest.mark.integration
@@ -72,7 +73,8 @@ async def test_an_append_waits_for_room_in_a_full_stream_and_goes_in_once(connec
 
     judged: list[bool] = []
     appending = asyncio.create_task(journal.append(lambda stamp: OutputDelta(*stamp, turn=1, text="late"), may_append))
-    await asyncio.wait_for(asked.wait(), 10)
+    async with within(10):
+        await asked.wait()
     assert not appending.done()
     await connection.requests.api("STREAM.UPDATE.EVENTS", EVENTS.as_config())
     await appending

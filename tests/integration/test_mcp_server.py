@@ -12,6 +12,7 @@ import pytest
 
 from mesh.configuration.tool_tables import McpServerConfiguration
 from tests.support.broker import free_port
+from tests.support.patience import stretched, within
 from tests.support.waiting import until
 from tests.support.web_server import web_server
 from tool_runner.mcp_servers import session
@@ -26,8 +27,8 @@ UNUSED: Any = None
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter bounds than anybody would want for real servers."""
-    monkeypatch.setattr(session, "CONNECT_SECONDS_MAX", 1.0)
-    monkeypatch.setattr(session, "WAIT_SECONDS_MAX", 2.0)
+    monkeypatch.setattr(session, "CONNECT_SECONDS_MAX", stretched(0.5))
+    monkeypatch.setattr(session, "WAIT_SECONDS_MAX", stretched(1.0))
 
 
 @asynccontextmanager
@@ -40,7 +41,7 @@ async def running(**configuration: Any) -> AsyncIterator[McpServer]:
         yield server
     finally:
         stopping.set()
-        async with asyncio.timeout(20):
+        async with within(20):
             await task
 
 

@@ -17,6 +17,7 @@ from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Exchange, chunk, event, usage
 from tests.support.openai_provider import KEY, PROMPT, connected, failure_of, generate, text, turn
+from tests.support.patience import within
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +60,7 @@ async def test_a_server_that_does_not_end_its_response_is_not_waited_for(
 
     async with connected(holding) as (provider, server):
         assert await generate(provider) == [TextDelta("a"), Finished(finish_reason="stop", usage=Usage())]
-        async with asyncio.timeout(1):
+        async with within(1):
             await server.exchanges[0].gone.wait()
 
 
@@ -217,9 +218,9 @@ async def test_closing_the_stream_closes_the_connection_at_once() -> None:
             await asyncio.sleep(0.001)
 
     async with connected(endless) as (provider, server):
-        async with asyncio.timeout(5), aclosing(provider.stream(turn())) as chunks:
+        async with within(5), aclosing(provider.stream(turn())) as chunks:
             assert await anext(chunks) == TextDelta("a")
-        async with asyncio.timeout(1):
+        async with within(1):
             await server.exchanges[0].gone.wait()
 
 
@@ -238,7 +239,7 @@ async def test_cancelling_a_wait_for_a_token_closes_the_connection_at_once(*, be
         await asked.wait()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        async with asyncio.timeout(1):
+        async with within(1):
             await server.exchanges[0].gone.wait()
         # The connection pool is as good as before.
         server.behave = dialects.openai

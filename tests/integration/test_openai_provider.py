@@ -15,6 +15,7 @@ from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Behaviour, Exchange, chunk, event, usage
 from tests.support.openai_provider import KEY, connected, generate, reasoning, text, turn
+from tests.support.patience import within
 
 pytestmark = pytest.mark.integration
 
@@ -96,7 +97,7 @@ async def test_tokens_are_handed_on_as_they_come() -> None:
         await exchange.send(DONE)
         await exchange.end()
 
-    async with connected(halting) as (provider, _), asyncio.timeout(20), aclosing(provider.stream(turn())) as chunks:
+    async with connected(halting) as (provider, _), within(20), aclosing(provider.stream(turn())) as chunks:
         assert await anext(chunks) == TextDelta("a")
         asked_for_more.set()
         assert [each async for each in chunks] == [TextDelta("b"), Finished(finish_reason="length", usage=Usage())]

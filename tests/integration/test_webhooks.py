@@ -26,6 +26,7 @@ from mesh.serving import pinned_http
 from steward import webhooks
 from steward.webhooks import NOTIFICATIONS_AT_ONCE_MAX, WebhookLoop
 from tests.support.certificates import make_certificate, server_context
+from tests.support.patience import stretched
 from tests.support.tasks import begin_journal, end_task, turn_work
 from tests.support.waiting import until
 from tests.support.webhook_receiver import SECRET, WebhookReceiver, webhook_receiver
@@ -155,7 +156,7 @@ async def test_an_endpoint_that_hangs_is_left_after_its_time_and_holds_up_no_oth
 ) -> None:
     async with webhook_receiver() as other:
         receiver.held = True
-        hooks = {"slow": configured(receiver.url, timeout_seconds=0.3), "quick": configured(other.url)}
+        hooks = {"slow": configured(receiver.url, timeout_seconds=stretched(0.3)), "quick": configured(other.url)}
         async with notifying(connection, settings, hooks):
             tasks = [await ended_task(connection) for _ in range(NOTIFICATIONS_AT_ONCE_MAX + 5)]
             await until_none_is_left(connection, "quick")

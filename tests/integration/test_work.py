@@ -26,6 +26,7 @@ from mesh.task.failures import StepFailed
 from mesh.task.state import TaskState
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
+from tests.support.patience import within
 from tests.support.tasks import begin_journal, claim_first_turn, publish_work, turn_work
 from tests.support.waiting import until
 
@@ -89,7 +90,7 @@ async def working(
         yield loop
     finally:
         stopping.set()
-        async with asyncio.timeout(20):
+        async with within(20):
             await running
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from tests.model.checker import Result, TooLarge, search
 from tests.model.configurations import CONFIGURATIONS, SHOWN_BY, named
 from tests.model.rules import ALL_RULES, MUST_BE_NEEDED, Off
+from tests.support import children
 
 PROCESSES_MAX = 4
 """Each holds the states of one configuration: 150 MiB for 190,000, so about 350 at the most that may be searched."""
@@ -71,7 +73,10 @@ def main() -> int:
     parser.add_argument("--traces", action="store_true", help="print the steps to each violation")
     arguments = parser.parse_args()
     began_at = time.perf_counter()
-    with ProcessPoolExecutor(min(PROCESSES_MAX, os.cpu_count() or 1)) as pool:
+    children.guard()
+    # Not forked: a copy of this process would keep its guardian waiting.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(PROCESSES_MAX, os.cpu_count() or 1), mp_context=spawned) as pool:
         holds = _hold(pool)
         needed = _break(pool, arguments.traces)
     print(f"\n{time.perf_counter() - began_at:.0f} s: ", end="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
 from mesh.task.conversation import ConversationItem
 from tests.support.messages_server import Events, saying
 from tests.support.model_server import Behaviour, ModelServer, model_server
+from tests.support.patience import within
 
 KEY = "sk-ant-made-up-0123456789"
 PROMPT = "the secret plan"
@@ -41,7 +41,7 @@ def turn(*entries: ConversationItem, **fields: Any) -> TurnInput:
 
 async def generate(provider: AnthropicProvider | PoolProvider, turn_input: TurnInput | None = None) -> list[Chunk]:
     """Everything that a turn yields."""
-    async with asyncio.timeout(20), aclosing(provider.stream(turn_input or turn())) as chunks:
+    async with within(20), aclosing(provider.stream(turn_input or turn())) as chunks:
         return [each async for each in chunks]
 
 

@@ -16,6 +16,8 @@ from contracts.errors import HTTP_STATUS_BY_CODE, PROBLEM_TYPE_PREFIX, TITLE_BY_
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import last_sequence
 from mesh.configuration.settings import Address
+from tests.support.http_client import PatientClient
+from tests.support.patience import within
 from tests.support.processes import Mesh, Process, running_mesh
 from tests.support.waiting import until_no_work_is_left
 
@@ -63,8 +65,8 @@ async def open_bench(folder: Path) -> AsyncIterator[Bench]:
     async with (
         running_mesh(folder, "ingress", "stream_edge", "inference_worker") as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as ingress,
-        httpx.AsyncClient(base_url=mesh.edge_url) as edge,
+        PatientClient(base_url=mesh.ingress_url) as ingress,
+        PatientClient(base_url=mesh.edge_url) as edge,
     ):
         response = await ingress.post(
             "/v1/tasks", content=SOUND, headers={**JSON, **header("Mesh-Tenant", "acme"), **WAIT}
@@ -142,7 +144,7 @@ async def exchange(address: Address, sent: bytes) -> httpx.Response:
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
         writer.write(sent)
-        async with asyncio.timeout(10):
+        async with within(10):
             answer = await reader.read()
     finally:
         writer.close()

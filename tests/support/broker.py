@@ -11,7 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support import children
+from tests.support.patience import POLL_SECONDS, ended, within
+
 PROGRAM = shutil.which("nats-server") or str(Path(sys.executable).parent / "nats-server")
+
+READY_SECONDS = 10.0
+STOP_SECONDS = 5.0
 
 _CONFIG = """
 listen: 127.0.0.1:{port}
@@ -47,8 +53,8 @@ class Broker:
     async def start(self) -> None:
         """Start, and wait until it accepts connections."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([PROGRAM, "-c", str(self._config)], stdout=log, stderr=log)
-        async with asyncio.timeout(10):
+            self.process = children.start([PROGRAM, "-c", str(self._config)], stdout=log, stderr=log)
+        async with within(READY_SECONDS):
             while True:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"nats-server ended: {self.log.read_text()[-2000:]}")
@@ -56,7 +62,7 @@ class Broker:
                     _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                     writer.close()
                     return
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(POLL_SECONDS)
 
     async def kill(self) -> None:
         """`kill -9`."""
@@ -69,6 +75,6 @@ class Broker:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                await asyncio.to_thread(self.process.wait, 5)
-            except subprocess.TimeoutExpired:
+                await ended(self.process, STOP_SECONDS)
+            except TimeoutError:
                 await self.kill()

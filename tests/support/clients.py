@@ -11,6 +11,7 @@ import httpx
 from contracts.api.sse import Decoder
 from contracts.journal.events import TERMINAL_TYPES
 from tests.support.checker import ClientHistory, Frame, Recorded
+from tests.support.patience import within
 
 CONNECT_RETRY_SECONDS = 0.05
 
@@ -74,7 +75,7 @@ class Viewer:
 
     async def follow(self, cut: Callable[[int], bool] = lambda _: False, seconds: float = 60) -> ClientHistory:
         """Follow to the end. After each frame `cut(frames so far)` may say that the connection breaks now."""
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while not self.ended:
                 try:
                     await self._connect(cut)

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from tests.support import children
+from tests.support.children import PIPE
 from tests.support.processes import Mesh
 
 MESHCTL = [sys.executable, "-m", "meshctl"]
@@ -19,19 +21,11 @@ def environment_of(mesh: Mesh) -> dict[str, str]:
 
 async def started(mesh: Mesh, *arguments: str) -> asyncio.subprocess.Process:
     """A command that runs."""
-    return await asyncio.create_subprocess_exec(
-        *MESHCTL,
-        *arguments,
-        env=environment_of(mesh),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    return await children.begin([*MESHCTL, *arguments], environment_of(mesh), stdout=PIPE, stderr=PIPE)
 
 
 async def meshctl(mesh: Mesh, *arguments: str, status: int = 0) -> list[dict[str, Any]]:
     """Run a command that ends with this status; the lines that it prints."""
-    process = await started(mesh, *arguments)
-    printed, errors = await process.communicate()
-    assert process.returncode == status, (printed[-2_000:], errors[-2_000:])
-    return [json.loads(line) for line in printed.splitlines()]
+    ended = await children.run([*MESHCTL, *arguments], environment_of(mesh))
+    assert ended.returncode == status, (ended.stdout[-2_000:], ended.stderr[-2_000:])
+    return [json.loads(line) for line in ended.stdout.splitlines()]

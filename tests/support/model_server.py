@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from tests.support.listening import listening
+
 STREAM = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
 
@@ -75,31 +77,25 @@ class ModelServer:
         self.exchanges: list[Exchange] = []
         self.connections = 0
         self.base_url = ""
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, kept alive until its client goes."""
         self.connections += 1
         number, first = self.connections, b""
-        try:
-            while True:
-                head = first + await reader.readuntil(b"\r\n\r\n")
-                length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-                exchange = Exchange(number, head, await reader.readexactly(int(length.split(b":")[1])), writer)
-                self.exchanges.append(exchange)
-                # Nobody pipelines: what comes next is the end of the connection, or the next request's first byte.
-                watch = asyncio.create_task(self._watch(reader, exchange))
-                try:
-                    await self.behave(exchange)
-                    first = await watch
-                finally:
-                    watch.cancel()
-                if not first:
-                    return
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
+        while True:
+            head = first + await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            exchange = Exchange(number, head, await reader.readexactly(int(length.split(b":")[1])), writer)
+            self.exchanges.append(exchange)
+            # Nobody pipelines: what comes next is the end of the connection, or the next request's first byte.
+            watch = asyncio.create_task(self._watch(reader, exchange))
+            try:
+                await self.behave(exchange)
+                first = await watch
+            finally:
+                watch.cancel()
+            if not first:
+                return
 
     async def _watch(self, reader: asyncio.StreamReader, exchange: Exchange) -> bytes:
         try:
@@ -115,25 +111,9 @@ class ModelServer:
 async def model_server(behave: Behaviour) -> AsyncIterator[ModelServer]:
     """A running server; connections that are open at the end are dropped."""
     server = ModelServer(behave)
-    connections: set[asyncio.Task[None]] = set()
-
-    def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(server.serve(reader, writer))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
-
-    listener = await asyncio.start_server(on_connection, "127.0.0.1", 0)
-    server.base_url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
-    try:
+    async with listening(server.serve) as port:
+        server.base_url = f"http://127.0.0.1:{port}/v1"
         yield server
-    finally:
-        listener.close()
-        for task in connections:
-            task.cancel()
-        results = await asyncio.gather(*connections, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
 
 
 def event(chunk: object) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from inference_worker.dialects.openai.client import OpenAIProvider, open_client
 from inference_worker.models.chunks import Chunk, ReasoningDelta, TextDelta, TurnInput
 from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
 from tests.support.model_server import Behaviour, ModelServer, model_server
+from tests.support.patience import within
 
 KEY = "sk-made-up-0123456789"
 PROMPT = "the secret plan"
@@ -36,7 +36,7 @@ def turn(**fields: Any) -> TurnInput:
 
 async def generate(provider: OpenAIProvider, turn_input: TurnInput | None = None) -> list[Chunk]:
     """Everything that a turn yields."""
-    async with asyncio.timeout(20), aclosing(provider.stream(turn_input or turn())) as chunks:
+    async with within(20), aclosing(provider.stream(turn_input or turn())) as chunks:
         return [each async for each in chunks]
 
 

@@ -21,7 +21,9 @@ from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.journal.journal import Journal
 from mesh.task.state import TaskState
+from tests.support import children
 from tests.support.checker import Recorded, Stored, read_stored
+from tests.support.patience import ended
 from tests.support.processes import Mesh
 from tests.support.tasks import publish_work
 from tests.support.toolchains import REPOSITORY, go_tools, typescript_tools
@@ -36,6 +38,7 @@ ANSWERS: dict[str, Any] = {
 }
 TEXT = "two words\nand three more\n"
 LEASE_SECONDS = 1.0
+STOP_SECONDS = 30.0
 
 
 class Foreign:
@@ -60,7 +63,7 @@ class Foreign:
         return await self._ended()
 
     async def _ended(self) -> int:
-        status = await asyncio.to_thread(self._popen.wait, 30)
+        status = await ended(self._popen, STOP_SECONDS)
         if self._popen.stdout is not None:
             self._popen.stdout.close()
         return status
@@ -79,11 +82,10 @@ class Tools:
     async def start(self, language: str) -> Foreign:
         """Start one more runner of a language, and wait until it takes calls."""
         with (self.mesh.folder / f"{language}.log").open("ab") as log:
-            popen = subprocess.Popen(
+            popen = children.start(
                 COMMANDS[language](),
-                env=self.mesh.environment | {"EXAMPLE_FOLDER": str(self.folder), "EXAMPLE_SCHEMAS": str(SCHEMAS)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                self.mesh.environment | {"EXAMPLE_FOLDER": str(self.folder), "EXAMPLE_SCHEMAS": str(SCHEMAS)},
+                stdout=children.PIPE,
                 stderr=log,
             )
         assert popen.stdout is not None

@@ -1,7 +1,4 @@
-"""An OTLP receiver of a test's own: a process that takes protobuf over HTTP, and writes what it got as JSON lines.
-
-`python otlp_receiver.py <file>` prints its port, and serves until it is ended. It knows nothing of taskmesh.
-"""
+"""An OTLP receiver of a test's own, in a process, and what it has got so far."""
 
 from __future__ import annotations
 
@@ -9,106 +6,14 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-    ExportMetricsServiceResponse,
-)
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtobufSpan
-
-
-def _attributes(pairs: Any) -> dict[str, Any]:
-    values = {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in pairs}
-    return {key: value if isinstance(value, str | int | float) else str(value) for key, value in values.items()}
-
-
-def _spans(body: bytes) -> list[dict[str, Any]]:
-    request = ExportTraceServiceRequest.FromString(body)
-    return [
-        {
-            "signal": "span",
-            "name": span.name,
-            "kind": ProtobufSpan.SpanKind.Name(span.kind),
-            "trace": span.trace_id.hex(),
-            "span": span.span_id.hex(),
-            "parent": span.parent_span_id.hex(),
-            "links": [link.trace_id.hex() for link in span.links],
-            "seconds": (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9,
-            "failed": span.status.code == 2,  # STATUS_CODE_ERROR
-            "attributes": _attributes(span.attributes),
-            "resource": _attributes(of_resource.resource.attributes),
-        }
-        for of_resource in request.resource_spans
-        for of_scope in of_resource.scope_spans
-        for span in of_scope.spans
-    ]
-
-
-def _metrics(body: bytes) -> list[dict[str, Any]]:
-    request = ExportMetricsServiceRequest.FromString(body)
-    found: list[dict[str, Any]] = []
-    for of_resource in request.resource_metrics:
-        for of_scope in of_resource.scope_metrics:
-            for metric in of_scope.metrics:
-                data = metric.histogram if metric.HasField("histogram") else metric.sum
-                found += [
-                    {
-                        "signal": "metric",
-                        "name": metric.name,
-                        "unit": metric.unit,
-                        "value": point.sum if metric.HasField("histogram") else point.as_int,
-                        "count": point.count if metric.HasField("histogram") else None,
-                        "attributes": _attributes(point.attributes),
-                        "resource": _attributes(of_resource.resource.attributes),
-                    }
-                    for point in data.data_points
-                ]
-    return found
-
-
-def serve(file: Path) -> None:
-    """Serve for ever."""
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path == "/v1/traces":
-                found, answer = _spans(body), ExportTraceServiceResponse().SerializeToString()
-            elif self.path == "/v1/metrics":
-                found, answer = _metrics(body), ExportMetricsServiceResponse().SerializeToString()
-            else:
-                self.send_error(404)
-                return
-            with lock, file.open("a") as lines:
-                lines.writelines(json.dumps(one) + "\n" for one in found)
-            self.send_response(200)
-            self.send_header("Content-Type", "application/x-protobuf")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    sys.stdout.write(f"{server.server_port}\n")
-    sys.stdout.flush()
-    server.serve_forever()
+from tests.support import children, otlp_server
 
 
 class OtlpReceiver:
-    """The receiver's process, and what it has got so far."""
+    """The process. What it got is read from the file that it writes."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "otlp.jsonl"
@@ -118,7 +23,7 @@ class OtlpReceiver:
     async def start(self) -> OtlpReceiver:
         """Start, and wait until it serves."""
         self._file.touch()
-        self._popen = subprocess.Popen([sys.executable, __file__, str(self._file)], stdout=subprocess.PIPE)
+        self._popen = children.start([sys.executable, otlp_server.__file__, str(self._file)], stdout=children.PIPE)
         assert self._popen.stdout is not None
         port = int(await asyncio.to_thread(self._popen.stdout.readline))
         self.endpoint = f"http://127.0.0.1:{port}"
@@ -144,7 +49,3 @@ class OtlpReceiver:
         # The last line may be half written.
         lines = [json.loads(line) for line in self._file.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return [line for line in lines if line["signal"] == signal]
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]))

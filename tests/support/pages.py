@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from contracts.codec import decode
 from contracts.triggers.rules import TriggerRule, check_rule
 from mesh.configuration.mesh_toml import parse_configuration
 from meshctl.__main__ import build_parser
+from tests.support import children
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 LANGUAGES: Final = frozenset({"sh", "console", "toml", "json", "text"})
@@ -349,7 +349,7 @@ def check_fragment(block: Block) -> None:
 
 def check_unrun(command: Command) -> None:
     """A command that can't be run is at least one that a shell can read, of programs and flags that there are."""
-    syntax = subprocess.run(["sh", "-n", "-c", command.text], capture_output=True, text=True, check=False)
+    syntax = children.run_blocking(["sh", "-n", "-c", command.text])
     assert syntax.returncode == 0, f"{command.where}: {syntax.stderr}"
     for words in simple_commands(command.text):
         name, *arguments = words

@@ -16,11 +16,14 @@ import msgspec
 from mesh.broker.connection import connect
 from mesh.broker.provisioning import apply, declared
 from mesh.configuration.mesh_toml import NO_FILE
-from mesh.configuration.settings import load_settings
+from mesh.configuration.settings import Settings, load_settings
 from mesh.serving.service import READY_FD_VARIABLE, Ready
+from tests.support import children
 from tests.support.broker import Broker, free_port
+from tests.support.patience import ended, lease, within
 
-READY_SECONDS = 30
+READY_SECONDS = 30.0
+STOP_SECONDS = 15.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -49,17 +52,16 @@ class Process:
         """Start, and wait until it says that it serves."""
         reader, writer = os.pipe()
         with self.log.open("ab") as log:
-            self._popen = subprocess.Popen(
+            self._popen = children.start(
                 [sys.executable, "-m", self.service],
-                env={**self._environment, READY_FD_VARIABLE: str(writer)},
+                {**self._environment, READY_FD_VARIABLE: str(writer)},
                 pass_fds=(writer,),
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            async with asyncio.timeout(READY_SECONDS):
+            async with within(READY_SECONDS):
                 line = await asyncio.to_thread(pipe.readline)
         if not line:
             raise RuntimeError(f"{self.service} did not start: {self.log.read_text()[-3000:]}")
@@ -84,8 +86,8 @@ class Process:
             self._popen.send_signal(signal.SIGCONT)
             self._popen.terminate()
             try:
-                await asyncio.to_thread(self._popen.wait, 15)
-            except subprocess.TimeoutExpired:
+                await ended(self._popen, STOP_SECONDS)
+            except TimeoutError:
                 await self.kill()
         return self._popen.returncode
 
@@ -156,7 +158,9 @@ class Mesh:
 
 @asynccontextmanager
 async def running_mesh(folder: Path, *services: str, **variables: str) -> AsyncIterator[Mesh]:
-    """A broker with all streams, and these services; everything is stopped at the end."""
+    """A broker with all streams, and these services, with a `lease`; everything is stopped at the end."""
+    ack_wait_seconds = float(variables.get("MESH_ACK_WAIT_SECONDS", Settings().ack_wait_seconds))
+    variables = {**variables, "MESH_ACK_WAIT_SECONDS": str(lease(ack_wait_seconds))}
     broker = Broker(folder / "broker")
     await broker.start()
     mesh = Mesh(folder, broker, variables)

@@ -12,6 +12,7 @@ import pytest
 
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import last_sequence
+from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, running_mesh
 
 
@@ -89,7 +90,7 @@ async def open_bench(
     async with (
         running_mesh(tmp_path_factory.mktemp(name), *services, **variables) as mesh,
         connect(mesh.settings, "test") as connection,
-        httpx.AsyncClient(base_url=mesh.ingress_url) as client,
+        PatientClient(base_url=mesh.ingress_url) as client,
     ):
         yield Bench(mesh, connection, client)
         assert mesh.tracebacks() == []

@@ -10,6 +10,9 @@ import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.support import children
+from tests.support.patience import within
+
 READ_BYTES = 65536
 COLUMNS, LINES = "200", "60"
 
@@ -27,13 +30,13 @@ class Terminal:
         """Run to the end, or until something is printed, and then Ctrl-C. The exit status."""
         ours, theirs = pty.openpty()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=theirs, stdout=theirs, stderr=theirs, env=self._environment, cwd=self._folder
+            process = await children.begin(
+                self._command, self._environment, stdin=theirs, stdout=theirs, stderr=theirs, cwd=self._folder
             )
         finally:
             os.close(theirs)
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 while chunk := await asyncio.to_thread(_read, ours):
                     self.output += chunk.decode("utf-8", "replace")
                     if until_printed is not None and until_printed(self.output):

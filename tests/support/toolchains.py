@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support import children
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD_SECONDS_MAX = 900
@@ -55,7 +56,7 @@ def _demand(program: str, purpose: str) -> None:
 
 
 def _build(what: str, *command: str) -> None:
-    built = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS_MAX, check=False)
+    built = children.run_blocking(command, seconds=BUILD_SECONDS_MAX)
     if built.returncode != 0:
         miss(f"{command[0]} can't build {what}: {(built.stdout + built.stderr)[-2000:]}")
 

@@ -9,16 +9,15 @@ import pty
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from contracts.subjects import TASK_PATTERN
+from tests.support import children
 from tests.support.pages import (
     PROGRAMS,
     ROOT,
@@ -30,6 +29,7 @@ from tests.support.pages import (
     check_unrun,
     simple_commands,
 )
+from tests.support.patience import POLL_SECONDS, Bound
 from tests.support.terminal import Terminal
 from tests.support.toolchains import miss
 
@@ -37,7 +37,6 @@ READY_SECONDS = 60
 STOP_SECONDS = 20
 STEP_SECONDS = 60
 """How long a command may take, and how long one that only reads is tried again until it shows what it should."""
-POLL_SECONDS = 0.05
 FREE_PORTS = ("--nats-port", "0", "--ingress-address", "127.0.0.1:0", "--edge-address", "127.0.0.1:0")
 READS = frozenset({"get", "list", "show", "workers", "lanes", "providers", "doctor"})
 """Commands of meshctl that change nothing."""
@@ -96,32 +95,31 @@ def page_mesh(folder: Path, *arguments: str, **variables: str) -> Iterator[PageM
     mesh = PageMesh(folder / ".mesh", {"MESH_CONFIG": os.devnull, **kept, **variables})
     ours, theirs = pty.openpty()
     with (folder / "up.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = children.start(
             [sys.executable, "-m", "meshctl", "up", *FREE_PORTS, *arguments],
-            env={**mesh.variables, "NO_COLOR": "1"},
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
+            {**mesh.variables, "NO_COLOR": "1"},
             stdout=theirs,
             stderr=log,
+            cwd=folder,
         )
     os.close(theirs)
     reader = threading.Thread(target=_drain, args=(ours, mesh))
     reader.start()
     try:
-        until_at = time.monotonic() + READY_SECONDS
+        bound = Bound(READY_SECONDS)
         while "meshctl submit --watch" not in mesh.printed:
             assert process.poll() is None, f"{mesh.printed}\n{(folder / 'up.log').read_text()}"
-            assert time.monotonic() < until_at, f"not ready: {mesh.printed}\n{(folder / 'up.log').read_text()}"
-            reader.join(0.05)
+            assert bound.left, f"not ready: {mesh.printed}\n{(folder / 'up.log').read_text()}"
+            reader.join(POLL_SECONDS)
         yield mesh
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            bound = Bound(STOP_SECONDS)
+            while process.poll() is None and bound.left:
+                reader.join(POLL_SECONDS)
+            process.kill()
+            process.wait()
         reader.join()
         os.close(ours)
 
@@ -189,9 +187,9 @@ class Walk:
             assert command.text in self.shows, f"{command.where}: nothing is said of what it shows"
         if command.text in self.before:
             await self.before[command.text](self)
-        until_at = time.monotonic() + STEP_SECONDS
+        bound = Bound(STEP_SECONDS)
         while (complaint := await self._tried(command)) is not None:
-            again = reads(command.text) and not follows(command.text) and time.monotonic() < until_at
+            again = reads(command.text) and not follows(command.text) and bool(bound.left)
             assert again, f"{command.where}\n{complaint}"
             await asyncio.sleep(POLL_SECONDS)
 

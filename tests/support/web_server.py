@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.support.listening import listening
+
 
 class WebServer:
     """`answers` maps a path to the bytes of a whole response; `requests` holds the heads that came."""
@@ -22,25 +24,15 @@ class WebServer:
         self.answers[path] = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            self.requests.append(head)
-            writer.write(self.answers.get(head.split(" ")[1], b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"))
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # The client has read enough.
-        finally:
-            writer.close()
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        self.requests.append(head)
+        writer.write(self.answers.get(head.split(" ")[1], b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"))
+        await writer.drain()
 
 
 @asynccontextmanager
 async def web_server() -> AsyncIterator[WebServer]:
     """A server on 127.0.0.1."""
     web = WebServer()
-    server = await asyncio.start_server(web._serve, "127.0.0.1", 0)
-    web.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(web._serve) as web.port:
         yield web
-    finally:
-        server.close()
-        await server.wait_closed()

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+from tests.support.listening import listening
+
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TOLERANCE_SECONDS = 300
 
@@ -71,24 +73,16 @@ class WebhookReceiver:
             status = self.answers.pop(0) if self.answers else "204 No Content"
             writer.write(f"HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode())
             await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
         finally:
             self.open_now -= 1
-            writer.close()
 
 
 @asynccontextmanager
 async def webhook_receiver(tls: ssl.SSLContext | None = None) -> AsyncIterator[WebhookReceiver]:
     """A receiver on 127.0.0.1."""
     receiver = WebhookReceiver()
-    server = await asyncio.start_server(receiver._serve, "127.0.0.1", 0, ssl=tls)
-    receiver.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(receiver._serve, tls) as receiver.port:
         yield receiver
-    finally:
-        server.close()
-        await server.wait_closed()
 
 
 def _is_valid(headers: dict[str, str], body: bytes) -> bool:

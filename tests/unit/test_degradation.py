@@ -17,6 +17,7 @@ from mesh.clock import now
 from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
 from mesh.errors import StepLost
 from mesh.task.failures import StepFailed
+from tests.support.patience import stretched
 from tests.unit.journals import FoldedStep, HandMadeJournal
 from tests.unit.played import END, HEAD, STOP, Event, PlayedProvider, claimed_step, last, turn_handler
 
@@ -169,7 +170,7 @@ async def test_a_slow_model_is_waited_for_where_no_other_is_available(pool: Pool
 
 
 async def test_a_model_that_writes_a_call_is_not_slow() -> None:
-    slow_seconds = 0.5
+    slow_seconds = stretched(0.3)
 
     async def a_while() -> None:
         await asyncio.sleep(2 * slow_seconds)
@@ -256,7 +257,7 @@ async def test_a_model_that_fails_in_time_fails_the_try(chunks: list[Event]) -> 
 @pytest.mark.parametrize("pool", [SWITCHING, HEDGING])
 async def test_the_deadline_ends_a_race_with_what_there_is(pool: PoolConfiguration) -> None:
     journal = HandMadeJournal()
-    journal.queued(deadline=now() + timedelta(seconds=1))
+    journal.queued(deadline=now() + timedelta(seconds=stretched(0.5)))
     first, second = PlayedProvider(silence), backup(silence)
     step = claimed_step(journal)
     await turn_handler(first, fallbacks=[second], pool=pool).perform(step)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from mesh import faults
 from tests.chaos.points import Point, give_order, order_is_open, read_reached
+from tests.support import children
 from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.processes
 
 POINTS = """
 from mesh import faults
@@ -26,7 +30,7 @@ for kind, what in (
 def run(folder: Path) -> int:
     """A process that comes to some points; how it ended."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "libs"), faults.POINTS_VARIABLE: str(folder)}
-    return subprocess.run([sys.executable, "-c", POINTS], env=environment, check=False).returncode
+    return children.run_blocking([sys.executable, "-c", POINTS], environment).returncode
 
 
 def reached(folder: Path) -> list[str]:
@@ -53,7 +57,7 @@ def test_a_process_dies_the_time_it_was_ordered_to_and_the_order_is_gone(tmp_pat
 
 
 def test_a_process_kills_another_one_and_goes_on(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+    with children.start([sys.executable, "-c", "input()"], stdin=children.PIPE) as other:
         give_order(tmp_path, "first", Point("broker", "steward", "append:turn.completed", 1), broker_pid=other.pid)
         assert run(tmp_path) == 0
         assert other.wait() == -signal.SIGKILL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from tests.support import children
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = {
@@ -83,7 +84,8 @@ def imported_by(module: ast.Module) -> Iterator[str]:
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
     """The top-level names that are loaded in an interpreter once it has run this."""
-    answer = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    answer = children.run_blocking([sys.executable, "-c", code, *arguments])
+    answer.check_returncode()
     return set(json.loads(answer.stdout.splitlines()[-1]))
 
 
@@ -105,6 +107,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_imported() -> None:
     assert declared - set().union(*by.values()) == {"httptools", "tzdata"}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("package", sorted(PACKAGES))
 def test_the_large_ones_are_loaded_where_they_are_needed_alone(package: str) -> None:
     loaded = loaded_by(LOAD_ALL, package)
@@ -112,6 +115,7 @@ def test_the_large_ones_are_loaded_where_they_are_needed_alone(package: str) -> 
     assert loaded & LOADED_BY.keys() == {name for name, packages in LOADED_BY.items() if package in packages}
 
 
+@pytest.mark.processes
 def test_a_tool_runner_without_servers_loads_no_mcp() -> None:
     """They are the slower half of its start."""
     code = "import json, sys, tool_runner.__main__; print(json.dumps(sorted(sys.modules)))"

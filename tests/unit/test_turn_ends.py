@@ -15,6 +15,7 @@ from inference_worker.turn import attempts
 from mesh.clock import now
 from mesh.errors import StepLost
 from mesh.task.failures import StepFailed
+from tests.support.patience import stretched
 from tests.unit.journals import START, HandMadeJournal
 from tests.unit.played import END, HEAD, STOP, Event, PlayedProvider, claimed_step, deltas, last, turn_handler
 
@@ -110,7 +111,7 @@ async def test_reasoning_over_its_limit_is_left_out_and_the_text_goes_on(monkeyp
 
 async def test_the_deadline_stops_the_provider_and_ends_with_what_there_is() -> None:
     journal = HandMadeJournal()
-    journal.queued(deadline=now() + timedelta(seconds=0.3))
+    journal.queued(deadline=now() + timedelta(seconds=stretched(0.3)))
     provider = PlayedProvider(TextDelta("Hel"), TextDelta("lo"), silence)
     step = claimed_step(journal)
     await turn_handler(provider).perform(step)
@@ -122,7 +123,7 @@ async def test_the_deadline_stops_the_provider_and_ends_with_what_there_is() -> 
 
 async def test_the_deadline_never_cancels_an_append() -> None:
     journal = HandMadeJournal()
-    journal.queued(deadline=now() + timedelta(seconds=0.3))
+    journal.queued(deadline=now() + timedelta(seconds=stretched(0.3)))
     step = claimed_step(journal)
     append = step.append
     provider = PlayedProvider(TextDelta("Hello"), silence)
@@ -160,7 +161,7 @@ async def test_a_provider_that_never_waits_meets_the_deadline_too() -> None:
             pass
 
     journal = HandMadeJournal()
-    journal.queued(deadline=now() + timedelta(seconds=0.3))
+    journal.queued(deadline=now() + timedelta(seconds=stretched(0.3)))
     step = claimed_step(journal)
     await turn_handler(PlayedProvider(TextDelta("Hel"), pass_time, TextDelta("lo"), TextDelta("!"), STOP)).perform(step)
     end = last(step, events.TaskCompleted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -27,7 +28,9 @@ from tests.unit.played import END, HEAD, STOP, PlayedProvider, claimed_step, del
 
 async def test_a_new_turn_is_streamed_completed_and_ends_the_task() -> None:
     step = claimed_step()
+    began_at = time.perf_counter()
     await turn_handler(PlayedProvider(TextDelta("Hello "), TextDelta("world"), STOP)).perform(step)
+    took_seconds = time.perf_counter() - began_at
     types = step.journal.types()
     assert types[:2] + types[-2:] == HEAD + END
     assert set(types[2:-2]) == {"output.delta"}
@@ -40,7 +43,7 @@ async def test_a_new_turn_is_streamed_completed_and_ends_the_task() -> None:
     first, total = turn.timings.first_token_seconds, turn.timings.total_seconds
     assert first is not None
     assert total is not None
-    assert 0 <= first <= total < 10
+    assert 0 <= first <= total <= took_seconds
     assert step.journal.state.status == "completed"
 
 

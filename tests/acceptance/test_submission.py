@@ -301,6 +301,8 @@ async def test_a_trace_goes_from_the_request_into_the_work_and_every_milestone(
     response = await bench.client.post("/v1/tasks", json={"input": "hello"}, headers=request_headers, timeout=30)
     assert response.status_code == 200
     await until_no_work_is_left(bench.connection)
+    # What came to the connection is not yet what its callbacks have seen.
+    await until(lambda: len(seen["tasks"]) >= 1 and len(seen["log"]) >= 4)
     await bench.connection.client.flush()
     for subscription in subscriptions:
         await subscription.unsubscribe()

@@ -226,5 +226,4 @@ def test_the_commands_are_ones_that_there_are() -> None:
     assert any(word in name for name in symbols(ROOT / path)), "it runs a test"
     named = set(MAKE.findall(text_of(CONTRIBUTING)))
     assert named >= {"check", "test", "model", "chaos", "bench", "schemas"}
-    # `quick` comes with the marks that say which tests start processes.
-    assert named - {"quick"} <= targets()
+    assert named <= targets()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from contracts.tasks import TaskRequest
 from mesh.broker.connection import connect
 from mesh.configuration.settings import load_settings
 from steward.critic import critics_task
+from tests.support import children
 from tests.support.agents import Agents
 from tests.support.letters import Letters
 from tests.support.model_server import DONE, Exchange, chunk, model_server, openai, usage
@@ -87,8 +87,9 @@ class House:
         """Status and answer of a POST, by the real curl."""
         command = ["curl", "-s", "-w", "\n%{http_code}", "-H", "Content-Type: application/json", "-d", body]
         url = self.mesh.address("ingress") + path
-        printed = subprocess.run([*command, url], capture_output=True, text=True, check=True, timeout=30).stdout
-        answer, _, status = printed.rpartition("\n")
+        posted = children.run_blocking([*command, url])
+        assert posted.returncode == 0, posted.stderr
+        answer, _, status = posted.stdout.rpartition("\n")
         return int(status), json.loads(answer)
 
 

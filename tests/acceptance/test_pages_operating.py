@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.support import children
 from tests.support.broker import Broker
 from tests.support.otlp_receiver import OtlpReceiver
 from tests.support.pages import read_page
@@ -68,8 +68,9 @@ def run_task(url: str, *arguments: str, script: str = "!say 3") -> dict[str, Any
     """Post a task by the real curl, and wait for its end."""
     command = ["curl", "-s", "-H", "Content-Type: application/json", "-H", "Prefer: wait=20", *arguments]
     body = json.dumps({"input": script})
-    printed = subprocess.run([*command, "-d", body, url], capture_output=True, check=True, timeout=30).stdout
-    record: dict[str, Any] = json.loads(printed)
+    posted = children.run_blocking([*command, "-d", body, url])
+    assert posted.returncode == 0, posted.stderr
+    record: dict[str, Any] = json.loads(posted.stdout)
     assert record["status"] == "completed", record
     return record
 
@@ -115,7 +116,7 @@ async def test_a_task_is_the_trace_that_the_page_shows(house: House) -> None:
     [text] = [block.text for block in section.blocks if block.language == "text"]
     record = run_task(house.tasks, "-H", f"traceparent: 00-{TRACE}-b7ad6b7169203331-01")
     events = f"{house.mesh.address('stream edge')}/v1/tasks/{record['id']}/events"
-    subprocess.run(["curl", "-sN", events], capture_output=True, check=True, timeout=30)
+    assert (await children.run(["curl", "-sN", events])).returncode == 0
 
     def edges() -> set[tuple[str, str]]:
         spans = house.receiver.spans(TRACE)
@@ -149,7 +150,7 @@ class Alone:
     def __init__(self, line: str, environment: dict[str, str], log: Path) -> None:
         self._log = log
         with log.open("wb") as out:
-            self.process = subprocess.Popen(["sh", "-c", line], env=environment, stderr=out, cwd=log.parent)
+            self.process = children.start(["sh", "-c", line], environment, stderr=out, cwd=log.parent)
 
     @property
     def address(self) -> str | None:

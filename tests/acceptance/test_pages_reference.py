@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
+from subprocess import STDOUT
 
 import pytest
 
+from tests.support import children
 from tests.support.pages import ROOT, Command, Examples, read_page
 
 pytestmark = pytest.mark.acceptance
@@ -21,15 +22,9 @@ WALKS = (SETTINGS, MESH_TOML)
 async def run(command: Command, folder: Path) -> str:
     """What a command prints in a folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
-    process = await asyncio.create_subprocess_shell(
-        command.text,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        cwd=folder,
-    )
-    output, _ = await process.communicate()
-    return output.decode()
+    variables = {**kept, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ended = await children.run(["sh", "-c", command.text], variables, cwd=folder, stderr=STDOUT)
+    return ended.stdout
 
 
 @pytest.mark.parametrize("command", SETTINGS.commands, ids=lambda command: command.text)

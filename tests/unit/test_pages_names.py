@@ -215,6 +215,7 @@ def test_every_answer_leads_to_a_file() -> None:
     assert [question for question, answer in answers if ".py)" not in answer] == []
 
 
+@pytest.mark.processes
 def test_the_commands_are_ones_that_there_are() -> None:
     commands = read_page(CONTRIBUTING).commands
     assert commands

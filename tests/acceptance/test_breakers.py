@@ -110,7 +110,7 @@ async def test_an_outage_under_load_costs_probes_alone_and_no_task(tmp_path: Pat
             calls_before = len(server.exchanges)
             refused_before = switched.refused
             await outage
-            await until(lambda: logged(mesh, "breaker.half_open") >= 2)
+            await until(lambda: logged(mesh, "breaker.half_open") >= 2 and len(server.exchanges) > calls_before)
             probes = logged(mesh, "breaker.half_open")
             calls_while_open = len(server.exchanges) - calls_before
             switched.down = False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from meshctl.supervision.home import Home
 from tests.support.broker import Broker
@@ -17,10 +18,17 @@ from tests.support.patience import within
 from tests.support.up import ENVIRONMENT, Up, meshctl, up
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
+    """A mesh that tests share which leave it as it was."""
+    async with up(tmp_path_factory.mktemp("up") / "home") as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def mesh(tmp_path: Path) -> AsyncIterator[Up]:
     """A mesh on free ports."""
     async with up(tmp_path / "home") as running:
@@ -46,8 +54,8 @@ class Person:
                 pass  # Each look is a process: it takes its time.
 
 
-async def test_every_command_finds_the_mesh_by_its_home(mesh: Up) -> None:
-    person = Person(mesh)
+async def test_every_command_finds_the_mesh_by_its_home(shared: Up) -> None:
+    person = Person(shared)
     [done] = await person.asks("submit", "--wait", "!say 3")
     assert done["output"] == "t0 t1 t2 "
     assert (await person.asks("watch", done["id"]))[-1]["type"] == "task.completed"
@@ -77,16 +85,16 @@ async def test_every_command_finds_the_mesh_by_its_home(mesh: Up) -> None:
     assert {line["check"]: line["status"] for line in await person.asks("doctor")}["services"] == "ok"
 
 
-async def test_the_home_may_be_a_flag_and_a_named_address_outranks_it(mesh: Up) -> None:
+async def test_the_home_may_be_a_flag_and_a_named_address_outranks_it(shared: Up) -> None:
     for command in (["list"], ["dead-letters", "list"], ["lanes"]):
-        answer = await meshctl(*command, "--home", str(mesh.home))
+        answer = await meshctl(*command, "--home", str(shared.home))
         assert (answer.returncode, answer.stderr) == (0, ""), command
     for named in ({"MESH_INGRESS_URL": "http://127.0.0.1:1"}, {"MESH_INGRESS_ADDRESS": "127.0.0.1:1"}):
-        elsewhere = {**ENVIRONMENT, "MESH_HOME": str(mesh.home), **named}
+        elsewhere = {**ENVIRONMENT, "MESH_HOME": str(shared.home), **named}
         answer = await meshctl("list", environment=elsewhere)
         assert (answer.returncode, answer.stdout) == (1, "")
         assert answer.stderr.startswith("meshctl: unreachable: http://127.0.0.1:1: ")
-    assert not stat.S_IMODE(mesh.home.stat().st_mode) & 0o077, "others may look into the home"
+    assert not stat.S_IMODE(shared.home.stat().st_mode) & 0o077, "others may look into the home"
 
 
 async def test_a_broker_of_ones_own_is_found_too_unless_its_url_holds_a_password(

@@ -45,11 +45,12 @@ PROCESSES = 5
 
 
 class Run:
-    """A run of pytest with two workers, each in the middle of a test."""
+    """A run of pytest with workers, each in the middle of a test."""
 
-    def __init__(self, controller: asyncio.subprocess.Process, ready: Path) -> None:
+    def __init__(self, controller: asyncio.subprocess.Process, ready: Path, workers: int) -> None:
         self.controller = controller
         self._ready = ready
+        self._workers = workers
 
     @property
     def marks(self) -> dict[int, str]:
@@ -58,19 +59,29 @@ class Run:
 
     @property
     def is_ready(self) -> bool:
-        """Whether each of the two tests has come to where it waits."""
-        return len(self.marks) == 2
+        """Whether each test has come to where it waits."""
+        return len(self.marks) == self._workers
 
 
 @asynccontextmanager
-async def run_of_tests(folder: Path) -> AsyncIterator[Run]:
+async def run_of_tests(folder: Path, workers: int) -> AsyncIterator[Run]:
     """Start it, in a session of its own as from a terminal of its own, and wait until it is in the middle."""
     ready = folder / "ready"
     ready.mkdir()
-    for name in ("one", "other"):
-        (folder / f"test_{name}.py").write_text(RUN)
+    for number in range(workers):
+        (folder / f"test_{number}.py").write_text(RUN)
     command: list[str | Path] = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-p", "tests.conftest"]
-    command += ["-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", "--basetemp", folder / "scratch", folder]
+    command += [
+        "-n",
+        str(workers),
+        "--dist",
+        "loadfile",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        folder / "scratch",
+        folder,
+    ]
     log = folder / "pytest.log"
     with log.open("wb") as output:
         controller = await children.begin(
@@ -81,7 +92,7 @@ async def run_of_tests(folder: Path) -> AsyncIterator[Run]:
             cwd=ROOT,
             start_new_session=True,
         )
-    run = Run(controller, ready)
+    run = Run(controller, ready, workers)
     try:
         await until(lambda: run.is_ready or controller.returncode is not None, 60)
         assert run.is_ready, log.read_text()
@@ -100,7 +111,7 @@ async def until_gone(*marks: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 async def test_a_run_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    async with run_of_tests(tmp_path) as run:
+    async with run_of_tests(tmp_path, 1) as run:
         if number == signal.SIGINT:
             os.killpg(run.controller.pid, number)  # A terminal tells all of them.
         else:
@@ -112,7 +123,7 @@ async def test_a_run_that_is_told_to_end_leaves_nothing(tmp_path: Path, number: 
 
 
 async def test_a_worker_that_is_killed_leaves_nothing_and_neither_does_the_run(tmp_path: Path) -> None:
-    async with run_of_tests(tmp_path) as run:
+    async with run_of_tests(tmp_path, 2) as run:
         (one, mark), (other, mark_of_other) = run.marks.items()
         os.kill(one, signal.SIGKILL)
         await until_gone(mark)

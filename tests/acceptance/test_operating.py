@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from contracts import VERSION
 from contracts.streams import BUILT_IN_TOOLS, SIGNALS
@@ -23,10 +24,17 @@ from tests.support.patience import within
 from tests.support.up import ENVIRONMENT, MESHCTL, Up, meshctl, up
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
+    """A mesh that tests share which leave it as it was."""
+    async with up(tmp_path_factory.mktemp("up") / "home") as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def mesh(tmp_path: Path) -> AsyncIterator[Up]:
     """A mesh that is ready."""
     async with up(tmp_path / "home") as running:
@@ -107,10 +115,10 @@ async def test_a_broker_of_ones_own_has_a_disk_and_a_sync_of_its_own(broker: Bro
     assert lines["services"]["detail"] == "none answers"
 
 
-async def test_workers_come_with_their_process_and_go_with_it(mesh: Up) -> None:
-    environment = mesh.environment
+async def test_workers_come_with_their_process_and_go_with_it(shared: Up) -> None:
+    environment = shared.environment
     [worker, runner] = await listed("workers", environment)
-    pids = mesh.pids()
+    pids = shared.pids()
     assert (worker["service"], worker["pid"]) == ("inference_worker", pids["inference_worker"][0])
     assert (worker["pools"], worker["running"], worker["version"]) == (["default"], 0, VERSION)
     assert (runner["service"], runner["pid"], runner["tools"]) == (
@@ -121,18 +129,18 @@ async def test_workers_come_with_their_process_and_go_with_it(mesh: Up) -> None:
 
     # A clean stop takes its record along; its successor brings one.
     os.kill(pids["inference_worker"][0], signal.SIGTERM)
-    await until(lambda: mesh.pids()["inference_worker"] not in ([], pids["inference_worker"]))
+    await until(lambda: shared.pids()["inference_worker"] not in ([], pids["inference_worker"]))
 
     async def only_the_successor() -> bool:
         found = [line["pid"] for line in await listed("workers", environment) if line["service"] == "inference_worker"]
-        return found == mesh.pids()["inference_worker"]
+        return found == shared.pids()["inference_worker"]
 
     await until(only_the_successor)
 
 
-async def test_lanes_are_listed_the_most_urgent_first(mesh: Up) -> None:
+async def test_lanes_are_listed_the_most_urgent_first(shared: Up) -> None:
     async def all_three() -> bool:
-        lanes = await listed("lanes", mesh.environment)
+        lanes = await listed("lanes", shared.environment)
         return [(lane["pool"], lane["priority"]) for lane in lanes] == [
             ("default", "high"), ("default", "normal"), ("default", "low"),
         ]  # fmt: skip

@@ -7,10 +7,12 @@ import os
 import re
 import shlex
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from contracts import VERSION, subjects
 from contracts.identifiers import task_id_for_key
@@ -29,7 +31,7 @@ from tests.support.terminal import Terminal
 from tests.support.toolchains import REPOSITORY, nats_cli
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 DEPLOY = REPOSITORY / "deploy" / "nats"
 COMMANDS = [
@@ -91,10 +93,10 @@ def program() -> Path:
     return nats_cli()
 
 
-@pytest.fixture
-async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+@asynccontextmanager
+async def seen_mesh(folder: Path) -> AsyncIterator[Mesh]:
     """A mesh where one task is a dead letter, one is in hand for long, and one message was rubbish."""
-    async with running_mesh(tmp_path, "ingress", "inference_worker", "steward", MESH_MAX_TRIES="1") as running:
+    async with running_mesh(folder, "ingress", "inference_worker", "steward", MESH_MAX_TRIES="1") as running:
         await submit(running, "!fail overloaded 9", "dead")
         await submit(running, "!hang 600", "hanging")
         async with connect(running.settings, "test") as connection:
@@ -121,6 +123,13 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
                 return bool(signals["num_pending"] == 0 and signals["num_ack_pending"] == 0)
 
             await until(the_signal_is_settled)
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    """For tests that each have a task of their own in it."""
+    async with seen_mesh(tmp_path_factory.mktemp("guide")) as running:
         yield running
 
 
@@ -151,7 +160,7 @@ REPLAYS = changes("replay")
 GIVES_UP = changes("cancel")
 
 
-def test_every_command_of_the_guide_is_tried() -> None:
+async def test_every_command_of_the_guide_is_tried() -> None:
     signals = [command for command in COMMANDS if command.startswith("nats pub signals.")]
     assert (len(DECIDES), len(REPLAYS), len(GIVES_UP), len(signals)) == (2, 2, 1, 1)
     assert set(COMMANDS) == set(SHOWS) | set(FOLLOWS) | {*DECIDES, *REPLAYS, *GIVES_UP, *signals}
@@ -168,16 +177,17 @@ async def test_a_dead_letter_is_replayed_as_it_was_and_then_repaired_with_it(
 ) -> None:
     async with connect(mesh.settings, "test") as connection:
         agents = Agents(connection)
-        assert (await agents.state(DEAD)).open_dead_letters[0].gen == 0
+        task = await submit(mesh, "!fail overloaded 9", "repaired")
+        assert (await agents.until_status(task, "dead_lettered")).open_dead_letters[0].gen == 0
         as_it_was, repaired = REPLAYS
-        await carry_out(program, mesh, as_it_was, DEAD, tmp_path)
+        await carry_out(program, mesh, as_it_was, task, tmp_path)
 
         async def gave_up_again() -> bool:
-            return [letter.gen for letter in (await agents.state(DEAD)).open_dead_letters] == [1]
+            return [letter.gen for letter in (await agents.state(task)).open_dead_letters] == [1]
 
         await until(gave_up_again)
-        await carry_out(program, mesh, repaired, DEAD, tmp_path)
-        state = await agents.until_status(DEAD, "completed")
+        await carry_out(program, mesh, repaired, task, tmp_path)
+        state = await agents.until_status(task, "completed")
         assert isinstance(state.terminal, TaskCompleted)
         assert "You said: hello" in state.terminal.output
         assert state.request is not None
@@ -185,9 +195,12 @@ async def test_a_dead_letter_is_replayed_as_it_was_and_then_repaired_with_it(
 
 
 async def test_a_task_is_given_up_with_it(program: Path, mesh: Mesh, tmp_path: Path) -> None:
-    await carry_out(program, mesh, GIVES_UP[0], DEAD, tmp_path)
+    task = await submit(mesh, "!fail overloaded 9", "given up")
     async with connect(mesh.settings, "test") as connection:
-        state = await Agents(connection).until_status(DEAD, "cancelled")
+        agents = Agents(connection)
+        await agents.until_status(task, "dead_lettered")
+        await carry_out(program, mesh, GIVES_UP[0], task, tmp_path)
+        state = await agents.until_status(task, "cancelled")
     assert isinstance(state.terminal, TaskCancelled)
     assert (state.terminal.by, state.terminal.reason) == ("ops", "given up")
 
@@ -216,19 +229,21 @@ async def test_a_signal_starts_a_task(program: Path, mesh: Mesh, tmp_path: Path)
     assert state.queued.request.input == "widget-7 is sold out"
 
 
-async def test_commands_show_what_the_guide_says(program: Path, mesh: Mesh, tmp_path: Path) -> None:
-    for command, expected in SHOWS.items():
-        shown = terminal(program, mesh.broker, command, DEAD, tmp_path)
-        status = await shown.run()
-        assert status == 0, f"{command}: {shown.output}"
-        for text in expected:
-            assert text in shown.output, f"{command} does not show {text}: {shown.output}"
+async def test_commands_show_what_the_guide_says(program: Path, tmp_path: Path) -> None:
+    async with seen_mesh(tmp_path) as mesh:
+        for command, expected in SHOWS.items():
+            shown = terminal(program, mesh.broker, command, DEAD, tmp_path)
+            status = await shown.run()
+            assert status == 0, f"{command}: {shown.output}"
+            for text in expected:
+                assert text in shown.output, f"{command} does not show {text}: {shown.output}"
 
 
 @pytest.mark.parametrize("command", FOLLOWS)
 async def test_a_task_is_followed_live(program: Path, mesh: Mesh, tmp_path: Path, command: str) -> None:
     expected, unexpected = FOLLOWS[command]
-    task = task_id_for_key(DEFAULT, "live")
+    key = f"live {command}"
+    task = task_id_for_key(DEFAULT, key)
     follower = terminal(program, mesh.broker, command, task, tmp_path)
 
     def all_shown(output: str) -> bool:
@@ -243,7 +258,7 @@ async def test_a_task_is_followed_live(program: Path, mesh: Mesh, tmp_path: Path
             return "are you there?" in follower.output
 
         await until(it_listens)
-    assert await submit(mesh, "!say 5", "live") == task
+    assert await submit(mesh, "!say 5", key) == task
     await following
     assert not [text for text in unexpected if text in follower.output]
 

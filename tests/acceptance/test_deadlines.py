@@ -21,7 +21,7 @@ from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = pytest.mark.acceptance
 
-DEADLINE_SECONDS = 4.0
+DEADLINE_SECONDS = 6.0
 """Far above what it takes on a quiet machine to get to the states below."""
 CALL = '!call add {"a": 1, "b": 2}'
 APPROVED: Mapping[str, object] = {"tools": ["add"], "approval": "always"}
@@ -47,7 +47,7 @@ IN_A_WAIT = [
 # One after the other: the worker does one step at a time.
 IN_A_RUN = Case("!say 2\n!hang 60", "running", "task.completed", "t0 t1 ")
 # Sooner than what is before it in the queue: that frees the worker.
-IN_THE_QUEUE = Case("hello", "queued", "task.expired", deadline_seconds=DEADLINE_SECONDS - 1)
+IN_THE_QUEUE = Case("hello", "queued", "task.expired", deadline_seconds=DEADLINE_SECONDS - 2)
 
 
 async def fired(connection: Connection) -> int:

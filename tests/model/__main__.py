@@ -9,20 +9,14 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.model.checker import Result, TooLarge, search
-from tests.model.configurations import CONFIGURATIONS, SHOWN_BY, named
-from tests.model.rules import ALL_RULES, MUST_BE_NEEDED, Off
+from tests.model.checker import Result, TooLarge
+from tests.model.configurations import CONFIGURATIONS, SHOWN_BY
+from tests.model.rules import MUST_BE_NEEDED, Off
+from tests.model.searches import search_named
 from tests.support import children
 
 PROCESSES_MAX = 4
 """Each holds the states of one configuration: 150 MiB for 190,000, so about 350 at the most that may be searched."""
-
-
-def _search(name: str, off: Off | None) -> Result | TooLarge:
-    try:
-        return search(named(name), ALL_RULES if off is None else frozenset({off}))
-    except TooLarge as error:
-        return error
 
 
 def _tell_trace(result: Result) -> None:
@@ -35,7 +29,7 @@ def _hold(pool: ProcessPoolExecutor) -> bool:
     print(f"{'with all rules':33} {'states':>8} {'depth':>6}  result", flush=True)
     holds, states = True, 0
     names = [configuration.name for configuration in CONFIGURATIONS]
-    for name, result in zip(names, pool.map(_search, names, [None] * len(names)), strict=True):
+    for name, result in zip(names, pool.map(search_named, names, [None] * len(names)), strict=True):
         if isinstance(result, TooLarge):
             print(f"{name:33} {'':8} {'':6}  too large: {result}", flush=True)
             holds = False
@@ -55,7 +49,7 @@ def _break(pool: ProcessPoolExecutor, traces: bool) -> bool:
     names = [SHOWN_BY[off] for off in Off]
     rules_found: set[int] = set()
     missed = False
-    for off, name, result in zip(Off, names, pool.map(_search, names, list(Off)), strict=True):
+    for off, name, result in zip(Off, names, pool.map(search_named, names, list(Off)), strict=True):
         if isinstance(result, TooLarge) or result.violation is None:
             print(f"{off.rule:4}  {off.meaning:78} {'':5}  NOT FOUND in {name}", flush=True)
             missed = True

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import httpx
 
 from tests.support.patience import within
 
+FOREVER = math.inf
+"""The bound where a request is given none."""
+
 
 class PatientClient(httpx.AsyncClient):
     """Waits for each response within a bound: 5 s, or `timeout=`. A body that is streamed has none."""
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        seconds = request.extensions["timeout"]["read"]
+        seconds = request.extensions["timeout"]["read"] or FOREVER
         request.extensions = {**request.extensions, "timeout": dict.fromkeys(("connect", "read", "write", "pool"))}
         try:
             async with within(seconds):

@@ -30,6 +30,9 @@ from tests.support.processes import running_mesh
 from tests.support.tasks import claim_first_turn, turn_work
 from tests.support.waiting import until
 
+ODD_SECONDS = "8.418"
+"""A lease that is no whole number of nanoseconds in binary floating point: 8417999999.999999."""
+
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 SERVED = {"python": "add", **TOOLS}
 ASKED: dict[str, dict[str, Any]] = {
@@ -55,7 +58,7 @@ async def runners(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Too
         await asyncio.to_thread(command)
     folder = tmp_path_factory.mktemp("runners")
     async with (
-        running_mesh(folder, "tool_runner") as mesh,
+        running_mesh(folder, "tool_runner", MESH_ACK_WAIT_SECONDS=ODD_SECONDS) as mesh,
         connect(mesh.settings, "test") as connection,
     ):
         files = folder / "files"

@@ -88,10 +88,10 @@ class Tools:
                 stdout=children.PIPE,
                 stderr=log,
             )
+        self.foreign[language] = Foreign(popen)
         assert popen.stdout is not None
         line = await asyncio.to_thread(popen.stdout.readline)
         assert line == b"ready\n", (self.mesh.folder / f"{language}.log").read_text()
-        self.foreign[language] = Foreign(popen)
         return self.foreign[language]
 
     async def add_is_declared(self) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import subprocess
 import threading
@@ -27,8 +28,8 @@ STRETCH_MAX = 20.0
 """A bound ends after so many times its seconds, whatever the machine gives."""
 RECENT_SHARE = 0.05
 """How much one tick counts in the average of the last seconds."""
-LEASE_SLACK = 2.0
-"""A lease as short as tests like it holds on a machine that is this busy; only a busier one makes it longer."""
+SLACK, LEASE_SLACK = 2.0, 4.0
+"""So many may want each core before a time, and a lease, are made longer: tests set them with that much to spare."""
 POLL_SECONDS = 0.01
 
 
@@ -161,11 +162,14 @@ async def ended(process: subprocess.Popen[bytes], seconds: float) -> int:
     return status
 
 
-def stretched(seconds: float, slack: float = 1.0) -> float:
+def stretched(seconds: float, slack: float = SLACK) -> float:
     """A time for a setting, as long as the machine needs now: longer where more than `slack` want each core."""
     return round(seconds * max(1.0, min(MACHINE.crowd, STRETCH_MAX) / slack), 3)
 
 
 def lease(seconds: float) -> float:
-    """A lease for a test that waits until it passes: no shorter than a process needs here to renew it."""
-    return stretched(seconds, LEASE_SLACK)
+    """A lease for a test that waits until it passes: no shorter than a process needs here to renew it.
+
+    In halves of a second, which are whole nanoseconds in every language's arithmetic.
+    """
+    return math.ceil(2 * stretched(seconds, LEASE_SLACK)) / 2

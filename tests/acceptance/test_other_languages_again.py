@@ -58,9 +58,10 @@ async def runners(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Too
         await asyncio.to_thread(command)
     folder = tmp_path_factory.mktemp("runners")
     async with (
-        running_mesh(folder, "tool_runner", MESH_ACK_WAIT_SECONDS=ODD_SECONDS) as mesh,
+        running_mesh(folder, "tool_runner") as mesh,
         connect(mesh.settings, "test") as connection,
     ):
+        mesh.environment["MESH_ACK_WAIT_SECONDS"] = ODD_SECONDS
         files = folder / "files"
         files.mkdir()
         (files / "notes.txt").write_text(TEXT)

@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("taskmesh", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("taskmesh")
 
-WORKERS_PER_CORE = 2.0
+WORKERS_PER_CORE = 1.5
 """Most tests wait, for a lease to pass or for a model's next token, more than they compute. Those that start no process
 compute alone: one for each core."""
 WORKERS_MAX = 8

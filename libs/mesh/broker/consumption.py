@@ -130,7 +130,7 @@ class Consumption:
     # Pulling
 
     async def _pull(self, consumer: PullConsumer, gate: Gate) -> None:
-        complained = False
+        complained, idle = False, False
         while True:
             try:
                 await self._wait_for_room()
@@ -141,9 +141,10 @@ class Consumption:
                 await consumer.open()
                 if gate.room() < UNLIMITED:
                     await self._take_one(consumer, gate)
-                # What is there already, as much as there is room for; then wait for the next message.
-                elif not await self._take(consumer):
-                    await consumer.pull(1, wait=True)
+                # What is there already, as much as there is room for; then wait for the next message. A wait in vain
+                # is followed by another: there is nothing to take.
+                elif idle or not await self._take(consumer):
+                    idle = await consumer.pull(1, wait=True) == 0
                 complained = False
             except ConsumerUnavailable as error:
                 if not complained:

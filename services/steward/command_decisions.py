@@ -6,13 +6,11 @@ so that a command may lead to several events, and a steward that died in between
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
 from contracts.journal import events
-from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import StepGen
 from contracts.messages.control import (
     AnyCommand,
@@ -25,12 +23,12 @@ from contracts.messages.control import (
     RetryCommand,
 )
 from contracts.records.tools import ASK_USER, SPAWN_TASK
+from mesh.journal.journal import Build
 from mesh.task.endings import ended_by_deadline
 from mesh.task.outbox import OutboxMessage, messages_of_replayed, messages_to_go_on
 from mesh.task.replays import edits_error
 from mesh.task.state import TaskState
 
-Build = Callable[[Stamp], JournalEvent]
 SUPERSEDED_REASON = "the user has said something else"
 
 

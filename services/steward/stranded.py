@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import structlog
@@ -19,9 +18,8 @@ from contracts import headers
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.journal import events
-from contracts.journal.events import Stamp
 from contracts.messages.control import decode_control
-from contracts.messages.work import TurnWork, Work, decode_work
+from contracts.messages.work import Work, decode_work
 from mesh.background import repeatedly
 from mesh.broker.direct_get import Stored, read_page, read_sequence
 from mesh.broker.requests import Requests
@@ -175,7 +173,7 @@ class Stranded:
         async def next_of(state: TaskState) -> Append | SettleDeadLetter | Refuse | Leave:
             match decide_stranded(state, work, message.sequence, now()):
                 case Begin(begun):
-                    return Append(partial(_queued, begun))
+                    return Append(lambda stamp: queued_event(stamp, begun))
                 case Expire():
                     return Append(lambda stamp: events.TaskExpired(*stamp))
                 case GiveUp():
@@ -217,10 +215,6 @@ def _message(stream: str, stored: Stored, deliveries: int) -> StrandedMessage:
         payload=stored.payload,
         headers=stored.headers,
     )
-
-
-def _queued(work: TurnWork, stamp: Stamp) -> events.TaskQueued:
-    return queued_event(stamp, work)
 
 
 def _exhausted(message: StrandedMessage) -> ErrorInfo:

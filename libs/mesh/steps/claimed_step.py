@@ -9,13 +9,13 @@ from typing import Protocol
 import structlog
 
 from contracts.journal import events
-from contracts.journal.events import JournalEvent, Stamp
+from contracts.journal.events import JournalEvent
 from contracts.messages.work import Work
 from mesh import faults
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery
 from mesh.errors import StepLost
-from mesh.journal.journal import Journal
+from mesh.journal.journal import Build, Journal
 from mesh.journal.watching import until_lost
 from mesh.task.state import TaskState
 
@@ -38,13 +38,11 @@ class ClaimedStep:
         """The journal as folded so far."""
         return self._journal.state
 
-    async def append(self, build: Callable[[Stamp], JournalEvent]) -> JournalEvent:
+    async def append(self, build: Build) -> JournalEvent:
         """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
         return await self._journal.append(build, lambda state: state.owns(self.claim))
 
-    async def append_if(
-        self, build: Callable[[Stamp], JournalEvent], still_so: Callable[[TaskState], bool]
-    ) -> JournalEvent | None:
+    async def append_if(self, build: Build, still_so: Callable[[TaskState], bool]) -> JournalEvent | None:
         """The same, while `still_so` holds; None if it does not any more. Raises `StepLost`."""
         try:
             return await self._journal.append(build, lambda state: state.owns(self.claim) and still_so(state))

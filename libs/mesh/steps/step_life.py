@@ -122,7 +122,7 @@ class StepLife:
     async def _next(self, state: TaskState, work: Work, delivery: Delivery, permit: Permit) -> Append | Answered:
         match decide(state, work, delivery.sequence, now()):
             case Begin(begun):
-                return Append(partial(_queued, begun))
+                return Append(lambda stamp: queued_event(stamp, begun))
             case Expire():
                 return Append(lambda stamp: events.TaskExpired(*stamp))
             case Claim() if await self._is_orphan(state, work):
@@ -253,10 +253,6 @@ class StepLife:
 
     async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> Term:
         return await dead_letter_records.refuse(self._requests, delivery, error, self._worker)
-
-
-def _queued(work: TurnWork, stamp: Stamp) -> JournalEvent:
-    return queued_event(stamp, work)
 
 
 def _cancelled_with_its_parent(stamp: Stamp) -> JournalEvent:

@@ -102,6 +102,8 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 			return mesh.settle(ctx, work, journal, delivery)
 		case waits:
 			return mesh.wait(ctx, work, journal, delivery)
+		case moved:
+			return mesh.move(ctx, work, journal, delivery)
 		case drop:
 			return delivery.answer("+ACK")
 		case later:
@@ -221,6 +223,16 @@ func (mesh *Mesh) wait(ctx context.Context, work Work, journal *Journal, deliver
 		"Nats-Schedule-TTL": "2592000s", "traceparent": journal.traceparent,
 	}
 	if err := mesh.send(ctx, "control.retry", at, fields, command); err != nil {
+		return err
+	}
+	return delivery.answer("+ACK")
+}
+
+// move publishes the message that stands for a released call now.
+func (mesh *Mesh) move(ctx context.Context, work Work, journal *Journal, delivery *Delivery) error {
+	id, payload := movedWork(journal.State, work)
+	fields := map[string]string{"Nats-Msg-Id": id, "traceparent": journal.traceparent}
+	if err := mesh.send(ctx, "work.tool", "tools."+work.Tool, fields, payload); err != nil {
 		return err
 	}
 	return delivery.answer("+ACK")

@@ -76,6 +76,8 @@ type State struct {
 	bindings    map[StepGen]uint64   // the message that stands for it: that of the first claim
 	nextTries   map[StepGen]NextTry  // what a timer brings
 	timedTries  map[StepGen]int      // failed tries when a timer last took the message's place
+	releases    map[StepGen]int      // how often it lost its owner and its message
+	released    map[StepGen]bool     // and was not claimed since
 	claims      map[StepGen][]string // ids of the claims
 	deadLetters map[StepGen]Event    // open ones
 	repaired    map[StepGen]Event    // replayed since: their records may still have to be written
@@ -88,6 +90,7 @@ func newState() *State {
 		turns: map[int]Event{}, results: map[string]bool{}, approved: map[string]bool{}, children: map[string]bool{},
 		gens: map[string]int{}, bindings: map[StepGen]uint64{}, claims: map[StepGen][]string{},
 		deadLetters: map[StepGen]Event{}, repaired: map[StepGen]Event{}, nextTries: map[StepGen]NextTry{}, timedTries: map[StepGen]int{},
+		releases: map[StepGen]int{}, released: map[StepGen]bool{},
 	}
 }
 
@@ -126,7 +129,12 @@ func (state *State) fold(sequence uint64, event Event) {
 			state.bindings[step] = event.Message
 		}
 		delete(state.nextTries, step)
+		delete(state.released, step)
 		state.claims[step] = append(state.claims[step], event.ID)
+	case "step.released": // another message is published for it
+		delete(state.bindings, step)
+		state.releases[step]++
+		state.released[step] = true
 	case "turn.completed":
 		state.hole = false
 		state.turns[event.Turn] = event
@@ -208,7 +216,7 @@ func (state *State) isLastClaim(work Work, claim string) bool {
 // owns says whether a claim still holds: only then may anything be appended for its step.
 func (state *State) owns(work Work, claim string) bool {
 	_, dead := state.deadLetters[work.step()]
-	return !state.ended && !dead && state.isLastClaim(work, claim) && state.gens[work.Call] == work.Gen
+	return !state.ended && !dead && !state.released[work.step()] && state.isLastClaim(work, claim) && state.gens[work.Call] == work.Gen
 }
 
 // Decision is what to do with a delivery.
@@ -222,6 +230,7 @@ const (
 	refuse       Decision = "refuse"        // no journal can fit: a dead letter of the message
 	deadLettered Decision = "dead_lettered" // it gave up before: write its record again, term
 	waits        Decision = "waits"         // its next try is not due: publish the timer that brings it, ack
+	moved        Decision = "moved"         // another message stands for it now: publish that, ack
 )
 
 // decide is the table of section 12, for calls: the first line that fits.
@@ -247,7 +256,11 @@ func decide(state *State, work Work, message uint64, now time.Time) Decision {
 		return waits
 	case work.Tries < state.timedTries[step]:
 		return drop
-	case work.Tries > state.timedTries[step]:
+	case work.Releases < state.releases[step] && state.released[step] && !state.results[work.Call]:
+		return moved
+	case work.Releases < state.releases[step]:
+		return drop
+	case work.Tries > state.timedTries[step] || work.Releases > state.releases[step]:
 		return later
 	case isBound && bound != message:
 		return drop
@@ -312,6 +325,21 @@ func retryTimer(state *State, work Work) (at, fired, id, schedule string, comman
 	due := next.at.UTC().Add(time.Second - time.Nanosecond).Truncate(time.Second) // in whole seconds, and never early
 	id = fmt.Sprintf("%s.%s.g%d.t%d", work.Task, work.Call, work.Gen, next.tries)
 	return "timers.at." + place, "timers.fired." + place, id, "@at " + due.Format(time.RFC3339), command
+}
+
+// movedWork is the message of a call that was released: its message id, and its payload.
+func movedWork(state *State, work Work) (id string, payload map[string]any) {
+	asked, _ := state.asked(work)
+	tries, releases := state.timedTries[work.step()], state.releases[work.step()]
+	payload = map[string]any{
+		"kind": "tool", "task": work.Task, "tenant": work.Tenant, "turn": work.Turn, "call": work.Call, "gen": work.Gen,
+		"tries": tries, "releases": releases, "tool": work.Tool, "arguments": asked.Arguments, "deadline": state.queued.Deadline,
+	}
+	id = fmt.Sprintf("%s.%d.%s.g%d", work.Task, work.Turn, work.Call, work.Gen)
+	if tries > 0 {
+		id = fmt.Sprintf("%s.%s.g%d.t%d", work.Task, work.Call, work.Gen, tries)
+	}
+	return fmt.Sprintf("%s.r%d", id, releases), payload
 }
 
 func orElse(value *int, other int) *int {

@@ -109,7 +109,8 @@ type Work struct {
 	Turn     int     `json:"turn"`
 	Call     string  `json:"call"`
 	Gen      int     `json:"gen"`
-	Tries    int     `json:"tries"` // how many had failed when a timer brought the message
+	Tries    int     `json:"tries"`    // how many had failed when a timer brought the message
+	Releases int     `json:"releases"` // how often the step was released when the message was published
 	Tool     string  `json:"tool"`
 	Deadline *string `json:"deadline"`
 }

@@ -7,5 +7,5 @@ in `triggers`, and what is rendered from all of it in `generation`.
 `spec/PROTOCOL.md` is normative and outranks this code.
 """
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 """The distribution's version (semantic versioning), as `nats micro ls` shows it."""

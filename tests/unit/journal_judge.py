@@ -53,6 +53,7 @@ class Judge:
         state = self.truth
         assert message_id == message_id_of(payload)
         assert payload.tries <= state.timer_tries.get((payload.step, payload.gen), 0)
+        assert payload.releases <= state.releases.get((payload.step, payload.gen), 0)
         if isinstance(payload, ToolWork):
             asked = state.asked_for(payload.call)
             assert asked is not None
@@ -156,6 +157,7 @@ class Judge:
         state = self.truth
         again = View(self.mesh.broker).state
         assert again == state
+        assert self.fold_without_deltas() == state, "it hangs on deltas that nobody has to read"
         if state.queued is None:
             return
         kept = copy.deepcopy(state)
@@ -180,6 +182,18 @@ class Judge:
             assert messages_after(state, step) == messages_after(again, step)
         assert state == kept, "looking at a state has changed it"
 
+    def fold_without_deltas(self) -> TaskState:
+        """What is folded of the milestones up to the last completed turn, and of everything after it."""
+        state = TaskState(TENANT, TASK)
+        journal = [(sequence, decode_event(payload)) for sequence, payload in self.mesh.broker.journal]
+        anchor = max(
+            (at for at, (_, event) in enumerate(journal) if isinstance(event, events.TurnCompleted)), default=-1
+        )
+        for at, (sequence, event) in enumerate(journal):
+            if at > anchor or isinstance(event, events.UnknownEvent) or not events.is_delta(event):
+                fold(state, sequence, event, holes_allowed=at <= anchor)
+        return state
+
     def judge_decisions(self) -> None:
         """Everything that lies in a queue can be decided on; nothing is done before its time, or after the end."""
         state = self.truth
@@ -197,7 +211,8 @@ class Judge:
                     turn=turn.turn,
                     call=asked.call,
                     gen=state.gen(asked.call),
-                    tries=state.timer_tries.get((asked.call, state.gen(asked.call)), 0),
+                    tries=state.message_epoch(asked.call)[0],
+                    releases=state.message_epoch(asked.call)[1],
                     tool=asked.tool,
                     arguments=asked.arguments,
                 )

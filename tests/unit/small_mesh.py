@@ -154,11 +154,12 @@ class SmallMesh(SmallWorker):
 
 def message_id_of(work: Work) -> str:
     """The only id under which it may be published."""
+    released = f".r{work.releases}" if work.releases else ""
     if work.tries:
-        return control.retry_message_id(work.task, work.step, work.gen, work.tries)
+        return control.retry_message_id(work.task, work.step, work.gen, work.tries) + released
     if isinstance(work, TurnWork):
-        return turn_message_id(work.task, work.turn, work.gen)
-    return call_message_id(work.task, work.turn, work.call, work.gen)
+        return turn_message_id(work.task, work.turn, work.gen) + released
+    return call_message_id(work.task, work.turn, work.call, work.gen) + released
 
 
 def _as_commanded(view: View, command: AnyCommand, stamp: Stamp) -> JournalEvent:

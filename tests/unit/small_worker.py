@@ -20,7 +20,19 @@ from inference_worker.turn.attempts import is_redirected
 from inference_worker.turn.calls import OfferedTool, decided_calls
 from inference_worker.turn.turns import restart_reason, task_completed
 from mesh.task.conversation import conversation
-from mesh.task.decisions import Begin, Claim, Decision, Drop, Expire, Later, Refuse, Settle, SettleDeadLetter, decide
+from mesh.task.decisions import (
+    Begin,
+    Claim,
+    Decision,
+    Drop,
+    Expire,
+    Later,
+    Refuse,
+    Settle,
+    SettleDeadLetter,
+    base_of_claim,
+    decide,
+)
 from mesh.task.failures import Fail, GiveUp, Retry, StepFailed, decide_failure
 from mesh.task.limits import is_last_turn
 from mesh.task.outbox import deadline_timer, unasked
@@ -60,6 +72,10 @@ REQUESTED: dict[Asked, RequestedCall] = {
     "no-object": RequestedCall("add", None, "not JSON"),
     "no-question": RequestedCall(ASK_USER, {}),
 }
+
+
+class Drained(Exception):
+    """The process stops, and hands its step over."""
 
 
 @dataclass(slots=True)
@@ -142,6 +158,7 @@ class SmallWorker(SmallWriter):
             model=candidate.model if candidate else None,
             call=tool.call if tool else None,
             tool=tool.tool if tool else None,
+            base=None if tool else base_of_claim(view.state, work.turn, stamp.n),
         )
 
     def _perform(self, view: View, work: Work, claim: events.StepClaimed, delivery: Delivery) -> Steps:
@@ -153,6 +170,8 @@ class SmallWorker(SmallWriter):
                     yield from self._record_consequences(view, work.turn, owned)
                 else:
                     yield from self._carry_out(view, work, owned)
+            except Drained:
+                yield from self.append(view, partial(_released, work), owned)
             except StepFailed as error:
                 retry = yield from self._fail(view, work, error, owned)
                 if retry is not None and not retry.by_timer:
@@ -180,6 +199,8 @@ class SmallWorker(SmallWriter):
 
     def _try_luck(self) -> None:
         luck, self.luck = self.luck, "fine"
+        if luck == "drains":
+            raise Drained
         if luck in ("retryable", "busy", "hopeless", "terminal"):
             after = BUSY_SECONDS if luck == "busy" else None
             retryable = luck in ("retryable", "busy")
@@ -327,6 +348,10 @@ def _tool_completed(work: ToolWork, arguments: dict[str, Any], stamp: Stamp) -> 
     return events.ToolCompleted(
         *stamp, turn=work.turn, call=work.call, tool=work.tool, result=arguments, timings=Timings()
     )
+
+
+def _released(work: Work, stamp: Stamp) -> events.StepReleased:
+    return events.StepReleased(*stamp, step=work.step, gen=work.gen, reason="drain")
 
 
 def _retrying(work: Work, retry: Retry, stamp: Stamp) -> JournalEvent:

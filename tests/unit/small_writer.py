@@ -25,7 +25,7 @@ from tests.unit.journals import START, TASK, TENANT
 from tests.unit.small_broker import Delivery, SmallBroker, View
 
 Steps = Generator[None, None, None]
-Luck = Literal["fine", "retryable", "busy", "hopeless", "terminal", "switches", "compacts"]
+Luck = Literal["fine", "retryable", "busy", "hopeless", "terminal", "switches", "compacts", "drains"]
 Place = Literal["", "completed", "settling", "acking"]
 """Where a process may stop that others then overtake: a turn is completed; all is appended; all is published."""
 Asked = Literal["plain", "approval", "question", "child", "unknown", "no-object", "no-question"]

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec.structs import replace
 
 from contracts.codec import encode
 from contracts.journal import events, parts
@@ -34,9 +35,11 @@ from contracts.messages.work import Work
 from contracts.tasks import TaskRequest
 from mesh.errors import JournalCorrupt
 from mesh.task import decisions, outbox
+from mesh.task import fold as folding
 from mesh.task.decisions import Claim, queued_event
 from mesh.task.outbox import deadline_timer
 from mesh.task.replays import to_repair
+from mesh.task.state import TaskState
 from tests.unit.journal_judge import Judge
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
 from tests.unit.small_broker import Delivery, Message, SmallBroker, View
@@ -83,7 +86,19 @@ HAPPENINGS = [
 STEPS: st.SearchStrategy[int | Place] = st.sampled_from([TO_THE_END] * 16 + PLACES * 6 + list(range(16)))
 LUCK = st.sampled_from(
     20 * FINE
-    + ["retryable", "retryable", "busy", "busy", "hopeless", "hopeless", "terminal", "compacts", *["switches"] * 4]
+    + [
+        "retryable",
+        "retryable",
+        "busy",
+        "busy",
+        "hopeless",
+        "hopeless",
+        "terminal",
+        "compacts",
+        *["switches"] * 4,
+        "drains",
+        "drains",
+    ]
 )
 T = TypeVar("T")
 
@@ -333,6 +348,20 @@ def unfenced(self: SmallBroker, revision: int, event: events.JournalEvent) -> in
     return self.revision
 
 
+FOLDED_CLAIM = folding._claim
+EPOCH = TaskState.message_epoch
+
+
+def claim_by_deltas(state: TaskState, event: events.StepClaimed) -> None:
+    turn = state.turn(event.turn)
+    begins = not turn.parts and not turn.reasoning
+    FOLDED_CLAIM(state, replace(event, base=event.n if begins else turn.base_n))
+
+
+def epoch_without_releases(self: TaskState, step: str) -> tuple[int, int]:
+    return EPOCH(self, step)[0], 0
+
+
 @pytest.mark.parametrize(
     ("where", "name", "broken"),
     [
@@ -340,6 +369,8 @@ def unfenced(self: SmallBroker, revision: int, event: events.JournalEvent) -> in
         pytest.param(outbox, "_timer", lambda *_: [], id="the timers"),
         pytest.param(decisions, "_decide_call", lambda *_: Claim(), id="the approval"),
         pytest.param(decisions, "_lacks_its_end", lambda *_: False, id="what a turn leads to"),
+        pytest.param(folding, "_claim", claim_by_deltas, id="the base that a claim says"),
+        pytest.param(TaskState, "message_epoch", epoch_without_releases, id="that a released step's message is gone"),
     ],
 )
 def test_a_rule_that_is_switched_off_is_missed(

@@ -4,7 +4,7 @@ import type { Msg } from "@nats-io/transport-node";
 import type { ValidateFunction } from "ajv/dist/2020.js";
 import { Refusal, type Broker } from "./broker.js";
 import { Journal, Lost } from "./journal.js";
-import { decide, nextTurn, retryTimer, stepGen, type Due, type State } from "./state.js";
+import { decide, movedWork, nextTurn, retryTimer, stepGen, type Due, type State } from "./state.js";
 import { Refused, type Tool } from "./tools.js";
 import { complaint, newId, now, type ErrorInfo, type Json, type Schemas, type Work } from "./wire.js";
 
@@ -108,6 +108,8 @@ export class Runner {
           return this.#settle(work, journal, delivery);
         case "waits":
           return this.#finish(retryTimer(journal.state, work), journal, delivery);
+        case "moved":
+          return this.#finish(movedWork(journal.state, work), journal, delivery);
         case "drop":
           return delivery.answer("+ACK");
         case "later":

@@ -32,7 +32,7 @@ interface NextTry {
  *  later: its journal can't be seen yet, or nobody has agreed yet. refuse: no journal can fit: a dead letter of the message.
  *  deadLettered: it gave up before: write its record again, term. waits: its next try is not due: publish the timer that
  *  brings it, ack. */
-export type Decision = "claim" | "settle" | "drop" | "later" | "refuse" | "deadLettered" | "waits";
+export type Decision = "claim" | "settle" | "drop" | "later" | "refuse" | "deadLettered" | "waits" | "moved";
 
 const MAX_TURNS = 32; // of a request that names no other limit
 const DEFAULT_POOL = "default"; // of a request that names no other
@@ -60,6 +60,8 @@ export class State {
   readonly bindings = new Map<string, number>();
   readonly nextTries = new Map<string, NextTry>();
   readonly timedTries = new Map<string, number>(); // failed tries when a timer last took the message's place
+  readonly releases = new Map<string, number>(); // how often it lost its owner and its message
+  readonly released = new Set<string>(); // and was not claimed since
   readonly claims = new Map<string, string[]>();
   readonly deadLetters = new Map<string, ErrorInfo>();
   readonly repaired = new Map<string, ErrorInfo>(); // replayed since: their records may still have to be written
@@ -81,7 +83,13 @@ export class State {
       case "step.claimed":
         if (!this.bindings.has(step)) this.bindings.set(step, event.message);
         this.nextTries.delete(step);
+        this.released.delete(step);
         this.claims.set(step, [...(this.claims.get(step) ?? []), event.id]);
+        break;
+      case "step.released": // another message is published for it
+        this.bindings.delete(step);
+        this.releases.set(step, (this.releases.get(step) ?? 0) + 1);
+        this.released.add(step);
         break;
       case "turn.completed":
         this.hole = false; // deltas before the last completed turn may be gone
@@ -155,8 +163,9 @@ export class State {
 
   /** Whether a claim still holds: only then may anything be appended for its step. */
   owns(work: Work, claim: string): boolean {
-    const dead = this.deadLetters.has(stepGen(work.call, work.gen));
-    return !this.ended && !dead && this.isLastClaim(work, claim) && this.gen(work.call) === work.gen;
+    const step = stepGen(work.call, work.gen);
+    const lost = this.deadLetters.has(step) || this.released.has(step);
+    return !this.ended && !lost && this.isLastClaim(work, claim) && this.gen(work.call) === work.gen;
   }
 }
 
@@ -171,7 +180,9 @@ export function decide(state: State, work: Work, message: number, nowMillisecond
   if (work.gen < state.gen(work.call)) return state.repaired.has(step) ? "deadLettered" : "drop";
   const timed = state.timedTries.get(step) ?? 0;
   if (work.tries < timed) return next === undefined ? "drop" : "waits"; // a timer has taken this message's place
-  if (work.tries > timed) return "later";
+  const releases = state.releases.get(step) ?? 0;
+  if (work.releases < releases) return state.released.has(step) && !state.results.has(work.call) ? "moved" : "drop";
+  if (work.tries > timed || work.releases > releases) return "later";
   if ((state.bindings.get(step) ?? message) !== message) return "drop";
   if (state.deadLetters.has(step)) return "deadLettered";
   if (state.results.has(work.call)) return "settle";
@@ -205,6 +216,21 @@ export function retryTimer(state: State, work: Work): Due {
       "Nats-Schedule-TTL": "2592000s",
     },
     payload: { kind: "retry", task, tenant, by: "taskmesh", step: call, gen, tries },
+  };
+}
+
+/** The message that stands for a released call now. */
+export function movedWork(state: State, work: Work): Due {
+  const { task, tenant, turn, call, gen, tool } = work;
+  const step = stepGen(call, gen);
+  const tries = state.timedTries.get(step) ?? 0;
+  const releases = state.releases.get(step) ?? 0;
+  const id = tries > 0 ? `${task}.${call}.g${gen}.t${tries}` : `${task}.${turn}.${call}.g${gen}`;
+  return {
+    name: "work.tool",
+    subject: `tools.${tool}`,
+    fields: { "Nats-Msg-Id": `${id}.r${releases}` },
+    payload: { kind: "tool", task, tenant, turn, call, gen, tries, releases, tool, arguments: state.asked(work)!.arguments, deadline: state.queued!.deadline },
   };
 }
 

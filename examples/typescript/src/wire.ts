@@ -17,6 +17,7 @@ export interface Work {
   call: string;
   gen: number;
   tries: number; // how many had failed when a timer brought the message
+  releases: number; // how often the step was released when the message was published
   tool: string;
 }
 
@@ -65,7 +66,7 @@ export class Schemas {
   decodeWork(payload: Uint8Array, subject: string): Work {
     const work = this.check("work.tool", JSON.parse(utf8.decode(payload))) as unknown as Work;
     if (subject !== `tools.${work.tool}`) throw new Error(`a call of ${work.tool}, on ${subject}`);
-    return { ...work, gen: work.gen ?? 0, tries: work.tries ?? 0 };
+    return { ...work, gen: work.gen ?? 0, tries: work.tries ?? 0, releases: work.releases ?? 0 };
   }
 
   decodeEvent(payload: Uint8Array): Json {

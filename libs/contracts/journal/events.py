@@ -83,6 +83,19 @@ class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
     model: str | None = None
     call: Call | None = None
     tool: LaneName | None = None
+    base: Count | None = None
+    """Of a turn: n of the event from which on what there is of it was generated. That of this claim, if it begins."""
+
+
+class StepReleased(Event, frozen=True, kw_only=True, tag="step.released"):
+    """A claimed step has no owner any more, and its message does not stand for it: another one is published.
+
+    `reason` is `drain` (its worker stops) or `message-lost` (its message is gone from its queue).
+    """
+
+    step: Step
+    gen: Count
+    reason: str
 
 
 class OutputDelta(Event, frozen=True, kw_only=True, tag="output.delta"):
@@ -311,6 +324,7 @@ class TaskExpired(Event, frozen=True, kw_only=True, tag="task.expired"):
 JournalEvent = (
     TaskQueued
     | StepClaimed
+    | StepReleased
     | OutputDelta
     | ReasoningDelta
     | TurnRestarted

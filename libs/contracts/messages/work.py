@@ -23,7 +23,8 @@ from contracts.tasks import Priority, TaskRequest
 class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="turn"):
     """One model turn. `request` is there on turn 1 only: TASKS is the commit point of a submission.
 
-    `tries`: how many had failed when a timer brought this message; 0 for the one before all timers.
+    `tries`: how many had failed when a timer brought this message; 0 for the one before all timers. `releases`: how
+    often the step had been released when it was published.
     """
 
     task: Id
@@ -31,6 +32,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     turn: Ordinal
     gen: Count = 0
     tries: Count = 0
+    releases: Count = 0
     pool: LaneName
     priority: Priority
     request: TaskRequest | None = None
@@ -47,7 +49,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class ToolWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="tool"):
-    """One tool call. `tries` as in `TurnWork`."""
+    """One tool call. `tries` and `releases` as in `TurnWork`."""
 
     task: Id
     tenant: Tenant
@@ -55,6 +57,7 @@ class ToolWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     call: Call
     gen: Count = 0
     tries: Count = 0
+    releases: Count = 0
     tool: LaneName
     arguments: dict[str, Any]
     deadline: Time | None = None

@@ -43,6 +43,7 @@ from mesh.task.decisions import (
     Refuse,
     Settle,
     SettleDeadLetter,
+    base_of_claim,
     decide,
     queued_event,
 )
@@ -166,6 +167,7 @@ class StepLife:
                 model=described.get("model"),
                 call=tool.call if tool else None,
                 tool=tool.tool if tool else None,
+                base=None if tool else base_of_claim(state, work.turn, stamp.n),
             )
 
         return build

@@ -90,10 +90,10 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
         # It may have been replayed before its record was written.
         repaired = state.repaired.get((work.step, work.gen))
         return SettleDeadLetter(repaired) if repaired is not None else Drop()
-    brought = state.timer_tries.get((work.step, gen), 0)
-    if work.tries != brought:
-        # A timer has taken this message's place, or the fold is not there yet.
-        return Settle() if work.tries < brought else Later()
+    at, now_at = (work.tries, work.releases), state.message_epoch(work.step)
+    if at != now_at:
+        # Another message has taken this one's place, or the fold is not there yet.
+        return Settle() if at < now_at else Later()
     if state.bindings.get((work.step, gen), message) != message:
         return Drop()  # rule 3
     dead_letter = state.dead_letters.get((work.step, gen))
@@ -167,6 +167,12 @@ def _lacks_its_end(state: TaskState, work: Work) -> bool:
     if completed is None:
         return False
     return is_last_turn(state, completed) or unasked(state, completed) is not None
+
+
+def base_of_claim(state: TaskState, turn: int, n: int) -> int:
+    """The base that a claim with this n says: a text that is there was made from its own, and may be gone on with."""
+    so_far = state.turn(turn)
+    return so_far.base_n if so_far.parts or so_far.reasoning or so_far.completed else n
 
 
 def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:

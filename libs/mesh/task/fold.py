@@ -58,17 +58,12 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             state.queued = event
             state.request = event.request
         case events.StepClaimed():
+            _claim(state, event)
+        case events.StepReleased():
             step_gen = (event.step, event.gen)
-            state.claims[step_gen] = event
-            state.claim_counts[step_gen] = state.claim_counts.get(step_gen, 0) + 1
-            state.bindings.setdefault(step_gen, event.message)
-            state.retry_at.pop(step_gen, None)
-            if event.call is None:
-                turn = _turn(state, event.turn)
-                turn.claims += 1
-                turn.model = (event.provider, event.model)
-                if not turn.parts and not turn.reasoning and turn.completed is None:
-                    turn.base_n = event.n
+            state.bindings.pop(step_gen, None)
+            state.releases[step_gen] = state.releases.get(step_gen, 0) + 1
+            state.released.add(step_gen)
         case events.TurnRestarted():
             turn = _turn(state, event.turn)
             turn.parts = [part for part in turn.parts if part[0] < event.discard_from]
@@ -78,9 +73,10 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
         case events.TurnCompleted():
             turn = _turn(state, event.turn)
             turn.completed = event
-            # The whole text is in the event: the deltas are not needed again.
+            # The whole text is in the event: the deltas are not needed again, nor what hung on whether there are any.
             turn.parts.clear()
             turn.reasoning.clear()
+            turn.outdated, turn.model_of_text, turn.switched = False, None, None
         case events.ToolCompleted() | events.ToolFailed() | events.SubtaskCompleted():
             state.call_results.setdefault(event.call, event)
         case events.ApprovalRequested():
@@ -108,6 +104,22 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             _replay(state, event)
         case _:
             pass  # Told to clients; no decision hangs on it.
+
+
+def _claim(state: TaskState, event: events.StepClaimed) -> None:
+    step_gen = (event.step, event.gen)
+    state.claims[step_gen] = event
+    state.claim_counts[step_gen] = state.claim_counts.get(step_gen, 0) + 1
+    state.bindings.setdefault(step_gen, event.message)
+    state.retry_at.pop(step_gen, None)
+    state.released.discard(step_gen)
+    if event.call is None:
+        turn = _turn(state, event.turn)
+        turn.claims += 1
+        turn.model = (event.provider, event.model)
+        if turn.completed is None:
+            # Versions before 0.2 do not say it. An input is rather shown twice than never.
+            turn.base_n = event.base if event.base is not None else turn.base_n or event.n
 
 
 def _switch(state: TaskState, event: events.ModelSwitched) -> None:

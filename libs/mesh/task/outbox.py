@@ -56,12 +56,14 @@ def unasked(state: TaskState, completed: events.TurnCompleted) -> parts.ToolCall
 def messages_after(state: TaskState, step: str) -> list[OutboxMessage]:
     """What is due once a step is done: a turn's calls, a turn after the last result, or news of the task's end.
 
-    Of a step that waits for its next try: the timer that brings it.
+    Of a step that waits for its next try: the timer that brings it; of one that was released: its message.
     """
     if state.terminal is not None:
         return _after_the_end(state)
     if (step, state.gen(step)) in state.retry_at:
         return _retry_timer(state, step)
+    if (step, state.gen(step)) in state.released and not state.has_result(step):
+        return messages_to_go_on(state, step)
     completed = state.turn(turn_of(step)).completed
     if completed is None or is_last_turn(state, completed):
         return []
@@ -135,20 +137,28 @@ def _turn(state: TaskState, turn: int) -> list[OutboxMessage]:
         return []
     step = turn_step(turn)
     gen = state.gen(step)
-    tries = state.timer_tries.get((step, gen), 0)
+    tries, releases = state.message_epoch(step)
     work = TurnWork(
         task=state.task,
         tenant=state.tenant,
         turn=turn,
         gen=gen,
         tries=tries,
+        releases=releases,
         pool=state.pool,
         priority=queued.priority,
         deadline=queued.deadline,
     )
     subject = subjects.turns(state.pool, queued.priority, state.tenant)
     first = turn_message_id(state.task, turn, gen)
-    return [OutboxMessage(subject, work, retry_message_id(state.task, step, gen, tries) if tries else first)]
+    return [OutboxMessage(subject, work, _message_id(state, step, first))]
+
+
+def _message_id(state: TaskState, step: str, first: str) -> str:
+    """The message id of a step's work; `first` is that of the one before all timers and releases."""
+    tries, releases = state.message_epoch(step)
+    timed = retry_message_id(state.task, step, state.gen(step), tries) if tries else first
+    return f"{timed}.r{releases}" if releases else timed
 
 
 def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[OutboxMessage]:
@@ -167,7 +177,7 @@ def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[OutboxM
         approval = state.approvals.get(asked.call)
         return _timer(state, asked.call, approval.expires_at) if approval else []
     gen = state.gen(asked.call)
-    tries = state.timer_tries.get((asked.call, gen), 0)
+    tries, releases = state.message_epoch(asked.call)
     work = ToolWork(
         task=state.task,
         tenant=state.tenant,
@@ -175,13 +185,13 @@ def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[OutboxM
         call=asked.call,
         gen=gen,
         tries=tries,
+        releases=releases,
         tool=asked.tool,
         arguments=asked.arguments,
         deadline=state.queued.deadline if state.queued else None,
     )
     first = call_message_id(state.task, turn, asked.call, gen)
-    message_id = retry_message_id(state.task, asked.call, gen, tries) if tries else first
-    return [OutboxMessage(subjects.tools(asked.tool), work, message_id)]
+    return [OutboxMessage(subjects.tools(asked.tool), work, _message_id(state, asked.call, first))]
 
 
 def _timer(state: TaskState, call: str, at: datetime | None) -> list[OutboxMessage]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from contracts.errors import ErrorInfo
-from contracts.identifiers import turn_of, turn_step
+from contracts.identifiers import turn_of
 from contracts.journal import events, parts
 from contracts.journal.events import TerminalEvent
 from contracts.records.status import Status
@@ -39,7 +39,10 @@ class TurnState:
     outdated: bool = False
     """An edit has changed what there is of it was made from: it begins again."""
     base_n: int = 0
-    """n of the event from which on the turn was generated: inputs before it are in its prompt, later ones are not."""
+    """n of the event from which on the turn was generated: inputs before it are in its prompt, later ones are not.
+
+    Of `.log` alone, as all that outlasts the turn: its deltas may be purged, or passed over, once it is completed.
+    """
     model: ModelName | None = None
     """Which model has the turn: that of its last claim, or of a switch since."""
     model_of_text: ModelName | None = None
@@ -93,6 +96,10 @@ class TaskState:
     """How many tries of each (step, gen) had failed when a timer last took its message's place."""
     retry_at: dict[StepKey, datetime] = field(default_factory=dict)
     """When a timer brings the next try of each (step, gen) whose message is gone."""
+    releases: dict[StepKey, int] = field(default_factory=dict)
+    """How often each (step, gen) was released."""
+    released: set[StepKey] = field(default_factory=set)
+    """Those that nobody has claimed since."""
     dead_letters: dict[StepKey, events.TaskDeadLettered] = field(default_factory=dict)
     """Steps that gave up and were not replayed since."""
     repaired: dict[StepKey, events.TaskDeadLettered] = field(default_factory=dict)
@@ -194,15 +201,18 @@ class TaskState:
         """How often the step was replayed."""
         return self.gens.get(step, 0)
 
+    def message_epoch(self, step: str) -> tuple[int, int]:
+        """Timed tries and releases of a step: its message must say both. They only grow, so one is behind in both."""
+        step_gen = (step, self.gen(step))
+        return self.timer_tries.get(step_gen, 0), self.releases.get(step_gen, 0)
+
     def turn(self, turn: int) -> TurnState:
         """A turn, empty if nothing is known of it."""
         return self.turns.get(turn) or TurnState(turn)
 
     def has_result(self, step: str) -> bool:
         """Whether a turn or call has its recorded result."""
-        if step in self.call_results:
-            return True
-        return any(turn_step(turn.turn) == step and turn.completed for turn in self.turns.values())
+        return step in self.call_results if "-" in step else self.turn(turn_of(step)).completed is not None
 
     @property
     def output_so_far(self) -> str | None:
@@ -220,6 +230,7 @@ class TaskState:
         return (
             self.terminal is None
             and self.is_last_claim(claim)
+            and (claim.step, claim.gen) not in self.released
             and (claim.step, claim.gen) not in self.dead_letters
             and self.gen(claim.step) == claim.gen
         )

@@ -72,8 +72,8 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
             model = f" with {event.model}" if event.model else ""
             again = f", delivery {event.delivery}" if event.delivery > 1 else ""
             return f"{what} claimed by {event.worker}{model}{again}"
-        case events.TurnRestarted():
-            return f"turn {event.turn} begins again ({event.reason}): what it has said so far does not count"
+        case events.StepReleased() | events.TurnRestarted():
+            return _again(event)
         case events.TurnCompleted():
             calls = "".join(f"\n  {_call(call)}" for call in event.calls)
             return f"turn {event.turn} completed: {event.finish_reason}, {event.usage.output_tokens} tokens{calls}"
@@ -95,6 +95,12 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
             return f"failed: {event.error.code}: {event.error.message}"
         case _:
             return _generic(payload)
+
+
+def _again(event: events.StepReleased | events.TurnRestarted) -> str:
+    if isinstance(event, events.StepReleased):
+        return f"step {event.step} given back ({event.reason}): another worker goes on"
+    return f"turn {event.turn} begins again ({event.reason}): what it has said so far does not count"
 
 
 def _degraded(event: events.ModelSwitched | events.ModelHedged | events.ContextCompacted) -> str:

@@ -174,6 +174,11 @@ def live_log(tenant: str, task: str) -> str:
     return LIVE_PREFIX + journal_log(tenant, task)
 
 
+def hold(tenant: str, task: str) -> str:
+    """Core subject on which who works on a task is asked to append nothing for a moment: `hold.<tenant>.<task>`."""
+    return f"hold.{check_tenant(tenant)}.{check_task(task)}"
+
+
 def dead_letter(tenant: str, task: str) -> str:
     """Dead letters of a task: `dead.<tenant>.<task>`."""
     return f"dead.{check_tenant(tenant)}.{check_task(task)}"

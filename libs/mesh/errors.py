@@ -43,6 +43,13 @@ class StepLost(TaskmeshError):
     code = "step-lost"
 
 
+class JournalBusy(TaskmeshError):
+    """Others write to a journal faster than this process gets in, though they were asked to let it."""
+
+    code = "journal-busy"
+    retryable = True
+
+
 class JournalCorrupt(TaskmeshError):
     """A journal that no writer of this protocol can have written, e.g. one with a hole in n."""
 

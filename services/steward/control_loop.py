@@ -6,6 +6,7 @@ and any number of stewards may run: the fence of the append sees to it that a ta
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import structlog
@@ -14,14 +15,16 @@ from opentelemetry.trace import SpanKind
 from contracts import headers, subjects
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.messages.control import AnyCommand, CancelCommand, decode_control
-from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer
+from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
 from mesh.configuration.settings import Settings
-from mesh.journal import dead_letter_records
-from mesh.journal.journal import Append, Journal
+from mesh.errors import JournalBusy
+from mesh.journal import dead_letter_records, holds
+from mesh.journal.journal import Append
 from mesh.journal.settling import settle
+from mesh.journal.warm import WarmJournals
 from mesh.task.outbox import BY_MESH
 from mesh.task.state import TaskState
 from mesh.telemetry import traces
@@ -29,14 +32,23 @@ from steward.command_decisions import CarriedOut, ToAppend, Unknown, decide_comm
 
 log = structlog.get_logger("steward.control_loop")
 
+AT_ONCE_MAX = 256
+"""Commands in hand: they wait for the broker more than they work, and one that has to wait must not hold up others."""
+FAR_SECONDS = 0.01
+"""A read that takes longer than this comes from a distance at which an owner that streams is faster."""
+BUSY_SECONDS = 0.2
+"""Delay of a command whose task's owner would not let it in."""
+
 
 class ControlLoop:
     """Everything between a stream of commands, CONTROL or TIMERS, and the journals, in one process."""
 
     def __init__(self, connection: Connection, settings: Settings, worker: str, stream: str = "CONTROL") -> None:
+        self._connection = connection
         self._requests = connection.requests
         self._worker = worker
-        self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle)
+        self._journals = WarmJournals(connection.requests)
+        self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle, AT_ONCE_MAX)
 
     async def run(self) -> None:
         """Carry out commands until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
@@ -59,7 +71,14 @@ class ControlLoop:
 
     async def _carry_out(self, command: AnyCommand, delivery: Delivery) -> Answer:
         traceparent = traces.current_traceparent()
-        journal = await Journal.load(self._requests, command.tenant, command.task, traceparent=traceparent)
+        make_way = partial(holds.ask, self._connection, command.tenant, command.task)
+        # Asked before it is read: what its owner has under way by then is read, and nothing comes after it.
+        await make_way()
+        asked_at = asyncio.get_running_loop().time()
+        journal = await self._journals.open(command.tenant, command.task, traceparent)
+        if asyncio.get_running_loop().time() - asked_at > FAR_SECONDS and journal.state.is_streaming:
+            # Its owner may have stored more while the hold was on its way. A read is a round trip, a conflict is two.
+            await journal.catch_up()
         carried_out: list[str] = []
 
         async def next_of(state: TaskState) -> Append | CarriedOut | Unknown:
@@ -72,8 +91,13 @@ class ControlLoop:
             carried_out.append(event_type)
             log.info("command.carried_out", kind=_kind(command), appended=event_type, by=command.by)
 
-        match await journal.advance(next_of, lambda: delivery.lease_held):
-            case CarriedOut() as outcome:
+        try:
+            outcome = await journal.advance(next_of, lambda: delivery.lease_held, make_way)
+        except JournalBusy as busy:
+            log.warning("command.busy", kind=_kind(command), error=str(busy))
+            return Nak(BUSY_SECONDS)
+        match outcome:
+            case CarriedOut():
                 if outcome.late and not carried_out:
                     log.info("command.late", kind=_kind(command), by=command.by, status=journal.state.status)
                 await settle(self._requests, journal.state, outcome.steps, traceparent, outcome.again)

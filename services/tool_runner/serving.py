@@ -22,6 +22,7 @@ from mesh.background import background, first_of
 from mesh.broker import object_store
 from mesh.broker.consumption import ConsumerSpec
 from mesh.configuration.tool_tables import variable_of
+from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service
 from mesh.steps.work_loop import WorkLoop
 from tool_runner.declaring import consumers_of_tools, declare
@@ -65,6 +66,8 @@ class Serving:
         self._absent: set[str] = set()
         """Tools that are served only to say that their server is not there."""
         self._loops: list[WorkLoop] = []
+        # The calls of a turn write to one journal, whichever loop they came by.
+        self._journals = WarmJournals(service.requests)
         self._wake = asyncio.Event()
         self._servers = self._configured_servers()
         service.connection.on_reconnected(self._wake.set)
@@ -98,7 +101,8 @@ class Serving:
 
     async def _work(self, names: tuple[str, ...]) -> None:
         lanes = [ConsumerSpec("TOOLS", tool_consumer(name), BATCH_MAX) for name in names]
-        loop = WorkLoop(self._service.connection, self._settings, lanes, self._handler, self._service.worker)
+        service = self._service
+        loop = WorkLoop(service.connection, self._settings, lanes, self._handler, service.worker, self._journals)
         self._loops.append(loop)
         await loop.run(self._service.stopping)
 

@@ -110,7 +110,7 @@ async def _write(on: Stage, journals: Sequence[Journal], events: int) -> None:
     for journal in journals:
         # Know its last sequence again: the next round's viewers begin behind it.
         fresh = await Journal.load(on.connection.requests, journal.state.tenant, journal.state.task)
-        journal.state = fresh.state
+        journal.folded = fresh.folded
 
 
 def _delta(journal: Journal, n: int) -> bytes:

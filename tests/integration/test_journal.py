@@ -147,13 +147,13 @@ async def test_what_time_makes_of_a_decision_is_another_event_than_the_one_whose
         await publish(event)
         raise BrokerUnavailable("the answer is lost")
 
-    async def read_nothing() -> dict[str, JournalEvent]:
-        journal._catch_up = catch_up  # type: ignore[method-assign]  # the second look sees it
+    async def read_nothing(_: int = 0) -> dict[str, JournalEvent]:
+        journal.folded.catch_up = catch_up  # type: ignore[method-assign]  # the second look sees it
         return {}
 
-    catch_up = journal._catch_up
+    catch_up = journal.folded.catch_up
     journal._publish = publish_in_secret  # type: ignore[method-assign]  # the broker can't be told to lose an answer
-    journal._catch_up = read_nothing  # type: ignore[method-assign]  # nor a replica to be behind
+    journal.folded.catch_up = read_nothing  # type: ignore[method-assign,assignment]  # nor a replica to be behind
     kinds = iter((OutputDelta, TaskExpired))
     decided: list[int] = []
 

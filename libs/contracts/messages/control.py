@@ -24,6 +24,8 @@ REASON_CHARACTERS_MAX = 2_000
 INPUT_CHARACTERS_MAX = 100_000
 REPLAYED_STEPS_MAX = 1_000
 COMMAND_CHARACTERS_MAX = 128
+HOLD_SECONDS_MAX = 2.0
+"""No owner lets itself be held for longer at once."""
 
 By = Annotated[str, Meta(min_length=1, max_length=BY_CHARACTERS_MAX)]
 Reason = Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)]
@@ -106,6 +108,12 @@ class DeadlineCommand(Command, frozen=True, kw_only=True, omit_defaults=True, ta
 AnyCommand = (
     CancelCommand | InputCommand | ApprovalCommand | ChildDoneCommand | ReplayCommand | RetryCommand | DeadlineCommand
 )
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks who works on a task to append nothing for so many seconds. A core message, without any promise."""
+
+    seconds: Annotated[float, Meta(ge=0, le=HOLD_SECONDS_MAX)]
 
 
 def cancel_message_id(task: str) -> str:

@@ -34,6 +34,9 @@ SILENCE_SECONDS_MIN = 1.0
 SILENCE_SECONDS_MAX = 60.0
 """How long a stream counts as silent after a publish without an answer, if nobody tries another."""
 
+_NEW_SHARE = 0.1
+"""What the newest request counts for in the average."""
+
 _decode_answer = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -66,6 +69,8 @@ class Requests:
         self._numbers = itertools.count()
         self._waiters: dict[str, _Waiter] = {}
         self._connected = asyncio.Event()
+        self.round_trip_seconds = 0.0
+        """About how long a request takes at present, as an average that forgets."""
         self._silent_since: dict[str, float] = {}
         """When a publish got no answer though the connection was there, by the subject's first name."""
 
@@ -190,8 +195,11 @@ class Requests:
         timer = loop.call_at(deadline, _time_out, future, subject)
         self._waiters[token] = _Waiter(future, timer, messages)
         try:
+            sent_at = loop.time()
             await self._client.publish(subject, payload, reply=self._prefix + token, headers=message_headers)
-            return await future
+            answer = await future
+            self.round_trip_seconds += (loop.time() - sent_at - self.round_trip_seconds) * _NEW_SHARE
+            return answer
         except (nats.errors.Error, OSError) as error:
             if isinstance(error, nats.errors.MaxPayloadError):
                 raise BrokerError(MESSAGE_TOO_LARGE, "message size exceeds maximum allowed") from None

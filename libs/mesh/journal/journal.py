@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,29 +20,24 @@ import msgspec
 from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.identifiers import new_id
-from contracts.journal import events
-from contracts.journal.events import (
-    TERMINAL_TYPES,
-    Event,
-    JournalEvent,
-    Stamp,
-    UnknownEvent,
-    decode_event,
-    event_type,
-    is_delta,
-)
+from contracts.journal.events import TERMINAL_TYPES, Event, JournalEvent, Stamp, event_type, is_delta
 from contracts.retries import BROKER_POLICY
 from mesh import faults
-from mesh.broker.direct_get import Stored, last_from_leader, read_page
+from mesh.broker.direct_get import last_from_leader
 from mesh.broker.requests import NO_ROOM, WRONG_LAST_SEQUENCE, Requests
 from mesh.clock import now
-from mesh.errors import BrokerError, BrokerUnavailable, StepLost
-from mesh.task.fold import fold
+from mesh.errors import BrokerError, BrokerUnavailable, JournalBusy, StepLost
+from mesh.journal.folded import FoldedJournal
 from mesh.task.state import TaskState
 from mesh.telemetry import metrics, traces
 
 APPEND_SECONDS_MAX = 60.0
 """How long an append is tried again while the broker does not answer, or has no room."""
+
+CONFLICTS_AT_ONCE = 4
+"""Conflicts of one append that are followed by the next try without a pause."""
+CONFLICTS_MAX = 12
+"""Conflicts of one append after which a writer that can be asked for its place gives it back."""
 
 Build = Callable[[Stamp], JournalEvent]
 """Makes an event from its common fields, e.g. `lambda stamp: OutputDelta(*stamp, turn=1, text="…")`."""
@@ -65,7 +61,8 @@ class _Attempt:
 
     def __init__(self) -> None:
         self.event_id = new_id()
-        self.failures = 0
+        self.conflicts = 0
+        self._failures = 0
         self._type = ""
         self.started_at = time.perf_counter()
         self._loop = asyncio.get_running_loop()
@@ -83,6 +80,17 @@ class _Attempt:
     def is_over(self) -> bool:
         """Whether it was tried for long enough."""
         return self._loop.time() > self._give_up_at
+
+    async def pause(self, *, conflict: bool) -> None:
+        """Wait before the next try. Not after the first conflicts: who lost a race may win the next one."""
+        if conflict:
+            self.conflicts += 1
+            failures = self.conflicts - CONFLICTS_AT_ONCE
+        else:
+            self._failures += 1
+            failures = self._failures - 1
+        if failures > 0:
+            await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
 
 
 @dataclass(slots=True)
@@ -105,20 +113,33 @@ class Appends:
 
 
 class Journal:
-    """A task's journal as one writer sees it: `state` is folded up to what was read or appended last."""
+    """A task's journal as one writer sees it: `state` is folded up to what was read or appended last.
 
-    def __init__(self, requests: Requests, tenant: str, task: str, traceparent: str | None = None) -> None:
-        self.state = TaskState(tenant, task)
+    Writers of one process may share the state (`folded`): what one has read or appended, the others know.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        tenant: str,
+        task: str,
+        traceparent: str | None = None,
+        folded: FoldedJournal | None = None,
+    ) -> None:
+        self.folded = folded or FoldedJournal(requests, tenant, task)
         self._requests = requests
         self._filter = subjects.journal(tenant, task)
         self._log = subjects.journal_log(tenant, task)
         self._delta = subjects.journal_delta(tenant, task)
         self._traceparent = traceparent
-        # An append folds its own event when it is answered: nobody may read that event in between.
-        self._lock = asyncio.Lock()
         self.appends = Appends()
         """What was appended here while telemetry is on."""
         self._payload_bytes = 0
+
+    @property
+    def state(self) -> TaskState:
+        """The journal as folded so far. It changes whenever anything is awaited."""
+        return self.folded.state
 
     @property
     def requests(self) -> Requests:
@@ -129,55 +150,17 @@ class Journal:
     async def load(cls, requests: Requests, tenant: str, task: str, *, traceparent: str | None = None) -> Journal:
         """Read and fold a journal; one that has not begun gives an empty state. Raises `BrokerUnavailable`."""
         journal = cls(requests, tenant, task, traceparent)
-        await journal._load()
+        await journal.folded.load()
         return journal
 
-    async def _load(self) -> None:
-        page = await read_page(self._requests, "EVENTS", self._filter, 0)
-        messages = page.messages
-        if page.more:
-            # A long journal: its milestones are few, and the deltas of completed turns are not needed.
-            messages = await self._read_all(self._log)
-        decoded = [(message.sequence, decode_event(message.payload)) for message in messages]
-        anchor = _last_completed_turn(decoded)
-        for sequence, event in decoded[: anchor + 1]:
-            fold(self.state, sequence, event, holes_allowed=True)
-        if page.more:
-            await self._catch_up()
-        else:
-            for sequence, event in decoded[anchor + 1 :]:
-                fold(self.state, sequence, event)
+    def listening(self, listener: Callable[[], None]) -> AbstractContextManager[None]:
+        """Call `listener` whenever something was folded that may matter to who works on the task."""
+        return self.folded.listening(listener)
 
-    async def _read_all(self, subject_filter: str) -> list[Stored]:
-        messages: list[Stored] = []
-        more = True
-        while more:
-            after = messages[-1].sequence if messages else 0
-            page_messages, more = await read_page(self._requests, "EVENTS", subject_filter, after)
-            messages += page_messages
-        return messages
-
-    async def catch_up(self, to: int | None = None) -> None:
-        """Read and fold what was written since, once no append is under way. Raises `BrokerUnavailable`.
-
-        `to`: a stream sequence; nothing is read if that is folded by then.
-        """
-        async with self._lock:
-            if to is None or to > self.state.revision:
-                await self._catch_up()
-
-    async def _catch_up(self) -> dict[str, JournalEvent]:
-        """Read and fold what was written since; returns those events by id. Raises `BrokerUnavailable`."""
-        found: dict[str, JournalEvent] = {}
-        more = True
-        while more:
-            messages, more = await read_page(self._requests, "EVENTS", self._filter, self.state.revision)
-            for message in messages:
-                event = decode_event(message.payload)
-                fold(self.state, message.sequence, event)
-                if not isinstance(event, UnknownEvent):
-                    found[event.id] = event
-        return found
+    async def catch_up(self) -> None:
+        """Read and fold what was written since, once no append is under way. Raises `BrokerUnavailable`."""
+        async with self.folded.lock:
+            await self.folded.catch_up()
 
     async def is_behind(self) -> bool:
         """Whether the stream's leader has milestones that were not folded here yet. Raises `BrokerUnavailable`."""
@@ -192,7 +175,7 @@ class Journal:
         Raises `BrokerUnavailable` after `APPEND_SECONDS_MAX`, `BrokerError` if the stream refuses for another
         reason.
         """
-        async with self._lock:
+        async with self.folded.lock:
             attempt = _Attempt()
             while True:
                 if not may_append(self.state):
@@ -202,16 +185,20 @@ class Journal:
                     return appended
 
     async def advance(
-        self, decide: Callable[[TaskState], Awaitable[Append | Decided]], may_append: Callable[[], bool] = lambda: True
+        self,
+        decide: Callable[[TaskState], Awaitable[Append | Decided]],
+        may_append: Callable[[], bool] = lambda: True,
+        on_conflict: Callable[[], Awaitable[None]] | None = None,
     ) -> JournalEvent | Decided:
         """Append what `decide` says, and ask it again, until it says something else; returns that.
 
         `decide` is asked anew after each event, and after each conflict: what it says is always of the newest state
         that was read. After an `Append` that is the `last`, its event is returned. `may_append` is asked right before
-        an event is sent, and nothing is awaited in between; `StepLost` if it says no. Otherwise raises as `append`
-        does.
+        an event is sent, and nothing is awaited in between; `StepLost` if it says no. `on_conflict` is awaited after
+        each append that somebody else was faster than; with it, `CONFLICTS_MAX` of them for one event raise
+        `JournalBusy`. Otherwise raises as `append` does.
         """
-        async with self._lock:
+        async with self.folded.lock:
             attempt = _Attempt()
             while True:
                 decided = await decide(self.state)
@@ -219,8 +206,10 @@ class Journal:
                     return decided
                 if not may_append():
                     raise StepLost(f"task {self.state.task}: the lease is lost")
-                appended = await self._try(attempt, decided.build)
+                appended = await self._try(attempt, decided.build, on_conflict)
                 if appended is None:
+                    if on_conflict is not None and attempt.conflicts >= CONFLICTS_MAX:
+                        raise JournalBusy(f"task {self.state.task}: {attempt.conflicts} appends came too late")
                     continue
                 if decided.on_appended is not None:
                     decided.on_appended()
@@ -228,39 +217,46 @@ class Journal:
                     return appended
                 attempt = _Attempt()
 
-    async def _try(self, attempt: _Attempt, build: Build) -> JournalEvent | None:
+    async def _try(
+        self, attempt: _Attempt, build: Build, on_conflict: Callable[[], Awaitable[None]] | None = None
+    ) -> JournalEvent | None:
         """Send an event. None if it is not in; what came instead is folded, and the event may be wrong by now."""
         state = self.state
         event = attempt.made(build(Stamp(attempt.event_id, state.task, state.tenant, state.next_n, now())))
+        conflict = False
         try:
-            ack = await self._publish(event)
+            sequence = await self._publish(event)
         except BrokerError as error:
+            conflict = error.number in WRONG_LAST_SEQUENCE
             if error.number in NO_ROOM:
                 # A worker waits for room as for a broker: its lease is kept, and no delivery is used up.
                 if attempt.is_over:
                     raise BrokerUnavailable(str(error)) from None
-            elif error.number not in WRONG_LAST_SEQUENCE:
+            elif not conflict:
                 raise
         except BrokerUnavailable:
             if attempt.is_over:
                 raise
         else:
-            fold(state, ack, event)
+            self.folded.fold_own(sequence, event, self._payload_bytes)
             faults.reach("append", event_type(event))
             self._measure(event, attempt.started_at)
             return event
-        attempt.failures += 1
-        if attempt.failures > 1:
-            await asyncio.sleep(BROKER_POLICY.delay_seconds(attempt.failures, random.random()))
+        await attempt.pause(conflict=conflict)
+        if conflict and on_conflict is not None:
+            await on_conflict()
         try:
-            got_in = (await self._catch_up()).get(attempt.event_id)
-            if got_in is not None:
-                self._measure(got_in, attempt.started_at)
-                return got_in
+            found = await self.folded.catch_up()
+            if conflict and not found:
+                await self.folded.verify()
         except BrokerUnavailable:
             if attempt.is_over:
                 raise
-        return None
+            return None
+        got_in = found.get(attempt.event_id)
+        if got_in is not None:
+            self._measure(got_in, attempt.started_at)
+        return got_in
 
     async def _publish(self, event: Event) -> int:
         message_headers = {}
@@ -285,11 +281,3 @@ class Journal:
         if queued is not None and event_type(event) in TERMINAL_TYPES:
             status = event_type(event).removeprefix("task.")
             metrics.task_ended(queued.pool, status, (event.time - queued.accepted_at).total_seconds())
-
-
-def _last_completed_turn(decoded: list[tuple[int, JournalEvent | UnknownEvent]]) -> int:
-    """Index of the last event up to which deltas may be missing, since its text stands for them; -1 if none may."""
-    for index in range(len(decoded) - 1, -1, -1):
-        if isinstance(decoded[index][1], events.TurnCompleted):
-            return index
-    return -1

@@ -12,11 +12,10 @@ from contracts.journal import events
 from contracts.journal.events import JournalEvent
 from contracts.messages.work import Work
 from mesh import faults
-from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery
 from mesh.errors import StepLost
 from mesh.journal.journal import Build, Journal
-from mesh.journal.watching import until_lost
+from mesh.journal.watching import Watches, until_lost
 from mesh.task.state import TaskState
 
 log = structlog.get_logger("mesh.steps.claimed_step")
@@ -40,10 +39,12 @@ class ClaimedStep:
 
     async def append(self, build: Build) -> JournalEvent:
         """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
+        await self._journal.folded.pause.over()
         return await self._journal.append(build, lambda state: state.owns(self.claim))
 
     async def append_if(self, build: Build, still_so: Callable[[TaskState], bool]) -> JournalEvent | None:
         """The same, while `still_so` holds; None if it does not any more. Raises `StepLost`."""
+        await self._journal.folded.pause.over()
         try:
             return await self._journal.append(build, lambda state: state.owns(self.claim) and still_so(state))
         except StepLost:
@@ -71,12 +72,10 @@ class StepHandler(Protocol):
         ...
 
 
-async def perform_while_owned(
-    handler: StepHandler, step: ClaimedStep, journal: Journal, connection: Connection
-) -> None:
+async def perform_while_owned(handler: StepHandler, step: ClaimedStep, journal: Journal, watches: Watches) -> None:
     """Run the handler for as long as the step is owned. Raises what it raises, or `StepLost`."""
     performing = asyncio.create_task(handler.perform(step))
-    watching = asyncio.create_task(_watch(step, journal, connection))
+    watching = asyncio.create_task(_watch(step, journal, watches))
     try:
         await asyncio.wait({performing, watching}, return_when=asyncio.FIRST_COMPLETED)
         if performing.done():
@@ -94,7 +93,7 @@ async def perform_while_owned(
         await asyncio.gather(performing, watching, return_exceptions=True)
 
 
-async def _watch(step: ClaimedStep, journal: Journal, connection: Connection) -> None:
+async def _watch(step: ClaimedStep, journal: Journal, watches: Watches) -> None:
     if not faults.WATCH_ON:
         await asyncio.Event().wait()
 
@@ -102,4 +101,5 @@ async def _watch(step: ClaimedStep, journal: Journal, connection: Connection) ->
         if step.on_news is not None:
             step.on_news()
 
-    await until_lost(connection, journal, step.claim, on_news)
+    async with watches.on(journal):
+        await until_lost(journal, step.claim, on_news)

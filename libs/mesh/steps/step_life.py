@@ -32,6 +32,8 @@ from mesh.journal import dead_letter_records
 from mesh.journal.journal import Append, Appends, Build, Journal
 from mesh.journal.projection import BackgroundProjection
 from mesh.journal.settling import publish_outbox, settle, settle_dead_letter
+from mesh.journal.warm import WarmJournals
+from mesh.journal.watching import Watches
 from mesh.steps import postponement, spans
 from mesh.steps.claimed_step import ClaimedStep, StepHandler, perform_while_owned
 from mesh.task.decisions import (
@@ -71,9 +73,11 @@ class StepLife:
         worker: str,
         tries_max: int,
         projection: BackgroundProjection,
+        journals: WarmJournals | None = None,
     ) -> None:
-        self._connection = connection
         self._requests = connection.requests
+        self._journals = journals or WarmJournals(connection.requests)
+        self._watches = Watches(connection)
         self._handler = handler
         self._worker = worker
         self._policy = msgspec.structs.replace(STEP_POLICY, tries_max=tries_max)
@@ -93,7 +97,7 @@ class StepLife:
             # Two spans: the claim's ends at once, and is exported even if this process dies in the middle of the step.
             with traces.span(f"claim {name}", incoming, SpanKind.CONSUMER, attributes):
                 traceparent = traces.current_traceparent() or incoming
-                journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
+                journal = await self._journals.open(work.tenant, work.task, traceparent)
                 decided = await self._claim(journal, work, delivery, permit)
                 if not isinstance(decided, ClaimedStep):
                     return await self._answer(decided, journal, work, delivery)
@@ -209,7 +213,7 @@ class StepLife:
 
     async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery, permit: Permit) -> Answer:
         try:
-            await perform_while_owned(self._handler, step, journal, self._connection)
+            await perform_while_owned(self._handler, step, journal, self._watches)
         except (StepLost, BrokerUnavailable):
             raise
         except StepFailed as error:

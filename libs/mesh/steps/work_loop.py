@@ -12,6 +12,7 @@ from mesh.broker.connection import Connection
 from mesh.broker.consumption import ConsumerSpec, Consumption
 from mesh.configuration.settings import Settings
 from mesh.journal.projection import BackgroundProjection
+from mesh.journal.warm import WarmJournals
 from mesh.steps.claimed_step import StepHandler
 from mesh.steps.step_life import StepLife
 
@@ -28,9 +29,10 @@ class WorkLoop:
         consumers: Sequence[ConsumerSpec],
         handler: StepHandler,
         worker: str,
+        journals: WarmJournals | None = None,
     ) -> None:
         self._projection = BackgroundProjection(connection.requests)
-        life = StepLife(connection, handler, worker, settings.max_tries, self._projection)
+        life = StepLife(connection, handler, worker, settings.max_tries, self._projection, journals)
         self._consumption = Consumption(connection, settings, consumers, life.live, settings.worker_concurrency)
 
     @property

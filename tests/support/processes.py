@@ -21,6 +21,7 @@ from mesh.serving.service import READY_FD_VARIABLE, Ready
 from tests.support import children
 from tests.support.broker import Broker, free_port
 from tests.support.patience import ended, lease, within
+from tests.support.slow_link import SlowLink, slow_link
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -105,6 +106,8 @@ class Mesh:
     def __init__(self, folder: Path, broker: Broker, variables: dict[str, str]) -> None:
         self.folder = folder
         self.broker = broker
+        self.link: SlowLink | None = None
+        """What lies between its services and the broker, if anything does. The test itself is next to the broker."""
         self.processes: list[Process] = []
         edge_port = free_port()
         self.environment = {
@@ -122,9 +125,19 @@ class Mesh:
     async def start(self, service: str, **variables: str) -> Process:
         """Start one more process of a service."""
         log = self.folder / f"{service}-{len(self.processes)}.log"
-        process = Process(service, {**self.environment, **variables}, log)
+        far = {"MESH_NATS_URL": self.link.url} if self.link is not None else {}
+        process = Process(service, {**self.environment, **far, **variables}, log)
         self.processes.append(process)
         return await process.start()
+
+    @asynccontextmanager
+    async def at_a_distance(self, rtt_seconds: float | None) -> AsyncIterator[None]:
+        """A block in which services are started behind one slow link; next to the broker, if it is None."""
+        if rtt_seconds is None:
+            yield
+            return
+        async with slow_link(self.broker.port, rtt_seconds) as self.link:
+            yield
 
     @property
     def ingress_url(self) -> str:
@@ -159,17 +172,27 @@ class Mesh:
 @asynccontextmanager
 async def running_mesh(folder: Path, *services: str, **variables: str) -> AsyncIterator[Mesh]:
     """A broker with all streams, and these services, with a `lease`; everything is stopped at the end."""
+    async with distant_mesh(folder, None, *services, **variables) as mesh:
+        yield mesh
+
+
+@asynccontextmanager
+async def distant_mesh(
+    folder: Path, rtt_seconds: float | None, *services: str, **variables: str
+) -> AsyncIterator[Mesh]:
+    """A running mesh whose services, those that are started later too, are behind one slow link, `mesh.link`."""
     ack_wait_seconds = float(variables.get("MESH_ACK_WAIT_SECONDS", Settings().ack_wait_seconds))
     variables = {**variables, "MESH_ACK_WAIT_SECONDS": str(lease(ack_wait_seconds))}
     broker = Broker(folder / "broker")
     await broker.start()
     mesh = Mesh(folder, broker, variables)
-    try:
-        async with connect(mesh.settings, "test") as connection:
-            await apply(connection.requests, declared(mesh.settings), update=False)
-        for service in services:
-            await mesh.start(service)
-        yield mesh
-    finally:
-        await asyncio.gather(*(process.stop() for process in mesh.processes if process._popen is not None))
-        await broker.stop()
+    async with mesh.at_a_distance(rtt_seconds):
+        try:
+            async with connect(mesh.settings, "test") as connection:
+                await apply(connection.requests, declared(mesh.settings), update=False)
+            for service in services:
+                await mesh.start(service)
+            yield mesh
+        finally:
+            await asyncio.gather(*(process.stop() for process in mesh.processes if process._popen is not None))
+            await broker.stop()

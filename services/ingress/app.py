@@ -12,12 +12,13 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 from opentelemetry.trace import SpanKind
 
-from contracts import headers
+from contracts import headers, subjects
 from contracts.api.inputs import MessageInput
 from contracts.codec import decode, encode
 from contracts.generation.openapi import openapi
 from contracts.messages.control import CancelCommand, InputCommand, cancel_message_id
 from contracts.records.status import ENDED, TaskAccepted, TaskRecord
+from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
@@ -35,12 +36,14 @@ from ingress.parsing import (
 from ingress.pool_availability import Providers
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from ingress.task_listing import list_tasks
+from mesh.broker import key_value
 from mesh.broker.direct_get import read_sequence
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, QueueFull
 from mesh.journal.following import Following, TaskNotFound
 from mesh.journal.submission import Submission, Submitted
+from mesh.journal.warm import WarmJournals
 from mesh.serving.http import (
     EXCEPTION_HANDLERS,
     AnyRequest,
@@ -84,7 +87,8 @@ class Ingress:
         self._storage = storage
         self._providers = providers
         self._stopping = stopping
-        self.dead_letters = DeadLetters(settings, requests)
+        self._journals = WarmJournals(requests)
+        self.dead_letters = DeadLetters(settings, requests, self._journals)
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
@@ -157,7 +161,7 @@ class Ingress:
         checked_task(task)
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
         said = parse_task_input(await read_json_body(request, BODY_BYTES_MAX))
-        journal = await read_journal(self._requests, tenant, task, lambda state: input_decisions.shows(state, said))
+        journal = await read_journal(self._journals, tenant, task, lambda state: input_decisions.shows(state, said))
         message_id = input_decisions.message_id(tenant, task, said, key)
         if not input_decisions.was_carried_out(journal.state, said, message_id):
             command = input_decisions.command_for(journal.state, said, message_id)
@@ -175,7 +179,7 @@ class Ingress:
         if stored is not None:
             input_decisions.check_same(said, decode(stored.payload, InputCommand))
             return
-        journal = await read_journal(self._requests, tenant, task, lambda state: message_id in state.commands)
+        journal = await read_journal(self._journals, tenant, task, lambda state: message_id in state.commands)
         input_decisions.was_carried_out(journal.state, said, message_id)
 
     async def _admit(self, tenant: str, request: TaskRequest) -> None:
@@ -186,7 +190,7 @@ class Ingress:
         if request.continues is None:
             return
         journal = await read_journal(
-            self._requests, tenant, request.continues, lambda state: state.terminal is not None
+            self._journals, tenant, request.continues, lambda state: state.terminal is not None
         )
         if journal.state.terminal is None:
             raise RequestRefused(
@@ -207,8 +211,13 @@ class Ingress:
         return json_response(accepted, 202, {"Location": task_path(submitted.task)})
 
     async def _record(self, tenant: str, task: str) -> TaskRecord:
-        """A task's status, folded from its journal."""
-        journal = await read_journal(self._requests, tenant, task)
+        """A task's status, folded from its journal. That of one that has ended does not change any more."""
+        if not self._journals.is_warm(tenant, task):
+            entry = await key_value.get(self._requests, TASKS_BUCKET.name, subjects.task_key(tenant, task))
+            projected = decode(entry.value, TaskRecord) if entry is not None and entry.value else None
+            if projected is not None and projected.status in ENDED:
+                return self._linked(projected)
+        journal = await read_journal(self._journals, tenant, task)
         return self._linked(record(journal.state))
 
     async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:

@@ -30,6 +30,7 @@ from ingress.parsing import (
 from mesh.broker.direct_get import read_page, read_sequence
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
+from mesh.journal.warm import WarmJournals
 from mesh.serving.http import AnyRequest, RequestRefused, json_response, read_json_body, tenant_of_request
 from mesh.task.records import record
 from mesh.task.replays import after_replay
@@ -47,9 +48,10 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class DeadLetters:
     """What the routes stand on."""
 
-    def __init__(self, settings: Settings, requests: Requests) -> None:
+    def __init__(self, settings: Settings, requests: Requests, journals: WarmJournals) -> None:
         self._settings = settings
         self._requests = requests
+        self._journals = journals
 
     async def page(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/dead-letters`"""
@@ -65,7 +67,7 @@ class DeadLetters:
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/dead-letters/{id}`"""
-        state = (await read_journal(self._requests, tenant_of_request(request), checked_task(task))).state
+        state = (await read_journal(self._journals, tenant_of_request(request), checked_task(task))).state
         open_now = record(state).dead_letters or []
         records, more = await read_dead_letters(self._requests, state.tenant, task, open_now)
         shown = TaskDeadLetters(
@@ -85,7 +87,7 @@ class DeadLetters:
         checked_task(task)
         wanted = parse_replay_request(await read_json_body(request, BODY_BYTES_MAX, absent=b"{}"))
         state = (
-            await read_journal(self._requests, tenant, task, lambda each: replay_decisions.shows(each, wanted))
+            await read_journal(self._journals, tenant, task, lambda each: replay_decisions.shows(each, wanted))
         ).state
         steps, replayed = replay_decisions.steps_of(state, wanted)
         if replayed:
@@ -109,7 +111,7 @@ class DeadLetters:
         checked_task(task)
         wanted = ReplayRequest()
         state = (
-            await read_journal(self._requests, tenant, task, lambda each: replay_decisions.shows(each, wanted))
+            await read_journal(self._journals, tenant, task, lambda each: replay_decisions.shows(each, wanted))
         ).state
         found = replace(record(state), links=task_links(self._settings, task))
         if state.terminal is not None:
@@ -183,7 +185,7 @@ class DeadLetters:
             return
         named = ReplayRequest(edits=wanted.edits, steps=steps)
         journal = await read_journal(
-            self._requests, state.tenant, state.task, lambda each: replay_decisions.steps_of(each, named)[1]
+            self._journals, state.tenant, state.task, lambda each: replay_decisions.steps_of(each, named)[1]
         )
         if replay_decisions.steps_of(journal.state, named)[1]:
             await self._check_recorded(journal.state, named, steps)

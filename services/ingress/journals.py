@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contracts import subjects
 from contracts.errors import InvalidName
 from contracts.retries import BROKER_POLICY
-from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
 from mesh.journal.following import TaskNotFound
 from mesh.journal.journal import Journal
+from mesh.journal.warm import WarmJournals
 from mesh.task.state import TaskState
 
 BEHIND_SECONDS_MAX = 5.0
@@ -20,14 +20,14 @@ BEHIND_SECONDS_MAX = 5.0
 
 
 async def read_journal(
-    requests: Requests, tenant: str, task: str, shows: Callable[[TaskState], bool] = lambda state: state.exists
+    journals: WarmJournals, tenant: str, task: str, shows: Callable[[TaskState], bool] = lambda state: state.exists
 ) -> Journal:
     """A journal, folded until it shows what is asked for, or up to what the stream's leader has.
 
     So an answer that says no is only given after a look at the leader (rule 11). Raises `TaskNotFound`, and
     `BrokerUnavailable`.
     """
-    journal = await Journal.load(requests, tenant, task)
+    journal = await journals.open(tenant, task)
     give_up_at = asyncio.get_running_loop().time() + BEHIND_SECONDS_MAX
     failures = 0
     while not shows(journal.state) and await journal.is_behind():

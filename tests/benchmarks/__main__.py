@@ -18,7 +18,18 @@ from typing import Any
 import msgspec
 import uvloop
 
-from tests.benchmarks import accept, agents, fan_out, first_token, fsyncs, journal, resume, retention, takeover
+from tests.benchmarks import (
+    accept,
+    agents,
+    fan_out,
+    first_token,
+    fsyncs,
+    journal,
+    long_runs,
+    resume,
+    retention,
+    takeover,
+)
 from tests.benchmarks.bench import Run
 from tests.benchmarks.figures import Figure, table
 from tests.support import children
@@ -41,6 +52,7 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "takeover": takeover.measure,
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
+    "long_runs": long_runs.measure,
     "fsyncs": fsyncs.measure,
 }
 

@@ -33,7 +33,7 @@ FULL_SECONDS = 0.1
 async def measure_tools(run: Run) -> list[Figure]:
     """From the end of a turn to the claim of the next one, with a call in between; and from a cancel to its end."""
     async with stage(run.folder / "tools", *SERVICES) as on:
-        await _declare_add(on)
+        await declare_add(on)
         agents = Agents(on.connection)
         chain = await _bare_chain(on)
         rounds = run.scale(100, 10)
@@ -161,7 +161,8 @@ async def _cancel(on: Stage, agents: Agents) -> float:
     return (time.perf_counter() - began_at) * 1000
 
 
-async def _declare_add(on: Stage) -> None:
+async def declare_add(on: Stage) -> None:
+    """Offer the tool `add` at once, though its runner has just begun."""
     declaration = ToolDeclaration(name="add", description="", parameters={}, idempotent=True, destructive=False)
     await key_value.put(on.connection.requests, "tools", "add", encode(declaration))
 

@@ -13,6 +13,7 @@ from contracts.tasks import Message, TaskRequest
 from inference_worker.turn import history
 from inference_worker.turn.history import History
 from mesh.broker.connection import Connection
+from mesh.broker.requests import Requests
 from mesh.journal.journal import Journal
 from mesh.task.conversation import AssistantTurn, ConversationItem
 from mesh.task.decisions import queued_event
@@ -92,18 +93,47 @@ async def test_a_chain_is_read_as_far_as_its_bounds_go(connection: Connection, m
     assert await before(connection, third) == [*exchange("two?", "2"), *exchange("three?", "3")]
 
 
-async def test_ended_tasks_are_read_once_and_only_so_many_are_kept(
+async def test_of_a_chain_that_grows_each_journal_is_read_once_and_what_was_used_last_is_kept(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "KEPT_MAX", 2)
+    read: list[str] = []
+    load = Journal.load
+
+    async def counted(requests: Requests, tenant: str, task: str) -> Journal:
+        read.append(task)
+        return await load(requests, tenant, task)
+
+    reader = History(connection.requests)
+    tasks: list[str] = []
+    for number in range(5):
+        tasks.append(await answered(connection, f"{number}?", f"{number}", tasks[-1] if tasks else None))
+        with monkeypatch.context() as counting:
+            counting.setattr(Journal, "load", counted)
+            for _ in range(3):  # Each turn asks.
+                assert len(await before(connection, tasks[-1], reader)) == 2 * (number + 1)
+    assert read == tasks
+    # A process that has read nothing yet goes back over the chain, once.
+    fresh = History(connection.requests)
+    assert await before(connection, tasks[-1], fresh) == await before(connection, tasks[-1], reader)
+    for task in tasks[:3]:
+        await purge(connection, task)
+    assert len(await before(connection, tasks[2], fresh)) == 6, "it was read a moment ago"
+    monkeypatch.setattr(history, "KEPT_BYTES_MAX", 1)
+    other = await answered(connection, "other?", "other")
+    await before(connection, other, fresh)
+    assert await before(connection, tasks[2], fresh) == [], "there was no room to keep it"
+
+
+async def test_what_lies_behind_a_bound_is_not_taken_for_a_whole_conversation(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = await answered(connection, "one?", "1")
     second = await answered(connection, "two?", "2", first)
     third = await answered(connection, "three?", "3", second)
     reader = History(connection.requests)
-    assert len(await before(connection, third, reader)) == 6
-    await purge(connection, second)
-    await purge(connection, first)
-    # The two that were read last are still known; the third has made room for them.
+    with monkeypatch.context() as bounded:
+        bounded.setattr(history, "CHAIN_MAX", 2)
+        assert len(await before(connection, third, reader)) == 4
     assert await before(connection, second, reader) == [*exchange("one?", "1"), *exchange("two?", "2")]
 
 

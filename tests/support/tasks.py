@@ -14,7 +14,7 @@ from contracts.messages.work import TurnWork
 from contracts.tasks import TaskRequest
 from mesh.broker.requests import PubAck, Requests
 from mesh.journal.journal import Journal
-from mesh.task.decisions import queued_event
+from mesh.task.decisions import base_of_claim, queued_event
 
 
 def turn_work(
@@ -51,7 +51,16 @@ async def claim_first_turn(journal: Journal, worker: str) -> None:
     """Claim a task's first turn, as a worker would that has its work message."""
     message = journal.state.bindings.get(("1", 0), 1)
     await journal.append(
-        lambda stamp: StepClaimed(*stamp, step="1", gen=0, message=message, worker=worker, delivery=2, turn=1),
+        lambda stamp: StepClaimed(
+            *stamp,
+            step="1",
+            gen=0,
+            message=message,
+            worker=worker,
+            delivery=2,
+            turn=1,
+            base=base_of_claim(journal.state, 1, stamp.n),
+        ),
         lambda _: True,
     )
 

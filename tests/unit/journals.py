@@ -18,6 +18,7 @@ from contracts.tasks import TaskRequest, fingerprint
 from mesh.clock import now
 from mesh.errors import StepLost
 from mesh.steps.claimed_step import ClaimedStep
+from mesh.task.decisions import base_of_claim
 from mesh.task.fold import fold
 from mesh.task.state import TaskState
 
@@ -106,6 +107,7 @@ class HandMadeJournal:
             call=step if index else None,
             tool="add" if index else None,
             model=None if index else "scripted",
+            base=None if index else base_of_claim(self.state, int(turn), self.state.next_n),
         )
 
     def switched(

@@ -17,7 +17,7 @@ from mesh.errors import JournalCorrupt
 from mesh.task.fold import fold
 from mesh.task.records import record
 from mesh.task.state import FAILURES_MAX, TaskState
-from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT
+from tests.unit.journals import MESSAGE, SEQUENCES_PER_EVENT, START, TASK, TENANT, HandMadeJournal
 from tests.unit.tellings import (
     CLAIMED,
     COMPLETED,
@@ -295,6 +295,39 @@ def test_a_step_that_a_timer_brings_again_is_bound_to_no_message_until_it_is_cla
     assert (journal.state.bindings, journal.state.retry_at) == ({("1", 0): 9}, {})
     assert journal.state.timer_tries == {("1", 0): 1}
     assert journal.state.failures == {("1", 0): [ErrorInfo("provider-error", "come back")]}
+
+
+def test_a_step_that_was_released_is_nobodys_and_bound_to_no_message_until_it_is_claimed() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    claim = journal.claimed()
+    journal.add(events.StepReleased, step="1", gen=0, reason="drain")
+    assert not journal.state.owns(claim)
+    assert journal.state.is_last_claim(claim)
+    assert ("1", 0) not in journal.state.bindings
+    assert journal.state.message_epoch("1") == (0, 1)
+    again = journal.claimed(message=9)
+    assert journal.state.owns(again)
+    assert journal.state.bindings["1", 0] == 9
+
+
+def test_a_claim_of_before_it_said_its_base_counts_as_the_first_of_its_turn_alone() -> None:
+    """Whatever the turn has said by then: an input is rather shown twice than never."""
+    for said in (False, True):
+        journal = HandMadeJournal()
+        journal.queued()
+        first = journal.claimed()
+        if said:
+            journal.delta("so far")
+        told = journal.told("and this?")
+        claim = journal.claimed(delivery=2)
+        without = TaskState(journal.state.tenant, journal.state.task)
+        for sequence, event in enumerate(journal.events, 1):
+            old = replace(event, base=None) if isinstance(event, events.StepClaimed) else event
+            fold(without, sequence, old)
+        assert without.turn(1).base_n == first.n
+        assert without.unseen_inputs(1) == [told]
+        assert journal.state.turn(1).base_n == (first.n if said else claim.n)
 
 
 def test_only_so_many_failures_of_a_step_are_kept_the_last_ones() -> None:

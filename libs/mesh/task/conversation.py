@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from contracts.codec import encode
 from contracts.journal import events, parts
 from contracts.tasks import Message, TaskRequest
-from mesh.task.state import CallResult, TaskState
+from mesh.task.state import CallResult, TaskState, TurnState
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,19 @@ def conversation(state: TaskState, before_turn: int, provider: str | None = None
     if state.request is None:
         raise ValueError("there is no journal to make a conversation of")
     entries: list[ConversationItem] = [*opening(state.request)]
-    seen = -1
+    seen, heard = -1, 0
     for number in range(1, before_turn + 1):
         turn = state.turn(number)
         begun = turn.base_n if number in state.turns and turn.claims else state.next_n
-        entries += [Message("user", told.text) for told in state.inputs if seen < told.n < begun]
+        while heard < len(state.inputs) and state.inputs[heard].n < begun:
+            if state.inputs[heard].n > seen:
+                entries.append(Message("user", state.inputs[heard].text))
+            heard += 1
         seen = max(seen, begun)
         if number < before_turn and turn.completed is not None:
             maker = turn.model[0] if turn.model else None
             with_blocks = provider is None or maker is None or provider == maker
-            entries += _told(state, turn.completed, with_blocks=with_blocks)
+            entries += _told_once(state, turn, turn.completed, with_blocks=with_blocks)
     return entries
 
 
@@ -84,6 +88,19 @@ def opening(request: TaskRequest) -> list[Message]:
     if isinstance(request.input, str):
         return [*instructions, Message("user", request.input)]
     return [*instructions, *request.input]
+
+
+def _told_once(
+    state: TaskState, turn: TurnState, completed: events.TurnCompleted, *, with_blocks: bool
+) -> Sequence[ConversationItem]:
+    """The same as `_told`, made once for a turn whose calls all have their results: a long run has many of them."""
+    kept = turn.told.get(with_blocks)
+    if kept is not None and kept[0] is completed:
+        return kept[1]
+    told = _told(state, completed, with_blocks=with_blocks)
+    if all(asked.call in state.call_results for asked in completed.calls):
+        turn.told[with_blocks] = (completed, tuple(told))
+    return told
 
 
 def _told(state: TaskState, completed: events.TurnCompleted, *, with_blocks: bool) -> list[ConversationItem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
@@ -50,6 +51,10 @@ class TurnState:
     switched: events.ModelSwitched | None = None
     """The last switch: whoever takes the turn over goes on with that model."""
     completed: events.TurnCompleted | None = None
+    told: dict[bool, tuple[events.TurnCompleted, tuple[Any, ...]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """What `mesh.task.conversation` has made of it once all of its calls had results: it does not change any more."""
 
     @property
     def text(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import lru_cache
 
 from contracts.journal.parts import Usage
 from inference_worker.dialects.scripted.script import (
@@ -31,6 +32,9 @@ _CODES: dict[FailureKind, str] = {
     "bad_request": "provider-bad-request",
     "disconnect": "provider-disconnected",
 }
+
+LONG_CHARACTERS, LONG_KEPT = 1024, 16
+"""The words of a long text need not be counted again at each turn."""
 
 
 def _kill_this_process() -> None:
@@ -121,7 +125,12 @@ class Pace:
 
 def _words(entries: Sequence[ConversationItem]) -> int:
     texts = (entry.text if isinstance(entry, AssistantTurn) else entry.content for entry in entries)
-    return sum(len(text.split()) for text in texts)
+    return sum(len(text.split()) if len(text) < LONG_CHARACTERS else _words_of_long(text) for text in texts)
+
+
+@lru_cache(LONG_KEPT)
+def _words_of_long(text: str) -> int:
+    return len(text.split())
 
 
 def _failed(failure: Failure) -> StepFailed:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
 from contracts.codec import decode
@@ -45,6 +46,9 @@ EXCERPT_CHARACTERS_MAX = 160
 """How much of a plain text, or of a tool's answer, is in an answer."""
 TOOL_ANSWERS_MAX = 16
 """How many tools' answers are in an answer."""
+
+SCRIPTS_KEPT = 16
+"""Scripts that need not be read again at each of their turns."""
 
 FailureKind = Literal["rate_limit", "overloaded", "server_error", "bad_request", "disconnect"]
 
@@ -181,7 +185,7 @@ def script_of_turn(entries: Sequence[ConversationItem]) -> Script:
 
 def is_script(text: str) -> bool:
     """Whether a text is a script, right or wrong."""
-    return any(line.startswith("!") for line in text.split("\n"))
+    return text.startswith("!") or "\n!" in text
 
 
 def plain_answer(entries: Sequence[ConversationItem]) -> Script:
@@ -195,6 +199,7 @@ def plain_answer(entries: Sequence[ConversationItem]) -> Script:
     return Script((Text(_to_tools(answers[::-1]) if answers else _to_user(_last_words(entries))),))
 
 
+@lru_cache(SCRIPTS_KEPT)
 def parse_script(text: str) -> tuple[Script, ...]:
     """Read a script, turn by turn. Raises `StepFailed` (invalid-script) that names the line at fault."""
     draft = _Draft()

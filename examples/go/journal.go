@@ -110,16 +110,28 @@ func (journal *Journal) readPage(ctx context.Context) (messages []*nats.Msg, mor
 
 // isBehind asks the stream's leader, who alone may say that there is no such call.
 func (journal *Journal) isBehind(ctx context.Context) (bool, error) {
+	last, err := journal.lastSequence(ctx, "log")
+	return last > journal.State.Revision, err
+}
+
+// isGone says whether the journal that was folded is there no more: it was purged, or its stream was made again.
+func (journal *Journal) isGone(ctx context.Context) (bool, error) {
+	last, err := journal.lastSequence(ctx, "*")
+	return last < journal.State.Revision, err
+}
+
+// lastSequence is what the stream's leader has; 0 if it has nothing.
+func (journal *Journal) lastSequence(ctx context.Context, part string) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
-	request := fmt.Sprintf(`{"last_by_subj":%q}`, journal.subject("log"))
+	request := fmt.Sprintf(`{"last_by_subj":%q}`, journal.subject(part))
 	answer, err := journal.mesh.connection.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET.EVENTS", []byte(request))
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	var last struct{ Message struct{ Seq uint64 } }
 	err = json.Unmarshal(answer.Data, &last)
-	return last.Message.Seq > journal.State.Revision, err
+	return last.Message.Seq, err
 }
 
 // append stores one event, if nobody has written since. `stillRight` judges anew after each conflict: errLost if it says no.
@@ -141,10 +153,16 @@ func (journal *Journal) append(ctx context.Context, event map[string]any, stillR
 			time.Sleep(rand.N(time.Second))
 		}
 		// Somebody was faster, or nobody knows whether it was stored: the journal tells.
-		if ids, err := journal.catchUp(ctx); ids[id] && err == nil {
+		ids, err := journal.catchUp(ctx)
+		if ids[id] && err == nil {
 			return id, nil
 		} else if ctx.Err() != nil || errors.Is(err, errHole) {
 			return id, err
+		}
+		if conflict && err == nil && len(ids) == 0 { // refused, and nothing new to read: a stale read, or another journal
+			if gone, err := journal.isGone(ctx); gone && err == nil {
+				return id, errLost
+			}
 		}
 	}
 }

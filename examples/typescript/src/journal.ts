@@ -5,6 +5,7 @@ import { Refusal, type Broker } from "./broker.js";
 import { State } from "./state.js";
 import { newId, now, type Json, type Schemas, type Work } from "./wire.js";
 
+const NO_MESSAGE_FOUND = 10037;
 const WRONG_LAST_SEQUENCE = [10071, 10164];
 
 /** The journal has moved on, so that an event is not right any more. */
@@ -39,8 +40,18 @@ export class Journal {
 
   /** Ask the stream's leader, who alone may say that there is no such call. */
   async isBehind(): Promise<boolean> {
-    const last = await this.broker.api("STREAM.MSG.GET.EVENTS", { last_by_subj: `${this.#subject}.log` });
-    return last.message.seq > this.state.revision;
+    return (await this.#lastSequence("log")) > this.state.revision;
+  }
+
+  /** What the stream's leader has; 0 if it has nothing. */
+  async #lastSequence(part: string): Promise<number> {
+    try {
+      const last = await this.broker.api("STREAM.MSG.GET.EVENTS", { last_by_subj: `${this.#subject}.${part}` });
+      return last.message.seq;
+    } catch (error) {
+      if (error instanceof Refusal && error.number === NO_MESSAGE_FOUND) return 0;
+      throw error;
+    }
   }
 
   /** Store one event, if nobody has written since, and return its id. `stillRight` judges anew after each conflict: Lost
@@ -66,9 +77,12 @@ export class Journal {
       if (tries > 0) await sleep(Math.random() * 1000);
       try {
         // Somebody was faster, or nobody knows whether it was stored: the journal tells.
-        if ((await this.catchUp()).has(id)) return id;
+        const ids = await this.catchUp();
+        if (ids.has(id)) return id;
+        // Nothing new to read: a stale read, or the journal that was folded is there no more.
+        if (ids.size === 0 && (await this.#lastSequence("*")) < this.state.revision) throw new Lost("the journal is gone");
       } catch (error) {
-        if (error instanceof Hole) throw error;
+        if (error instanceof Hole || error instanceof Lost) throw error;
       }
     }
   }

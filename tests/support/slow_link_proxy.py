@@ -11,6 +11,7 @@ import asyncio
 import selectors
 import sys
 from collections import deque
+from contextlib import suppress
 from enum import Enum, auto
 
 UNDER_WAY_BYTES_MAX = 16 * 1024 * 1024
@@ -130,7 +131,8 @@ class End(asyncio.Protocol):
                 self.waiting_bytes -= len(sent)
                 self.transport.write(sent)
             elif sent is Over.SENDING:
-                self.transport.write_eof()
+                with suppress(OSError):  # Whoever was to hear it has gone meanwhile.
+                    self.transport.write_eof()
                 self._end_half()
             else:
                 self.transport.close()

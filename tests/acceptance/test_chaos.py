@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.agent import AGENT
+from tests.chaos.distant import DISTANT
 from tests.chaos.matrix import CONTROLS, Matrix
 from tests.chaos.points import FAULTS, Point
 from tests.chaos.poison import POISON
@@ -56,6 +57,12 @@ def death_of_the_steward_before_an_ack(points: list[Point], _: random.Random) ->
     return [point for point in points if (point.fault, point.what) == ("kill", "before-ack:signals.default")]
 
 
+def one_death_of_a_worker(points: list[Point], _: random.Random) -> list[Point]:
+    """It has ended a turn, and published nothing of what is due."""
+    wanted = ("kill", "inference_worker", "append:turn.completed", 1)
+    return [point for point in points if (point.fault, point.service, point.what, point.which) == wanted]
+
+
 @pytest.mark.parametrize(
     ("scenario", "choose", "count"),
     [
@@ -63,8 +70,9 @@ def death_of_the_steward_before_an_ack(points: list[Point], _: random.Random) ->
         (REPAIRS, deaths_of_the_steward, STEWARD_DEATHS),
         (POISON, one_death_of_the_steward, 1),
         (STARTS, death_of_the_steward_before_an_ack, 1),
+        (DISTANT, one_death_of_a_worker, 1),
     ],
-    ids=["agent", "repairs", "poison", "starts"],
+    ids=["agent", "repairs", "poison", "starts", "distant"],
 )
 async def test_a_run_comes_to_the_same_end_whoever_dies_in_it(
     tmp_path: Path,

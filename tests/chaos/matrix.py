@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.chaos.agent import AGENT
+from tests.chaos.distant import DISTANT
 from tests.chaos.points import Point, points_of
 from tests.chaos.poison import POISON
 from tests.chaos.repairs import REPAIRS
@@ -33,7 +34,7 @@ CONTROL_RUNS_MAX = 5
 """On a busy machine a run may end before it comes to its point, or another process may be faster there."""
 
 OFF = "MESH_TEST_SWITCH_OFF"
-SCENARIOS = (AGENT, REPAIRS, POISON, STARTS)
+SCENARIOS = (AGENT, REPAIRS, POISON, STARTS, DISTANT)
 
 
 class Control(NamedTuple):

@@ -92,3 +92,5 @@ class Scenario:
     """The points of the run that are of interest."""
     meshes: int = 1
     """So many times more meshes beside each other, since its runs wait for the clock."""
+    rtt_seconds: float | None = None
+    """How far all its services are from the broker; None is next to it."""

@@ -23,7 +23,7 @@ from tests.chaos.runner import EXECUTIONS_VARIABLE
 from tests.chaos.scenario import LONG_SECONDS, Scenario
 from tests.support.http_client import PatientClient
 from tests.support.patience import POLL_SECONDS, stretched
-from tests.support.processes import ROOT, Mesh, Process, running_mesh
+from tests.support.processes import ROOT, Mesh, Process, distant_mesh
 from tests.support.waiting import QUEUES, until
 
 ACK_WAIT_SECONDS = 1.0
@@ -183,7 +183,7 @@ async def opened_slot(folder: Path, scenario: Scenario, **variables_of: dict[str
     folder.mkdir(parents=True)
     variables = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS), **scenario.variables}
     async with (
-        running_mesh(folder, "stream_edge", **variables) as mesh,
+        distant_mesh(folder, scenario.rtt_seconds, "stream_edge", **variables) as mesh,
         connect(mesh.settings, "chaos") as connection,
         PatientClient(trust_env=False) as client,
     ):

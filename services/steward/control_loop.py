@@ -76,7 +76,7 @@ class ControlLoop:
         await make_way()
         asked_at = asyncio.get_running_loop().time()
         journal = await self._journals.open(command.tenant, command.task, traceparent)
-        if asyncio.get_running_loop().time() - asked_at > FAR_SECONDS and journal.state.is_streaming:
+        if asyncio.get_running_loop().time() - asked_at > FAR_SECONDS and journal.folded.ends_in_delta:
             # Its owner may have stored more while the hold was on its way. A read is a round trip, a conflict is two.
             await journal.catch_up()
         carried_out: list[str] = []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
+from nats.aio.msg import Msg
 
 from contracts import subjects
 from contracts.identifiers import new_id
 from contracts.journal.events import InputReceived, OutputDelta, StepClaimed, TaskCompleted, TurnCompleted
 from contracts.journal.parts import Timings, Usage
 from contracts.streams import EVENTS
-from mesh.broker.connection import Connection
+from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import PAGE_EVENTS_MAX
 from mesh.configuration.settings import Settings
 from mesh.errors import StepLost
@@ -120,6 +122,31 @@ async def test_a_warm_journal_reads_what_is_new_and_no_more_and_is_shared(connec
         assert state == writer.state
     await append_text(first, "mine")
     assert (await journals.open(work.tenant, work.task)).state.turn(1).text.endswith("mine")
+
+
+async def test_a_long_journal_takes_few_round_trips(connection: Connection, settings: Settings) -> None:
+    """Twenty milliseconds away a page for each 256 tokens took seconds after an hour of them."""
+    work = turn_work()
+    writer = await begin_journal(connection.requests, work)
+    warm = await WarmJournals(connection.requests).open(work.tenant, work.task)
+    for _ in range(5 * PAGE_EVENTS_MAX):
+        await append_text(writer, "t ")
+    reads: list[bytes] = []
+
+    async def on_read(message: Msg) -> None:
+        reads.append(message.data)
+
+    async with connect(settings, "observer") as observer:
+        subscription = await observer.client.subscribe("$JS.API.DIRECT.GET.EVENTS", cb=on_read)
+        await observer.client.flush()
+        for read, most in ((warm.catch_up, 1), (partial(Journal.load, connection.requests, work.tenant, work.task), 3)):
+            await read()
+            await observer.client.flush()
+            assert len(reads) <= most
+            reads.clear()
+        await subscription.unsubscribe()
+    assert warm.state == writer.state
+    assert warm.folded.ends_in_delta
 
 
 async def test_warm_journals_are_bounded_in_bytes_and_the_last_ones_stay(connection: Connection) -> None:

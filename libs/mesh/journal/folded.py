@@ -16,7 +16,7 @@ import structlog
 from contracts import subjects
 from contracts.journal import events
 from contracts.journal.events import JournalEvent, UnknownEvent, decode_event, decode_head, is_delta
-from mesh.broker.direct_get import PAGE_EVENTS_MAX, Stored, last_event, last_from_leader, read_page
+from mesh.broker.direct_get import Stored, last_event, last_from_leader, read_page
 from mesh.broker.requests import Requests
 from mesh.errors import JournalCorrupt
 from mesh.journal.holds import Pause
@@ -24,6 +24,10 @@ from mesh.task.fold import fold
 from mesh.task.state import TaskState
 
 log = structlog.get_logger("mesh.journal.folded")
+
+LONG_PAGE_EVENTS_MAX = 2_048
+"""Of a journal of which there is more than a page: each page is a round trip, and who reads it may have asked its owner
+to wait meanwhile. A page's bytes are bounded as any other's."""
 
 Decoded = list[tuple[int, JournalEvent | UnknownEvent]]
 
@@ -36,6 +40,8 @@ class FoldedJournal:
         self.lock = asyncio.Lock()
         """An append folds its own event when it is answered: nobody may read that event in between."""
         self.pause = Pause()
+        self.ends_in_delta = False
+        """Whether somebody tells what is under way, and will probably go on: text of a turn, or progress of a call."""
         self.payload_bytes = 0
         """Of the milestones, and of the deltas of a turn that is not completed: about what the state takes."""
         self._delta_bytes = 0
@@ -111,11 +117,11 @@ class FoldedJournal:
         more = True
         while more:
             after = messages[-1].sequence if messages else 0
-            page_messages, more = await read_page(self._requests, "EVENTS", self._log, after)
+            page_messages, more = await read_page(self._requests, "EVENTS", self._log, after, LONG_PAGE_EVENTS_MAX)
             messages += page_messages
         return messages
 
-    async def catch_up(self, events_max: int = PAGE_EVENTS_MAX) -> dict[str, JournalEvent]:
+    async def catch_up(self, events_max: int = LONG_PAGE_EVENTS_MAX) -> dict[str, JournalEvent]:
         """Read and fold what was written since; returns those events by id. Raises `BrokerUnavailable`.
 
         `events_max`: no more than so many are there, as far as is known.
@@ -123,7 +129,7 @@ class FoldedJournal:
         found: dict[str, JournalEvent] = {}
         more = True
         while more:
-            wanted = min(events_max, PAGE_EVENTS_MAX)
+            wanted = min(events_max, LONG_PAGE_EVENTS_MAX)
             messages, more = await read_page(self._requests, "EVENTS", self._filter, self.state.revision, wanted)
             try:
                 found |= self._fold_stored(messages)
@@ -170,9 +176,8 @@ class FoldedJournal:
     ) -> None:
         fold(self.state, sequence, event, holes_allowed=holes_allowed)
         self.payload_bytes += payload_bytes
-        if isinstance(event, UnknownEvent):
-            return
-        if is_delta(event):
+        self.ends_in_delta = not isinstance(event, UnknownEvent) and is_delta(event)
+        if self.ends_in_delta:
             self._delta_bytes += payload_bytes
         elif isinstance(event, events.TurnCompleted):
             self.payload_bytes -= self._delta_bytes

@@ -139,12 +139,6 @@ class TaskState:
         return self.queued is not None
 
     @property
-    def is_streaming(self) -> bool:
-        """Whether a turn has begun to speak, and is not completed."""
-        last = self.turn(max(self.turns, default=0))
-        return last.completed is None and bool(last.parts or last.reasoning)
-
-    @property
     def pool(self) -> str:
         """The pool of the turns to come; the one that a replay names, if any does."""
         return self.request.pool if self.request is not None else ""

@@ -41,6 +41,7 @@ type Event struct {
 	Steps    []StepGen `json:"steps"`
 	Finish   string    `json:"finish_reason"`
 	Budget   *int      `json:"budget_tokens"`
+	Left     *int      `json:"budget_left_tokens"`
 	Time     time.Time `json:"time"`
 	Delay    float64   `json:"delay_seconds"`
 	Tries    int       `json:"tries"`
@@ -291,7 +292,9 @@ func nextTurn(state *State, turn int) int {
 	if turn >= *orElse(request.MaxTurns, maxTurns) || state.tokens >= *orElse(request.MaxOutputTokens, state.tokens+1) {
 		return 0
 	}
-	if state.spent >= *orElse(state.queued.Budget, state.spent+1) {
+	// What its sub-tasks have used counts too: its writer knew. One of before counted the turns alone.
+	ofTurns := *orElse(state.queued.Budget, state.spent+1) - state.spent
+	if *orElse(completed.Left, ofTurns) <= 0 {
 		return 0
 	}
 	for _, asked := range completed.Calls {

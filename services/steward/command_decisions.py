@@ -24,6 +24,7 @@ from contracts.messages.control import (
 )
 from contracts.records.tools import ASK_USER, SPAWN_TASK
 from mesh.journal.journal import Build
+from mesh.task.budget import accounts
 from mesh.task.endings import ended_by_deadline
 from mesh.task.outbox import OutboxMessage, messages_of_replayed, messages_to_go_on
 from mesh.task.replays import edits_error
@@ -88,7 +89,9 @@ def _cancel(state: TaskState, command: CancelCommand) -> Outcome:
     # Built anew for each try, so that it holds every token that lies before it.
     return ToAppend(
         ("task.cancelled", ""),
-        lambda stamp: events.TaskCancelled(*stamp, output=state.output_so_far, by=command.by, reason=command.reason),
+        lambda stamp: events.TaskCancelled(
+            *stamp, output=state.output_so_far, by=command.by, reason=command.reason, **accounts(state)
+        ),
     )
 
 
@@ -156,6 +159,8 @@ def _join(state: TaskState, command: ChildDoneCommand) -> Outcome:
             status=command.status,
             output=command.output,
             error=command.error,
+            usage=command.usage,
+            uncounted_tokens=command.uncounted_tokens,
         ),
     )
 

@@ -28,7 +28,9 @@ def test_a_journal_folds_to_the_record_that_its_version_had_and_calls_for_the_sa
         state, milestones = reading.told(task.tenant, task.task, task.events)
         assert milestones == [list(each) for each in task.milestones]
         assert reading.record_in(state) == task.record
-        assert [reading.message_of(each) for each in reading.due_in(state)] == task.due
+        due = [reading.message_of(each) for each in reading.due_in(state)]
+        assert [each["message_id"] for each in due] == [each["message_id"] for each in task.due]
+        assert all(reading.keeps(now, then) for now, then in zip(due, task.due, strict=True))
 
 
 @pytest.mark.parametrize("file", FILES)

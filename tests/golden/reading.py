@@ -106,6 +106,13 @@ def _timer_of(state: TaskState, step: StepGen) -> list[OutboxMessage]:
     return messages_of_replayed(state, step.step) if state.gen(step.step) == step.gen else []
 
 
+def keeps(now: Any, then: Any) -> bool:
+    """Whether what is said now is what was said then; an object may have gained fields."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        return all(name in now and keeps(now[name], value) for name, value in then.items())
+    return bool(now == then)
+
+
 def message_of(due: OutboxMessage) -> dict[str, Any]:
     """A message that is due, as JSON. `at` and `fires_on` are those of a timer."""
     more = {"at": due.at.isoformat(), "fires_on": due.fires_on} if due.at is not None else {}

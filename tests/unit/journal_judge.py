@@ -10,10 +10,12 @@ from contracts import subjects
 from contracts.codec import encode
 from contracts.journal import events
 from contracts.journal.events import decode_event
+from contracts.journal.parts import Usage
 from contracts.messages import control
 from contracts.messages.work import ToolWork, Work
 from contracts.records.status import STATUSES
 from contracts.retries import NAK_SECONDS_MAX
+from mesh.task.budget import budget_left, budget_left_with, tokens, tree_usage
 from mesh.task.conversation import whole_conversation
 from mesh.task.decisions import Claim, Later, Refuse, Settle, decide
 from mesh.task.fold import fold
@@ -88,6 +90,7 @@ class Judge:
         state = self.truth
         assert state.terminal is None, f"{event} after the end"
         assert event.n == self.told
+        self.judge_budget(event)
         match event:
             case events.StepClaimed():
                 assert event.turn >= max(state.turns, default=1), "a turn that the task has left behind"
@@ -134,7 +137,7 @@ class Judge:
             case events.TaskCompleted():
                 completed = state.turn(max(state.turns)).completed
                 assert completed is not None
-                assert event.output == completed.text
+                assert event.output == (completed.text or state.output_so_far or "")
                 assert event.incomplete or not (completed.calls or state.unseen_inputs(completed.turn))
             case _:
                 pass
@@ -146,6 +149,19 @@ class Judge:
             assert set(edits.arguments or {}) <= {each.step for each in event.steps}
             self.arguments |= edits.arguments or {}
             self.changes |= {name: value for name in ("input", "pool") if (value := getattr(edits, name)) is not None}
+
+    def judge_budget(self, event: events.JournalEvent) -> None:
+        """No model is asked with nothing left, and all that is given lies within the budget."""
+        state, budget = self.truth, self.mesh.request.budget_tokens
+        if isinstance(event, events.TurnCompleted):
+            left = budget_left(state)
+            assert left is None or left > 0 or event.usage == Usage(), "a model was asked with nothing left"
+            assert event.budget_left_tokens == budget_left_with(state, event.usage)
+        if isinstance(event, events.SubtaskStarted) and event.call not in state.children:
+            assert (event.budget_tokens is None) == (budget is None)
+            running = [each for call, each in state.children.items() if call not in state.call_results]
+            given = sum(each.budget_tokens or 0 for each in [*running, event])
+            assert budget is None or tokens(tree_usage(state)) + given < budget, "nothing is left for the task itself"
 
     def judge_result(self, call: str | None) -> None:
         if call is not None:

@@ -128,13 +128,21 @@ class SmallMesh(SmallWorker):
         self.broker.publish(work, turn_message_id(TASK, 1, 0))
         return work
 
-    def end_child(self, child: str, status: str = "completed") -> None:
-        """A sub-task ends, once, and says so, maybe again."""
+    def end_child(self, child: str, status: str = "completed", tokens: int = 1) -> None:
+        """A sub-task ends, once, and says so, maybe again; it has used so many tokens, whatever it was given."""
         if child in self.ended_children:
             return
         self.ended_children.add(child)
         done = control.ChildDoneCommand(
-            task=TASK, tenant=TENANT, by="test", call=self.children[child], child=child, status=status, output="done"
+            task=TASK,
+            tenant=TENANT,
+            by="test",
+            call=self.children[child],
+            child=child,
+            status=status,
+            output="done",
+            usage=parts.Usage(0, tokens),
+            uncounted_tokens=None if status == "completed" else 1,
         )
         self.broker.publish(done, control.child_done_message_id(child))
 

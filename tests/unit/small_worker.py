@@ -8,6 +8,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
 
+from contracts.errors import ErrorInfo
 from contracts.journal import events, parts
 from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import Timings, Usage
@@ -19,6 +20,7 @@ from inference_worker.models.chunks import RequestedCall
 from inference_worker.turn.attempts import is_redirected
 from inference_worker.turn.calls import OfferedTool, decided_calls
 from inference_worker.turn.turns import restart_reason, task_completed
+from mesh.task.budget import budget_left, budget_left_with, share_of_budget
 from mesh.task.conversation import conversation
 from mesh.task.decisions import (
     Begin,
@@ -208,6 +210,9 @@ class SmallWorker(SmallWriter):
 
     def _generate(self, view: View, work: TurnWork, claim: events.StepClaimed, owned: MayAppend) -> Steps:
         while view.state.turn(work.turn).completed is None:
+            if budget_left(view.state) == 0:
+                yield from self.append(view, partial(_completed_with_nothing, view, work.turn), owned)
+                return
             if self.luck in ("switches", "compacts"):
                 yield from self.append(view, partial(self._degraded, view, work.turn, self.luck), owned)
                 self.luck = "fine"
@@ -226,7 +231,7 @@ class SmallWorker(SmallWriter):
             if is_redirected(view.state, work.turn):
                 continue
             self._try_luck()
-            yield from self.append(view, partial(self._completed, view.state.turn(work.turn).text, work.turn), owned)
+            yield from self.append(view, partial(self._completed, view, work.turn), owned)
             self.place = "completed"
             yield
 
@@ -247,17 +252,19 @@ class SmallWorker(SmallWriter):
             *stamp, from_model=before.model, to_model=model, reason=reason, turn=turn, provider=provider
         )
 
-    def _completed(self, text: str, turn: int, stamp: Stamp) -> JournalEvent:
+    def _completed(self, view: View, turn: int, stamp: Stamp) -> JournalEvent:
+        state = view.state
         late = self.deadline is not None and stamp.time >= self.deadline
         asked = [] if late or turn > len(self.script) else [REQUESTED[each] for each in self.script[turn - 1]]
         return events.TurnCompleted(
             *stamp,
             turn=turn,
-            text=text,
+            text=state.turn(turn).text,
             calls=decided_calls(turn, asked, TOOLS, self.request),
             finish_reason="length" if late else "tool_calls" if asked else "stop",
             usage=Usage(1, 1),
             timings=Timings(),
+            budget_left_tokens=budget_left_with(state, Usage(1, 1)),
         )
 
     def _record_consequences(self, view: View, turn: int, owned: MayAppend) -> Steps:
@@ -292,8 +299,15 @@ class SmallWorker(SmallWriter):
         assert not asked.approval or view.state.resolutions[work.call].decision == "approved"
         if work.tool == SPAWN_TASK:
             child = child_id(TASK, work.call, work.gen)
+            if share_of_budget(view.state, work.call) == 0:
+                yield from self.append(view, partial(_tool_refused, work), owned)
+                return
             yield from self.append(
-                view, lambda stamp: events.SubtaskStarted(*stamp, call=work.call, child=child), owned
+                view,
+                lambda stamp: events.SubtaskStarted(
+                    *stamp, call=work.call, child=child, budget_tokens=share_of_budget(view.state, work.call)
+                ),
+                lambda state: owned(state) and share_of_budget(state, work.call) != 0,
             )
             return
         yield
@@ -352,6 +366,24 @@ def _tool_completed(work: ToolWork, arguments: dict[str, Any], stamp: Stamp) -> 
 
 def _released(work: Work, stamp: Stamp) -> events.StepReleased:
     return events.StepReleased(*stamp, step=work.step, gen=work.gen, reason="drain")
+
+
+def _tool_refused(work: ToolWork, stamp: Stamp) -> JournalEvent:
+    error = ErrorInfo("tool-refused", "nothing is left")
+    return events.ToolFailed(*stamp, turn=work.turn, call=work.call, tool=work.tool, error=error, outcome="failed")
+
+
+def _completed_with_nothing(view: View, turn: int, stamp: Stamp) -> JournalEvent:
+    """No model is asked with nothing left."""
+    return events.TurnCompleted(
+        *stamp,
+        turn=turn,
+        text=view.state.turn(turn).text,
+        finish_reason="length",
+        usage=Usage(),
+        timings=Timings(),
+        budget_left_tokens=0,
+    )
 
 
 def _retrying(work: Work, retry: Retry, stamp: Stamp) -> JournalEvent:

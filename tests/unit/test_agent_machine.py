@@ -122,7 +122,7 @@ class Agent(Judge, RuleBasedStateMachine):
         script=st.lists(st.lists(st.sampled_from(ASKED), min_size=1, max_size=3), min_size=1, max_size=3),
         max_turns=st.sampled_from([4, 4, 4, 3, 2, 1]),
         tokens=st.sampled_from([None, None, None, 2, 2, 3, 1]),
-        budget=st.sampled_from([None, None, None, 4, 6, 2]),
+        budget=st.sampled_from([None, None, None, 4, 6, 2, 9, 20]),
         deadline_seconds=st.sampled_from([None, None, None, None, None, None, 60, 0]),
         continues_prefix=st.booleans(),
         acks_are_lost=st.booleans(),
@@ -213,7 +213,7 @@ class Agent(Judge, RuleBasedStateMachine):
                 self.mesh.fire(picked(sorted(self.mesh.broker.timers), pick))
             case "child completes" | "child fails" if self.children_running:
                 status = "completed" if what == "child completes" else "failed"
-                self.mesh.end_child(picked(self.children_running, pick), status)
+                self.mesh.end_child(picked(self.children_running, pick), status, tokens=pick)
             case "replays" | "replays some" | "replays with edits" if self.truth.open_dead_letters:
                 steps = to_repair(self.truth)
                 if what == "replays some":

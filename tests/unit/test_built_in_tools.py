@@ -10,7 +10,7 @@ import pytest
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.journal.events import SubtaskStarted, TaskQueued, TurnCompleted
+from contracts.journal.events import SubtaskStarted, TaskQueued, ToolFailed, TurnCompleted
 from contracts.journal.parts import Parent, Timings, ToolCall, Usage
 from contracts.records.tools import DEPTH_MAX, SpawnArguments, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS
@@ -261,7 +261,9 @@ def test_addresses_that_are_not_public(address: str) -> None:
 # Sub-tasks
 
 
-def parent(arguments: SpawnArguments, request: TaskRequest | None = None, depth: int | None = None) -> HandMadeJournal:
+def parent(
+    arguments: SpawnArguments, request: TaskRequest | None = None, depth: int | None = None, budget: int | None = None
+) -> HandMadeJournal:
     """A task, itself a child at this depth, that asks for `spawn_task` with these arguments."""
     request = request or TaskRequest(input="p", tools=["add", "spawn_task"])
     journal = HandMadeJournal()
@@ -273,6 +275,7 @@ def parent(arguments: SpawnArguments, request: TaskRequest | None = None, depth:
         fingerprint="",
         accepted_at=START,
         parent=Parent("0" * 26, "1-0", depth) if depth else None,
+        budget_tokens=budget,
     )
     journal.claimed()
     journal.add(
@@ -300,6 +303,24 @@ async def test_a_call_becomes_a_task_and_leaves_its_result_to_that_tasks_end() -
     assert isinstance(started, SubtaskStarted)
     assert started.child == child_id(journal.state.task, "1-0", 0)
     assert not journal.state.has_result("1-0")
+
+
+async def test_a_sub_task_gets_its_share_of_what_is_left_when_it_starts() -> None:
+    journal = parent(SpawnArguments(input="x"), budget=100)
+    step = FoldedStep(journal, tool_work(tool="spawn_task"), journal.claimed("1-0"))
+    await CallHandler(TOOLS, UNUSED).perform(step)
+    started = journal.events[-1]
+    assert isinstance(started, SubtaskStarted)
+    assert started.budget_tokens == 50
+
+
+async def test_with_nothing_left_of_the_budget_a_call_is_refused() -> None:
+    journal = parent(SpawnArguments(input="x"), budget=1)
+    step = FoldedStep(journal, tool_work(tool="spawn_task"), journal.claimed("1-0"))
+    await CallHandler(TOOLS, UNUSED).perform(step)
+    failed = journal.events[-1]
+    assert isinstance(failed, ToolFailed)
+    assert (failed.error.code, "budget" in failed.error.message) == ("tool-refused", True)
 
 
 @pytest.mark.parametrize("fields", [{}, {"pool": "small"}, {"tools": ["add", "spawn_task"]}, {"depth": DEPTH_MAX - 1}])

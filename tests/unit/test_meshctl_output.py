@@ -155,6 +155,10 @@ def test_a_turn_shows_each_call_and_what_was_decided_on_it() -> None:
         ),
         (events.SubtaskStarted(*stamp(1), call="1-0", child=TASK), f"call 1-0 is task {TASK}"),
         (
+            events.SubtaskStarted(*stamp(1), call="1-0", child=TASK, budget_tokens=1200),
+            f"call 1-0 is task {TASK}, with 1,200 tokens",
+        ),
+        (
             events.SubtaskCompleted(*stamp(1), call="1-0", child=TASK, status="completed", output="forty-two"),
             f"call 1-0: task {TASK} is completed: forty-two",
         ),

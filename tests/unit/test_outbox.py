@@ -15,10 +15,10 @@ from contracts.messages import control
 from contracts.messages.control import RetryCommand, decode_control
 from contracts.messages.work import ToolWork, TurnWork
 from contracts.tasks import TaskRequest
+from mesh.task.budget import budget_left, was_budget_left
 from mesh.task.decisions import Settle, decide
 from mesh.task.limits import (
     MAX_TURNS,
-    budget_left,
     incomplete_after,
     is_last_turn,
     max_turns,
@@ -248,6 +248,7 @@ def test_the_end_of_a_sub_task_is_told_to_its_parent(
         status=status,
         output=output,
         error=error,
+        usage=Usage(),
     )
 
 
@@ -385,12 +386,12 @@ def test_tokens_are_counted_over_all_turns_and_never_less_than_none_are_left() -
 def test_a_budget_is_of_what_is_read_and_put_out_and_bounds_what_a_turn_may_put_out() -> None:
     journal = journal_of(request=TaskRequest(input="hi", budget_tokens=50, max_output_tokens=40))
     assert (budget_left(journal.state), output_tokens_max(journal.state)) == (50, 40)
-    journal.asks(PLAIN, usage=Usage(15, 5))
+    first = journal.asks(PLAIN, usage=Usage(15, 5))
     assert (budget_left(journal.state), output_tokens_max(journal.state)) == (30, 30)
     journal.tool_completed()
     journal.claimed("2", message=8)
     journal.turn_completed(turn=2, usage=Usage(100, 7))
-    assert (budget_left(journal.state), budget_left(journal.state, after_turn=1)) == (0, 30)
+    assert (budget_left(journal.state), was_budget_left(journal.state, first)) == (0, 30)
 
 
 def test_a_turn_that_led_on_is_not_the_last_because_a_later_one_has_used_up_the_budget() -> None:
@@ -402,7 +403,7 @@ def test_a_turn_that_led_on_is_not_the_last_because_a_later_one_has_used_up_the_
     assert not is_last_turn(journal.state, first)
 
 
-def test_a_child_may_use_up_as_much_as_its_parent() -> None:
+def test_a_child_that_a_runner_of_before_has_started_may_use_up_as_much_as_its_parent() -> None:
     journal = journal_of(request=TaskRequest(input="hi", budget_tokens=10, tools=["spawn_task"]))
     journal.asks(CHILD_CALL)
     assert child_work(journal.state, CHILD_CALL, journal.child_started()).budget_tokens == 10

@@ -10,13 +10,14 @@ import pytest
 
 from contracts.journal import events, parts
 from contracts.journal.parts import Usage
+from contracts.tasks import TaskRequest
 from inference_worker.models.chunks import Finished, ReasoningDelta, TextDelta
 from inference_worker.turn import attempts
 from mesh.clock import now
 from mesh.errors import StepLost
 from mesh.task.failures import StepFailed
 from tests.support.patience import stretched
-from tests.unit.journals import START, HandMadeJournal
+from tests.unit.journals import CHILD, START, FoldedStep, HandMadeJournal, turn_work
 from tests.unit.played import END, HEAD, STOP, Event, PlayedProvider, claimed_step, deltas, last, turn_handler
 
 
@@ -152,6 +153,21 @@ async def test_a_deadline_that_has_passed_asks_nobody() -> None:
     end = last(step, events.TaskCompleted)
     assert (end.output, end.incomplete) == ("Hel", "deadline")
     assert provider.asked == []
+
+
+async def test_a_turn_for_which_sub_tasks_have_left_nothing_of_the_budget_asks_nobody() -> None:
+    journal = HandMadeJournal()
+    journal.queued(TaskRequest(input="hi", budget_tokens=10, tools=["spawn_task"]))
+    journal.claimed()
+    journal.asks(parts.ToolCall("1-0", "spawn_task", {"input": "hi"}), usage=Usage(1, 1))
+    journal.add(events.SubtaskStarted, call="1-0", child=CHILD, budget_tokens=4)
+    journal.add(events.SubtaskCompleted, call="1-0", child=CHILD, status="completed", usage=Usage(6, 4))
+    provider = PlayedProvider(TextDelta("never"), STOP)
+    step = FoldedStep(journal, turn_work(turn=2), journal.claimed("2", message=8))
+    await turn_handler(provider).perform(step)
+    assert provider.asked == []
+    end = last(step, events.TaskCompleted)
+    assert (end.incomplete, end.over_budget_tokens, end.tree_usage) == ("budget", 2, Usage(7, 5))
 
 
 async def test_a_provider_that_never_waits_meets_the_deadline_too() -> None:

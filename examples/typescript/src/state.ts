@@ -13,6 +13,7 @@ interface Completed {
   calls?: Asked[];
   finish_reason: string;
   usage: { input_tokens?: number; output_tokens?: number };
+  budget_left_tokens?: number | null;
 }
 
 interface Queued {
@@ -244,7 +245,8 @@ export function nextTurn(state: State, work: Work): Due | undefined {
     completed.finish_reason === "length" ||
     work.turn >= (request.max_turns ?? MAX_TURNS) ||
     state.tokens >= (request.max_output_tokens ?? Infinity) ||
-    state.spent >= (budget_tokens ?? Infinity);
+    // What its sub-tasks have used counts too: its writer knew. One of before counted the turns alone.
+    (completed.budget_left_tokens ?? (budget_tokens ?? Infinity) - state.spent) <= 0;
   if (isLast || completed.calls?.some((asked) => !state.results.has(asked.call))) return undefined;
   const { task, tenant } = work;
   const turn = work.turn + 1;

@@ -135,6 +135,8 @@ class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    budget_left_tokens: Count | None = None
+    """What was left of the task's budget then, of which its sub-tasks have used their part. Absent without a budget."""
 
 
 class ToolProgress(Event, frozen=True, kw_only=True, tag="tool.progress"):
@@ -209,20 +211,26 @@ class InputReceived(Event, frozen=True, kw_only=True, tag="input.received"):
 
 
 class SubtaskStarted(Event, frozen=True, kw_only=True, tag="subtask.started"):
-    """A call became a task of its own."""
+    """A call became a task of its own. `budget_tokens` is what that one may use up, of what its parent had left."""
 
     call: Call
     child: Id
+    budget_tokens: Ordinal | None = None
 
 
 class SubtaskCompleted(Event, frozen=True, kw_only=True, tag="subtask.completed"):
-    """A child has ended: the result of the call that it stands for."""
+    """A child has ended: the result of the call that it stands for. `usage` is that of its whole tree.
+
+    `uncounted_tokens` is the most that it may have used beyond that: a turn that was cut off, sub-tasks that still ran.
+    """
 
     call: Call
     child: Id
     status: str
     output: str | None = None
     error: ErrorInfo | None = None
+    usage: Usage | None = None
+    uncounted_tokens: Ordinal | None = None
 
 
 class ModelSwitched(Event, frozen=True, kw_only=True, tag="model.switched"):
@@ -291,7 +299,17 @@ class TaskReplayed(Event, frozen=True, kw_only=True, tag="task.replayed"):
     reason: str | None = None
 
 
-class TaskCompleted(Event, frozen=True, kw_only=True, tag="task.completed"):
+class End(Event, frozen=True, kw_only=True):
+    """What each end may tell. `tree_usage` is the task's with all of its sub-tasks', where it has any.
+
+    `over_budget_tokens`: how many tokens all of them have used beyond the task's budget.
+    """
+
+    tree_usage: Usage | None = None
+    over_budget_tokens: Ordinal | None = None
+
+
+class TaskCompleted(End, frozen=True, kw_only=True, tag="task.completed"):
     """The end: there is an output. `incomplete` says why there is not more of it."""
 
     output: str
@@ -300,13 +318,13 @@ class TaskCompleted(Event, frozen=True, kw_only=True, tag="task.completed"):
     timings: Timings
 
 
-class TaskFailed(Event, frozen=True, kw_only=True, tag="task.failed"):
+class TaskFailed(End, frozen=True, kw_only=True, tag="task.failed"):
     """The end: the request itself could not be carried out."""
 
     error: ErrorInfo
 
 
-class TaskCancelled(Event, frozen=True, kw_only=True, tag="task.cancelled"):
+class TaskCancelled(End, frozen=True, kw_only=True, tag="task.cancelled"):
     """The end: somebody stopped it. `output` is what there was."""
 
     output: str | None = None
@@ -314,7 +332,7 @@ class TaskCancelled(Event, frozen=True, kw_only=True, tag="task.cancelled"):
     reason: str | None = None
 
 
-class TaskExpired(Event, frozen=True, kw_only=True, tag="task.expired"):
+class TaskExpired(End, frozen=True, kw_only=True, tag="task.expired"):
     """The end: its deadline passed before it could run."""
 
     output: str | None = None

@@ -16,7 +16,7 @@ from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
 from contracts.fields import Call, Count, Id, Ordinal, Step, Tenant
 from contracts.identifiers import derived_id
-from contracts.journal.parts import RecordedEdits, StepGen
+from contracts.journal.parts import RecordedEdits, StepGen, Usage
 
 BY_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 2_000
@@ -68,13 +68,15 @@ class ApprovalCommand(Command, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class ChildDoneCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="child_done"):
-    """A sub-task has ended. `task` is the parent; output and error are the child's."""
+    """A sub-task has ended. `task` is the parent; the rest is the child's, as in `subtask.completed`."""
 
     call: Call
     child: Id
     status: str
     output: str | None = None
     error: ErrorInfo | None = None
+    usage: Usage | None = None
+    uncounted_tokens: Ordinal | None = None
 
 
 class Edits(RecordedEdits, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

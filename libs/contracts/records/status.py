@@ -77,7 +77,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task's status, folded from its journal up to stream sequence `sequence`.
 
     In the bucket `tasks` under `<tenant>.<task>`, where a record is only ever replaced by one with a higher
-    `sequence`; over HTTP with `links`.
+    `sequence`; over HTTP with `links`. `usage` is of the task's own turns, `tree_usage` of its sub-tasks' too;
+    `over_budget_tokens` is what they have used beyond its budget.
     """
 
     id: Id
@@ -101,6 +102,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     questions: list[OpenQuestion] | None = None
     dead_letters: list[OpenDeadLetter] | None = None
     parent: Parent | None = None
+    tree_usage: Usage | None = None
+    over_budget_tokens: Ordinal | None = None
     links: Links | None = None
 
 

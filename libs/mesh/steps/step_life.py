@@ -36,6 +36,7 @@ from mesh.journal.warm import WarmJournals
 from mesh.journal.watching import Watches
 from mesh.steps import postponement, spans
 from mesh.steps.claimed_step import ClaimedStep, StepHandler, perform_while_owned
+from mesh.task.budget import accounts
 from mesh.task.decisions import (
     Begin,
     Claim,
@@ -231,7 +232,7 @@ class StepLife:
         traces.fail(trace.get_current_span(), error.code)
         match decide_failure(step.state, work, error, self._policy, random.random()):
             case Fail():
-                await step.append(lambda stamp: events.TaskFailed(*stamp, error=error.info()))
+                await step.append(lambda stamp: events.TaskFailed(*stamp, error=error.info(), **accounts(step.state)))
                 log.warning("task.failed", code=error.code, error=str(error))
                 return await self._settle(step.state, work)
             case GiveUp():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contracts.journal import events
 from contracts.journal.events import Stamp
 from contracts.journal.parts import Timings
-from mesh.task.limits import usage_so_far
+from mesh.task.budget import accounts, usage_so_far
 from mesh.task.state import TaskState
 
 
@@ -13,7 +13,7 @@ def ended_by_deadline(stamp: Stamp, state: TaskState) -> events.TaskCompleted | 
     """The end of a task whose deadline has passed: with what there is as its output, expired if there is nothing."""
     output = state.output_so_far
     if not output:
-        return events.TaskExpired(*stamp)
+        return events.TaskExpired(*stamp, **accounts(state))
     claims = [claim.time for claim in state.claims.values()]
     seconds = max(0.0, (stamp.time - min(claims)).total_seconds()) if claims else None
     return events.TaskCompleted(
@@ -22,4 +22,5 @@ def ended_by_deadline(stamp: Stamp, state: TaskState) -> events.TaskCompleted | 
         incomplete="deadline",
         usage=usage_so_far(state),
         timings=Timings(total_seconds=seconds),
+        **accounts(state),
     )

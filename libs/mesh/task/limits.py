@@ -1,8 +1,9 @@
-"""The limits of a task: turns, tokens, budget; and whether a turn is the last one. Pure."""
+"""The limits of a task: turns, tokens, and whether a turn is the last one; for its budget see `budget`. Pure."""
 
 from __future__ import annotations
 
 from contracts.journal import events, parts
+from mesh.task.budget import budget_left, usage_so_far, was_budget_left
 from mesh.task.state import TaskState
 
 MAX_TURNS = 32
@@ -22,31 +23,9 @@ def tokens_left(state: TaskState, after_turn: int | None = None) -> int | None:
     return max(0, limit - usage_so_far(state, after_turn).output_tokens)
 
 
-def budget_left(state: TaskState, after_turn: int | None = None) -> int | None:
-    """How many tokens, read and put out, the turns to come may use up, now or as it was after a turn.
-
-    None without a budget. What was used for a turn is known once it is completed.
-    """
-    budget = state.queued.budget_tokens if state.queued else None
-    if budget is None:
-        return None
-    used = usage_so_far(state, after_turn)
-    return max(0, budget - used.input_tokens - used.output_tokens)
-
-
 def output_tokens_max(state: TaskState) -> int | None:
     """The most that the next turn may put out: what is left of the limit of output, and of the budget."""
     return min((left for left in (tokens_left(state), budget_left(state)) if left is not None), default=None)
-
-
-def usage_so_far(state: TaskState, after_turn: int | None = None) -> parts.Usage:
-    """What the completed turns have used, all of them or those up to a turn."""
-    completed = [each.completed for each in state.turns.values() if each.completed]
-    usages = [each.usage for each in completed if after_turn is None or each.turn <= after_turn]
-    return parts.Usage(
-        input_tokens=sum(usage.input_tokens for usage in usages),
-        output_tokens=sum(usage.output_tokens for usage in usages),
-    )
 
 
 def is_last_turn(state: TaskState, completed: events.TurnCompleted) -> bool:
@@ -54,7 +33,7 @@ def is_last_turn(state: TaskState, completed: events.TurnCompleted) -> bool:
     if completed.turn >= max_turns(state) or completed.finish_reason == "length":
         return True
     # By what was left then: a turn that led on stays one that did, whatever later ones have used up.
-    if tokens_left(state, completed.turn) == 0 or budget_left(state, completed.turn) == 0:
+    if tokens_left(state, completed.turn) == 0 or was_budget_left(state, completed) == 0:
         return True
     return not completed.calls and not state.unseen_inputs(completed.turn)
 
@@ -65,7 +44,7 @@ def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> parts
         deadline = state.queued.deadline if state.queued else None
         if deadline is not None and completed.time >= deadline:
             return "deadline"
-        return "budget" if budget_left(state, completed.turn) == 0 else "max_output_tokens"
+        return "budget" if was_budget_left(state, completed) == 0 else "max_output_tokens"
     if not completed.calls and not state.unseen_inputs(completed.turn):
         return None
     if completed.turn >= max_turns(state):

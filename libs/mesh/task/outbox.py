@@ -16,6 +16,7 @@ from contracts.messages import control
 from contracts.messages.control import retry_message_id, retry_timer_name
 from contracts.messages.work import ToolWork, TurnWork
 from contracts.records.tools import ASK_USER
+from mesh.task.budget import tree_usage, uncounted_tokens
 from mesh.task.limits import is_last_turn
 from mesh.task.state import TaskState
 from mesh.task.subtasks import child_work
@@ -220,6 +221,8 @@ def _after_the_end(state: TaskState) -> list[OutboxMessage]:
             status=state.status,
             output=output,
             error=end.error if isinstance(end, events.TaskFailed) else None,
+            usage=tree_usage(state),
+            uncounted_tokens=uncounted_tokens(state) or None,
         )
         subject = subjects.control("child_done", state.tenant)
         dues.append(OutboxMessage(subject, done, control.child_done_message_id(state.task)))

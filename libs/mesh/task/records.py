@@ -43,6 +43,8 @@ def record(state: TaskState) -> TaskRecord:
         dead_letters=[OpenDeadLetter(step=each.step, gen=each.gen, code=each.error.code) for each in dead_letters]
         or None,
         parent=queued.parent,
+        tree_usage=end.tree_usage if end else None,
+        over_budget_tokens=end.over_budget_tokens if end else None,
     )
 
 

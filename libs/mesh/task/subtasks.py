@@ -42,6 +42,8 @@ def child_work(state: TaskState, asked: parts.ToolCall, started: events.SubtaskS
         tools=tools or None,
         approval=parents.approval,
         max_turns=parents.max_turns,
+        max_output_tokens=parents.max_output_tokens,
+        temperature=parents.temperature,
     )
     return TurnWork(
         task=started.child,
@@ -52,7 +54,8 @@ def child_work(state: TaskState, asked: parts.ToolCall, started: events.SubtaskS
         request=request,
         accepted_at=started.time,
         deadline=queued.deadline,
-        budget_tokens=queued.budget_tokens,
+        # A runner of before has not shared the budget out: each child had all of it.
+        budget_tokens=queued.budget_tokens if started.budget_tokens is None else started.budget_tokens,
         parent=Parent(state.task, asked.call, depth(state)),
         # What a child sends is as much of the rule's doing as what its parent does.
         trigger=queued.trigger,

@@ -90,7 +90,8 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
         case events.ApprovalRequested() | events.ApprovalResolved() | events.InputRequested() | events.InputReceived():
             return _person(event)
         case events.TaskCompleted():
-            return "completed" + (f", but incomplete: {event.incomplete}" if event.incomplete else "")
+            over = f", {event.over_budget_tokens:,} tokens over its budget" if event.over_budget_tokens else ""
+            return "completed" + (f", but incomplete: {event.incomplete}" if event.incomplete else "") + over
         case events.TaskFailed():
             return f"failed: {event.error.code}: {event.error.message}"
         case _:
@@ -140,7 +141,8 @@ def _call_went_on(
             unknown = "; it may have had its effect" if event.outcome == "unknown" else ""
             return f"call {event.call} ({event.tool}) failed: {event.error.code}: {event.error.message}{unknown}"
         case events.SubtaskStarted():
-            return f"call {event.call} is task {event.child}"
+            share = f", with {event.budget_tokens:,} tokens" if event.budget_tokens else ""
+            return f"call {event.call} is task {event.child}{share}"
         case events.SubtaskCompleted():
             said = event.error.message if event.error else event.output
             return f"call {event.call}: task {event.child} is {event.status}" + (f": {_short(said)}" if said else "")
@@ -218,6 +220,11 @@ def record_text(record: TaskRecord) -> str:
         rows.append(("model", record.model))
     if record.usage is not None:
         rows.append(("tokens", f"{record.usage.input_tokens} in, {record.usage.output_tokens} out"))
+    if record.tree_usage is not None:
+        of_all = f"{record.tree_usage.input_tokens} in, {record.tree_usage.output_tokens} out"
+        rows.append(("in all", f"{of_all}, with its sub-tasks"))
+    if record.over_budget_tokens is not None:
+        rows.append(("over", f"{record.over_budget_tokens:,} tokens over its budget"))
     if record.timings is not None and record.timings.total_seconds is not None:
         rows.append(("took", f"{record.timings.total_seconds:.2f} s"))
     if record.deadline is not None:

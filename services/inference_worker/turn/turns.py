@@ -34,9 +34,10 @@ from inference_worker.turn.observing import observed_call
 from inference_worker.turn.racing import Asked, Race
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep
+from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
 from mesh.task.conversation import ConversationItem, continued, conversation
 from mesh.task.failures import StepFailed
-from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max, usage_so_far
+from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max
 from mesh.task.outbox import unasked
 from mesh.task.state import TaskState
 from mesh.telemetry import metrics
@@ -169,8 +170,10 @@ class TurnHandler:
         attempt = Attempt(step, work.turn, queued)
         request = step.state.request or queued.request
         tools = await self._tools_of(request)
-        await self._begin_with_claimed(step, work)
-        ending: Ending | None = None
+        # Its sub-tasks may have used up more than they were given: then no model is asked.
+        ending = Ending("length") if budget_left(step.state) == 0 else None
+        if ending is None:
+            await self._begin_with_claimed(step, work)
         while ending is None:
             candidate = self._candidates_of(step.state).of_turn(step.state, work.turn)
             turn_input = await self._prepare(step, work, candidate, tools)
@@ -195,6 +198,7 @@ class TurnHandler:
                 finish_reason=end.finish_reason,
                 usage=end.usage,
                 timings=timings,
+                budget_left_tokens=budget_left_with(step.state, end.usage),
             )
         )
 
@@ -363,6 +367,7 @@ def task_completed(stamp: Stamp, state: TaskState, turn: int) -> events.TaskComp
         incomplete=incomplete,
         usage=usage_so_far(state),
         timings=_timings_of_all(stamp, state, completed.timings),
+        **accounts(state),
     )
 
 

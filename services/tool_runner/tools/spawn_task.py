@@ -9,6 +9,7 @@ from contracts.journal import events
 from contracts.messages.work import ToolWork
 from contracts.records.tools import DEPTH_MAX, SPAWN_TASK, SpawnArguments
 from contracts.tasks import BODY_BYTES_MAX
+from mesh.task.budget import share_of_budget
 from mesh.task.state import TaskState
 from mesh.task.subtasks import child_id, child_work, depth
 from tool_runner.tools.tool import AWAITED, Call, Tool, ToolRefused, built_in
@@ -29,7 +30,15 @@ def spawn_task(pools: tuple[str, ...]) -> Tool[SpawnArguments]:
         check(step.state, work.call, arguments, pools)
         child = child_id(work.task, work.call, work.gen)
         # The child's own first turn is due from here on: who settles this call publishes it.
-        await step.append(lambda stamp: events.SubtaskStarted(*stamp, call=work.call, child=child))
+        started = await step.append_if(
+            # What is left is known at the append alone: sub-tasks beside this one take of it as well.
+            lambda stamp: events.SubtaskStarted(
+                *stamp, call=work.call, child=child, budget_tokens=share_of_budget(step.state, work.call)
+            ),
+            lambda state: share_of_budget(state, work.call) != 0,
+        )
+        if started is None:
+            raise _nothing_left()
         log.info("subtask.started", child=child)
         return AWAITED
 
@@ -50,6 +59,8 @@ def check(state: TaskState, call: str, arguments: SpawnArguments, pools: tuple[s
         raise ValueError("a call that no journal asks for")
     if depth(state) > DEPTH_MAX:
         raise ToolRefused(f"tasks can't be nested deeper than {DEPTH_MAX}")
+    if share_of_budget(state, call) == 0:
+        raise _nothing_left()
     foreign = sorted(set(arguments.tools or ()) - set(parent.request.tools or ()))
     if foreign:
         raise ToolRefused(f"this task itself has no tool {foreign[0]!r}")
@@ -61,3 +72,7 @@ def check(state: TaskState, call: str, arguments: SpawnArguments, pools: tuple[s
     )
     if len(encode(child_work(state, asked, started).request)) > BODY_BYTES_MAX:
         raise ToolRefused(f"the task is larger than {BODY_BYTES_MAX} bytes")
+
+
+def _nothing_left() -> ToolRefused:
+    return ToolRefused("nothing is left of this task's budget of tokens for another task: finish without it")

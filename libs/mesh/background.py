@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from contracts.errors import TaskmeshError
+from mesh.loop_health import LoopHealth
 
 
 @asynccontextmanager
@@ -20,19 +21,14 @@ async def background(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def repeatedly(
-    act: Callable[[], Awaitable[object]], pause_seconds: float, complain: Callable[[TaskmeshError], None]
-) -> None:
-    """Act again and again until cancelled. Of failures that follow one another only the first is complained of."""
-    complained = False
+async def repeatedly(act: Callable[[], Awaitable[object]], pause_seconds: float, health: LoopHealth) -> None:
+    """Act again and again until cancelled. `health` is told how each round went."""
     while True:
         try:
             await act()
-            complained = False
+            health.succeeded()
         except TaskmeshError as error:
-            if not complained:
-                complain(error)
-            complained = True
+            health.failed(error)
         await asyncio.sleep(pause_seconds)
 
 

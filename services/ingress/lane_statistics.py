@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import structlog
 
 from contracts.codec import decode
 from contracts.errors import TaskmeshError
 from contracts.records.status import LaneStatistics, QueueState
 from contracts.subjects import PRIORITIES, lane_key
+from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
+from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("ingress.lane_statistics")
 
@@ -32,15 +32,19 @@ class Lanes:
 
     async def run(self) -> None:
         """Refresh until cancelled."""
-        while True:
-            for key in self._keys:
-                try:
-                    entry = await key_value.get(self._requests, "lanes", key)
-                    if entry is not None and entry.value is not None:
-                        self._statistics[key] = decode(entry.value, LaneStatistics)
-                except TaskmeshError as error:
-                    log.debug("lanes.unavailable", lane=key, error=str(error))
-            await asyncio.sleep(REFRESH_SECONDS)
+        await repeatedly(self._refresh, REFRESH_SECONDS, LoopHealth(log, "lanes.unavailable"))
+
+    async def _refresh(self) -> None:
+        failure: TaskmeshError | None = None
+        for key in self._keys:
+            try:
+                entry = await key_value.get(self._requests, "lanes", key)
+                if entry is not None and entry.value is not None:
+                    self._statistics[key] = decode(entry.value, LaneStatistics)
+            except TaskmeshError as error:
+                failure = error  # One lane that can't be read says nothing of the others.
+        if failure is not None:
+            raise failure
 
     def queue(self, pool: str, priority: str) -> QueueState:
         """Depth, and how long until a task that comes now begins; null while not known."""

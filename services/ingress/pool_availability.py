@@ -12,6 +12,7 @@ from mesh.background import repeatedly
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock
 from mesh.configuration.mesh_toml import Configuration
+from mesh.loop_health import LoopHealth
 from mesh.providers.breaker_records import ProviderRecords
 from mesh.providers.breaker_rules import ObservedRecord
 
@@ -39,9 +40,7 @@ class Providers:
 
     async def run(self) -> None:
         """Look at the records until cancelled."""
-        await repeatedly(
-            self._refresh, POLL_SECONDS, lambda error: log.debug("providers.unavailable", error=str(error))
-        )
+        await repeatedly(self._refresh, POLL_SECONDS, LoopHealth(log, "providers.unavailable"))
 
     def refusal(self, request: TaskRequest) -> Refusal | None:
         """Why a request is not taken at present; None if it is. Costs a few look-ups."""

@@ -7,16 +7,16 @@ to end, and retention to make more.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import structlog
 
-from contracts.errors import TaskmeshError
 from contracts.records.status import HealthCheck
 from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
+from mesh.background import repeatedly
 from mesh.broker.requests import Requests
+from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("ingress.storage")
 
@@ -61,13 +61,10 @@ class Storage:
 
     async def run(self) -> None:
         """Look about once a second until cancelled. Each look is bounded by the time of its requests."""
-        while True:
-            try:
-                self._judge(await self._levels())
-            except TaskmeshError as error:
-                # Submissions find out for themselves that the broker does not answer.
-                log.debug("storage.unavailable", error=str(error))
-            await asyncio.sleep(POLL_SECONDS)
+        await repeatedly(self._look, POLL_SECONDS, LoopHealth(log, "storage.unavailable"))
+
+    async def _look(self) -> None:
+        self._judge(await self._levels())
 
     @property
     def refusal(self) -> str | None:

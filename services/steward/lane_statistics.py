@@ -14,6 +14,7 @@ from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.clock import lease_clock, now
+from mesh.loop_health import LoopHealth
 from steward.statistics import LaneWindow
 
 log = structlog.get_logger("steward.lane_statistics")
@@ -38,9 +39,7 @@ class LaneKeeper:
     async def run(self) -> None:
         """Keep statistics until cancelled."""
         await self._connection.client.subscribe("stats.lanes.*.*", cb=self._on_sample)
-        await repeatedly(
-            self._update_all, INTERVAL_SECONDS, lambda error: log.warning("lanes.unavailable", error=str(error))
-        )
+        await repeatedly(self._update_all, INTERVAL_SECONDS, LoopHealth(log, "lanes.unavailable"))
 
     async def _update_all(self) -> None:
         for key, window in self._windows.items():

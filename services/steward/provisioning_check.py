@@ -9,6 +9,7 @@ import structlog
 from contracts.errors import TaskmeshError
 from mesh.broker.provisioning import Declared, apply, compare
 from mesh.broker.requests import Requests
+from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("steward.provisioning_check")
 
@@ -18,6 +19,7 @@ INTERVAL_SECONDS = 60.0
 async def check_provisioning(requests: Requests, wanted: Declared) -> None:
     """Create what is missing, and say what differs, now and then until cancelled. Changes nothing that exists."""
     said: set[str] = set()
+    health = LoopHealth(log, "provisioning.unavailable")
     while True:
         try:
             for created in await apply(requests, wanted, update=False):
@@ -28,6 +30,7 @@ async def check_provisioning(requests: Requests, wanted: Declared) -> None:
             if not differences and said:
                 log.info("provisioning.as_declared")
             said = differences
+            health.succeeded()
         except TaskmeshError as error:
-            log.warning("provisioning.unavailable", error=str(error))
+            health.failed(error)
         await asyncio.sleep(INTERVAL_SECONDS)

@@ -26,6 +26,7 @@ from mesh.broker.direct_get import Stored, last_from_leader, read_page
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.configuration.settings import Settings
+from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("steward.retention")
 
@@ -109,17 +110,15 @@ class Retention:
 
     async def run(self) -> None:
         """Keep purging until cancelled."""
-        complained = False
+        health = LoopHealth(log, "retention.unavailable")
         while True:
             began_at = time.monotonic()
             more = False
             try:
                 more = await self.round()
-                complained = False
+                health.succeeded()
             except TaskmeshError as error:
-                if not complained:
-                    log.warning("retention.unavailable", error=str(error))
-                complained = True
+                health.failed(error)
             await asyncio.sleep(pause_seconds(time.monotonic() - began_at, more=more))
 
     async def round(self) -> bool:

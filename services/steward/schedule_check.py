@@ -7,6 +7,7 @@ import structlog
 from contracts.triggers.rules import RuleInvalid
 from mesh.background import repeatedly
 from mesh.broker.requests import Requests
+from mesh.loop_health import LoopHealth
 from mesh.rules.broker_schedules import (
     PutSchedule,
     RemoveSchedule,
@@ -32,9 +33,7 @@ class Schedules:
 
     async def run(self) -> None:
         """Keep them until cancelled."""
-        await repeatedly(
-            self.round, ROUND_SECONDS, lambda error: log.warning("schedules.unavailable", error=str(error))
-        )
+        await repeatedly(self.round, ROUND_SECONDS, LoopHealth(log, "schedules.unavailable"))
 
     async def round(self) -> None:
         """Look at all of them once. Raises `TaskmeshError`."""

@@ -28,6 +28,7 @@ from mesh.errors import BrokerUnavailable, StepLost
 from mesh.journal import dead_letter_records
 from mesh.journal.journal import Append, Build, Journal
 from mesh.journal.settling import settle, settle_dead_letter
+from mesh.loop_health import LoopHealth
 from mesh.task.decisions import Begin, Expire, Leave, Refuse, SettleDeadLetter, decide_stranded, queued_event
 from mesh.task.failures import GiveUp
 from mesh.task.state import TaskState
@@ -84,7 +85,7 @@ class Stranded:
 
     async def run(self) -> None:
         """Keep looking until cancelled."""
-        await repeatedly(self.round, ROUND_SECONDS, lambda error: log.warning("stranded.unavailable", error=str(error)))
+        await repeatedly(self.round, ROUND_SECONDS, LoopHealth(log, "stranded.unavailable"))
 
     async def round(self) -> None:
         """Look through each queue once, as far as the bound goes. Raises `TaskmeshError`."""

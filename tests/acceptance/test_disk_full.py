@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -15,13 +17,14 @@ from contracts.identifiers import task_id_for_key
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, declared
 from mesh.journal.submission import COMMIT_SECONDS_MAX
-from tests.support import children
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import PostingConnection
 from tests.support.http_client import PatientClient
 from tests.support.patience import within
 from tests.support.processes import Mesh
+from tests.support.small_disk import fill, small_disk
+from tests.support.up import runs, up
 from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -32,25 +35,26 @@ INSTRUCTIONS_CHARACTERS = 60_000
 """Of a task's instructions: stored twice, in TASKS and in the journal, and not answered to at length."""
 POSTS_MAX = 2 * DISK_BYTES // INSTRUCTIONS_CHARACTERS
 """After so many the disk must have given out."""
+HOME_BYTES = 4 * 1024 * 1024
 ANSWER_SECONDS_MAX = COMMIT_SECONDS_MAX + 2.0
 REFUSALS = 2
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few MiB where the broker keeps its streams, and nothing else of it."""
-    store = tmp_path / "broker" / "jetstream"
-    store.mkdir(parents=True)
-    if sys.platform != "linux":
-        pytest.skip("no small disk: tmpfs is Linux's")
-    mounted = children.run_blocking(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", store])
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk: {mounted.stderr.strip() or 'mount failed'} (user {os.getuid()})")
-    try:
+def broker_disk(tmp_path: Path) -> Iterator[Path]:
+    """Where the broker keeps its streams, and nothing else of it."""
+    with small_disk(tmp_path / "broker" / "jetstream", DISK_BYTES) as store:
         yield store
-    finally:
-        # Lazily: whatever of the broker is still there must not keep the disk mounted.
-        children.run_blocking(["umount", "--lazy", store]).check_returncode()
+
+
+def children_of(parent: int, service: str) -> list[int]:
+    """The processes of a service that meshctl has started, whatever it has written down."""
+    found = []
+    for entry in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with suppress(OSError):
+            if Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")[-2:-1] == [service.encode()]:
+                found.append(int(entry))
+    return found
 
 
 class Client:
@@ -110,12 +114,12 @@ async def assert_all_accepted_are_stored(connection: Connection, recorded: Recor
 
 @pytest.mark.parametrize("worker_is_there", [False, True], ids=["waiting tasks", "running tasks"])
 async def test_a_full_disk_refuses_in_time_and_loses_nothing_that_was_accepted(
-    tmp_path: Path, small_disk: Path, worker_is_there: bool
+    tmp_path: Path, broker_disk: Path, worker_is_there: bool
 ) -> None:
     recorded = Recorded()
     broker = Broker(tmp_path / "broker")
     mesh = Mesh(tmp_path, broker, {"MESH_LOG_LEVEL": "warning"})
-    filler = small_disk / "filler"
+    filler = broker_disk / "filler"
     client = Client(mesh, recorded)
     try:
         await broker.start()
@@ -159,3 +163,39 @@ async def test_a_full_disk_refuses_in_time_and_loses_nothing_that_was_accepted(
         for process in mesh.processes:
             await process.stop()
         await broker.stop()
+
+
+async def test_a_process_that_dies_while_the_disk_of_meshctl_is_full_is_replaced(
+    tmp_path: Path, broker: Broker
+) -> None:
+    """Pids can't be written then, nor a line of any log. The broker is elsewhere: this is about who restarts."""
+    with small_disk(tmp_path / "disk", HOME_BYTES) as disk:
+        async with up(disk / "home", variables={"MESH_NATS_URL": broker.url}) as mesh, PatientClient() as client:
+            before = mesh.pids()
+            filler = fill(disk)
+            for service in ("stream_edge", "steward", "stream_edge"):
+                [dead] = set(children_of(mesh.process.pid, service))
+                os.kill(dead, signal.SIGKILL)
+
+                def is_replaced(service: str = service, dead: int = dead) -> bool:
+                    now = children_of(mesh.process.pid, service)
+                    return now not in ([], [dead])
+
+                await until(is_replaced)
+
+            async def serves() -> bool:
+                with suppress(httpx.TransportError):
+                    return (await client.get(f"{mesh.ready['edge_url']}/health/ready")).status_code == 200
+                return False
+
+            await until(serves)
+            filler.unlink()
+            await until(lambda: mesh.pids()["stream_edge"] == children_of(mesh.process.pid, "stream_edge"))
+            after = mesh.pids()
+            assert after["stream_edge"] != before["stream_edge"]
+            assert after["steward"] == children_of(mesh.process.pid, "steward") != before["steward"]
+            assert after["ingress"] == before["ingress"], "nobody else was restarted"
+            log = mesh.log.read_text()
+            assert "Traceback" not in log
+            assert "loop.well_again" in log, "what was said meanwhile is lost, and harmed nobody"
+            assert all(map(runs, mesh.all_pids))

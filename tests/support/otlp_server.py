@@ -56,13 +56,15 @@ def _metrics(body: bytes) -> list[dict[str, Any]]:
     for of_resource in request.resource_metrics:
         for of_scope in of_resource.scope_metrics:
             for metric in of_scope.metrics:
-                data = metric.histogram if metric.HasField("histogram") else metric.sum
+                data = getattr(metric, metric.WhichOneof("data"))
                 found += [
                     {
                         "signal": "metric",
                         "name": metric.name,
                         "unit": metric.unit,
-                        "value": point.sum if metric.HasField("histogram") else point.as_int,
+                        "value": point.sum
+                        if metric.HasField("histogram")
+                        else getattr(point, point.WhichOneof("value")),
                         "count": point.count if metric.HasField("histogram") else None,
                         "attributes": _attributes(point.attributes),
                         "resource": _attributes(of_resource.resource.attributes),

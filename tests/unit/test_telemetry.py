@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import timeit
+from pathlib import Path
 
 import pytest
+import structlog
 
 from mesh.telemetry import metrics, traces
+from mesh.telemetry.log_output import lossy
 from mesh.telemetry.metrics import REGISTRY
 
 INCOMING = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -88,3 +92,16 @@ def test_what_is_asked_for_each_token_costs_nothing_while_telemetry_is_off() -> 
 
     calls = 10_000
     assert min(timeit.repeat(measure, number=calls, repeat=5)) / calls < OFF_SECONDS_MAX
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("buffering", [0, -1])
+def test_a_line_that_can_not_be_written_stops_nobody(buffering: int) -> None:
+    file = Path("/dev/full").open("wb", buffering=buffering)  # noqa: SIM115 - closing it fails as well
+    logger = structlog.BytesLoggerFactory(file=lossy(file))()
+    for _ in range(1_000):
+        logger.msg(b"x" * 100)
+    with pytest.raises(OSError, match="No space"):
+        file.write(b"x" * 100_000)
+    with contextlib.suppress(OSError):
+        file.close()

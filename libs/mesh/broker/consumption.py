@@ -22,6 +22,7 @@ from mesh.broker.gates import UNLIMITED, AlwaysOpen, Gate, Permit, WaitingRoom
 from mesh.broker.pull_consumer import ConsumerUnavailable, PullConsumer
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, StepLost
+from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("mesh.broker.consumption")
 
@@ -130,7 +131,8 @@ class Consumption:
     # Pulling
 
     async def _pull(self, consumer: PullConsumer, gate: Gate) -> None:
-        complained, idle = False, False
+        health = LoopHealth(log, "consumer.unavailable", stream=consumer.stream, consumer=consumer.consumer)
+        idle = False
         while True:
             try:
                 await self._wait_for_room()
@@ -145,13 +147,9 @@ class Consumption:
                 # is followed by another: there is nothing to take.
                 elif idle or not await self._take(consumer):
                     idle = await consumer.pull(1, wait=True) == 0
-                complained = False
+                health.succeeded()
             except ConsumerUnavailable as error:
-                if not complained:
-                    log.warning(
-                        "consumer.unavailable", stream=consumer.stream, consumer=consumer.consumer, error=str(error)
-                    )
-                complained = True
+                health.failed(error)
                 await asyncio.sleep(UNAVAILABLE_SECONDS)
 
     async def _take(self, consumer: PullConsumer) -> bool:

@@ -24,6 +24,7 @@ from mesh.broker.answers import Ack, Nak, Term
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock
 from mesh.errors import BrokerUnavailable
+from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("mesh.broker.deliveries")
 
@@ -105,17 +106,23 @@ async def while_leased(delivery: Delivery, act: Callable[[], Awaitable[Result]])
     `BrokerUnavailable` once it is not.
     """
     failures = 0
+    health: LoopHealth | None = None
     while True:
         try:
-            return await act()
+            result = await act()
         except BrokerUnavailable as error:
             if not delivery.lease_held:
                 raise
             failures += 1
-            if failures == 1:
-                log.warning(
-                    "delivery.waiting_for_broker", stream=delivery.stream, message=delivery.sequence, error=str(error)
+            if health is None:
+                health = LoopHealth(
+                    log, "delivery.waiting_for_broker", stream=delivery.stream, message=delivery.sequence
                 )
+            health.failed(error)
+        else:
+            if health is not None:
+                health.succeeded()
+            return result
         await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
 
 

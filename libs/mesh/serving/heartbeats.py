@@ -19,6 +19,7 @@ from mesh.background import background, repeatedly
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import now
+from mesh.loop_health import LoopHealth
 from mesh.serving.service import Service
 
 log = structlog.get_logger("mesh.serving.heartbeats")
@@ -71,7 +72,7 @@ async def _beat(requests: Requests, key: str, record: Callable[[], WorkerRecord]
     await repeatedly(
         lambda: key_value.put(requests, WORKERS_BUCKET.name, key, encode(record())),
         HEARTBEAT_SECONDS,
-        lambda error: log.warning("heartbeat.not_written", error=str(error)),
+        LoopHealth(log, "heartbeat.not_written"),
     )
 
 

@@ -7,13 +7,15 @@ attribute built, unless `telemetry.enabled()`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from opentelemetry import metrics
-from opentelemetry.metrics import Counter, Histogram, UpDownCounter
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, ObservableGauge, Observation, UpDownCounter
 
 from contracts import VERSION
 from contracts.journal.parts import Usage
+from mesh.loop_health import failing_seconds
 from mesh.telemetry import traces
 
 _meter = metrics.get_meter("taskmesh", VERSION)
@@ -66,6 +68,22 @@ def _counter(name: str, unit: str, description: str, attributes: tuple[str, ...]
 def _up_down_counter(name: str, unit: str, description: str, attributes: tuple[str, ...]) -> UpDownCounter:
     _enter(name, "up-down counter", unit, description, attributes)
     return _meter.create_up_down_counter(name, unit, description)
+
+
+def _observable_gauge(
+    name: str,
+    unit: str,
+    description: str,
+    attributes: tuple[str, ...],
+    observe: Callable[[], list[tuple[float, dict[str, str]]]],
+) -> ObservableGauge:
+    """A figure that is asked for when it is exported."""
+    _enter(name, "observable gauge", unit, description, attributes)
+
+    def observations(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(value, point) for value, point in observe()]
+
+    return _meter.create_observable_gauge(name, [observations], unit, description)
 
 
 _queue_wait = _histogram(
@@ -143,6 +161,15 @@ _token_rate = _histogram(
     "Output tokens of a call over the time from the first one to the last.",
     _GEN_AI,
     _TOKENS_PER_SECOND,
+)
+
+
+_loop_failing = _observable_gauge(
+    "taskmesh.loop.failing",
+    "s",
+    "How long an endless loop of this process has failed without a break; 0 while it is well.",
+    ("taskmesh.loop",),
+    lambda: [(seconds, {"taskmesh.loop": name}) for name, seconds in failing_seconds().items()],
 )
 
 

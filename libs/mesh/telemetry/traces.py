@@ -29,6 +29,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
 from mesh.telemetry import variables
+from mesh.telemetry.log_output import lossy
 
 if TYPE_CHECKING:
     from mesh.telemetry.exporting import Exporting
@@ -50,11 +51,11 @@ def configure(settings: Settings, service: str) -> None:
     renderer: structlog.typing.Processor
     factory: structlog.BytesLoggerFactory | structlog.PrintLoggerFactory
     if console:
-        renderer, factory = structlog.dev.ConsoleRenderer(), structlog.PrintLoggerFactory(file=sys.stderr)
+        renderer, factory = structlog.dev.ConsoleRenderer(), structlog.PrintLoggerFactory(file=lossy(sys.stderr))
     else:
         # In bytes, by msgspec: a line costs a quarter of what it does with the standard library's encoder.
         renderer = structlog.processors.JSONRenderer(serializer=_log_line)
-        factory = structlog.BytesLoggerFactory(file=sys.stderr.buffer)
+        factory = structlog.BytesLoggerFactory(file=lossy(sys.stderr.buffer))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

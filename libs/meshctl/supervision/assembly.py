@@ -100,6 +100,7 @@ class Assembly:
         await self._supervisor.stop(list(self._services), drain_seconds)
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
+        self._supervisor.close()
         self.home.remove_addresses()
         self.home.remove_pids()
         log.info("mesh.stopped")

@@ -65,8 +65,11 @@ class Home:
             raise MeshctlError(f"can't use MESH_HOME={self.path}: {error.strerror or error}") from None
         try:
             self._take(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            try:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            except OSError as error:
+                raise MeshctlError(f"can't use MESH_HOME={self.path}: {error.strerror or error}") from None
             yield descriptor
         finally:
             os.close(descriptor)

@@ -18,6 +18,7 @@ import structlog
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.retries import PROCESS_POLICY
+from mesh.loop_health import LoopHealth
 from mesh.serving.service import READY_FD_VARIABLE, Ready
 from meshctl.errors import StartFailed
 from meshctl.supervision import leash
@@ -34,6 +35,8 @@ DEATHS_BEFORE_READY_MAX: Final = 5
 STATUS_WRONG_SETTING: Final = 2
 """How a service ends when a setting makes no sense: starting it again would not help."""
 READY_LINE_BYTES_MAX: Final = 4096
+WRITE_AGAIN_SECONDS: Final = 1.0
+"""Pause before what could not be written down is written again: a disk that is full may have room by then."""
 
 
 class Backoff:
@@ -229,17 +232,35 @@ class ServiceProcess(Supervised):
 
 
 class Supervisor:
-    """Everything that meshctl has started."""
+    """Everything that meshctl has started.
+
+    `on_change` writes down which processes live. While that fails, as on a full disk, it is tried again and again:
+    processes are restarted all the same.
+    """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.processes: list[Supervised] = []
         self._on_change = on_change
         self._tasks: dict[Supervised, asyncio.Task[None]] = {}
+        self._health = LoopHealth(log, "pids.not_written")
+        self._again: asyncio.TimerHandle | None = None
 
     def start(self, process: Supervised) -> None:
         """Keep this process running from now on."""
         self.processes.append(process)
-        self._tasks[process] = asyncio.create_task(process.run(self._on_change), name=process.name)
+        self._tasks[process] = asyncio.create_task(process.run(self._changed), name=process.name)
+
+    def _changed(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        try:
+            self._on_change()
+        except OSError as error:
+            self._health.failed(error)
+            self._again = asyncio.get_running_loop().call_later(WRITE_AGAIN_SECONDS, self._changed)
+        else:
+            self._health.succeeded()
 
     async def until_ready(self, processes: Iterable[Supervised], timeout_seconds: float) -> None:
         """Wait until each has served once. Raises `StartFailed` that names those that have not."""
@@ -270,6 +291,12 @@ class Supervisor:
         for process in processes:
             if not process.first_ready.cancel() and not process.first_ready.cancelled():
                 process.first_ready.exception()  # Mark as seen: one failure is reported, there may be more.
+
+    def close(self) -> None:
+        """Write down nothing more: all have ended."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     def kill(self) -> None:
         """End everything at once."""

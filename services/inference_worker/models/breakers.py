@@ -21,6 +21,7 @@ from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.loop_health import LoopHealth
 from mesh.providers.breaker_records import ProviderRecords
 from mesh.providers.breaker_rules import (
     FIRST_REFUSAL_SECONDS,
@@ -57,17 +58,15 @@ class Breakers:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Follow the records, and write what this worker has to say, until cancelled. Claims no probe once stopping."""
-        complained = False
+        health = LoopHealth(log, "breaker.records_unavailable")
         while self._breakers:
             self._wake.clear()
             try:
                 for breaker in self._breakers.values():
                     await self._tend(breaker, stopping)
-                complained = False
+                health.succeeded()
             except (BrokerUnavailable, BrokerError) as error:
-                if not complained:
-                    log.warning("breaker.records_unavailable", error=str(error))
-                complained = True
+                health.failed(error)
             await first_of(self._wake, seconds=POLL_SECONDS)
 
     def available(self, provider: str) -> bool:

@@ -46,9 +46,10 @@ class HandMadeJournal:
 
     def fold(self, event: JournalEvent) -> None:
         """Store an event as the broker would, and fold what a reader would read."""
-        read = decode_event(encode(event))
+        payload = encode(event)
+        read = decode_event(payload)
         assert read == event
-        fold(self.state, self.state.revision + SEQUENCES_PER_EVENT, read)
+        fold(self.state, self.state.revision + SEQUENCES_PER_EVENT, read, payload_bytes=len(payload))
         self.events.append(event)
 
     def stamp(self, time: datetime | None = None) -> Stamp:

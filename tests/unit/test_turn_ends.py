@@ -15,6 +15,7 @@ from inference_worker.models.chunks import Finished, ReasoningDelta, TextDelta
 from inference_worker.turn import attempts
 from mesh.clock import now
 from mesh.errors import StepLost
+from mesh.task import limits
 from mesh.task.failures import StepFailed
 from tests.support.patience import stretched
 from tests.unit.journals import CHILD, START, FoldedStep, HandMadeJournal, turn_work
@@ -91,6 +92,31 @@ async def test_the_output_is_cut_at_a_character_where_it_would_not_fit_an_event(
     assert last(step, events.TurnCompleted).finish_reason == "length"
     assert last(step, events.TaskCompleted).incomplete == "max_output_tokens"
     assert provider.closed.is_set()
+
+
+async def test_a_run_ends_with_the_turn_at_which_its_journal_is_as_long_as_it_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Deltas don't count: they go. And a turn that led on stays one that did."""
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    for _ in range(20):
+        journal.delta("a long text " * 10)
+    journal.turn_completed("first", calls=1)
+    before = journal.state.milestone_bytes
+    monkeypatch.setattr(limits, "JOURNAL_BYTES_MAX", before + 1)
+    first = journal.state.turn(1).completed
+    assert first is not None
+    assert not limits.is_last_turn(journal.state, first)
+    journal.tool_completed()
+    journal.claimed("2", message=8)
+    journal.turn_completed("second", turn=2, calls=1)
+    second = journal.state.turn(2).completed
+    assert second is not None
+    assert limits.is_last_turn(journal.state, second)
+    assert limits.incomplete_after(journal.state, second) == "journal_bytes"
+    assert not limits.is_last_turn(journal.state, first)
 
 
 async def test_an_output_that_just_fits_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -372,7 +372,7 @@ TerminalEvent = TaskCompleted | TaskFailed | TaskCancelled | TaskExpired
 EVENT_TYPES: tuple[type[Event], ...] = JournalEvent.__args__
 TERMINAL_TYPES = frozenset({"task.completed", "task.failed", "task.cancelled", "task.expired"})
 DELTA_TYPES = frozenset({"output.delta", "reasoning.delta", "tool.progress"})
-_DELTAS = (OutputDelta, ReasoningDelta, ToolProgress)
+DELTAS = (OutputDelta, ReasoningDelta, ToolProgress)
 
 
 class EventHead(msgspec.Struct, frozen=True):
@@ -411,7 +411,7 @@ def event_type(event: Event) -> str:
 
 def is_delta(event: Event) -> bool:
     """True if the event belongs on `.delta`."""
-    return isinstance(event, _DELTAS)
+    return isinstance(event, DELTAS)
 
 
 _KNOWN_TYPES = frozenset(str(kind.__struct_config__.tag) for kind in EVENT_TYPES)

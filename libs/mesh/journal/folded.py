@@ -174,7 +174,7 @@ class FoldedJournal:
     def _fold(
         self, sequence: int, event: JournalEvent | UnknownEvent, payload_bytes: int, *, holes_allowed: bool = False
     ) -> None:
-        fold(self.state, sequence, event, holes_allowed=holes_allowed)
+        fold(self.state, sequence, event, holes_allowed=holes_allowed, payload_bytes=payload_bytes)
         self.payload_bytes += payload_bytes
         self.ends_in_delta = not isinstance(event, UnknownEvent) and is_delta(event)
         if self.ends_in_delta:

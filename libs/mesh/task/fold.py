@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
 from contracts.journal import events
-from contracts.journal.events import JournalEvent, TerminalEvent, UnknownEvent
+from contracts.journal.events import DELTAS, JournalEvent, TerminalEvent, UnknownEvent
 from mesh.errors import JournalCorrupt
 from mesh.task.state import FAILURES_MAX, TaskState, TurnState
 
@@ -17,8 +17,15 @@ DELAY_SECONDS_MAX = 366 * 24 * 3600.0
 """What is longer is rubbish, and must not stop who folds it."""
 
 
-def fold(state: TaskState, sequence: int, event: JournalEvent | UnknownEvent, *, holes_allowed: bool = False) -> None:
-    """Fold one event into the state.
+def fold(
+    state: TaskState,
+    sequence: int,
+    event: JournalEvent | UnknownEvent,
+    *,
+    holes_allowed: bool = False,
+    payload_bytes: int = 0,
+) -> None:
+    """Fold one event into the state. `payload_bytes`: of the event as it is stored.
 
     Raises `JournalCorrupt` on a hole in n; `holes_allowed` is for the part of a journal that is read, or kept,
     without its deltas.
@@ -30,6 +37,8 @@ def fold(state: TaskState, sequence: int, event: JournalEvent | UnknownEvent, *,
     state.revision = sequence
     state.first_sequence = state.first_sequence or sequence
     state.next_n = head.n + 1
+    if not isinstance(event, DELTAS):
+        state.milestone_bytes += payload_bytes
     if isinstance(event, UnknownEvent):
         state.unknown_events += 1
         return
@@ -73,6 +82,7 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
         case events.TurnCompleted():
             turn = _turn(state, event.turn)
             turn.completed = event
+            turn.milestone_bytes = state.milestone_bytes
             # The whole text is in the event: the deltas are not needed again, nor what hung on whether there are any.
             turn.parts.clear()
             turn.reasoning.clear()

@@ -10,6 +10,10 @@ MAX_TURNS = 32
 """Turns of a task whose request names no other limit."""
 
 
+JOURNAL_BYTES_MAX = 64 * 1024 * 1024
+"""Of a task's milestones. A turn that ends beyond it is the last: a journal has to be read, and to fit into memory."""
+
+
 def max_turns(state: TaskState) -> int:
     """How many turns the task may have."""
     return (state.request.max_turns if state.request else None) or MAX_TURNS
@@ -32,10 +36,17 @@ def is_last_turn(state: TaskState, completed: events.TurnCompleted) -> bool:
     """Whether nothing follows a completed turn but the task's end: the model has stopped, or a limit is reached."""
     if completed.turn >= max_turns(state) or completed.finish_reason == "length":
         return True
+    if is_journal_full(state, completed):
+        return True
     # By what was left then: a turn that led on stays one that did, whatever later ones have used up.
     if tokens_left(state, completed.turn) == 0 or was_budget_left(state, completed) == 0:
         return True
     return not completed.calls and not state.unseen_inputs(completed.turn)
+
+
+def is_journal_full(state: TaskState, completed: events.TurnCompleted) -> bool:
+    """Whether the journal was as long as it may be when a turn was completed."""
+    return state.turn(completed.turn).milestone_bytes >= JOURNAL_BYTES_MAX
 
 
 def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> parts.Incomplete | None:
@@ -49,4 +60,6 @@ def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> parts
         return None
     if completed.turn >= max_turns(state):
         return "max_turns"
+    if is_journal_full(state, completed):
+        return "journal_bytes"
     return "max_output_tokens" if tokens_left(state, completed.turn) == 0 else "budget"

@@ -51,6 +51,8 @@ class TurnState:
     switched: events.ModelSwitched | None = None
     """The last switch: whoever takes the turn over goes on with that model."""
     completed: events.TurnCompleted | None = None
+    milestone_bytes: int = 0
+    """How large the journal's milestones were when it was completed."""
     told: dict[bool, tuple[events.TurnCompleted, tuple[Any, ...]]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -80,6 +82,8 @@ class TaskState:
     first_sequence: int = 0
     """Stream sequence of the first event."""
     next_n: int = 0
+    milestone_bytes: int = 0
+    """Of all milestones, as they are stored."""
     changed_at: datetime | None = None
     queued: events.TaskQueued | None = None
     request: TaskRequest | None = None

@@ -1,7 +1,10 @@
 """Switches that break taskmesh on purpose. For tests only: negative controls that keep the checker honest, and crashes.
 
-`MESH_TEST_SWITCH_OFF` names safeguards, separated by commas: `ack`, `fence`, `message_id`, `watch`. A process that
-starts with one says so in its log at level error. Nothing else reads the variable.
+`MESH_TEST_SWITCH_OFF` names safeguards, separated by commas: `ack`, `fence`, `message_id`, `watch`, `broker_clock`.
+A process that starts with one says so in its log at level error. Nothing else reads the variable.
+
+`MESH_TEST_CLOCK` puts this process's wall clock ahead by so many seconds, or names a file that holds them: what is
+written there in mid-run is a clock that jumps. Clocks that only go forward are as they were. It is said, too.
 
 `MESH_TEST_POINTS` names a folder. Each point that the process comes to is a line in the file `reached` there, and an
 order in the file `crash` is carried out at the point that it names: `<name of the order> <point> <which time, from 1>
@@ -19,12 +22,26 @@ ACK_ON = "ack" not in SWITCHED_OFF
 FENCE_ON = "fence" not in SWITCHED_OFF
 MESSAGE_ID_ON = "message_id" not in SWITCHED_OFF
 WATCH_ON = "watch" not in SWITCHED_OFF
+BROKER_CLOCK_ON = "broker_clock" not in SWITCHED_OFF
+
+CLOCK_VARIABLE = "MESH_TEST_CLOCK"
+CLOCK_OFF = os.environ.get(CLOCK_VARIABLE, "")
 
 POINTS_VARIABLE = "MESH_TEST_POINTS"
 REACHED_FILE = "reached"
 ORDER_FILE = "crash"
 _NAMED_ELSEWHERE = ("events.", "$KV.")
 """Subjects of appends and projections, which are points of their own, and of records that nobody's work hangs on."""
+
+
+def clock_off_seconds() -> float:
+    """How far this process's wall clock is put ahead; 0 but in tests."""
+    if not CLOCK_OFF:
+        return 0.0
+    try:
+        return float(CLOCK_OFF)
+    except ValueError:
+        return float(Path(CLOCK_OFF).read_text())
 
 
 class _Points:

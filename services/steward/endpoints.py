@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
@@ -71,7 +70,7 @@ class Endpoint:
             return Failure("webhook-unreachable", str(error) or type(error).__name__, retryable=True)
 
     async def _post(self, message_id: str, body: bytes) -> Failure | None:
-        signed = signed_headers(self._keys, message_id, int(time.time()), body)
+        signed = signed_headers(self._keys, message_id, int(now().timestamp()), body)
         response = await pinned_http.send(
             self._client,
             "POST",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -24,6 +23,7 @@ from mesh.broker.answers import Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
+from mesh.clock import now
 from mesh.configuration.settings import Settings
 from mesh.errors import QueueFull
 from mesh.journal import dead_letter_records
@@ -191,7 +191,7 @@ class Triggers:
     async def _admit(self, rule: TriggerRule, signal: Signal) -> None:
         """Take a place in this minute. Raises `_Waits`."""
         key = subjects.trigger_key(rule.tenant, rule.name)
-        outcome = await admit(self._requests, rule, signal.sequence, time.time())
+        outcome = await admit(self._requests, rule, signal.sequence, now().timestamp())
         if isinstance(outcome, TriggerPace):
             self._paced.pop(key, None)
             return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
 
+from mesh.broker.clock_keeper import ClockKeeper
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
@@ -29,6 +31,7 @@ class Connection:
         self.client = client
         self.role = role
         self.requests = Requests(client)
+        self.clock = ClockKeeper(self.requests)
         self._reconnected: list[Callable[[], None]] = []
         self._last_error: str | None = None
 
@@ -57,6 +60,7 @@ class Connection:
         log.info("broker.reconnected", role=self.role)
         self._last_error = None
         self.requests.on_connected()
+        self.clock.ask_again()
         for callback in self._reconnected:
             callback()
 
@@ -65,6 +69,7 @@ class Connection:
 async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     """Connect as `taskmesh-<role>`, waiting for the broker as long as it takes, and close at the end.
 
+    Meanwhile this process goes by the broker's clock (`mesh.clock.now`), if EVENTS is there to tell it.
     The inbox prefix is `_INBOX_<role>`, so that an account can allow each role its own answers only.
     Raises `SettingsError` if the server is too old.
     """
@@ -87,7 +92,15 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise SettingsError(f"nats-server {version.major}.{version.minor} is too old: at least 2.14 is needed")
         await connection.requests.start()
-        yield connection
+        # Before anything is decided or stamped here.
+        await connection.clock.learn()
+        keeping = asyncio.create_task(connection.clock.keep())
+        try:
+            yield connection
+        finally:
+            keeping.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeping
     finally:
         await _close(client)
 

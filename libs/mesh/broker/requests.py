@@ -149,10 +149,12 @@ class Requests:
         faults.reach("after-publish", subject)
         return ack
 
-    async def api(self, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def api(
+        self, subject: str, body: dict[str, Any] | None = None, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
+    ) -> dict[str, Any]:
         """Call the JetStream API, e.g. `STREAM.INFO.TASKS`. Raises `BrokerError` or `BrokerUnavailable`."""
         payload = msgspec.json.encode(body) if body is not None else b""
-        answer = await self.one(f"$JS.API.{subject}", payload)
+        answer = await self.one(f"$JS.API.{subject}", payload, timeout_seconds=timeout_seconds)
         try:
             result = _decode_answer(answer.data)
         except msgspec.DecodeError:

@@ -98,6 +98,8 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
         log.error("service.safeguards_off", off=sorted(faults.SWITCHED_OFF))
     if faults.POINTS_ON:
         log.error("service.points_on")
+    if faults.CLOCK_OFF:
+        log.error("service.clock_off", seconds=faults.clock_off_seconds())
     this_task = asyncio.current_task()
     service: Service | None = None
     stop_asked = False

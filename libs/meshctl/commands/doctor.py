@@ -21,7 +21,7 @@ from contracts.errors import TaskmeshError
 from contracts.streams import EVENTS
 from mesh.broker.connection import Connection
 from mesh.broker.provisioning import compare, declared
-from mesh.clock import now
+from mesh.clock import wall_clock
 from mesh.configuration.settings import Settings, load_settings
 from mesh.errors import BrokerError
 from mesh.telemetry import traces
@@ -157,13 +157,13 @@ async def seen_streams(connection: Connection, settings: Settings) -> StreamsSee
     wanted = declared(settings)
     try:
         differences = await compare(connection.requests, wanted)
-        asked_at = now()
+        asked_at = wall_clock()
         try:
             info = await connection.requests.api(f"STREAM.INFO.{EVENTS.name}")
         except BrokerError:  # EVENTS is missing: any other answer tells the time too.
-            asked_at = now()
+            asked_at = wall_clock()
             info = await connection.requests.api("STREAM.LIST")
-        answered_at = now()
+        answered_at = wall_clock()
     except TaskmeshError as error:
         return str(error)
     told = info.get("ts")

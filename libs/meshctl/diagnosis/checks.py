@@ -17,7 +17,7 @@ record as completed (9), the ack (10). The server does not group commits."""
 CEILING_TASKS_PER_SECOND_MIN: Final = 10.0
 """Below it even a small mesh feels its disk: a spinning disk of 100 fsyncs a second is just there."""
 CLOCK_SECONDS_MAX: Final = 1.0
-"""Deadlines and waits are told by wall clocks of several machines; their journal is ordered by the broker."""
+"""The mesh goes by the broker's clock: a machine's own tells people, logs and other programs another time."""
 OPEN_FILES_MIN: Final = 4096
 """An edge's 4,096 streams, and the broker's files of many streams, are each a file."""
 SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
@@ -155,7 +155,7 @@ def check_clock(ahead_seconds: float) -> Check:
     way = "behind" if ahead_seconds > 0 else "ahead of"
     detail = f"this machine is {abs(ahead_seconds):.1f} s {way} the broker"
     return Check(
-        "clock", "warn", detail, "let both follow NTP (`timedatectl set-ntp true`): deadlines and waits are off"
+        "clock", "warn", detail, "let both follow NTP (`timedatectl set-ntp true`): logs and the mesh disagree"
     )
 
 

@@ -4,12 +4,16 @@ Two walks, each with a cursor, each from the oldest to the first that is too you
 `tasks` in the order of their last change, and milestones in EVENTS in the order in which they happened. A task
 that changes again moves to the end, so neither walk goes back: a round costs what has become due, however many
 tasks there are. The cursors are kept in memory alone: doing any of this twice is the same as once.
+
+How old a message is the broker says, who stamps each one as it stores it: so the order of a stream is that of its ages,
+whatever time its writers go by.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,7 +28,7 @@ from contracts.journal.events import decode_event
 from contracts.records.status import TaskRecord
 from mesh.broker.direct_get import Stored, last_from_leader, read_page
 from mesh.broker.requests import Requests
-from mesh.clock import now
+from mesh.clock import MESH_CLOCK, now
 from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
 
@@ -41,7 +45,7 @@ RECORDS_PER_ROUND_MAX = 50
 MILESTONES_PER_ROUND_MAX = 256
 """Each is read once, and one in four, or fewer, completes a turn, which costs a request."""
 QUEUE_MARGIN = timedelta(hours=1)
-"""The queues' clock is the broker's, the journals' that of many machines."""
+"""In a cluster each stream is stamped by a leader of its own."""
 _QUEUES = ("TASKS", "TURNS", "TOOLS")
 
 
@@ -67,29 +71,34 @@ def task_may_go(last: Stored | None, cutoff: datetime) -> bool:
     if last is None:
         return True
     event = decode_event(last.payload)
-    return isinstance(event, events.TerminalEvent) and event.time <= cutoff
+    return isinstance(event, events.TerminalEvent) and last.stored_at <= cutoff
 
 
 def deltas_due(milestones: list[Stored], cursor: int, cutoff: datetime) -> DeltasDue:
-    """Which deltas may go by the next milestones of all journals: those of turns that were completed by `cutoff`.
+    """Which deltas may go by the next milestones of all journals: those of turns whose end was stored by `cutoff`.
 
     What can't be read is for people to look at, and must not keep the others.
     """
     due = DeltasDue(cursor)
     for stored in milestones:
+        if stored.stored_at > cutoff:
+            due.met_young = True
+            break
         try:
             journal = subjects.parse_journal(stored.subject)
             event = decode_event(stored.payload)
         except TaskmeshError as error:
             due.unreadable.append((stored.subject, str(error)))
         else:
-            if isinstance(event, events.Event) and event.time > cutoff:
-                due.met_young = True
-                break
             if isinstance(event, events.TurnCompleted):
                 due.below[subjects.journal_delta(journal.tenant, journal.task)] = stored.sequence
         due.cursor = stored.sequence
     return due
+
+
+def time_of_the_broker() -> datetime | None:
+    """The time, once the broker has told it: a purge can't be taken back, and this machine's clock may be wrong."""
+    return now() if MESH_CLOCK.is_learnt else None
 
 
 def pause_seconds(round_seconds: float, *, more: bool) -> float:
@@ -101,8 +110,11 @@ def pause_seconds(round_seconds: float, *, more: bool) -> float:
 class Retention:
     """Purges what is due, a little at a time."""
 
-    def __init__(self, requests: Requests, settings: Settings) -> None:
+    def __init__(
+        self, requests: Requests, settings: Settings, clock: Callable[[], datetime | None] = time_of_the_broker
+    ) -> None:
         self._requests = requests
+        self._clock = clock
         self._task_age = timedelta(days=settings.retention_days)
         self._delta_age = timedelta(hours=settings.delta_retention_hours)
         self._task_cursor = 0
@@ -126,7 +138,9 @@ class Retention:
 
         Whether more may be due: one of the walks ended at its bound.
         """
-        at = now()
+        at = self._clock()
+        if at is None:
+            return False
         more_tasks = await self._purge_tasks(await self._task_cutoff(at))
         more_deltas = await self._purge_deltas(at - self._delta_age)
         return more_tasks or more_deltas
@@ -134,12 +148,11 @@ class Retention:
     async def _purge_tasks(self, cutoff: datetime) -> bool:
         page = await read_page(self._requests, "KV_tasks", "$KV.tasks.>", self._task_cursor, RECORDS_PER_ROUND_MAX)
         for message in page.messages:
+            if message.stored_at > cutoff:
+                return False
             try:
                 if message.payload:
-                    record = decode(message.payload, TaskRecord)
-                    if record.updated_at > cutoff:
-                        return False
-                    await self._purge_task(record, message.sequence, cutoff)
+                    await self._purge_task(decode(message.payload, TaskRecord), message.sequence, cutoff)
             except InvalidPayload as error:
                 # It is for people to look at, and must not keep the others.
                 log.error("retention.unreadable", subject=message.subject, error=str(error))

@@ -15,7 +15,6 @@ from typing import Any
 import structlog
 
 from contracts import headers
-from contracts.codec import decode
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.journal import events
 from contracts.messages.control import decode_control
@@ -212,7 +211,7 @@ def _message(stream: str, stored: Stored, deliveries: int) -> StrandedMessage:
         subject=stored.subject,
         sequence=stored.sequence,
         deliveries=deliveries,
-        stored_at=decode(f'"{stored.headers[headers.TIME_STAMP]}"'.encode(), datetime),
+        stored_at=stored.stored_at,
         payload=stored.payload,
         headers=stored.headers,
     )

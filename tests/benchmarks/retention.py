@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -15,15 +16,20 @@ from contracts import subjects
 from steward.retention import MILESTONES_PER_ROUND_MAX, RECORDS_PER_ROUND_MAX, SHARE_MAX
 from tests.benchmarks.bench import STREAM_BYTES_MAX, Run, Stage, cpu_seconds, stage
 from tests.benchmarks.figures import Figure, beside, percentile
+from tests.benchmarks.later_steward import LATER_VARIABLE
 from tests.support.clients import open_stream
-from tests.support.past import PastTask, store, stored_messages, stored_subjects
-from tests.support.processes import Process
+from tests.support.past import PastTask, store, stored_messages, stored_subjects, time_of_the_broker
+from tests.support.processes import ROOT, Process
 from tests.support.tasks import append_text, begin_journal, turn_work
 from tests.support.waiting import until
 
-RETENTION = {"MESH_RETENTION_DAYS": "30", "MESH_DELTA_RETENTION_HOURS": "24"}
-OLD = timedelta(days=31)
-YOUNG = timedelta(hours=1)
+AGE = timedelta(days=30)
+RETENTION = {
+    "MESH_RETENTION_DAYS": str(AGE.days),
+    "MESH_DELTA_RETENTION_HOURS": str(AGE.days * 24),
+    "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("libs", "services", ".")),
+}
+STEWARD = "tests.benchmarks.later_steward"
 DEAD_LETTER_EVERY = 10
 """One in so many of the tasks that are due has a dead letter too."""
 STREAMS = ("EVENTS", "DEAD_LETTERS", "KV_tasks")
@@ -87,18 +93,25 @@ class Population:
         self.due = self.count // 40
         self.left: dict[str, int] = {}
         """Messages by subject."""
+        self.later = ""
+        """When all that is due is, and nothing else."""
+
+    async def start_steward(self, on: Stage) -> Process:
+        """Start one that looks from then."""
+        return await on.start(STEWARD, **{LATER_VARIABLE: self.later})
 
     async def write(self, on: Stage) -> None:
         """Store it, the old ones first, as they would have been; every other of those waits for a person."""
-        waits = PastTask(OLD, ended=False)
+        waits = PastTask(ended=False)
         old = [
             past
             for number in range(self.due)
-            for past in (PastTask(OLD, ended=True, dead_letter=number % DEAD_LETTER_EVERY == 0), waits)
+            for past in (PastTask(ended=True, dead_letter=number % DEAD_LETTER_EVERY == 0), waits)
         ]
         for task, past in zip(await store(on.connection.requests, old), old, strict=True):
             self.left |= stored_subjects(task, past, deltas=False) if past is waits else {}
-        young = [PastTask(YOUNG, ended=True)] * (self.count - len(old))
+        self.later = (await time_of_the_broker(on.connection.requests) + AGE).isoformat()
+        young = [PastTask(ended=True)] * (self.count - len(old))
         for task, past in zip(await store(on.connection.requests, young), young, strict=True):
             self.left |= stored_subjects(task, past, deltas=True)
 
@@ -163,12 +176,12 @@ async def measure(run: Run) -> list[Figure]:
         for _ in range(run.scale(5, 2)):
             await stopped.come(on, run.scale(4, 2))
             # It begins anew each time, and finds work: it looks at all that waits again.
-            steward = await on.start("steward")
+            steward = await population.start_steward(on)
             await at_work.come(on, run.scale(4, 2))
             await steward.stop()
         for followers in (warm_up, stopped, at_work):
             population.left |= followers.stored()
-        steward = await on.start("steward")
+        steward = await population.start_steward(on)
         megabytes_before = steward.resident_bytes() / 2**20
         busy = await _work(on, steward, until(lambda: population.is_purged(on), DRAIN_SECONDS_MAX))
         megabytes = steward.resident_bytes() / 2**20

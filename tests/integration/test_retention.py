@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -11,14 +11,15 @@ from contracts import subjects
 from contracts.identifiers import new_id
 from contracts.journal import events
 from mesh.broker.connection import Connection
-from mesh.clock import now
+from mesh.clock import MeshClock, lease_clock, now
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
 from mesh.journal.projection import project
 from mesh.task.records import record
+from steward import retention
 from steward.retention import RECORDS_PER_ROUND_MAX, Retention
 from tests.support.checker import read_stored
-from tests.support.past import PastJournal, PastTask, store, stored_messages, stored_subjects
+from tests.support.past import PastJournal, PastTask, store, stored_messages, stored_subjects, time_of_the_broker
 from tests.support.tasks import (
     append_text,
     begin_journal,
@@ -42,8 +43,16 @@ async def ended_task(connection: Connection) -> Journal:
     return journal
 
 
-def keeping(connection: Connection, settings: Settings, *, days: float, hours: float) -> Retention:
-    return Retention(connection.requests, replace(settings, retention_days=days, delta_retention_hours=hours))
+SOON = timedelta(seconds=5)
+"""Later than all that was stored, however the clocks of test and broker are rounded."""
+
+
+def keeping(
+    connection: Connection, settings: Settings, *, days: float, hours: float, at: datetime | None = None
+) -> Retention:
+    """One that looks from `at`, or from just after now."""
+    kept = replace(settings, retention_days=days, delta_retention_hours=hours)
+    return Retention(connection.requests, kept, lambda: at or now() + SOON)
 
 
 async def test_an_ended_task_goes_whole_and_a_living_one_stays(connection: Connection, settings: Settings) -> None:
@@ -51,9 +60,9 @@ async def test_an_ended_task_goes_whole_and_a_living_one_stays(connection: Conne
     living = await begin_journal(connection.requests, turn_work())
     await append_text(living, "still here")
     await project(connection.requests, record(living.state))
-    retention = keeping(connection, settings, days=0, hours=0)
-    await retention.round()
-    await retention.round()
+    purging = keeping(connection, settings, days=0, hours=0)
+    await purging.round()
+    await purging.round()
     stored = await read_stored(connection.requests)
     assert set(stored.journals) == set(stored.records) == {living.state.task}
     assert len(stored.journals[living.state.task]) == living.state.next_n
@@ -61,8 +70,22 @@ async def test_an_ended_task_goes_whole_and_a_living_one_stays(connection: Conne
     await append_text(living, ".")
     # A record that comes late, of a process that slept, does not stay.
     await project(connection.requests, record(ended.state))
-    await retention.round()
+    await purging.round()
     assert set((await read_stored(connection.requests)).records) == {living.state.task}
+
+
+async def test_nothing_goes_by_the_clock_of_the_machine(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended_task(connection)
+    clock = MeshClock()
+    monkeypatch.setattr(retention, "MESH_CLOCK", clock)
+    settings = replace(settings, retention_days=0, delta_retention_hours=0)
+    await Retention(connection.requests, settings).round()
+    assert (await read_stored(connection.requests)).records
+    clock.learn(now() + SOON, lease_clock(), lease_clock())
+    await Retention(connection.requests, settings).round()
+    assert not (await read_stored(connection.requests)).records
 
 
 async def test_what_is_young_stays(connection: Connection, settings: Settings) -> None:
@@ -97,12 +120,12 @@ async def test_a_task_stays_while_a_message_as_old_as_its_end_waits(connection: 
     journal = await begin_journal(connection.requests, work)
     await end_task(journal)
     await project(connection.requests, record(journal.state))
-    retention = keeping(connection, settings, days=0, hours=0)
-    await retention.round()
+    purging = keeping(connection, settings, days=0, hours=0)
+    await purging.round()
     assert set((await read_stored(connection.requests)).records) == {work.task}
     lane = subjects.tasks(work.pool, work.priority, work.tenant)
     await connection.requests.api("STREAM.PURGE.TASKS", {"filter": lane, "seq": ack.seq + 1})
-    await retention.round()
+    await purging.round()
     stored = await read_stored(connection.requests)
     assert not stored.records
     assert not stored.journals
@@ -122,16 +145,15 @@ async def test_a_long_living_task_loses_the_deltas_of_its_old_turns_alone(
     connection: Connection, settings: Settings
 ) -> None:
     journal = PastJournal(connection.requests)
-    yesterday, today = now() - timedelta(hours=25), now() - timedelta(hours=1)
-    await journal.begin(yesterday)
-    await journal.turn(yesterday, 1, deltas=3)
-    await journal.turn(today, 2, deltas=2)
+    await journal.begin(now())
+    await journal.turn(now(), 1, deltas=3)
+    yesterday = await time_of_the_broker(connection.requests)
+    await journal.turn(now(), 2, deltas=2)
     # It was open all the time, and still changes.
     await journal.add(events.OutputDelta, now(), turn=3, text="open")
     await journal.project()
-    retention = keeping(connection, settings, days=30, hours=24)
     for _ in range(2):  # again is the same as once
-        await retention.round()
+        await keeping(connection, settings, days=30, hours=24, at=yesterday + timedelta(hours=24)).round()
         (stored,) = (await read_stored(connection.requests)).journals.values()
         kept = [event.event["type"] for event in stored]
         assert kept == [
@@ -140,7 +162,6 @@ async def test_a_long_living_task_loses_the_deltas_of_its_old_turns_alone(
             *("step.claimed", "output.delta", "output.delta", "turn.completed"),
             "output.delta",
         ]
-        retention = keeping(connection, settings, days=30, hours=24)
     again = await Journal.load(connection.requests, "default", journal.state.task)
     assert record(again.state) == record(journal.state)
     assert [again.state.turn(number).text for number in (1, 2, 3)] == ["token " * 3, "token " * 2, "open"]
@@ -148,18 +169,43 @@ async def test_a_long_living_task_loses_the_deltas_of_its_old_turns_alone(
 
 
 async def test_a_turn_becomes_due_while_its_task_goes_on(connection: Connection, settings: Settings) -> None:
-    retention = keeping(connection, settings, days=30, hours=24)
+    at = now()
+    purging = Retention(connection.requests, replace(settings, retention_days=30, delta_retention_hours=24), lambda: at)
     journal = PastJournal(connection.requests)
     delta = subjects.journal_delta("default", journal.state.task)
-    await journal.begin(now() - timedelta(hours=30))
+    await journal.begin(now())
     for turn in range(1, 4):
-        await journal.turn(now() - timedelta(hours=29 - turn), turn)
+        await journal.turn(now(), turn)
         await journal.project()
-        await retention.round()
+        at = await time_of_the_broker(connection.requests) + timedelta(hours=24)
+        await purging.round()
         assert delta not in await stored_messages(connection.requests, "EVENTS")
     await journal.turn(now(), 4)
-    await retention.round()
+    await purging.round()
     assert (await stored_messages(connection.requests, "EVENTS"))[delta] == 1
+
+
+@pytest.mark.parametrize("wrong", [timedelta(days=365), timedelta(days=-40)], ids=["a year ahead", "40 days behind"])
+async def test_the_clock_of_a_writer_makes_nothing_go_early_and_keeps_nothing(
+    connection: Connection, settings: Settings, wrong: timedelta
+) -> None:
+    requests = connection.requests
+    past = PastTask(ended=True, dead_letter=True, behind=-wrong)
+    others = PastTask(ended=True)
+    ids = [*await store(requests, [past]), *await store(requests, [others])]
+    everything = stored_subjects(ids[0], past, deltas=True) | stored_subjects(ids[1], others, deltas=True)
+
+    async def left() -> dict[str, int]:
+        streams = ("EVENTS", "DEAD_LETTERS", "KV_tasks")
+        return {name: count for stream in streams for name, count in (await stored_messages(requests, stream)).items()}
+
+    await keeping(connection, settings, days=30, hours=24).round()
+    assert await left() == everything
+    at = await time_of_the_broker(requests)
+    await keeping(connection, settings, days=30, hours=24, at=at + timedelta(hours=24)).round()
+    assert await left() == {name: count for name, count in everything.items() if not name.endswith(".delta")}
+    await keeping(connection, settings, days=30, hours=24, at=at + timedelta(days=30)).round()
+    assert await left() == {}
 
 
 async def test_what_cannot_be_read_blocks_nobody(connection: Connection, settings: Settings) -> None:
@@ -168,12 +214,12 @@ async def test_what_cannot_be_read_blocks_nobody(connection: Connection, setting
         # More than a round looks at: it must not look at the same ones for ever.
         await requests.publish(f"$KV.tasks.default.unreadable{number}", b"{" if number % 2 else b"")
         await requests.publish(subjects.journal_log("default", new_id()), b"{")
-    (task,) = await store(requests, [PastTask(timedelta(days=40), ended=True)])
-    retention = keeping(connection, settings, days=30, hours=24)
+    (task,) = await store(requests, [PastTask(ended=True)])
+    purging = keeping(connection, settings, days=0, hours=0)
     for _ in range(2):
-        await retention.round()
+        await purging.round()
     left = {**await stored_messages(requests, "EVENTS"), **await stored_messages(requests, "KV_tasks")}
-    assert not left.keys() & stored_subjects(task, PastTask(timedelta(), ended=True), deltas=True).keys()
+    assert not left.keys() & stored_subjects(task, PastTask(ended=True), deltas=True).keys()
     assert len(left) == 2 * RECORDS_PER_ROUND_MAX
 
 
@@ -181,17 +227,19 @@ async def test_of_many_tasks_exactly_the_due_ones_go_and_no_round_does_more_than
     connection: Connection, settings: Settings
 ) -> None:
     requests = connection.requests
-    due = [PastTask(timedelta(days=31), ended=True, dead_letter=number % 3 == 0) for number in range(120)]
-    waiting = [PastTask(timedelta(days=90), ended=False, dead_letter=number % 3 == 0) for number in range(60)]
+    due = [PastTask(ended=True, dead_letter=number % 3 == 0) for number in range(120)]
+    waiting = [PastTask(ended=False, dead_letter=number % 3 == 0) for number in range(60)]
     # They lie between each other, as the times at which people leave them to wait.
     old = [task for trio in zip(due[::2], due[1::2], waiting, strict=True) for task in trio]
-    young = [PastTask(timedelta(hours=2), ended=number % 4 != 0) for number in range(120)]
+    young = [PastTask(ended=number % 4 != 0, behind=timedelta(days=90)) for number in range(120)]
     # One after the other: a walk ends at the first that is young, and the streams are in the order of time.
-    ids = await store(requests, old) + await store(requests, young)
-    retention = keeping(connection, settings, days=30, hours=24)
+    ids = await store(requests, old)
+    a_month_ago = await time_of_the_broker(requests)
+    ids += await store(requests, young)
+    purging = keeping(connection, settings, days=30, hours=720, at=a_month_ago + timedelta(days=30))
     before = len(await stored_messages(requests, "KV_tasks"))
     for _ in range(len(old) // RECORDS_PER_ROUND_MAX + 1):
-        await retention.round()
+        await purging.round()
         now_there = len(await stored_messages(requests, "KV_tasks"))
         assert before - now_there <= RECORDS_PER_ROUND_MAX
         before = now_there

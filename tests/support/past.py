@@ -1,4 +1,7 @@
-"""Tasks of the past: journals whose events bear any time, written straight into the streams, and so fast."""
+"""Tasks of the past: journals written straight into the streams, and so fast, whose events bear any time.
+
+How old they are the broker says, who has just stored them: who judges them looks from a later day.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,11 @@ WRITERS = 128
 LOG_EVENTS = 4
 """Milestones of each task that `store` writes, beside one delta."""
 _WORK = turn_work()
+
+
+async def time_of_the_broker(requests: Requests) -> datetime:
+    """What lies between all that is stored by now and all that will be."""
+    return datetime.fromisoformat((await requests.api("STREAM.INFO.EVENTS"))["ts"])
 
 
 class PastJournal:
@@ -80,11 +88,14 @@ class PastJournal:
 
 @dataclass(frozen=True)
 class PastTask:
-    """A task of one turn, last changed `age` ago. `dead_letter`: it has one in DEAD_LETTERS as well."""
+    """A task of one turn. `dead_letter`: it has one in DEAD_LETTERS as well.
 
-    age: timedelta
+    Its writers' clocks were behind by `behind`.
+    """
+
     ended: bool
     dead_letter: bool = False
+    behind: timedelta = timedelta()
 
 
 async def store(requests: Requests, tasks: Sequence[PastTask]) -> list[str]:
@@ -103,7 +114,7 @@ async def store(requests: Requests, tasks: Sequence[PastTask]) -> list[str]:
 
 
 async def _store_one(requests: Requests, task: str, past: PastTask) -> None:
-    time = now() - past.age
+    time = now() - past.behind
     journal = PastJournal(requests, task)
     await journal.begin(time)
     await journal.turn(time)

@@ -5,26 +5,39 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
-from contracts import subjects
+from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.journal import events
 from mesh.broker.direct_get import Stored
 from steward.retention import REST_SECONDS_MAX, ROUND_SECONDS, deltas_due, pause_seconds, task_may_go
 from tests.unit.journals import START, TASK, TENANT, HandMadeJournal
 
-
-def log_of(journal: HandMadeJournal) -> list[Stored]:
-    """The milestones, with made-up sequences: 10 for n = 1, 20 for n = 2."""
-    subject = subjects.journal_log(TENANT, TASK)
-    return [Stored(event.n * 10, subject, encode(event)) for event in journal.events if not events.is_delta(event)]
-
-
 HOUR = timedelta(hours=1)
+WRONG = {"right": timedelta(), "a year ahead": timedelta(days=365), "40 days behind": timedelta(days=-40)}
+"""How far off the clock of those is who wrote the events."""
+
+
+def log_of(journal: HandMadeJournal, wrong: timedelta = timedelta()) -> list[Stored]:
+    """The milestones, stored when they say, or said so by a clock that is wrong; 10 for n = 1, 20 for n = 2."""
+    subject = subjects.journal_log(TENANT, TASK)
+    return [
+        Stored(event.n * 10, subject, encode(replace(event, time=event.time + wrong)), stamped(event.time))
+        for event in journal.events
+        if not events.is_delta(event)
+    ]
+
+
+def stamped(time: datetime) -> dict[str, str]:
+    """What the broker says of a message that it has stored then."""
+    return {headers.TIME_STAMP: time.strftime("%Y-%m-%dT%H:%M:%S.%f123Z")}
+
+
 DELTA_SUBJECT = subjects.journal_delta(TENANT, TASK)
 
 
-def two_turns() -> list[Stored]:
+def two_turns(wrong: timedelta = timedelta()) -> list[Stored]:
     """The first turn was completed after an hour, at sequence 30, the second after five, at sequence 60."""
     journal = HandMadeJournal()
     journal.queued()
@@ -35,9 +48,10 @@ def two_turns() -> list[Stored]:
     journal.delta("b", turn=2)
     journal.turn_completed("b", turn=2, time=START + 5 * HOUR)
     journal.delta("c", turn=3)
-    return log_of(journal)
+    return log_of(journal, wrong)
 
 
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize(
     ("cutoff", "below", "cursor"),
     [
@@ -48,9 +62,9 @@ def two_turns() -> list[Stored]:
     ],
 )
 def test_a_turns_deltas_go_once_it_was_completed_long_enough_ago(
-    cutoff: datetime, below: dict[str, int], cursor: int
+    cutoff: datetime, below: dict[str, int], cursor: int, wrong: timedelta
 ) -> None:
-    due = deltas_due(two_turns(), 7, cutoff)
+    due = deltas_due(two_turns(wrong), 7, cutoff)
     assert (due.below, due.cursor, due.unreadable) == (below, cursor, [])
     assert due.met_young == (cursor < 60)
 
@@ -58,9 +72,9 @@ def test_a_turns_deltas_go_once_it_was_completed_long_enough_ago(
 def test_what_cannot_be_read_is_said_and_passed_over() -> None:
     milestones = two_turns()
     broken = [
-        Stored(1, subjects.journal_log(TENANT, TASK), b"{"),
-        Stored(2, "events.NOBODY.nothing.log", milestones[0].payload),
-        Stored(3, subjects.journal_log(TENANT, TASK), milestones[0].payload.replace(b"task.queued", b"task.news")),
+        Stored(1, subjects.journal_log(TENANT, TASK), b"{", stamped(START)),
+        Stored(2, "events.NOBODY.nothing.log", milestones[0].payload, stamped(START)),
+        milestones[0]._replace(sequence=3, payload=milestones[0].payload.replace(b"task.queued", b"task.news")),
     ]
     due = deltas_due([*broken, *milestones], 0, START + HOUR)
     assert (due.below, due.cursor) == ({DELTA_SUBJECT: 30}, 40)
@@ -68,16 +82,17 @@ def test_what_cannot_be_read_is_said_and_passed_over() -> None:
     assert deltas_due(broken, 0, START).cursor == 3
 
 
-def test_a_task_goes_once_it_has_ended_long_enough_or_its_journal_is_gone() -> None:
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_task_goes_once_it_has_ended_long_enough_or_its_journal_is_gone(wrong: timedelta) -> None:
     journal = HandMadeJournal()
     journal.queued()
     journal.claimed()
     late = START + timedelta(days=40)
     assert task_may_go(None, late)
-    assert not task_may_go(log_of(journal)[-1], late), "a living task never expires"
+    assert not task_may_go(log_of(journal, wrong)[-1], late), "a living task never expires"
     journal.add(events.TaskCancelled, time=START + timedelta(days=5))
-    assert not task_may_go(log_of(journal)[-1], START + timedelta(days=4))
-    assert task_may_go(log_of(journal)[-1], START + timedelta(days=5))
+    assert not task_may_go(log_of(journal, wrong)[-1], START + timedelta(days=4))
+    assert task_may_go(log_of(journal, wrong)[-1], START + timedelta(days=5))
 
 
 def test_rounds_follow_sooner_while_more_is_due_but_rest_nine_times_as_long_as_they_work() -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from datetime import datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
 from contracts import headers, subjects
-from contracts.codec import encode
+from contracts.codec import decode, encode
 from mesh.broker.requests import NO_MESSAGE_FOUND, Requests
 from mesh.errors import BrokerError, BrokerUnavailable
 
@@ -23,12 +24,17 @@ PAGE_BYTES_MAX = 512 * 1024
 
 
 class Stored(NamedTuple):
-    """A message of a stream. `headers` are there where a direct get read it: its own, and the broker's about it."""
+    """A message of a stream. `headers`: its own where a direct get read it, and the broker's about it."""
 
     sequence: int
     subject: str
     payload: bytes
     headers: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def stored_at(self) -> datetime:
+        """When the broker stored it, by its own clock: what writers say of the time is for people."""
+        return decode(f'"{self.headers[headers.TIME_STAMP]}"'.encode(), datetime)
 
 
 class Page(NamedTuple):
@@ -100,7 +106,8 @@ async def last_from_leader(requests: Requests, stream: str, subject: str) -> Sto
             return None
         raise
     message = result["message"]
-    return Stored(message["seq"], message["subject"], base64.b64decode(message.get("data", "")))
+    payload = base64.b64decode(message.get("data", ""))
+    return Stored(message["seq"], message["subject"], payload, {headers.TIME_STAMP: message["time"]})
 
 
 async def journal_exists(requests: Requests, tenant: str, task: str) -> bool:

@@ -30,11 +30,13 @@ type Delivery struct {
 	meta     *jetstream.MsgMetadata
 	mesh     *Mesh
 	ackWait  time.Duration
-	leasedAt atomic.Int64 // by the wall clock, which goes on while the machine sleeps
+	leasedAt atomic.Pointer[time.Time]
 }
 
+// held asks two clocks: the wall clock goes on while the machine sleeps, and nobody sets the monotonic one.
 func (delivery *Delivery) held() bool {
-	return time.Since(time.UnixMilli(delivery.leasedAt.Load())) <= delivery.ackWait
+	at := *delivery.leasedAt.Load()
+	return time.Since(at) <= delivery.ackWait && time.Since(at.Round(0)) <= delivery.ackWait
 }
 
 // keepLease sends heartbeats, and calls `lost` once the lease is over: from then on nothing is sent for the delivery.
@@ -51,8 +53,8 @@ func (delivery *Delivery) keepLease(ctx context.Context, lost func()) {
 			lost()
 			return
 		}
-		if at := time.Now().UnixMilli(); delivery.InProgress() == nil { // +WPI
-			delivery.leasedAt.Store(at)
+		if at := time.Now(); delivery.InProgress() == nil { // +WPI
+			delivery.leasedAt.Store(&at)
 		}
 	}
 }
@@ -74,7 +76,8 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	delivery := &Delivery{Msg: message, meta: meta, mesh: mesh, ackWait: ackWait}
-	delivery.leasedAt.Store(time.Now().UnixMilli())
+	at := time.Now()
+	delivery.leasedAt.Store(&at)
 	go delivery.keepLease(ctx, cancel)
 
 	work, err := mesh.schemas.decodeWork(message.Data(), message.Subject())
@@ -87,10 +90,10 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 	}
 	for {
 		state := journal.State
-		switch decision := decide(state, work, meta.Sequence.Stream, time.Now()); decision {
+		switch decision := decide(state, work, meta.Sequence.Stream); decision {
 		case claim:
 			id, err := journal.append(ctx, mesh.claimOf(work, delivery), func() bool {
-				return delivery.held() && decide(state, work, meta.Sequence.Stream, time.Now()) == claim
+				return delivery.held() && decide(state, work, meta.Sequence.Stream) == claim
 			})
 			if err == nil {
 				return mesh.perform(ctx, tool, work, journal, delivery, id)

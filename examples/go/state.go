@@ -11,8 +11,7 @@ import (
 )
 
 const (
-	clocksApartMax = time.Second // what a timer brings is due, though the clock here may be a little behind the broker's
-	defaultPool    = "default"   // of a request that names no other
+	defaultPool = "default" // of a request that names no other
 )
 
 // Asked is a call that a completed turn asks for, and what was decided on it.
@@ -230,18 +229,18 @@ const (
 	later        Decision = "later"         // its journal can't be seen yet, or nobody has agreed yet
 	refuse       Decision = "refuse"        // no journal can fit: a dead letter of the message
 	deadLettered Decision = "dead_lettered" // it gave up before: write its record again, term
-	waits        Decision = "waits"         // its next try is not due: publish the timer that brings it, ack
+	waits        Decision = "waits"         // a timer has taken its place: publish that again, ack
 	moved        Decision = "moved"         // another message stands for it now: publish that, ack
 )
 
 // decide is the table of section 12, for calls: the first line that fits.
-func decide(state *State, work Work, message uint64, now time.Time) Decision {
+func decide(state *State, work Work, message uint64) Decision {
 	step := work.step()
 	bound, isBound := state.bindings[step]
 	_, dead := state.deadLetters[step]
 	_, repaired := state.repaired[step]
 	asked, found := state.asked(work)
-	next, isRetried := state.nextTries[step]
+	_, isRetried := state.nextTries[step]
 	switch {
 	case state.queued == nil:
 		return later
@@ -269,8 +268,6 @@ func decide(state *State, work Work, message uint64, now time.Time) Decision {
 		return deadLettered
 	case state.results[work.Call]:
 		return settle
-	case isRetried && now.Add(clocksApartMax).Before(next.at):
-		return waits
 	case !found:
 		return refuse
 	case state.children[work.Call]:

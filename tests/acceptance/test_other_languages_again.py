@@ -194,7 +194,8 @@ async def test_a_replayed_call_is_run_with_the_edited_arguments_and_leads_on_in_
 @pytest.mark.parametrize("language", SERVED)
 async def test_a_call_that_a_timer_brings_again_is_claimed_under_its_new_message(runners: Tools, language: str) -> None:
     journal = await asked_for(runners, language, ASKED[language])
-    await write(journal, lambda stamp: retrying(stamp, delay_seconds=0))
+    # By the clock here its time has not come: what the timer has brought is due all the same.
+    await write(journal, lambda stamp: retrying(stamp, delay_seconds=3600))
     (again,) = messages_to_go_on(journal.state, "1-0")
     assert isinstance(again.payload, ToolWork)
     sequence = await send_call(runners, again.payload, again.message_id)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from unittest import mock
 
-from mesh.task import decisions, failures
+from mesh.task import failures
 
 NAK_SECONDS_MAX = 1.0
 """What is to be tried again later than that is brought by a timer."""
@@ -15,9 +14,6 @@ NAK_SECONDS_MAX = 1.0
 
 @contextmanager
 def short_waits() -> Iterator[None]:
-    """Within it a short pause goes through a timer, too. All clocks here are one, so none is behind."""
-    with (
-        mock.patch.object(failures, "NAK_SECONDS_MAX", NAK_SECONDS_MAX),
-        mock.patch.object(decisions, "CLOCKS_APART_MAX", timedelta(0)),
-    ):
+    """Within it a short pause goes through a timer, too."""
+    with mock.patch.object(failures, "NAK_SECONDS_MAX", NAK_SECONDS_MAX):
         yield

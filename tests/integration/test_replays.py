@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
@@ -17,7 +17,7 @@ from mesh.broker.connection import Connection
 from mesh.configuration.settings import Settings
 from mesh.journal.settling import publish_outbox
 from mesh.steps.claimed_step import ClaimedStep
-from mesh.task import decisions, failures
+from mesh.task import failures
 from mesh.task.failures import StepFailed
 from mesh.task.outbox import deadline_timer
 from steward.advisories import Advisories
@@ -85,7 +85,6 @@ async def test_a_try_that_comes_late_holds_no_message_and_a_timer_brings_it(
     connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(failures, "NAK_SECONDS_MAX", 1.0)
-    monkeypatch.setattr(decisions, "CLOCKS_APART_MAX", timedelta(0))
     work = turn_work()
     tried: list[datetime] = []
 

@@ -122,30 +122,28 @@ def is_done(view: Journal, task: Task, step: str) -> bool:
     return bool(task.calls_of(step)) and not unasked(view, task, step)
 
 
-def decide(
-    view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules, due: frozenset[Body] = frozenset()
-) -> Plan:
-    """What to do with a delivery that is not claimed. `due`: next tries whose time has come."""
+def decide(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
+    """What to do with a delivery that is not claimed."""
     match actor.kind:
         case "worker":
-            return _decide_work(view, task, actor, lease_held or Off.NO_LEASE_CLOCK in off, off, due)
+            return _decide_work(view, task, actor, lease_held or Off.NO_LEASE_CLOCK in off, off)
         case "steward":
             return _decide_command(view, task, actor, lease_held, off)
         case "sweep":
-            return _decide_stranded(view, task, actor, off, due)
+            return _decide_stranded(view, task, actor, off)
         case "ingress":
             return () if view.queued else append(Event("task.queued"))
 
 
-def _decide_work(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules, due: frozenset[Body]) -> Plan:
-    decision = _of_work(view, task, actor, off, due)
+def _decide_work(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
+    decision = _of_work(view, task, actor, off)
     begins = decision[0].event is not None and decision[0].event.kind in ("task.queued", "step.claimed")
     # A process that slept must not begin (rule 4).
     return () if begins and not lease_held else decision
 
 
 def _of_work(  # noqa: PLR0911 - a line of the table each
-    view: Journal, task: Task, actor: Actor, off: Rules, due: frozenset[Body]
+    view: Journal, task: Task, actor: Actor, off: Rules
 ) -> Plan:
     step, gen = actor.body.step, actor.body.gen
     claim = append(Event("step.claimed", step, gen, (actor.sequence, actor.delivery)))
@@ -173,8 +171,6 @@ def _of_work(  # noqa: PLR0911 - a line of the table each
         return SETTLE_DEAD_LETTER
     if is_done(view, task, step) and Off.NO_FOLD_OF_RESULTS not in off:
         return settle(view, task, step, off)
-    if (step, gen) in view.next_tries and retry_timer(view, step) not in due:
-        return settle(view, task, step, off)  # A timer brings it again.
     turn = turn_of(step)
     if turn == step and step != "1" and not _may_begin(view, task, str(int(turn) - 1)):
         return (NAK,)
@@ -278,13 +274,13 @@ def settle_replay(view: Journal, steps: tuple[StepGen, ...], off: Rules) -> Plan
     return (PROJECT, *publish([body_of(view, step) for step, gen in steps if view.gen(step) > gen]), ACK)
 
 
-def _decide_stranded(view: Journal, task: Task, actor: Actor, off: Rules, due: frozenset[Body]) -> Plan:
+def _decide_stranded(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
     """What to do with a message that nobody will get any more (rule 8)."""
     step, gen = actor.body.step, actor.body.gen
     give_up = append(Event("task.dead_lettered", step, gen))
     if Off.STRANDED_UNREAD in off and view.queued and not view.ended and (step, view.gen(step)) not in view.dead:
         return append(Event("task.dead_lettered", step, view.gen(step)))
-    plan = _of_work(view, task, actor, off, due)
+    plan = _of_work(view, task, actor, off)
     first = plan[0]
     if first.event is not None:
         return plan if first.event.kind == "task.queued" else give_up

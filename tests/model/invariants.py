@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.model.journal import Event, Journal, StepGen, Task
-from tests.model.state import State
+from tests.model.state import Body, State
 
 RESULTS = ("turn.completed", "tool.completed", "tool.failed")
 
@@ -49,6 +49,8 @@ def _judge_claim(state: State, task: Task, event: Event) -> str | None:
     journal, step = state.journal, event.step
     before = journal.claims.get((step, event.gen))
     given_up = (step, event.gen) in journal.next_tries
+    if given_up and Body("retry", step, event.gen, tries=journal.tries[step, event.gen]) not in state.due:
+        return "a step is tried again before its next try is due"
     if before == event.author and before is not None:
         return "a delivery claims its step twice"
     if before is not None and not given_up:

@@ -230,7 +230,7 @@ class Steps:
             older = older.parent
 
     def _decided(self, state: State, actor: Actor, view: Journal, what: str) -> Step:
-        plan = decisions.decide(view, self._task, actor, state.lease_held(actor), self._off, state.due)
+        plan = decisions.decide(view, self._task, actor, state.lease_held(actor), self._off)
         return Step(actor, what, state.with_actor(actor, actor._replace(view=view, plan=plan)))
 
     def _publish(self, state: State, actor: Actor, done: Actor, body: Body) -> Iterator[Step]:
@@ -316,7 +316,7 @@ class Steps:
             case _ if told.claimed:
                 plan = decisions.perform(view, self._task, told, off)
             case _:
-                plan = decisions.decide(view, self._task, told, state.lease_held(actor), off, state.due)
+                plan = decisions.decide(view, self._task, told, state.lease_held(actor), off)
         return told._replace(plan=plan)
 
     def _conflict(self, state: State, actor: Actor, event: Event) -> Step:
@@ -327,7 +327,7 @@ class Steps:
         if Off.NO_SECOND_DECISION in off:
             plan = decisions.append(event)
         elif not actor.claimed:
-            plan = decisions.decide(view, self._task, told, state.lease_held(actor), off, state.due)
+            plan = decisions.decide(view, self._task, told, state.lease_held(actor), off)
         elif decisions.owns(view, actor, off):
             plan = decisions.append(event)
         else:

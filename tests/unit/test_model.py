@@ -82,9 +82,9 @@ def test_the_model_decides_as_the_code_does(name: str, due: bool) -> None:
     for journal in journals_of(name):
         state = real_state(journal, configuration.task, due)
         for body, message in deliveries_of(journal, configuration.task):
-            assert real_decision(state, body, message) in model_decisions(
-                journal, configuration.task, body, message, due
-            ), told(journal, f"{body} by message {message}")
+            assert real_decision(state, body, message) in model_decisions(journal, configuration.task, body, message), (
+                told(journal, f"{body} by message {message}")
+            )
             compared += 1
     assert compared > 20
 
@@ -174,11 +174,10 @@ def told(journal: Journal, what: str) -> str:
     return f"{what} after {'; '.join(map(str, journal.events()))}"
 
 
-def model_decisions(journal: Journal, task: Task, body: Body, message: int, due: bool) -> set[str]:
+def model_decisions(journal: Journal, task: Task, body: Body, message: int) -> set[str]:
     """The model's decision by the code's name. To settle where nothing is due looks like dropping."""
     actor = Actor("worker", message, 1, journal, (), body)
-    dues = [model.retry_timer(journal, again) for again, _ in journal.next_tries] if due else []
-    plan = model.decide(journal, task, actor, True, ALL_RULES, frozenset(dues))
+    plan = model.decide(journal, task, actor, True, ALL_RULES)
     if plan == model.SETTLE_DEAD_LETTER:
         return {"SettleDeadLetter"}
     if plan[0].event is not None:

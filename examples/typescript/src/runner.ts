@@ -12,6 +12,11 @@ const RESULT_BYTES_MAX = 256 * 1024;
 const LATER_NANOSECONDS = 200_000_000;
 const LATER_DELIVERIES_MAX = 8;
 
+/** In milliseconds: the wall clock goes on while the machine sleeps, and nobody sets the other one. */
+function clocks(): number[] {
+  return [Date.now(), performance.now()];
+}
+
 /** A message in this process's hands, and the lease on it. */
 class Delivery {
   readonly stream: string;
@@ -20,7 +25,7 @@ class Delivery {
   readonly storedSeconds: number;
   readonly #reply: string;
   readonly #heartbeats: NodeJS.Timeout;
-  #leasedAt = Date.now(); // the wall clock goes on while the machine sleeps
+  #leasedAt = clocks();
 
   constructor(readonly broker: Broker, readonly message: Msg, readonly ackWaitMilliseconds: number) {
     this.#reply = message.reply ?? "";
@@ -35,14 +40,14 @@ class Delivery {
   }
 
   get held(): boolean {
-    return Date.now() - this.#leasedAt <= this.ackWaitMilliseconds;
+    return clocks().every((at, which) => at - this.#leasedAt[which]! <= this.ackWaitMilliseconds);
   }
 
   #beat(): void {
     if (!this.held) return this.end(); // whose lease is over sends nothing more
     try {
       this.broker.demandConnection();
-      this.#leasedAt = Date.now();
+      this.#leasedAt = clocks();
       this.broker.connection.publish(this.#reply, "+WPI");
     } catch {
       // The lease runs out, or the next heartbeat gets through.
@@ -98,7 +103,7 @@ export class Runner {
     const journal = new Journal(this.broker, this.schemas, work, message.headers?.get("traceparent"));
     await journal.catchUp();
     for (;;) {
-      switch (decide(journal.state, work, delivery.sequence, Date.now())) {
+      switch (decide(journal.state, work, delivery.sequence)) {
         case "claim": {
           const claim = await this.#claim(work, journal, delivery);
           if (claim !== undefined) return this.#perform(work, journal, delivery, claim);
@@ -130,7 +135,7 @@ export class Runner {
     const { sequence, deliveries } = delivery;
     const event = { type: "step.claimed", step: call, gen, message: sequence, worker: this.worker, delivery: deliveries, turn, call, tool };
     try {
-      return await journal.append(event, () => delivery.held && decide(journal.state, work, sequence, Date.now()) === "claim");
+      return await journal.append(event, () => delivery.held && decide(journal.state, work, sequence) === "claim");
     } catch (error) {
       if (error instanceof Lost && delivery.held) return undefined;
       throw error;

@@ -31,13 +31,12 @@ interface NextTry {
 
 /** claim: the call is to be run. settle: it is done: publish what is due, ack. drop: another message stands for it: ack.
  *  later: its journal can't be seen yet, or nobody has agreed yet. refuse: no journal can fit: a dead letter of the message.
- *  deadLettered: it gave up before: write its record again, term. waits: its next try is not due: publish the timer that
- *  brings it, ack. */
+ *  deadLettered: it gave up before: write its record again, term. waits: a timer has taken its place: publish
+ *  that again, ack. */
 export type Decision = "claim" | "settle" | "drop" | "later" | "refuse" | "deadLettered" | "waits" | "moved";
 
 const MAX_TURNS = 32; // of a request that names no other limit
 const DEFAULT_POOL = "default"; // of a request that names no other
-const CLOCKS_APART_MILLISECONDS_MAX = 1000; // what a timer brings is due, though the clock here may be a little behind
 const TERMINAL = ["task.completed", "task.failed", "task.cancelled", "task.expired"];
 
 /** A step and the number of its replays: together they are what is claimed. */
@@ -171,23 +170,21 @@ export class State {
 }
 
 /** The table of section 12, for calls: the first line that fits. */
-export function decide(state: State, work: Work, message: number, nowMilliseconds: number): Decision {
+export function decide(state: State, work: Work, message: number): Decision {
   const step = stepGen(work.call, work.gen);
-  const next = state.nextTries.get(step);
   const asked = state.asked(work);
   if (state.queued === undefined) return "later";
   if (state.ended) return "settle";
   if (work.gen > state.gen(work.call)) return "later";
   if (work.gen < state.gen(work.call)) return state.repaired.has(step) ? "deadLettered" : "drop";
   const timed = state.timedTries.get(step) ?? 0;
-  if (work.tries < timed) return next === undefined ? "drop" : "waits"; // a timer has taken this message's place
+  if (work.tries < timed) return state.nextTries.has(step) ? "waits" : "drop"; // a timer has taken this message's place
   const releases = state.releases.get(step) ?? 0;
   if (work.releases < releases) return state.released.has(step) && !state.results.has(work.call) ? "moved" : "drop";
   if (work.tries > timed || work.releases > releases) return "later";
   if ((state.bindings.get(step) ?? message) !== message) return "drop";
   if (state.deadLetters.has(step)) return "deadLettered";
   if (state.results.has(work.call)) return "settle";
-  if (next !== undefined && nowMilliseconds + CLOCKS_APART_MILLISECONDS_MAX < next.atMilliseconds) return "waits";
   if (asked === undefined) return "refuse";
   if (state.children.has(work.call)) return "settle";
   return asked.approval && !state.approved.has(work.call) ? "later" : "claim";

@@ -6,7 +6,7 @@ The numbers are those of the rules in PROTOCOL.md, "Rules of a writer".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
@@ -19,9 +19,6 @@ from mesh.task.failures import GiveUp
 from mesh.task.limits import is_last_turn
 from mesh.task.outbox import unasked
 from mesh.task.state import TaskState
-
-CLOCKS_APART_MAX = timedelta(seconds=1)
-"""What a timer brings is due, though the clock here may be a little behind the broker's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +98,7 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
         return SettleDeadLetter(dead_letter)  # rule 7
     if state.has_result(work.step) and not _lacks_its_end(state, work):
         return Settle()  # rule 2
-    retry_at = state.retry_at.get((work.step, gen))
-    if retry_at is not None and now + CLOCKS_APART_MAX < retry_at:
-        return Settle()  # A timer brings it again.
+    # Whether its next try is due is not asked: with these tries only the timer can have brought the message.
     if isinstance(work, TurnWork):
         if work.turn > 1 and not _may_begin(state, work.turn):
             return Later()

@@ -18,6 +18,7 @@ from tests.chaos.points import FAULTS, Point
 from tests.chaos.poison import POISON
 from tests.chaos.repairs import REPAIRS
 from tests.chaos.scenario import Scenario
+from tests.chaos.skewed import SKEWED
 from tests.chaos.starts import STARTS
 
 pytestmark = pytest.mark.acceptance
@@ -63,6 +64,12 @@ def one_death_of_a_worker(points: list[Point], _: random.Random) -> list[Point]:
     return [point for point in points if (point.fault, point.service, point.what, point.which) == wanted]
 
 
+def death_of_the_worker_after_a_timer(points: list[Point], _: random.Random) -> list[Point]:
+    """Whose clock is wrong: it has set the timer of a later try, and who comes next sets it again."""
+    what = "after-publish:timers.at.retry"
+    return [point for point in points if (point.fault, point.service, point.what) == ("kill", "inference_worker", what)]
+
+
 @pytest.mark.parametrize(
     ("scenario", "choose", "count"),
     [
@@ -71,8 +78,9 @@ def one_death_of_a_worker(points: list[Point], _: random.Random) -> list[Point]:
         (POISON, one_death_of_the_steward, 1),
         (STARTS, death_of_the_steward_before_an_ack, 1),
         (DISTANT, one_death_of_a_worker, 1),
+        (SKEWED, death_of_the_worker_after_a_timer, 1),
     ],
-    ids=["agent", "repairs", "poison", "starts", "distant"],
+    ids=["agent", "repairs", "poison", "starts", "distant", "skewed"],
 )
 async def test_a_run_comes_to_the_same_end_whoever_dies_in_it(
     tmp_path: Path,

@@ -20,6 +20,7 @@ from tests.chaos.repairs import REPAIRS
 from tests.chaos.runner import REPEATS_VARIABLE
 from tests.chaos.runs import Outcome, Patience, run_once
 from tests.chaos.scenario import Scenario
+from tests.chaos.skewed import SKEWED
 from tests.chaos.slot import Slot, opened_slot
 from tests.chaos.starts import STARTS
 
@@ -34,7 +35,7 @@ CONTROL_RUNS_MAX = 5
 """On a busy machine a run may end before it comes to its point, or another process may be faster there."""
 
 OFF = "MESH_TEST_SWITCH_OFF"
-SCENARIOS = (AGENT, REPAIRS, POISON, STARTS, DISTANT)
+SCENARIOS = (AGENT, REPAIRS, POISON, STARTS, DISTANT, SKEWED)
 
 
 class Control(NamedTuple):
@@ -71,6 +72,7 @@ CONTROLS = {
         "messages were stored in TOOLS",
         Patience(),
     ),
+    "broker's clock": Control(SKEWED, "inference_worker", {OFF: "broker_clock"}),
 }
 """Safeguard → a run without it, in which the checker must find something."""
 

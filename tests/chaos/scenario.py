@@ -82,6 +82,8 @@ class Scenario:
     tools: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     """More `MESH_*` variables of all its services."""
+    variables_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Service → more variables of its processes alone."""
     stored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """How many messages a run stores in a queue, at least and at most."""
     dying: str = ""

@@ -30,6 +30,7 @@ ACK_WAIT_SECONDS = 1.0
 TRACEBACK_CHARACTERS = 3_000
 STARTS_MAX = 40
 START_AGAIN_SECONDS = 0.25
+EDGE = "stream_edge"
 HEARD = ("TIMERS", "ADVISORIES", "SIGNALS")
 """Streams that the steward reads, and that keep what it has read."""
 WITHIN_SECONDS = 30.0
@@ -67,6 +68,7 @@ class Slot:
         variables = {
             faults.POINTS_VARIABLE: str(folder),
             EXECUTIONS_VARIABLE: str(self._executions),
+            **self.scenario.variables_of.get(service, {}),
             "PYTHONPATH": os.pathsep.join([*(str(ROOT / part) for part in ("libs", "services")), str(ROOT)]),
             **variables,
         }
@@ -179,16 +181,17 @@ async def _start_again(process: Process) -> None:
 
 @asynccontextmanager
 async def opened_slot(folder: Path, scenario: Scenario, **variables_of: dict[str, str]) -> AsyncIterator[Slot]:
-    """A mesh with every service once. `variables_of`: service → more variables of its process."""
+    """A mesh with every service once. `variables_of`: service → more variables of the process that it begins with."""
     folder.mkdir(parents=True)
     variables = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS), **scenario.variables}
     async with (
-        distant_mesh(folder, scenario.rtt_seconds, "stream_edge", **variables) as mesh,
+        distant_mesh(folder, scenario.rtt_seconds, **variables) as mesh,
         connect(mesh.settings, "chaos") as connection,
         PatientClient(trust_env=False) as client,
     ):
         await apply(connection.requests, declared(mesh.settings, scenario.tools), update=False)
         slot = Slot(scenario, mesh, connection, client, folder / "executions")
-        await asyncio.gather(*(slot.start(service, **variables_of.get(service, {})) for service in SERVICES))
+        edge = mesh.start(EDGE, **scenario.variables_of.get(EDGE, {}))
+        await asyncio.gather(edge, *(slot.start(service, **variables_of.get(service, {})) for service in SERVICES))
         async with background(slot.keep()):
             yield slot

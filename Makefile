@@ -41,7 +41,7 @@ test: $(INSTALLED) ## run the tests, several files at a time (ARGS="tests/unit -
 model: $(INSTALLED) ## check the rules of the protocol in a model of it, about a minute (ARGS=--traces)
 	@exec $(BIN)/python -m tests.model $(ARGS)
 
-bench: $(INSTALLED) ## measure, each figure beside its limit, about ten minutes (ARGS="accept resume", ARGS=--quick)
+bench: $(INSTALLED) ## measure, each figure beside its limit, a quarter of an hour (ARGS="accept resume", ARGS=--quick)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
 chaos: $(INSTALLED) ## kill each process at each point of six runs, about twelve minutes (ARGS="--run agent", ARGS=--quick)

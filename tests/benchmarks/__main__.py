@@ -21,6 +21,7 @@ import uvloop
 from tests.benchmarks import (
     accept,
     agents,
+    commands,
     fan_out,
     first_token,
     fsyncs,
@@ -53,6 +54,8 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
     "long_runs": long_runs.measure,
+    "commands": commands.measure,
+    "commands_beside": commands.measure_beside,
     "fsyncs": fsyncs.measure,
 }
 

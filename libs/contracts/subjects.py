@@ -222,6 +222,10 @@ def trigger_pace_key(tenant: str, rule: str) -> str:
     return f"_pace.{check_tenant(tenant)}.{check_rule(rule)}"
 
 
+CRITIC_PACE_KEY = "_pace._.critic"
+"""Key of what the critic has got lately. No tenant is named so."""
+
+
 def signal(tenant: str, name: str) -> str:
     """An event from outside: `signals.<tenant>.<name>`."""
     return f"signals.{check_tenant(tenant)}.{check_signal(name)}"

@@ -27,6 +27,7 @@ from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
+from mesh.clock import now
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.settings import Settings
 from mesh.errors import QueueFull
@@ -34,6 +35,7 @@ from mesh.journal.journal import Journal
 from mesh.journal.submission import Submission
 from mesh.task.state import TaskState
 from mesh.telemetry import traces
+from steward.critic_pace import admit
 
 log = structlog.get_logger("steward.critic")
 
@@ -46,7 +48,6 @@ PART_CHARACTERS_MAX = 8_000
 ROOM_SECONDS = 30.0
 """Delay of a record while the lane of the critic's pool is full."""
 AT_ONCE_MAX = 8
-_HOUR_SECONDS = 3600.0
 
 CLOSED = "closed"
 """Somebody has repaired or ended it already."""
@@ -71,26 +72,6 @@ class HourlyLimitReached(TaskmeshError):
     """The critic has got as many tasks in the last hour as it may."""
 
     code = "critic-hour-spent"
-
-
-class HourlyLimit:
-    """The tasks of the last hour. Times are seconds of one clock that only goes forward."""
-
-    def __init__(self, tasks_max: int) -> None:
-        self._tasks_max = tasks_max
-        self._counted: dict[str, float] = {}
-        """Task → when it was counted, the oldest first."""
-
-    def take(self, task: str, now: float) -> bool:
-        """Count a task, if there is room for it. One that is tried again counts once."""
-        for counted, at in list(self._counted.items()):
-            if now - at < _HOUR_SECONDS:
-                break
-            del self._counted[counted]
-        if task not in self._counted and len(self._counted) >= self._tasks_max:
-            return False
-        self._counted.setdefault(task, now)
-        return True
 
 
 def chosen(configuration: CriticConfiguration, record: DeadLetter) -> bool:
@@ -174,7 +155,7 @@ class Critic:
         self._requests = connection.requests
         self._configuration = configuration
         self._deliveries_max = settings.max_deliver
-        self._hour = HourlyLimit(configuration.per_hour_max)
+        self._admitting = asyncio.Lock()
         self._submission = Submission(connection.requests, settings.configuration.pools)
         self._consumption = Consumption.of_one(
             connection, settings, DEAD_LETTERS.name, CRITIC_CONSUMER, self._handle, AT_ONCE_MAX
@@ -229,8 +210,11 @@ class Critic:
         return Ack()
 
     async def _admit(self, task: str) -> None:
-        if not self._hour.take(task, asyncio.get_running_loop().time()):
-            raise HourlyLimitReached(f"the critic gets {self._configuration.per_hour_max} tasks in an hour")
+        per_hour_max = self._configuration.per_hour_max
+        async with self._admitting:  # Only other stewards contend.
+            admitted = await admit(self._requests, task, per_hour_max, now().timestamp())
+        if not admitted:
+            raise HourlyLimitReached(f"the critic gets {per_hour_max} tasks in an hour")
 
 
 def _leave(reason: str) -> Ack:

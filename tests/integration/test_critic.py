@@ -181,6 +181,18 @@ async def test_beyond_the_hours_tasks_dead_letters_are_left_to_people(
     assert sorted(critics(await read_stored(connection.requests)).values()) == [1, 1]
 
 
+async def test_the_hours_tasks_are_those_of_all_stewards_and_of_those_before_them(
+    connection: Connection, settings: Settings
+) -> None:
+    configured = CriticConfiguration(codes=["provider-error"], per_hour_max=2)
+    for _ in range(2):  # the second time all of them are new
+        async with criticising(connection, settings, configured, stewards=3):
+            for _ in range(6):
+                await give_up(connection)
+            await until(lambda: all_are_considered(connection))
+    assert sorted(critics(await read_stored(connection.requests)).values()) == [1, 1]
+
+
 async def test_a_full_lane_delays_the_critic_and_costs_it_nothing(
     connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.identifiers import derived_id, new_id
 from contracts.journal.parts import StepGen, ToolCall
@@ -19,7 +20,7 @@ from contracts.streams import critic_consumer
 from contracts.tasks import ApprovalMode, Message, TaskRequest
 from mesh.broker.provisioning import declared
 from mesh.clock import now
-from mesh.configuration.critic_table import CriticConfiguration
+from mesh.configuration.critic_table import PER_HOUR_MAX, CriticConfiguration
 from mesh.configuration.mesh_toml import Configuration, parse_configuration
 from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
@@ -29,7 +30,6 @@ from steward.critic import (
     RECORD_CHARACTERS_MAX,
     TURNS_MAX,
     Ask,
-    HourlyLimit,
     Leave,
     chosen,
     critics_task,
@@ -37,6 +37,7 @@ from steward.critic import (
     input_of,
     is_critics,
 )
+from steward.critic_pace import CriticPace, admitted
 from tests.unit.journals import TASK, TENANT, HandMadeJournal
 from tool_runner.tools.propose_replay import ProposeReplayArguments, check, replayer
 from tool_runner.tools.registry import built_in_tools
@@ -283,17 +284,32 @@ def test_a_large_record_is_cut_and_says_so(request_body: TaskRequest) -> None:
 # The hour
 
 
+def taken(per_hour_max: int, *tasks: tuple[str, float]) -> list[bool]:
+    """Which of these tasks, each at a time, the critic gets."""
+    pace, answers = CriticPace(), []
+    for task, at in tasks:
+        after = admitted(pace, task, per_hour_max, at)
+        answers.append(after is not None)
+        pace = after or pace
+    return answers
+
+
 def test_beyond_the_hours_tasks_none_is_taken_until_one_is_an_hour_old() -> None:
-    hour = HourlyLimit(2)
-    assert [hour.take(task, at) for task, at in (("a", 0.0), ("b", 10.0), ("c", 3599.0))] == [True, True, False]
-    assert hour.take("c", 3600.0)
-    assert not hour.take("d", 3601.0)
-    assert hour.take("d", 3610.0)
+    tasks = [("a", 0.0), ("b", 10.0), ("c", 3599.0), ("c", 3600.0), ("d", 3601.0), ("d", 3610.0)]
+    assert taken(2, *tasks) == [True, True, False, True, False, True]
 
 
 def test_a_task_that_is_tried_again_counts_once() -> None:
-    hour = HourlyLimit(2)
-    assert [hour.take(task, 0.0) for task in ("a", "a", "b", "a", "c")] == [True, True, True, True, False]
+    assert taken(2, *((task, 0.0) for task in "aabac")) == [True, True, True, True, False]
+
+
+def test_what_a_clock_far_ahead_has_counted_counts_for_nothing() -> None:
+    assert taken(1, ("a", 10_000.0), ("b", 0.0)) == [True, True]
+
+
+def test_the_fullest_hour_fits_a_message() -> None:
+    pace = CriticPace([(new_id(), now().timestamp() // 1)] * PER_HOUR_MAX)
+    assert len(encode(pace)) < 1024 * 1024
 
 
 # The tool

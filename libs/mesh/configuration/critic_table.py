@@ -16,6 +16,8 @@ from mesh.errors import SettingsError
 
 CODES_MAX = 64
 TENANTS_MAX = 1_000
+PER_HOUR_MAX = 10_000
+"""Each of an hour's tasks is kept in one value of a bucket, which is at most 1 MiB."""
 INSTRUCTIONS_CHARACTERS_MAX = 32_000
 
 Code = Annotated[str, exactly("[a-z][a-z0-9-]{0,63}", 64)]
@@ -49,8 +51,8 @@ class CriticConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """The instructions that its model gets."""
     tenants: Annotated[list[Tenant], Meta(min_length=1, max_length=TENANTS_MAX)] | None = None
     """The tenants whose dead letters count. Unset: all."""
-    per_hour_max: Annotated[int, Meta(ge=1, le=100_000)] = 60
-    """The most tasks that one steward starts for it in an hour. Further dead letters are left to people."""
+    per_hour_max: Annotated[int, Meta(ge=1, le=PER_HOUR_MAX)] = 60
+    """The most tasks that all stewards together start for it in an hour. Further dead letters are left to people."""
     proposals_max: Annotated[int, Meta(ge=1, le=100)] = 3
     """A step that was replayed so often, by whomever, is left to people."""
 

@@ -14,6 +14,7 @@ from steward.retention import Retention
 from steward.schedule_check import Schedules
 from steward.stranded import Stranded
 from steward.trigger_firing import Triggers
+from steward.unbegun import Unbegun
 from steward.webhooks import Webhooks
 
 
@@ -39,6 +40,7 @@ async def main(service: Service) -> None:
         schedules.run(),
         advisories.run(),
         stranded.run(),
+        Unbegun(service.requests).run(),
         retention.run(),
         lanes.run(),
         webhooks.run(),

@@ -40,6 +40,7 @@ from mesh.journal.settling import publish_outbox
 from mesh.task.decisions import queued_event
 from mesh.task.outbox import deadline_timer
 from mesh.task.records import record
+from mesh.task.state import TaskState
 from mesh.telemetry import traces
 
 log = structlog.get_logger("mesh.journal.submission")
@@ -200,17 +201,16 @@ class Submission:
         await asyncio.wait({task}, timeout=QUEUED_SECONDS_MAX)
 
     async def _append_queued(self, work: TurnWork, traceparent: str | None) -> None:
-        journal = Journal(self._requests, work.tenant, work.task, traceparent)
         try:
-            await journal.append(lambda stamp: queued_event(stamp, work), lambda state: not state.exists)
-        except StepLost:
-            return  # A worker was faster.
+            state = await begin(self._requests, work, traceparent)
         except TaskmeshError as error:
             log.warning("submission.queued_missing", task=work.task, tenant=work.tenant, error=str(error))
             return
-        self._projection.submit(record(journal.state), known_revision=0)
+        if state is None:
+            return  # A worker was faster.
+        self._projection.submit(record(state), known_revision=0)
         try:
-            await publish_outbox(self._requests, deadline_timer(journal.state), traceparent)
+            await publish_outbox(self._requests, deadline_timer(state), traceparent)
         except TaskmeshError as error:
             log.warning("submission.timer_missing", task=work.task, tenant=work.tenant, error=str(error))
 
@@ -250,6 +250,16 @@ class Submission:
             failures += 1
             await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
         raise BrokerUnavailable(f"task {work.task} is known, but its journal can't be read")
+
+
+async def begin(requests: Requests, work: TurnWork, traceparent: str | None) -> TaskState | None:
+    """Write a journal's first event, from the message that was accepted; None if it has begun. Raises as `append`."""
+    journal = Journal(requests, work.tenant, work.task, traceparent)
+    try:
+        await journal.append(lambda stamp: queued_event(stamp, work), lambda state: not state.exists)
+    except StepLost:
+        return None
+    return journal.state
 
 
 def _span_attributes(work: TurnWork) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -11,14 +13,17 @@ import pytest
 from contracts import subjects
 from contracts.identifiers import new_id
 from contracts.journal.edge_events import Snapshot, StreamGap
-from mesh.broker.connection import Connection
+from mesh.broker.connection import Connection, connect
+from mesh.configuration.settings import Settings
 from mesh.journal import following
 from mesh.journal.following import Followed, Following, TaskNotFound
 from mesh.journal.journal import Journal
 from tests.support.broker import Broker
 from tests.support.checker import read_stored
 from tests.support.patience import within
+from tests.support.slow_link import SlowLink, slow_link
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work, until_written
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -161,3 +166,67 @@ async def test_followers_leave_no_subscription_behind(connection: Connection) ->
     await write(journal, 10)
     await asyncio.gather(*followers)
     assert connection.client._subs.keys() == before.keys()
+
+
+@asynccontextmanager
+async def nothing_goes_out(connection: Connection, link: SlowLink) -> AsyncIterator[None]:
+    """Meanwhile so much waits to be sent that each command waits as well."""
+    client = connection.client
+
+    def publish(count: int) -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(client.publish("nobody.listens", bytes(512 * 1024))) for _ in range(count)]
+
+    await link.silence()
+    publishing = publish(80)  # more than the link and two sockets hold
+    try:
+        await until(lambda: publishing[0].done() and client.pending_data_size == 0)
+        publishing += publish(8)  # more than the client gathers before it waits
+        await until(lambda: client.pending_data_size > 2 * 1024 * 1024)
+        yield
+    finally:
+        await link.restore()
+        await asyncio.gather(*publishing)
+
+
+async def test_a_follower_that_leaves_while_its_subscription_is_under_way_disturbs_no_other(
+    connection: Connection, settings: Settings, broker: Broker
+) -> None:
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    async with (
+        slow_link(broker.port, 0.0) as link,
+        connect(replace(settings, nats_url=link.url), "test") as distant,
+    ):
+        hub = Following(distant)
+        async with nothing_goes_out(distant, link):
+            first = asyncio.create_task(hub.open("default", work.task, 0))
+            await until(lambda: bool(hub._subjects))
+            others = [asyncio.create_task(follow_to_end(hub, work.task)) for _ in range(2)]
+            await until(lambda: [len(entry.buffers) for entry in hub._subjects.values()] == [3])
+            first.cancel()
+            await asyncio.wait({first})
+        await write(journal, 20)
+        expected = await stored_frames(connection, work.task)
+        for other in others:
+            assert [(each.sequence, each.payload) for each in await other] == expected
+        assert hub._subjects == {}
+
+
+async def test_a_subscription_that_all_have_left_while_it_was_under_way_is_given_back(
+    connection: Connection, settings: Settings, broker: Broker
+) -> None:
+    work = turn_work()
+    await begin_journal(connection.requests, work)
+    async with (
+        slow_link(broker.port, 0.0) as link,
+        connect(replace(settings, nats_url=link.url), "test") as distant,
+    ):
+        hub = Following(distant)
+        before = set(distant.client._subs)
+        async with nothing_goes_out(distant, link):
+            follower = asyncio.create_task(hub.open("default", work.task, 0))
+            await until(lambda: set(distant.client._subs) != before)
+            follower.cancel()
+            await asyncio.wait({follower})
+            assert hub._subjects == {}
+        await until(lambda: set(distant.client._subs) == before)

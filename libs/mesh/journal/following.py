@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import structlog
@@ -132,7 +132,13 @@ class _Subject:
     """A subscription that all followers of one task in this process share."""
 
     buffers: set[LiveBuffer]
-    subscribed: asyncio.Future[Subscription]
+    subscribed: asyncio.Task[Subscription] = field(init=False)
+    """No follower's own: it goes on, whoever of them leaves."""
+
+
+def _mark_as_seen(subscribed: asyncio.Task[Subscription]) -> None:
+    if not subscribed.cancelled():
+        subscribed.exception()  # There may be nobody left who waits for it.
 
 
 class Following:
@@ -180,15 +186,22 @@ class Following:
             return await first_traceparent(self._requests, tenant, task)
 
     async def _subscribe(self, subject: str, buffer: LiveBuffer) -> None:
+        """Join the followers of a task. Its history may only be read once the subscription is there."""
         entry = self._subjects.get(subject)
-        if entry is not None:
-            entry.buffers.add(buffer)
-            # Its history may only be read once the subscription is there.
+        if entry is None:
+            entry = self._subjects[subject] = _Subject(set())
+            entry.subscribed = asyncio.create_task(self._begin(subject, entry))
+            entry.subscribed.add_done_callback(_mark_as_seen)
+        entry.buffers.add(buffer)
+        try:
+            # Of all that wait for it: one who leaves must not take it from the others.
             await asyncio.shield(entry.subscribed)
-            return
-        buffers = {buffer}
-        entry = _Subject(buffers, asyncio.get_running_loop().create_future())
-        self._subjects[subject] = entry
+        except BaseException:
+            await self._unsubscribe(subject, buffer)
+            raise
+
+    async def _begin(self, subject: str, entry: _Subject) -> Subscription:
+        buffers = entry.buffers
 
         async def on_message(message: Msg) -> None:
             try:
@@ -204,11 +217,15 @@ class Following:
         try:
             subscription = await self._connection.client.subscribe(subject, cb=on_message)
         except BaseException as error:
-            self._subjects.pop(subject, None)
-            entry.subscribed.set_exception(BrokerUnavailable(f"can't subscribe: {error}"))
-            entry.subscribed.exception()  # mark as seen: there may be nobody else who waits
+            # Who comes from now on tries it anew.
+            if self._subjects.get(subject) is entry:
+                del self._subjects[subject]
+            if isinstance(error, Exception):
+                raise BrokerUnavailable(f"can't subscribe: {error}") from error
             raise
-        entry.subscribed.set_result(subscription)
+        if not buffers:
+            await subscription.unsubscribe()  # All have left meanwhile.
+        return subscription
 
     async def _unsubscribe(self, subject: str, buffer: LiveBuffer) -> None:
         entry = self._subjects.get(subject)

@@ -33,6 +33,10 @@ NAK_SECONDS_MAX = 10.0
 """A longer delay goes through TIMERS: a message that is nak'd with a delay takes a place of its consumer's
 `max_ack_pending`."""
 
+ROOM_POLICY = RetryPolicy(tries_max=1_000_000, delay_seconds_first=2.0, delay_seconds_max=30.0)
+"""What a stream had no room for: a timer brings it, after a second at least. It holds nothing meanwhile, and so may
+come late; those that come for room must not crowd out those that make it."""
+
 WEBHOOK_POLICY = RetryPolicy(tries_max=16, delay_seconds_first=5.0, delay_seconds_max=6 * 3600.0)
 """Notifications to an endpoint: half a day on average, a day at most. They wait in their own consumer, whose
 `max_ack_pending` has the room for it."""

@@ -24,7 +24,7 @@ SIGNAL_PATTERN = r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,15}"
 SIGNAL_FILTER_PATTERN = r"(>|([A-Za-z0-9_-]{1,64}|\*)(\.([A-Za-z0-9_-]{1,64}|\*)){0,15}(\.>)?)"
 """The same with wildcards: `*` is any one token, `>` at the end is one or more."""
 CONTROL_KINDS = ("cancel", "input", "approval", "replay", "child_done")
-TIMER_KINDS = ("approval", "retry", "deadline")
+TIMER_KINDS = ("approval", "retry", "deadline", "room")
 """What a timer's command is of: a step, or the whole task."""
 PRIORITIES = ("high", "normal", "low")
 """Lanes of a pool, the most urgent first."""

@@ -21,12 +21,13 @@ from contracts.messages.control import (
     InputCommand,
     ReplayCommand,
     RetryCommand,
+    RoomCommand,
 )
 from contracts.records.tools import ASK_USER, SPAWN_TASK
 from mesh.journal.journal import Build
 from mesh.task.budget import accounts
 from mesh.task.endings import ended_by_deadline
-from mesh.task.outbox import OutboxMessage, messages_of_replayed, messages_to_go_on
+from mesh.task.outbox import OutboxMessage, messages_of_replayed, messages_refused, messages_to_go_on
 from mesh.task.replays import edits_error
 from mesh.task.state import TaskState
 
@@ -79,6 +80,8 @@ def decide_command(state: TaskState, command: AnyCommand) -> Outcome:
             return _replay(state, command)
         case RetryCommand():
             return _retry(state, command)
+        case RoomCommand():
+            return _publish_what_was_refused(state, command)
         case DeadlineCommand():
             return _end_at_the_deadline(state)
 
@@ -198,6 +201,14 @@ def _retry(state: TaskState, command: RetryCommand) -> Outcome:
     if step_gen not in state.retry_at or state.gen(command.step) != command.gen or command.tries < tries:
         return CarriedOut((), late=True)  # It was claimed, or has ended, since.
     return CarriedOut((), again=tuple(messages_to_go_on(state, command.step)))
+
+
+def _publish_what_was_refused(state: TaskState, command: RoomCommand) -> Outcome:
+    if state.terminal is None:
+        at = (state.gen(command.step), state.message_epoch(command.step))
+        if (command.gen, (command.tries, command.releases)) > at:
+            return Unknown(ErrorInfo("step-unknown", f"step {command.step} has not come to gen {command.gen}"))
+    return CarriedOut((), again=tuple(messages_refused(state, command)))
 
 
 def _end_at_the_deadline(state: TaskState) -> Outcome:

@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.messages.control import AnyCommand, CancelCommand, decode_control
+from contracts.messages.control import AnyCommand, CancelCommand, RoomCommand, decode_control
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
@@ -72,13 +72,17 @@ class ControlLoop:
     async def _carry_out(self, command: AnyCommand, delivery: Delivery) -> Answer:
         traceparent = traces.current_traceparent()
         make_way = partial(holds.ask, self._connection, command.tenant, command.task)
-        # Asked before it is read: what its owner has under way by then is read, and nothing comes after it.
-        await make_way()
+        if not isinstance(command, RoomCommand):  # It appends nothing.
+            # Asked before it is read: what its owner has under way by then is read, and nothing comes after it.
+            await make_way()
         asked_at = asyncio.get_running_loop().time()
         journal = await self._journals.open(command.tenant, command.task, traceparent)
         if asyncio.get_running_loop().time() - asked_at > FAR_SECONDS and journal.folded.ends_in_delta:
             # Its owner may have stored more while the hold was on its way. A read is a round trip, a conflict is two.
             await journal.catch_up()
+        if isinstance(command, RoomCommand) and await journal.is_behind():
+            # Nothing fences what it publishes: from a stale read it could follow that nothing is due.
+            return NOT_VISIBLE_YET
         carried_out: list[str] = []
 
         async def next_of(state: TaskState) -> Append | CarriedOut | Unknown:
@@ -100,7 +104,10 @@ class ControlLoop:
             case CarriedOut():
                 if outcome.late and not carried_out:
                     log.info("command.late", kind=_kind(command), by=command.by, status=journal.state.status)
-                await settle(self._requests, journal.state, outcome.steps, traceparent, outcome.again)
+                refusals = command.refusals if isinstance(command, RoomCommand) else 0
+                await settle(
+                    self._requests, journal.state, outcome.steps, traceparent, outcome.again, refusals=refusals
+                )
                 return Ack()
             case Unknown() if isinstance(command, CancelCommand) and command.by == BY_MESH:
                 # A sub-task that has not begun finds by itself that its parent is over.

@@ -33,6 +33,7 @@ from contracts.messages.control import (
     InputCommand,
     ReplayCommand,
     RetryCommand,
+    RoomCommand,
     approval_message_id,
     cancel_message_id,
     child_done_message_id,
@@ -176,8 +177,8 @@ def test_the_schemas_of_work_agree(case: dict[str, Any]) -> None:
         assert any(schema_accepts(name, payload) for name in ("work.turn", "work.tool")) is expected
 
 
-def control_message_id(command: AnyCommand) -> str:
-    """The Nats-Msg-Id of a command."""
+def control_message_id(command: AnyCommand) -> str | None:
+    """The Nats-Msg-Id of a command; None if it has none."""
     match command:
         case CancelCommand():
             return cancel_message_id(command.task)
@@ -194,6 +195,8 @@ def control_message_id(command: AnyCommand) -> str:
             return retry_message_id(command.task, command.step, command.gen, command.tries)
         case DeadlineCommand():
             return deadline_message_id(command.task)
+        case RoomCommand():
+            return None
 
 
 @pytest.mark.parametrize("case", cases("control"))

@@ -16,9 +16,9 @@ from contracts.journal.events import JournalEvent, decode_event
 from contracts.messages.control import AnyCommand, ReplayCommand
 from contracts.messages.work import TurnWork, Work
 from mesh.task.fold import fold
-from mesh.task.outbox import OutboxMessage
+from mesh.task.outbox import OutboxMessage, room_timer
 from mesh.task.state import TaskState
-from tests.unit.journals import SEQUENCES_PER_EVENT, TASK, TENANT
+from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
 
 Payload = Work | AnyCommand
 
@@ -64,6 +64,8 @@ class SmallBroker:
     """Every message id that was ever published, and its payload but for the pool."""
     on_publish: Callable[[Payload, str], None] = lambda _payload, _message_id: None
     stored: int = 0
+    full: bool = False
+    """Whether the queues refuse: they have no room. Timers are taken all the same."""
 
     @property
     def revision(self) -> int:
@@ -94,12 +96,28 @@ class SmallBroker:
             self.queue[self.stored] = Message(self.stored, payload)
 
     def send(self, due: OutboxMessage) -> None:
-        """Publish what is due: a message, or a timer."""
+        """Publish what is due: a message, or a timer. What is refused for want of room is left to a timer."""
+        if self.refuses(due):
+            return
         if due.at is None:
             self.publish(due.payload, due.message_id)
         elif due.message_id not in self.timer_ids:
             self.timer_ids.add(due.message_id)
             self.timers[due.subject] = due
+
+    def refuses(self, due: OutboxMessage) -> bool:
+        """Whether there is no room for a message; then its timer is there."""
+        if not self.full or due.at is not None:
+            return False
+        assert due.refused is not None, f"{due} is refused, and nothing brings it"
+        timer = room_timer(due.refused, START)
+        self.timers[timer.subject] = timer
+        return True
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether anything does."""
+        return any(subject.startswith("timers.at.room.") for subject in self.timers)
 
     def forget_ids(self) -> None:
         """The duplicate window passes."""

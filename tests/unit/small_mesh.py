@@ -45,6 +45,9 @@ class SmallMesh(SmallWorker):
             return
         view = View(self.broker, behind)
         yield
+        if isinstance(command, control.RoomCommand) and view.is_behind:
+            self.broker.give_back(delivery)
+            return
         while True:
             match decide_command(view.state, command):
                 case command_decisions.ToAppend() as outcome:

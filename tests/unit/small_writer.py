@@ -94,6 +94,8 @@ class SmallWriter:
     def _send(self, due: OutboxMessage) -> None:
         """Publish what is due. A sub-task runs elsewhere, and is begun once."""
         work = due.payload
+        if self.broker.refuses(due):
+            return
         if isinstance(work, TurnWork) and work.task != TASK:
             assert work.parent is not None
             if work.task not in self.children and View(self.broker).state.terminal is not None:

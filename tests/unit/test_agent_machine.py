@@ -40,6 +40,7 @@ from mesh.task.decisions import Claim, queued_event
 from mesh.task.outbox import deadline_timer
 from mesh.task.replays import to_repair
 from mesh.task.state import TaskState
+from steward import command_decisions
 from tests.unit.journal_judge import Judge
 from tests.unit.journals import SEQUENCES_PER_EVENT, START, TASK, TENANT
 from tests.unit.small_broker import Delivery, Message, SmallBroker, View
@@ -69,6 +70,8 @@ HAPPENINGS = [
         "dies": 1,
         "sweeps": 2,
         "duplicate window passes": 1,
+        "queues fill up": 1,
+        "queues have room": 1,
         "user appends": 1,
         "user redirects": 1,
         "user approves": 3,
@@ -179,6 +182,8 @@ class Agent(Judge, RuleBasedStateMachine):
                 self.advance(self.processes[-1], steps, "fine")
             case "duplicate window passes":
                 self.mesh.broker.forget_ids()
+            case "queues fill up" | "queues have room":
+                self.mesh.broker.full = what == "queues fill up"
             case _ if self.deliverable:
                 self.start(picked(self.deliverable, pick), behind)
                 self.advance(self.processes[-1], steps, luck)
@@ -283,14 +288,16 @@ class Agent(Judge, RuleBasedStateMachine):
     def teardown(self) -> None:
         """With no more faults, and with timers that fire, the task comes to its end, and no message stays behind."""
         self.processes.clear()
+        self.mesh.broker.full = False
         for delivery in self.held:
             self.mesh.broker.give_back(delivery)
         for _ in range(ROUNDS_MAX):
             if self.run_one():
                 continue
-            if self.truth.terminal is not None or not self.mesh.broker.published:
-                break
-            self.judge_waiting()
+            if not self.mesh.broker.waits_for_room:
+                if self.truth.terminal is not None or not self.mesh.broker.published:
+                    break
+                self.judge_waiting()
             self.mesh.fire(self.next_timer)
         assert not self.mesh.broker.published or self.truth.terminal is not None
         assert not self.mesh.broker.queue
@@ -367,6 +374,7 @@ def epoch_without_releases(self: TaskState, step: str) -> tuple[int, int]:
     [
         pytest.param(SmallBroker, "append", unfenced, id="the fence"),
         pytest.param(outbox, "_timer", lambda *_: [], id="the timers"),
+        pytest.param(command_decisions, "messages_refused", lambda *_: [], id="what waited for room"),
         pytest.param(decisions, "_decide_call", lambda *_: Claim(), id="the approval"),
         pytest.param(decisions, "_lacks_its_end", lambda *_: False, id="what a turn leads to"),
         pytest.param(folding, "_claim", claim_by_deltas, id="the base that a claim says"),

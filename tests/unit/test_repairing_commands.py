@@ -12,8 +12,8 @@ from contracts.messages import control
 from contracts.messages.control import AnyCommand
 from contracts.messages.work import ToolWork, TurnWork
 from steward.command_decisions import CarriedOut, Outcome, Unknown, decide_command
-from tests.unit.commanded import GUARDED, PLAIN, PLAIN_1, Telling, approval_asked, asks, carried_out, journal_of
-from tests.unit.journals import TASK, TENANT
+from tests.unit.commanded import GUARDED, PLAIN, PLAIN_1, SPAWN, Telling, approval_asked, asks, carried_out, journal_of
+from tests.unit.journals import CHILD, TASK, TENANT
 
 
 def dead(step: str = "1", gen: int = 0) -> Telling:
@@ -153,6 +153,56 @@ def test_a_timer_that_the_journal_knows_nothing_of_is_looked_into(command: AnyCo
     outcome = decide_command(journal_of(later()).state, command)
     assert isinstance(outcome, Unknown)
     assert outcome.error.code == "retry-unknown"
+
+
+def refused(step: str = "2", gen: int = 0, tries: int = 0) -> control.RoomCommand:
+    return control.RoomCommand(task=TASK, tenant=TENANT, by="taskmesh", step=step, gen=gen, tries=tries)
+
+
+JOINED: list[Telling] = [asks(PLAIN), lambda j: j.tool_completed("1-0")]
+
+
+@pytest.mark.parametrize(
+    ("tellings", "command", "again"),
+    [
+        # The next turn, a call, a replayed step, a later try.
+        (JOINED, refused(), [".2.g0"]),
+        ([asks(PLAIN)], refused("1-0"), [".1.1-0.g0"]),
+        ([dead(), replayed(("1", 0))], refused("1", 1), [".1.g1"]),
+        ([later()], refused("1", 0, 1), [".1.g0.t1"]),
+        # A turn that was replayed for its end alone.
+        ([lambda j: j.turn_completed(), dead(), replayed(("1", 0))], refused("1", 1), [".1.g1"]),
+        # It was claimed since, or has its result.
+        ([*JOINED, lambda j: j.claimed("2")], refused(), []),
+        (JOINED, refused("1-0"), []),
+        # It was published since, and failed, and what brings it now is another message.
+        ([later(), lambda j: j.claimed(), later(2)], refused("1", 0, 1), []),
+        ([asks(PLAIN), dead("1-0"), replayed(("1-0", 0))], refused("1-0"), []),
+        # It has become a timer's: its message would be too early, and then the timer's own a duplicate of it.
+        ([later()], refused("1"), []),
+    ],
+)
+def test_what_was_refused_for_want_of_room_is_published_if_nobody_has_since(
+    tellings: list[Telling], command: AnyCommand, again: list[str]
+) -> None:
+    appended, outcome = carried_out(journal_of(*tellings), command)
+    assert appended == []
+    assert ids(outcome) == again
+
+
+def test_a_call_that_became_a_task_has_the_childs_first_turn_published() -> None:
+    journal = journal_of(asks(SPAWN), lambda j: j.claimed("1-0"), lambda j: j.child_started())
+    appended, outcome = carried_out(journal, refused("1-0"))
+    assert appended == []
+    assert isinstance(outcome, CarriedOut)
+    assert [due.message_id for due in outcome.again] == [f"{CHILD}.1.g0"]
+    assert all(due.refused == refused("1-0") for due in outcome.again)
+
+
+def test_what_a_step_of_the_future_was_refused_is_looked_into() -> None:
+    outcome = decide_command(journal_of().state, refused("1", 1))
+    assert isinstance(outcome, Unknown)
+    assert outcome.error.code == "step-unknown"
 
 
 DEADLINE = control.DeadlineCommand(task=TASK, tenant=TENANT, by="taskmesh")

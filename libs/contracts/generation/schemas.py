@@ -34,6 +34,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "control.replay": control.ReplayCommand,
     "control.retry": control.RetryCommand,
     "control.deadline": control.DeadlineCommand,
+    "control.room": control.RoomCommand,
     "hold": control.Hold,
     "tool_declaration": tools.ToolDeclaration,
     "trigger_rule": rules.TriggerRule,

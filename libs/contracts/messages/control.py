@@ -107,8 +107,29 @@ class DeadlineCommand(Command, frozen=True, kw_only=True, omit_defaults=True, ta
     """A timer's: the task's deadline has passed. It ends what nobody else has ended."""
 
 
+class RoomCommand(Command, frozen=True, kw_only=True, omit_defaults=True, tag="room"):
+    """A timer's: what a step waits for was refused for want of room, `refusals` times, and is to be published now.
+
+    `gen`, `tries` and `releases` are those of the step at the time, so that it is known whether anybody has published
+    it since.
+    """
+
+    step: Step
+    gen: Count = 0
+    tries: Count = 0
+    releases: Count = 0
+    refusals: Ordinal = 1
+
+
 AnyCommand = (
-    CancelCommand | InputCommand | ApprovalCommand | ChildDoneCommand | ReplayCommand | RetryCommand | DeadlineCommand
+    CancelCommand
+    | InputCommand
+    | ApprovalCommand
+    | ChildDoneCommand
+    | ReplayCommand
+    | RetryCommand
+    | DeadlineCommand
+    | RoomCommand
 )
 
 

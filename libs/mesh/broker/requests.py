@@ -18,6 +18,7 @@ from nats.aio.msg import Msg
 
 from contracts import headers
 from mesh import faults
+from mesh.broker.levels import TimerRoom
 from mesh.errors import BrokerError, BrokerUnavailable
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
@@ -71,6 +72,8 @@ class Requests:
         self._connected = asyncio.Event()
         self.round_trip_seconds = 0.0
         """About how long a request takes at present, as an average that forgets."""
+        self.timers = TimerRoom(self)
+        """Whether TIMERS takes one more; ask before each."""
         self._silent_since: dict[str, float] = {}
         """When a publish got no answer though the connection was there, by the subject's first name."""
 

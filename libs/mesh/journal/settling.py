@@ -5,13 +5,19 @@ Its end is the answer to the message, an ack or a term, which is not sent here.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from datetime import UTC, timedelta
+
+import structlog
+from msgspec.structs import replace
 
 from contracts import headers
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
+from contracts.messages.control import RoomCommand
 from contracts.messages.work import Work
+from contracts.retries import ROOM_POLICY
 from contracts.streams import FIRED_TTL_SECONDS
 from mesh import faults
 from mesh.broker.requests import NO_ROOM, Requests
@@ -19,9 +25,14 @@ from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.journal import dead_letter_records
 from mesh.journal.dead_letter_records import QueuedMessage
 from mesh.journal.projection import BackgroundProjection, project
-from mesh.task.outbox import OutboxMessage, messages_after
+from mesh.task.outbox import OutboxMessage, messages_after, room_timer
 from mesh.task.records import record
 from mesh.task.state import TaskState
+
+log = structlog.get_logger("mesh.journal.settling")
+
+TIMER_HEADER_BYTES = 320
+"""About what a timer's headers and its entry in the stream take beside subject and payload (measured)."""
 
 
 async def settle(
@@ -31,11 +42,12 @@ async def settle(
     traceparent: str | None,
     again: tuple[OutboxMessage, ...] = (),
     projection: BackgroundProjection | None = None,
+    refusals: int = 0,
 ) -> None:
     """Project the task, then publish what is due after each of the steps, and what goes on (rule 1).
 
-    A task that still runs is projected by `projection`, if there is one: nobody waits for that. Raises
-    `BrokerUnavailable`.
+    A task that still runs is projected by `projection`, if there is one: nobody waits for that. `refusals`: how often
+    what goes on was refused for want of room. Raises `BrokerUnavailable`.
     """
     if projection is not None and state.status == "running":
         projection.submit(record(state))
@@ -43,7 +55,7 @@ async def settle(
         await _project(requests, state, projection)
     for step in steps:
         await publish_outbox(requests, messages_after(state, step), traceparent)
-    await publish_outbox(requests, again, traceparent)
+    await publish_outbox(requests, again, traceparent, refusals)
 
 
 async def settle_dead_letter(
@@ -66,21 +78,59 @@ async def _project(requests: Requests, state: TaskState, projection: BackgroundP
     await project(requests, record(state))
 
 
-async def publish_outbox(requests: Requests, dues: Iterable[OutboxMessage], traceparent: str | None) -> None:
-    """Send what is due, one after the other. Raises `BrokerUnavailable`, also where a stream has no room now."""
+async def publish_outbox(
+    requests: Requests, dues: Iterable[OutboxMessage], traceparent: str | None, refusals: int = 0
+) -> None:
+    """Send what is due, one after the other. What a stream has no room for is left to a timer, and holds nothing.
+
+    `refusals`: how often that was so before. Raises `BrokerUnavailable`, also where there is no room for a timer.
+    """
+    postponed: set[str] = set()
     for due in dues:
-        message_headers = {headers.MESSAGE_ID: due.message_id} if faults.MESSAGE_ID_ON else {}
-        if traceparent:
-            message_headers[headers.TRACEPARENT] = traceparent
-        if due.at is not None and due.fires_on is not None:
-            # In whole seconds, and never early.
-            at = due.at.astimezone(UTC) + timedelta(microseconds=999_999)
-            message_headers[headers.SCHEDULE] = f"@at {at.strftime('%Y-%m-%dT%H:%M:%SZ')}"
-            message_headers[headers.SCHEDULE_TARGET] = due.fires_on
-            message_headers[headers.SCHEDULE_TTL] = f"{FIRED_TTL_SECONDS}s"
         try:
-            await requests.publish(due.subject, encode(due.payload), message_headers or None)
+            await _publish(requests, due, traceparent)
         except BrokerError as error:
-            if error.number in NO_ROOM:
+            if error.number not in NO_ROOM:
+                raise
+            if due.refused is None:
                 raise BrokerUnavailable(f"no room for what is due: {error}") from None
+            if due.refused.step not in postponed:
+                # One for each step: it brings all that the step waits for.
+                postponed.add(due.refused.step)
+                await _postpone(requests, due, replace(due.refused, refusals=refusals + 1), traceparent)
+
+
+async def _postpone(requests: Requests, due: OutboxMessage, command: RoomCommand, traceparent: str | None) -> None:
+    delay_seconds = max(1.0, ROOM_POLICY.delay_seconds(command.refusals, random.random()))
+    log.info(
+        "message.refused_for_room",
+        subject=due.subject,
+        task=command.task,
+        tenant=command.tenant,
+        step=command.step,
+        refusals=command.refusals,
+        again_in_seconds=round(delay_seconds, 3),
+    )
+    at = await requests.timers.broker_time() + timedelta(seconds=delay_seconds)
+    try:
+        await _publish(requests, room_timer(command, at), traceparent)
+    except BrokerError as error:
+        if error.number not in NO_ROOM:
             raise
+        raise BrokerUnavailable(f"no room for what is due, nor for a timer of it: {error}") from None
+
+
+async def _publish(requests: Requests, due: OutboxMessage, traceparent: str | None) -> None:
+    message_headers = {headers.MESSAGE_ID: due.message_id} if due.message_id and faults.MESSAGE_ID_ON else {}
+    if traceparent:
+        message_headers[headers.TRACEPARENT] = traceparent
+    payload = encode(due.payload)
+    if due.at is not None and due.fires_on is not None:
+        # In whole seconds, and never early.
+        at = due.at.astimezone(UTC) + timedelta(microseconds=999_999)
+        message_headers[headers.SCHEDULE] = f"@at {at.strftime('%Y-%m-%dT%H:%M:%SZ')}"
+        message_headers[headers.SCHEDULE_TARGET] = due.fires_on
+        message_headers[headers.SCHEDULE_TTL] = f"{FIRED_TTL_SECONDS}s"
+        # The stream itself would make room by dropping its oldest timer, whoever still waits for that.
+        await requests.timers.take(len(due.subject) + len(payload) + TIMER_HEADER_BYTES)
+    await requests.publish(due.subject, payload, message_headers or None)

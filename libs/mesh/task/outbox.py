@@ -6,7 +6,7 @@ the duplicate window, and the binding of a claimed step to its message after it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from contracts import subjects
@@ -29,13 +29,17 @@ DEADLINE_GRACE_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class OutboxMessage:
-    """A message to publish. `at`: a timer, which fires then onto `fires_on`."""
+    """A message to publish. `at`: a timer, which fires then onto `fires_on`.
+
+    `refused`: what a timer brings instead if its stream has no room; None for what can't wait so.
+    """
 
     subject: str
     payload: TurnWork | ToolWork | control.AnyCommand
     message_id: str
     at: datetime | None = None
     fires_on: str | None = None
+    refused: control.RoomCommand | None = field(default=None, compare=False)
 
 
 def unasked(state: TaskState, completed: events.TurnCompleted) -> parts.ToolCall | None:
@@ -100,6 +104,29 @@ def messages_to_go_on(state: TaskState, step: str) -> list[OutboxMessage]:
     return _turn(state, turn_of(step)) if asked is None else _of_call(state, turn_of(step), asked)
 
 
+def messages_refused(state: TaskState, command: control.RoomCommand) -> list[OutboxMessage]:
+    """What was refused for want of room, if it is still due: a step's own message, or news of the task's end.
+
+    Nothing if somebody has published it since, and the step has moved on.
+    """
+    if state.terminal is not None:
+        return _after_the_end(state)
+    step, gen = command.step, state.gen(command.step)
+    moved_on = (gen, state.message_epoch(step)) != (command.gen, (command.tries, command.releases))
+    # A call that became a task of its own was claimed for that: it is the child's message that is due.
+    claimed = (step, gen) in state.bindings and step not in state.children
+    # A turn that has its result may have been replayed for what it leads to.
+    if moved_on or claimed or step in state.call_results:
+        return []
+    return messages_to_go_on(state, step)
+
+
+def room_timer(command: control.RoomCommand, at: datetime) -> OutboxMessage:
+    """The timer of what was refused. Without a message id: one that is published again takes the other's place."""
+    place = ("room", command.tenant, command.task, command.step)
+    return OutboxMessage(subjects.timer_at(*place), command, "", at, subjects.timer_fired(*place))
+
+
 def deadline_timer(state: TaskState) -> list[OutboxMessage]:
     """The timer of the task's deadline, if it has one."""
     deadline = state.queued.deadline if state.queued else None
@@ -152,7 +179,7 @@ def _turn(state: TaskState, turn: int) -> list[OutboxMessage]:
     )
     subject = subjects.turns(state.pool, queued.priority, state.tenant)
     first = turn_message_id(state.task, turn, gen)
-    return [OutboxMessage(subject, work, _message_id(state, step, first))]
+    return [OutboxMessage(subject, work, _message_id(state, step, first), refused=_refused(state, step))]
 
 
 def _message_id(state: TaskState, step: str, first: str) -> str:
@@ -170,7 +197,8 @@ def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[OutboxM
     if started is not None:
         child = child_work(state, asked, started)
         subject = subjects.tasks(child.pool, child.priority, child.tenant)
-        return [OutboxMessage(subject, child, turn_message_id(child.task, 1, 0))]
+        message_id = turn_message_id(child.task, 1, 0)
+        return [OutboxMessage(subject, child, message_id, refused=_refused(state, asked.call))]
     if asked.tool == ASK_USER:
         question = state.questions.get(asked.call)
         return _timer(state, asked.call, question.expires_at) if question else []
@@ -192,7 +220,21 @@ def _of_call(state: TaskState, turn: int, asked: parts.ToolCall) -> list[OutboxM
         deadline=state.queued.deadline if state.queued else None,
     )
     first = call_message_id(state.task, turn, asked.call, gen)
-    return [OutboxMessage(subjects.tools(asked.tool), work, _message_id(state, asked.call, first))]
+    message_id = _message_id(state, asked.call, first)
+    return [OutboxMessage(subjects.tools(asked.tool), work, message_id, refused=_refused(state, asked.call))]
+
+
+def _refused(state: TaskState, step: str) -> control.RoomCommand:
+    tries, releases = state.message_epoch(step)
+    return control.RoomCommand(
+        task=state.task,
+        tenant=state.tenant,
+        by=BY_MESH,
+        step=step,
+        gen=state.gen(step),
+        tries=tries,
+        releases=releases,
+    )
 
 
 def _timer(state: TaskState, call: str, at: datetime | None) -> list[OutboxMessage]:
@@ -225,12 +267,14 @@ def _after_the_end(state: TaskState) -> list[OutboxMessage]:
             uncounted_tokens=uncounted_tokens(state) or None,
         )
         subject = subjects.control("child_done", state.tenant)
-        dues.append(OutboxMessage(subject, done, control.child_done_message_id(state.task)))
+        message_id = control.child_done_message_id(state.task)
+        dues.append(OutboxMessage(subject, done, message_id, refused=_refused(state, turn_step(1))))
     for call, started in state.children.items():
         if call not in state.call_results:
             cancel = control.CancelCommand(
                 task=started.child, tenant=state.tenant, by=BY_MESH, reason="the task that it belongs to is over"
             )
             subject = subjects.control("cancel", state.tenant)
-            dues.append(OutboxMessage(subject, cancel, control.cancel_message_id(started.child)))
+            message_id = control.cancel_message_id(started.child)
+            dues.append(OutboxMessage(subject, cancel, message_id, refused=_refused(state, turn_step(1))))
     return dues

@@ -1,0 +1,102 @@
+"""How full streams are, and whether TIMERS has room for one more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from contracts.codec import decode
+from contracts.streams import TIMERS
+from mesh.clock import now
+from mesh.errors import BrokerUnavailable
+
+if TYPE_CHECKING:
+    from mesh.broker.requests import Requests
+
+TIMERS_PERCENT_MAX = 97.0
+"""From here on no timer is published: those who want to wait. The rest is for what many publish between two looks."""
+LOOK_SECONDS = 2.0
+"""How long a look at TIMERS is good for, while timers are published: an idle process never looks."""
+SHARE_MAX = 32
+"""Of the room that a look has shown a process uses up this part before it looks again."""
+
+
+class Level(NamedTuple):
+    """How much of its storage something uses, in bytes. A limit of 0 or below is none."""
+
+    name: str
+    used_bytes: int
+    limit_bytes: int
+
+    @property
+    def percent(self) -> float:
+        """Of the limit; 0 where there is none."""
+        return 100 * self.used_bytes / self.limit_bytes if self.limit_bytes > 0 else 0.0
+
+
+def above(levels: Iterable[Level], percent: float) -> list[Level]:
+    """The levels at or above a mark, the fullest first."""
+    return sorted((level for level in levels if level.percent >= percent), key=lambda level: -level.percent)
+
+
+def describe(level: Level) -> str:
+    """A level, for people."""
+    return f"storage of {level.name} is {level.percent:.0f} % full"
+
+
+def level_of(info: dict[str, Any]) -> Level:
+    """The level of a stream, by its `STREAM.INFO` answer."""
+    config, state = info["config"], info["state"]
+    return Level(str(config["name"]), int(state["bytes"]), int(config["max_bytes"]))
+
+
+class TimerRoom:
+    """Whether TIMERS takes one more timer.
+
+    The stream itself never refuses: schedules can't be combined with discard new, so that a full one drops its oldest
+    message, which may be a timer that somebody waits for. So whoever publishes one asks here before.
+    """
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._looking = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._level = Level(TIMERS.name, 0, 0)
+        self._left_bytes = 0.0
+        self._broker_ahead = timedelta()
+
+    async def take(self, size_bytes: int) -> None:
+        """Take room for a timer of about that size. Raises `BrokerUnavailable` if there is none, or nobody knows."""
+        if not self._is_good(size_bytes):
+            async with self._looking:
+                if not self._is_good(size_bytes):
+                    await self._look()
+        if self._level.percent >= TIMERS_PERCENT_MAX:
+            raise BrokerUnavailable(f"no room for a timer: {describe(self._level)}")
+        self._left_bytes -= size_bytes
+
+    async def broker_time(self) -> datetime:
+        """The time by the broker's clock, which decides when a timer fires."""
+        if not self._is_recent():
+            async with self._looking:
+                if not self._is_recent():
+                    await self._look()
+        return now() + self._broker_ahead
+
+    def _is_recent(self) -> bool:
+        return asyncio.get_running_loop().time() - self._looked_at < LOOK_SECONDS
+
+    def _is_good(self, size_bytes: int) -> bool:
+        # A full stream stays full for a moment: those who wait for it need not all ask.
+        full = self._level.percent >= TIMERS_PERCENT_MAX
+        return self._is_recent() and (full or self._left_bytes >= size_bytes)
+
+    async def _look(self) -> None:
+        info = await self._requests.api(f"STREAM.INFO.{TIMERS.name}")
+        self._level = level_of(info)
+        limit, used = self._level.limit_bytes, self._level.used_bytes
+        self._left_bytes = (limit * TIMERS_PERCENT_MAX / 100 - used) / SHARE_MAX if limit > 0 else float("inf")
+        self._broker_ahead = decode(f'"{info["ts"]}"'.encode(), datetime) - now()
+        self._looked_at = asyncio.get_running_loop().time()

@@ -29,7 +29,8 @@ SIGNALS_MAX = 1_000_000
 """Signals that are kept, and so may wait."""
 WORKERS_TTL_SECONDS = 30
 FIRED_TTL_SECONDS = 30 * 24 * 3600
-"""How long what a timer has fired is kept for a steward that is not there; one that is has read it at once."""
+"""How long what a timer has fired is kept for a steward that is not there: longer than any is away. One that is there
+deletes it as soon as it is carried out, so that this costs nothing."""
 TOOLS_TTL_SECONDS = 600
 """How long a tool is offered after its last runner has declared it; runners do so each minute."""
 WEBHOOK_CONSUMER_PREFIX = "webhook-"
@@ -218,7 +219,9 @@ TIMERS = StreamDeclaration(
     name="TIMERS",
     description="What is due later.",
     subjects=("timers.at.>", "timers.fired.>"),
-    # Schedules can't be combined with discard new (10052); max_bytes is far above what timers take.
+    # Schedules can't be combined with discard new (10052): a full stream drops its oldest timer. So whoever publishes
+    # one waits before that (`mesh.broker.levels`), and the ingress refuses tasks. A schedule takes 400 to 500 bytes:
+    # there is room for half a million.
     discard="old",
     max_bytes=256 * _MIB,
     allow_msg_schedules=True,

@@ -286,6 +286,13 @@ def timer_at(kind: str, tenant: str, task: str, name: str) -> str:
     return f"timers.at.{_timer_place(kind, tenant, task, name)}"
 
 
+def timers_of(kind: str, tenant: str, task: str) -> str:
+    """All timers of one kind that a task has, as a filter: `timers.at.<kind>.<tenant>.<task>.*`."""
+    if kind not in TIMER_KINDS:
+        raise InvalidName(f"not a kind of timer: {kind!r:.80}")
+    return f"timers.at.{kind}.{check_tenant(tenant)}.{check_task(task)}.*"
+
+
 def timer_fired(kind: str, tenant: str, task: str, name: str) -> str:
     """Where it is stored once it is due: `timers.fired.<kind>.<tenant>.<task>.<name>`."""
     return f"timers.fired.{_timer_place(kind, tenant, task, name)}"

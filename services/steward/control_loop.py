@@ -14,8 +14,16 @@ from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.messages.control import AnyCommand, CancelCommand, RoomCommand, decode_control
-from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak
+from contracts.messages.control import (
+    AnyCommand,
+    ApprovalCommand,
+    CancelCommand,
+    InputCommand,
+    RoomCommand,
+    decode_control,
+)
+from contracts.streams import TIMERS
+from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
@@ -23,7 +31,7 @@ from mesh.configuration.settings import Settings
 from mesh.errors import JournalBusy
 from mesh.journal import dead_letter_records, holds
 from mesh.journal.journal import Append
-from mesh.journal.settling import settle
+from mesh.journal.settling import purge_timers, settle
 from mesh.journal.warm import WarmJournals
 from mesh.task.outbox import BY_MESH
 from mesh.task.state import TaskState
@@ -57,6 +65,13 @@ class ControlLoop:
     async def _handle(self, delivery: Delivery) -> Answer:
         if delivery.subject.startswith(subjects.CRON_FIRED_PREFIX):
             return Ack()  # No command: a rule's schedule, which `Triggers` reads by a consumer of its own.
+        answer = await self._handle_command(delivery)
+        if delivery.stream == TIMERS.name and isinstance(answer, Ack | Term) and delivery.lease_held:
+            # No work queue: what has fired would lie there for a month, and crowd out the timers beside it.
+            await self._requests.delete_message(delivery.stream, delivery.sequence)
+        return answer
+
+    async def _handle_command(self, delivery: Delivery) -> Answer:
         try:
             command = decode_control(delivery.payload, delivery.subject)
         except TaskmeshError as error:
@@ -108,6 +123,8 @@ class ControlLoop:
                 await settle(
                     self._requests, journal.state, outcome.steps, traceparent, outcome.again, refusals=refusals
                 )
+                if isinstance(command, ApprovalCommand | InputCommand):
+                    await purge_timers(self._requests, journal.state, outcome.steps)
                 return Ack()
             case Unknown() if isinstance(command, CancelCommand) and command.by == BY_MESH:
                 # A sub-task that has not begun finds by itself that its parent is over.

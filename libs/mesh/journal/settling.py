@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from contracts import headers
 from contracts.codec import encode
-from contracts.errors import ErrorInfo
+from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.messages.control import RoomCommand
 from contracts.messages.work import Work
 from contracts.retries import ROOM_POLICY
@@ -25,7 +25,7 @@ from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.journal import dead_letter_records
 from mesh.journal.dead_letter_records import QueuedMessage
 from mesh.journal.projection import BackgroundProjection, project
-from mesh.task.outbox import OutboxMessage, messages_after, room_timer
+from mesh.task.outbox import OutboxMessage, messages_after, room_timer, timers_over
 from mesh.task.records import record
 from mesh.task.state import TaskState
 
@@ -56,6 +56,18 @@ async def settle(
     for step in steps:
         await publish_outbox(requests, messages_after(state, step), traceparent)
     await publish_outbox(requests, again, traceparent, refusals)
+    if state.terminal is not None:
+        await purge_timers(requests, state)
+
+
+async def purge_timers(requests: Requests, state: TaskState, steps: tuple[str, ...] = ()) -> None:
+    """Take away timers that are over: of a task that has ended, or of calls that were answered. Never fails."""
+    for subject_filter in timers_over(state, steps):
+        try:
+            await requests.api("STREAM.PURGE.TIMERS", {"filter": subject_filter})
+        except TaskmeshError as error:
+            # It fires in vain then.
+            log.info("timer.not_purged", filter=subject_filter, error=str(error))
 
 
 async def settle_dead_letter(

@@ -139,6 +139,28 @@ def deadline_timer(state: TaskState) -> list[OutboxMessage]:
     return [OutboxMessage(subjects.timer_at(*place), command, message_id, at, subjects.timer_fired(*place))]
 
 
+def timers_over(state: TaskState, steps: tuple[str, ...]) -> list[str]:
+    """Filters of timers that nobody waits for any more: a task's at its end, a call's with its answer.
+
+    Only where the fold says that there can be any: most tasks have none. What is left all the same fires in vain.
+    """
+    if state.terminal is not None:
+        deadline = state.queued is not None and state.queued.deadline is not None
+        there = {
+            "deadline": deadline,
+            "approval": bool(state.approvals or state.questions),
+            "retry": bool(state.timer_tries),
+        }
+        return [subjects.timers_of(kind, state.tenant, state.task) for kind, any_is in there.items() if any_is]
+    answered = (
+        step
+        for step in steps
+        if (step in state.approvals and step in state.resolutions)
+        or (step in state.questions and step in state.call_results)
+    )
+    return [subjects.timer_at("approval", state.tenant, state.task, call) for call in answered]
+
+
 def _retry_timer(state: TaskState, step: str) -> list[OutboxMessage]:
     gen = state.gen(step)
     tries = state.timer_tries[step, gen]

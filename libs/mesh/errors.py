@@ -24,6 +24,10 @@ class BrokerError(TaskmeshError):
         self.number = number
 
 
+class NoRoom(BrokerError):
+    """A stream has no room for what was published: it is not stored. There may be some later."""
+
+
 class QueueFull(TaskmeshError):
     """TASKS refused a submission: the lane, or the mesh, has as much waiting work as it may."""
 

@@ -23,7 +23,7 @@ from mesh.background import repeatedly
 from mesh.broker.direct_get import Stored, read_page, read_sequence
 from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.errors import BrokerUnavailable, StepLost
+from mesh.errors import BrokerUnavailable, NoRoom, StepLost
 from mesh.journal import dead_letter_records
 from mesh.journal.journal import Append, Build, Journal
 from mesh.journal.settling import settle, settle_dead_letter
@@ -78,6 +78,7 @@ class Stranded:
     def __init__(self, requests: Requests, worker: str) -> None:
         self._requests = requests
         self._worker = worker
+        self._no_room: NoRoom | None = None
         self._cursors = dict.fromkeys(QUEUES, 0)
         self._suspects: set[tuple[str, int]] = set()
         """Found in the last round. What is found twice is stranded; the first time its ack may be under way."""
@@ -89,6 +90,7 @@ class Stranded:
     async def round(self) -> None:
         """Look through each queue once, as far as the bound goes. Raises `TaskmeshError`."""
         suspects: set[tuple[str, int]] = set()
+        self._no_room = None
         for stream in QUEUES:
             async for message in self._found(stream):
                 key = (stream, message.sequence)
@@ -97,6 +99,8 @@ class Stranded:
                     continue
                 await self._try(message)
         self._suspects = suspects
+        if self._no_room is not None:
+            raise self._no_room
 
     async def exhausted(self, stream: str, sequence: int, deliveries: int) -> None:
         """Settle a message that was delivered as often as it may be, or make a dead letter of it.
@@ -114,6 +118,8 @@ class Stranded:
             log.info("stranded.moved_on", message=message.sequence, reason=str(error))
         except BrokerUnavailable:
             raise
+        except NoRoom as error:
+            self._no_room = error  # For its dead letter: the next round looks again. Others may need no room.
         except TaskmeshError as error:
             # It is for people to look at, and must not keep the others.
             log.error("stranded.unreadable", stream=message.stream, message=message.sequence, error=str(error))
@@ -135,7 +141,9 @@ class Stranded:
             if consumer is not None and stored.sequence <= finished_below(consumer):
                 found = True
                 yield _message(stream, stored, int(consumer["config"].get("max_deliver", -1)))
-        self._cursors[stream] = after if found else page.messages[-1].sequence if page.more else 0
+        # Nor must those wait for the others that have no room.
+        behind = page.messages[-1].sequence if page.more else 0
+        self._cursors[stream] = after if found and self._no_room is None else behind
 
     async def _handle(self, message: StrandedMessage) -> None:
         if message.stream == "CONTROL":

@@ -25,7 +25,7 @@ from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
 from mesh.clock import now
 from mesh.configuration.settings import Settings
-from mesh.errors import QueueFull
+from mesh.errors import NoRoom, QueueFull
 from mesh.journal import dead_letter_records
 from mesh.journal.submission import Submission
 from mesh.rules.trigger_bucket import RuleBook, admit
@@ -124,7 +124,7 @@ class Triggers:
             await self._start(rule, signal, delivery)
         except _Waits as wait:
             return wait.seconds
-        except QueueFull as error:
+        except (QueueFull, NoRoom) as error:
             log.info("trigger.waits", rule=rule.name, tenant=rule.tenant, signal=signal.sequence, reason=str(error))
             return LANE_FULL_SECONDS
         self._done[done] = None

@@ -23,8 +23,3 @@ async def unlimit(requests: Requests, stream: str) -> None:
 async def level(requests: Requests, stream: str) -> Level:
     """How full a stream is."""
     return level_of(await requests.api(f"STREAM.INFO.{stream}"))
-
-
-async def room_for(requests: Requests, stream: str, size_bytes: int) -> None:
-    """Give a stream room for so many bytes more than it holds now, and no more."""
-    await limit(requests, stream, max_bytes=(await level(requests, stream)).used_bytes + size_bytes)

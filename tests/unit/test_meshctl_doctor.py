@@ -14,6 +14,7 @@ from rich.console import Console
 
 from contracts.records.providers import Probe, ProviderRecord
 from contracts.records.status import LaneStatistics, WorkerRecord
+from mesh.broker.levels import Level
 from mesh.broker.provisioning import Difference
 from mesh.configuration.settings import Settings
 from meshctl.commands.doctor import probe
@@ -34,6 +35,7 @@ WELL = Facts(
     fsyncs_per_second=4_000.0,
     open_files=65_536,
     open_files_hard=65_536,
+    levels=[Level("EVENTS", 12, 100), Level("account", 5, -1)],
 )
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -54,7 +56,8 @@ def seen(**more: Any) -> StreamsSeen:
 def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
     told = diagnose(WELL)
     assert [check.check for check in told] == [
-        "broker", "version", "jetstream", "streams", "persist_mode", "clock", "sync", "disk", "services", "open_files",
+        "broker", "version", "jetstream", "streams", "persist_mode", "clock", "storage", "sync", "disk", "services",
+        "open_files",
     ]  # fmt: skip
     assert {(check.status, check.remedy) for check in told} == {("ok", "")}
     assert exit_status(told) == 0
@@ -74,6 +77,9 @@ def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
         ({"streams": seen(differences=[differs(f"S{n}") for n in range(6)])}, "streams", "warn",
          "S0, S1, S2, S3 and 2 more", "streams plan"),
         ({"streams": "no responders"}, "streams", "fail", "no responders", "log"),
+        ({"levels": [Level("TIMERS", 75, 100)]}, "storage", "warn", "from 90 % on: TIMERS 75 %", "approval"),
+        ({"levels": [Level("TOOLS", 91, 100)]}, "storage", "fail", "are refused: TOOLS 91 %", "runners"),
+        ({"levels": [Level("KV_tasks", 95, 100)]}, "storage", "fail", "KV_tasks 95 %", "MESH_RETENTION_DAYS"),
         ({"streams": seen(persist_mode="async")}, "persist_mode", "fail", "twice", "create EVENTS again"),
         ({"streams": seen(clock_ahead_seconds=1.5)}, "clock", "warn", "1.5 s behind the broker", "NTP"),
         ({"streams": seen(clock_ahead_seconds=-90.0)}, "clock", "warn", "90.0 s ahead of the broker", "NTP"),

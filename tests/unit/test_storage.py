@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingress.storage import Level, above
+from mesh.broker.levels import Level, above
 
 
 @pytest.mark.parametrize(

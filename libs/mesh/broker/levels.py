@@ -8,13 +8,21 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from contracts.codec import decode
-from contracts.streams import TIMERS
+from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, RESULTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
 from mesh.clock import now
-from mesh.errors import BrokerUnavailable
+from mesh.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
     from mesh.broker.requests import Requests
 
+ACCOUNT = "account"
+"""Stands for the storage of the whole JetStream account, beside names of streams."""
+NEEDED = (
+    *(stream.name for stream in (EVENTS, TASKS, TURNS, TOOLS, CONTROL, TIMERS, DEAD_LETTERS, RESULTS)),
+    TASKS_BUCKET.stream_name,
+)
+"""What a task needs to begin, to go on and to end."""
+STREAM_NOT_FOUND = 10059
 TIMERS_PERCENT_MAX = 97.0
 """From here on no timer is published: those who want to wait. The rest is for what many publish between two looks."""
 LOOK_SECONDS = 2.0
@@ -50,6 +58,31 @@ def level_of(info: dict[str, Any]) -> Level:
     """The level of a stream, by its `STREAM.INFO` answer."""
     config, state = info["config"], info["state"]
     return Level(str(config["name"]), int(state["bytes"]), int(config["max_bytes"]))
+
+
+async def read_levels(requests: Requests) -> list[Level]:
+    """The levels of all that a task needs, and of the account. What is not there has none.
+
+    Raises `BrokerUnavailable`, `BrokerError`.
+    """
+    found = await asyncio.gather(*(_read_level(requests, stream) for stream in NEEDED))
+    return [*(level for level in found if level is not None), _account(await requests.api("INFO"))]
+
+
+async def _read_level(requests: Requests, stream: str) -> Level | None:
+    try:
+        return level_of(await requests.api(f"STREAM.INFO.{stream}"))
+    except BrokerError as error:
+        if error.number != STREAM_NOT_FOUND:
+            raise
+        return None
+
+
+def _account(info: dict[str, Any]) -> Level:
+    """The account's level. An account in tiers (R1, R3) is as full as its fullest tier."""
+    tiers = list(info.get("tiers", {}).values()) or [info]
+    levels = [Level(ACCOUNT, int(tier["storage"]), int(tier["limits"]["max_storage"])) for tier in tiers]
+    return max(levels, key=lambda level: level.percent)
 
 
 class TimerRoom:
@@ -98,5 +131,6 @@ class TimerRoom:
         self._level = level_of(info)
         limit, used = self._level.limit_bytes, self._level.used_bytes
         self._left_bytes = (limit * TIMERS_PERCENT_MAX / 100 - used) / SHARE_MAX if limit > 0 else float("inf")
-        self._broker_ahead = decode(f'"{info["ts"]}"'.encode(), datetime) - now()
+        told = info.get("ts")
+        self._broker_ahead = decode(f'"{told}"'.encode(), datetime) - now() if told else timedelta()
         self._looked_at = asyncio.get_running_loop().time()

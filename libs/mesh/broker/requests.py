@@ -19,13 +19,13 @@ from nats.aio.msg import Msg
 from contracts import headers
 from mesh import faults
 from mesh.broker.levels import TimerRoom
-from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.errors import BrokerError, BrokerUnavailable, NoRoom
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's error numbers for an expected revision that is not the last one."""
 MESSAGE_TOO_LARGE = 10054
 NO_ROOM = (10077, 10047, 10023)
-"""Maximum messages or bytes of a subject or stream; no storage left. All mean: not now."""
+"""Maximum messages or bytes of a subject or stream; no storage left. All mean: not now (`NoRoom`)."""
 NO_MESSAGE_FOUND = (10037, 10043, 10057)
 """No message has that sequence: never stored, or deleted by now."""
 REQUEST_TIMEOUT_SECONDS = 5.0
@@ -132,7 +132,7 @@ class Requests:
     ) -> PubAck:
         """Publish into a stream and wait until it is stored.
 
-        Raises `BrokerError` if the stream refused it, `BrokerUnavailable` if nobody knows.
+        Raises `BrokerError` if the stream refused it, for want of room `NoRoom`; `BrokerUnavailable` if nobody knows.
         """
         prefix = _prefix(subject)
         faults.reach("before-publish", subject)
@@ -235,4 +235,5 @@ def _time_out(future: asyncio.Future[Msg], subject: str) -> None:
 
 
 def _broker_error(error: dict[str, Any]) -> BrokerError:
-    return BrokerError(int(error.get("err_code") or error.get("code") or 0), str(error.get("description", "error")))
+    number = int(error.get("err_code") or error.get("code") or 0)
+    return (NoRoom if number in NO_ROOM else BrokerError)(number, str(error.get("description", "error")))

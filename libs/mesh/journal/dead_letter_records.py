@@ -16,12 +16,15 @@ from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.identifiers import new_id
 from contracts.messages.work import DeadLetter, TurnWork, Work
 from mesh import faults
-from mesh.broker.answers import Term
+from mesh.broker.answers import Nak, Term
 from mesh.broker.deliveries import Delivery
 from mesh.broker.requests import MESSAGE_TOO_LARGE, Requests
 from mesh.clock import now
-from mesh.errors import BrokerError
+from mesh.errors import BrokerError, NoRoom
 from mesh.task.state import TaskState
+
+NO_ROOM_SECONDS = 30.0
+"""When a record that DEAD_LETTERS has no room for is written again: room comes from retention, or from people."""
 
 log = structlog.get_logger("mesh.journal.dead_letter_records")
 
@@ -75,7 +78,7 @@ async def write_step(
     await _publish(requests, subjects.dead_letter(work.tenant, work.task), record, message_id)
 
 
-async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> Term:
+async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> Term | Nak:
     """Give up a message that nobody can carry out: a log line, and its record. Returns the answer to it."""
     log.error(
         "message.refused",
@@ -85,8 +88,20 @@ async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worke
         code=error.code,
         error=error.message,
     )
-    await write_message(requests, delivery, error, worker)
+    try:
+        await write_message(requests, delivery, error, worker)
+    except NoRoom as no_room:
+        return without_room(delivery, no_room)
     return Term(error.code)
+
+
+def without_room(delivery: Delivery, error: NoRoom) -> Nak:
+    """The answer to a message whose record DEAD_LETTERS refuses: it holds nothing, and is not lost.
+
+    What becomes of its deliveries does not matter: a message that has none left is found by the steward's sweep.
+    """
+    log.error("dead_letter.no_room", stream=delivery.stream, message=delivery.sequence, error=str(error))
+    return Nak(NO_ROOM_SECONDS)
 
 
 async def write_message(

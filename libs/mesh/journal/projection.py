@@ -21,7 +21,8 @@ from contracts.retries import BROKER_POLICY
 from mesh import faults
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
-from mesh.errors import BrokerUnavailable
+from mesh.errors import BrokerUnavailable, NoRoom
+from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("mesh.journal.projection")
 
@@ -49,7 +50,12 @@ async def project(requests: Requests, record: TaskRecord, *, known_revision: int
             if entry is not None and _covers(entry.value, record):
                 return
             revision = entry.revision if entry else 0
-        if await key_value.compare_and_set(requests, BUCKET, key, value, revision):
+        try:
+            written = await key_value.compare_and_set(requests, BUCKET, key, value, revision)
+        except NoRoom as error:
+            # Nobody learns of a wait or an end without its record: it is waited for as for a broker that is silent.
+            raise BrokerUnavailable(f"no room for the record of task {record.id}: {error}") from None
+        if written:
             faults.reach("after-project", record.status)
             return
         revision = None
@@ -81,6 +87,7 @@ class BackgroundProjection:
         self._pending: dict[str, _Pending] = {}
         self._ready: deque[str] = deque()
         self._writing: dict[str, asyncio.Task[None]] = {}
+        self._health = LoopHealth(log, "projection.failed")
 
     def submit(self, record: TaskRecord, *, known_revision: int | None = None) -> None:
         """Project soon. A record of the same task that still waits is replaced."""
@@ -128,7 +135,9 @@ class BackgroundProjection:
             await project(self._requests, waiting.record, known_revision=waiting.known_revision)
         except TaskmeshError as error:
             # The record lags until the task's next event; readers fold the journal.
-            log.warning("projection.failed", key=key, code=error.code, error=str(error))
+            self._health.failed(error)
+        else:
+            self._health.succeeded()
         finally:
             del self._writing[key]
             self._write_next()

@@ -20,8 +20,8 @@ from contracts.messages.work import Work
 from contracts.retries import ROOM_POLICY
 from contracts.streams import FIRED_TTL_SECONDS
 from mesh import faults
-from mesh.broker.requests import NO_ROOM, Requests
-from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.broker.requests import Requests
+from mesh.errors import BrokerUnavailable, NoRoom
 from mesh.journal import dead_letter_records
 from mesh.journal.dead_letter_records import QueuedMessage
 from mesh.journal.projection import BackgroundProjection, project
@@ -79,7 +79,7 @@ async def settle_dead_letter(
     worker: str,
     projection: BackgroundProjection | None = None,
 ) -> None:
-    """Project a task whose step gave up, and write the step's record (rule 7). Raises `BrokerUnavailable`."""
+    """Project a task whose step gave up, and write the step's record (rule 7). Raises `BrokerUnavailable`, `NoRoom`."""
     await _project(requests, state, projection)
     await dead_letter_records.write_step(requests, message, work, state, error, worker)
 
@@ -101,9 +101,7 @@ async def publish_outbox(
     for due in dues:
         try:
             await _publish(requests, due, traceparent)
-        except BrokerError as error:
-            if error.number not in NO_ROOM:
-                raise
+        except NoRoom as error:
             if due.refused is None:
                 raise BrokerUnavailable(f"no room for what is due: {error}") from None
             if due.refused.step not in postponed:
@@ -126,9 +124,7 @@ async def _postpone(requests: Requests, due: OutboxMessage, command: RoomCommand
     at = await requests.timers.broker_time() + timedelta(seconds=delay_seconds)
     try:
         await _publish(requests, room_timer(command, at), traceparent)
-    except BrokerError as error:
-        if error.number not in NO_ROOM:
-            raise
+    except NoRoom as error:
         raise BrokerUnavailable(f"no room for what is due, nor for a timer of it: {error}") from None
 
 

@@ -8,6 +8,9 @@
 | either, while eight are in hand | in its queue | what is in hand costs memory and a lease |
 | time, up to 10 s | in its queue for so long | it needs no timer and no second message |
 | time, more than that | nowhere: acked, and a timer brings another | it may be hours: a queue is no place for that |
+| room for what is due | nowhere: acked, and a timer brings it | it is another's lane, and must hold nothing here |
+| room for its dead letter | in its queue for 30 s | the journal has it; the steward's sweep writes what is left |
+| room in EVENTS, `tasks` or TIMERS | in hand | without these nobody can go on |
 | the broker | in hand, while its lease is heard | no answer would be heard (`while_leased`) |
 
 Only two loops lie between a delivery and its answer. `Consumption` brings a delivery to its handler again, under the

@@ -22,12 +22,12 @@ from contracts.journal import events
 from contracts.journal.events import MESSAGE_CHARACTERS_MAX, JournalEvent, Stamp
 from contracts.messages.work import ToolWork, TurnWork, Work, decode_work
 from contracts.retries import STEP_POLICY
-from mesh.broker.answers import Ack, Answer, Hold, Term
+from mesh.broker.answers import Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery
 from mesh.broker.gates import Permit
 from mesh.clock import now
-from mesh.errors import BrokerUnavailable, StepLost
+from mesh.errors import BrokerUnavailable, NoRoom, StepLost
 from mesh.journal import dead_letter_records
 from mesh.journal.journal import Append, Appends, Build, Journal
 from mesh.journal.projection import BackgroundProjection
@@ -254,11 +254,16 @@ class StepLife:
         await settle(self._requests, state, (work.step,), traces.current_traceparent(), projection=self._projection)
         return Ack()
 
-    async def _settle_dead_letter(self, state: TaskState, work: Work, delivery: Delivery, error: ErrorInfo) -> Term:
-        await settle_dead_letter(self._requests, state, delivery, work, error, self._worker, self._projection)
+    async def _settle_dead_letter(
+        self, state: TaskState, work: Work, delivery: Delivery, error: ErrorInfo
+    ) -> Term | Nak:
+        try:
+            await settle_dead_letter(self._requests, state, delivery, work, error, self._worker, self._projection)
+        except NoRoom as no_room:
+            return dead_letter_records.without_room(delivery, no_room)
         return Term("dead letter")
 
-    async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> Term:
+    async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> Term | Nak:
         return await dead_letter_records.refuse(self._requests, delivery, error, self._worker)
 
 

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Counter, Histogram, ObservableGauge, Observation, UpDownCounter
+from opentelemetry.metrics import (
+    CallbackOptions,
+    Counter,
+    Histogram,
+    ObservableGauge,
+    Observation,
+    UpDownCounter,
+)
 
 from contracts import VERSION
 from contracts.journal.parts import Usage
@@ -173,6 +180,16 @@ _loop_failing = _observable_gauge(
 )
 
 
+_storage_levels: dict[str, float] = {}
+_storage_level = _observable_gauge(
+    "taskmesh.storage.level",
+    "1",
+    "How full what a task needs is, as a part of its limit: streams, the records, the account.",
+    ("taskmesh.stream",),
+    lambda: [(level, {"taskmesh.stream": stream}) for stream, level in _storage_levels.items()],
+)
+
+
 def queue_waited(pool: str, priority: str, seconds: float) -> None:
     """A first turn was claimed for the first time."""
     if traces.enabled():
@@ -213,6 +230,12 @@ def streams_changed(by: int) -> None:
     """A stream was opened (1) or closed (-1)."""
     if traces.enabled():
         _streams.add(by)
+
+
+def storage_level(stream: str, level: float) -> None:
+    """How full a stream, or the account, is: 0 to 1, or above."""
+    if traces.enabled():
+        _storage_levels[stream] = level
 
 
 def breaker_moved(provider: str, state: str) -> None:

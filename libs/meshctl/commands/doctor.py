@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from contracts.errors import TaskmeshError
 from contracts.streams import EVENTS
 from mesh.broker.connection import Connection
+from mesh.broker.levels import Level, read_levels
 from mesh.broker.provisioning import compare, declared
 from mesh.clock import wall_clock
 from mesh.configuration.settings import Settings, load_settings
@@ -52,11 +53,11 @@ SERVICES_SECONDS: Final = 0.5
 SERVICES_MAX: Final = 4096
 _INFO_LINE_BYTES_MAX: Final = 64 * 1024
 _DEFAULT_PORT: Final = 4222
-_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver")
+_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver", "high_water_percent")
 _DESCRIPTION = """\
 Look at a mesh and say of each thing that it is well, or what to do: the broker, its version, JetStream, the
-streams, when writes are synced, how fast the disk is and the ceiling that follows, the services, the clock,
-and the limit of open files. Changes nothing.
+streams and how full they are, when writes are synced, how fast the disk is and the ceiling that follows, the
+services, the clock, and the limit of open files. Changes nothing.
 
 Ends with 1 if a line says fail. Into a pipe each line is a JSON object: check, status (ok, warn or fail),
 detail, remedy.
@@ -105,11 +106,14 @@ async def gather(settings: Settings) -> Facts:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     streams: StreamsSeen | str | None = None
     services: list[SeenService] | None = None
+    levels: list[Level] = []
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
                 services = await seen_services(connection)
-                streams = await seen_streams(connection, settings) if broker.jetstream else None
+                if broker.jetstream:
+                    streams = await seen_streams(connection, settings)
+                    levels = await read_levels(connection.requests)
         except (TaskmeshError, nats.errors.Error) as error:
             streams = str(error)
     return Facts(
@@ -121,6 +125,8 @@ async def gather(settings: Settings) -> Facts:
         fsyncs_per_second=await asyncio.to_thread(_measure, home) if ours else None,
         open_files=soft,
         open_files_hard=hard,
+        levels=levels,
+        high_water_percent=settings.high_water_percent,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
 from mesh.broker.connection import SERVER_VERSION_MIN
+from mesh.broker.levels import Level, above
 from mesh.broker.provisioning import Difference
 
 FSYNCS_PER_TASK: Final = 10
@@ -18,6 +19,18 @@ CEILING_TASKS_PER_SECOND_MIN: Final = 10.0
 """Below it even a small mesh feels its disk: a spinning disk of 100 fsyncs a second is just there."""
 CLOCK_SECONDS_MAX: Final = 1.0
 """The mesh goes by the broker's clock: a machine's own tells people, logs and other programs another time."""
+NEARLY_FULL: Final = 0.8
+"""Of the mark from which on new tasks are refused."""
+_MORE_ROOM_BY_RETENTION: Final = "keep ended tasks for less long (MESH_RETENTION_DAYS)"
+_MORE_ROOM: Final = {
+    "EVENTS": _MORE_ROOM_BY_RETENTION,
+    "KV_tasks": _MORE_ROOM_BY_RETENTION,
+    "DEAD_LETTERS": "give up or delete what nobody will repair (`meshctl dead-letters`)",
+    "TIMERS": "end what nobody will answer: each approval, question and deadline has a timer",
+    "OBJ_results": "it holds large results of tools for 30 days",
+    "account": "give the broker more storage",
+}
+_MORE_ROOM_IN_QUEUES: Final = "start what takes its messages: workers, runners, stewards"
 OPEN_FILES_MIN: Final = 4096
 """An edge's 4,096 streams, and the broker's files of many streams, are each a file."""
 SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
@@ -73,6 +86,8 @@ class Facts(NamedTuple):
     fsyncs_per_second: float | str | None
     open_files: int
     open_files_hard: int
+    levels: Sequence[Level] = ()
+    high_water_percent: float = 90.0
 
 
 def diagnose(facts: Facts) -> list[Check]:
@@ -85,6 +100,8 @@ def diagnose(facts: Facts) -> list[Check]:
             if isinstance(facts.streams, StreamsSeen):
                 checks.append(check_persist_mode(facts.streams.persist_mode))
                 checks.append(check_clock(facts.streams.clock_ahead_seconds))
+            if facts.levels:
+                checks.append(check_storage(facts.levels, facts.high_water_percent))
         checks.append(check_sync(facts.sync_interval))
     checks.append(check_disk(facts.fsyncs_per_second, facts.sync_interval))
     if facts.services is not None:
@@ -157,6 +174,19 @@ def check_clock(ahead_seconds: float) -> Check:
     return Check(
         "clock", "warn", detail, "let both follow NTP (`timedatectl set-ntp true`): logs and the mesh disagree"
     )
+
+
+def check_storage(levels: Sequence[Level], high_water_percent: float) -> Check:
+    """Whether there is room for more tasks, and if not, where."""
+    fullest = max(levels, key=lambda level: level.percent)
+    near = above(levels, NEARLY_FULL * high_water_percent)
+    if not near:
+        return Check("storage", "ok", f"{fullest.name} is the fullest, {fullest.percent:.0f} % of its limit")
+    detail = ", ".join(f"{level.name} {level.percent:.0f} %" for level in near)
+    remedy = f"{_MORE_ROOM.get(near[0].name, _MORE_ROOM_IN_QUEUES)}; or raise its limit (`nats stream edit`)"
+    if fullest.percent >= high_water_percent:
+        return Check("storage", "fail", f"new tasks are refused: {detail}", remedy)
+    return Check("storage", "warn", f"new tasks are refused from {high_water_percent:g} % on: {detail}", remedy)
 
 
 def check_sync(sync_interval: str | None) -> Check:

@@ -7,12 +7,12 @@ taken for a new task, and might be the one that its journal begins with.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import structlog
 
 from contracts import headers, subjects
-from contracts.codec import decode, encode
+from contracts.codec import encode
 from contracts.errors import TaskmeshError
 from contracts.messages.work import TurnWork, decode_work
 from mesh.background import repeatedly
@@ -65,7 +65,7 @@ class Unbegun:
                 self._cursor = 0  # The stream was made anew.
             return False
         before = now() - self._waited
-        due = [message for message in page.messages if _stored_at(message) <= before]
+        due = [message for message in page.messages if message.stored_at <= before]
         works = [(message, work) for message in due if (work := _first_turn(message)) is not None]
         begun = await self._begun([work for _, work in works])
         for message, work in works:
@@ -116,8 +116,3 @@ def _first_turn(message: Stored) -> TurnWork | None:
     except TaskmeshError:
         return None
     return work if isinstance(work, TurnWork) and work.request is not None and work.accepted_at is not None else None
-
-
-def _stored_at(message: Stored) -> datetime:
-    """When the broker stored it, by its own clock."""
-    return decode(f'"{message.headers[headers.TIME_STAMP]}"'.encode(), datetime)

@@ -247,6 +247,22 @@ def test_a_record_shows_what_there_is() -> None:
     ]
 
 
+def test_a_record_shows_what_its_sub_tasks_have_used_and_what_is_over_its_budget() -> None:
+    text = record_text(record(usage=Usage(1, 2), tree_usage=Usage(30, 40), over_budget_tokens=1200))
+    assert text.splitlines()[-3:] == [
+        "tokens    1 in, 2 out",
+        "in all    30 in, 40 out, with its sub-tasks",
+        "over      1,200 tokens over its budget",
+    ]
+
+
+def test_an_end_says_what_is_over_its_budget() -> None:
+    end = events.TaskCompleted(
+        *stamp(1), output="", incomplete="budget", usage=Usage(), timings=Timings(), over_budget_tokens=1200
+    )
+    assert "completed, but incomplete: budget, 1,200 tokens over its budget" in shown(end)
+
+
 def approval(call: str) -> OpenApproval:
     return OpenApproval(call=call, tool="shell", arguments={"command": "ls"}, expires_at=EXPIRES)
 

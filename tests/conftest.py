@@ -79,7 +79,8 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 @pytest.fixture
 def settings(broker: Broker, tmp_path: Path) -> Settings:
     """Settings for that broker, with a short lease so that takeovers don't take long."""
-    return replace(Settings(), nats_url=broker.url, home=tmp_path / "mesh", ack_wait_seconds=lease(1.0))
+    home = tmp_path / "mesh"
+    return replace(Settings(), nats_url=broker.url, home=home, ack_wait_seconds=lease(1.0), drain_seconds=5.0)
 
 
 @pytest.fixture

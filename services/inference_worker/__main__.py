@@ -67,7 +67,7 @@ async def main(service: Service) -> None:
         loop = WorkLoop(service.connection, settings, lanes(settings, breakers), PoolHandlers(handlers), service.worker)
         async with heartbeats(service, lambda: loop.steps_running, pools=settings.pools):
             await service.ready()
-            await loop.run(service.stopping)
+            await loop.run(service.stopping, service.hurrying)
 
 
 if __name__ == "__main__":

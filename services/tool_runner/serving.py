@@ -104,7 +104,7 @@ class Serving:
         service = self._service
         loop = WorkLoop(service.connection, self._settings, lanes, self._handler, service.worker, self._journals)
         self._loops.append(loop)
-        await loop.run(self._service.stopping)
+        await loop.run(self._service.stopping, self._service.hurrying)
 
     async def _serve(self, served: _Served, loops: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         """Begin to pull for tools as their server offers them."""

@@ -190,6 +190,9 @@ def _attempts(journal: list[StoredEvent]) -> list[str]:
                 problems.append(f"I7: step {key} was claimed for two messages")
         elif kind == "task.retrying" and event.get("timer"):
             bindings.pop((event["step"], event.get("gen", 0)), None)  # another message brings it
+        elif kind == "step.released":
+            bindings.pop((event["step"], event["gen"]), None)
+            claimed.discard(event["step"])
         elif kind in ("output.delta", "turn.completed") and str(event["turn"]) not in claimed:
             problems.append(f"I7: turn {event['turn']} writes without a claim")
         if kind == "output.delta":

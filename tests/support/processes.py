@@ -118,6 +118,8 @@ class Mesh:
             "MESH_EDGE_ADDRESS": f"127.0.0.1:{edge_port}",
             "MESH_LOG_FORMAT": "json",
             "MESH_CONFIG": NO_FILE,
+            # Scripts that hang are no reason to wait for as long as a step may take.
+            "MESH_DRAIN_SECONDS": "5",
             **variables,
         }
         self.settings = load_settings(self.environment)

@@ -127,8 +127,20 @@ class HandMadeJournal:
     def reasoning(self, text: str, turn: int = 1) -> events.ReasoningDelta:
         return self.add(events.ReasoningDelta, turn=turn, text=text)
 
-    def restarted(self, discard_from: int, turn: int = 1) -> events.TurnRestarted:
-        return self.add(events.TurnRestarted, turn=turn, attempt=2, discard_from=discard_from, reason="takeover")
+    def restarted(
+        self, discard_from: int, turn: int = 1, *, discarded_tokens: int | None = None
+    ) -> events.TurnRestarted:
+        return self.add(
+            events.TurnRestarted,
+            turn=turn,
+            attempt=2,
+            discard_from=discard_from,
+            reason="takeover",
+            discarded_tokens=discarded_tokens,
+        )
+
+    def released(self, step: str = "1", gen: int = 0) -> events.StepReleased:
+        return self.add(events.StepReleased, step=step, gen=gen, reason="drain")
 
     def turn_completed(
         self,
@@ -256,6 +268,7 @@ class FoldedStep(ClaimedStep):
         self.work = work
         self.claim = claim
         self.deliveries = claim.delivery
+        self.recalled = asyncio.Event()
         self.appends_open = 0
         self.on_news = None
         self._on_append = on_append

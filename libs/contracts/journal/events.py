@@ -88,7 +88,7 @@ class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
 
 
 class StepReleased(Event, frozen=True, kw_only=True, tag="step.released"):
-    """A claimed step has no owner any more, and its message does not stand for it: another one is published.
+    """A step, claimed or not yet, has no owner any more, and its message does not stand for it: there is another one.
 
     `reason` is `drain` (its worker stops) or `message-lost` (its message is gone from its queue).
     """
@@ -113,12 +113,16 @@ class ReasoningDelta(Event, frozen=True, kw_only=True, tag="reasoning.delta"):
 
 
 class TurnRestarted(Event, frozen=True, kw_only=True, tag="turn.restarted"):
-    """The turn is generated again: forget its deltas from n = `discard_from` on."""
+    """The turn is generated again: forget its deltas from n = `discard_from` on.
+
+    `discarded_tokens` is about how many tokens that takes back: a provider that was cut off has told no usage.
+    """
 
     turn: Ordinal
     attempt: Ordinal
     discard_from: Count
     reason: str
+    discarded_tokens: Ordinal | None = None
 
 
 class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):

@@ -20,10 +20,11 @@ Incomplete = Literal["deadline", "max_output_tokens", "max_turns", "journal_byte
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens that the provider counted."""
+    """Tokens that the provider counted. `discarded_tokens`, of a task: about how many its restarts have thrown away."""
 
     input_tokens: Count = 0
     output_tokens: Count = 0
+    discarded_tokens: Ordinal | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,7 +18,8 @@ from mesh.background import background
 from mesh.broker.answers import NO_PERMIT_SECONDS, Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery, Leases, while_leased
-from mesh.broker.gates import UNLIMITED, AlwaysOpen, Gate, Permit, WaitingRoom
+from mesh.broker.gates import ALWAYS, UNLIMITED, AlwaysOpen, Gate, Permit, WaitingRoom
+from mesh.broker.in_hand import InHand
 from mesh.broker.pull_consumer import ConsumerUnavailable, PullConsumer
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, StepLost
@@ -30,6 +31,8 @@ AT_ONCE_MAX = 32
 """Messages in hand of a consumer that names no other bound."""
 UNAVAILABLE_SECONDS = 0.5
 """Pause after a consumer that does not answer pulls."""
+SHORT_DRAIN_SECONDS = 5.0
+"""What a drain waits for at most where nothing takes long, or can be handed over."""
 LIMITED_PULL_SECONDS = 0.25
 """How often a consumer is looked at whose gate lets single messages through: no pull is left open there."""
 
@@ -50,6 +53,7 @@ class Consumption:
     """Pulls consumers, and hands each delivery to `handle`, whose answer it sends. What has none comes back.
 
     At most `at_once_max` deliveries are handled at once; consumers are asked for no more than there is room for.
+    `hands_over`: `handle` lets go of a delivery that is `recalled`, and its answer then uses up no delivery.
     """
 
     def __init__(
@@ -59,17 +63,20 @@ class Consumption:
         consumers: Sequence[ConsumerSpec],
         handle: Handle,
         at_once_max: int,
+        *,
+        hands_over: bool = False,
     ) -> None:
-        self._drain_seconds = settings.drain_seconds
         self._handle = handle
+        self._hands_over = hands_over
+        # A message that was not begun keeps its place in the queue, as long as it has deliveries to spare.
+        self._spare_deliveries = settings.max_deliver // 2
         self._at_once_max = at_once_max
         self._leases = Leases(settings.ack_wait_seconds)
-        self._slots = asyncio.Semaphore(at_once_max)
-        self._in_hand: set[asyncio.Task[None]] = set()
+        drain_seconds = settings.drain_seconds if hands_over else min(settings.drain_seconds, SHORT_DRAIN_SECONDS)
+        self._in_hand = InHand(at_once_max, drain_seconds)
         self._asked_for = 0
         self._room = asyncio.Event()
         self._waiting = WaitingRoom(self._room.set)
-        self._handing_over = False
         self._limited = asyncio.Lock()
         self._consumers: list[tuple[PullConsumer, Gate]] = []
         for spec in consumers:
@@ -103,10 +110,11 @@ class Consumption:
         """Deliveries in this process's hands."""
         return len(self._in_hand)
 
-    async def run(self) -> None:
-        """Work until cancelled; then pull no more, and let what is in hand end within `MESH_DRAIN_SECONDS`.
+    async def run(self, hurrying: asyncio.Event | None = None) -> None:
+        """Work until cancelled; then pull no more, and let what was begun end, for as long as such things take.
 
-        What does not end in time is handed over: it goes back at once, for another process.
+        Never longer than `MESH_DRAIN_SECONDS`, and not once `hurrying` is set. What does not end in time is handed
+        over: it goes back at once, for another process.
         """
         async with background(self._leases.run()):
             try:
@@ -114,19 +122,17 @@ class Consumption:
                     await asyncio.Event().wait()
             finally:
                 # Leases are kept until the last delivery is out of hand.
-                await self._drain()
+                await self._drain(hurrying or asyncio.Event())
 
-    async def _drain(self) -> None:
+    async def _drain(self, hurrying: asyncio.Event) -> None:
         self._waiting.close()
-        for consumer, _ in self._consumers:
-            await consumer.close()
-        if self._in_hand:
-            await asyncio.wait(self._in_hand, timeout=self._drain_seconds)
-        self._handing_over = True
-        for task in self._in_hand:
-            task.cancel()
-        if self._in_hand:
-            await asyncio.wait(self._in_hand)
+        self._in_hand.close()
+        # First of all: what goes back must not come here again.
+        await asyncio.gather(*(consumer.close() for consumer, _ in self._consumers))
+        await self._in_hand.let_end(hurrying)
+        if self._hands_over:
+            await self._in_hand.recall()
+        await self._in_hand.cancel()
 
     # Pulling
 
@@ -184,12 +190,12 @@ class Consumption:
     def _start(self, gate: Gate, delivery: Delivery) -> None:
         # The permit is taken before anything is awaited: the next pull must know.
         task = asyncio.create_task(self._run(delivery, gate, gate.acquire()))
-        self._in_hand.add(task)
+        self._in_hand.add(delivery, task)
         self._leases.add(delivery, task)
         task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        self._in_hand.discard(task)
+        self._in_hand.remove(task)
         self._room.set()
 
     async def _run(self, delivery: Delivery, gate: Gate, permit: Permit | None) -> None:
@@ -199,9 +205,9 @@ class Consumption:
             answer = await self._handled(delivery, gate, permit)
             await while_leased(delivery, partial(delivery.answer, answer))
         except asyncio.CancelledError:
-            # The lease was lost, and then this sends nothing; or the process stops, and hands over.
-            if self._handing_over:
-                log.info("delivery.handed_over", **message)
+            # The lease was lost, and then this sends nothing; or the process stops, and gives it back.
+            if self._in_hand.is_closed:
+                log.info("delivery.given_back", **message)
                 await delivery.answer(Nak())
         except StepLost as error:
             log.info("delivery.lost", **message, reason=str(error))
@@ -219,10 +225,12 @@ class Consumption:
         while True:
             permit = permit or await self._waiting.wait(gate, tried=tried)
             if permit is None:
-                return Nak(0.0 if self._waiting.is_closed else delay_seconds)
+                break
             try:
                 # An idle consumer may bring a message more than there is room for: it waits here, its lease kept.
-                async with self._slots:
+                if not await self._in_hand.place():
+                    break
+                with self._in_hand.begun(delivery):
                     answer = await while_leased(delivery, partial(self._handle, delivery, permit))
             finally:
                 permit.release()
@@ -230,3 +238,13 @@ class Consumption:
                 return answer
             log.info("delivery.held", stream=delivery.stream, message=delivery.sequence)
             permit, delay_seconds, tried = None, answer.delay_seconds, True
+        return await self._given_back(delivery) if self._in_hand.is_closed else Nak(delay_seconds)
+
+    async def _given_back(self, delivery: Delivery) -> Ack | Nak | Term:
+        """The answer to a delivery that was not begun here, since the process stops."""
+        log.info("delivery.not_begun", stream=delivery.stream, message=delivery.sequence)
+        if not self._hands_over or delivery.deliveries <= self._spare_deliveries:
+            return Nak()
+        delivery.recalled.set()
+        answer = await while_leased(delivery, partial(self._handle, delivery, ALWAYS))
+        return Nak() if isinstance(answer, Hold) else answer

@@ -49,6 +49,9 @@ class Delivery:
         self._ack_wait_seconds = ack_wait_seconds
         self._leased_at = lease_clock()
         self._over = False
+        self.consumer = metadata.consumer
+        self.recalled = asyncio.Event()
+        """Set when this process must not go on with it, or begin it: its handler is to let go of it soon."""
 
     @property
     def lease_held(self) -> bool:

@@ -62,6 +62,10 @@ class _Always:
         """Nothing was taken."""
 
 
+ALWAYS: Permit = _Always()
+"""Leave that nobody has to give."""
+
+
 class AlwaysOpen:
     """The gate of consumers that have none."""
 
@@ -69,7 +73,6 @@ class AlwaysOpen:
         self.waiting = 0
         self.opened = asyncio.Event()
         self.opened.set()
-        self._permit = _Always()
 
     def room(self) -> int:
         """No limit."""
@@ -77,7 +80,7 @@ class AlwaysOpen:
 
     def acquire(self) -> Permit | None:
         """Always."""
-        return self._permit
+        return ALWAYS
 
     def on_shut(self, callback: Callable[[], None]) -> None:
         """It never shuts."""

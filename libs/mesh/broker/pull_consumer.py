@@ -7,6 +7,7 @@ lost until its timeout; here both are seen at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable
 
@@ -84,10 +85,13 @@ class PullConsumer:
             raise ConsumerUnavailable(f"{self.stream}/{self.consumer}: {error}") from None
 
     async def close(self) -> None:
-        """Take no more deliveries."""
-        if self._subscription is not None and self._connection.is_connected:
-            await self._subscription.unsubscribe()
-        self._subscription = None
+        """Take no more deliveries; what the broker has sent by then is handed on: it counts as delivered."""
+        if not self._connection.is_connected:
+            self._subscription = None
+            return
+        with contextlib.suppress(ConsumerUnavailable, TimeoutError):
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await self.withdraw()
 
     async def pull(self, batch: int, *, wait: bool) -> int:
         """Ask for up to `batch` messages, each handed to `on_delivery` as it comes; returns how many came.

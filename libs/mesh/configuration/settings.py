@@ -76,8 +76,8 @@ class Settings:
     """New tasks get 503 while a stream that they need, or the account, uses this much of its storage."""
     sync_interval: str = "always"
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
-    drain_seconds: float = 5.0
-    """How long running steps may go on after SIGTERM before they are handed over."""
+    drain_seconds: float = 120.0
+    """After SIGTERM running steps go on for as long as steps take, and so long at most; then they are handed over."""
     log_format: str = "auto"
     """`console`, `json`, or `auto`: console on a terminal, else json."""
     log_level: str = "info"

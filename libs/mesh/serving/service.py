@@ -42,7 +42,7 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Service:
-    """A running service: its settings, its broker, and the event that says stop."""
+    """A running service: its settings, its broker, and the events that say stop."""
 
     def __init__(self, name: str, settings: Settings, connection: Connection) -> None:
         self.name = name
@@ -50,6 +50,8 @@ class Service:
         self.connection = connection
         self.worker = worker_name(name)
         self.stopping = asyncio.Event()
+        self.hurrying = asyncio.Event()
+        """Told to stop a second time: what still runs is not waited for."""
 
     @property
     def requests(self) -> Requests:
@@ -73,7 +75,7 @@ class Service:
 
 
 def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:
-    """Run a service until SIGTERM or SIGINT. A wrong setting ends the process with one clear line, status 2."""
+    """Run a service until SIGTERM or SIGINT; a second one hurries. A wrong setting ends it with one line, status 2."""
     try:
         settings = load_settings()
         traces.configure(settings, name)
@@ -106,8 +108,10 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
 
     def stop() -> None:
         nonlocal stop_asked
-        stop_asked = True
+        again, stop_asked = stop_asked, True
         if service is not None:
+            if again:
+                service.hurrying.set()
             service.stopping.set()
         elif this_task is not None:
             # Still waiting for a broker, which may take for ever: there is nothing to drain. Python 3.11's wait_for,

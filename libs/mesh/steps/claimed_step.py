@@ -1,4 +1,4 @@
-"""A claimed step: what its handler gets, and appends to."""
+"""A claimed step: what its handler gets, and appends to; and how it is performed until it ends, or has to be let go."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ from mesh.task.state import TaskState
 
 log = structlog.get_logger("mesh.steps.claimed_step")
 
+LET_GO_SECONDS_MAX = 0.5
+"""How long a handler may take to stop by itself, with what it has gathered appended, before it is cancelled."""
+
+
+class StepRecalled(Exception):
+    """The process stops, and another one is to go on with the step."""
+
 
 class ClaimedStep:
     """A step that this process owns, until the journal says otherwise."""
@@ -28,14 +35,20 @@ class ClaimedStep:
         self.work = work
         self.claim = claim
         self.deliveries = delivery.deliveries
+        self.recalled = delivery.recalled
         self.on_news: Callable[[], None] | None = None
-        """Called when somebody else's events were folded while the step runs."""
+        """Called when somebody else's events were folded while the step runs, and when it is recalled."""
         self._journal = journal
 
     @property
     def state(self) -> TaskState:
         """The journal as folded so far."""
         return self._journal.state
+
+    @property
+    def is_recalled(self) -> bool:
+        """Whether its handler is to stop, as soon as what it has gathered is appended, by raising `StepRecalled`."""
+        return self.recalled.is_set()
 
     async def append(self, build: Build) -> JournalEvent:
         """Append an event of this step. Raises `StepLost` once the step is somebody else's, or the task over."""
@@ -68,29 +81,35 @@ class StepHandler(Protocol):
         ...
 
     async def perform(self, step: ClaimedStep) -> None:
-        """Run the step, and append its result. Raises `StepFailed`; anything else counts as unknown."""
+        """Run the step, and append its result. Raises `StepFailed`, `StepRecalled`; anything else counts as unknown."""
         ...
 
 
 async def perform_while_owned(handler: StepHandler, step: ClaimedStep, journal: Journal, watches: Watches) -> None:
-    """Run the handler for as long as the step is owned. Raises what it raises, or `StepLost`."""
+    """Run the handler for as long as the step is owned. Raises what it raises, `StepLost`, or `StepRecalled`."""
     performing = asyncio.create_task(handler.perform(step))
     watching = asyncio.create_task(_watch(step, journal, watches))
+    recall = asyncio.create_task(step.recalled.wait())
     try:
-        await asyncio.wait({performing, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if performing.done():
-            performing.result()
-        elif watching.exception() is not None:
+        await asyncio.wait({performing, watching, recall}, return_when=asyncio.FIRST_COMPLETED)
+        if not performing.done() and watching.done() and watching.exception() is not None:
             # The fence and the lease protect the step without it.
             log.error("step.watch_broke", error=str(watching.exception()))
-            await performing
-        else:
+            await asyncio.wait({performing, recall}, return_when=asyncio.FIRST_COMPLETED)
+        if not performing.done() and recall.done():
+            if step.on_news is not None:
+                step.on_news()
+            await asyncio.wait({performing}, timeout=LET_GO_SECONDS_MAX)
+            if not performing.done():
+                raise StepRecalled
+        if not performing.done():
             raise StepLost(f"task {journal.state.task}: the journal has moved on")
+        performing.result()
     finally:
         # Also where this delivery's own task is cancelled: nothing of the step outlives it.
-        performing.cancel()
-        watching.cancel()
-        await asyncio.gather(performing, watching, return_exceptions=True)
+        for task in (performing, watching, recall):
+            task.cancel()
+        await asyncio.gather(performing, watching, recall, return_exceptions=True)
 
 
 async def _watch(step: ClaimedStep, journal: Journal, watches: Watches) -> None:

@@ -8,6 +8,7 @@ the next delivery finds the journal, and goes on from there.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -25,7 +26,7 @@ from contracts.retries import STEP_POLICY
 from mesh.broker.answers import Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery
-from mesh.broker.gates import Permit
+from mesh.broker.gates import ALWAYS, Permit
 from mesh.clock import now
 from mesh.errors import BrokerUnavailable, NoRoom, StepLost
 from mesh.journal import dead_letter_records
@@ -35,7 +36,7 @@ from mesh.journal.settling import publish_outbox, settle, settle_dead_letter
 from mesh.journal.warm import WarmJournals
 from mesh.journal.watching import Watches
 from mesh.steps import postponement, spans
-from mesh.steps.claimed_step import ClaimedStep, StepHandler, perform_while_owned
+from mesh.steps.claimed_step import ClaimedStep, StepHandler, StepRecalled, perform_while_owned
 from mesh.task.budget import accounts
 from mesh.task.decisions import (
     Begin,
@@ -60,7 +61,13 @@ log = structlog.get_logger("mesh.steps.step_life")
 
 FIRST_STEP = turn_step(1)
 
-Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """The process stops, and the step is not begun here: another message of it is published."""
+
+
+Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold | HandOver
 """What is decided of a delivery whose step is not to be performed here and now."""
 
 
@@ -133,6 +140,8 @@ class StepLife:
                 return Append(lambda stamp: events.TaskExpired(*stamp))
             case Claim() if await self._is_orphan(state, work):
                 return Append(_cancelled_with_its_parent)
+            case Claim() if delivery.recalled.is_set():
+                return HandOver()
             case Claim() if not permit.is_valid:
                 return Hold()
             case Claim():
@@ -182,6 +191,8 @@ class StepLife:
         match decided:
             case Hold():
                 return decided
+            case HandOver():
+                return await self._hand_over(journal, work, delivery)
             case Settle():
                 return await self._settle(journal.state, work)
             case SettleDeadLetter(event):
@@ -217,6 +228,9 @@ class StepLife:
             await perform_while_owned(self._handler, step, journal, self._watches)
         except (StepLost, BrokerUnavailable):
             raise
+        except StepRecalled:
+            await step.append(lambda stamp: _released(stamp, step.work))
+            return await self._handed_over(step.state, step.work, delivery)
         except StepFailed as error:
             return await self._failed(step, error, delivery, permit)
         except Exception as error:
@@ -250,6 +264,24 @@ class StepLife:
                 # The timer that brings the next try is what is due now.
                 return await self._settle(step.state, work) if isinstance(answer, Ack) else answer
 
+    async def _hand_over(self, journal: Journal, work: Work, delivery: Delivery) -> Answer:
+        """Release a step that is not begun here, if it is still to be claimed; else do what the journal says."""
+
+        async def release(state: TaskState) -> Append | Answered:
+            decided = await self._next(state, work, delivery, ALWAYS)
+            return Append(lambda stamp: _released(stamp, work), last=True) if isinstance(decided, HandOver) else decided
+
+        decided: JournalEvent | Answered = await journal.advance(release, lambda: delivery.lease_held)
+        if isinstance(decided, events.Event):
+            return await self._handed_over(journal.state, work, delivery)
+        return await self._answer(decided, journal, work, delivery)
+
+    async def _handed_over(self, state: TaskState, work: Work, delivery: Delivery) -> Ack:
+        """What is due of a released step is another message of it, none of whose deliveries is used up."""
+        metrics.handed_over(delivery.stream)
+        log.info("step.handed_over", message=delivery.sequence, delivery=delivery.deliveries)
+        return await self._settle(state, work)
+
     async def _settle(self, state: TaskState, work: Work) -> Ack:
         await settle(self._requests, state, (work.step,), traces.current_traceparent(), projection=self._projection)
         return Ack()
@@ -269,6 +301,10 @@ class StepLife:
 
 def _cancelled_with_its_parent(stamp: Stamp) -> JournalEvent:
     return events.TaskCancelled(*stamp, by=BY_MESH, reason="the task that it belongs to is over")
+
+
+def _released(stamp: Stamp, work: Work) -> JournalEvent:
+    return events.StepReleased(*stamp, step=work.step, gen=work.gen, reason="drain")
 
 
 def _retrying(work: Work, error: StepFailed, retry: Retry, stamp: Stamp) -> JournalEvent:

@@ -33,17 +33,22 @@ class WorkLoop:
     ) -> None:
         self._projection = BackgroundProjection(connection.requests)
         life = StepLife(connection, handler, worker, settings.max_tries, self._projection, journals)
-        self._consumption = Consumption(connection, settings, consumers, life.live, settings.worker_concurrency)
+        self._consumption = Consumption(
+            connection, settings, consumers, life.live, settings.worker_concurrency, hands_over=True
+        )
 
     @property
     def steps_running(self) -> int:
         """Steps in this process's hands."""
         return self._consumption.in_hand
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Work until `stopping`; then pull no more, let running steps end, and hand over what does not."""
+    async def run(self, stopping: asyncio.Event, hurrying: asyncio.Event | None = None) -> None:
+        """Work until `stopping`; then pull no more, let running steps end, and hand over what does not.
+
+        Once `hurrying` is set they are not waited for.
+        """
         try:
-            async with background(self._consumption.run()):
+            async with background(self._consumption.run(hurrying)):
                 await stopping.wait()
                 log.info("work.draining", steps=self.steps_running)
         finally:

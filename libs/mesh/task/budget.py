@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from contracts.identifiers import turn_of
 from contracts.journal import events, parts
 from contracts.records.tools import SPAWN_TASK
+from mesh.task.discarded import discarded_tokens
 from mesh.task.state import TaskState
 
 
 def usage_so_far(state: TaskState, after_turn: int | None = None) -> parts.Usage:
-    """What the completed turns have used, all of them or those up to a turn."""
+    """What the completed turns have used, and what was thrown away of turns, all of them or those up to a turn."""
     completed = [each.completed for each in state.turns.values() if each.completed]
-    return _total(each.usage for each in completed if after_turn is None or each.turn <= after_turn)
+    usages = [each.usage for each in completed if after_turn is None or each.turn <= after_turn]
+    thrown_away = discarded_tokens(state, after_turn)
+    return _total([*usages, parts.Usage(discarded_tokens=thrown_away or msgspec.UNSET)])
 
 
 def tree_usage(state: TaskState) -> parts.Usage:
@@ -30,7 +35,7 @@ def tree_usage(state: TaskState) -> parts.Usage:
 def budget_left(state: TaskState) -> int | None:
     """How many tokens, read and put out, the turns and sub-tasks to come may use up; None without a budget.
 
-    What a turn has used is known once it is completed.
+    What a turn has used is known once it is completed, and what it has thrown away once it begins again.
     """
     budget = state.queued.budget_tokens if state.queued else None
     if budget is None:
@@ -93,8 +98,8 @@ def accounts(state: TaskState) -> dict[str, Any]:
 
 
 def tokens(usage: parts.Usage) -> int:
-    """Tokens read and put out."""
-    return usage.input_tokens + usage.output_tokens
+    """Tokens read and put out, those that were thrown away included."""
+    return usage.input_tokens + usage.output_tokens + (usage.discarded_tokens or 0)
 
 
 def _end_of_child(state: TaskState, call: str) -> events.SubtaskCompleted | None:
@@ -118,4 +123,5 @@ def _total(usages: Iterable[parts.Usage]) -> parts.Usage:
     return parts.Usage(
         input_tokens=sum(usage.input_tokens for usage in all_of_them),
         output_tokens=sum(usage.output_tokens for usage in all_of_them),
+        discarded_tokens=sum(usage.discarded_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
     )

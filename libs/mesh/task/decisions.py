@@ -17,7 +17,7 @@ from contracts.records.tools import ASK_USER
 from contracts.tasks import fingerprint
 from mesh.task.failures import GiveUp
 from mesh.task.limits import is_last_turn
-from mesh.task.outbox import unasked
+from mesh.task.outbox import lacks_its_end
 from mesh.task.state import TaskState
 
 
@@ -96,7 +96,7 @@ def decide(  # noqa: PLR0911 - one return for each case, in the order of the rul
     dead_letter = state.dead_letters.get((work.step, gen))
     if dead_letter is not None:
         return SettleDeadLetter(dead_letter)  # rule 7
-    if state.has_result(work.step) and not _lacks_its_end(state, work):
+    if state.has_result(work.step) and not lacks_its_end(state, work.step):
         return Settle()  # rule 2
     # Whether its next try is due is not asked: with these tries only the timer can have brought the message.
     if isinstance(work, TurnWork):
@@ -152,16 +152,6 @@ def _may_begin(state: TaskState, turn: int) -> bool:
     if before is None or is_last_turn(state, before):
         return False
     return all(asked.call in state.call_results for asked in before.calls)
-
-
-def _lacks_its_end(state: TaskState, work: Work) -> bool:
-    """A completed turn is only done once what it leads to is recorded: the task's end, a question, an approval."""
-    if not isinstance(work, TurnWork):
-        return False
-    completed = state.turn(work.turn).completed
-    if completed is None:
-        return False
-    return is_last_turn(state, completed) or unasked(state, completed) is not None
 
 
 def base_of_claim(state: TaskState, turn: int, n: int) -> int:

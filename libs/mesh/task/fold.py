@@ -79,6 +79,7 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             turn.reasoning = [part for part in turn.reasoning if part[0] < event.discard_from]
             turn.base_n = event.n
             turn.outdated = False
+            turn.discarded_tokens += event.discarded_tokens or 0
         case events.TurnCompleted():
             turn = _turn(state, event.turn)
             turn.completed = event

@@ -58,6 +58,12 @@ def unasked(state: TaskState, completed: events.TurnCompleted) -> parts.ToolCall
     return None
 
 
+def lacks_its_end(state: TaskState, step: str) -> bool:
+    """Whether a step is a completed turn of which its worker has still to record the end, or what is `unasked`."""
+    completed = state.turn(turn_of(step)).completed if "-" not in step else None
+    return completed is not None and (is_last_turn(state, completed) or unasked(state, completed) is not None)
+
+
 def messages_after(state: TaskState, step: str) -> list[OutboxMessage]:
     """What is due once a step is done: a turn's calls, a turn after the last result, or news of the task's end.
 
@@ -67,7 +73,7 @@ def messages_after(state: TaskState, step: str) -> list[OutboxMessage]:
         return _after_the_end(state)
     if (step, state.gen(step)) in state.retry_at:
         return _retry_timer(state, step)
-    if (step, state.gen(step)) in state.released and not state.has_result(step):
+    if (step, state.gen(step)) in state.released and (not state.has_result(step) or lacks_its_end(state, step)):
         return messages_to_go_on(state, step)
     completed = state.turn(turn_of(step)).completed
     if completed is None or is_last_turn(state, completed):

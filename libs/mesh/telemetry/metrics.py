@@ -113,6 +113,18 @@ _redeliveries = _counter(
     "Deliveries of a work message after its first one.",
     ("taskmesh.stream",),
 )
+_hand_overs = _counter(
+    "taskmesh.step.hand_overs",
+    "{step}",
+    "Steps that a process which stops has left to others.",
+    ("taskmesh.stream",),
+)
+_discarded = _counter(
+    "taskmesh.turn.discarded",
+    "{token}",
+    "Tokens that were taken back since their turn began again, four bytes of text counted as one.",
+    ("taskmesh.pool", "taskmesh.reason"),
+)
 _refusals = _counter(
     "taskmesh.submission.refusals", "{request}", "Submissions that were answered with a problem.", ("error.type",)
 )
@@ -206,6 +218,18 @@ def redelivered(stream: str) -> None:
     """A work message came again."""
     if traces.enabled():
         _redeliveries.add(1, {"taskmesh.stream": stream})
+
+
+def handed_over(stream: str) -> None:
+    """A step was released, and another message of it published."""
+    if traces.enabled():
+        _hand_overs.add(1, {"taskmesh.stream": stream})
+
+
+def discarded(pool: str, reason: str, tokens: int) -> None:
+    """A turn has begun again, for this reason."""
+    if traces.enabled() and tokens:
+        _discarded.add(tokens, {"taskmesh.pool": pool, "taskmesh.reason": reason})
 
 
 def submission_refused(code: str) -> None:

@@ -101,7 +101,8 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
 def _again(event: events.StepReleased | events.TurnRestarted) -> str:
     if isinstance(event, events.StepReleased):
         return f"step {event.step} given back ({event.reason}): another worker goes on"
-    return f"turn {event.turn} begins again ({event.reason}): what it has said so far does not count"
+    discarded = f", about {event.discarded_tokens} tokens" if event.discarded_tokens else ""
+    return f"turn {event.turn} begins again ({event.reason}): what it has said so far does not count{discarded}"
 
 
 def _degraded(event: events.ModelSwitched | events.ModelHedged | events.ContextCompacted) -> str:
@@ -219,7 +220,8 @@ def record_text(record: TaskRecord) -> str:
     if record.model is not None:
         rows.append(("model", record.model))
     if record.usage is not None:
-        rows.append(("tokens", f"{record.usage.input_tokens} in, {record.usage.output_tokens} out"))
+        discarded = f", {record.usage.discarded_tokens} thrown away" if record.usage.discarded_tokens else ""
+        rows.append(("tokens", f"{record.usage.input_tokens} in, {record.usage.output_tokens} out{discarded}"))
     if record.tree_usage is not None:
         of_all = f"{record.tree_usage.input_tokens} in, {record.tree_usage.output_tokens} out"
         rows.append(("in all", f"{of_all}, with its sub-tasks"))

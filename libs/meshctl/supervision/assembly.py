@@ -22,10 +22,12 @@ from meshctl.supervision.stops import Stops
 log = structlog.get_logger("meshctl")
 
 READY_SECONDS_MAX: Final = 30.0
-DRAIN_MARGIN_SECONDS: Final = 2.0
-"""What a service may need on top of MESH_DRAIN_SECONDS before it is killed."""
+DRAIN_SECONDS: Final = 5.0
+"""How long steps may go on where everything ends: no worker stays that they could be left to, and somebody waits."""
+DRAIN_MARGIN_SECONDS: Final = 3.0
+"""What a service may need on top of its drain, to hand over and to end, before it is killed."""
 BROKER_STOP_SECONDS_MAX: Final = 1.5
-"""With the drain's default of 5 s, its margin and what a kill may take, all has ended within 10 s."""
+"""With the drain's 5 s, its margin and what a kill may take, all has ended within 10 s."""
 _LOOPBACK_OF_ANY: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - read here, not bound
 
 
@@ -96,8 +98,11 @@ class Assembly:
         if not self._supervisor.processes:
             return
         log.info("mesh.stopping")
-        drain_seconds = self._settings.drain_seconds + DRAIN_MARGIN_SECONDS
-        await self._supervisor.stop(list(self._services), drain_seconds)
+        # Who names a time has it; the default is for one that stops while others stay.
+        is_given = self._settings.is_given("drain_seconds")
+        drain_seconds = self._settings.drain_seconds if is_given else DRAIN_SECONDS
+        hurry_after_seconds = None if is_given else DRAIN_SECONDS
+        await self._supervisor.stop(list(self._services), drain_seconds + DRAIN_MARGIN_SECONDS, hurry_after_seconds)
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
         self._supervisor.close()

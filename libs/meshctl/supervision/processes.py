@@ -113,6 +113,10 @@ class Supervised(ABC):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
 
+    def hurry(self) -> None:
+        """Ask again: what it has in hand is not to be waited for any more."""
+        self.terminate()
+
     def kill(self) -> None:
         """End the process, and all that it has started in its session, at once; start no successor."""
         self._stop.set()
@@ -274,14 +278,24 @@ class Supervisor:
         if late:
             raise StartFailed(f"not ready in time: {', '.join(late)}", late)
 
-    async def stop(self, processes: list[Supervised], timeout_seconds: float) -> None:
-        """End these: first asked, after the timeout killed."""
+    async def stop(
+        self, processes: list[Supervised], timeout_seconds: float, hurry_after_seconds: float | None = None
+    ) -> None:
+        """End these: first asked, maybe asked to hurry meanwhile, after the timeout killed."""
         for process in processes:
             process.terminate()
         tasks = [self._tasks[process] for process in processes]
         if not tasks:
             return
-        _, pending = await asyncio.wait(tasks, timeout=timeout_seconds)
+        pending: set[asyncio.Task[None]] = set(tasks)
+        if hurry_after_seconds is not None:
+            _, pending = await asyncio.wait(tasks, timeout=hurry_after_seconds)
+            for process in processes:
+                if self._tasks[process] in pending:
+                    process.hurry()
+            timeout_seconds -= hurry_after_seconds
+        if pending:
+            _, pending = await asyncio.wait(pending, timeout=timeout_seconds)
         if pending:
             late = [process for process in processes if self._tasks[process] in pending]
             log.warning("process.killed", processes=[process.name for process in late], after_seconds=timeout_seconds)

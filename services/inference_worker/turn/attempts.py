@@ -27,7 +27,7 @@ REASONING_BYTES_MAX = 192 * 1024
 CLOCKS_APART_SECONDS_MAX = 0.1
 CLOCK_TICK_SECONDS = 0.001
 
-Interruption = Literal["slow", "deadline", "redirect"]
+Interruption = Literal["slow", "deadline", "told_to"]
 """Why a wait was given up."""
 T = TypeVar("T")
 
@@ -75,11 +75,11 @@ class Attempt:
         return self._end_at is not None and self._loop.time() >= self._end_at
 
     async def wait(self, awaited: Awaitable[T], seconds: float | None = None) -> T | Interruption:
-        """Wait for something that is not in the journal: so long, up to the deadline, or until a redirect."""
+        """Wait for something that is not in the journal: so long, up to the deadline, or until it is interrupted."""
         slow_at = None if seconds is None else self._loop.time() + seconds
         until = min((at for at in (slow_at, self._end_at) if at is not None), default=None)
-        came: T | Interruption = "redirect"
-        self._step.on_news = self._look_for_redirect
+        came: T | Interruption = "told_to"
+        self._step.on_news = self._look_for_interruption
         try:
             async with self._interruptible():
                 try:
@@ -101,7 +101,7 @@ class Attempt:
     async def stream(self, said: AsyncGenerator[Chunk, None]) -> Ending | None:
         """Journal what a model says. All of it is stored when this returns, or raises the provider's failure.
 
-        None if the user has redirected the task meanwhile.
+        None if the user has redirected the task meanwhile, or the step is recalled.
         """
         so_far = self._step.state.turn(self._turn)
         self._bytes_left = {
@@ -110,7 +110,7 @@ class Attempt:
         }
         failure: StepFailed | None = None
         ending: Ending | None = None
-        self._step.on_news = self._look_for_redirect
+        self._step.on_news = self._look_for_interruption
         try:
             async with DeltaWriter(self._append) as writer:
                 try:
@@ -127,11 +127,11 @@ class Attempt:
 
     @asynccontextmanager
     async def _interruptible(self) -> AsyncIterator[None]:
-        """Let the body end early, wherever it waits, when the user redirects the task."""
+        """Let the body end early, wherever it waits, when the user redirects the task, or the step is recalled."""
         interruption = self._interruption = asyncio.timeout(None)
         try:
             async with interruption:
-                self._look_for_redirect()
+                self._look_for_interruption()
                 yield
         except TimeoutError:
             if not interruption.expired():
@@ -139,9 +139,12 @@ class Attempt:
         finally:
             self._interruption = None
 
-    def _look_for_redirect(self) -> None:
-        if self._interruption is not None and is_redirected(self._step.state, self._turn):
-            self._interruption.reschedule(self._loop.time())
+    def _look_for_interruption(self) -> None:
+        told_to = self._step.is_recalled or is_redirected(self._step.state, self._turn)
+        if self._interruption is not None and told_to:
+            # Once: an append that was under way is stored while the provider is being closed, and looks again.
+            interruption, self._interruption = self._interruption, None
+            interruption.reschedule(self._loop.time())
 
     async def _pump(self, chunks: AsyncGenerator[Chunk, None], writer: DeltaWriter) -> Ending:
         while (chunk := await self._next(chunks)) is not None:
@@ -194,7 +197,7 @@ class Attempt:
     async def _append(self, kind: DeltaKind, text: str) -> JournalEvent:
         event = events.OutputDelta if kind == "output" else events.ReasoningDelta
         appended = await self._step.append(lambda stamp: event(*stamp, turn=self._turn, text=text))
-        self._look_for_redirect()
+        self._look_for_interruption()
         return appended
 
 

@@ -19,7 +19,7 @@ import structlog
 from contracts.errors import ErrorInfo
 from contracts.journal import events
 from contracts.journal.events import JournalEvent, Stamp
-from contracts.journal.parts import Timings, ToolCall
+from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER
 from contracts.tasks import TaskRequest
@@ -33,9 +33,10 @@ from inference_worker.turn.history import text_bytes
 from inference_worker.turn.observing import observed_call
 from inference_worker.turn.racing import Asked, Race
 from mesh.configuration.mesh_toml import PoolConfiguration
-from mesh.steps.claimed_step import ClaimedStep
+from mesh.steps.claimed_step import ClaimedStep, StepRecalled
 from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
 from mesh.task.conversation import ConversationItem, continued, conversation
+from mesh.task.discarded import tokens_of
 from mesh.task.failures import StepFailed
 from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max
 from mesh.task.outbox import unasked
@@ -46,6 +47,9 @@ log = structlog.get_logger("inference_worker.turn.turns")
 
 SUPERSEDED = ErrorInfo("called-off", "the user has said something else")
 WAITING_SECONDS = 24 * 3600.0
+
+WANTED_RESTARTS = ("redirect", "edit")
+"""Where somebody wants another text than the one that there is."""
 
 SwitchReason = Literal["context", "latency", "unavailable"]
 OnClaimed = Callable[[str, str, float], None]
@@ -175,8 +179,13 @@ class TurnHandler:
         if ending is None:
             await self._begin_with_claimed(step, work)
         while ending is None:
+            if step.is_recalled:
+                raise StepRecalled
             candidate = self._candidates_of(step.state).of_turn(step.state, work.turn)
             turn_input = await self._prepare(step, work, candidate, tools)
+            if turn_input is None:
+                ending = Ending("length", Usage(output_tokens=tokens_of(step.state.turn(work.turn))))
+                break
             try:
                 ending = await self._ask(step, attempt, candidate, turn_input)
             except StepFailed as error:
@@ -227,7 +236,7 @@ class TurnHandler:
     async def _ask(
         self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput
     ) -> Ending | None:
-        """Let the model speak; None if the turn is to be prepared again: it was redirected, or has another model."""
+        """Let the model speak; None if it is not to go on so: it was redirected or recalled, or has another model."""
         candidates = self._candidates_of(step.state)
         second = candidates.available_from(self._available, candidate.index + 1)
         # A text that has begun goes on with its model.
@@ -291,13 +300,19 @@ class TurnHandler:
 
     async def _prepare(
         self, step: ClaimedStep, work: TurnWork, candidate: Candidate, tools: dict[str, OfferedTool]
-    ) -> TurnInput:
-        """What the model is asked; what it can't continue, or must not, is taken back first."""
+    ) -> TurnInput | None:
+        """What the model is asked; what it can't continue, or must not, is taken back first.
+
+        None if the budget has no room for that: the turn ends with what there is.
+        """
         turn = step.state.turn(work.turn)
         first_delta = min((n for n, _ in turn.parts + turn.reasoning), default=None)
         reason = restart_reason(step.state, work, candidate)
         if reason is not None:
-            discard_from = first_delta
+            discard_from, discarded = first_delta, tokens_of(turn)
+            left = budget_left(step.state)
+            if reason not in WANTED_RESTARTS and left is not None and left <= discarded:
+                return None
             await step.append(
                 lambda stamp: events.TurnRestarted(
                     *stamp,
@@ -305,15 +320,19 @@ class TurnHandler:
                     attempt=step.claim.attempt or 1,
                     discard_from=stamp.n if discard_from is None else discard_from,
                     reason=reason,
+                    discarded_tokens=discarded or None,
                 )
             )
+            metrics.discarded(work.pool, reason, discarded)
+            log.info("turn.restarted", reason=reason, discarded_tokens=discarded)
         state = step.state
-        turn = state.turn(work.turn)
+        turn, tokens_max = state.turn(work.turn), output_tokens_max(state)
         return TurnInput(
             messages=compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max),
             model=candidate.model,
             tools=tuple(offered.declaration for offered in tools.values()),
-            max_output_tokens=output_tokens_max(state),
+            # A redirect may have taken back the last of the budget: the model is asked all the same, and then cut.
+            max_output_tokens=None if tokens_max is None else max(1, tokens_max),
             temperature=state.request.temperature if state.request is not None else None,
             prefix=turn.text,
             tries=failed_tries(state, work.step),

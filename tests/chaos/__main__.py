@@ -128,7 +128,7 @@ def table(reports: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
-_PAST = {"kill": "is killed", "pause": "sleeps past its lease"}
+_PAST = {"kill": "is killed", "pause": "sleeps past its lease", "drain": "is told to stop"}
 
 
 def _row(name: str, points: Sequence[Point], outcomes: Sequence[Outcome]) -> tuple[str, str, str, str, str, str, str]:

@@ -45,6 +45,7 @@ TASK = Asked(
 )
 AGENT = Scenario(
     name="agent",
+    chosen=lambda _: True,
     tasks=(TASK,),
     tools=TOOLS,
     # The task and its children, its later turns, its calls.

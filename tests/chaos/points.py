@@ -18,11 +18,14 @@ SERVICES = {
     "steward": "steward",
 }
 """Service → the module that is run. The stream edge causes nothing: it is followed by a client in every run."""
-Fault = Literal["kill", "broker", "pause"]
-"""The process is killed; nats-server is; the process sleeps until another one has taken over, and goes on then."""
+Fault = Literal["kill", "broker", "pause", "drain"]
+"""The process is killed; nats-server is; the process sleeps until another one has taken over, and goes on then; the
+process is told to stop, and hands over what it has in hand."""
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 LEASED = ("inference_worker", "tool_runner", "steward")
 """Services whose work another one takes over."""
+DRAINED = ("inference_worker", "tool_runner")
+"""Services that hand over steps."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,11 +93,16 @@ def _faults_at(service: str, what: str, which: int, held: str = "") -> Iterator[
         yield Point("broker", service, what, which, held)
         if service in LEASED:
             yield Point("pause", service, what, which, held)
+        if service in DRAINED and not held:
+            yield Point("drain", service, what, which)
+
+
+_SIGNALS = {"pause": signal.SIGSTOP, "drain": signal.SIGTERM}
 
 
 def give_order(folder: Path, name: str, point: Point, broker_pid: int) -> None:
     """Have the process of that folder carry it out. `name` makes the order another one than those before."""
-    number = signal.SIGSTOP if point.fault == "pause" else signal.SIGKILL
+    number = _SIGNALS.get(point.fault, signal.SIGKILL)
     _write_order(folder, name, point.what, point.which, number, broker_pid if point.fault == "broker" else 0)
 
 

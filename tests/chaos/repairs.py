@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.chaos.points import Point
-from tests.chaos.scenario import Asked, End, Scenario
+from tests.chaos.scenario import Asked, End, Scenario, no_drains
 
 TOOLS = ("mend", "patient", "charge", "spawn_task")
 WAITING_SECONDS = 2.5
@@ -62,7 +62,9 @@ NEWS = ("timers.", "dead", "task.retrying", "task.replayed")
 
 
 def _is_chosen(point: Point) -> bool:
-    return not point.held and (point.service == "steward" or any(news in point.what for news in NEWS))
+    return (
+        not point.held and no_drains(point) and (point.service == "steward" or any(news in point.what for news in NEWS))
+    )
 
 
 REPAIRS = Scenario(

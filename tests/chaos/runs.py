@@ -88,8 +88,9 @@ async def run_once(slot: Slot, point: Point | None, patience: Patience | None = 
     tasks = {history.task: asked for asked, history in zip(slot.scenario.tasks, histories, strict=True)}
     outcome.violations += await judgement.of_dead_letters(tasks, before.stored["DEAD_LETTERS"])
     outcome.unknown_calls = judgement.unknown_calls
-    if point is None or point.fault != "broker":
-        # A broker that starts again knows no message ids of messages that are gone: there the bindings hold.
+    if point is None or point.fault not in ("broker", "drain"):
+        # A broker that starts again knows no message ids of messages that are gone: there the bindings hold. And what
+        # is handed over has a message more.
         outcome.violations += surplus(slot.scenario, before.stored, await slot.stored(), turns_more)
     outcome.counts = {
         service: Counter(line.what for line in slot.reached(service, before.reached[service])) for service in SERVICES
@@ -124,7 +125,7 @@ async def _follow(slot: Slot, before: _Before, outcome: Outcome, patience: Patie
             idle_seconds = 0.0
         idle = await slot.until_idle(idle_seconds)
         if point is not None:
-            outcome.reached = await _was_carried_out(slot, point, waking)
+            outcome.reached = await _was_carried_out(slot, point, before, waking)
             # Whoever died after its last ack left nothing behind; whoever died before it did.
             idle = await slot.until_idle(idle_seconds)
         for voice, history in zip(voices, told, strict=True):
@@ -218,7 +219,7 @@ async def _wake(slot: Slot, point: Point) -> None:
         await asleep.kill()
 
 
-async def _was_carried_out(slot: Slot, point: Point, waking: asyncio.Task[None] | None) -> bool:
+async def _was_carried_out(slot: Slot, point: Point, before: _Before, waking: asyncio.Task[None] | None) -> bool:
     folder = slot.folder(point.service)
     try:
         await until(lambda: not order_is_open(folder), LATE_SECONDS)
@@ -230,7 +231,8 @@ async def _was_carried_out(slot: Slot, point: Point, waking: asyncio.Task[None] 
             async with within(AWAKE_SECONDS):
                 await asyncio.wait({waking})
     else:
-        await until(lambda: _victim(point) in slot.deaths[-1:], WITHIN_SECONDS)
+        # Who is told to stop takes a moment.
+        await until(lambda: _victim(point) in slot.deaths[max(before.deaths, len(slot.deaths) - 1) :], WITHIN_SECONDS)
     await until(lambda: slot.is_whole, WITHIN_SECONDS)
     return True
 

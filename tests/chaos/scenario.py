@@ -69,8 +69,9 @@ class Asked:
     first, and another turn with it."""
 
 
-def _all(_: Point) -> bool:
-    return True
+def no_drains(point: Point) -> bool:
+    """Whether nobody is merely told to stop: one run has that at every point."""
+    return point.fault != "drain"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Scenario:
     """A service that dies in every run, by what the run asks of it."""
     timers_fire: bool = False
     """Whether each timer that a run sets also fires in it."""
-    chosen: Callable[[Point], bool] = _all
+    chosen: Callable[[Point], bool] = no_drains
     """The points of the run that are of interest."""
     meshes: int = 1
     """So many times more meshes beside each other, since its runs wait for the clock."""

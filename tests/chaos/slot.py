@@ -183,7 +183,12 @@ async def _start_again(process: Process) -> None:
 async def opened_slot(folder: Path, scenario: Scenario, **variables_of: dict[str, str]) -> AsyncIterator[Slot]:
     """A mesh with every service once. `variables_of`: service → more variables of the process that it begins with."""
     folder.mkdir(parents=True)
-    variables = {"MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS), **scenario.variables}
+    # Who is told to stop waits for no step: each is handed over.
+    variables = {
+        "MESH_ACK_WAIT_SECONDS": str(ACK_WAIT_SECONDS),
+        "MESH_DRAIN_SECONDS": "0",
+        **scenario.variables,
+    }
     async with (
         distant_mesh(folder, scenario.rtt_seconds, **variables) as mesh,
         connect(mesh.settings, "chaos") as connection,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from contracts.codec import decode
 from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, RESULTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
-from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -98,7 +95,6 @@ class TimerRoom:
         self._looked_at = float("-inf")
         self._level = Level(TIMERS.name, 0, 0)
         self._left_bytes = 0.0
-        self._broker_ahead = timedelta()
 
     async def take(self, size_bytes: int) -> None:
         """Take room for a timer of about that size. Raises `BrokerUnavailable` if there is none, or nobody knows."""
@@ -109,14 +105,6 @@ class TimerRoom:
         if self._level.percent >= TIMERS_PERCENT_MAX:
             raise BrokerUnavailable(f"no room for a timer: {describe(self._level)}")
         self._left_bytes -= size_bytes
-
-    async def broker_time(self) -> datetime:
-        """The time by the broker's clock, which decides when a timer fires."""
-        if not self._is_recent():
-            async with self._looking:
-                if not self._is_recent():
-                    await self._look()
-        return now() + self._broker_ahead
 
     def _is_recent(self) -> bool:
         return asyncio.get_running_loop().time() - self._looked_at < LOOK_SECONDS
@@ -131,6 +119,4 @@ class TimerRoom:
         self._level = level_of(info)
         limit, used = self._level.limit_bytes, self._level.used_bytes
         self._left_bytes = (limit * TIMERS_PERCENT_MAX / 100 - used) / SHARE_MAX if limit > 0 else float("inf")
-        told = info.get("ts")
-        self._broker_ahead = decode(f'"{told}"'.encode(), datetime) - now() if told else timedelta()
         self._looked_at = asyncio.get_running_loop().time()

@@ -21,6 +21,7 @@ from contracts.retries import ROOM_POLICY
 from contracts.streams import FIRED_TTL_SECONDS
 from mesh import faults
 from mesh.broker.requests import Requests
+from mesh.clock import now
 from mesh.errors import BrokerUnavailable, NoRoom
 from mesh.journal import dead_letter_records
 from mesh.journal.dead_letter_records import QueuedMessage
@@ -121,7 +122,7 @@ async def _postpone(requests: Requests, due: OutboxMessage, command: RoomCommand
         refusals=command.refusals,
         again_in_seconds=round(delay_seconds, 3),
     )
-    at = await requests.timers.broker_time() + timedelta(seconds=delay_seconds)
+    at = now() + timedelta(seconds=delay_seconds)
     try:
         await _publish(requests, room_timer(command, at), traceparent)
     except NoRoom as error:

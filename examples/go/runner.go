@@ -22,6 +22,7 @@ const (
 	resultBytesMax     = 256 * 1024
 	laterDelay         = 200 * time.Millisecond
 	laterDeliveriesMax = 8
+	leftDelayMax       = 10 * time.Second
 )
 
 // Delivery is a message in this process's hands, and the lease on it.
@@ -68,6 +69,13 @@ func (delivery *Delivery) answer(word string) error {
 	return err
 }
 
+func (delivery *Delivery) nak(delay time.Duration) error {
+	if !delivery.held() {
+		return errLost
+	}
+	return delivery.NakWithDelay(delay)
+}
+
 func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, ackWait time.Duration) error {
 	meta, err := message.Metadata()
 	if err != nil {
@@ -81,7 +89,9 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 	go delivery.keepLease(ctx, cancel)
 
 	work, err := mesh.schemas.decodeWork(message.Data(), message.Subject())
-	if err != nil {
+	if err != nil && ofAnotherVersion(message.Data(), message.Subject()) {
+		return mesh.leave(delivery, err)
+	} else if err != nil {
 		return mesh.refuse(ctx, delivery, ErrorInfo{"malformed-message", err.Error()})
 	}
 	journal := &Journal{newState(), mesh, work.Tenant, work.Task, message.Headers().Get("traceparent")}
@@ -110,7 +120,7 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 		case drop:
 			return delivery.answer("+ACK")
 		case later:
-			return mesh.later(ctx, work, delivery)
+			return mesh.later(ctx, work, journal, delivery)
 		case deadLettered:
 			if err := mesh.deadLetter(ctx, delivery, state.letter(work.step()).Error, &work); err != nil {
 				return err
@@ -120,7 +130,7 @@ func (mesh *Mesh) handle(ctx context.Context, tool Tool, message jetstream.Msg, 
 			if behind, err := journal.isBehind(ctx); err != nil {
 				return err
 			} else if behind {
-				return mesh.later(ctx, work, delivery)
+				return delivery.nak(laterDelay)
 			}
 			return mesh.refuse(ctx, delivery, ErrorInfo{"call-unknown", "no turn of the journal asked for call " + work.Call})
 		}
@@ -241,14 +251,26 @@ func (mesh *Mesh) move(ctx context.Context, work Work, journal *Journal, deliver
 	return delivery.answer("+ACK")
 }
 
-func (mesh *Mesh) later(ctx context.Context, work Work, delivery *Delivery) error {
-	if delivery.meta.NumDelivered >= laterDeliveriesMax {
-		return mesh.refuse(ctx, delivery, ErrorInfo{"journal-missing", "no journal fits call " + work.Call})
+func (mesh *Mesh) later(ctx context.Context, work Work, journal *Journal, delivery *Delivery) error {
+	if delivery.meta.NumDelivered < laterDeliveriesMax {
+		return delivery.nak(laterDelay)
 	}
-	if !delivery.held() {
-		return errLost
+	if behind, err := journal.isBehind(ctx); err != nil {
+		return err
+	} else if behind {
+		return delivery.nak(laterDelay)
 	}
-	return delivery.NakWithDelay(laterDelay)
+	return mesh.refuse(ctx, delivery, ErrorInfo{"journal-missing", "no journal fits call " + work.Call})
+}
+
+// leave gives a message that this program does not understand to another. The steward gives it up if none does.
+func (mesh *Mesh) leave(delivery *Delivery, because error) error {
+	log.Printf("message %d left to another: %s", delivery.meta.Sequence.Stream, because)
+	delay := leftDelayMax
+	if tries := delivery.meta.NumDelivered - 1; tries < 4 {
+		delay = min(delay, time.Second<<tries)
+	}
+	return delivery.nak(delay)
 }
 
 // refuse takes a message that nobody can carry out from its queue, its dead letter first.

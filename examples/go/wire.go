@@ -117,6 +117,16 @@ type Work struct {
 
 func (work Work) step() StepGen { return StepGen{work.Call, work.Gen} }
 
+// ofAnotherVersion says whether a message that is not understood may be a later version's: what all of them have is there.
+func ofAnotherVersion(payload []byte, subject string) bool {
+	var envelope struct{ Kind, Task, Tenant, Tool string }
+	if !utf8.Valid(payload) || json.Unmarshal(payload, &envelope) != nil {
+		return false
+	}
+	named := envelope.Kind != "" && envelope.Task != "" && envelope.Tenant != ""
+	return named && (envelope.Tool == "" || subject == "tools."+envelope.Tool)
+}
+
 // decodeWork takes no payload on trust: anybody who may publish can have written it.
 func (schemas Schemas) decodeWork(payload []byte, subject string) (Work, error) {
 	var work Work

@@ -54,6 +54,12 @@ class JournalBusy(TaskmeshError):
     retryable = True
 
 
+class NotRequeued(TaskmeshError):
+    """The message of a dead letter that nobody could carry out, were it put back."""
+
+    code = "conflict"
+
+
 class JournalCorrupt(TaskmeshError):
     """A journal that no writer of this protocol can have written, e.g. one with a hole in n."""
 

@@ -232,6 +232,11 @@ class Client:
         raw = await self._call("DELETE", f"/v1/dead-letters/malformed/{record_sequence}")
         return Answer(decode(raw, ShownDeadLetter), raw)
 
+    async def requeue_malformed(self, record_sequence: int) -> Answer[ShownDeadLetter]:
+        """`POST /v1/dead-letters/malformed/{record_sequence}/requeue`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("POST", f"/v1/dead-letters/malformed/{record_sequence}/requeue")
+        return Answer(decode(raw, ShownDeadLetter), raw)
+
     async def follow(
         self, task: str, after: int = 0, *, appears_within_seconds: float = 0.0
     ) -> AsyncGenerator[Received, None]:

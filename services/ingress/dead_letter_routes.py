@@ -27,9 +27,11 @@ from ingress.parsing import (
     parse_record_sequence,
     parse_replay_request,
 )
-from mesh.broker.direct_get import read_page, read_sequence
+from mesh.broker.direct_get import read_page, sequence_from_leader
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
+from mesh.errors import QueueFull
+from mesh.journal import dead_letter_records
 from mesh.journal.warm import WarmJournals
 from mesh.serving.http import AnyRequest, RequestRefused, json_response, read_json_body, tenant_of_request
 from mesh.task.records import record
@@ -42,6 +44,8 @@ log = structlog.get_logger("ingress.dead_letter_routes")
 
 DROPPED = "given up: its dead letters were dropped"
 """The reason of the `task.cancelled` of a task that nobody will repair."""
+FULL_SECONDS = 2
+"""When to put a message back again whose lane is full."""
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -134,6 +138,17 @@ class DeadLetters:
         log.info("dead_letter.deleted", tenant=found.tenant, record=found.record_sequence)
         return json_response(found, 200, _NO_STORE)
 
+    async def requeue_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
+        """`POST /v1/dead-letters/malformed/{record_sequence}/requeue`"""
+        found = await self._malformed(tenant_of_request(request), number)
+        try:
+            await dead_letter_records.requeue(self._requests, found)
+        except QueueFull as error:
+            raise RequestRefused(error.code, str(error), retry_after_seconds=FULL_SECONDS) from None
+        await self._requests.delete_message(DEAD_LETTERS.name, found.record_sequence)
+        log.info("dead_letter.requeued", tenant=found.tenant, record=found.record_sequence, subject=found.subject)
+        return json_response(found, 200, _NO_STORE)
+
     async def _malformed(self, tenant: str, number: str) -> ShownDeadLetter:
         sequence = parse_record_sequence(number)
         found = await read_malformed(self._requests, tenant, sequence) if sequence is not None else None
@@ -179,7 +194,7 @@ class DeadLetters:
         ack = await commands.send(self._requests, command, message_id, request, route)
         if not ack.duplicate:
             return
-        stored = await read_sequence(self._requests, CONTROL.name, ack.seq)
+        stored = await sequence_from_leader(self._requests, CONTROL.name, ack.seq)
         if stored is not None:
             replay_decisions.check_same(wanted.edits, decode(stored.payload, ReplayCommand).edits)
             return
@@ -230,4 +245,8 @@ def dead_letter_routes(dead_letters: DeadLetters) -> list[object]:
     async def drop_malformed(request: AnyRequest, number: str) -> Response[bytes]:
         return await dead_letters.drop_malformed(request, number)
 
-    return [listing, task, replay, drop, malformed, drop_malformed]
+    @post("/v1/dead-letters/malformed/{number:str}/requeue", status_code=200)
+    async def requeue_malformed(request: AnyRequest, number: str) -> Response[bytes]:
+        return await dead_letters.requeue_malformed(request, number)
+
+    return [listing, task, replay, drop, malformed, drop_malformed, requeue_malformed]

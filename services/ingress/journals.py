@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Callable
 
 from contracts import subjects
 from contracts.errors import InvalidName
-from contracts.retries import BROKER_POLICY
-from mesh.errors import BrokerUnavailable
 from mesh.journal.following import TaskNotFound
 from mesh.journal.journal import Journal
 from mesh.journal.warm import WarmJournals
 from mesh.task.state import TaskState
-
-BEHIND_SECONDS_MAX = 5.0
-"""How long the replicas may be behind the leader before the client gets 503."""
 
 
 async def read_journal(
@@ -28,16 +21,7 @@ async def read_journal(
     `BrokerUnavailable`.
     """
     journal = await journals.open(tenant, task)
-    give_up_at = asyncio.get_running_loop().time() + BEHIND_SECONDS_MAX
-    failures = 0
-    while not shows(journal.state) and await journal.is_behind():
-        if failures > 0:
-            # A replica answered that lags.
-            if asyncio.get_running_loop().time() > give_up_at:
-                raise BrokerUnavailable("the journal can't be read yet")
-            await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
-        await journal.catch_up()
-        failures += 1
+    await journal.catch_up_with_leader(shows)
     if not journal.state.exists:
         raise TaskNotFound(f"there is no task {task}")
     return journal

@@ -13,7 +13,7 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
-from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.messages.control import (
     AnyCommand,
     ApprovalCommand,
@@ -29,7 +29,7 @@ from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
 from mesh.configuration.settings import Settings
 from mesh.errors import JournalBusy
-from mesh.journal import dead_letter_records, holds
+from mesh.journal import dead_letter_records, giving_up, holds
 from mesh.journal.journal import Append
 from mesh.journal.settling import purge_timers, settle
 from mesh.journal.warm import WarmJournals
@@ -55,6 +55,7 @@ class ControlLoop:
         self._connection = connection
         self._requests = connection.requests
         self._worker = worker
+        self._deliveries_max = settings.max_deliver
         self._journals = WarmJournals(connection.requests)
         self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle, AT_ONCE_MAX)
 
@@ -75,14 +76,19 @@ class ControlLoop:
         try:
             command = decode_control(delivery.payload, delivery.subject)
         except TaskmeshError as error:
-            malformed = ErrorInfo("malformed-message", str(error))
-            return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
+            return await self._leave_to_another(delivery, error)
         incoming = delivery.headers.get(headers.TRACEPARENT)
         with (
             structlog.contextvars.bound_contextvars(task=command.task, tenant=command.tenant),
             traces.span(_kind(command), incoming, SpanKind.CONSUMER, {"taskmesh.task": command.task}),
         ):
-            return await self._carry_out(command, delivery)
+            try:
+                return await self._carry_out(command, delivery)
+            except InvalidPayload as error:
+                return await self._leave_to_another(delivery, error)
+
+    async def _leave_to_another(self, delivery: Delivery, error: TaskmeshError) -> Answer:
+        return await giving_up.leave_to_another(self._requests, delivery, error, self._deliveries_max, self._worker)
 
     async def _carry_out(self, command: AnyCommand, delivery: Delivery) -> Answer:
         traceparent = traces.current_traceparent()
@@ -126,12 +132,12 @@ class ControlLoop:
                 if isinstance(command, ApprovalCommand | InputCommand):
                     await purge_timers(self._requests, journal.state, outcome.steps)
                 return Ack()
-            case Unknown() if isinstance(command, CancelCommand) and command.by == BY_MESH:
-                # A sub-task that has not begun finds by itself that its parent is over.
-                return Ack()
             case Unknown() if await journal.is_behind():
                 # Only the stream's leader knows that there is no such task or call (rule 11).
                 return NOT_VISIBLE_YET
+            case Unknown() if isinstance(command, CancelCommand) and command.by == BY_MESH:
+                # A sub-task that has not begun finds by itself that its parent is over.
+                return Ack()
             case Unknown(error):
                 return await dead_letter_records.refuse(self._requests, delivery, error, self._worker)
             case event:

@@ -15,16 +15,18 @@ from typing import Any
 import structlog
 
 from contracts import headers
-from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
 from contracts.journal import events
+from contracts.journal.parts import StepGen
 from contracts.messages.control import decode_control
+from contracts.messages.envelope import read_envelope
 from contracts.messages.work import Work, decode_work
 from mesh.background import repeatedly
 from mesh.broker.direct_get import Stored, read_page, read_sequence
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.errors import BrokerUnavailable, NoRoom, StepLost
-from mesh.journal import dead_letter_records
+from mesh.journal import dead_letter_records, giving_up
 from mesh.journal.journal import Append, Build, Journal
 from mesh.journal.settling import settle, settle_dead_letter
 from mesh.loop_health import LoopHealth
@@ -152,7 +154,7 @@ class Stranded:
         try:
             work = decode_work(message.payload, message.subject)
         except TaskmeshError as error:
-            await self._refuse(message, ErrorInfo("malformed-message", str(error)))
+            await self._give_up_unread(message, error)
             return
         with structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step):
             await self._handle_work(message, work)
@@ -161,10 +163,12 @@ class Stranded:
         """A command whose steward died at each delivery: settled if it was carried out, else for people to look at."""
         try:
             command = decode_control(message.payload, message.subject)
+            journal = await Journal.load(self._requests, command.tenant, command.task)
+        except BrokerUnavailable:
+            raise
         except TaskmeshError as error:
-            await self._refuse(message, ErrorInfo("malformed-message", str(error)))
+            await self._give_up_unread(message, error)
             return
-        journal = await Journal.load(self._requests, command.tenant, command.task)
         outcome = decide_command(journal.state, command)
         if not isinstance(outcome, CarriedOut):
             await self._refuse(message, _exhausted(message))
@@ -176,7 +180,11 @@ class Stranded:
     async def _handle_work(self, message: StrandedMessage, work: Work) -> None:
         """Do what the journal says of the message's step, then delete it."""
         traceparent = message.headers.get(headers.TRACEPARENT)
-        journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
+        try:
+            journal = await Journal.load(self._requests, work.tenant, work.task, traceparent=traceparent)
+        except InvalidPayload as error:
+            await self._give_up_unread(message, error)
+            return
 
         async def next_of(state: TaskState) -> Append | SettleDeadLetter | Refuse | Leave:
             match decide_stranded(state, work, message.sequence, now()):
@@ -192,16 +200,26 @@ class Stranded:
         def gave_up() -> None:
             log.error("step.dead_lettered", code=DELIVERIES_EXHAUSTED, deliveries=message.deliveries)
 
+        step = StepGen(work.step, work.gen)
         match await journal.advance(next_of):
             case SettleDeadLetter(event):
-                await settle_dead_letter(self._requests, journal.state, message, work, event.error, self._worker)
-            case Refuse(error):
-                if not await journal.is_behind():
-                    await self._refuse(message, error)
-                return
+                await settle_dead_letter(self._requests, journal.state, message, step, event.error, self._worker)
+            case Refuse(reason):
+                if await journal.is_behind():
+                    return
+                epoch = (work.tries, work.releases)
+                if not await giving_up.give_up_step(journal, message, step, epoch, reason, self._worker):
+                    await self._refuse(message, reason)
+                    return
             case Leave():
                 await settle(self._requests, journal.state, (work.step,), traceparent)
         log.warning("message.stranded", stream=message.stream, message=message.sequence)
+        await self._delete(message)
+
+    async def _give_up_unread(self, message: StrandedMessage, error: TaskmeshError) -> None:
+        """Nobody gets it any more, whatever version he is of."""
+        envelope = read_envelope(message.payload, message.subject)
+        await giving_up.give_up_unread(self._requests, message, envelope, error, self._worker)
         await self._delete(message)
 
     async def _refuse(self, message: StrandedMessage, error: ErrorInfo) -> None:

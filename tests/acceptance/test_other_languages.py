@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from contracts import subjects
 from contracts.codec import decode, encode
+from contracts.identifiers import new_id
 from contracts.journal.events import StepClaimed, ToolCompleted, ToolFailed
 from contracts.messages.control import ApprovalCommand
 from contracts.messages.work import ToolWork
@@ -171,6 +172,21 @@ async def test_a_call_that_can_not_be_run_fails_and_the_task_goes_on(tools: Tool
 async def test_what_is_no_call_becomes_a_dead_letter(tools: Tools, language: str, payload: bytes) -> None:
     (letter,) = await dead_letters_of(tools, language, payload)
     assert letter["errors"][0]["code"] == "malformed-message"
+
+
+@pytest.mark.parametrize("language", COMMANDS)
+async def test_a_call_of_another_version_is_left_to_another(tools: Tools, language: str) -> None:
+    requests, tool = tools.connection.requests, TOOLS[language]
+    before = (await read_stored(requests)).dead_letters
+    call = {"kind": "tool", "task": new_id(), "tenant": "default", "tool": tool, "call": "1-0", "turn": "the first"}
+    sequence = (await requests.publish(subjects.tools(tool), encode(call))).seq
+
+    async def came_back() -> bool:
+        return int((await requests.api(f"CONSUMER.INFO.TOOLS.tool-{tool}"))["num_redelivered"]) > 0
+
+    await until(came_back)
+    assert (await read_stored(requests)).dead_letters == before
+    assert await requests.delete_message("TOOLS", sequence), "it is still there"
 
 
 @pytest.mark.parametrize("language", COMMANDS)

@@ -12,7 +12,7 @@ from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.journal.events import TaskDeadLettered, TurnCompleted
-from contracts.journal.parts import Timings, ToolCall, Usage
+from contracts.journal.parts import StepGen, Timings, ToolCall, Usage
 from contracts.messages.work import ToolWork, Work
 from contracts.tasks import TaskRequest
 from mesh.broker.connection import Connection
@@ -89,4 +89,6 @@ class Letters:
             lambda _: True,
         )
         await project(self._requests, record(journal.state))
-        await dead_letter_records.write_step(self._requests, message, work, journal.state, error, "test")
+        await dead_letter_records.write_step(
+            self._requests, message, StepGen(work.step, work.gen), journal.state, error, "test"
+        )

@@ -31,8 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Process:
     """One service process. `address` is where its HTTP listens."""
 
-    def __init__(self, service: str, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, service: str, environment: dict[str, str], log: Path, *arguments: str) -> None:
         self.service = service
+        self._arguments = arguments
         self.log = log
         self.address = ""
         self._environment = environment
@@ -54,7 +55,7 @@ class Process:
         reader, writer = os.pipe()
         with self.log.open("ab") as log:
             self._popen = children.start(
-                [sys.executable, "-m", self.service],
+                [sys.executable, "-m", self.service, *self._arguments],
                 {**self._environment, READY_FD_VARIABLE: str(writer)},
                 pass_fds=(writer,),
                 stdout=log,
@@ -124,11 +125,11 @@ class Mesh:
         }
         self.settings = load_settings(self.environment)
 
-    async def start(self, service: str, **variables: str) -> Process:
-        """Start one more process of a service."""
+    async def start(self, service: str, *arguments: str, **variables: str) -> Process:
+        """Start one more process of a service, or of a module that takes `arguments`."""
         log = self.folder / f"{service}-{len(self.processes)}.log"
         far = {"MESH_NATS_URL": self.link.url} if self.link is not None else {}
-        process = Process(service, {**self.environment, **far, **variables}, log)
+        process = Process(service, {**self.environment, **far, **variables}, log, *arguments)
         self.processes.append(process)
         return await process.start()
 

@@ -181,6 +181,7 @@ def test_the_api_is_what_this_version_serves() -> None:
         "post /v1/dead-letters/{id}/replay",
         "get /v1/dead-letters/malformed/{record_sequence}",
         "delete /v1/dead-letters/malformed/{record_sequence}",
+        "post /v1/dead-letters/malformed/{record_sequence}/requeue",
         "get /health/live",
         "get /health/ready",
         "get /schema",

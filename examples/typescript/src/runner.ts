@@ -6,11 +6,12 @@ import { Refusal, type Broker } from "./broker.js";
 import { Journal, Lost } from "./journal.js";
 import { decide, movedWork, nextTurn, retryTimer, stepGen, type Due, type State } from "./state.js";
 import { Refused, type Tool } from "./tools.js";
-import { complaint, newId, now, type ErrorInfo, type Json, type Schemas, type Work } from "./wire.js";
+import { complaint, newId, now, ofAnotherVersion, type ErrorInfo, type Json, type Schemas, type Work } from "./wire.js";
 
 const RESULT_BYTES_MAX = 256 * 1024;
 const LATER_NANOSECONDS = 200_000_000;
 const LATER_DELIVERIES_MAX = 8;
+const LEFT_NANOSECONDS_MAX = 10_000_000_000;
 
 /** In milliseconds: the wall clock goes on while the machine sleeps, and nobody sets the other one. */
 function clocks(): number[] {
@@ -98,6 +99,7 @@ export class Runner {
     try {
       work = this.schemas.decodeWork(message.data, message.subject);
     } catch (error) {
+      if (ofAnotherVersion(message.data, message.subject)) return this.#leave(delivery, error);
       return this.#refuse(delivery, { code: "malformed-message", message: String(error) });
     }
     const journal = new Journal(this.broker, this.schemas, work, message.headers?.get("traceparent"));
@@ -118,12 +120,12 @@ export class Runner {
         case "drop":
           return delivery.answer("+ACK");
         case "later":
-          return this.#later(work, delivery);
+          return this.#later(work, journal, delivery);
         case "deadLettered":
           await this.#deadLetter(delivery, journal.state.letter(stepGen(work.call, work.gen))!, work);
           return delivery.answer("+TERM dead letter");
         case "refuse":
-          if (await journal.isBehind()) return this.#later(work, delivery);
+          if (await journal.isBehind()) return delivery.nak(LATER_NANOSECONDS);
           return this.#refuse(delivery, { code: "call-unknown", message: `no turn of the journal asked for call ${work.call}` });
       }
     }
@@ -193,9 +195,15 @@ export class Runner {
     await delivery.answer("+ACK");
   }
 
-  async #later(work: Work, delivery: Delivery): Promise<void> {
-    if (delivery.deliveries < LATER_DELIVERIES_MAX) return delivery.nak(LATER_NANOSECONDS);
+  async #later(work: Work, journal: Journal, delivery: Delivery): Promise<void> {
+    if (delivery.deliveries < LATER_DELIVERIES_MAX || (await journal.isBehind())) return delivery.nak(LATER_NANOSECONDS);
     return this.#refuse(delivery, { code: "journal-missing", message: `no journal fits call ${work.call}` });
+  }
+
+  /** Give a message that this program does not understand to another. The steward gives it up if none does. */
+  #leave(delivery: Delivery, because: unknown): void {
+    console.error(`message ${delivery.sequence} left to another: ${String(because)}`);
+    delivery.nak(Math.min(LEFT_NANOSECONDS_MAX, 1e9 * 2 ** (delivery.deliveries - 1)));
   }
 
   /** Take a message that nobody can carry out from its queue, its dead letter first. */

@@ -76,6 +76,16 @@ export class Schemas {
   }
 }
 
+/** Whether a message that is not understood may be a later version's: what all of them have is there. */
+export function ofAnotherVersion(payload: Uint8Array, subject: string): boolean {
+  try {
+    const { kind, task, tenant, tool } = JSON.parse(utf8.decode(payload)) as Json;
+    return [kind, task, tenant].every((each) => typeof each === "string" && each !== "") && (tool === undefined || subject === `tools.${String(tool)}`);
+  } catch {
+    return false;
+  }
+}
+
 export function complaint(errors: ErrorObject[] | null | undefined): string {
   return errors?.map((error) => `${error.instancePath || "/"} ${error.message}`).join("; ") ?? "unknown";
 }

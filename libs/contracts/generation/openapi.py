@@ -15,6 +15,7 @@ from contracts.generation.openapi_dead_letters import (
     read_dead_letters,
     read_malformed,
     replay_task,
+    requeue_malformed,
 )
 from contracts.generation.openapi_parts import (
     component_schemas,
@@ -66,6 +67,7 @@ def openapi() -> dict[str, Any]:
             "/v1/dead-letters/{id}": {"get": read_dead_letters(), "delete": drop_dead_letters()},
             "/v1/dead-letters/{id}/replay": {"post": replay_task()},
             "/v1/dead-letters/malformed/{record_sequence}": {"get": read_malformed(), "delete": drop_malformed()},
+            "/v1/dead-letters/malformed/{record_sequence}/requeue": {"post": requeue_malformed()},
             "/health/live": {"servers": [INGRESS, STREAM_EDGE], "get": _live()},
             "/health/ready": {"servers": [INGRESS, STREAM_EDGE], "get": _ready()},
             "/schema": {"get": _schema()},

@@ -126,6 +126,23 @@ def read_malformed() -> dict[str, Any]:
     }
 
 
+def requeue_malformed() -> dict[str, Any]:
+    return {
+        "operationId": "requeueMalformedDeadLetter",
+        "tags": ["dead letters"],
+        "summary": "Put the message of a dead letter back",
+        "description": (
+            "For a message that nobody understood, once a process is there that does, such as one of a later version. "
+            "It is published again on its own subject, and its record is deleted. A second time it is 404."
+        ),
+        "parameters": [parameter("RecordSequence"), parameter("Tenant")],
+        "responses": {
+            "200": json_answer("The record as it was.", "ShownDeadLetter", headers=("NoStore",)),
+            **problems("400", "404", "409", "503"),
+        },
+    }
+
+
 def drop_malformed() -> dict[str, Any]:
     return {
         "operationId": "dropMalformedDeadLetter",

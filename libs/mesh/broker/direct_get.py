@@ -11,7 +11,7 @@ import base64
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from contracts import headers, subjects
 from contracts.codec import decode, encode
@@ -99,8 +99,17 @@ async def first_traceparent(requests: Requests, tenant: str, task: str) -> str |
 
 async def last_from_leader(requests: Requests, stream: str, subject: str) -> Stored | None:
     """Read the last message of a subject from the stream's leader; None is the truth."""
+    return await _from_leader(requests, stream, {"last_by_subj": subject})
+
+
+async def sequence_from_leader(requests: Requests, stream: str, sequence: int) -> Stored | None:
+    """Read the message at a sequence from the stream's leader; None is the truth."""
+    return await _from_leader(requests, stream, {"seq": sequence})
+
+
+async def _from_leader(requests: Requests, stream: str, body: dict[str, Any]) -> Stored | None:
     try:
-        result = await requests.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        result = await requests.api(f"STREAM.MSG.GET.{stream}", body)
     except BrokerError as error:
         if error.number in NO_MESSAGE_FOUND:
             return None
@@ -108,6 +117,11 @@ async def last_from_leader(requests: Requests, stream: str, subject: str) -> Sto
     message = result["message"]
     payload = base64.b64decode(message.get("data", ""))
     return Stored(message["seq"], message["subject"], payload, {headers.TIME_STAMP: message["time"]})
+
+
+async def first_from_leader(requests: Requests, stream: str, subject: str) -> Stored | None:
+    """Read the first message of a subject from the stream's leader; None is the truth."""
+    return await _from_leader(requests, stream, {"seq": 1, "next_by_subj": subject})
 
 
 async def journal_exists(requests: Requests, tenant: str, task: str) -> bool:

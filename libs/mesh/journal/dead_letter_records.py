@@ -13,20 +13,25 @@ import structlog
 from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.identifiers import new_id
-from contracts.messages.work import DeadLetter, TurnWork, Work
+from contracts.identifiers import new_id, turn_of
+from contracts.journal.parts import StepGen
+from contracts.messages.envelope import read_envelope
+from contracts.messages.work import DeadLetter
+from contracts.streams import CONTROL, FIRED_TTL_SECONDS, TASKS, TIMERS, TOOLS, TURNS
 from mesh import faults
 from mesh.broker.answers import Nak, Term
 from mesh.broker.deliveries import Delivery
 from mesh.broker.requests import MESSAGE_TOO_LARGE, Requests
 from mesh.clock import now
-from mesh.errors import BrokerError, NoRoom
+from mesh.errors import BrokerError, NoRoom, NotRequeued, QueueFull
 from mesh.task.state import TaskState
 
 NO_ROOM_SECONDS = 30.0
 """When a record that DEAD_LETTERS has no room for is written again: room comes from retention, or from people."""
 
 log = structlog.get_logger("mesh.journal.dead_letter_records")
+
+REQUEUED_STREAMS = tuple(stream.name for stream in (TASKS, TURNS, TOOLS, CONTROL, TIMERS))
 
 
 class QueuedMessage(Protocol):
@@ -51,48 +56,54 @@ class QueuedMessage(Protocol):
 async def write_step(
     requests: Requests,
     message: QueuedMessage,
-    work: Work,
+    gave_up: StepGen,
     state: TaskState,
     error: ErrorInfo,
     worker: str,
 ) -> None:
     """Write the record of a step that gave up. Writing it twice is the same as once."""
+    step, gen = gave_up.step, gave_up.gen
     # A call has none; a turn may have had another one than it was claimed for.
-    provider, model = (state.turn(work.turn).model if isinstance(work, TurnWork) else None) or (None, None)
+    provider, model = (None if "-" in step else state.turn(turn_of(step)).model) or (None, None)
     record = DeadLetter(
         **_of_message(message),
-        errors=[*state.failures.get((work.step, work.gen), ()), error],
-        tenant=work.tenant,
-        task=work.task,
-        step=work.step,
-        gen=work.gen,
+        errors=[*state.failures.get((step, gen), ()), error],
+        tenant=state.tenant,
+        task=state.task,
+        step=step,
+        gen=gen,
         request=state.request,
         worker=worker,
         provider=provider,
         model=model,
-        tries=state.tries.get((work.step, work.gen), 0) + 1,
+        tries=state.tries.get((step, gen), 0) + 1,
         journal_from=state.first_sequence,
         journal_to=state.revision,
     )
-    message_id = f"{work.task}.{work.step}.g{work.gen}.dead"
-    await _publish(requests, subjects.dead_letter(work.tenant, work.task), record, message_id)
+    message_id = f"{state.task}.{step}.g{gen}.dead"
+    await _publish(requests, subjects.dead_letter(state.tenant, state.task), record, message_id)
 
 
 async def refuse(requests: Requests, delivery: Delivery, error: ErrorInfo, worker: str) -> Term | Nak:
     """Give up a message that nobody can carry out: a log line, and its record. Returns the answer to it."""
-    log.error(
-        "message.refused",
-        stream=delivery.stream,
-        subject=delivery.subject,
-        message=delivery.sequence,
-        code=error.code,
-        error=error.message,
-    )
     try:
-        await write_message(requests, delivery, error, worker)
+        await write_off(requests, delivery, error, worker)
     except NoRoom as no_room:
         return without_room(delivery, no_room)
     return Term(error.code)
+
+
+async def write_off(requests: Requests, message: QueuedMessage, error: ErrorInfo, worker: str) -> None:
+    """The same without an answer. Raises `NoRoom`."""
+    log.error(
+        "message.refused",
+        stream=message.stream,
+        subject=message.subject,
+        message=message.sequence,
+        code=error.code,
+        error=error.message,
+    )
+    await write_message(requests, message, error, worker)
 
 
 def without_room(delivery: Delivery, error: NoRoom) -> Nak:
@@ -133,6 +144,27 @@ async def write_notification(
     )
     message_id = f"{message.stream}.{message.sequence}.{message.stored_at.timestamp()}.{consumer}.dead"
     await _publish(requests, subjects.malformed_dead_letter(journal.tenant), record, message_id)
+
+
+async def requeue(requests: Requests, record: DeadLetter) -> None:
+    """Publish the message of a record again, on its subject. Doing it twice is the same as once.
+
+    Raises `NotRequeued` for what can't be carried out however often it comes, `QueueFull`, `BrokerUnavailable`.
+    """
+    if record.stream not in REQUEUED_STREAMS or record.step is not None:
+        raise NotRequeued(f"a message of {record.stream} is not put back")
+    payload = record.message.encode()
+    if record.message_encoding != "utf-8" or read_envelope(payload, record.subject) is None:
+        raise NotRequeued("its message is no work and no command of any version, or was too large to be kept whole")
+    message_headers = {headers.MESSAGE_ID: f"{record.id}.requeued"}
+    if record.traceparent:
+        message_headers[headers.TRACEPARENT] = record.traceparent
+    if record.stream == TIMERS.name:
+        message_headers[headers.TTL] = f"{FIRED_TTL_SECONDS}s"
+    try:
+        await requests.publish(record.subject, payload, message_headers)
+    except NoRoom:
+        raise QueueFull(f"{record.stream} takes no more on {record.subject}") from None
 
 
 def _tenant_of(message: QueuedMessage) -> str | None:

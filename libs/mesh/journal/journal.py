@@ -33,6 +33,8 @@ from mesh.telemetry import metrics, traces
 
 APPEND_SECONDS_MAX = 60.0
 """How long an append is tried again while the broker does not answer, or has no room."""
+BEHIND_SECONDS_MAX = 5.0
+"""How long the replicas may be behind the leader before who wants all of a journal is told that nobody answers."""
 
 CONFLICTS_AT_ONCE = 4
 """Conflicts of one append that are followed by the next try without a pause."""
@@ -166,6 +168,23 @@ class Journal:
         """Whether the stream's leader has milestones that were not folded here yet. Raises `BrokerUnavailable`."""
         last = await last_from_leader(self._requests, "EVENTS", self._log)
         return last is not None and last.sequence > self.state.revision
+
+    async def catch_up_with_leader(self, shows: Callable[[TaskState], bool] = lambda _: False) -> None:
+        """Read on until `shows` holds, or all is folded that the stream's leader has. Raises `BrokerUnavailable`.
+
+        So what can't be seen then is not there (rule 11).
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + BEHIND_SECONDS_MAX
+        failures = 0
+        while not shows(self.state) and await self.is_behind():
+            if failures > 0:
+                # A replica answered that lags.
+                if loop.time() > give_up_at:
+                    raise BrokerUnavailable("the journal can't be read yet")
+                await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
+            await self.catch_up()
+            failures += 1
 
     async def append(self, build: Build, may_append: MayAppend) -> JournalEvent:
         """Append one event, fenced by all that is folded, and fold it.

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from contracts import headers
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.journal.parts import StepGen
 from contracts.messages.control import RoomCommand
-from contracts.messages.work import Work
 from contracts.retries import ROOM_POLICY
 from contracts.streams import FIRED_TTL_SECONDS
 from mesh import faults
@@ -75,14 +75,14 @@ async def settle_dead_letter(
     requests: Requests,
     state: TaskState,
     message: QueuedMessage,
-    work: Work,
+    gave_up: StepGen,
     error: ErrorInfo,
     worker: str,
     projection: BackgroundProjection | None = None,
 ) -> None:
     """Project a task whose step gave up, and write the step's record (rule 7). Raises `BrokerUnavailable`, `NoRoom`."""
     await _project(requests, state, projection)
-    await dead_letter_records.write_step(requests, message, work, state, error, worker)
+    await dead_letter_records.write_step(requests, message, gave_up, state, error, worker)
 
 
 async def _project(requests: Requests, state: TaskState, projection: BackgroundProjection | None) -> None:

@@ -15,7 +15,7 @@ from contracts.triggers import rules as trigger_rules
 from contracts.triggers.rules import RULES_MAX, RuleInvalid, TriggerPace, TriggerRule
 from mesh import faults
 from mesh.broker import key_value
-from mesh.broker.direct_get import Stored, last_sequence, read_page
+from mesh.broker.direct_get import Stored, last_from_leader, last_sequence, read_page
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
 from mesh.rules import broker_schedules
@@ -25,6 +25,9 @@ log = structlog.get_logger("mesh.rules.trigger_bucket")
 BUCKET = TRIGGERS_BUCKET.name
 WHOLE_SECONDS = 30.0
 """How often all rules are read anew: a bucket that was made again begins with sequences that were seen before."""
+BEHIND_SECONDS_MAX = 5.0
+"""How long the replicas may be behind the leader before a signal waits for its next delivery."""
+BEHIND_PAUSE_SECONDS = 0.05
 PACE_TRIES_MAX = 16
 """How often a pace is written before it counts as contended: each try that fails let somebody else's through."""
 
@@ -42,7 +45,7 @@ class RuleUnknown(TaskmeshError):
 
 
 class RuleBook:
-    """All rules, kept up with by reading what has changed in the bucket: one request, mostly without an answer."""
+    """All rules, kept up with by reading what has changed in the bucket: two requests, mostly without an answer."""
 
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
@@ -84,14 +87,21 @@ class RuleBook:
         whole = time - self._whole_at >= WHOLE_SECONDS
         cursor = 0 if whole else self._cursor
         rules = {} if whole else dict(self._rules)
+        # A replica may be behind, and a signal whose rule is not seen is lost to it: the leader says what there is.
+        last = await last_from_leader(self._requests, TRIGGERS_BUCKET.stream_name, subjects.TRIGGER_RULES)
+        give_up_at = time + BEHIND_SECONDS_MAX
         more = True
-        while more:
+        while more or (last is not None and cursor < last.sequence):
             messages, more = await read_page(
                 self._requests, TRIGGERS_BUCKET.stream_name, subjects.TRIGGER_RULES, cursor
             )
             for message in messages:
                 cursor = message.sequence
                 _enter(message, rules)
+            if not messages and last is not None and cursor < last.sequence:
+                if asyncio.get_running_loop().time() > give_up_at:
+                    raise BrokerUnavailable("the rules can't be read yet")
+                await asyncio.sleep(BEHIND_PAUSE_SECONDS)
         self._rules, self._cursor = rules, cursor
         if whole:
             self._whole_at = time

@@ -2,7 +2,8 @@
 
 | what is missing | how its message waits | why |
 |---|---|---|
-| a journal that fits it | in its queue for 0.2 s, seven times | a replica is behind, or a writer died |
+| a journal that fits it | in its queue for 0.2 s, then as the leader says | a replica is behind, or a writer died |
+| a process that understands it | in its queue for 1 to 10 s (`giving_up`) | it is of another version |
 | a permit, before the claim | in hand (`Hold`) | a delivery is one of few, and brings no news |
 | its provider, after a try | in hand | that try counts for nothing, so must its delivery |
 | either, while eight are in hand | in its queue | what is in hand costs memory and a lease |
@@ -20,16 +21,16 @@ and gives up after `APPEND_SECONDS_MAX`.
 
 from __future__ import annotations
 
-from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Hold, Nak
+from mesh.broker.answers import Ack, Hold, Nak
 from mesh.task.failures import Retry, StepFailed
 
 NOT_VISIBLE_DELIVERIES_MAX = 8
-"""At this delivery a message whose journal is still missing becomes a dead letter."""
+"""From this delivery on the stream's leader is asked about a journal that is still missing."""
 
 
-def until_visible(deliveries: int) -> Nak | None:
-    """The answer to a message whose journal can't be seen, or does not fit it, yet. None: it never will."""
-    return NOT_VISIBLE_YET if deliveries < NOT_VISIBLE_DELIVERIES_MAX else None
+def may_be_visible_soon(deliveries: int) -> bool:
+    """Whether a message rests whose journal can't be seen, or does not fit it, yet."""
+    return deliveries < NOT_VISIBLE_DELIVERIES_MAX
 
 
 def until_next_try(retry: Retry, error: StepFailed, *, has_permit: bool) -> Ack | Nak | Hold:

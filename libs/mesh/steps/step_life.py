@@ -16,20 +16,22 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from contracts import headers
-from contracts.errors import ErrorInfo, TaskmeshError
-from contracts.identifiers import turn_step
+from contracts import headers, subjects
+from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
 from contracts.journal import events
-from contracts.journal.events import MESSAGE_CHARACTERS_MAX, JournalEvent, Stamp
+from contracts.journal.events import MESSAGE_CHARACTERS_MAX, JournalEvent, Stamp, decode_event
+from contracts.journal.parts import StepGen
 from contracts.messages.work import ToolWork, TurnWork, Work, decode_work
 from contracts.retries import STEP_POLICY
-from mesh.broker.answers import Ack, Answer, Hold, Nak, Term
+from contracts.streams import EVENTS
+from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery
+from mesh.broker.direct_get import last_from_leader
 from mesh.broker.gates import ALWAYS, Permit
 from mesh.clock import now
 from mesh.errors import BrokerUnavailable, NoRoom, StepLost
-from mesh.journal import dead_letter_records
+from mesh.journal import dead_letter_records, giving_up
 from mesh.journal.journal import Append, Appends, Build, Journal
 from mesh.journal.projection import BackgroundProjection
 from mesh.journal.settling import publish_outbox, settle, settle_dead_letter
@@ -39,6 +41,7 @@ from mesh.steps import postponement, spans
 from mesh.steps.claimed_step import ClaimedStep, StepHandler, StepRecalled, perform_while_owned
 from mesh.task.budget import accounts
 from mesh.task.decisions import (
+    FIRST_STEP,
     Begin,
     Claim,
     Drop,
@@ -49,6 +52,7 @@ from mesh.task.decisions import (
     SettleDeadLetter,
     base_of_claim,
     decide,
+    error_of,
     queued_event,
 )
 from mesh.task.failures import Fail, GiveUp, Retry, StepFailed, decide_failure
@@ -58,8 +62,6 @@ from mesh.task.state import TaskState
 from mesh.telemetry import metrics, traces
 
 log = structlog.get_logger("mesh.steps.step_life")
-
-FIRST_STEP = turn_step(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class StepLife:
         handler: StepHandler,
         worker: str,
         tries_max: int,
+        deliveries_max: int,
         projection: BackgroundProjection,
         journals: WarmJournals | None = None,
     ) -> None:
@@ -89,6 +92,7 @@ class StepLife:
         self._handler = handler
         self._worker = worker
         self._policy = msgspec.structs.replace(STEP_POLICY, tries_max=tries_max)
+        self._deliveries_max = deliveries_max
         self._projection = projection
 
     async def live(self, delivery: Delivery, permit: Permit) -> Answer:
@@ -96,7 +100,7 @@ class StepLife:
         try:
             work = decode_work(delivery.payload, delivery.subject)
         except TaskmeshError as error:
-            return await self._refuse(delivery, ErrorInfo("malformed-message", str(error)))
+            return await self._leave_to_another(delivery, error)
         if delivery.deliveries > 1:
             metrics.redelivered(delivery.stream)
         name, attributes = spans.name_of(work), spans.attributes_of(work, delivery)
@@ -105,8 +109,11 @@ class StepLife:
             # Two spans: the claim's ends at once, and is exported even if this process dies in the middle of the step.
             with traces.span(f"claim {name}", incoming, SpanKind.CONSUMER, attributes):
                 traceparent = traces.current_traceparent() or incoming
-                journal = await self._journals.open(work.tenant, work.task, traceparent)
-                decided = await self._claim(journal, work, delivery, permit)
+                try:
+                    journal = await self._journals.open(work.tenant, work.task, traceparent)
+                    decided = await self._claim(journal, work, delivery, permit)
+                except InvalidPayload as error:
+                    return await self._leave_to_another(delivery, error)
                 if not isinstance(decided, ClaimedStep):
                     return await self._answer(decided, journal, work, delivery)
             with traces.carrying(traceparent), traces.span(name, traceparent, SpanKind.CONSUMER, attributes):
@@ -156,12 +163,14 @@ class StepLife:
         """Whether a sub-task is about to begin whose parent is over.
 
         The parent's end cancels its children; one whose journal had not begun then can't be found by that. Either the
-        cancel finds this journal, or this finds the parent's end.
+        cancel finds this journal, or this finds the parent's end: both ask the stream's leader, since a replica may be
+        behind on either.
         """
         parent = state.queued.parent if state.queued else None
         if parent is None or state.claims or not isinstance(work, TurnWork):
             return False
-        return (await Journal.load(self._requests, state.tenant, parent.task)).state.terminal is not None
+        last = await last_from_leader(self._requests, EVENTS.name, subjects.journal_log(state.tenant, parent.task))
+        return last is not None and isinstance(decode_event(last.payload), events.TerminalEvent)
 
     def _claim_event(self, state: TaskState, work: Work, delivery: Delivery) -> Build:
         described = self._handler.describe_claim(state, work)
@@ -200,16 +209,16 @@ class StepLife:
             case Drop():
                 log.info("step.dropped", message=delivery.sequence)
                 return Ack()
-            case Refuse(error) if not await journal.is_behind():
-                return await self._refuse(delivery, error)
-            case Later() | Refuse():
-                # Only the stream's leader knows that there is no such call (rule 11).
-                later = postponement.until_visible(delivery.deliveries)
-                if later is None:
-                    missing = ErrorInfo("journal-missing", f"no journal fits step {work.step}")
-                    return await self._refuse(delivery, missing)
+            case Later() if postponement.may_be_visible_soon(delivery.deliveries):
                 log.info("step.later", message=delivery.sequence)
-                return later
+                return NOT_VISIBLE_YET
+            case Later() | Refuse():
+                # Only the stream's leader knows that there is no such call, or journal (rule 11).
+                read = journal.state.revision
+                if await journal.is_behind() or journal.state.revision != read:
+                    log.info("step.later", message=delivery.sequence)
+                    return NOT_VISIBLE_YET
+                return await self._give_up(journal, work, delivery, error_of(decided, work))
 
     # From the claim on
 
@@ -289,14 +298,34 @@ class StepLife:
     async def _settle_dead_letter(
         self, state: TaskState, work: Work, delivery: Delivery, error: ErrorInfo
     ) -> Term | Nak:
+        step = StepGen(work.step, work.gen)
         try:
-            await settle_dead_letter(self._requests, state, delivery, work, error, self._worker, self._projection)
+            await settle_dead_letter(self._requests, state, delivery, step, error, self._worker, self._projection)
         except NoRoom as no_room:
             return dead_letter_records.without_room(delivery, no_room)
         return Term("dead letter")
 
-    async def _refuse(self, delivery: Delivery, error: ErrorInfo) -> Term | Nak:
+    async def _give_up(self, journal: Journal, work: Work, delivery: Delivery, error: ErrorInfo) -> Term | Nak:
+        """Give up the step if its journal goes on by this message, so that it can be replayed; else the message."""
+        try:
+            given_up = await giving_up.give_up_step(
+                journal,
+                delivery,
+                StepGen(work.step, work.gen),
+                (work.tries, work.releases),
+                error,
+                self._worker,
+                lambda: delivery.lease_held,
+                self._projection,
+            )
+        except NoRoom as no_room:
+            return dead_letter_records.without_room(delivery, no_room)
+        if given_up:
+            return Term("dead letter")
         return await dead_letter_records.refuse(self._requests, delivery, error, self._worker)
+
+    async def _leave_to_another(self, delivery: Delivery, error: TaskmeshError) -> Answer:
+        return await giving_up.leave_to_another(self._requests, delivery, error, self._deliveries_max, self._worker)
 
 
 def _cancelled_with_its_parent(stamp: Stamp) -> JournalEvent:

@@ -32,7 +32,9 @@ class WorkLoop:
         journals: WarmJournals | None = None,
     ) -> None:
         self._projection = BackgroundProjection(connection.requests)
-        life = StepLife(connection, handler, worker, settings.max_tries, self._projection, journals)
+        life = StepLife(
+            connection, handler, worker, settings.max_tries, settings.max_deliver, self._projection, journals
+        )
         self._consumption = Consumption(
             connection, settings, consumers, life.live, settings.worker_concurrency, hands_over=True
         )

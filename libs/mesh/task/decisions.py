@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from contracts.errors import ErrorInfo
-from contracts.identifiers import turn_of
+from contracts.identifiers import turn_of, turn_step
 from contracts.journal import events
-from contracts.journal.parts import ToolCall
+from contracts.journal.parts import StepGen, ToolCall
 from contracts.messages.work import ToolWork, TurnWork, Work
 from contracts.records.tools import ASK_USER
 from contracts.tasks import fingerprint
@@ -19,6 +19,8 @@ from mesh.task.failures import GiveUp
 from mesh.task.limits import is_last_turn
 from mesh.task.outbox import lacks_its_end
 from mesh.task.state import TaskState
+
+FIRST_STEP = turn_step(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,35 @@ def _decide_call(state: TaskState, work: ToolWork) -> Claim | Settle | Later | R
     return Claim()
 
 
+def stands_for(state: TaskState, step: StepGen, message: int, epoch: tuple[int, int], tool: str | None = None) -> bool:
+    """Whether a message that can't be carried out is the one by which a step goes on: with it the step gives up.
+
+    Anybody can publish a message for a task. One that its journal has not called for must not pause it.
+    """
+    name, gen = step.step, step.gen
+    if state.queued is None or state.terminal is not None or state.gen(name) != gen:
+        return False
+    if epoch != state.message_epoch(name) or state.bindings.get((name, gen), message) != message:
+        return False
+    if state.has_result(name) or (name, gen) in state.dead_letters:
+        return False
+    if "-" not in name:
+        before = state.turn(turn_of(name) - 1).completed
+        return name == FIRST_STEP or (before is not None and _have_results(state, before))
+    asked = state.asked_for(name)
+    if asked is None or asked.tool != tool or asked.error is not None or asked.tool == ASK_USER:
+        return False
+    waits = asked.approval and name not in state.resolutions
+    return not waits and name not in state.children
+
+
+def error_of(decided: Later | Refuse, work: Work) -> ErrorInfo:
+    """Why a message is given up, once nothing more is to come that could fit it."""
+    if isinstance(decided, Refuse):
+        return decided.error
+    return ErrorInfo("journal-missing", f"no journal fits step {work.step}")
+
+
 @dataclass(frozen=True, slots=True)
 class Leave:
     """Nothing is left to do for the message: project what its task has come to, and take it from its queue."""
@@ -133,8 +164,8 @@ def decide_stranded(
             return Leave()
         case Claim():
             return GiveUp()
-        case Later():
-            return Refuse(ErrorInfo("journal-missing", f"no journal fits step {work.step}"))
+        case Later() as later:
+            return Refuse(error_of(later, work))
         case decision:
             return decision
 
@@ -151,7 +182,11 @@ def _may_begin(state: TaskState, turn: int) -> bool:
     before = state.turn(turn - 1).completed
     if before is None or is_last_turn(state, before):
         return False
-    return all(asked.call in state.call_results for asked in before.calls)
+    return _have_results(state, before)
+
+
+def _have_results(state: TaskState, completed: events.TurnCompleted) -> bool:
+    return all(asked.call in state.call_results for asked in completed.calls)
 
 
 def base_of_claim(state: TaskState, turn: int, n: int) -> int:

@@ -59,6 +59,14 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_replay(actions, common)
 
     text = (
+        "Put messages back that nobody understood, such as those of a later version that met older processes alone."
+        " Each is published again as it was, and its dead letter is deleted."
+    )
+    requeue = actions.add_parser("requeue", parents=[common], help="put messages back", description=text)
+    requeue.add_argument("message", metavar="NUMBER", nargs="+", type=_positive, help="number of a message")
+    requeue.set_defaults(run=_run_requeue)
+
+    text = (
         "Give tasks up for good: they end as cancelled, with the output so far. A message that was no work is deleted."
     )
     drop = actions.add_parser("drop", parents=[common], help="give tasks up", description=text)
@@ -114,6 +122,10 @@ def _run_drop(arguments: argparse.Namespace) -> int:
     return asyncio.run(_drop(arguments))
 
 
+def _run_requeue(arguments: argparse.Namespace) -> int:
+    return asyncio.run(_requeue(arguments))
+
+
 async def _list(arguments: argparse.Namespace) -> int:
     left: int | None = arguments.limit
     shown = 0
@@ -164,6 +176,17 @@ async def _drop(arguments: argparse.Namespace) -> int:
                 print(text)
             else:
                 output.raw_line(raw)
+    return 0
+
+
+async def _requeue(arguments: argparse.Namespace) -> int:
+    async with client_of(arguments) as client:
+        for message in arguments.message:
+            answer = await client.requeue_malformed(message)
+            if output.for_people():
+                print(f"message {message} is back on {answer.value.subject}")
+            else:
+                output.raw_line(answer.raw)
     return 0
 
 

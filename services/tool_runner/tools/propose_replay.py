@@ -60,8 +60,7 @@ def propose_replay(pools: tuple[str, ...], requests: Requests) -> Tool[ProposeRe
             raise TypeError("not a claimed call")
         by = replayer(work.task, work.call, work.gen)
         journal = await Journal.load(requests, work.tenant, arguments.task)
-        if await journal.is_behind():
-            await journal.catch_up()
+        await journal.catch_up_with_leader()
         # An earlier run of this call may have asked for it. Read last: what is open no more is then known to be its.
         done = await _replayed_by(requests, work.tenant, arguments.task, by)
         if done is not None:

@@ -12,7 +12,7 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl.commands import dead_letters, demo, doctor, example, replies, streams, tasks, triggers, up, workers
+from meshctl.commands import dead_letters, demo, doctor, example, repair, replies, streams, tasks, triggers, up, workers
 from meshctl.display import output
 from meshctl.errors import ApiError
 from meshctl.flags import add_setting_flags
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     tasks.add_commands(commands, common)
     replies.add_commands(commands, common)
     dead_letters.add_commands(commands, common)
+    repair.add_commands(commands)
     streams.add_commands(commands)
     workers.add_commands(commands)
     triggers.add_commands(commands)

@@ -10,6 +10,7 @@ from steward.control_loop import ControlLoop
 from steward.critic import Critic
 from steward.lane_statistics import LaneKeeper
 from steward.provisioning_check import check_provisioning
+from steward.reconciling import Reconciling
 from steward.retention import Retention
 from steward.schedule_check import Schedules
 from steward.stranded import Stranded
@@ -30,6 +31,7 @@ async def main(service: Service) -> None:
     webhooks = Webhooks(service)
     configured = settings.configuration.critic
     critic = [Critic(service.connection, settings, configured).run()] if configured is not None else []
+    reconciling = Reconciling(service.requests, settings)
     provisioning = check_provisioning(service.requests, declared(settings))
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
@@ -42,6 +44,7 @@ async def main(service: Service) -> None:
         stranded.run(),
         Unbegun(service.requests).run(),
         retention.run(),
+        reconciling.run(),
         lanes.run(),
         webhooks.run(),
         provisioning,

@@ -19,7 +19,16 @@ from mesh.broker.provisioning import Difference
 from mesh.configuration.settings import Settings
 from meshctl.commands.doctor import probe
 from meshctl.diagnosis import checks, disk
-from meshctl.diagnosis.checks import BrokerInfo, Check, Facts, SeenService, StreamsSeen, diagnose, exit_status
+from meshctl.diagnosis.checks import (
+    BrokerInfo,
+    Check,
+    Facts,
+    SeenService,
+    StreamsSeen,
+    TasksSeen,
+    diagnose,
+    exit_status,
+)
 from meshctl.display.tables import checks_table, lanes_table, providers_table, workers_table
 from meshctl.supervision import discovery
 from meshctl.supervision.home import Home
@@ -96,6 +105,8 @@ def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
         ({"services": [*ALL_SERVICES, SeenService("ingress", "0.2.0", "9")]}, "services", "warn",
          "more than one version: 0.1.0: ingress (pid 7), ", "restart"),
         ({"services": [*ALL_SERVICES, SeenService("somebody_elses", "9.9.9", "9")]}, "services", "ok", "0.1.0", ""),
+        ({"tasks": TasksSeen(7, 0)}, "tasks", "ok", "none of 7", ""),
+        ({"tasks": TasksSeen(1_007, 6)}, "tasks", "warn", "6 of 1,007", "meshctl repair"),
         ({"open_files": 1024}, "open_files", "warn", "up to 1,024", "ulimit -n 4096"),
         ({"open_files": 1024, "open_files_hard": 2048}, "open_files", "warn", "1,024", "hard limit is 2,048"),
         ({"open_files": -1}, "open_files", "ok", "no limit", ""),

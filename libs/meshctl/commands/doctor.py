@@ -17,7 +17,7 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from contracts.errors import TaskmeshError
+from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.streams import EVENTS
 from mesh.broker.connection import Connection
 from mesh.broker.levels import Level, read_levels
@@ -25,6 +25,7 @@ from mesh.broker.provisioning import compare, declared
 from mesh.clock import wall_clock
 from mesh.configuration.settings import Settings, load_settings
 from mesh.errors import BrokerError
+from mesh.journal.reconciliation import Reconciliation
 from mesh.telemetry import traces
 from meshctl.diagnosis import disk
 from meshctl.diagnosis.checks import (
@@ -33,6 +34,7 @@ from meshctl.diagnosis.checks import (
     Facts,
     SeenService,
     StreamsSeen,
+    TasksSeen,
     clock_ahead_seconds,
     diagnose,
     exit_status,
@@ -51,13 +53,18 @@ PROBE_SECONDS_MAX: Final = 3.0
 SERVICES_SECONDS: Final = 0.5
 """How long to gather answers on `$SRV.INFO`: nobody says which one is the last."""
 SERVICES_MAX: Final = 4096
+RECORDS_AT_ONCE_MAX: Final = 200
+OPEN_MAX: Final = 1_000
+"""Each costs some requests: more of them are `meshctl repair`'s to look at."""
+TASKS_SECONDS_MAX: Final = 5.0
+"""How long to look: a mesh with many records has more of them than a glance takes in."""
 _INFO_LINE_BYTES_MAX: Final = 64 * 1024
 _DEFAULT_PORT: Final = 4222
 _SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver", "high_water_percent")
 _DESCRIPTION = """\
 Look at a mesh and say of each thing that it is well, or what to do: the broker, its version, JetStream, the
 streams and how full they are, when writes are synced, how fast the disk is and the ceiling that follows, the
-services, the clock, and the limit of open files. Changes nothing.
+services, tasks whose message is gone, the clock, and the limit of open files. Changes nothing.
 
 Ends with 1 if a line says fail. Into a pipe each line is a JSON object: check, status (ok, warn or fail),
 detail, remedy.
@@ -107,6 +114,7 @@ async def gather(settings: Settings) -> Facts:
     streams: StreamsSeen | str | None = None
     services: list[SeenService] | None = None
     levels: list[Level] = []
+    tasks: TasksSeen | None = None
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
@@ -114,6 +122,8 @@ async def gather(settings: Settings) -> Facts:
                 if broker.jetstream:
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
+                    if isinstance(streams, StreamsSeen):
+                        tasks = await seen_tasks(connection, settings)
         except (TaskmeshError, nats.errors.Error) as error:
             streams = str(error)
     return Facts(
@@ -127,6 +137,7 @@ async def gather(settings: Settings) -> Facts:
         open_files_hard=hard,
         levels=levels,
         high_water_percent=settings.high_water_percent,
+        tasks=tasks,
     )
 
 
@@ -177,6 +188,29 @@ async def seen_streams(connection: Connection, settings: Settings) -> StreamsSee
     ahead = clock_ahead_seconds(datetime.fromisoformat(told), asked_at, answered_at) if told else 0.0
     mode = str(info.get("config", {}).get("persist_mode", ""))
     return StreamsSeen(differences, len(wanted.streams) + len(wanted.consumers), mode, ahead)
+
+
+async def seen_tasks(connection: Connection, settings: Settings) -> TasksSeen | None:
+    """How many tasks wait for a message that is gone, of the first `OPEN_MAX`; None if that can't be found out."""
+    reconciliation = Reconciliation(connection.requests, settings.reconcile_after_seconds)
+    opened = lost = cursor = 0
+    more = True
+    try:
+        async with asyncio.timeout(TASKS_SECONDS_MAX):
+            at = await reconciliation.broker_time()
+            while more and opened < OPEN_MAX:
+                walk = await reconciliation.walk(cursor, at, RECORDS_AT_ONCE_MAX, RECORDS_AT_ONCE_MAX)
+                cursor, more = walk.cursor, walk.more
+                for task in walk.open:
+                    # What can't be read is for `meshctl repair` to say.
+                    with suppress(InvalidPayload):
+                        lost += await reconciliation.examine(task, at) is not None
+                    opened += 1
+    except TimeoutError:
+        pass  # What was seen by then is told.
+    except TaskmeshError:
+        return None
+    return TasksSeen(opened, lost)
 
 
 async def seen_services(connection: Connection) -> list[SeenService]:

@@ -72,6 +72,13 @@ class StreamsSeen(NamedTuple):
     clock_ahead_seconds: float
 
 
+class TasksSeen(NamedTuple):
+    """Tasks that have not ended: how many were looked at, and how many of them wait for a message that is gone."""
+
+    open: int
+    lost: int
+
+
 class Facts(NamedTuple):
     """All that the doctor looks at. None, or an error's text: it could not be found out.
 
@@ -88,6 +95,7 @@ class Facts(NamedTuple):
     open_files_hard: int
     levels: Sequence[Level] = ()
     high_water_percent: float = 90.0
+    tasks: TasksSeen | None = None
 
 
 def diagnose(facts: Facts) -> list[Check]:
@@ -106,6 +114,8 @@ def diagnose(facts: Facts) -> list[Check]:
     checks.append(check_disk(facts.fsyncs_per_second, facts.sync_interval))
     if facts.services is not None:
         checks.append(check_services(facts.services))
+    if facts.tasks is not None:
+        checks.append(check_tasks(facts.tasks))
     checks.append(check_open_files(facts.open_files, facts.open_files_hard))
     return checks
 
@@ -235,6 +245,14 @@ def check_services(services: Sequence[SeenService]) -> Check:
         remedy = "start what is missing: " + ", ".join(f"`python -m {name}`" for name in missing)
         return Check("services", "warn", f"{seen}, all {versions[0]}; none of {', '.join(missing)}", remedy)
     return Check("services", "ok", f"{seen}, all {versions[0]}")
+
+
+def check_tasks(tasks: TasksSeen) -> Check:
+    """Whether a task would wait for ever: its message, or its timer, is gone from the broker."""
+    if tasks.lost == 0:
+        return Check("tasks", "ok", f"none of {tasks.open:,} that were looked at waits for a message that is gone")
+    detail = f"{tasks.lost:,} of {tasks.open:,} that were looked at wait for a message that is gone"
+    return Check("tasks", "warn", detail, "a steward puts them back, a little at a time; all at once: `meshctl repair`")
 
 
 def check_open_files(limit: int, hard: int) -> Check:

@@ -1,0 +1,96 @@
+"""`meshctl repair`: tasks that wait for a message which is gone, found and put back, all at once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from dataclasses import replace
+from typing import Any, Final
+
+from contracts.errors import TaskmeshError
+from mesh.configuration.settings import Settings, load_settings
+from mesh.errors import BrokerUnavailable
+from mesh.journal.reconciliation import Found, Reconciliation
+from mesh.telemetry import traces
+from meshctl.display import output
+from meshctl.flags import add_setting_flags, environment_with
+from meshctl.supervision import discovery
+from meshctl.supervision.broker_setup import connected
+
+RECORDS_AT_ONCE_MAX: Final = 200
+_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "reconcile_after_seconds")
+
+
+def add_commands(commands: Any) -> None:
+    """Register `repair`."""
+    text = (
+        "Find tasks that wait for a message or a timer which is gone from the broker, such as after a stream was purged"
+        " by hand, and publish it again. The steward does the same by itself, a little at a time. A task that changed"
+        " within the last minute is left alone. Twice is the same as once."
+    )
+    parser = commands.add_parser("repair", help="put back what is gone from the broker", description=text)
+    add_setting_flags(parser, _SETTINGS)
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    # What the connection has to say is said by the error, in one line.
+    traces.configure(replace(settings, log_level="error"), "meshctl")
+    return asyncio.run(_repair(settings, dry_run=arguments.dry_run))
+
+
+async def _repair(settings: Settings, *, dry_run: bool) -> int:
+    looked_at = found_count = unreadable = 0
+    async with connected(settings) as connection:
+        reconciliation = Reconciliation(connection.requests, settings.reconcile_after_seconds)
+        at = await reconciliation.broker_time()
+        cursor, more = 0, True
+        while more:
+            walk = await reconciliation.walk(cursor, at, RECORDS_AT_ONCE_MAX, RECORDS_AT_ONCE_MAX)
+            cursor, more = walk.cursor, walk.more
+            looked_at += walk.looked_at
+            for task in walk.open:
+                try:
+                    found = await reconciliation.examine(task, at)
+                    done = found is not None and not dry_run and await reconciliation.put_back(found)
+                except BrokerUnavailable:
+                    raise
+                except TaskmeshError as error:
+                    unreadable += 1
+                    _tell_unreadable(task.task, error)
+                    continue
+                if found is not None:
+                    found_count += 1
+                    _tell(found, done=done, dry_run=dry_run)
+    _tell_end(looked_at, found_count, unreadable, dry_run=dry_run)
+    return 1 if unreadable else 0
+
+
+def _tell(found: Found, *, done: bool, dry_run: bool) -> None:
+    lost = [{"kind": each.kind, "name": each.name} for each in found.lost]
+    if output.for_people():
+        verb = "would put back" if dry_run else "put back" if done else "goes on by itself:"
+        names = ", ".join(f"{each.kind} {each.name}" for each in found.lost)
+        print(output.printable(f"{found.task}  {verb} {names}"), flush=True)
+    else:
+        event = "task.found" if dry_run else "task.put_back" if done else "task.went_on"
+        output.json_line({"event": event, "task": found.task, "tenant": found.tenant, "lost": lost})
+
+
+def _tell_unreadable(task: str, error: TaskmeshError) -> None:
+    if output.for_people():
+        print(output.printable(f"{task}  can't be read by this version: {error}"), flush=True)
+    else:
+        output.json_line({"event": "task.unreadable", "task": task, "error": str(error)})
+
+
+def _tell_end(looked_at: int, found: int, unreadable: int, *, dry_run: bool) -> None:
+    if output.for_people():
+        verb = "would be put back" if dry_run else "found and put back"
+        print(f"{looked_at} records looked at, {found} tasks {verb}" + (f", {unreadable} unread" if unreadable else ""))
+    else:
+        counts = {"looked_at": looked_at, "found": found, "unreadable": unreadable}
+        output.json_line({"event": "repair.done", "dry_run": dry_run, **counts})

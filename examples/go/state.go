@@ -133,6 +133,7 @@ func (state *State) fold(sequence uint64, event Event) {
 		state.claims[step] = append(state.claims[step], event.ID)
 	case "step.released": // another message is published for it
 		delete(state.bindings, step)
+		delete(state.nextTries, step)
 		state.releases[step]++
 		state.released[step] = true
 	case "turn.completed":

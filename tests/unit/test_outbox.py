@@ -9,7 +9,7 @@ import pytest
 
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
-from contracts.journal.events import TaskCompleted, TaskFailed
+from contracts.journal.events import StepReleased, TaskCompleted, TaskFailed
 from contracts.journal.parts import FinishReason, Incomplete, Parent, Timings, ToolCall, Usage
 from contracts.messages import control
 from contracts.messages.control import RetryCommand, decode_control
@@ -28,6 +28,7 @@ from mesh.task.limits import (
 from mesh.task.outbox import BY_MESH, OutboxMessage, deadline_timer, messages_after, messages_to_go_on, unasked
 from mesh.task.state import TaskState
 from mesh.task.subtasks import child_work
+from steward.command_decisions import CarriedOut, decide_command
 from tests.unit.journals import CHILD, EXPIRES_AT, MESSAGE, PARENT, START, TASK, TENANT, HandMadeJournal, turn_work
 
 Telling = Callable[[HandMadeJournal], object]
@@ -191,6 +192,18 @@ def test_a_try_that_a_timer_brings_says_so_in_its_message_and_its_id() -> None:
     assert due.message_id == f"{TASK}.1-0.g0.t2"
     assert isinstance(due.payload, ToolWork)
     assert (due.payload.tries, due.payload.gen) == (2, 0)
+
+
+@pytest.mark.parametrize("step", ["1", "1-0"])
+def test_a_step_that_is_released_at_its_next_try_goes_on_by_a_message_and_not_by_the_timer(step: str) -> None:
+    """The timer has fired: published again it is a duplicate."""
+    journal = journal_of(asks(PLAIN)) if step == "1-0" else journal_of()
+    journal.retrying(2, step, timer=True)
+    journal.add(StepReleased, step=step, gen=0, reason="drain")
+    (due,) = messages_after(journal.state, step)
+    assert (due.at, due.message_id) == (None, f"{TASK}.{step}.g0.t2.r1")
+    again = RetryCommand(task=TASK, tenant=TENANT, by=BY_MESH, step=step, gen=0, tries=2)
+    assert decide_command(journal.state, again) == CarriedOut((), late=True)
 
 
 @pytest.mark.parametrize("step", ["1", "1-0"])

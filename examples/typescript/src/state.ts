@@ -88,6 +88,7 @@ export class State {
         break;
       case "step.released": // another message is published for it
         this.bindings.delete(step);
+        this.nextTries.delete(step);
         this.releases.set(step, (this.releases.get(step) ?? 0) + 1);
         this.released.add(step);
         break;

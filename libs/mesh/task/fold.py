@@ -71,6 +71,7 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
         case events.StepReleased():
             step_gen = (event.step, event.gen)
             state.bindings.pop(step_gen, None)
+            state.retry_at.pop(step_gen, None)  # It was about to be claimed: its timer has fired, and won't again.
             state.releases[step_gen] = state.releases.get(step_gen, 0) + 1
             state.released.add(step_gen)
         case events.TurnRestarted():

@@ -206,6 +206,15 @@ def test_a_step_that_is_released_at_its_next_try_goes_on_by_a_message_and_not_by
     assert decide_command(journal.state, again) == CarriedOut((), late=True)
 
 
+@pytest.mark.parametrize("calls", [(), (GUARDED,)])
+def test_a_turn_that_is_released_with_nothing_but_its_end_to_write_goes_on_by_another_message(
+    calls: tuple[ToolCall, ...],
+) -> None:
+    journal = journal_of(asks(*calls))
+    journal.add(StepReleased, step="1", gen=0, reason="drain")
+    assert [due.message_id for due in messages_after(journal.state, "1")] == [f"{TASK}.1.g0.r1"]
+
+
 @pytest.mark.parametrize("step", ["1", "1-0"])
 def test_a_sub_task_that_is_recorded_is_submitted_by_whoever_settles(step: str) -> None:
     journal = journal_of(asks(CHILD_CALL))

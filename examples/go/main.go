@@ -114,7 +114,8 @@ func (mesh *Mesh) bind(ctx context.Context, tool Tool) (jetstream.Consumer, erro
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		consumer, err = mesh.jetstream.CreateConsumer(ctx, "TOOLS", jetstream.ConsumerConfig{
 			Durable: name, FilterSubject: "tools." + tool.Name, AckPolicy: jetstream.AckExplicitPolicy,
-			AckWait: time.Duration(ackWaitSeconds * float64(time.Second)), MaxDeliver: 10, MaxAckPending: 10_000, MaxWaiting: 512,
+			AckWait: time.Duration(ackWaitSeconds * float64(time.Second)), MaxDeliver: 10, MaxAckPending: 10_000, MaxWaiting: 10_000,
+			InactiveThreshold: 24 * time.Hour, // the consumer of a tool that nobody serves any more goes by itself
 		})
 	}
 	return consumer, err
@@ -142,7 +143,11 @@ func (mesh *Mesh) keepDeclared(stopping context.Context, tool Tool) {
 		case <-stopping.Done():
 			return
 		case <-ticks.C:
-			if err := mesh.declare(stopping, tool); err != nil {
+			_, err := mesh.bind(stopping, tool) // it is gone if nobody could pull for a day
+			if err == nil {
+				err = mesh.declare(stopping, tool)
+			}
+			if err != nil {
 				log.Printf("%s: not declared: %s", tool.Name, err)
 			}
 		}

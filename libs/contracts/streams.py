@@ -23,16 +23,26 @@ LANE_BACKLOG_MAX = 5_000
 """Waiting tasks of one tenant in one lane."""
 TASKS_MAX = 50_000
 """Waiting tasks of the whole mesh."""
+LANE_CONSUMERS_MAX = 10_000
+"""Consumers of a stream that has one for each lane or tool. An explicit number lifts the server's own bound of 1,000
+(`default_max_consumers`). Each takes some 30 KiB of the server's memory; a cluster bears about 2,000."""
+WAITING_PULLS_MAX = 10_000
+"""Pulls that wait at a lane or tool: one for each of its workers or runners. The next one is refused."""
+FEW_WAITING_PULLS_MAX = 512
+"""The same of consumers that only the steward pulls."""
 ACK_PENDING_MAX = 10_000
 """Deliveries in flight in one lane, delayed retries included. The server's default of 1,000 stops a lane early."""
 SIGNALS_MAX = 1_000_000
 """Signals that are kept, and so may wait."""
-WORKERS_TTL_SECONDS = 30
+WORKERS_TTL_SECONDS = 90
 FIRED_TTL_SECONDS = 30 * 24 * 3600
 """How long what a timer has fired is kept for a steward that is not there: longer than any is away. One that is there
 deletes it as soon as it is carried out, so that this costs nothing."""
 TOOLS_TTL_SECONDS = 600
 """How long a tool is offered after its last runner has declared it; runners do so each minute."""
+TOOL_CONSUMER_IDLE_SECONDS = 24 * 3600
+"""How long the consumer of a tool that does not come along stays after its last runner has pulled. What waits on the
+tool's subject stays, for the consumer that its next runner creates."""
 WEBHOOK_CONSUMER_PREFIX = "webhook-"
 CRITIC_CONSUMER = "critic"
 BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "propose_replay", "send_signal", "spawn_task")
@@ -110,11 +120,13 @@ class ConsumerDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     ack_wait_seconds: float = ACK_WAIT_SECONDS
     max_deliver: int = MAX_DELIVER
     max_ack_pending: int = ACK_PENDING_MAX
+    max_waiting: int = FEW_WAITING_PULLS_MAX
+    inactive_threshold_seconds: float = 0
     deliver_policy: Literal["all", "new"] = "all"
 
     def as_config(self) -> dict[str, Any]:
         """The JSON of a JetStream ConsumerConfig."""
-        return {
+        config: dict[str, Any] = {
             "durable_name": self.name,
             "name": self.name,
             "filter_subject": self.filter_subject,
@@ -123,8 +135,11 @@ class ConsumerDeclaration(msgspec.Struct, frozen=True, kw_only=True):
             "ack_wait": int(self.ack_wait_seconds * _NANOSECONDS),
             "max_deliver": self.max_deliver,
             "max_ack_pending": self.max_ack_pending,
-            "max_waiting": 512,
+            "max_waiting": self.max_waiting,
         }
+        if self.inactive_threshold_seconds:
+            config["inactive_threshold"] = int(self.inactive_threshold_seconds * _NANOSECONDS)
+        return config
 
 
 class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,6 +182,7 @@ TASKS = StreamDeclaration(
     max_msgs=TASKS_MAX,
     max_msgs_per_subject=LANE_BACKLOG_MAX,
     max_bytes=1 * _GIB,
+    max_consumers=LANE_CONSUMERS_MAX,
 )
 TURNS = StreamDeclaration(
     name="TURNS",
@@ -175,6 +191,7 @@ TURNS = StreamDeclaration(
     retention="workqueue",
     discard="new",
     max_bytes=1 * _GIB,
+    max_consumers=LANE_CONSUMERS_MAX,
 )
 TOOLS = StreamDeclaration(
     name="TOOLS",
@@ -183,6 +200,7 @@ TOOLS = StreamDeclaration(
     retention="workqueue",
     discard="new",
     max_bytes=1 * _GIB,
+    max_consumers=LANE_CONSUMERS_MAX,
 )
 CONTROL = StreamDeclaration(
     name="CONTROL",
@@ -349,6 +367,8 @@ def consumers(
         filter_subject: str,
         deliveries_max: int = max_deliver,
         pending_max: int = ACK_PENDING_MAX,
+        waiting_max: int = FEW_WAITING_PULLS_MAX,
+        idle_seconds: float = 0,
     ) -> None:
         declared.append(
             ConsumerDeclaration(
@@ -358,15 +378,19 @@ def consumers(
                 ack_wait_seconds=ack_wait_seconds,
                 max_deliver=deliveries_max,
                 max_ack_pending=pending_max,
+                max_waiting=waiting_max,
+                inactive_threshold_seconds=idle_seconds,
             )
         )
 
     for pool in pools:
         for priority in subjects.PRIORITIES:
             for stream, prefix in (("TASKS", "tasks"), ("TURNS", "turns")):
-                declare(stream, lane_consumer(stream, pool, priority), f"{prefix}.{pool}.{priority}.*")
+                name, filter_subject = lane_consumer(stream, pool, priority), f"{prefix}.{pool}.{priority}.*"
+                declare(stream, name, filter_subject, waiting_max=WAITING_PULLS_MAX)
     for tool in tools:
-        declare("TOOLS", tool_consumer(tool), f"tools.{tool}")
+        idle_seconds = 0 if tool in BUILT_IN_TOOLS else TOOL_CONSUMER_IDLE_SECONDS
+        declare("TOOLS", tool_consumer(tool), f"tools.{tool}", waiting_max=WAITING_PULLS_MAX, idle_seconds=idle_seconds)
     declare("CONTROL", "steward", "control.*.*")
     # What fires has no queue that could be swept, and is carried out once however often it comes.
     declare("TIMERS", "steward", "timers.fired.>", -1)

@@ -38,6 +38,7 @@ _LANE_NAME = re.compile(LANE_NAME_PATTERN)
 _CALL = re.compile(CALL_PATTERN)
 _TIMER_NAME = re.compile(TIMER_NAME_PATTERN)
 _SIGNAL = re.compile(SIGNAL_PATTERN)
+_SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 
 EVENTS_LOG = "events.*.*.log"
@@ -49,6 +50,10 @@ CRON = "cron"
 CRON_ALL = "timers.at.cron.>"
 CRON_FIRED_PREFIX = "timers.fired.cron."
 CRON_FIRED = CRON_FIRED_PREFIX + ">"
+LANES_WAITING_PREFIX = "lanes.waiting."
+LANES_WAITING = LANES_WAITING_PREFIX + "*.*"
+PROVIDERS_CHANGED_PREFIX = "providers.changed."
+PROVIDERS_CHANGED = PROVIDERS_CHANGED_PREFIX + "*"
 TRIGGER_RULES = "$KV.triggers.*.*"
 """The rules among what the bucket `triggers` holds."""
 MALFORMED = "malformed"
@@ -244,6 +249,17 @@ def cron_fired(tenant: str, rule: str) -> str:
 def lane_statistics(pool: str, priority: str) -> str:
     """Core subject on which workers report waits of a lane: `stats.lanes.<pool>.<priority>`. Not stored."""
     return f"stats.lanes.{check_pool(pool)}.{check_priority(priority)}"
+
+
+def lane_waiting(stream: str, consumer: str) -> str:
+    """Core subject `lanes.waiting.<stream in lower case>.<consumer>`: messages wait there, and nobody has asked."""
+    names = (_checked("stream", _SERVER_NAME, stream).lower(), _checked("consumer", _SERVER_NAME, consumer))
+    return LANES_WAITING_PREFIX + ".".join(names)
+
+
+def provider_changed(provider: str) -> str:
+    """Core subject `providers.changed.<provider>`: a provider's breaker is in another state."""
+    return f"{PROVIDERS_CHANGED_PREFIX}{_checked('provider', _LANE_NAME, provider)}"
 
 
 def _parts(subject: str, prefix: str, count: int) -> list[str]:

@@ -12,16 +12,16 @@ from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
 from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
-from mesh.broker.consumption import ConsumerSpec
+from mesh.broker.lanes import ConsumerSpec
+from mesh.broker.shares import Share
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
 from mesh.steps.work_loop import WorkLoop
 from mesh.tools.toolbox import Toolbox
 
-BATCH_BY_PRIORITY = {"high": 16, "normal": 8, "low": 2}
-"""How much one pull may take: lanes take turns, so these are their weights."""
-BATCH_OF_STARTED_WORK = 16
+WEIGHTS = {"high": 16, "normal": 8, "low": 2}
+"""Shares of a pool's places while all of its lanes are backed up. Pools share alike."""
 
 
 def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
@@ -33,11 +33,9 @@ def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
         )
         gate = breakers.gate(settings.configuration.providers_of(pool), consumers)
         for priority in PRIORITIES:
-            specs.append(ConsumerSpec("TURNS", lane_consumer("TURNS", pool, priority), BATCH_OF_STARTED_WORK, gate))
-        for priority in PRIORITIES:
-            specs.append(
-                ConsumerSpec("TASKS", lane_consumer("TASKS", pool, priority), BATCH_BY_PRIORITY[priority], gate)
-            )
+            share = Share(pool, priority, WEIGHTS[priority])
+            for stream in ("TURNS", "TASKS"):
+                specs.append(ConsumerSpec(stream, lane_consumer(stream, pool, priority), share, gate))
     return specs
 
 

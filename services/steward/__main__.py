@@ -16,6 +16,7 @@ from steward.schedule_check import Schedules
 from steward.stranded import Stranded
 from steward.trigger_firing import Triggers
 from steward.unbegun import Unbegun
+from steward.waking import Waking
 from steward.webhooks import Webhooks
 
 
@@ -46,6 +47,7 @@ async def main(service: Service) -> None:
         retention.run(),
         reconciling.run(),
         lanes.run(),
+        Waking(service.requests).run(),
         webhooks.run(),
         provisioning,
         *critic,

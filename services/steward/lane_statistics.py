@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import structlog
 from nats.aio.msg import Msg
 
@@ -13,6 +15,7 @@ from contracts.streams import lane_consumer
 from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
+from mesh.broker.consumer_lists import all_consumers
 from mesh.clock import lease_clock, now
 from mesh.loop_health import LoopHealth
 from steward.statistics import LaneWindow
@@ -20,8 +23,11 @@ from steward.statistics import LaneWindow
 log = structlog.get_logger("steward.lane_statistics")
 
 INTERVAL_SECONDS = 1.0
+LANES_PER_SECOND = 90
+"""Lanes that are looked at in a second, so that many pools do not keep the broker busy: 300 are looked at each 10 s."""
 UNCHANGED_SECONDS_MAX = 15.0
-"""A lane where nothing happens is written this often, so that an idle mesh does not wear out its disk."""
+"""A lane where nothing happens is written this often, so that an idle mesh does not wear out its disk; many lanes, once
+in ten looks."""
 
 
 class LaneKeeper:
@@ -35,27 +41,32 @@ class LaneKeeper:
             for priority in subjects.PRIORITIES
         }
         self._written: dict[str, tuple[float, LaneStatistics]] = {}
+        self._interval_seconds = max(INTERVAL_SECONDS, len(self._windows) / LANES_PER_SECOND)
+        self._unchanged_seconds_max = max(UNCHANGED_SECONDS_MAX, 10 * self._interval_seconds)
 
     async def run(self) -> None:
         """Keep statistics until cancelled."""
         await self._connection.client.subscribe("stats.lanes.*.*", cb=self._on_sample)
-        await repeatedly(self._update_all, INTERVAL_SECONDS, LoopHealth(log, "lanes.unavailable"))
+        await repeatedly(self.update, self._interval_seconds, LoopHealth(log, "lanes.unavailable"))
 
-    async def _update_all(self) -> None:
-        for key, window in self._windows.items():
-            await self._update(key, window)
-
-    async def _update(self, key: str, window: LaneWindow) -> None:
-        depth = running = 0
-        consumer = lane_consumer("TASKS", window.pool, window.priority)
+    async def update(self) -> None:
+        """Look at all lanes once, and write what has changed. Raises `TaskmeshError`."""
+        depths: Counter[str] = Counter()
+        running: Counter[str] = Counter()
         for stream in ("TASKS", "TURNS"):
-            info = await self._connection.requests.api(f"CONSUMER.INFO.{stream}.{consumer}")
-            depth += int(info["num_pending"])
-            running += int(info["num_ack_pending"])
+            for consumer in await all_consumers(self._connection.requests, stream):
+                depths[consumer["name"]] += int(consumer["num_pending"])
+                running[consumer["name"]] += int(consumer["num_ack_pending"])
+        for key, window in self._windows.items():
+            # Both streams name the consumer of a lane alike.
+            name = lane_consumer("TASKS", window.pool, window.priority)
+            await self._update(key, window, depths[name], running[name])
+
+    async def _update(self, key: str, window: LaneWindow, depth: int, running: int) -> None:
         at = lease_clock()
         statistics = window.statistics(at, now(), depth, running)
-        written_at, before = self._written.get(key, (-UNCHANGED_SECONDS_MAX, None))
-        if before is not None and _same(before, statistics) and at - written_at < UNCHANGED_SECONDS_MAX:
+        written_at, before = self._written.get(key, (0.0, None))
+        if before is not None and _same(before, statistics) and at - written_at < self._unchanged_seconds_max:
             return
         await key_value.put(self._connection.requests, "lanes", key, encode(statistics))
         self._written[key] = (at, statistics)

@@ -7,7 +7,7 @@ is back, behind the consumer that had finished it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,7 @@ from contracts.messages.control import decode_control
 from contracts.messages.envelope import read_envelope
 from contracts.messages.work import Work, decode_work
 from mesh.background import repeatedly
+from mesh.broker.consumer_lists import all_consumers
 from mesh.broker.direct_get import Stored, read_page, read_sequence
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -64,14 +65,25 @@ def finished_below(consumer: dict[str, Any]) -> int:
     return int(consumer["ack_floor"]["stream_seq"])
 
 
-def consumer_of(subject: str, consumers: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The one whose filter takes a subject: `tasks.default.high.*` for `tasks.default.high.acme`."""
-    tokens = subject.split(".")
-    for consumer in consumers:
-        pattern = consumer["config"].get("filter_subject", "").split(".")
-        if len(pattern) == len(tokens) and all(p in ("*", t) for p, t in zip(pattern, tokens, strict=True)):
-            return consumer
-    return None
+class ConsumerIndex:
+    """The consumers of a stream, found by the subject that one's filter takes."""
+
+    def __init__(self, consumers: Iterable[dict[str, Any]]) -> None:
+        self._by_filter = {consumer["config"].get("filter_subject", ""): consumer for consumer in consumers}
+        self._wildcards = {
+            tuple(place for place, part in enumerate(parts) if part == "*")
+            for parts in (pattern.split(".") for pattern in self._by_filter)
+        }
+        """Where filters have a wildcard: few ways, however many consumers."""
+
+    def of(self, subject: str) -> dict[str, Any] | None:
+        """`tasks.default.high.acme`: that of `tasks.default.high.*`. Filters of a work queue never overlap."""
+        parts = subject.split(".")
+        for places in self._wildcards:
+            pattern = ".".join("*" if place in places else part for place, part in enumerate(parts))
+            if (consumer := self._by_filter.get(pattern)) is not None:
+                return consumer
+        return None
 
 
 class Stranded:
@@ -130,7 +142,8 @@ class Stranded:
         state = (await self._requests.api(f"STREAM.INFO.{stream}"))["state"]
         if state["messages"] == 0:
             return
-        consumers = (await self._requests.api(f"CONSUMER.LIST.{stream}"))["consumers"]
+        consumers = await all_consumers(self._requests, stream)
+        index = ConsumerIndex(consumers)
         end = max(map(finished_below, consumers), default=0)
         after = self._cursors[stream]
         if after >= end:
@@ -139,7 +152,7 @@ class Stranded:
         # Found ones are looked at again before the walk goes on.
         found = False
         for stored in page.messages:
-            consumer = consumer_of(stored.subject, consumers)
+            consumer = index.of(stored.subject)
             if consumer is not None and stored.sequence <= finished_below(consumer):
                 found = True
                 yield _message(stream, stored, int(consumer["config"].get("max_deliver", -1)))

@@ -20,7 +20,7 @@ from contracts.records.tools import ASK_USER, RESULTS_BUCKET, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
 from mesh.broker import object_store
-from mesh.broker.consumption import ConsumerSpec
+from mesh.broker.lanes import ConsumerSpec
 from mesh.configuration.tool_tables import variable_of
 from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("tool_runner.serving")
 
-BATCH_MAX = 8
 DECLARE_SECONDS = 60.0
 """How often tools are declared anew, and at once after a reconnect: a declaration is forgotten after some minutes."""
 DECLARE_RETRY_SECONDS = 2.0
@@ -53,6 +52,7 @@ class _Served:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     server: McpServer | None = None
     looped: set[str] = field(default_factory=set)
+    loop: WorkLoop | None = None
 
 
 class Serving:
@@ -92,19 +92,19 @@ class Serving:
         stopping = self._service.stopping
         await self._declare()
         async with _running(self._servers), background(self._keep_declaring()), asyncio.TaskGroup() as loops:
-            loops.create_task(self._work(tuple(self._tools)))
+            loops.create_task(self._loop(tuple(self._tools)).run(stopping, self._service.hurrying))
             for served in self._servers:
                 loops.create_task(self._serve(served, loops, stopping))
             await ready()
 
     # Work loops
 
-    async def _work(self, names: tuple[str, ...]) -> None:
-        lanes = [ConsumerSpec("TOOLS", tool_consumer(name), BATCH_MAX) for name in names]
+    def _loop(self, names: tuple[str, ...]) -> WorkLoop:
+        lanes = [_lane(name) for name in names]
         service = self._service
         loop = WorkLoop(service.connection, self._settings, lanes, self._handler, service.worker, self._journals)
         self._loops.append(loop)
-        await loop.run(self._service.stopping, self._service.hurrying)
+        return loop
 
     async def _serve(self, served: _Served, loops: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         """Begin to pull for tools as their server offers them."""
@@ -118,9 +118,15 @@ class Serving:
             else:
                 names = await self._adopt_absent(served)
             new = tuple(name for name in names if name not in served.looped)
-            if new and not stopping.is_set():
-                served.looped.update(new)
-                loops.create_task(self._work(new))
+            if not new or stopping.is_set():
+                continue
+            served.looped.update(new)
+            if served.loop is None:
+                served.loop = self._loop(new)
+                loops.create_task(served.loop.run(stopping, self._service.hurrying))
+                continue
+            for name in new:
+                served.loop.add(_lane(name))
 
     async def _adopt_absent(self, served: _Served) -> list[str]:
         """The tools that a server once had, by their consumers: calls that wait there must not wait for ever."""
@@ -201,6 +207,7 @@ class Serving:
 
     async def _declare(self) -> bool:
         try:
+            # What is refused is tried again in the next round.
             await declare(self._requests, self._settings, [self._tools[name].declaration for name in self.names])
         except TaskmeshError as error:
             log.warning("tool.not_declared", error=str(error))
@@ -222,6 +229,11 @@ async def _running(servers: Iterable[_Served]) -> AsyncIterator[None]:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _lane(tool: str) -> ConsumerSpec:
+    """Its calls. Tools of one loop share alike."""
+    return ConsumerSpec("TOOLS", tool_consumer(tool))
 
 
 def server_of(tool: str, servers: Iterable[str]) -> str | None:

@@ -23,8 +23,8 @@ from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
-from mesh.broker.consumption import ConsumerSpec
 from mesh.broker.gates import UNLIMITED, Permit
+from mesh.broker.lanes import ConsumerSpec
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.settings import Settings
@@ -260,15 +260,15 @@ class Gate:
             return Place()
         return self
 
-    def on_shut(self, callback: Callable[[], None]) -> None:
+    def on_changed(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
     def let_in(self, room: int) -> None:
         self._room = room
         if room:
             self.opened.set()
-            return
-        self.opened.clear()
+        else:
+            self.opened.clear()
         for callback in self._callbacks:
             callback()
 
@@ -309,7 +309,7 @@ async def working(
     connection: Connection, settings: Settings, gate: Gate, perform: Callable[[ClaimedStep], Awaitable[None]]
 ) -> AsyncIterator[None]:
     """A work loop on one lane behind the gate, until the end of the block."""
-    loop = WorkLoop(connection, settings, [ConsumerSpec(*CONSUMER, 8, gate)], Handler(perform), "one")
+    loop = WorkLoop(connection, settings, [ConsumerSpec(*CONSUMER, gate=gate)], Handler(perform), "one")
     stopping = asyncio.Event()
     running = asyncio.create_task(loop.run(stopping))
     try:
@@ -392,7 +392,7 @@ async def test_what_waits_in_hand_for_a_gate_leaves_room_for_what_can_run(
         error.counts = False
         raise error
 
-    lanes = [ConsumerSpec(*CONSUMER, 8, shut), ConsumerSpec(*high, 8)]
+    lanes = [ConsumerSpec(*CONSUMER, gate=shut), ConsumerSpec(*high)]
     stopping = asyncio.Event()
     loop = WorkLoop(connection, replace(settings, worker_concurrency=1), lanes, Handler(fail_normal), "one")
     running = asyncio.create_task(loop.run(stopping))

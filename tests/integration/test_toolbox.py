@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
+from contracts import streams
 from contracts.codec import encode
 from contracts.records.tools import RESULTS_BUCKET, ToolDeclaration
 from contracts.streams import TOOLS_BUCKET
+from mesh.background import background
 from mesh.broker import key_value, object_store
+from mesh.broker.answers import Ack, Answer
 from mesh.broker.connection import Connection
+from mesh.broker.consumption import Consumption
+from mesh.broker.deliveries import Delivery
 from mesh.broker.direct_get import last_sequence
 from mesh.broker.provisioning import compare, declared
+from mesh.clock import lease_clock
 from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.settings import Settings
 from mesh.configuration.tool_tables import ToolsConfiguration
 from mesh.tools.toolbox import Toolbox
-from tool_runner.declaring import declare
+from tests.support.waiting import until
+from tool_runner.declaring import consumers_of_tools, declare
 
 pytestmark = pytest.mark.integration
 
@@ -61,6 +70,65 @@ async def test_the_operators_settings_outrank_the_declaration(connection: Connec
 async def test_a_declaration_that_can_not_be_read_is_none(connection: Connection, payload: bytes) -> None:
     await key_value.put(connection.requests, TOOLS_BUCKET.name, "files_read", payload)
     assert await Toolbox(connection.requests, ToolsConfiguration()).declarations(["files_read"]) == {}
+
+
+async def test_a_tool_that_the_broker_refuses_takes_no_other_tool_away_and_comes_when_it_may(
+    connection: Connection, settings: Settings
+) -> None:
+    """Somebody else's consumer takes the tool's subject: no two may."""
+    in_the_way = {"durable_name": "other", "filter_subject": "tools.files_read", "ack_policy": "explicit"}
+    await connection.requests.api(
+        "CONSUMER.DURABLE.CREATE.TOOLS.other", {"stream_name": "TOOLS", "config": in_the_way, "action": ""}
+    )
+    neighbour = msgspec.structs.replace(FOREIGN, name="files_write")
+    toolbox = Toolbox(connection.requests, ToolsConfiguration())
+    assert await declare(connection.requests, settings, [FOREIGN, neighbour]) == {"files_read"}
+    assert await toolbox.declarations(["files_read", "files_write"]) == {"files_write": neighbour}
+    await connection.requests.api("CONSUMER.DELETE.TOOLS.other")
+    assert await declare(connection.requests, settings, [FOREIGN, neighbour]) == set()
+    assert (await toolbox.declarations(["files_read"])).keys() == {"files_read"}
+
+
+async def test_the_consumer_of_a_tool_that_is_gone_goes_and_its_calls_wait_for_the_tools_return(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "TOOL_CONSUMER_IDLE_SECONDS", 1)
+    await declare(connection.requests, settings, [FOREIGN])
+    await connection.requests.publish("tools.files_read", b"{}")
+
+    async def gone() -> bool:
+        return "files_read" not in await consumers_of_tools(connection.requests)
+
+    await until(gone)
+    handled: list[str] = []
+
+    async def handle(delivery: Delivery) -> Answer:
+        handled.append(delivery.subject)
+        return Ack()
+
+    # The runner pulls before it has declared, and goes on when it has.
+    consumption = Consumption.of_one(connection, settings, "TOOLS", "tool-files_read", handle)
+    async with background(consumption.run()):
+        await declare(connection.requests, settings, [FOREIGN])
+        await until(lambda: handled == ["tools.files_read"])
+        stays_until = lease_clock() + 2
+        await until(lambda: lease_clock() > stays_until)
+        assert not await gone(), "a pull that waits keeps it"
+
+
+async def test_a_consumer_that_never_went_learns_to_go_and_keeps_its_lease(
+    connection: Connection, settings: Settings
+) -> None:
+    await declare(connection.requests, replace(settings, ack_wait_seconds=7.0), [FOREIGN])
+    info = await connection.requests.api("CONSUMER.INFO.TOOLS.tool-files_read")
+    await connection.requests.api(
+        "CONSUMER.DURABLE.CREATE.TOOLS.tool-files_read",
+        {"stream_name": "TOOLS", "config": info["config"] | {"inactive_threshold": 0}, "action": ""},
+    )
+    await declare(connection.requests, settings, [FOREIGN])
+    info = await connection.requests.api("CONSUMER.INFO.TOOLS.tool-files_read")
+    assert info["config"]["inactive_threshold"] == streams.TOOL_CONSUMER_IDLE_SECONDS * 10**9
+    assert info["config"]["ack_wait"] == 7 * 10**9
 
 
 @pytest.mark.parametrize("size", [1, object_store.CHUNK_BYTES, object_store.CHUNK_BYTES * 2 + 1])

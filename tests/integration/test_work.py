@@ -17,7 +17,7 @@ from contracts.journal.parts import Timings, Usage
 from contracts.messages.work import DeadLetter, Work
 from contracts.streams import lane_consumer
 from mesh.broker.connection import Connection
-from mesh.broker.consumption import ConsumerSpec
+from mesh.broker.lanes import ConsumerSpec
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
 from mesh.steps.claimed_step import ClaimedStep
@@ -33,7 +33,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.integration
 
 LANES = [
-    ConsumerSpec(stream, lane_consumer(stream, "default", priority), 8)
+    ConsumerSpec(stream, lane_consumer(stream, "default", priority))
     for stream in ("TURNS", "TASKS")
     for priority in subjects.PRIORITIES
 ]

@@ -376,7 +376,7 @@ def epoch_without_releases(self: TaskState, step: str) -> tuple[int, int]:
         pytest.param(outbox, "_timer", lambda *_: [], id="the timers"),
         pytest.param(command_decisions, "messages_refused", lambda *_: [], id="what waited for room"),
         pytest.param(decisions, "_decide_call", lambda *_: Claim(), id="the approval"),
-        pytest.param(decisions, "_lacks_its_end", lambda *_: False, id="what a turn leads to"),
+        pytest.param(decisions, "lacks_its_end", lambda *_: False, id="what a turn leads to"),
         pytest.param(folding, "_claim", claim_by_deltas, id="the base that a claim says"),
         pytest.param(TaskState, "message_epoch", epoch_without_releases, id="that a released step's message is gone"),
     ],

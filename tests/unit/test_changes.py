@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from mesh.broker.config_changes import CANNOT_CHANGE, COULD_LOSE, COULD_ORPHAN, obstacles
+from mesh.broker.config_changes import CANNOT_CHANGE, COULD_LOSE, COULD_ORPHAN, RENEW_WITHOUT_WORKERS, obstacles
 
 _GIB = 1024**3
 
@@ -32,8 +32,10 @@ _GIB = 1024**3
         ("stream", "deny_delete", False, True, 0, CANNOT_CHANGE),
         ("stream", "discard", "new", "old", 9, None),
         ("consumer", "max_deliver", 5, 10, 0, None),
+        ("consumer", "inactive_threshold", 10**9, None, 0, None),
+        ("stream", "max_consumers", 10_000, 256, 9, None),
         ("consumer", "ack_policy", "explicit", "all", 0, CANNOT_CHANGE),
-        ("consumer", "max_waiting", 512, 7, 0, CANNOT_CHANGE),
+        ("consumer", "max_waiting", 10_000, 512, 0, RENEW_WITHOUT_WORKERS),
     ],
 )
 def test_a_change_is_made_unless_the_server_can_not_or_messages_could_go(

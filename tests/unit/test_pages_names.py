@@ -168,7 +168,7 @@ def test_the_picture_has_the_services_and_the_modules_below() -> None:
 
 
 def test_the_picture_of_a_delivery_names_what_is_there() -> None:
-    block = next(block for block in read_page(ARCHITECTURE).blocks if "Consumption._pull" in block.text)
+    block = next(block for block in read_page(ARCHITECTURE).blocks if "Consumption._fill" in block.text)
     named = set(METHOD.findall(block.text))
     assert len(named) > 5
     every = {symbol for root in ROOTS for path in root.rglob("*.py") for symbol in symbols(path)}

@@ -56,6 +56,8 @@ BUILDERS = {
     "task_key": Builder(subjects.task_key, tasks_of_tenants, names.parse_task_key),
     "lane_key": Builder(subjects.lane_key, st.tuples(lane_names, priorities)),
     "lane_statistics": Builder(subjects.lane_statistics, st.tuples(lane_names, priorities)),
+    "lane_waiting": Builder(subjects.lane_waiting, st.tuples(st.sampled_from(["TASKS", "TOOLS"]), lane_names)),
+    "provider_changed": Builder(subjects.provider_changed, st.tuples(lane_names)),
 }
 CHECKS: dict[str, tuple[Callable[[str], str], str]] = {
     "tenant": (subjects.check_tenant, subjects.TENANT_PATTERN),

@@ -35,10 +35,11 @@ const worker = `typescript-tools-${process.pid}@${hostname()}`;
 const declarations: NodeJS.Timeout[] = [];
 const running: Promise<void>[] = [];
 for (const tool of tools) {
-  const ackWaitMilliseconds = await bindConsumer(broker, tool, Number(env.MESH_ACK_WAIT_SECONDS ?? 5));
+  const bind = () => bindConsumer(broker, tool, Number(env.MESH_ACK_WAIT_SECONDS ?? 5));
+  const ackWaitMilliseconds = await bind();
   // Only now, so that a tool that models are offered has somebody who runs it.
   await declare(broker, schemas, tool);
-  const again = () => declare(broker, schemas, tool).catch((error) => console.error(`${tool.name}: not declared: ${String(error)}`));
+  const again = () => bind().then(() => declare(broker, schemas, tool)).catch((error) => console.error(`${tool.name}: not declared: ${String(error)}`));
   declarations.push(setInterval(() => void again(), DECLARE_EACH_MILLISECONDS));
   const runner = new Runner(broker, schemas, tool, worker, env.EXAMPLE_FOLDER ?? ".", ackWaitMilliseconds);
   for (let slot = 0; slot < CALLS_AT_ONCE; slot++) running.push(serve(broker, runner));

@@ -243,7 +243,8 @@ export async function bindConsumer(broker: Broker, tool: Tool, ackWaitSeconds: n
     if (!(error instanceof Refusal && error.number === 10014)) throw error;
     const config = {
       durable_name: name, name, filter_subject: `tools.${tool.name}`, deliver_policy: "all", ack_policy: "explicit",
-      ack_wait: Math.round(ackWaitSeconds * 1e9), max_deliver: 10, max_ack_pending: 10_000, max_waiting: 512,
+      ack_wait: Math.round(ackWaitSeconds * 1e9), max_deliver: 10, max_ack_pending: 10_000, max_waiting: 10_000,
+      inactive_threshold: 24 * 3600 * 1e9, // the consumer of a tool that nobody serves any more goes by itself
     };
     info = await broker.api(`CONSUMER.CREATE.TOOLS.${name}.tools.${tool.name}`, { stream_name: "TOOLS", config });
   }

@@ -20,6 +20,10 @@ LIMITS = frozenset({"max_msgs", "max_msgs_per_subject", "max_bytes", "max_age"})
 """Limits that messages are deleted by, or could be. 0 and below is none."""
 
 CANNOT_CHANGE = "the server can't change it: back up what is stored, and create it again"
+RENEW_WITHOUT_WORKERS = (
+    "the server can't change it. It bounds how many workers or runners can wait for work at once. With those stopped, "
+    "delete the consumer (`nats consumer rm`) and apply again; what waits in the stream stays there"
+)
 COULD_LOSE = "it is tighter than now, and could delete what is stored: change it by hand if you mean it"
 COULD_ORPHAN = "it could leave messages on subjects that nobody declares: change it by hand if you mean it"
 
@@ -33,7 +37,9 @@ def obstacles(
     """
     kept: dict[str, str] = {}
     for name, (new, existing) in fields.items():
-        if name in FIXED[kind] or (name in ONLY_ON and existing and not new):
+        if kind == "consumer" and name == "max_waiting":
+            kept[name] = RENEW_WITHOUT_WORKERS
+        elif name in FIXED[kind] or (name in ONLY_ON and existing and not new):
             kept[name] = CANNOT_CHANGE
         elif kind == "stream" and messages and name in LIMITS and _is_tighter(new, existing):
             kept[name] = COULD_LOSE

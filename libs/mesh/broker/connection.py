@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import nats.errors
@@ -19,6 +19,7 @@ log = structlog.get_logger("mesh.broker.connection")
 
 RECONNECT_WAIT_SECONDS = 0.2
 PING_INTERVAL_SECONDS = 20
+PING_ANSWER_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
 SERVER_VERSION_MIN = (2, 14)
 """Older servers have known authorization bypasses, and lack what TIMERS needs."""
@@ -33,6 +34,9 @@ class Connection:
         self.requests = Requests(client)
         self.clock = ClockKeeper(self.requests)
         self._reconnected: list[Callable[[], None]] = []
+        self._disconnected: list[Callable[[], Awaitable[None]]] = []
+        self._is_back = asyncio.Event()
+        self._answer: asyncio.Task[None] | None = None
         self._last_error: str | None = None
 
     @property
@@ -43,6 +47,41 @@ class Connection:
     def on_reconnected(self, callback: Callable[[], None]) -> None:
         """Call this after each reconnect: core messages and pull requests of the time between are lost."""
         self._reconnected.append(callback)
+
+    def on_disconnected(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await this whenever the connection breaks, before it is made anew."""
+        self._disconnected.append(callback)
+
+    def off_disconnected(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await it no more."""
+        self._disconnected.remove(callback)
+
+    async def connected(self) -> None:
+        """Wait until the broker is there."""
+        while not self.client.is_connected:
+            self._is_back.clear()
+            await self._is_back.wait()
+
+    async def answers(self) -> None:
+        """Wait until the broker answers a ping: a line can be dead for a minute before that is known."""
+        if self._answer is None or self._answer.done():
+            self._answer = asyncio.create_task(self._ping())
+        await asyncio.shield(self._answer)
+
+    def wait_no_more(self) -> None:
+        """The process ends: whoever still waits for an answer gets none."""
+        if self._answer is not None:
+            self._answer.cancel()
+
+    async def _ping(self) -> None:
+        while True:
+            await self.connected()
+            try:
+                await self.client.flush(PING_ANSWER_SECONDS)
+            except (nats.errors.Error, OSError):
+                await asyncio.sleep(RECONNECT_WAIT_SECONDS)
+            else:
+                return
 
     async def _on_error(self, error: Exception) -> None:
         said = str(error) or type(error).__name__
@@ -55,12 +94,15 @@ class Connection:
         self.requests.on_disconnected()
         if not self.client.is_closed:
             log.warning("broker.disconnected", role=self.role)
+        for callback in list(self._disconnected):
+            await callback()
 
     async def _on_reconnected(self) -> None:
         log.info("broker.reconnected", role=self.role)
         self._last_error = None
         self.requests.on_connected()
         self.clock.ask_again()
+        self._is_back.set()
         for callback in self._reconnected:
             callback()
 
@@ -102,6 +144,7 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
             with suppress(asyncio.CancelledError):
                 await keeping
     finally:
+        connection.wait_no_more()
         await _close(client)
 
 

@@ -1,59 +1,50 @@
 """Consumption: durable consumers are pulled, and each delivery is handled under its lease, a bounded number at once.
 
 The one loop of every process that works on messages: workers, runners, the steward. Walk one delivery through it:
-`_pull` asks for it, `_start` takes a permit and keeps the lease, `_run` sees to it that it is answered or given up, and
-`_handled` brings it to its handler, until that has an answer.
+`_fill` gives the free places to the lanes that have messages, `_start` takes a permit and keeps the lease, `_run` sees
+to it that it is answered or given up, and `_handled` brings it to its handler, until that has an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
 
-from mesh.background import background
+from contracts import subjects
+from mesh.background import background, first_of
 from mesh.broker.answers import NO_PERMIT_SECONDS, Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery, Leases, while_leased
-from mesh.broker.gates import ALWAYS, UNLIMITED, AlwaysOpen, Gate, Permit, WaitingRoom
+from mesh.broker.gates import ALWAYS, Gate, Permit, WaitingRoom
 from mesh.broker.in_hand import InHand
-from mesh.broker.pull_consumer import ConsumerUnavailable, PullConsumer
+from mesh.broker.lanes import ConsumerSpec, Lane
+from mesh.broker.shares import Share, Shares
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, StepLost
-from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("mesh.broker.consumption")
 
 AT_ONCE_MAX = 32
 """Messages in hand of a consumer that names no other bound."""
-UNAVAILABLE_SECONDS = 0.5
-"""Pause after a consumer that does not answer pulls."""
+UNKNOWN_PER_ROUND = 8
+"""Of lanes that nobody has looked at one in so many is asked at once, however few places are free: four at a time would
+take 450 round trips for 1,800 lanes; so it takes 45. What that brings waits for a place, its lease kept."""
+
 SHORT_DRAIN_SECONDS = 5.0
 """What a drain waits for at most where nothing takes long, or can be handed over."""
-LIMITED_PULL_SECONDS = 0.25
-"""How often a consumer is looked at whose gate lets single messages through: no pull is left open there."""
 
 Handle = Callable[[Delivery, Permit], Awaitable[Answer]]
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerSpec:
-    """A durable consumer to pull, and its weight: how much one pull may take. It is pulled while its gate is open."""
-
-    stream: str
-    consumer: str
-    batch_max: int
-    gate: Gate = field(default_factory=AlwaysOpen)
 
 
 class Consumption:
     """Pulls consumers, and hands each delivery to `handle`, whose answer it sends. What has none comes back.
 
-    At most `at_once_max` deliveries are handled at once; consumers are asked for no more than there is room for.
-    `hands_over`: `handle` lets go of a delivery that is `recalled`, and its answer then uses up no delivery.
+    At most `at_once_max` deliveries are handled at once. Free places go to the lanes that have messages, by their
+    shares. Beside them each lane that has none brings its next message as soon as there is one. `hands_over`: `handle`
+    lets go of a delivery that is `recalled`, and its answer then uses up no delivery.
     """
 
     def __init__(
@@ -66,6 +57,8 @@ class Consumption:
         *,
         hands_over: bool = False,
     ) -> None:
+        self._connection = connection
+        self._ack_wait_seconds = settings.ack_wait_seconds
         self._handle = handle
         self._hands_over = hands_over
         # A message that was not begun keeps its place in the queue, as long as it has deliveries to spare.
@@ -75,17 +68,15 @@ class Consumption:
         drain_seconds = settings.drain_seconds if hands_over else min(settings.drain_seconds, SHORT_DRAIN_SECONDS)
         self._in_hand = InHand(at_once_max, drain_seconds)
         self._asked_for = 0
-        self._room = asyncio.Event()
-        self._waiting = WaitingRoom(self._room.set)
-        self._limited = asyncio.Lock()
-        self._consumers: list[tuple[PullConsumer, Gate]] = []
+        self._changed = asyncio.Event()
+        self._waiting = WaitingRoom(self._changed.set)
+        self._shares = Shares()
+        self._lanes: dict[Lane, int] = {}
+        """Each with its place in order: of one share the first goes first."""
+        self._not_empty: set[Lane] = set()
+        self._idle: asyncio.TaskGroup | None = None
         for spec in consumers:
-            start = partial(self._start, spec.gate)
-            consumer = PullConsumer(
-                connection, spec.stream, spec.consumer, spec.batch_max, settings.ack_wait_seconds, start
-            )
-            spec.gate.on_shut(consumer.end_pull)
-            self._consumers.append((consumer, spec.gate))
+            self.add(spec)
 
     @classmethod
     def of_one(
@@ -102,13 +93,19 @@ class Consumption:
         async def handle_delivery(delivery: Delivery, _: Permit) -> Answer:
             return await handle(delivery)
 
-        spec = ConsumerSpec(stream, consumer, at_once_max)
-        return cls(connection, settings, [spec], handle_delivery, at_once_max)
+        return cls(connection, settings, [ConsumerSpec(stream, consumer)], handle_delivery, at_once_max)
 
     @property
     def in_hand(self) -> int:
         """Deliveries in this process's hands."""
         return len(self._in_hand)
+
+    def add(self, spec: ConsumerSpec) -> None:
+        """Pull one more consumer."""
+        start = partial(self._start, spec.gate, spec.share)
+        lane = Lane(self._connection, spec, self._ack_wait_seconds, start, self._changed.set)
+        self._lanes[lane] = len(self._lanes)
+        self._has_some(lane)
 
     async def run(self, hurrying: asyncio.Event | None = None) -> None:
         """Work until cancelled; then pull no more, and let what was begun end, for as long as such things take.
@@ -116,10 +113,11 @@ class Consumption:
         Never longer than `MESH_DRAIN_SECONDS`, and not once `hurrying` is set. What does not end in time is handed
         over: it goes back at once, for another process.
         """
+        await self._connection.requests.on_announced(subjects.LANES_WAITING, self._look_again)
         async with background(self._leases.run()):
             try:
-                async with background(*(self._pull(consumer, gate) for consumer, gate in self._consumers)):
-                    await asyncio.Event().wait()
+                async with asyncio.TaskGroup() as self._idle:
+                    await self._fill()
             finally:
                 # Leases are kept until the last delivery is out of hand.
                 await self._drain(hurrying or asyncio.Event())
@@ -128,7 +126,7 @@ class Consumption:
         self._waiting.close()
         self._in_hand.close()
         # First of all: what goes back must not come here again.
-        await asyncio.gather(*(consumer.close() for consumer, _ in self._consumers))
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
         await self._in_hand.let_end(hurrying)
         if self._hands_over:
             await self._in_hand.recall()
@@ -136,58 +134,74 @@ class Consumption:
 
     # Pulling
 
-    async def _pull(self, consumer: PullConsumer, gate: Gate) -> None:
-        health = LoopHealth(log, "consumer.unavailable", stream=consumer.stream, consumer=consumer.consumer)
-        idle = False
+    async def _fill(self) -> None:
         while True:
-            try:
-                await self._wait_for_room()
-                if not gate.opened.is_set():
-                    await consumer.withdraw()
-                    await gate.opened.wait()
-                    continue
-                await consumer.open()
-                if gate.room() < UNLIMITED:
-                    await self._take_one(consumer, gate)
-                # What is there already, as much as there is room for; then wait for the next message. A wait in vain
-                # is followed by another: there is nothing to take.
-                elif idle or not await self._take(consumer):
-                    idle = await consumer.pull(1, wait=True) == 0
-                health.succeeded()
-            except ConsumerUnavailable as error:
-                health.failed(error)
-                await asyncio.sleep(UNAVAILABLE_SECONDS)
+            self._changed.clear()
+            asked = self._plan()
+            if asked:
+                # All at the same time: a broker at a distance costs one round trip, however many lanes are asked.
+                await asyncio.gather(*(self._take(lane, places) for lane, places in asked.items()))
+            else:
+                await first_of(self._changed, seconds=self._seconds_to_next_look())
 
-    async def _take(self, consumer: PullConsumer) -> bool:
-        """Pull what is there. True if there may be more."""
-        batch = min(consumer.batch_max, self._room_now())
-        if batch <= 0:
-            return True
-        self._asked_for += batch
+    def _plan(self) -> dict[Lane, int]:
+        """Which lanes are asked next, and for how much. Those that wait for a message are not."""
+        places = self._room_now()
+        if places <= 0:
+            return {}
+        lanes = sorted((lane for lane in self._not_empty if lane.may_be_asked()), key=self._lanes.__getitem__)
+        # A message that a gate of little room lets through shuts it: one, and then look again.
+        limited = next((lane for lane in lanes if lane.is_limited), None)
+        by_share: dict[Share, Lane] = {}
+        for lane in lanes:
+            if lane is limited or not lane.is_limited:
+                by_share.setdefault(lane.spec.share, lane)
+        asked: dict[Lane, int] = {}
+        for share in self._shares.picks(by_share, places):
+            lane = by_share[share]
+            asked[lane] = 1 if lane is limited else asked.get(lane, 0) + 1
+        unknown = [lane for lane in lanes if lane.is_unknown and not lane.is_limited]
+        for lane in unknown[: len(unknown) // UNKNOWN_PER_ROUND]:
+            asked.setdefault(lane, 1)
+        return asked
+
+    async def _take(self, lane: Lane, places: int) -> None:
+        self._asked_for += places
         try:
-            return await consumer.pull(batch, wait=False) == batch
+            await lane.take(places)
         finally:
-            self._asked_for -= batch
-            self._room.set()
+            self._asked_for -= places
+        if lane.is_empty and self._idle is not None:
+            self._not_empty.discard(lane)
+            self._idle.create_task(self._wait(lane))
 
-    async def _take_one(self, consumer: PullConsumer, gate: Gate) -> None:
-        """Pull one message, if there is one: a gate of little room is shut by it, and the others wait for that."""
-        async with self._limited:
-            taken = gate.room() <= 0 or await consumer.pull(1, wait=False)
-        if not taken:
-            await asyncio.sleep(LIMITED_PULL_SECONDS)
+    def _look_again(self, subject: str | None) -> None:
+        """The steward finds messages that nobody has asked for. After a reconnect all have asked again already."""
+        for lane in self._lanes:
+            if subject == subjects.lane_waiting(lane.spec.stream, lane.spec.consumer):
+                lane.look_again()
+
+    async def _wait(self, lane: Lane) -> None:
+        await lane.wait()
+        self._has_some(lane)
+
+    def _has_some(self, lane: Lane) -> None:
+        self._not_empty.add(lane)
+        self._changed.set()
+
+    def _seconds_to_next_look(self) -> float | None:
+        """When a lane behind a gate of little room is looked at again; None if there is none."""
+        if self._room_now() <= 0:
+            return None
+        return min((lane.seconds_to_next_look for lane in self._not_empty if lane.seconds_to_next_look), default=None)
 
     def _room_now(self) -> int:
         return self._at_once_max - (len(self._in_hand) - self._waiting.count) - self._asked_for
 
-    async def _wait_for_room(self) -> None:
-        while self._room_now() <= 0:
-            self._room.clear()
-            await self._room.wait()
-
     # One delivery
 
-    def _start(self, gate: Gate, delivery: Delivery) -> None:
+    def _start(self, gate: Gate, share: Share, delivery: Delivery) -> None:
+        self._shares.give(share)
         # The permit is taken before anything is awaited: the next pull must know.
         task = asyncio.create_task(self._run(delivery, gate, gate.acquire()))
         self._in_hand.add(delivery, task)
@@ -196,7 +210,7 @@ class Consumption:
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._in_hand.remove(task)
-        self._room.set()
+        self._changed.set()
 
     async def _run(self, delivery: Delivery, gate: Gate, permit: Permit | None) -> None:
         """Handle and answer a delivery, whatever happens. What is not answered here comes back after ack_wait."""

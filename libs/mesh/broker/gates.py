@@ -50,8 +50,8 @@ class Gate(Protocol):
         """Leave to work on a message; None where there is no room."""
         ...
 
-    def on_shut(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever the last room is gone: pulls that are open must end."""
+    def on_changed(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever there is another room: pulls may begin, or those that are open must end."""
         ...
 
 
@@ -82,8 +82,8 @@ class AlwaysOpen:
         """Always."""
         return ALWAYS
 
-    def on_shut(self, callback: Callable[[], None]) -> None:
-        """It never shuts."""
+    def on_changed(self, callback: Callable[[], None]) -> None:
+        """It never does."""
 
 
 class WaitingRoom:

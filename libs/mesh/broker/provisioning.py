@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+import structlog
+
 from contracts.streams import (
     BUCKETS,
     BUILT_IN_TOOLS,
@@ -17,14 +19,16 @@ from contracts.streams import (
     webhook_consumers,
 )
 from mesh.broker.config_changes import obstacles
+from mesh.broker.consumer_lists import all_consumer_names, all_consumers
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerError
 
+log = structlog.get_logger("mesh.broker.provisioning")
+
 WEBHOOK_LEFT = "delete it with `nats consumer rm`: a webhook of that name would be told of all since it was taken away"
 
 _STREAM_NOT_FOUND = 10059
-_CONSUMER_NOT_FOUND = 10014
 
 
 class Difference(NamedTuple):
@@ -73,17 +77,18 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
     """What differs from the declarations. Raises `BrokerUnavailable`."""
     differences: list[Difference] = []
     for stream in wanted.streams:
-        info = await _info(requests, f"STREAM.INFO.{stream.name}", _STREAM_NOT_FOUND)
+        info = await _info(requests, f"STREAM.INFO.{stream.name}")
         existing = info["config"] if info else None
         replicas = existing["num_replicas"] if existing else 1
         messages = int(info["state"]["messages"]) if info else 0
         difference = _difference("stream", stream.name, stream.as_config(replicas), existing, messages)
         if difference is not None:
             differences.append(difference)
+    by_stream = {stream: await _consumers(requests, stream) for stream in {each.stream for each in wanted.consumers}}
     for consumer in wanted.consumers:
-        info = await _info(requests, f"CONSUMER.INFO.{consumer.stream}.{consumer.name}", _CONSUMER_NOT_FOUND)
         name = f"{consumer.stream}/{consumer.name}"
-        difference = _difference("consumer", name, consumer.as_config(), info["config"] if info else None)
+        existing = by_stream[consumer.stream].get(consumer.name)
+        difference = _difference("consumer", name, consumer.as_config(), existing)
         if difference is not None:
             differences.append(difference)
     if EVENTS in wanted.streams:
@@ -91,10 +96,20 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
     return differences
 
 
+async def _consumers(requests: Requests, stream: str) -> dict[str, dict[str, Any]]:
+    """The configurations of a stream's consumers, by name; none if there is no stream."""
+    try:
+        return {each["name"]: each["config"] for each in await all_consumers(requests, stream)}
+    except BrokerError as error:
+        if error.number == _STREAM_NOT_FOUND:
+            return {}
+        raise
+
+
 async def _left_webhooks(requests: Requests, wanted: set[str]) -> list[Difference]:
     """Consumers of webhooks that are configured no more: they hold nothing, but a place in time to go on from."""
     try:
-        names = (await requests.api(f"CONSUMER.NAMES.{EVENTS.name}"))["consumers"] or ()
+        names = await all_consumer_names(requests, EVENTS.name)
     except BrokerError as error:
         if error.number == _STREAM_NOT_FOUND:
             return []
@@ -116,30 +131,40 @@ async def apply(requests: Requests, wanted: Declared, *, update: bool) -> list[D
     """Create what is missing and, with `update`, change what differs; returns what was done.
 
     What can't be changed, or not without losing what is stored, stays, and is still in what `compare` returns.
-    Raises `BrokerError` where the server refuses.
+    Raises `BrokerError` where the server refuses one of them, once all the others are done.
     """
-    streams = {stream.name: stream for stream in wanted.streams}
-    consumer_by_name = {f"{consumer.stream}/{consumer.name}": consumer for consumer in wanted.consumers}
+    configs = {stream.name: stream.as_config() for stream in wanted.streams} | {
+        f"{consumer.stream}/{consumer.name}": consumer.as_config() for consumer in wanted.consumers
+    }
     done: list[Difference] = []
+    refused: list[BrokerError] = []
     for difference in await compare(requests, wanted):
         if not difference.missing and not (update and difference.changes):
             continue
-        if difference.kind == "stream":
-            verb = "CREATE" if difference.missing else "UPDATE"
-            config = streams[difference.name].as_config()
-            if not difference.missing:
-                config = await _changed(requests, f"STREAM.INFO.{difference.name}", difference)
-            await requests.api(f"STREAM.{verb}.{difference.name}", config)
-        else:
-            consumer = consumer_by_name[difference.name]
-            config = consumer.as_config()
-            path = f"{consumer.stream}.{consumer.name}"
-            if not difference.missing:
-                config = await _changed(requests, f"CONSUMER.INFO.{path}", difference)
-            body = {"stream_name": consumer.stream, "config": config, "action": ""}
-            await requests.api(f"CONSUMER.DURABLE.CREATE.{path}", body)
+        try:
+            await _apply(requests, difference, configs[difference.name])
+        except BrokerError as error:
+            log.error("provisioning.refused", kind=difference.kind, name=difference.name, error=str(error))
+            refused.append(error)
+            continue
         done.append(difference._replace(fields=difference.changes, obstacles={}))
+    if refused:
+        raise refused[0]
     return done
+
+
+async def _apply(requests: Requests, difference: Difference, config: dict[str, Any]) -> None:
+    if difference.kind == "stream":
+        verb = "CREATE" if difference.missing else "UPDATE"
+        if not difference.missing:
+            config = await _changed(requests, f"STREAM.INFO.{difference.name}", difference)
+        await requests.api(f"STREAM.{verb}.{difference.name}", config)
+        return
+    stream, name = difference.name.split("/")
+    if not difference.missing:
+        config = await _changed(requests, f"CONSUMER.INFO.{stream}.{name}", difference)
+    body = {"stream_name": stream, "config": config, "action": ""}
+    await requests.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", body)
 
 
 async def _changed(requests: Requests, subject: str, difference: Difference) -> dict[str, Any]:
@@ -148,12 +173,11 @@ async def _changed(requests: Requests, subject: str, difference: Difference) -> 
     return config | {name: new for name, (new, _) in difference.changes.items()}
 
 
-async def _info(requests: Requests, subject: str, not_found: int) -> dict[str, Any] | None:
+async def _info(requests: Requests, subject: str) -> dict[str, Any] | None:
     try:
         return await requests.api(subject)
     except BrokerError as error:
-        # A consumer's stream may be missing too.
-        if error.number in (not_found, _STREAM_NOT_FOUND):
+        if error.number == _STREAM_NOT_FOUND:
             return None
         raise
 

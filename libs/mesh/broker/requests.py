@@ -8,7 +8,9 @@ nothing came in time or the connection broke, and then nobody knows whether it w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -74,6 +76,7 @@ class Requests:
         """About how long a request takes at present, as an average that forgets."""
         self.timers = TimerRoom(self)
         """Whether TIMERS takes one more; ask before each."""
+        self._listeners: list[Callable[[str | None], None]] = []
         self._silent_since: dict[str, float] = {}
         """When a publish got no answer though the connection was there, by the subject's first name."""
 
@@ -95,6 +98,8 @@ class Requests:
         # A stream whose disk gave out stays silent until its server starts again: this may be that start.
         self._silent_since.clear()
         self._connected.set()
+        for listener in self._listeners:
+            listener(None)
 
     def is_silent(self, prefix: str) -> bool:
         """Whether the last publish below `prefix`, such as `tasks`, got no answer, in the last minute.
@@ -165,6 +170,21 @@ class Requests:
         if "error" in result:
             raise _broker_error(result["error"])
         return result
+
+    async def announce(self, subject: str) -> None:
+        """Tell those who listen, on core NATS. Nobody may hang on it: it is not stored, and may be lost."""
+        if self._client.is_connected:
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self._client.publish(subject)
+
+    async def on_announced(self, subject: str, listener: Callable[[str | None], None]) -> None:
+        """Call `listener` with each announcement's subject; with None after a reconnect: some may be lost."""
+
+        async def heard(message: Msg) -> None:
+            listener(message.subject)
+
+        self._listeners.append(listener)
+        await self._client.subscribe(subject, cb=heard)
 
     async def delete_message(self, stream: str, sequence: int) -> bool:
         """Delete a message, without overwriting its bytes. False if it was gone.

@@ -1,11 +1,16 @@
-"""The bucket `providers`, as one process sees it: read again and again by direct get, written by compare-and-set."""
+"""The bucket `providers`, as one process sees it: read by direct get, written by compare-and-set.
+
+Who changes a breaker's state announces it, so that the others look at once and need not look often. The record is what
+counts: an announcement may be lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
+from contracts import subjects
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.records.providers import ProviderRecord
@@ -46,8 +51,19 @@ class ProviderRecords:
             self._requests, PROVIDERS_BUCKET.name, record.provider, payload, before.revision
         ):
             return False
+        if record.state != (before.record.state if before.record is not None else "closed"):
+            await self._requests.announce(subjects.provider_changed(record.provider))
         await self.refresh(record.provider)
         return True
+
+    async def on_changed(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when somebody has changed a state, and when that may have been missed."""
+
+        def heard(subject: str | None) -> None:
+            if subject is None or subject.removeprefix(subjects.PROVIDERS_CHANGED_PREFIX) in self.providers:
+                callback()
+
+        await self._requests.on_announced(subjects.PROVIDERS_CHANGED, heard)
 
     def _see(self, provider: str, record: ProviderRecord | None, revision: int) -> ObservedRecord:
         seen = observe(self._sightings.get(provider), record, revision, lease_clock(), now())

@@ -24,7 +24,7 @@ from mesh.serving.service import Service
 
 log = structlog.get_logger("mesh.serving.heartbeats")
 
-HEARTBEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 30.0
 """A third of the bucket's TTL: two may be lost before a worker is gone from the list."""
 GOODBYE_SECONDS_MAX = 1.0
 """A stop does not wait for a broker that is away: the record goes by itself."""
@@ -38,7 +38,7 @@ async def heartbeats(
     pools: tuple[str, ...] = (),
     tools: Callable[[], tuple[str, ...]] = tuple,
 ) -> AsyncIterator[None]:
-    """Write this process's record at once and every 10 s beside the body, and delete it at the end.
+    """Write this process's record at once and every 30 s beside the body, and delete it at the end.
 
     `running` says how many steps are in hand, `tools` which tools are served at present. A heartbeat that fails is only
     said: no work hangs on it.

@@ -9,7 +9,8 @@ import structlog
 
 from mesh.background import background
 from mesh.broker.connection import Connection
-from mesh.broker.consumption import ConsumerSpec, Consumption
+from mesh.broker.consumption import Consumption
+from mesh.broker.lanes import ConsumerSpec
 from mesh.configuration.settings import Settings
 from mesh.journal.projection import BackgroundProjection
 from mesh.journal.warm import WarmJournals
@@ -43,6 +44,10 @@ class WorkLoop:
     def steps_running(self) -> int:
         """Steps in this process's hands."""
         return self._consumption.in_hand
+
+    def add(self, consumer: ConsumerSpec) -> None:
+        """Pull one more consumer."""
+        self._consumption.add(consumer)
 
     async def run(self, stopping: asyncio.Event, hurrying: asyncio.Event | None = None) -> None:
         """Work until `stopping`; then pull no more, let running steps end, and hand over what does not.

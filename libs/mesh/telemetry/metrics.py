@@ -139,6 +139,9 @@ _breaker_moves = _counter(
     "Changes of a provider's breaker that this process made.",
     ("taskmesh.provider", "taskmesh.state"),
 )
+_tool_refusals = _counter(
+    "taskmesh.tool.refusals", "{refusal}", "Tools whose consumer or declaration the broker refused, each time.", ()
+)
 _append = _histogram(
     "taskmesh.journal.append.duration",
     "s",
@@ -266,6 +269,12 @@ def breaker_moved(provider: str, state: str) -> None:
     """A breaker has become `closed`, `open` or `half_open`."""
     if traces.enabled():
         _breaker_moves.add(1, {"taskmesh.provider": provider, "taskmesh.state": state})
+
+
+def tool_refused() -> None:
+    """The broker does not take a tool's consumer or declaration."""
+    if traces.enabled():
+        _tool_refusals.add(1)
 
 
 def appended(*, delta: bool, seconds: float) -> None:

@@ -39,7 +39,7 @@ Record = TypeVar("Record", WorkerRecord, LaneStatistics, ProviderRecord)
 
 def add_commands(commands: Any) -> None:
     """Register `workers`, `lanes` and `providers`."""
-    text = "Print the workers and runners that live, by their heartbeats. One that was killed is listed for 30 s more."
+    text = "Print the workers and runners that live, by their heartbeats. One that was killed is listed for 90 s more."
     workers = commands.add_parser("workers", help="list workers and runners", description=text)
     add_setting_flags(workers, _SETTINGS)
     workers.set_defaults(run=_run_workers)

@@ -13,6 +13,7 @@ from mesh.providers.breaker_rules import (
     Window,
     holds_probe,
     judge,
+    wait_seconds,
 )
 
 log = structlog.get_logger("inference_worker.breakers")
@@ -64,6 +65,15 @@ class Breaker:
     def is_available(self) -> bool:
         """Whether a stream may begin now: all may, or the probe is here and free."""
         return self.is_closed or (self.probe is not None and self.probe.is_free)
+
+    def seconds_until_due(self, at: float) -> float:
+        """When a record that is not closed may be moved on by whoever comes: a probe is due, or its holder has died."""
+        record = self.sighting.record
+        return 0.0 if record is None else wait_seconds(record) - self.sighting.age_seconds(at)
+
+    def is_due(self, at: float) -> bool:
+        """Whether that time has come."""
+        return not self.sighting.is_closed and self.seconds_until_due(at) <= 0
 
     def see(self, sighting: ObservedRecord, worker: str) -> bool:
         """Take note of the record. True if it has changed."""

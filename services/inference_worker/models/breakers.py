@@ -1,16 +1,18 @@
 """The fleet's circuit breakers, in one worker: outcomes of streams go in, and who may be called comes out.
 
-Each worker counts for itself, and what one concludes holds for all, within a poll. A provider that is not closed is
-called by nobody but the one step that probes it; `begin` sees to that, whatever the lanes let through.
+Each worker counts for itself, and what one concludes holds for all, as soon as they hear of it. A provider that is not
+closed is called by nobody but the one step that probes it; `begin` sees to that, whatever the lanes let through.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping
 
 import structlog
 
+from contracts import subjects
 from contracts.records.providers import ProviderRecord
 from inference_worker.models.breaker import Breaker, Probe
 from inference_worker.models.candidates import Source
@@ -39,9 +41,14 @@ from mesh.telemetry import metrics
 log = structlog.get_logger("inference_worker.models.breakers")
 
 POLL_SECONDS = 0.25
-"""How often a worker looks at the records; so long others may go on calling a provider after one has opened it."""
+"""How often a worker looks at a record that it has to move on."""
+CLOSED_SECONDS = 60.0
+"""How often it looks at a closed one. It is told of a change at once; this is for an announcement that was lost."""
+IDLE_SECONDS_MAX = 30.0
+"""How often at most a worker without work looks whether there is something to probe with: more seldom each time. It is
+told of what waits (`lanes.waiting`)."""
 LANES_SECONDS = 1.0
-"""How often a worker asks whether there is anything to probe with."""
+"""How often a worker asks its lanes at most."""
 
 
 class Breakers:
@@ -55,19 +62,25 @@ class Breakers:
         self._worker = worker
         self._gates: list[PoolGate] = []
         self._wake = asyncio.Event()
+        self._idle_seconds = POLL_SECONDS
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Follow the records, and write what this worker has to say, until cancelled. Claims no probe once stopping."""
         health = LoopHealth(log, "breaker.records_unavailable")
+        if self._breakers:
+            await self._records.on_changed(self._look_at_once)
+            await self._requests.on_announced(subjects.LANES_WAITING, lambda _: self._look_at_once())
         while self._breakers:
             self._wake.clear()
             try:
                 for breaker in self._breakers.values():
                     await self._tend(breaker, stopping)
                 health.succeeded()
+                pause_seconds = self._pause_seconds()
             except (BrokerUnavailable, BrokerError) as error:
                 health.failed(error)
-            await first_of(self._wake, seconds=POLL_SECONDS)
+                pause_seconds = LANES_SECONDS
+            await first_of(self._wake, seconds=pause_seconds)
 
     def available(self, provider: str) -> bool:
         """Whether a stream of this provider may begin in this worker now."""
@@ -102,6 +115,33 @@ class Breakers:
             gate.update()
         if any(breaker.opening or (breaker.probe and breaker.probe.answered) for breaker in self._breakers.values()):
             self._wake.set()
+
+    def _look_at_once(self) -> None:
+        self._idle_seconds = POLL_SECONDS
+        for breaker in self._breakers.values():
+            breaker.looked_at = 0.0
+        self._wake.set()
+
+    def _pause_seconds(self) -> float:
+        """How long until there can be something to do, if nobody tells of it sooner."""
+        at = lease_clock()
+        pauses = [self._pause_of(breaker, at) for breaker in self._breakers.values()]
+        if not any(breaker.is_due(at) for breaker in self._breakers.values()):
+            self._idle_seconds = POLL_SECONDS
+        # Workers that were started together shall not look together for ever.
+        return min(pauses) * random.uniform(0.8, 1.0)
+
+    def _pause_of(self, breaker: Breaker, at: float) -> float:
+        if breaker.opening is not None or breaker.probe is not None:
+            return POLL_SECONDS
+        if breaker.is_closed:
+            return CLOSED_SECONDS
+        if not breaker.is_due(at):
+            return min(breaker.seconds_until_due(at) + POLL_SECONDS, CLOSED_SECONDS)
+        if any(gate.waiting for gate in self._gates if breaker.provider in gate.providers):
+            return POLL_SECONDS
+        self._idle_seconds = min(self._idle_seconds * 1.5, IDLE_SECONDS_MAX)
+        return self._idle_seconds
 
     async def _tend(self, breaker: Breaker, stopping: asyncio.Event) -> None:
         """Look at the record, and move it on if it is this worker's turn to."""
@@ -168,6 +208,7 @@ class PoolGate:
         self.consumers = consumers
         self._breakers = breakers
         self._callbacks: list[Callable[[], None]] = []
+        self._room = 0
         self.update()
 
     @property
@@ -193,8 +234,8 @@ class PoolGate:
                 return PoolPermit(self, probe)
         return None
 
-    def on_shut(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever the last room is gone."""
+    def on_changed(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever there is another room than before."""
         self._callbacks.append(callback)
 
     def give_back(self, probe: Probe) -> None:
@@ -204,10 +245,12 @@ class PoolGate:
 
     def update(self) -> None:
         """Look at the breakers again."""
-        if self.room() > 0:
+        before, self._room = self._room, self.room()
+        if self._room > 0:
             self.opened.set()
-        elif self.opened.is_set():
+        else:
             self.opened.clear()
+        if self._room != before:
             for callback in self._callbacks:
                 callback()
 

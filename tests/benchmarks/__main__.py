@@ -24,6 +24,7 @@ from tests.benchmarks import (
     commands,
     fan_out,
     first_token,
+    fleet,
     fsyncs,
     journal,
     long_runs,
@@ -56,6 +57,7 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "long_runs": long_runs.measure,
     "commands": commands.measure,
     "commands_beside": commands.measure_beside,
+    "fleet": fleet.measure,
     "fsyncs": fsyncs.measure,
 }
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+
 from tests.support import children
 from tests.support.patience import POLL_SECONDS, ended, within
 
@@ -22,6 +24,7 @@ STOP_SECONDS = 5.0
 
 _CONFIG = """
 listen: 127.0.0.1:{port}
+http: 127.0.0.1:{monitoring_port}
 max_payload: 1MB
 jetstream {{
   store_dir: {store}
@@ -50,11 +53,19 @@ class Broker:
 
     def __init__(self, folder: Path, sync_interval: str = "1s") -> None:
         self.port = free_port()
+        self.monitoring_port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self.log = folder / "nats.log"
         self._config = folder / "nats.conf"
         folder.mkdir(parents=True, exist_ok=True)
-        self._config.write_text(_CONFIG.format(port=self.port, store=folder / "jetstream", sync_interval=sync_interval))
+        self._config.write_text(
+            _CONFIG.format(
+                port=self.port,
+                monitoring_port=self.monitoring_port,
+                store=folder / "jetstream",
+                sync_interval=sync_interval,
+            )
+        )
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
@@ -70,6 +81,12 @@ class Broker:
                     writer.close()
                     return
                 await asyncio.sleep(POLL_SECONDS)
+
+    async def messages(self) -> int:
+        """Messages that clients have sent and were sent so far, by the server's own count."""
+        async with httpx.AsyncClient() as client:
+            figures = (await client.get(f"http://127.0.0.1:{self.monitoring_port}/varz")).raise_for_status().json()
+        return int(figures["in_msgs"]) + int(figures["out_msgs"])
 
     async def kill(self) -> None:
         """`kill -9`."""

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 from tests.model.checker import Result, TooLarge
-from tests.model.configurations import CONFIGURATIONS, SHOWN_BY
+from tests.model.configurations import ALL, SHOWN_BY
 from tests.model.rules import MUST_BE_NEEDED, Off
 from tests.model.searches import search_named
 from tests.support import children
@@ -28,7 +28,7 @@ def _hold(pool: ProcessPoolExecutor) -> bool:
     """Search each configuration with all rules. True if none is violated."""
     print(f"{'with all rules':33} {'states':>8} {'depth':>6}  result", flush=True)
     holds, states = True, 0
-    names = [configuration.name for configuration in CONFIGURATIONS]
+    names = [configuration.name for configuration in ALL]
     for name, result in zip(names, pool.map(search_named, names, [None] * len(names)), strict=True):
         if isinstance(result, TooLarge):
             print(f"{name:33} {'':8} {'':6}  too large: {result}", flush=True)
@@ -45,17 +45,17 @@ def _hold(pool: ProcessPoolExecutor) -> bool:
 
 def _break(pool: ProcessPoolExecutor, traces: bool) -> bool:
     """Search with one switch off at a time. True if each is found."""
-    print(f"\n{'rule':>4}  {'a writer who …':78} {'steps':>5}  found, and where")
+    print(f"\n{'rule':>4}  {'a writer, or a follower, who …':78} {'steps':>5}  found, and where")
     names = [SHOWN_BY[off] for off in Off]
-    rules_found: set[int] = set()
+    rules_found: set[int | str] = set()
     missed = False
     for off, name, result in zip(Off, names, pool.map(search_named, names, list(Off)), strict=True):
         if isinstance(result, TooLarge) or result.violation is None:
-            print(f"{off.rule:4}  {off.meaning:78} {'':5}  NOT FOUND in {name}", flush=True)
+            print(f"{off.rule:>4}  {off.meaning:78} {'':5}  NOT FOUND in {name}", flush=True)
             missed = True
             continue
         rules_found.add(off.rule)
-        print(f"{off.rule:4}  {off.meaning:78} {len(result.trace):5}  {result.violation} ({name})", flush=True)
+        print(f"{off.rule:>4}  {off.meaning:78} {len(result.trace):5}  {result.violation} ({name})", flush=True)
         if traces:
             _tell_trace(result)
     return not missed and rules_found >= set(MUST_BE_NEEDED)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from tests.model.checker import Searchable
+from tests.model.followers import FOLLOWED
+from tests.model.holds import STREAMS
 from tests.model.journal import Task
 from tests.model.rules import Off
 from tests.model.state import Bounds
@@ -12,6 +15,9 @@ ONE_CALL = Task((("1-0",), ()))
 TWO_CALLS = Task((("1-0", "1-1"), ()))
 APPROVED_CALL = Task((("1-0",), ()), frozenset({"1-0"}))
 CALL_AND_APPROVED_CALL = Task((("1-0", "1-1"), ()), frozenset({"1-1"}))
+
+SPOKEN_TURN = Task(((),), tokens=frozenset({"1"}))
+SPOKEN_CALL = Task((("1-0",), ()), tokens=frozenset({"1", "2"}))
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("a turn, crashes", ONE_TURN, Bounds(crashes=2, lost_answers=1), deliveries_max=4),
@@ -44,6 +50,34 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("an approval, a cancel", APPROVED_CALL, Bounds(crashes=1, approvals=1, cancels=1)),
     Configuration("an approval, a short window", APPROVED_CALL, Bounds(crashes=1, windows=1, approvals=1)),
     Configuration("an approval beside a call", CALL_AND_APPROVED_CALL, Bounds(crashes=1, approvals=1)),
+    Configuration("a turn, a drain", ONE_TURN, Bounds(crashes=1, lost_answers=1, releases=1)),
+    Configuration("a turn, a drain, zombies", ONE_TURN, Bounds(crashes=1, stalls=1, releases=1)),
+    Configuration("a turn, drains, stale reads", ONE_TURN, Bounds(stale_reads=2, releases=2)),
+    Configuration("a turn, a retry, a drain", ONE_TURN, Bounds(crashes=1, retries=1, releases=1)),
+    Configuration("a call, a drain", ONE_CALL, Bounds(crashes=1, releases=1)),
+    Configuration("a turn, a drain, a cancel", ONE_TURN, Bounds(stalls=1, cancels=1, releases=1)),
+    Configuration("a turn, a drain, given up", ONE_TURN, Bounds(crashes=1, failures=1, replays=1, releases=1)),
+    Configuration("a turn, drains, a short window", ONE_TURN, Bounds(crashes=1, windows=1, releases=2)),
+    Configuration("a call, a drain, zombies", ONE_CALL, Bounds(stalls=1, releases=1)),
+    Configuration("an approval, a drain", APPROVED_CALL, Bounds(crashes=1, approvals=1, releases=1)),
+    Configuration("two calls, a drain", TWO_CALLS, Bounds(releases=1)),
+    Configuration("a turn, a drain, stranded", ONE_TURN, Bounds(crashes=1, replays=1, releases=1), deliveries_max=1),
+    Configuration("an input", SPOKEN_TURN, Bounds(crashes=1, lost_answers=1, inputs=1)),
+    Configuration("an input, a long turn", SPOKEN_TURN, Bounds(crashes=1, inputs=1), cold=True),
+    Configuration("an input, zombies", SPOKEN_TURN, Bounds(stalls=1, inputs=1)),
+    Configuration("an input, stale reads", SPOKEN_TURN, Bounds(stale_reads=2, inputs=1)),
+    Configuration("an input, a drain", SPOKEN_TURN, Bounds(releases=1, inputs=1)),
+    Configuration("an input, a drain, crashes", SPOKEN_TURN, Bounds(crashes=1, releases=1, inputs=1)),
+    Configuration("two inputs", SPOKEN_TURN, Bounds(inputs=2)),
+    Configuration("a redirect", SPOKEN_TURN, Bounds(crashes=1, redirects=1)),
+    Configuration("an input, a redirect", SPOKEN_TURN, Bounds(inputs=1, redirects=1)),
+    Configuration("an input, given up", SPOKEN_TURN, Bounds(failures=1, replays=1, inputs=1), cold=True),
+    Configuration("an input, a retry", SPOKEN_TURN, Bounds(crashes=1, retries=1, inputs=1), cold=True),
+    Configuration("an input, a cancel", SPOKEN_TURN, Bounds(crashes=1, cancels=1, inputs=1)),
+    Configuration("an input, stranded", SPOKEN_TURN, Bounds(crashes=1, replays=1, inputs=1), deliveries_max=1),
+    Configuration("an input beside an approval", APPROVED_CALL, Bounds(approvals=1, inputs=1)),
+    Configuration("two inputs, two stewards", SPOKEN_TURN, Bounds(inputs=2), stewards=2),
+    Configuration("an input beside a call", SPOKEN_CALL, Bounds(crashes=1, inputs=1), cold=True),
 )
 """Each within `STATES_MAX`; the search fails at one that is not."""
 
@@ -75,12 +109,41 @@ SHOWN_BY: dict[Off, str] = {
     Off.RETRY_UNASKED: "a turn, a retry, stale reads",
     Off.OLD_TIMER_BRINGS: "a turn, a retry, a short window",
     Off.ONE_TIMER_OF_STEP: "a turn, a retry, a short window",
+    Off.OLD_RELEASE_CLAIMED: "a turn, a drain, zombies",
+    Off.NEW_RELEASE_DROPPED: "a turn, drains, stale reads",
+    Off.RELEASED_STILL_OWNS: "a turn, a drain, zombies",
+    Off.NO_RELEASES_IN_MESSAGE_ID: "a turn, a drain",
+    Off.RELEASED_END_UNSENT: "a turn, a drain",
+    Off.RELEASED_TO_TIMER: "a turn, a retry, a drain",
+    Off.BASE_BY_TEXT: "an input, a long turn",
+    Off.END_UNSEEN: "an input",
+    Off.INPUT_AGAIN: "an input",
+    Off.NO_HOLD: "a hold",
+    Off.PAUSE_ENDLESS: "a hold, late or twice",
+    Off.NO_REST: "a hold, late or twice",
+    Off.BUSY_ACKED: "a hold, lost",
+    Off.HOLD_IS_A_FENCE: "a hold",
+    Off.LATE_SUBSCRIPTION: "following, overflows",
+    Off.LIVE_HOLE: "following, overflows",
+    Off.JOURNAL_HOLE: "following, a purge",
+    Off.STALE_PAGE_IS_END: "following, stale reads",
+    Off.NO_IDLE_READ: "following, overflows",
+    Off.OVERFLOW_FORGOTTEN: "following, overflows",
     Off.ABSENCE_UNASKED: "a call, stale reads",
     Off.GOES_ON_AFTER_END: "a call, a cancel",
 }
 """Where the absence of a rule shows."""
 
 
+ALL: tuple[Searchable, ...] = (*CONFIGURATIONS, *STREAMS, *FOLLOWED)
+"""Those of a task, and of the small models beside it."""
+
+
+def searchable(name: str) -> Searchable:
+    """What is to be searched, of whichever model, by its name."""
+    return next(each for each in ALL if each.name == name)
+
+
 def named(name: str) -> Configuration:
-    """The configuration of that name."""
+    """The configuration of a task, by its name."""
     return next(configuration for configuration in CONFIGURATIONS if configuration.name == name)

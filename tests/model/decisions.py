@@ -6,7 +6,7 @@ A plan is a row of operations; after the last one the actor is idle. `()` is: se
 from __future__ import annotations
 
 from tests.model.journal import Event, EventKind, Journal, StepGen, Task
-from tests.model.rules import Off, Rules
+from tests.model.rules import ALL_RULES, Off, Rules
 from tests.model.state import Actor, Body, Operation
 
 Plan = tuple[Operation, ...]
@@ -44,14 +44,35 @@ def unasked(view: Journal, task: Task, turn: str) -> list[str]:
     return [call for call in task.calls_of(turn) if call in task.approvals and call not in view.approvals]
 
 
-def due_after(view: Journal, task: Task, step: str) -> list[Body]:
-    """What is due once a step is done: a turn's calls, or the next turn after the last result."""
-    turn = turn_of(step)
+def unseen(view: Journal, turn: str, off: Rules) -> list[int]:
+    """Inputs that came too late for a turn's prompt."""
+    bases = view.bases_by_text if Off.BASE_BY_TEXT in off else view.bases
+    return [n for n in view.inputs if n > bases.get(turn, 0)]
+
+
+def base_of_claim(view: Journal, turn: str) -> int:
+    """The base that a claim says: a text that is there was made from its own, and is gone on with."""
+    return view.bases.get(turn, 0) if turn in view.texts | view.results else view.length
+
+
+def is_last(view: Journal, task: Task, turn: str, off: Rules) -> bool:
+    """Whether nothing follows a completed turn but the task's end."""
+    return not task.calls_of(turn) and not unseen(view, turn, off)
+
+
+def due_after(view: Journal, task: Task, step: str, off: Rules = ALL_RULES) -> list[Body]:
+    """What is due once a step is done: a turn's calls, or the next turn after the last result.
+
+    Of a step that waits for its next try: the timer that brings it; of one that was released: its message.
+    """
+    turn, step_gen = turn_of(step), (step, view.gen(step))
     if view.ended:
         return []
-    if (step, view.gen(step)) in view.next_tries:
+    if step_gen in (view.timed if Off.RELEASED_TO_TIMER in off else view.next_tries):
         return [retry_timer(view, step)]
-    if turn not in view.results or not task.calls_of(turn):
+    if step_gen in view.released and not _is_over(view, task, step, off):
+        return [work_of(view, step)]
+    if turn not in view.results or is_last(view, task, turn, off):
         return []
     calls = open_calls(view, task, turn)
     if not calls:
@@ -62,6 +83,11 @@ def due_after(view: Journal, task: Task, step: str) -> list[Body]:
         for call in calls
         if step in (turn, call) and (call not in task.approvals or call in view.resolved)
     ]
+
+
+def _is_over(view: Journal, task: Task, step: str, off: Rules) -> bool:
+    """Whether a released step needs nobody to go on with it."""
+    return step in view.results if Off.RELEASED_END_UNSENT in off else is_done(view, task, step, off)
 
 
 def retry_timer(view: Journal, step: str) -> Body:
@@ -75,9 +101,14 @@ def _work_or_timer(view: Journal, step: str) -> Body:
 
 
 def work_of(view: Journal, step: str) -> Body:
-    """The message of a step, after as many failed tries as a timer has brought it."""
-    gen = view.gen(step)
-    return Body("work", step, gen, tries=view.tries.get((step, gen), 0))
+    """The message of a step, after as many failed tries as a timer has brought it, and as many releases."""
+    tries, releases = epoch(view, step, view.gen(step))
+    return Body("work", step, view.gen(step), tries=tries, releases=releases)
+
+
+def epoch(view: Journal, step: str, gen: int) -> tuple[int, int]:
+    """Timed tries and releases of a (step, gen): its message says both."""
+    return view.tries.get((step, gen), 0), view.releases.get((step, gen), 0)
 
 
 def publish(bodies: list[Body]) -> Plan:
@@ -87,7 +118,7 @@ def publish(bodies: list[Body]) -> Plan:
 
 def settle(view: Journal, task: Task, step: str, off: Rules) -> Plan:
     """Project, publish what is due, ack (rules 1 and 2)."""
-    due = () if Off.NO_DUE_WHEN_SETTLING in off else publish(due_after(view, task, step))
+    due = () if Off.NO_DUE_WHEN_SETTLING in off else publish(due_after(view, task, step, off))
     # While a task runs its record may lag: that projection is nobody's to wait for, and may be lost.
     projection = (PROJECT,) if view.ended or view.dead or view.approvals - view.resolved else ()
     return (*projection, ACK, *due) if Off.ACK_FIRST in off else (*projection, *due, ACK)
@@ -99,6 +130,8 @@ def owns(view: Journal, actor: Actor, off: Rules) -> bool:
     if view.ended and Off.GOES_ON_AFTER_END not in off:
         return False
     if Off.NO_GEN_IN_DECISION not in off and view.gen(step) != gen:
+        return False
+    if (step, gen) in view.released and Off.RELEASED_STILL_OWNS not in off:
         return False
     return is_last_claim(view, actor, off) and not _dead(view, step, gen, off)
 
@@ -115,11 +148,11 @@ def _dead(view: Journal, step: str, gen: int, off: Rules) -> bool:
     return bool(view.dead) if Off.DEAD_LETTER_OF_TASK in off else (step, gen) in view.dead
 
 
-def is_done(view: Journal, task: Task, step: str) -> bool:
+def is_done(view: Journal, task: Task, step: str, off: Rules) -> bool:
     """Whether a step has its result; a turn also what its worker appends after that: requests, or the task's end."""
     if step not in view.results or "-" in step:
         return step in view.results
-    return bool(task.calls_of(step)) and not unasked(view, task, step)
+    return not is_last(view, task, step, off) and not unasked(view, task, step)
 
 
 def decide(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:
@@ -146,7 +179,8 @@ def _of_work(  # noqa: PLR0911 - a line of the table each
     view: Journal, task: Task, actor: Actor, off: Rules
 ) -> Plan:
     step, gen = actor.body.step, actor.body.gen
-    claim = append(Event("step.claimed", step, gen, (actor.sequence, actor.delivery)))
+    base = base_of_claim(view, step) if turn_of(step) == step else None
+    claim = append(Event("step.claimed", step, gen, (actor.sequence, actor.delivery), base=base))
     if not view.queued:
         # Only the first turn's message holds the request (rule 10).
         return append(Event("task.queued")) if (step, gen, actor.body.tries) == ("1", 0, 0) else (NAK,)
@@ -158,21 +192,22 @@ def _of_work(  # noqa: PLR0911 - a line of the table each
     if gen < current and Off.NO_GEN_IN_DECISION not in off:
         repaired = (step, gen) in view.repaired and Off.REPAIRED_UNWRITTEN not in off
         return SETTLE_DEAD_LETTER if repaired else (ACK,)
-    tries = view.tries.get((step, gen), 0)
-    if actor.body.tries < tries and Off.OLD_TRY_CLAIMED not in off:
-        return settle(view, task, step, off)  # A timer has taken this message's place.
-    if actor.body.tries > tries and Off.NEW_TRY_DROPPED not in off:
-        return (NAK,)  # A stale read: the retry that this message stands for is not there yet.
+    said, now = _said(view, actor.body, off), epoch(view, step, gen)
+    if said < now:
+        return settle(view, task, step, off)  # A timer, or a release, has taken this message's place.
+    if said > now:
+        # A stale read: what this message comes after is not there yet.
+        return (ACK,) if Off.NEW_RELEASE_DROPPED in off and said[1] > now[1] else (NAK,)
     bound = view.claims.get((step, gen)) if Off.RETRY_STAYS_BOUND in off else None
     message = bound[0] if bound else view.bindings.get((step, gen), actor.sequence)
     if Off.NO_BINDING not in off and message != actor.sequence:
         return (ACK,)
     if _dead(view, step, gen, off):
         return SETTLE_DEAD_LETTER
-    if is_done(view, task, step) and Off.NO_FOLD_OF_RESULTS not in off:
+    if is_done(view, task, step, off) and Off.NO_FOLD_OF_RESULTS not in off:
         return settle(view, task, step, off)
     turn = turn_of(step)
-    if turn == step and step != "1" and not _may_begin(view, task, str(int(turn) - 1)):
+    if turn == step and step != "1" and not _may_begin(view, task, str(int(turn) - 1), off):
         return (NAK,)
     if turn != step and turn not in view.results:
         return REFUSE if Off.ABSENCE_UNASKED in off else (ASK_LEADER,)
@@ -181,9 +216,21 @@ def _of_work(  # noqa: PLR0911 - a line of the table each
     return claim
 
 
-def _may_begin(view: Journal, task: Task, before: str) -> bool:
-    """Whether the turn before is completed, and all of its calls have their results."""
-    return before in view.results and not open_calls(view, task, before)
+def _said(view: Journal, body: Body, off: Rules) -> tuple[int, int]:
+    """The tries and releases that a message says, as far as anybody looks at them."""
+    tries, releases = epoch(view, body.step, body.gen)
+    if not (body.tries < tries and Off.OLD_TRY_CLAIMED in off) and not (
+        body.tries > tries and Off.NEW_TRY_DROPPED in off
+    ):
+        tries = body.tries
+    if not (body.releases < releases and Off.OLD_RELEASE_CLAIMED in off):
+        releases = body.releases
+    return tries, releases
+
+
+def _may_begin(view: Journal, task: Task, before: str, off: Rules) -> bool:
+    """Whether the turn before is completed, was not the last one, and all of its calls have their results."""
+    return before in view.results and not is_last(view, task, before, off) and not open_calls(view, task, before)
 
 
 def perform(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
@@ -200,12 +247,24 @@ def perform(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
             return own("tool.failed")  # It is not idempotent, and may have run: the outcome is unknown.
         return (EFFECT, *own("tool.completed"))
     if step not in view.results:
-        return own("turn.completed")
-    if not task.calls_of(step):
+        return _generate(view, task, actor, off)
+    if is_last(view, task, step, off):
         return own("task.completed")
     for call in unasked(view, task, step):
         return append(Event("approval.requested", call))
     return settle(view, task, step, off)
+
+
+def _generate(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
+    """What comes next of a turn that is not completed. Its prompt has the inputs before its base."""
+    step, gen, author = actor.body.step, actor.body.gen, (actor.sequence, actor.delivery)
+    if view.redirects.intersection(unseen(view, step, off)):
+        return append(Event("turn.restarted", step, gen, author))
+    if step in task.tokens and step not in view.texts:
+        return append(Event("output.delta", step, gen, author))
+    missed = unseen(view, step, off)
+    shown = tuple(n for n in view.inputs if n not in missed)
+    return append(Event("turn.completed", step, gen, author, shown=shown))
 
 
 def lose(view: Journal, task: Task, actor: Actor, off: Rules) -> Plan:
@@ -228,6 +287,10 @@ def _decide_command(view: Journal, task: Task, actor: Actor, lease_held: bool, o
             plan = (ASK_LEADER,)
         case "approval":
             plan = append(Event("approval.resolved", body.step, decision=body.decision))
+        case "input" if view.ended or (body.gen in view.commands and Off.INPUT_AGAIN not in off):
+            plan = (PROJECT, ACK)
+        case "input":
+            plan = append(Event("input.received", gen=body.gen, decision=body.decision))
         case "retry" if Off.RETRY_UNASKED not in off and not view.ended and _is_ahead(view, body):
             plan = (ASK_LEADER,)  # A stale read: the retry that set this timer is not there yet.
         case "retry":
@@ -292,4 +355,4 @@ def _decide_stranded(view: Journal, task: Task, actor: Actor, off: Rules) -> Pla
         case _ if Off.STRANDED_UNSETTLED in off:
             return (DELETE,)
         case _:
-            return (PROJECT, *publish(due_after(view, task, step)), DELETE)
+            return (PROJECT, *publish(due_after(view, task, step, off)), DELETE)

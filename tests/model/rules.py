@@ -1,4 +1,4 @@
-"""The rules of a writer (DESIGN, section 4; PROTOCOL.md, section 9), and the ways to leave one out.
+"""The rules of a writer (PROTOCOL.md, section 9), of holds (8a) and of a follower (16), and the ways to leave one out.
 
 A rule has more than one switch where it says more than one thing: each half has to be found missing.
 """
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Off(Enum):
-    """One way to break a rule. The value is the rule's number, and what is done instead."""
+    """One way to break a rule. The value is the rule's number, or its section's, and what is done instead."""
 
     ACK_FIRST = (1, "acks before it publishes what is due")
     NO_EVENT_ID = (1, "appends again after a lost answer, without looking for its event")
@@ -40,20 +40,42 @@ class Off(Enum):
     ONE_TIMER_OF_STEP = (6, "schedules all tries of a step on one subject")
     ABSENCE_UNASKED = (11, "believes a stale read that there is no such call")
     GOES_ON_AFTER_END = (12, "goes on with its step after the task's end")
+    OLD_RELEASE_CLAIMED = (3, "claims a message of before its step was released")
+    NEW_RELEASE_DROPPED = (11, "drops a message that says more releases than the read that it believes")
+    RELEASED_STILL_OWNS = (3, "goes on with a step that was released")
+    NO_RELEASES_IN_MESSAGE_ID = (6, "leaves the releases out of the message id")
+    RELEASED_END_UNSENT = (2, "publishes no message of a released turn that lacks nothing but its end")
+    RELEASED_TO_TIMER = (3, "leaves a released step to the timer that had brought it")
+    BASE_BY_TEXT = ("§7", "takes the last claim before the text that it has read for a turn's base")
+    END_UNSEEN = (5, "appends the task's end without another look for inputs")
+    INPUT_AGAIN = ("§10a", "carries out an input that the journal has already")
+    NO_HOLD = ("§8a", "asks nobody to make way, and only tries again")
+    PAUSE_ENDLESS = ("§8a", "pauses until somebody comes, however long that takes")
+    NO_REST = ("§8a", "pauses whenever it is asked, also after a pause in which nobody came")
+    BUSY_ACKED = ("§8a", "acks a command whose conflicts are used up")
+    HOLD_IS_A_FENCE = ("§8a", "appends without a fence once it has asked for a hold")
+    LATE_SUBSCRIPTION = ("§16", "subscribes once it has read the journal")
+    LIVE_HOLE = ("§16", "hands on a live event without a look at its n")
+    JOURNAL_HOLE = ("§16", "hands on what the journal has behind a hole, without a word")
+    STALE_PAGE_IS_END = ("§16", "takes a page without events for the end of what there is")
+    NO_IDLE_READ = ("§16", "never looks into the journal while nothing comes")
+    OVERFLOW_FORGOTTEN = ("§16", "forgets that its buffer overflowed while it was reading")
 
     @property
-    def rule(self) -> int:
-        """The rule's number."""
-        return self.value[0]
+    def rule(self) -> int | str:
+        """The rule's number in section 9; else the section that says it, such as `§16`."""
+        rule: int | str = self.value[0]
+        return rule
 
     @property
     def meaning(self) -> str:
-        """What a writer does instead."""
-        return self.value[1]
+        """What is done instead."""
+        meaning: str = self.value[1]
+        return meaning
 
 
 Rules = frozenset[Off]
 """What is switched off."""
 ALL_RULES: Rules = frozenset()
-MUST_BE_NEEDED = range(2, 9)
+MUST_BE_NEEDED: tuple[int | str, ...] = (*range(2, 9), "§8a", "§16")
 """Rules of which each switch must lead to a counterexample, and has no other reason to be here."""

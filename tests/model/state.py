@@ -19,18 +19,22 @@ NEEDS_FOLD: frozenset[OperationKind] = frozenset(
 
 
 class Body(NamedTuple):
-    """What a message says, and its id: work of a (step, gen), or a command. `tries`: what a timer brings after them."""
+    """What a message says, and its id: work of a (step, gen), or a command. `tries`: what a timer brings after them.
 
-    kind: Literal["work", "cancel", "approval", "replay", "retry"]
+    `gen` of an input is its number, `decision` its mode.
+    """
+
+    kind: Literal["work", "cancel", "approval", "input", "replay", "retry"]
     step: str = ""
     gen: int = 0
     decision: str = ""
     steps: tuple[StepGen, ...] = ()
     tries: int = 0
+    releases: int = 0
 
     def __str__(self) -> str:
         of = "".join(f" {step}.g{gen}" for step, gen in self.steps or (((self.step, self.gen),) if self.step else ()))
-        again = f".t{self.tries}" if self.tries else ""
+        again = (f".t{self.tries}" if self.tries else "") + (f".r{self.releases}" if self.releases else "")
         return f"{self.kind}{of}{again}{' ' + self.decision if self.decision else ''}"
 
 
@@ -84,8 +88,12 @@ class Bounds(NamedTuple):
     retries: int = 0
     """Tries that fail, and after which a timer brings the step again."""
     cancels: int = 0
+    releases: int = 0
+    """Steps that are given back by a worker that is told to stop."""
     approvals: int = 0
     replays: int = 0
+    inputs: int = 0
+    redirects: int = 0
 
 
 class State(NamedTuple):

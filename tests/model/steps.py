@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from tests.model import decisions
-from tests.model.invariants import judge_append, judge_effect
-from tests.model.journal import NOTHING, Event, Journal, Task
+from tests.model import checker, decisions
+from tests.model.invariants import judge_append, judge_effect, judge_rest
+from tests.model.journal import NOTHING, Event, EventKind, Journal, Task
 from tests.model.rules import ALL_RULES, Off, Rules
 from tests.model.state import Actor, ActorKind, Body, Bounds, Message, Operation, State
+
+Step = checker.Step[State]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +27,12 @@ class Configuration:
     """`max_deliver` of the work queues. Commands are delivered as often as it takes."""
     begun: bool = True
     """Whether the journal has begun; else the ingress has published turn 1, and is about to append `task.queued`."""
+    cold: bool = False
+    """Whether who reads a journal for the first time passes over the deltas of completed turns, as of a long one."""
 
-
-class Step(NamedTuple):
-    """One step. `progress`: it needs no misfortune and no person, so it will come."""
-
-    who: object
-    what: str
-    state: State
-    violation: str | None = None
-    progress: bool = True
+    def model(self, off: Rules) -> Steps:
+        """The model with some rules switched off."""
+        return Steps(self, off)
 
 
 def initial(configuration: Configuration) -> State:
@@ -63,6 +60,10 @@ def initial(configuration: Configuration) -> State:
     )
 
 
+GIVEN_UP = ("task.retrying", "task.dead_lettered", "step.released")
+"""Appends after which the step is let go of anyway."""
+
+
 class Steps:
     """All that may come next, under the rules that are not switched off."""
 
@@ -70,6 +71,14 @@ class Steps:
         self._task = configuration.task
         self._configuration = configuration
         self._off = off
+
+    def initial(self) -> State:
+        """The task is accepted."""
+        return initial(self._configuration)
+
+    def judge_rest(self, state: State) -> str | None:
+        """What is wrong in a state that nothing but a person could move, or None."""
+        return judge_rest(state)
 
     def after(self, state: State) -> Iterator[Step]:
         """Every step from a state."""
@@ -142,6 +151,8 @@ class Steps:
             return body._replace(gen=0)
         if Off.NO_TRIES_IN_MESSAGE_ID in self._off and body.kind == "work":
             return body._replace(tries=0)
+        if Off.NO_RELEASES_IN_MESSAGE_ID in self._off:
+            return body._replace(releases=0)
         return body
 
     # Timers
@@ -177,6 +188,11 @@ class Steps:
             return
         if left.cancels:
             yield self._command(state.spend("cancels"), Body("cancel"))
+        number = sum(command.kind == "input" for command in state.commands)
+        if left.inputs:
+            yield self._command(state.spend("inputs"), Body("input", gen=number, decision="append"))
+        if left.redirects:
+            yield self._command(state.spend("redirects"), Body("input", gen=number, decision="redirect"))
         if left.approvals:
             for call in sorted(journal.approvals - journal.resolved):
                 for decision in ("approved", "denied"):
@@ -198,6 +214,7 @@ class Steps:
                 yield from self._read(state, actor)
             case "append" if operation.event is not None:
                 yield from self._gives_up(state, actor, operation.event)
+                yield from self._drains(state, actor, operation.event.kind)
                 yield from self._append(state, actor, operation.event)
             case "look up" if operation.event is not None:
                 yield self._look_up(state, actor, operation.event)
@@ -205,6 +222,7 @@ class Steps:
                 yield self._ask_leader(state, actor)
             case "effect":
                 yield from self._gives_up(state, actor, None)
+                yield from self._drains(state, actor, None)
                 effect = (actor.body.step, actor.body.gen)
                 changed = state._replace(effects=state.effects | {effect}).with_actor(actor, done)
                 yield Step(actor, "has its effect on the world", changed, judge_effect(state, effect))
@@ -230,6 +248,7 @@ class Steps:
             older = older.parent
 
     def _decided(self, state: State, actor: Actor, view: Journal, what: str) -> Step:
+        view = view.cold() if self._configuration.cold else view
         plan = decisions.decide(view, self._task, actor, state.lease_held(actor), self._off)
         return Step(actor, what, state.with_actor(actor, actor._replace(view=view, plan=plan)))
 
@@ -241,7 +260,7 @@ class Steps:
             yield Step(actor, f"publishes {body}{note}, answer lost", published.spend("lost_answers"), progress=False)
 
     def _ask_leader(self, state: State, actor: Actor) -> Step:
-        behind = actor.view is not state.journal
+        behind = actor.view.length != state.journal.length
         if behind:
             # A sweep comes again of itself; a delivery has to be given back.
             plan: decisions.Plan = () if actor.kind == "sweep" else (decisions.NAK,)
@@ -281,9 +300,16 @@ class Steps:
             for step in self._append(state.spend("retries"), actor, retrying):
                 yield step._replace(progress=False)
 
+    def _drains(self, state: State, actor: Actor, instead_of: EventKind | None) -> Iterator[Step]:
+        """A worker that is told to stop releases its step, whatever would come next of it."""
+        if state.left.releases and (actor.claimed or instead_of == "step.claimed") and instead_of not in GIVEN_UP:
+            released = Event("step.released", actor.body.step, actor.body.gen, (actor.sequence, actor.delivery))
+            for step in self._append(state.spend("releases"), actor, released):
+                yield step._replace(progress=False)
+
     def _append(self, state: State, actor: Actor, event: Event) -> Iterator[Step]:
         unfenced = event.kind == "task.cancelled" and Off.CANCEL_UNFENCED in self._off
-        if actor.view is not state.journal and not unfenced:
+        if actor.view.length != state.journal.length and not unfenced:
             yield self._conflict(state, actor, event)
             return
         violation = judge_append(state, self._task, event)
@@ -303,13 +329,13 @@ class Steps:
 
     def _appended(self, state: State, actor: Actor, event: Event) -> Actor:
         """The actor after its append was stored."""
-        view, off = state.journal, self._off
+        view, off = actor.view.caught_up(state.journal), self._off
         told = actor._replace(view=view, claimed=actor.claimed or event.kind == "step.claimed")
         plan: decisions.Plan
         match event.kind:
             case "task.dead_lettered" if actor.kind == "worker" or Off.STRANDED_UNREAD in off:
                 plan = decisions.SETTLE_DEAD_LETTER
-            case "tool.completed" | "tool.failed" | "task.completed" | "task.retrying":
+            case "tool.completed" | "tool.failed" | "task.completed" | "task.retrying" | "step.released":
                 plan = decisions.settle(view, self._task, actor.body.step, off)
             case "task.replayed":
                 plan = decisions.settle_replay(view, event.steps, off)
@@ -321,15 +347,19 @@ class Steps:
 
     def _conflict(self, state: State, actor: Actor, event: Event) -> Step:
         """Read what was missed, and decide again (rule 5). Reading at once loses nothing: till then the fence holds."""
-        view, off = state.journal, self._off
+        view, off = actor.view.caught_up(state.journal), self._off
         told = actor._replace(view=view)
         plan: decisions.Plan
         if Off.NO_SECOND_DECISION in off:
             plan = decisions.append(event)
         elif not actor.claimed:
             plan = decisions.decide(view, self._task, told, state.lease_held(actor), off)
+            if event.kind == "step.released" and plan and plan[0].event and plan[0].event.kind == "step.claimed":
+                plan = decisions.append(event)
         elif decisions.owns(view, actor, off):
-            plan = decisions.append(event)
+            # An input that comes before the task's end makes another turn of it.
+            again = event.kind == "task.completed" and Off.END_UNSEEN not in off
+            plan = decisions.perform(view, self._task, told, off) if again else decisions.append(event)
         else:
             plan = decisions.lose(view, self._task, actor, off)
         changed = state.with_actor(actor, told._replace(plan=plan))

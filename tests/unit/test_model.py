@@ -16,35 +16,50 @@ from msgspec.structs import replace
 
 from contracts.errors import ErrorInfo
 from contracts.journal import events, parts
-from contracts.messages.control import RetryCommand
+from contracts.messages.control import InputCommand, InputMode, RetryCommand
 from contracts.messages.work import Work
 from mesh.task.decisions import decide
 from mesh.task.outbox import OutboxMessage, messages_after, messages_of_replayed
 from mesh.task.state import TaskState
-from steward.command_decisions import CarriedOut, decide_command
+from steward.command_decisions import CarriedOut, ToAppend, decide_command
 from tests.model import decisions as model
 from tests.model.checker import TooLarge, search
-from tests.model.configurations import SHOWN_BY, named
+from tests.model.configurations import SHOWN_BY, named, searchable
 from tests.model.journal import Event, Journal, Task
-from tests.model.rules import ALL_RULES, MUST_BE_NEEDED, Off
+from tests.model.rules import ALL_RULES, MUST_BE_NEEDED, Off, Rules
 from tests.model.state import Actor, Body
 from tests.model.steps import initial
 from tests.unit.journals import START, TASK, TENANT, HandMadeJournal, tool_work, turn_work
 
-SMALL = ("a turn, crashes", "a turn, a retry", "a submission", "a call, stale reads", "two calls, one given up")
+SMALL = (
+    "a turn, crashes",
+    "a turn, a retry",
+    "a submission",
+    "a call, stale reads",
+    "two calls, one given up",
+    "a turn, a drain, zombies",
+    "an input, a long turn",
+    "a redirect",
+    "a hold",
+    "a hold, late or twice",
+    "holds of two",
+    "following, a purge",
+    "following, everything",
+)
 ANOTHER_MESSAGE = 99
 NOT_DUE_SECONDS = 3600.0
+MODES: tuple[InputMode, ...] = ("append", "redirect")
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_with_all_rules_no_interleaving_breaks_a_promise(name: str) -> None:
-    result = search(named(name))
+    result = search(searchable(name))
     assert result.violation is None, "\n".join(result.trace)
 
 
 @pytest.mark.parametrize("off", Off, ids=lambda off: f"{off.rule}-{off.name}")
 def test_the_absence_of_a_rule_is_found(off: Off) -> None:
-    result = search(named(SHOWN_BY[off]), frozenset({off}))
+    result = search(searchable(SHOWN_BY[off]), frozenset({off}))
     assert result.violation is not None
     assert result.trace
 
@@ -74,6 +89,11 @@ def test_a_configuration_that_is_too_large_says_so() -> None:
         "a call, replayed twice",
         "two calls, one given up",
         "an approval",
+        "a turn, a drain, zombies",
+        "a turn, a retry, a drain",
+        "a call, a drain",
+        "an input, a drain",
+        "a redirect",
     ],
 )
 def test_the_model_decides_as_the_code_does(name: str, due: bool) -> None:
@@ -97,13 +117,18 @@ def test_the_model_decides_as_the_code_does(name: str, due: bool) -> None:
         "a call, replayed twice",
         "two calls, one given up",
         "an approval",
+        "a turn, a drain, zombies",
+        "a turn, a retry, a drain",
+        "a call, a drain",
+        "an input, a drain",
+        "a redirect",
     ],
 )
 def test_the_model_publishes_what_the_code_does(name: str) -> None:
     configuration = named(name)
     for journal in journals_of(name):
         state = real_state(journal, configuration.task)
-        for step in steps_of(configuration.task):
+        for step in steps_of(journal, configuration.task):
             assert bodies_of(messages_after(state, step)) == model.due_after(journal, configuration.task, step), told(
                 journal, f"what is due after {step}"
             )
@@ -119,7 +144,7 @@ def test_the_model_carries_out_a_timer_of_a_later_try_as_the_code_does(name: str
     compared: Counter[str] = Counter()
     for journal in journals_of(name):
         state = real_state(journal, configuration.task)
-        for step in steps_of(configuration.task):
+        for step in steps_of(journal, configuration.task):
             for gen, tries in product(range(3), range(1, 4)):
                 command = RetryCommand(task=TASK, tenant=TENANT, by="test", step=step, gen=gen, tries=tries)
                 outcome = decide_command(state, command)
@@ -133,10 +158,51 @@ def test_the_model_carries_out_a_timer_of_a_later_try_as_the_code_does(name: str
     assert compared.keys() == {"CarriedOut", "Unknown"}
 
 
+@pytest.mark.parametrize("name", ["an input, a drain", "a redirect", "an input, stale reads"])
+def test_the_model_carries_out_an_input_as_the_code_does(name: str) -> None:
+    configuration = named(name)
+    compared: Counter[str] = Counter()
+    for journal in journals_of(name):
+        state = real_state(journal, configuration.task)
+        for number, mode in product(range(2), MODES):
+            command = InputCommand(
+                task=TASK, tenant=TENANT, by="test", text="hi", mode=mode, command=command_id(number)
+            )
+            outcome = decide_command(state, command)
+            actor = Actor("steward", 1, 1, journal, (), Body("input", gen=number, decision=mode))
+            first = model.decide(journal, configuration.task, actor, True, ALL_RULES)[0]
+            compared[type(outcome).__name__] += 1
+            appends = isinstance(outcome, ToAppend) and outcome.what == ("input.received", "")
+            assert appends == (first.event is not None), told(journal, str(actor.body))
+            assert appends or isinstance(outcome, CarriedOut), told(journal, str(actor.body))
+    assert compared.keys() == {"CarriedOut", "ToAppend"}
+
+
+@pytest.mark.parametrize("off", [ALL_RULES, frozenset({Off.BASE_BY_TEXT})])
+@pytest.mark.parametrize("name", ["an input, a long turn", "an input, given up"])
+def test_who_passes_over_the_deltas_of_completed_turns_decides_as_who_reads_them(name: str, off: Rules) -> None:
+    task = named(name).task
+    differ: Counter[bool] = Counter()
+    for journal in journals_of(name):
+        passed_over = journal.cold()
+        if passed_over is journal:
+            continue
+        for step in steps_of(journal, task):
+            differ[model.due_after(journal, task, step, off) != model.due_after(passed_over, task, step, off)] += 1
+        for body, message in deliveries_of(journal, task):
+            actor = Actor("worker", message, 1, journal, (), body)
+            both = [model.decide(read, task, actor, True, off) for read in (journal, passed_over)]
+            differ[both[0] != both[1]] += 1
+    assert differ[False]
+    assert bool(differ[True]) == (off != ALL_RULES)
+
+
 def bodies_of(dues: Iterable[OutboxMessage]) -> list[Body]:
     """Work, and timers of later tries, as the model has them."""
     return [
-        Body("retry" if isinstance(payload, RetryCommand) else "work", payload.step, payload.gen, tries=payload.tries)
+        Body("retry", payload.step, payload.gen, tries=payload.tries)
+        if isinstance(payload, RetryCommand)
+        else Body("work", payload.step, payload.gen, tries=payload.tries, releases=payload.releases)
         for payload in (due.payload for due in dues)
         if isinstance(payload, Work | RetryCommand)
     ]
@@ -153,21 +219,27 @@ def journals_of(name: str) -> list[Journal]:
     search(named(name), start=start)
     journals = [start.journal]
     for journal in journals:
-        journals.extend(journal.children.values())
+        # Those without some of their deltas are folds of a reader.
+        journals += [longer for longer in journal.children.values() if longer.length == journal.length + 1]
     return journals
 
 
-def steps_of(task: Task) -> list[str]:
-    turns = [str(turn) for turn in range(1, len(task.calls) + 1)]
+def steps_of(journal: Journal, task: Task) -> list[str]:
+    turns = [str(turn) for turn in range(1, len(task.calls) + len(journal.inputs) + 1)]
     return turns + [call for turn in turns for call in task.calls_of(turn)]
 
 
 def deliveries_of(journal: Journal, task: Task) -> Iterator[tuple[Body, int]]:
-    """What might be delivered: past, current and future gens and tries, in the bound message or another."""
-    for step in steps_of(task):
-        for gen, tries in product(range(3), range(3)):
+    """What might be delivered: past, current and future gens, tries and releases, in the bound message or another."""
+    releases_max = max(journal.releases.values(), default=-1) + 1
+    for step in steps_of(journal, task):
+        for gen, tries, releases in product(range(3), range(3), range(releases_max + 1)):
             for message in {journal.bindings.get((step, gen), ANOTHER_MESSAGE), ANOTHER_MESSAGE}:
-                yield Body("work", step, gen, tries=tries), message
+                yield Body("work", step, gen, tries=tries, releases=releases), message
+
+
+def command_id(number: int) -> str:
+    return f"{TASK}.input.{number}"
 
 
 def told(journal: Journal, what: str) -> str:
@@ -188,9 +260,9 @@ def model_decisions(journal: Journal, task: Task, body: Body, message: int) -> s
 
 def real_decision(state: TaskState, body: Body, message: int) -> str:
     if "-" in body.step:
-        work: Work = replace(tool_work(body.step, body.gen), tries=body.tries)
+        work: Work = replace(tool_work(body.step, body.gen), tries=body.tries, releases=body.releases)
     else:
-        work = turn_work(turn=int(body.step), gen=body.gen, tries=body.tries)
+        work = turn_work(turn=int(body.step), gen=body.gen, tries=body.tries, releases=body.releases)
     return type(decide(state, work, message, START + timedelta(minutes=1))).__name__
 
 
@@ -208,19 +280,15 @@ def _write(journal: HandMadeJournal, event: Event, task: Task, delay_seconds: fl
         case "task.queued":
             journal.queued()
         case "step.claimed" if event.author is not None:
-            journal.claimed(step, event.gen, message=event.author[0], delivery=event.author[1])
-        case "turn.completed":
-            completed = HandMadeJournal().turn_completed(turn=turn)
-            calls = [parts.ToolCall(call, "add", {}, approval=call in task.approvals) for call in task.calls_of(step)]
-            journal.add(
-                events.TurnCompleted,
-                turn=turn,
-                text="done",
-                calls=calls,
-                finish_reason="stop",
-                usage=completed.usage,
-                timings=completed.timings,
-            )
+            claimed = journal.claimed(step, event.gen, message=event.author[0], delivery=event.author[1])
+            assert claimed.base == event.base
+        case "step.released":
+            journal.add(events.StepReleased, step=step, gen=event.gen, reason="drain")
+        case "output.delta" | "turn.restarted" | "turn.completed":
+            _write_of_turn(journal, event, task, turn)
+        case "input.received":
+            (mode,) = (mode for mode in MODES if mode == event.decision)
+            journal.add(events.InputReceived, text="hi", by="ops", mode=mode, command=command_id(event.gen))
         case "tool.completed":
             journal.tool_completed(step)
         case "tool.failed":
@@ -249,3 +317,23 @@ def _write(journal: HandMadeJournal, event: Event, task: Task, delay_seconds: fl
             journal.completed()
         case _:
             journal.add(events.TaskCancelled, by="ops")
+
+
+def _write_of_turn(journal: HandMadeJournal, event: Event, task: Task, turn: int) -> None:
+    match event.kind:
+        case "output.delta":
+            journal.delta("so far", turn)
+        case "turn.restarted":
+            said = [n for n, _ in journal.state.turn(turn).parts]
+            journal.restarted(min(said, default=journal.state.next_n), turn)
+        case _:
+            asked = task.calls_of(event.step)
+            journal.add(
+                events.TurnCompleted,
+                turn=turn,
+                text="done",
+                calls=[parts.ToolCall(call, "add", {}, approval=call in task.approvals) for call in asked],
+                finish_reason="stop",
+                usage=parts.Usage(1, 2),
+                timings=parts.Timings(total_seconds=1.0),
+            )

@@ -37,7 +37,7 @@ class SlowLink:
         await self._order(f"delay {rtt_seconds / 2}")
 
     async def cut(self) -> None:
-        """Break every connection, and each new one, until it is restored: both sides learn of it at once."""
+        """Break every connection, and refuse new ones until it is restored: both sides learn of it at once."""
         await self._order("cut")
 
     async def silence(self) -> None:

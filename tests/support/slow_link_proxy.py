@@ -21,19 +21,33 @@ UNDER_WAY_BYTES_MAX = 16 * 1024 * 1024
 class Link:
     """What all connections share: the delay, and whether anything passes."""
 
-    def __init__(self, port_behind: int, delay_seconds: float) -> None:
+    def __init__(self, port_behind: int, port: int, delay_seconds: float) -> None:
         self.port_behind = port_behind
+        self.port = port
         self.delay_seconds = delay_seconds
         self.is_cut = False
         self.is_silent = False
         self.ends: set[End] = set()
+        self._server: asyncio.Server | None = None
 
-    def obey(self, command: str, *arguments: str) -> None:
+    async def listen(self) -> None:
+        """Take connections."""
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(lambda: End(self), "127.0.0.1", self.port)
+
+    async def obey(self, command: str, *arguments: str) -> None:
         """Carry out a command: `delay <seconds>`, `cut`, `silence`, `restore`."""
         if command == "delay":
             self.delay_seconds = float(arguments[0])
             return
         self.is_cut, self.is_silent = command == "cut", command == "silence"
+        if self.is_cut and self._server is not None:
+            # Refused, as where nobody listens: a client may leak what is taken and then broken.
+            self._server.close()
+            self._server = None
+        elif not self.is_cut:
+            await self.listen()
         for end in list(self.ends):
             if self.is_cut:
                 end.transport.abort()
@@ -169,15 +183,14 @@ def say(line: str) -> None:
 async def serve(port_behind: int, port: int, delay_seconds: float) -> None:
     """Pass on until the input ends."""
     loop = asyncio.get_running_loop()
-    link = Link(port_behind, delay_seconds)
-    server = await loop.create_server(lambda: End(link), "127.0.0.1", port)
+    link = Link(port_behind, port, delay_seconds)
+    await link.listen()
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     say("ready")
     while line := await lines.readline():
-        link.obey(*line.decode().split())
+        await link.obey(*line.decode().split())
         say("done")
-    server.close()
 
 
 if __name__ == "__main__":

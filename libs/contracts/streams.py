@@ -38,6 +38,8 @@ WORKERS_TTL_SECONDS = 90
 FIRED_TTL_SECONDS = 30 * 24 * 3600
 """How long what a timer has fired is kept for a steward that is not there: longer than any is away. One that is there
 deletes it as soon as it is carried out, so that this costs nothing."""
+FIRINGS_MAX = 1_000
+"""Firings of one schedule that wait for a steward which is not there: what is older is not caught up."""
 TOOLS_TTL_SECONDS = 600
 """How long a tool is offered after its last runner has declared it; runners do so each minute."""
 TOOL_CONSUMER_IDLE_SECONDS = 24 * 3600
@@ -242,6 +244,8 @@ TIMERS = StreamDeclaration(
     # there is room for half a million.
     discard="old",
     max_bytes=256 * _MIB,
+    # Of anything but firings of a rule's schedule there is one on a subject.
+    max_msgs_per_subject=FIRINGS_MAX,
     allow_msg_schedules=True,
     # What has fired goes by itself.
     allow_msg_ttl=True,

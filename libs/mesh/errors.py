@@ -60,6 +60,12 @@ class NotRequeued(TaskmeshError):
     code = "conflict"
 
 
+class JournalNotUnderstood(TaskmeshError):
+    """A journal has an event that this version can't read: one of another version may."""
+
+    code = "internal"
+
+
 class JournalCorrupt(TaskmeshError):
     """A journal that no writer of this protocol can have written, e.g. one with a hole in n."""
 

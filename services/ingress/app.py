@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanKind
 from contracts import headers, subjects
 from contracts.api.inputs import MessageInput
 from contracts.codec import decode, encode
+from contracts.errors import InvalidPayload
 from contracts.generation.openapi import openapi
 from contracts.messages.control import CancelCommand, InputCommand, cancel_message_id
 from contracts.records.status import ENDED, TaskAccepted, TaskRecord
@@ -214,7 +215,7 @@ class Ingress:
         """A task's status, folded from its journal. That of one that has ended does not change any more."""
         if not self._journals.is_warm(tenant, task):
             entry = await key_value.get(self._requests, TASKS_BUCKET.name, subjects.task_key(tenant, task))
-            projected = decode(entry.value, TaskRecord) if entry is not None and entry.value else None
+            projected = _readable_record(entry.value) if entry is not None and entry.value else None
             if projected is not None and projected.status in ENDED:
                 return self._linked(projected)
         journal = await read_journal(self._journals, tenant, task)
@@ -245,6 +246,14 @@ class Ingress:
 
     def _linked(self, task: TaskRecord) -> TaskRecord:
         return msgspec.structs.replace(task, links=task_links(self._settings, task.id))
+
+
+def _readable_record(value: bytes) -> TaskRecord | None:
+    """A record, if this version can read it; else the journal is asked."""
+    try:
+        return decode(value, TaskRecord)
+    except InvalidPayload:
+        return None
 
 
 def create_app(ingress: Ingress, probe: Probe) -> ASGIApp:

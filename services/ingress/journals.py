@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import structlog
+
 from contracts import subjects
-from contracts.errors import InvalidName
+from contracts.errors import InvalidName, InvalidPayload
+from mesh.errors import JournalNotUnderstood
 from mesh.journal.following import TaskNotFound
 from mesh.journal.journal import Journal
 from mesh.journal.warm import WarmJournals
 from mesh.task.state import TaskState
+
+log = structlog.get_logger("ingress.journals")
 
 
 async def read_journal(
@@ -17,11 +22,16 @@ async def read_journal(
 ) -> Journal:
     """A journal, folded until it shows what is asked for, or up to what the stream's leader has.
 
-    So an answer that says no is only given after a look at the leader (rule 11). Raises `TaskNotFound`, and
-    `BrokerUnavailable`.
+    So an answer that says no is only given after a look at the leader (rule 11). Raises `TaskNotFound`,
+    `JournalNotUnderstood`, `BrokerUnavailable`.
     """
-    journal = await journals.open(tenant, task)
-    await journal.catch_up_with_leader(shows)
+    try:
+        journal = await journals.open(tenant, task)
+        await journal.catch_up_with_leader(shows)
+    except InvalidPayload as error:
+        # No fault of who asks: another version has written it.
+        log.error("journal.not_understood", task=task, tenant=tenant, error=str(error))
+        raise JournalNotUnderstood(f"this version can't read the journal of task {task}") from None
     if not journal.state.exists:
         raise TaskNotFound(f"there is no task {task}")
     return journal

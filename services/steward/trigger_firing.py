@@ -27,6 +27,7 @@ from mesh.clock import now
 from mesh.configuration.settings import Settings
 from mesh.errors import NoRoom, QueueFull
 from mesh.journal import dead_letter_records
+from mesh.journal.giving_up import left_seconds
 from mesh.journal.submission import Submission
 from mesh.rules.trigger_bucket import RuleBook, admit
 from mesh.telemetry import metrics, traces
@@ -92,13 +93,16 @@ class Triggers:
         waits = [
             await self._fire(rule, signal, delivery) for rule in self._book.of(tenant) if rules.takes(rule, signal)
         ]
+        if self._may_be_anothers(delivery, tenant):
+            waits.append(left_seconds(delivery.deliveries))
         return _answer(min((seconds for seconds in waits if seconds is not None), default=None))
 
     async def handle_firing(self, delivery: Delivery) -> Answer:
         """Start the task of a schedule that has fired. Raises `BrokerUnavailable`."""
         await self._book.refresh()
         try:
-            rule = self._book.get(*subjects.parse_cron(delivery.subject))
+            tenant, name = subjects.parse_cron(delivery.subject)
+            rule = self._book.get(tenant, name)
         except TaskmeshError as error:
             malformed = ErrorInfo("malformed-message", str(error))
             return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
@@ -107,10 +111,16 @@ class Triggers:
             seconds = await self._fire(rule, firing, delivery)
             if seconds is not None:
                 return _answer(seconds)
+        if rule is None and self._may_be_anothers(delivery, tenant):
+            return _answer(left_seconds(delivery.deliveries))
         # Firings come again and again: left there, they would in the end crowd out the timers they lie among.
         if delivery.lease_held:
             await self._requests.delete_message(delivery.stream, delivery.sequence)
         return Ack()
+
+    def _may_be_anothers(self, delivery: Delivery, tenant: str) -> bool:
+        """Whether a steward of another version may know a rule that this one can't read: it is left to that."""
+        return self._book.has_unreadable(tenant) and delivery.deliveries < self._settings.max_deliver
 
     async def _fire(self, rule: TriggerRule, signal: Signal, delivery: Delivery) -> float | None:
         """Start a rule's task, if that has not been done; the seconds to wait where there is no room for it.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.journal.events import TaskQueued, decode_event
 from contracts.messages.work import DeadLetter, TurnWork
-from contracts.streams import TASKS
+from contracts.streams import FIRINGS_MAX, TASKS, TIMERS
 from contracts.triggers import rules
 from contracts.triggers.rules import TriggerRule
 from mesh.background import background
@@ -325,3 +326,52 @@ async def test_what_is_no_rule_in_the_bucket_is_passed_over(connection: Connecti
     book = bucket.RuleBook(connection.requests)
     await book.refresh()
     assert book.rules == [good]
+    assert book.has_unreadable("acme")
+    assert not book.has_unreadable("other")
+    for key in ("acme.rubbish", "acme.other", "acme.low2"):
+        await key_value.delete(connection.requests, bucket.BUCKET, key)
+    await book.refresh()
+    assert not book.has_unreadable("acme")
+
+
+@pytest.mark.parametrize(("unreadable", "deliveries"), [(False, 1), (True, 3)])
+async def test_a_signal_whose_rule_only_another_version_may_read_is_left_to_it_for_a_while(
+    connection: Connection, settings: Settings, unreadable: bool, deliveries: int
+) -> None:
+    """Meanwhile the rules that this version reads have acted on it, once."""
+    settings = replace(settings, max_deliver=3)
+    await bucket.add(connection.requests, rule(), replace=False)
+    if unreadable:
+        later = encode(msgspec.to_builtins(rule("later")) | {"a_later_field": 1})
+        await key_value.put(connection.requests, bucket.BUCKET, "acme.later", later)
+    await send(connection, b'{"sku": "a"}')
+    async with stewards(settings):
+        await until_settled(connection)
+        info = await connection.requests.api("CONSUMER.INFO.SIGNALS.steward")
+    assert info["delivered"]["consumer_seq"] == deliveries
+    assert len(await started(connection)) == 1
+
+
+async def test_of_a_schedule_that_nobody_looks_after_only_so_many_firings_wait(connection: Connection) -> None:
+    """They would crowd out the timers beside them, which no limit of their own may touch."""
+    assert TIMERS.max_msgs_per_subject == FIRINGS_MAX
+    few = msgspec.structs.replace(TIMERS, max_msgs_per_subject=2)
+    await connection.requests.api("STREAM.UPDATE.TIMERS", few.as_config())
+    await bucket.add(
+        connection.requests, rule("often", on={"schedule": "@every 1s"}, task={"input": "x"}), replace=False
+    )
+
+    async def fired() -> int:
+        info = await connection.requests.api("STREAM.INFO.TIMERS", {"subjects_filter": "timers.fired.>"})
+        return int((info["state"].get("subjects") or {}).get("timers.fired.cron.acme.often", 0))
+
+    async def last() -> int:
+        return int((await connection.requests.api("STREAM.INFO.TIMERS"))["state"]["last_seq"])
+
+    await until(lambda: _at_least(last, 5))
+    assert await fired() == 2
+    assert len(await read_schedules(connection.requests)) == 1
+
+
+async def _at_least(number: Callable[[], Awaitable[int]], least: int) -> bool:
+    return await number() >= least

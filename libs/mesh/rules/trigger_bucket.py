@@ -50,6 +50,7 @@ class RuleBook:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._rules: dict[str, TriggerRule] = {}
+        self._unreadable: frozenset[str] = frozenset()
         self._cursor = 0
         self._whole_at = -WHOLE_SECONDS
         self._lock = asyncio.Lock()
@@ -64,6 +65,10 @@ class RuleBook:
     def of(self, tenant: str) -> list[TriggerRule]:
         """A tenant's rules, by name."""
         return [rule for rule in self.rules if rule.tenant == tenant]
+
+    def has_unreadable(self, tenant: str) -> bool:
+        """Whether one of a tenant's rules can't be read: a steward of another version may know it."""
+        return any(key.startswith(f"{tenant}.") for key in self._unreadable)
 
     def get(self, tenant: str, name: str) -> TriggerRule | None:
         """One rule."""
@@ -87,6 +92,7 @@ class RuleBook:
         whole = time - self._whole_at >= WHOLE_SECONDS
         cursor = 0 if whole else self._cursor
         rules = {} if whole else dict(self._rules)
+        unreadable = set[str]() if whole else set(self._unreadable)
         # A replica may be behind, and a signal whose rule is not seen is lost to it: the leader says what there is.
         last = await last_from_leader(self._requests, TRIGGERS_BUCKET.stream_name, subjects.TRIGGER_RULES)
         give_up_at = time + BEHIND_SECONDS_MAX
@@ -97,20 +103,21 @@ class RuleBook:
             )
             for message in messages:
                 cursor = message.sequence
-                _enter(message, rules)
+                _enter(message, rules, unreadable)
             if not messages and last is not None and cursor < last.sequence:
                 if asyncio.get_running_loop().time() > give_up_at:
                     raise BrokerUnavailable("the rules can't be read yet")
                 await asyncio.sleep(BEHIND_PAUSE_SECONDS)
-        self._rules, self._cursor = rules, cursor
+        self._rules, self._unreadable, self._cursor = rules, frozenset(unreadable), cursor
         if whole:
             self._whole_at = time
 
 
-def _enter(message: Stored, rules: dict[str, TriggerRule]) -> None:
+def _enter(message: Stored, rules: dict[str, TriggerRule], unreadable: set[str]) -> None:
     """What a message of the bucket makes of the rules. One that can't be read is no rule, and its log line says why."""
     key = message.subject.removeprefix(f"$KV.{BUCKET}.")
     rules.pop(key, None)
+    unreadable.discard(key)
     if not message.payload or headers.KV_OPERATION in message.headers:
         return
     try:
@@ -119,6 +126,7 @@ def _enter(message: Stored, rules: dict[str, TriggerRule]) -> None:
             raise InvalidPayload(f"it says that it is {rule.tenant}.{rule.name}")
     except TaskmeshError as error:
         log.warning("trigger.rule_unreadable", key=key, revision=message.sequence, error=str(error))
+        unreadable.add(key)
         return
     if len(rules) < RULES_MAX:
         rules[key] = rule

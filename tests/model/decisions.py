@@ -90,6 +90,18 @@ def _is_over(view: Journal, task: Task, step: str, off: Rules) -> bool:
     return step in view.results if Off.RELEASED_END_UNSENT in off else is_done(view, task, step, off)
 
 
+def steps_due(view: Journal, task: Task) -> list[str]:
+    """The steps that a task goes on by now, each of them by a work message, or by the timer of its next try."""
+    completed = max((int(step) for step in view.results if "-" not in step), default=0)
+    steps = ["1"]
+    if completed:
+        turn = str(completed)
+        ends = is_last(view, task, turn, ALL_RULES) or unasked(view, task, turn)
+        steps = [turn] if ends else open_calls(view, task, turn) or [str(completed + 1)]
+    asleep = task.approvals - view.resolved
+    return [step for step in steps if (step, view.gen(step)) not in view.dead and step not in asleep]
+
+
 def retry_timer(view: Journal, step: str) -> Body:
     """The timer that brings a step's next try."""
     gen = view.gen(step)
@@ -166,6 +178,8 @@ def decide(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules
             return _decide_stranded(view, task, actor, off)
         case "ingress":
             return () if view.queued else append(Event("task.queued"))
+        case "reconciler":
+            return ()  # It has looked already.
 
 
 def _decide_work(view: Journal, task: Task, actor: Actor, lease_held: bool, off: Rules) -> Plan:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from tests.model.journal import NOTHING, Event, Journal, StepGen
 
-ActorKind = Literal["ingress", "steward", "sweep", "worker"]
+ActorKind = Literal["ingress", "reconciler", "steward", "sweep", "worker"]
 OperationKind = Literal[
     "read", "ask leader", "append", "look up", "effect", "project", "publish", "write record", "ack", "nak", "delete"
 ]
@@ -90,6 +90,12 @@ class Bounds(NamedTuple):
     cancels: int = 0
     releases: int = 0
     """Steps that are given back by a worker that is told to stop."""
+    losses: int = 0
+    """Work messages that somebody takes from their queue."""
+    looks: int = 0
+    """Looks for lost messages while the task is quiet: they come, but only so many can be needed."""
+    hasty_looks: int = 0
+    """Looks for lost messages while somebody still works on the task."""
     approvals: int = 0
     replays: int = 0
     inputs: int = 0

@@ -94,6 +94,9 @@ class Steps:
             )
         yield from self._clock(state)
         yield from self._people(state)
+        yield from self._losses(state)
+        if Off.NO_RECONCILIATION not in self._off:
+            yield from self._reconciles(state)
 
     # The queue
 
@@ -154,6 +157,45 @@ class Steps:
         if Off.NO_RELEASES_IN_MESSAGE_ID in self._off:
             return body._replace(releases=0)
         return body
+
+    # Messages that are gone
+
+    def _losses(self, state: State) -> Iterator[Step]:
+        for message in state.queue:
+            if state.left.losses and message.body.kind == "work":
+                gone = state.without_message(message.sequence).spend("losses")
+                yield Step("somebody", f"purges m{message.sequence}", gone, progress=False)
+
+    def _reconciles(self, state: State) -> Iterator[Step]:
+        """Look for what the task goes on by. It takes a journal that is quiet, and so nobody who is at work."""
+        quiet, journal = not state.actors, state.journal
+        if not journal.queued or not (state.left.looks if quiet else state.left.hasty_looks):
+            return
+        if journal.ended and quiet and not state.queue and state.record != journal.length:
+            actor = Actor("reconciler", 0, 0, journal, (decisions.PROJECT,), Body("work"))
+            yield Step(actor, "finds a record without its end", state.with_actor(None, actor).spend("looks"))
+        for step in [] if journal.ended else decisions.steps_due(journal, self._task):
+            body = decisions.work_of(journal, step)
+            if self._is_there(state, body):
+                continue
+            plan = decisions.append(Event("step.released", step, body.gen))
+            if Off.PUT_BACK_UNRELEASED in self._off:
+                plan = decisions.publish([body])
+            actor = Actor("reconciler", 0, 0, journal, plan, body)
+            looked = state.with_actor(None, actor).spend("looks" if quiet else "hasty_looks")
+            yield Step(actor, f"misses the message of {step}.g{body.gen}", looked, progress=quiet)
+
+    @staticmethod
+    def _is_there(state: State, body: Body) -> bool:
+        """Whether a step's message is in its queue: the bound one, or any that may be meant."""
+        bound = state.journal.bindings.get((body.step, body.gen))
+        if (body.step, body.gen) in state.journal.next_tries:
+            timer = decisions.retry_timer(state.journal, body.step)
+            if timer in state.timers or any(each.body == timer for each in state.queue):
+                return True
+        work = [each for each in state.queue if each.body.kind == "work"]
+        there = [each.sequence for each in work if (each.body.step, each.body.gen) == (body.step, body.gen)]
+        return bound in there if bound is not None else bool(there)
 
     # Timers
 
@@ -335,10 +377,14 @@ class Steps:
         match event.kind:
             case "task.dead_lettered" if actor.kind == "worker" or Off.STRANDED_UNREAD in off:
                 plan = decisions.SETTLE_DEAD_LETTER
-            case "tool.completed" | "tool.failed" | "task.completed" | "task.retrying" | "step.released":
+            case "step.released" if actor.kind == "worker":
+                plan = decisions.settle(view, self._task, actor.body.step, off)
+            case "tool.completed" | "tool.failed" | "task.completed" | "task.retrying":
                 plan = decisions.settle(view, self._task, actor.body.step, off)
             case "task.replayed":
                 plan = decisions.settle_replay(view, event.steps, off)
+            case _ if actor.kind == "reconciler":
+                plan = decisions.publish([decisions.work_of(view, event.step)])
             case _ if told.claimed:
                 plan = decisions.perform(view, self._task, told, off)
             case _:
@@ -350,7 +396,10 @@ class Steps:
         view, off = actor.view.caught_up(state.journal), self._off
         told = actor._replace(view=view)
         plan: decisions.Plan
-        if Off.NO_SECOND_DECISION in off:
+        if actor.kind == "reconciler":
+            # It goes on by itself, then.
+            plan = decisions.append(event) if Off.PUT_BACK_ANYWAY in off else ()
+        elif Off.NO_SECOND_DECISION in off:
             plan = decisions.append(event)
         elif not actor.claimed:
             plan = decisions.decide(view, self._task, told, state.lease_held(actor), off)

@@ -20,6 +20,7 @@ from contracts.messages.control import InputCommand, InputMode, RetryCommand
 from contracts.messages.work import Work
 from mesh.task.decisions import decide
 from mesh.task.outbox import OutboxMessage, messages_after, messages_of_replayed
+from mesh.task.reconciliation import AwaitedStep, awaited
 from mesh.task.state import TaskState
 from steward.command_decisions import CarriedOut, ToAppend, decide_command
 from tests.model import decisions as model
@@ -38,6 +39,7 @@ SMALL = (
     "a call, stale reads",
     "two calls, one given up",
     "a turn, a drain, zombies",
+    "a turn, a loss, haste",
     "an input, a long turn",
     "a redirect",
     "a hold",
@@ -176,6 +178,17 @@ def test_the_model_carries_out_an_input_as_the_code_does(name: str) -> None:
             assert appends == (first.event is not None), told(journal, str(actor.body))
             assert appends or isinstance(outcome, CarriedOut), told(journal, str(actor.body))
     assert compared.keys() == {"CarriedOut", "ToAppend"}
+
+
+@pytest.mark.parametrize("name", ["a call, a loss", "a turn, a retry, a drain", "an approval", "a redirect"])
+def test_the_model_misses_the_messages_that_the_code_does(name: str) -> None:
+    task = named(name).task
+    for journal in journals_of(name):
+        waits_for = [] if journal.ended or not journal.queued else model.steps_due(journal, task)
+        found = [each for each in awaited(real_state(journal, task)) if isinstance(each, AwaitedStep)]
+        by_code = {(each.step.step, each.step.gen, each.bound_to) for each in found}
+        by_model = {(step, journal.gen(step), journal.bindings.get((step, journal.gen(step)))) for step in waits_for}
+        assert by_code == by_model, told(journal, "what is awaited")
 
 
 @pytest.mark.parametrize("off", [ALL_RULES, frozenset({Off.BASE_BY_TEXT})])

@@ -123,7 +123,7 @@ func ofAnotherVersion(payload []byte, subject string) bool {
 	if !utf8.Valid(payload) || json.Unmarshal(payload, &envelope) != nil {
 		return false
 	}
-	named := envelope.Kind != "" && envelope.Task != "" && envelope.Tenant != ""
+	named := envelope.Kind == "tool" && envelope.Task != "" && envelope.Tenant != ""
 	return named && (envelope.Tool == "" || subject == "tools."+envelope.Tool)
 }
 

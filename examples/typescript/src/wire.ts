@@ -80,7 +80,8 @@ export class Schemas {
 export function ofAnotherVersion(payload: Uint8Array, subject: string): boolean {
   try {
     const { kind, task, tenant, tool } = JSON.parse(utf8.decode(payload)) as Json;
-    return [kind, task, tenant].every((each) => typeof each === "string" && each !== "") && (tool === undefined || subject === `tools.${String(tool)}`);
+    const named = [task, tenant].every((each) => typeof each === "string" && each !== "");
+    return kind === "tool" && named && (tool === undefined || subject === `tools.${String(tool)}`);
   } catch {
     return false;
   }

@@ -61,15 +61,16 @@ def read_envelope(payload: bytes, subject: str) -> Envelope | None:
 def _belongs_on(subject: str, envelope: Envelope) -> bool:
     """Whether a message agrees with what its subject says of it, in every version."""
     prefix, *names = subject.split(".")
+    # A new kind comes on a subject of its own, so that of each subject is known.
     match prefix, names:
         case "tasks" | "turns", [pool, priority, tenant]:
-            said = (envelope.pool or pool, envelope.priority or priority, envelope.tenant)
-            return said == (pool, priority, tenant) and (prefix == "turns" or envelope.request is not None)
+            said = (envelope.kind, envelope.pool or pool, envelope.priority or priority, envelope.tenant)
+            return said == ("turn", pool, priority, tenant) and (prefix == "turns" or envelope.request is not None)
         case "tools", [tool]:
-            return envelope.tool in (None, tool)
-        case "control", [_, tenant]:
-            return envelope.tenant == tenant
-        case "timers", ["fired", _, tenant, task, _]:
-            return (envelope.tenant, envelope.task) == (tenant, task)
+            return envelope.kind == "tool" and envelope.tool in (None, tool)
+        case "control", [kind, tenant]:
+            return (envelope.kind, envelope.tenant) == (kind, tenant)
+        case "timers", ["fired", kind, tenant, task, _]:
+            return (envelope.kind, envelope.tenant, envelope.task) == (kind, tenant, task)
         case _:
             return False

@@ -29,6 +29,7 @@ from mesh.task.records import record
 from mesh.task.subtasks import child_id
 from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, status_is, working
+from tests.support.checker import read_stored
 from tests.support.patience import stretched
 from tests.support.tasks import begin_journal, claim_first_turn, complete_turn, end_task, publish_work, turn_work
 from tests.support.waiting import until
@@ -338,3 +339,22 @@ async def test_put_back_twice_a_step_is_done_once(connection: Connection, settin
     async with working(connection, settings, Handler(counted)):
         await until(lambda: queues_are_empty(connection))
     assert len(claims) == 1
+
+
+async def test_the_record_of_a_step_that_gave_up_is_written_though_its_message_is_gone(connection: Connection) -> None:
+    """Who appended the event died before it could, and nobody meets the message any more."""
+    journal = await begin_journal(connection.requests, turn_work())
+    await project(connection.requests, record(journal.state))
+    error = ErrorInfo("provider-error", "broken")
+    await journal.append(
+        lambda stamp: events.TaskDeadLettered(*stamp, step="1", gen=0, error=error, deliveries=3), lambda _: True
+    )
+    found = await put_back(connection)
+    assert kinds(found) == [("record", "status"), ("dead letter", "1.g0")]
+    stored = await read_stored(connection.requests)
+    [letter] = stored.dead_letters
+    assert (letter["task"], letter["step"], letter["gen"]) == (journal.state.task, "1", 0)
+    assert (letter["errors"][-1]["code"], letter["deliveries"]) == ("provider-error", 3)
+    assert stored.records[journal.state.task]["status"] == "dead_lettered"
+    await until_quiet(connection, journal)
+    assert await all_found(connection) == []

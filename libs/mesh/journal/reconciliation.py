@@ -7,13 +7,14 @@ comes late does no harm: the journal says which of the two stands for the step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
 from contracts import subjects
-from contracts.codec import decode
+from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
 from contracts.identifiers import new_id
 from contracts.journal import events
@@ -21,8 +22,9 @@ from contracts.journal.events import Stamp
 from contracts.journal.parts import StepGen
 from contracts.messages.control import ChildDoneCommand
 from contracts.messages.envelope import read_envelope
-from contracts.records.status import ENDED, TaskRecord
-from contracts.streams import CONTROL, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from contracts.messages.work import DeadLetter
+from contracts.records.status import ENDED, Status, TaskRecord
+from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
 from mesh.broker.direct_get import (
     Stored,
     first_from_leader,
@@ -33,15 +35,19 @@ from mesh.broker.direct_get import (
 from mesh.broker.requests import Requests
 from mesh.errors import StepLost
 from mesh.journal.journal import Journal
-from mesh.journal.settling import publish_outbox, settle
+from mesh.journal.projection import project
+from mesh.journal.settling import publish_outbox, settle, settle_dead_letter
 from mesh.task.decisions import FIRST_STEP
 from mesh.task.outbox import OutboxMessage, messages_after, messages_to_go_on
 from mesh.task.reconciliation import AwaitedChild, AwaitedStep, AwaitedTimer, awaited
+from mesh.task.records import record as record_of
 from mesh.task.state import TaskState
 
 log = structlog.get_logger("mesh.journal.reconciliation")
 
 RELEASED = "message-lost"
+RECONCILED = "reconciliation"
+"""Stands for the worker in a record that nobody else had written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class OpenTask:
 
     tenant: str
     task: str
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +71,29 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A message that is gone. `kind` is `work`, `timer`, `sub-task`, `news` of a sub-task's end, or `record`."""
+    """A message that is gone.
+
+    `kind` is `work`, `timer`, `sub-task`, `news` of a sub-task's end, `record`, or the record of a `dead letter`.
+    """
 
     kind: str
     name: str
     step: AwaitedStep | None = None
     message: OutboxMessage | None = None
+    letter: events.TaskDeadLettered | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _GoneMessage:
+    """The message of a step that gave up, as its journal would send it: the one that it had is gone."""
+
+    stream: str
+    subject: str
+    sequence: int
+    deliveries: int
+    stored_at: datetime
+    payload: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -119,7 +143,7 @@ class Reconciliation:
             except TaskmeshError:
                 continue  # Retention says so, and another version may read it.
             if record.status not in ENDED:
-                found.append(OpenTask(record.tenant, record.id))
+                found.append(OpenTask(record.tenant, record.id, record.status))
         return Walk(cursor, page.more, looked_at, found)
 
     async def examine(self, task: OpenTask, at: datetime) -> Found | None:
@@ -136,10 +160,15 @@ class Reconciliation:
             # Its last projection was lost, and whoever settled it may have died before it said so to others.
             found.lost.append(Lost("record", "status"))
             return found
+        if journal.state.status != task.status:
+            found.lost.append(Lost("record", "status"))
         for each in awaited(journal.state):
             lost = await self._lost(journal.state, each, last.stored_at, at)
             if lost is not None:
                 found.lost.append(lost)
+        for letter in journal.state.open_dead_letters:
+            if not await self._has_record(journal.state, letter):
+                found.lost.append(Lost("dead letter", f"{letter.step}.g{letter.gen}", letter=letter))
         return found if found.lost else None
 
     async def put_back(self, found: Found) -> bool:
@@ -152,17 +181,48 @@ class Reconciliation:
             await settle(self._requests, state, ("1",), None)
             return True
         for lost in found.lost:
-            if lost.step is not None:
+            if lost.kind == "record":
+                await project(self._requests, record_of(state))
+            elif lost.step is not None:
                 step = lost.step.step
                 if not await self._release(found, step):
                     return False
                 await publish_outbox(self._requests, messages_to_go_on(found.journal.state, step.step), None)
+            elif lost.letter is not None:
+                await self._write_record(state, lost.letter)
             elif lost.message is not None:
                 # The broker may still know the id of the one that is gone.
                 again = f"{lost.message.message_id}.{new_id()}"
                 await publish_outbox(self._requests, [replace(lost.message, message_id=again)], None)
         log.warning("task.put_back", task=found.task, tenant=found.tenant, lost=[each.name for each in found.lost])
         return True
+
+    async def _has_record(self, state: TaskState, letter: events.TaskDeadLettered) -> bool:
+        """Whether the record of a step that gave up was written: who appended the event may have died before."""
+        cursor, more = 0, True
+        while more:
+            subject = subjects.dead_letter(state.tenant, state.task)
+            page, more = await read_page(self._requests, DEAD_LETTERS.name, subject, cursor)
+            for message in page:
+                written = decode(message.payload, DeadLetter)
+                if (written.step, written.gen) == (letter.step, letter.gen):
+                    return True
+                cursor = message.sequence
+        return False
+
+    async def _write_record(self, state: TaskState, letter: events.TaskDeadLettered) -> None:
+        """Project the task and write the record, as whoever met its message would have done."""
+        for due in messages_to_go_on(state, letter.step):
+            gone = _GoneMessage(
+                TOOLS.name if "-" in letter.step else TURNS.name,
+                due.subject,
+                state.bindings.get((letter.step, letter.gen), 0),
+                letter.deliveries,
+                letter.time,
+                encode(due.payload),
+            )
+            step = StepGen(letter.step, letter.gen)
+            await settle_dead_letter(self._requests, state, gone, step, letter.error, RECONCILED)
 
     async def _release(self, found: Found, step: StepGen) -> bool:
         """Take the step from its message: from then on another stands for it. False if the task goes on by itself."""

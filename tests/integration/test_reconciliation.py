@@ -301,6 +301,7 @@ async def test_a_task_is_left_alone(connection: Connection, how: str) -> None:
             lambda _: True,
         )
         await project(connection.requests, record(journal.state))
+        await put_back(connection)  # Its record.
         await until_quiet(connection, journal)
         assert await all_found(connection) == []
     elif how == "it is young":

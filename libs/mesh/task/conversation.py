@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.codec import encode
@@ -44,21 +43,59 @@ def conversation(state: TaskState, before_turn: int, provider: str | None = None
     """
     if state.request is None:
         raise ValueError("there is no journal to make a conversation of")
-    entries: list[ConversationItem] = [*opening(state.request)]
-    seen, heard = -1, 0
-    for number in range(1, before_turn + 1):
+    so_far = _said_so_far(state, state.request, before_turn, provider)
+    entries, last = list(so_far.entries), _Place(so_far.turns, so_far.seen, so_far.heard)
+    for number in range(so_far.turns + 1, before_turn + 1):
         turn = state.turn(number)
-        begun = turn.base_n if number in state.turns and turn.claims else state.next_n
-        while heard < len(state.inputs) and state.inputs[heard].n < begun:
-            if state.inputs[heard].n > seen:
-                entries.append(Message("user", state.inputs[heard].text))
-            heard += 1
-        seen = max(seen, begun)
+        entries += last.inputs_of(state, turn)
         if number < before_turn and turn.completed is not None:
-            maker = turn.model[0] if turn.model else None
-            with_blocks = provider is None or maker is None or provider == maker
-            entries += _told_once(state, turn, turn.completed, with_blocks=with_blocks)
+            entries += _told(state, turn, turn.completed, provider)
     return entries
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far a conversation has come: its turns, and the inputs that were heard by then."""
+
+    turns: int = 0
+    seen: int = -1
+    heard: int = 0
+
+    def inputs_of(self, state: TaskState, turn: TurnState) -> list[ConversationItem]:
+        """The inputs that stand before a turn, the next one."""
+        begun = turn.base_n if turn.turn in state.turns and turn.claims else state.next_n
+        told: list[ConversationItem] = []
+        while self.heard < len(state.inputs) and state.inputs[self.heard].n < begun:
+            if state.inputs[self.heard].n > self.seen:
+                told.append(Message("user", state.inputs[self.heard].text))
+            self.heard += 1
+        self.seen = max(self.seen, begun)
+        return told
+
+
+@dataclass(slots=True)
+class _SaidSoFar(_Place):
+    """The beginning of a conversation that does not change any more: a long run need not tell it anew at each turn."""
+
+    request: TaskRequest | None = None
+    entries: list[ConversationItem] = field(default_factory=list)
+
+
+def _said_so_far(state: TaskState, request: TaskRequest, before_turn: int, provider: str | None) -> _SaidSoFar:
+    """The turns before one, as far as they are completed and all of their calls have results."""
+    kept = state.said.get(provider)
+    if kept is None or kept.request is not request or kept.turns >= before_turn:
+        kept = _SaidSoFar(request=request, entries=[*opening(request)])
+    while kept.turns + 1 < before_turn:
+        turn = state.turn(kept.turns + 1)
+        completed = turn.completed
+        if completed is None or any(asked.call not in state.call_results for asked in completed.calls):
+            break
+        kept.entries += kept.inputs_of(state, turn)
+        kept.entries += _told(state, turn, completed, provider)
+        kept.turns += 1
+    state.said[provider] = kept
+    return kept
 
 
 def whole_conversation(state: TaskState) -> list[ConversationItem]:
@@ -90,20 +127,12 @@ def opening(request: TaskRequest) -> list[Message]:
     return [*instructions, *request.input]
 
 
-def _told_once(
-    state: TaskState, turn: TurnState, completed: events.TurnCompleted, *, with_blocks: bool
-) -> Sequence[ConversationItem]:
-    """The same as `_told`, made once for a turn whose calls all have their results: a long run has many of them."""
-    kept = turn.told.get(with_blocks)
-    if kept is not None and kept[0] is completed:
-        return kept[1]
-    told = _told(state, completed, with_blocks=with_blocks)
-    if all(asked.call in state.call_results for asked in completed.calls):
-        turn.told[with_blocks] = (completed, tuple(told))
-    return told
-
-
-def _told(state: TaskState, completed: events.TurnCompleted, *, with_blocks: bool) -> list[ConversationItem]:
+def _told(
+    state: TaskState, turn: TurnState, completed: events.TurnCompleted, provider: str | None
+) -> list[ConversationItem]:
+    """What a turn has said and heard. Its blocks are shown to the provider that made them alone."""
+    maker = turn.model[0] if turn.model else None
+    with_blocks = provider is None or maker is None or provider == maker
     blocks = tuple(completed.blocks) if completed.blocks is not None and with_blocks else None
     told: list[ConversationItem] = [AssistantTurn(completed.text, tuple(completed.calls), completed.reasoning, blocks)]
     for asked in completed.calls:

@@ -126,6 +126,7 @@ def _claim(state: TaskState, event: events.StepClaimed) -> None:
     state.retry_at.pop(step_gen, None)
     state.released.discard(step_gen)
     if event.call is None:
+        state.last_turn_claim = event
         turn = _turn(state, event.turn)
         turn.claims += 1
         turn.model = (event.provider, event.model)
@@ -169,6 +170,7 @@ def _replay(state: TaskState, event: events.TaskReplayed) -> None:
     edits, request = event.edits, state.request
     if edits is None or request is None:
         return
+    state.said.clear()
     for call, arguments in (edits.arguments or {}).items():
         turn = state.turn(turn_of(call))
         if turn.completed is not None:

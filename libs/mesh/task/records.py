@@ -13,8 +13,7 @@ def record(state: TaskState) -> TaskRecord:
     if queued is None or state.changed_at is None:
         raise ValueError("there is no journal to make a record of")
     end = state.terminal
-    turn_claims = [claim for claim in state.claims.values() if claim.call is None]
-    last_claim = max(turn_claims, key=lambda claim: claim.n, default=None)
+    last_claim = state.last_turn_claim
     dead_letters = state.open_dead_letters if end is None else []
     completed = end if isinstance(end, events.TaskCompleted) else None
     stopped = end if isinstance(end, events.TaskCancelled | events.TaskExpired) else None

@@ -55,10 +55,6 @@ class TurnState:
     completed: events.TurnCompleted | None = None
     milestone_bytes: int = 0
     """How large the journal's milestones were when it was completed."""
-    told: dict[bool, tuple[events.TurnCompleted, tuple[Any, ...]]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
-    """What `mesh.task.conversation` has made of it once all of its calls had results: it does not change any more."""
 
     @property
     def text(self) -> str:
@@ -93,6 +89,8 @@ class TaskState:
     turns: dict[int, TurnState] = field(default_factory=dict)
     claims: dict[StepKey, events.StepClaimed] = field(default_factory=dict)
     """The last claim of each (step, gen)."""
+    last_turn_claim: events.StepClaimed | None = None
+    """The last claim of any turn."""
     claim_counts: dict[StepKey, int] = field(default_factory=dict)
     """How often each (step, gen) was claimed."""
     bindings: dict[StepKey, int] = field(default_factory=dict)
@@ -138,6 +136,8 @@ class TaskState:
     """Events of types that this version does not know."""
     events_after_end: int = 0
     """Must stay 0: nothing follows a terminal event."""
+    said: dict[str | None, Any] = field(default_factory=dict, compare=False, repr=False)
+    """By provider, what `mesh.task.conversation` has made of the turns that don't change any more."""
 
     @property
     def exists(self) -> bool:

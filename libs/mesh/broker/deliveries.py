@@ -62,6 +62,10 @@ class Delivery:
         """The step is somebody else's now, or the delivery is answered."""
         self._over = True
 
+    def was_sent_since(self, at: float) -> None:
+        """It may have been sent as long ago as that, on the clock of leases: its lease runs from then on."""
+        self._leased_at = min(self._leased_at, at)
+
     async def heartbeat(self) -> None:
         """Extend the lease, if it holds and the broker is there to hear it."""
         if self.lease_held and self._client.is_connected:
@@ -129,11 +133,30 @@ async def while_leased(delivery: Delivery, act: Callable[[], Awaitable[Result]])
         await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
 
 
+class Awake:
+    """Since when a process is known to have been awake, and so to have read what was sent to it.
+
+    One that slept finds messages in its socket that were sent meanwhile. Their leases may be over, and they are with
+    others by now: it can't tell when they were sent, but no earlier than it was seen awake last.
+    """
+
+    def __init__(self, interval_seconds: float) -> None:
+        self.since = self._looked_at = lease_clock()
+        self._interval_seconds = interval_seconds
+
+    def look(self, at: float) -> None:
+        """Called at each interval. After a gap what is read until the next look counts as sent in the gap."""
+        if at - self._looked_at <= 2 * self._interval_seconds:
+            self.since = at
+        self._looked_at = at
+
+
 class Leases:
     """Heartbeats for every delivery that this process works on; one clock for all of them."""
 
     def __init__(self, ack_wait_seconds: float) -> None:
         self._interval_seconds = ack_wait_seconds / HEARTBEATS_PER_LEASE
+        self._awake = Awake(self._interval_seconds)
         self._held: dict[Delivery, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
@@ -141,6 +164,7 @@ class Leases:
 
     def add(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         """Keep the lease while `task` runs; cancel it if the lease is lost."""
+        delivery.was_sent_since(self._awake.since)
         self._held[delivery] = task
 
     def remove(self, delivery: Delivery) -> None:
@@ -149,8 +173,10 @@ class Leases:
 
     async def run(self) -> None:
         """Send heartbeats until cancelled."""
+        self._awake = Awake(self._interval_seconds)
         while True:
             await asyncio.sleep(self._interval_seconds)
+            self._awake.look(lease_clock())
             for delivery, task in list(self._held.items()):
                 if delivery.lease_held:
                     try:

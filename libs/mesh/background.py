@@ -32,6 +32,12 @@ async def repeatedly(act: Callable[[], Awaitable[object]], pause_seconds: float,
         await asyncio.sleep(pause_seconds)
 
 
+def is_seen(task: asyncio.Task[Any]) -> None:
+    """A done callback, for what several wait for: each is told how it failed, and there may be nobody left who is."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def first_of(*events: asyncio.Event, seconds: float | None) -> None:
     """Wait until one of the events is set, or for so long; None is for ever."""
     waits = [asyncio.create_task(event.wait()) for event in events]

@@ -7,9 +7,7 @@ is back, behind the consumer that had finished it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import structlog
@@ -28,6 +26,7 @@ from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.errors import BrokerUnavailable, NoRoom, StepLost
 from mesh.journal import dead_letter_records, giving_up
+from mesh.journal.dead_letter_records import UndeliveredMessage
 from mesh.journal.journal import Append, Build, Journal
 from mesh.journal.settling import settle, settle_dead_letter
 from mesh.loop_health import LoopHealth
@@ -43,19 +42,6 @@ MESSAGES_PER_ROUND_MAX = 256
 """Read of one queue in one round; the next goes on behind them."""
 QUEUES = ("TASKS", "TURNS", "TOOLS", "CONTROL")
 DELIVERIES_EXHAUSTED = "deliveries-exhausted"
-
-
-@dataclass(frozen=True, slots=True)
-class StrandedMessage:
-    """A message as it lies in its stream. `deliveries` is how often the broker may have delivered it."""
-
-    stream: str
-    subject: str
-    sequence: int
-    deliveries: int
-    stored_at: datetime
-    payload: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def finished_below(consumer: dict[str, Any]) -> int:
@@ -125,7 +111,7 @@ class Stranded:
         if stored is not None:
             await self._try(_message(stream, stored, deliveries))
 
-    async def _try(self, message: StrandedMessage) -> None:
+    async def _try(self, message: UndeliveredMessage) -> None:
         try:
             await self._handle(message)
         except StepLost as error:
@@ -138,7 +124,7 @@ class Stranded:
             # It is for people to look at, and must not keep the others.
             log.error("stranded.unreadable", stream=message.stream, message=message.sequence, error=str(error))
 
-    async def _found(self, stream: str) -> AsyncIterator[StrandedMessage]:
+    async def _found(self, stream: str) -> AsyncIterator[UndeliveredMessage]:
         state = (await self._requests.api(f"STREAM.INFO.{stream}"))["state"]
         if state["messages"] == 0:
             return
@@ -160,7 +146,7 @@ class Stranded:
         behind = page.messages[-1].sequence if page.more else 0
         self._cursors[stream] = after if found and self._no_room is None else behind
 
-    async def _handle(self, message: StrandedMessage) -> None:
+    async def _handle(self, message: UndeliveredMessage) -> None:
         if message.stream == "CONTROL":
             await self._handle_command(message)
             return
@@ -172,7 +158,7 @@ class Stranded:
         with structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step):
             await self._handle_work(message, work)
 
-    async def _handle_command(self, message: StrandedMessage) -> None:
+    async def _handle_command(self, message: UndeliveredMessage) -> None:
         """A command whose steward died at each delivery: settled if it was carried out, else for people to look at."""
         try:
             command = decode_control(message.payload, message.subject)
@@ -190,7 +176,7 @@ class Stranded:
         await settle(self._requests, journal.state, outcome.steps, traceparent, outcome.again)
         await self._delete(message)
 
-    async def _handle_work(self, message: StrandedMessage, work: Work) -> None:
+    async def _handle_work(self, message: UndeliveredMessage, work: Work) -> None:
         """Do what the journal says of the message's step, then delete it."""
         traceparent = message.headers.get(headers.TRACEPARENT)
         try:
@@ -229,23 +215,23 @@ class Stranded:
         log.warning("message.stranded", stream=message.stream, message=message.sequence)
         await self._delete(message)
 
-    async def _give_up_unread(self, message: StrandedMessage, error: TaskmeshError) -> None:
+    async def _give_up_unread(self, message: UndeliveredMessage, error: TaskmeshError) -> None:
         """Nobody gets it any more, whatever version he is of."""
         envelope = read_envelope(message.payload, message.subject)
         await giving_up.give_up_unread(self._requests, message, envelope, error, self._worker)
         await self._delete(message)
 
-    async def _refuse(self, message: StrandedMessage, error: ErrorInfo) -> None:
+    async def _refuse(self, message: UndeliveredMessage, error: ErrorInfo) -> None:
         log.error("message.refused", stream=message.stream, message=message.sequence, code=error.code)
         await dead_letter_records.write_message(self._requests, message, error, self._worker)
         await self._delete(message)
 
-    async def _delete(self, message: StrandedMessage) -> None:
+    async def _delete(self, message: UndeliveredMessage) -> None:
         await self._requests.delete_message(message.stream, message.sequence)
 
 
-def _message(stream: str, stored: Stored, deliveries: int) -> StrandedMessage:
-    return StrandedMessage(
+def _message(stream: str, stored: Stored, deliveries: int) -> UndeliveredMessage:
+    return UndeliveredMessage(
         stream=stream,
         subject=stored.subject,
         sequence=stored.sequence,
@@ -256,11 +242,11 @@ def _message(stream: str, stored: Stored, deliveries: int) -> StrandedMessage:
     )
 
 
-def _exhausted(message: StrandedMessage) -> ErrorInfo:
+def _exhausted(message: UndeliveredMessage) -> ErrorInfo:
     return ErrorInfo(DELIVERIES_EXHAUSTED, f"each of the {message.deliveries} deliveries ended without an answer")
 
 
-def _dead_lettered(work: Work, message: StrandedMessage) -> Build:
+def _dead_lettered(work: Work, message: UndeliveredMessage) -> Build:
     error = _exhausted(message)
     return lambda stamp: events.TaskDeadLettered(
         *stamp, step=work.step, gen=work.gen, error=error, deliveries=message.deliveries

@@ -20,6 +20,7 @@ from contracts.streams import (
 )
 from mesh.broker.config_changes import obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
+from mesh.broker.levels import STREAM_NOT_FOUND
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerError
@@ -27,8 +28,6 @@ from mesh.errors import BrokerError
 log = structlog.get_logger("mesh.broker.provisioning")
 
 WEBHOOK_LEFT = "delete it with `nats consumer rm`: a webhook of that name would be told of all since it was taken away"
-
-_STREAM_NOT_FOUND = 10059
 
 
 class Difference(NamedTuple):
@@ -101,7 +100,7 @@ async def _consumers(requests: Requests, stream: str) -> dict[str, dict[str, Any
     try:
         return {each["name"]: each["config"] for each in await all_consumers(requests, stream)}
     except BrokerError as error:
-        if error.number == _STREAM_NOT_FOUND:
+        if error.number == STREAM_NOT_FOUND:
             return {}
         raise
 
@@ -111,7 +110,7 @@ async def _left_webhooks(requests: Requests, wanted: set[str]) -> list[Differenc
     try:
         names = await all_consumer_names(requests, EVENTS.name)
     except BrokerError as error:
-        if error.number == _STREAM_NOT_FOUND:
+        if error.number == STREAM_NOT_FOUND:
             return []
         raise
     return [
@@ -177,7 +176,7 @@ async def _info(requests: Requests, subject: str) -> dict[str, Any] | None:
     try:
         return await requests.api(subject)
     except BrokerError as error:
-        if error.number == _STREAM_NOT_FOUND:
+        if error.number == STREAM_NOT_FOUND:
             return None
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -51,6 +52,19 @@ class QueuedMessage(Protocol):
     def payload(self) -> bytes: ...
     @property
     def headers(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class UndeliveredMessage:
+    """A queued message that is no delivery. `deliveries` is how often the broker may have delivered it."""
+
+    stream: str
+    subject: str
+    sequence: int
+    deliveries: int
+    stored_at: datetime
+    payload: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 async def write_step(

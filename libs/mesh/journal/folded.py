@@ -16,6 +16,7 @@ import structlog
 from contracts import subjects
 from contracts.journal import events
 from contracts.journal.events import JournalEvent, UnknownEvent, decode_event, decode_head, is_delta
+from mesh.background import is_seen
 from mesh.broker.direct_get import Stored, last_event, last_from_leader, read_page
 from mesh.broker.requests import Requests
 from mesh.errors import JournalCorrupt
@@ -68,7 +69,7 @@ class FoldedJournal:
         """
         if self._next_look is None:
             self._next_look = asyncio.create_task(self._look_once())
-            self._next_look.add_done_callback(_is_seen)
+            self._next_look.add_done_callback(is_seen)
         await asyncio.shield(self._next_look)
 
     async def _look_once(self) -> None:
@@ -186,12 +187,6 @@ class FoldedJournal:
     def _tell(self) -> None:
         for listener in tuple(self._listeners):
             listener()
-
-
-def _is_seen(task: asyncio.Task[None]) -> None:
-    """Whoever waits is told; nobody may be left who does."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _last_completed_turn(decoded: Decoded) -> int:

@@ -24,6 +24,7 @@ from contracts.codec import encode
 from contracts.errors import TaskmeshError
 from contracts.journal import edge_events
 from contracts.journal.events import TERMINAL_TYPES, decode_head
+from mesh.background import is_seen
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import (
     Page,
@@ -136,11 +137,6 @@ class _Subject:
     """No follower's own: it goes on, whoever of them leaves."""
 
 
-def _mark_as_seen(subscribed: asyncio.Task[Subscription]) -> None:
-    if not subscribed.cancelled():
-        subscribed.exception()  # There may be nobody left who waits for it.
-
-
 class Following:
     """All followers of a process."""
 
@@ -191,7 +187,7 @@ class Following:
         if entry is None:
             entry = self._subjects[subject] = _Subject(set())
             entry.subscribed = asyncio.create_task(self._begin(subject, entry))
-            entry.subscribed.add_done_callback(_mark_as_seen)
+            entry.subscribed.add_done_callback(is_seen)
         entry.buffers.add(buffer)
         try:
             # Of all that wait for it: one who leaves must not take it from the others.

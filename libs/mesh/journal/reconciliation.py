@@ -7,7 +7,6 @@ comes late does no harm: the journal says which of the two stands for the step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -34,6 +33,7 @@ from mesh.broker.direct_get import (
 )
 from mesh.broker.requests import Requests
 from mesh.errors import StepLost
+from mesh.journal.dead_letter_records import UndeliveredMessage
 from mesh.journal.journal import Journal
 from mesh.journal.projection import project
 from mesh.journal.settling import publish_outbox, settle, settle_dead_letter
@@ -81,19 +81,6 @@ class Lost:
     step: AwaitedStep | None = None
     message: OutboxMessage | None = None
     letter: events.TaskDeadLettered | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _GoneMessage:
-    """The message of a step that gave up, as its journal would send it: the one that it had is gone."""
-
-    stream: str
-    subject: str
-    sequence: int
-    deliveries: int
-    stored_at: datetime
-    payload: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -213,7 +200,8 @@ class Reconciliation:
     async def _write_record(self, state: TaskState, letter: events.TaskDeadLettered) -> None:
         """Project the task and write the record, as whoever met its message would have done."""
         for due in messages_to_go_on(state, letter.step):
-            gone = _GoneMessage(
+            # As the journal would send it: the message that the step had is gone.
+            gone = UndeliveredMessage(
                 TOOLS.name if "-" in letter.step else TURNS.name,
                 due.subject,
                 state.bindings.get((letter.step, letter.gen), 0),

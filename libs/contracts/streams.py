@@ -59,7 +59,7 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     """A stream. Sizes in bytes, times in seconds; -1 is no limit of that kind, and then another kind has one.
 
     The server reserves `max_bytes` of all streams together against its own storage limit: their sum is about
-    15 GiB, and `deploy/nats` configures more than that.
+    24 GiB, and `deploy/nats` configures more than that.
     """
 
     name: str
@@ -272,6 +272,14 @@ RESULTS = StreamDeclaration(
     max_age_seconds=30 * 24 * 3600,
 )
 
+ARCHIVE = StreamDeclaration(
+    name="ARCHIVE",
+    description="Packs: tasks that ended a while ago, many in one message.",
+    subjects=("archive.*",),
+    discard="new",
+    max_bytes=8 * _GIB,
+)
+
 STREAMS: tuple[StreamDeclaration, ...] = (
     TASKS,
     TURNS,
@@ -283,6 +291,7 @@ STREAMS: tuple[StreamDeclaration, ...] = (
     TIMERS,
     SIGNALS,
     RESULTS,
+    ARCHIVE,
 )
 
 TASKS_BUCKET = BucketDeclaration(name="tasks", description="Status record of each task.", max_bytes=2 * _GIB)
@@ -295,6 +304,12 @@ TOOLS_BUCKET = BucketDeclaration(
     name="tools", description="Declarations of tools.", max_bytes=16 * _MIB, ttl_seconds=TOOLS_TTL_SECONDS
 )
 TRIGGERS_BUCKET = BucketDeclaration(name="triggers", description="Rules that start tasks.", max_bytes=16 * _MIB)
+ARCHIVE_BUCKET = BucketDeclaration(
+    name="archive", description="Where in ARCHIVE each packed task lies.", max_bytes=1 * _GIB
+)
+WALKS_BUCKET = BucketDeclaration(
+    name="walks", description="How far the steward's walks are, and who has which piece.", max_bytes=16 * _MIB
+)
 
 BUCKETS: tuple[BucketDeclaration, ...] = (
     TASKS_BUCKET,
@@ -303,6 +318,8 @@ BUCKETS: tuple[BucketDeclaration, ...] = (
     LANES_BUCKET,
     TOOLS_BUCKET,
     TRIGGERS_BUCKET,
+    ARCHIVE_BUCKET,
+    WALKS_BUCKET,
 )
 
 

@@ -7,6 +7,7 @@ give different subjects, and `parse_*` gives the names back.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import string
 from typing import NamedTuple
@@ -39,6 +40,7 @@ _CALL = re.compile(CALL_PATTERN)
 _TIMER_NAME = re.compile(TIMER_NAME_PATTERN)
 _SIGNAL = re.compile(SIGNAL_PATTERN)
 _SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SEQUENCE_END = 2**63
 _KEY_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-_")
 
 EVENTS_LOG = "events.*.*.log"
@@ -197,6 +199,21 @@ def malformed_dead_letter(tenant: str | None) -> str:
 def task_key(tenant: str, task: str) -> str:
     """Key of a task's record in the bucket `tasks`: `<tenant>.<task>`."""
     return f"{check_tenant(tenant)}.{check_task(task)}"
+
+
+def archive(walk_from: int) -> str:
+    """Packs of what a steward met in EVENTS from that sequence on: `archive.<sequence>`."""
+    if not 0 < walk_from < _SEQUENCE_END:
+        raise InvalidName(f"not a sequence: {walk_from!r:.80}")
+    return f"archive.{walk_from}"
+
+
+def archive_key(tenant: str, task: str) -> str:
+    """Key in the bucket `archive` under which a task's place is: 4 hexadecimal digits.
+
+    They are the first of SHA-256 over `<tenant>.<task>`.
+    """
+    return hashlib.sha256(task_key(tenant, task).encode()).hexdigest()[:4]
 
 
 def lane_key(pool: str, priority: str) -> str:

@@ -11,7 +11,7 @@ from contracts import errors, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
 from contracts.messages import control, notifications, work
-from contracts.records import providers, status, tools
+from contracts.records import archive, providers, status, tools
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -54,6 +54,8 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,
     "webhook": notifications.Notification,
+    "packed_task": archive.PackedTask,
+    "pack_directory": archive.PackDirectory,
     "provider_record": providers.ProviderRecord,
     "problem": errors.Problem,
     "health": status.Health,

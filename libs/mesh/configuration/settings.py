@@ -70,6 +70,8 @@ class Settings:
     """How long a task is kept after its end: journal, record and dead letters. Without an end it is kept for ever."""
     delta_retention_hours: float = 24.0
     """How long the tokens of a turn are kept one by one after its end. Its text stays as long as its task."""
+    pack_after_hours: float = 24.0
+    """How long after its end a task is packed: from then on it takes no memory of the broker. Its deltas go then."""
     reconcile_after_seconds: float = 60.0
     """How long a task is quiet before the steward looks whether the message that it waits for is still there."""
     waiting_hours: float = 24.0
@@ -127,6 +129,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "max_deliver": (1, 10_000),
     "retention_days": (0, 36_500),
     "delta_retention_hours": (0, 876_000),
+    "pack_after_hours": (0, 876_000),
     "reconcile_after_seconds": (0.1, 86_400),
     "waiting_hours": (0.0001, 876_000),
     "high_water_percent": (0, 100),

@@ -28,8 +28,9 @@ class PackedTask(msgspec.Struct, frozen=True, kw_only=True):
 class PackLocation(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     """Where a task lies: `[sequence, offset, size]`, or `[sequence, 0, 0, [part, …]]` for one in messages of its own.
 
-    `sequence` is that of its pack in ARCHIVE; its line is in the gzip member of `size` bytes of the payload from `offset`
-    on, beside a few others. For a task that is too large that member is the payloads of the messages at `parts`, joined.
+    `sequence` is that of its pack in ARCHIVE; its line is in the gzip member of `size` bytes of the payload from
+    `offset` on, beside a few others. For a task that is too large that member is the payloads of the messages at
+    `parts`, joined.
     """
 
     sequence: Ordinal
@@ -41,9 +42,9 @@ class PackLocation(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
 class PackEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task in the directory of its pack.
 
-    `record` is its record without `output`, and with an error cut short. `ended_at`: when the broker stored its terminal
-    event. `offset`, `size` and `parts` as in a location. `objects` are names in the object store bucket `results`;
-    `dead_letters`, whether DEAD_LETTERS may have records of it.
+    `record` is its record without `output`, and with an error cut short. `ended_at`: when the broker stored its
+    terminal event. `offset`, `size` and `parts` as in a location. `objects` are names in the object store bucket
+    `results`; `dead_letters`, whether DEAD_LETTERS may have records of it.
     """
 
     record: TaskRecord

@@ -30,8 +30,8 @@ CLOCK_OFF = os.environ.get(CLOCK_VARIABLE, "")
 POINTS_VARIABLE = "MESH_TEST_POINTS"
 REACHED_FILE = "reached"
 ORDER_FILE = "crash"
-_NAMED_ELSEWHERE = ("events.", "$KV.")
-"""Subjects of appends and projections, which are points of their own, and of records that nobody's work hangs on."""
+_NAMED_ELSEWHERE = ("events.", "archive.", "$KV.")
+"""Subjects of appends, packs and projections, which are points of their own, and of records that no work hangs on."""
 
 
 def clock_off_seconds() -> float:

@@ -37,6 +37,7 @@ from ingress.parsing import (
 from ingress.pool_availability import Providers
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from ingress.task_listing import list_tasks
+from mesh.archive import lookup as archive
 from mesh.broker import key_value
 from mesh.broker.direct_get import read_sequence
 from mesh.broker.requests import Requests
@@ -218,6 +219,9 @@ class Ingress:
             projected = _readable_record(entry.value) if entry is not None and entry.value else None
             if projected is not None and projected.status in ENDED:
                 return self._linked(projected)
+            packed = await archive.find(self._requests, tenant, task) if entry is None else None
+            if packed is not None:
+                return self._linked(packed.record)
         journal = await read_journal(self._journals, tenant, task)
         return self._linked(record(journal.state))
 

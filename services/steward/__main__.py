@@ -14,6 +14,7 @@ from steward.reconciling import Reconciling
 from steward.retention import Retention
 from steward.schedule_check import Schedules
 from steward.stranded import Stranded
+from steward.sweeping import Sweeps
 from steward.trigger_firing import Triggers
 from steward.unbegun import Unbegun
 from steward.waking import Waking
@@ -26,7 +27,7 @@ async def main(service: Service) -> None:
     lanes = LaneKeeper(service.connection, settings.pools)
     control = ControlLoop(service.connection, settings, service.worker)
     timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
-    retention = Retention(service.requests, settings)
+    retention = Retention(service.requests, settings, service.worker)
     stranded = Stranded(service.requests, service.worker)
     advisories = Advisories(service.connection, settings, stranded, service.worker)
     webhooks = Webhooks(service)
@@ -45,6 +46,7 @@ async def main(service: Service) -> None:
         stranded.run(),
         Unbegun(service.requests).run(),
         retention.run(),
+        Sweeps(service.requests, settings, service.worker).run(),
         reconciling.run(),
         lanes.run(),
         Waking(service.requests).run(),

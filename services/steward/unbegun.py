@@ -15,6 +15,7 @@ from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.errors import TaskmeshError
 from contracts.messages.work import TurnWork, decode_work
+from mesh.archive.lookup import journal_of
 from mesh.background import repeatedly
 from mesh.broker.direct_get import Stored, last_sequence, read_page
 from mesh.broker.requests import NO_ROOM, Requests
@@ -68,6 +69,7 @@ class Unbegun:
         due = [message for message in page.messages if message.stored_at <= before]
         works = [(message, work) for message in due if (work := _first_turn(message)) is not None]
         begun = await self._begun([work for _, work in works])
+        begun |= await self._packed([work for _, work in works if work.task not in begun])
         for message, work in works:
             if work.task not in begun:
                 await self._begin(work, message.headers.get(headers.TRACEPARENT))
@@ -92,6 +94,10 @@ class Unbegun:
             if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
                 break
         return begun
+
+    async def _packed(self, works: list[TurnWork]) -> set[str]:
+        """Those of them that have ended so long ago that they are packed: their messages were forgotten."""
+        return {work.task for work in works if await journal_of(self._requests, work.tenant, work.task)}
 
     async def _begin(self, work: TurnWork, traceparent: str | None) -> None:
         try:

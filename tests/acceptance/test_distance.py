@@ -121,7 +121,7 @@ async def test_what_is_old_is_purged(far: Commander, rtt: float) -> None:
     assert far.mesh.link is not None
     settings = replace(far.mesh.settings, nats_url=far.mesh.link.url, retention_days=0.0, delta_retention_hours=0.0)
     async with connect(settings, "test") as connection:
-        retention = Retention(connection.requests, settings)
+        retention = Retention(connection.requests, settings, "test")
 
         async def purged() -> bool:
             await retention.round()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
-from contracts import subjects
+from contracts import headers, subjects
 from contracts.identifiers import new_id
 from contracts.journal import events
 from mesh.broker.connection import Connection
@@ -17,7 +18,9 @@ from mesh.journal.journal import Journal
 from mesh.journal.projection import project
 from mesh.task.records import record
 from steward import retention
-from steward.retention import RECORDS_PER_ROUND_MAX, Retention
+from steward.archiving import packing
+from steward.retention import Retention
+from steward.sweeping import Sweeps
 from tests.support.checker import read_stored
 from tests.support.past import PastJournal, PastTask, store, stored_messages, stored_subjects, time_of_the_broker
 from tests.support.tasks import (
@@ -31,6 +34,12 @@ from tests.support.tasks import (
 )
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def no_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due is done at once, and does not wait for more of it."""
+    monkeypatch.setattr(packing, "GATHERS", timedelta())
 
 
 async def ended_task(connection: Connection) -> Journal:
@@ -47,12 +56,25 @@ SOON = timedelta(seconds=5)
 """Later than all that was stored, however the clocks of test and broker are rounded."""
 
 
+class Keeping:
+    """Retention and sweeps of one steward."""
+
+    def __init__(self, connection: Connection, settings: Settings, clock: Callable[[], datetime]) -> None:
+        self.retention = Retention(connection.requests, settings, "test", clock)
+        self.sweeps = Sweeps(connection.requests, settings, "test", clock)
+
+    async def round(self) -> None:
+        """One of each."""
+        await self.retention.round()
+        await self.sweeps.round()
+
+
 def keeping(
     connection: Connection, settings: Settings, *, days: float, hours: float, at: datetime | None = None
-) -> Retention:
-    """One that looks from `at`, or from just after now."""
-    kept = replace(settings, retention_days=days, delta_retention_hours=hours)
-    return Retention(connection.requests, kept, lambda: at or now() + SOON)
+) -> Keeping:
+    """One that looks from `at`, or from just after now; nothing is packed before it goes."""
+    kept = replace(settings, retention_days=days, delta_retention_hours=hours, pack_after_hours=days * 24)
+    return Keeping(connection, kept, lambda: at or now() + SOON)
 
 
 async def test_an_ended_task_goes_whole_and_a_living_one_stays(connection: Connection, settings: Settings) -> None:
@@ -81,10 +103,10 @@ async def test_nothing_goes_by_the_clock_of_the_machine(
     clock = MeshClock()
     monkeypatch.setattr(retention, "MESH_CLOCK", clock)
     settings = replace(settings, retention_days=0, delta_retention_hours=0)
-    await Retention(connection.requests, settings).round()
+    await Retention(connection.requests, settings, "test").round()
     assert (await read_stored(connection.requests)).records
     clock.learn(now() + SOON, lease_clock(), lease_clock())
-    await Retention(connection.requests, settings).round()
+    await Retention(connection.requests, settings, "test").round()
     assert not (await read_stored(connection.requests)).records
 
 
@@ -114,21 +136,57 @@ async def test_deltas_go_up_to_the_last_completed_turn_and_the_journal_folds_to_
     await claim_first_turn(again, "next")
 
 
-async def test_a_task_stays_while_a_message_as_old_as_its_end_waits(connection: Connection, settings: Settings) -> None:
+async def test_a_forgotten_message_keeps_nobody_and_its_task_does_not_begin_anew(
+    connection: Connection, settings: Settings
+) -> None:
     work = turn_work()
-    ack = await publish_work(connection.requests, work)
+    await publish_work(connection.requests, work)
     journal = await begin_journal(connection.requests, work)
     await end_task(journal)
     await project(connection.requests, record(journal.state))
-    purging = keeping(connection, settings, days=0, hours=0)
-    await purging.round()
-    assert set((await read_stored(connection.requests)).records) == {work.task}
-    lane = subjects.tasks(work.pool, work.priority, work.tenant)
-    await connection.requests.api("STREAM.PURGE.TASKS", {"filter": lane, "seq": ack.seq + 1})
-    await purging.round()
+    other = await ended_task(connection)
+    at = now() + timedelta(hours=25)
+    purging = keeping(connection, settings, days=30, hours=24, at=at)
+    purging.retention = Retention(
+        connection.requests, replace(settings, pack_after_hours=24, delta_retention_hours=24), "test", lambda: at
+    )
+    await purging.retention.round()
     stored = await read_stored(connection.requests)
-    assert not stored.records
     assert not stored.journals
+    assert not stored.records
+    # Whoever gets the message now finds that its task is over.
+    again = await Journal.load(connection.requests, work.tenant, work.task)
+    assert again.state.status == "completed"
+    assert again.state.is_packed
+    await purging.sweeps.round()
+    assert await stored_messages(connection.requests, "TASKS") == {}
+    assert (await Journal.load(connection.requests, work.tenant, other.state.task)).state.status == "completed"
+
+
+async def test_a_message_of_a_task_that_lives_or_has_not_begun_is_left_alone(
+    connection: Connection, settings: Settings
+) -> None:
+    begun, unbegun = turn_work(), turn_work()
+    for work in (begun, unbegun):
+        await publish_work(connection.requests, work)
+    await begin_journal(connection.requests, begun)
+    await keeping(connection, settings, days=0, hours=0, at=now() + timedelta(days=400)).round()
+    assert sum((await stored_messages(connection.requests, "TASKS")).values()) == 2
+
+
+async def test_timers_of_tasks_that_are_over_go_and_those_of_the_living_stay(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    ended, living = await ended_task(connection), await begin_journal(requests, turn_work())
+    due = {headers.SCHEDULE: "@at 2099-01-01T00:00:00Z"}
+    for task in (ended.state.task, living.state.task, new_id()):
+        fires = {headers.SCHEDULE_TARGET: subjects.timer_fired("deadline", "default", task, "task")}
+        await requests.publish(subjects.timer_at("deadline", "default", task, "task"), b"{}", due | fires)
+    await keeping(connection, settings, days=30, hours=24, at=now() + timedelta(hours=2)).round()
+    assert set(await stored_messages(requests, "TIMERS")) == {
+        subjects.timer_at("deadline", "default", living.state.task, "task")
+    }
 
 
 async def test_a_steward_that_died_between_journal_and_record_is_made_up_for(
@@ -170,7 +228,8 @@ async def test_a_long_living_task_loses_the_deltas_of_its_old_turns_alone(
 
 async def test_a_turn_becomes_due_while_its_task_goes_on(connection: Connection, settings: Settings) -> None:
     at = now()
-    purging = Retention(connection.requests, replace(settings, retention_days=30, delta_retention_hours=24), lambda: at)
+    settings = replace(settings, retention_days=30, delta_retention_hours=24)
+    purging = Keeping(connection, settings, lambda: at)
     journal = PastJournal(connection.requests)
     delta = subjects.journal_delta("default", journal.state.task)
     await journal.begin(now())
@@ -208,9 +267,12 @@ async def test_the_clock_of_a_writer_makes_nothing_go_early_and_keeps_nothing(
     assert await left() == {}
 
 
+UNREADABLE = 600
+
+
 async def test_what_cannot_be_read_blocks_nobody(connection: Connection, settings: Settings) -> None:
     requests = connection.requests
-    for number in range(RECORDS_PER_ROUND_MAX):
+    for number in range(UNREADABLE):
         # More than a round looks at: it must not look at the same ones for ever.
         await requests.publish(f"$KV.tasks.default.unreadable{number}", b"{" if number % 2 else b"")
         await requests.publish(subjects.journal_log("default", new_id()), b"{")
@@ -220,12 +282,10 @@ async def test_what_cannot_be_read_blocks_nobody(connection: Connection, setting
         await purging.round()
     left = {**await stored_messages(requests, "EVENTS"), **await stored_messages(requests, "KV_tasks")}
     assert not left.keys() & stored_subjects(task, PastTask(ended=True), deltas=True).keys()
-    assert len(left) == 2 * RECORDS_PER_ROUND_MAX
+    assert len(left) == 2 * UNREADABLE
 
 
-async def test_of_many_tasks_exactly_the_due_ones_go_and_no_round_does_more_than_its_share(
-    connection: Connection, settings: Settings
-) -> None:
+async def test_of_many_tasks_exactly_the_due_ones_go(connection: Connection, settings: Settings) -> None:
     requests = connection.requests
     due = [PastTask(ended=True, dead_letter=number % 3 == 0) for number in range(120)]
     waiting = [PastTask(ended=False, dead_letter=number % 3 == 0) for number in range(60)]
@@ -237,12 +297,8 @@ async def test_of_many_tasks_exactly_the_due_ones_go_and_no_round_does_more_than
     a_month_ago = await time_of_the_broker(requests)
     ids += await store(requests, young)
     purging = keeping(connection, settings, days=30, hours=720, at=a_month_ago + timedelta(days=30))
-    before = len(await stored_messages(requests, "KV_tasks"))
-    for _ in range(len(old) // RECORDS_PER_ROUND_MAX + 1):
+    for _ in range(2):
         await purging.round()
-        now_there = len(await stored_messages(requests, "KV_tasks"))
-        assert before - now_there <= RECORDS_PER_ROUND_MAX
-        before = now_there
     left: dict[str, int] = {}
     for stream in ("EVENTS", "DEAD_LETTERS", "KV_tasks"):
         left |= await stored_messages(requests, stream)

@@ -118,6 +118,9 @@ async def _store_one(requests: Requests, task: str, past: PastTask) -> None:
     journal = PastJournal(requests, task)
     await journal.begin(time)
     await journal.turn(time)
+    if past.dead_letter:
+        error = ErrorInfo(code="internal", message="made up")
+        await journal.add(events.TaskDeadLettered, time, step="1", gen=0, error=error, deliveries=5)
     if past.ended:
         await journal.end(time)
     else:
@@ -157,7 +160,7 @@ async def stored_messages(requests: Requests, stream: str) -> dict[str, int]:
 def stored_subjects(task: str, past: PastTask, *, deltas: bool) -> dict[str, int]:
     """What is to be found of a task that `store` has written, and how many messages; with its deltas or without."""
     found = {
-        subjects.journal_log("default", task): LOG_EVENTS,
+        subjects.journal_log("default", task): LOG_EVENTS + past.dead_letter,
         f"$KV.tasks.{subjects.task_key('default', task)}": 1,
     }
     if deltas:

@@ -78,6 +78,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "inference_worker.dialects.openai": ("inference_worker.models", "inference_worker.dialects"),
     "inference_worker.dialects.scripted": ("inference_worker.models",),
     "inference_worker.turn": ("inference_worker.models", "inference_worker.dialects"),
+    "steward.walks": (),
+    "steward.archiving": ("steward.walks",),
+    "steward.sweeps": ("steward.walks",),
     "tool_runner.tools": (),
     "tool_runner.mcp_servers": ("tool_runner.tools",),
 }

@@ -11,7 +11,8 @@ from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.journal import events
 from mesh.broker.direct_get import Stored
-from steward.retention import REST_SECONDS_MAX, ROUND_SECONDS, deltas_due, pause_seconds, task_may_go
+from steward.archiving.deltas import DeltasDue, add_due
+from steward.retention import REST_SECONDS_MAX, ROUND_SECONDS, pause_seconds
 from tests.unit.journals import START, TASK, TENANT, HandMadeJournal
 
 HOUR = timedelta(hours=1)
@@ -32,6 +33,13 @@ def log_of(journal: HandMadeJournal, wrong: timedelta = timedelta()) -> list[Sto
 def stamped(time: datetime) -> dict[str, str]:
     """What the broker says of a message that it has stored then."""
     return {headers.TIME_STAMP: time.strftime("%Y-%m-%dT%H:%M:%S.%f123Z")}
+
+
+def deltas_due(milestones: list[Stored], cursor: int, cutoff: datetime, *, of_ended: bool = True) -> DeltasDue:
+    """What may go of milestones that lie behind a cursor, on the day after their last."""
+    due = DeltasDue(cursor)
+    add_due(due, milestones, cutoff, START + 24 * HOUR, of_ended=of_ended)
+    return due
 
 
 DELTA_SUBJECT = subjects.journal_delta(TENANT, TASK)
@@ -82,17 +90,23 @@ def test_what_cannot_be_read_is_said_and_passed_over() -> None:
     assert deltas_due(broken, 0, START).cursor == 3
 
 
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_task_goes_once_it_has_ended_long_enough_or_its_journal_is_gone(wrong: timedelta) -> None:
+def test_deltas_of_a_task_that_is_about_to_be_packed_are_left_to_that() -> None:
     journal = HandMadeJournal()
     journal.queued()
     journal.claimed()
-    late = START + timedelta(days=40)
-    assert task_may_go(None, late)
-    assert not task_may_go(log_of(journal, wrong)[-1], late), "a living task never expires"
-    journal.add(events.TaskCancelled, time=START + timedelta(days=5))
-    assert not task_may_go(log_of(journal, wrong)[-1], START + timedelta(days=4))
-    assert task_may_go(log_of(journal, wrong)[-1], START + timedelta(days=5))
+    journal.delta("a")
+    journal.turn_completed("a", time=START + HOUR)
+    journal.add(events.TaskCancelled, time=START + HOUR)
+    milestones = log_of(journal)
+    assert deltas_due(milestones, 0, START + HOUR).below == {DELTA_SUBJECT: 30}
+    assert deltas_due(milestones, 0, START + HOUR, of_ended=False).below == {}
+
+
+def test_what_is_stamped_far_ahead_is_passed_over() -> None:
+    milestones = two_turns()
+    ahead = milestones[0]._replace(sequence=5, headers=stamped(START + 365 * 24 * HOUR))
+    due = deltas_due([ahead, *milestones], 0, START + HOUR)
+    assert (due.below, due.cursor, due.met_young) == ({DELTA_SUBJECT: 30}, 40, True)
 
 
 def test_rounds_follow_sooner_while_more_is_due_but_rest_nine_times_as_long_as_they_work() -> None:

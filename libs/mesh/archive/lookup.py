@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from contracts import subjects
+from contracts import headers, subjects
 from contracts.codec import decode
 from contracts.records.archive import PackedTask, PackLocation
 from contracts.streams import ARCHIVE, ARCHIVE_BUCKET
 from mesh.archive.pack import read_task
 from mesh.broker import key_value
-from mesh.broker.direct_get import read_sequence
+from mesh.broker.direct_get import Stored, last_from_leader, read_sequence, sequence_from_leader
 from mesh.broker.requests import Requests
 
 Places = dict[str, PackLocation]
@@ -23,29 +23,46 @@ Places = dict[str, PackLocation]
 
 
 async def find(requests: Requests, tenant: str, task: str) -> PackedTask | None:
-    """A packed task; None if it is in no pack. Raises `BrokerUnavailable`, `InvalidPayload`."""
+    """A packed task; None, which is the leaders' word, if it is in no pack.
+
+    Raises `BrokerUnavailable`, `InvalidPayload`.
+    """
     place = await locate(requests, tenant, task)
     if place is None:
         return None
-    if place.parts:
-        messages = [await read_sequence(requests, ARCHIVE.name, part) for part in place.parts]
-        compressed = b"".join(message.payload for message in messages if message is not None)
-        if None in messages:
-            return None
-    else:
-        message = await read_sequence(requests, ARCHIVE.name, place.sequence)
-        if message is None:
-            return None  # Its pack was old enough to go: nothing is left of it.
-        compressed = message.payload[place.offset : place.offset + place.size]
-    return read_task(compressed, tenant, task)
+    compressed = await _member(requests, place)
+    return None if compressed is None else read_task(compressed, tenant, task)
+
+
+async def journal_of(requests: Requests, tenant: str, task: str) -> list[Stored]:
+    """The milestones of a packed task as EVENTS had them; none if it is in no pack.
+
+    Raises `BrokerUnavailable`, `InvalidPayload`.
+    """
+    packed = await find(requests, tenant, task)
+    return [] if packed is None else milestones(packed)
+
+
+def milestones(packed: PackedTask) -> list[Stored]:
+    """The journal of a packed task as EVENTS had it, but for its deltas."""
+    subject = subjects.journal_log(packed.tenant, packed.task)
+    return [
+        Stored(each.sequence, subject, bytes(each.event), {headers.TIME_STAMP: each.stored_at.isoformat()})
+        for each in packed.events
+    ]
 
 
 async def locate(requests: Requests, tenant: str, task: str) -> PackLocation | None:
-    """Where a packed task lies; None if it is in no pack, as one replica knows. Raises `BrokerUnavailable`."""
-    entry = await key_value.get(requests, ARCHIVE_BUCKET.name, subjects.archive_key(tenant, task))
-    if entry is None or not entry.value:
-        return None
-    return places(entry.value).get(subjects.task_key(tenant, task))
+    """Where a packed task lies; None, which is the leader's word, if it is in no pack. Raises `BrokerUnavailable`."""
+    key, name = subjects.archive_key(tenant, task), subjects.task_key(tenant, task)
+    entry = await key_value.get(requests, ARCHIVE_BUCKET.name, key)
+    place = places(entry.value).get(name) if entry is not None and entry.value else None
+    if place is not None:
+        return place
+    # A replica may be behind, and what hangs on "it is not packed" is a task that would begin anew.
+    stream = ARCHIVE_BUCKET.stream_name
+    last = await last_from_leader(requests, stream, f"$KV.{ARCHIVE_BUCKET.name}.{key}")
+    return places(last.payload).get(name) if last is not None and last.payload else None
 
 
 async def located(requests: Requests, tasks: Iterable[tuple[str, str]]) -> Mapping[str, PackLocation]:
@@ -59,6 +76,23 @@ async def located(requests: Requests, tasks: Iterable[tuple[str, str]]) -> Mappi
         if place is not None:
             found[name] = place
     return found
+
+
+async def _member(requests: Requests, place: PackLocation) -> bytes | None:
+    """The gzip member that a task is in; None if its pack was old enough to go."""
+    if not place.parts:
+        pack = await _message(requests, place.sequence)
+        return None if pack is None else pack[place.offset : place.offset + place.size]
+    parts = [await _message(requests, part) for part in place.parts]
+    found = [part for part in parts if part is not None]
+    return b"".join(found) if len(found) == len(parts) else None
+
+
+async def _message(requests: Requests, sequence: int) -> bytes | None:
+    stored = await read_sequence(requests, ARCHIVE.name, sequence)
+    if stored is None:
+        stored = await sequence_from_leader(requests, ARCHIVE.name, sequence)
+    return None if stored is None else stored.payload
 
 
 def places(value: bytes) -> Places:

@@ -20,9 +20,10 @@ from contracts.records.archive import PackDirectory, PackedEvent, PackedTask, Pa
 from contracts.records.status import TaskRecord
 
 PACK_TASKS_MAX = 512
-"""Tasks of one pack. Its directory is read whole, and one task in it is a tenth of a message."""
-PACK_BYTES_MAX = 512 * 1024
-"""A pack is closed once its members have this much; with the last one and the directory it fits a message."""
+PACK_MEMBERS_BYTES_MAX = 512 * 1024
+PACK_SUMMARIES_BYTES_MAX = 256 * 1024
+"""What one pack may hold: its tasks as compressed, and what its directory has of them, which may not compress at all.
+With one more task of each it still fits a message."""
 MEMBER_TASKS_MAX = 16
 MEMBER_LINES_BYTES_MAX = 64 * 1024
 """What is compressed together: more compresses hardly better, and all of it is read for one task of it."""

@@ -116,7 +116,14 @@ async def _from_leader(requests: Requests, stream: str, body: dict[str, Any]) ->
         raise
     message = result["message"]
     payload = base64.b64decode(message.get("data", ""))
-    return Stored(message["seq"], message["subject"], payload, {headers.TIME_STAMP: message["time"]})
+    own = _headers(base64.b64decode(message.get("hdrs", "")))
+    return Stored(message["seq"], message["subject"], payload, own | {headers.TIME_STAMP: message["time"]})
+
+
+def _headers(block: bytes) -> dict[str, str]:
+    """The headers of a message, by the block in which the API has them: a line of its version, and one for each."""
+    lines = (line.partition(":") for line in block.decode("utf-8", "replace").split("\r\n")[1:])
+    return {name: value.strip() for name, colon, value in lines if colon}
 
 
 async def first_from_leader(requests: Requests, stream: str, subject: str) -> Stored | None:

@@ -67,11 +67,14 @@ class Settings:
     max_deliver: int = MAX_DELIVER
     """Deliveries of a work message by the broker."""
     retention_days: float = 30.0
-    """How long a task is kept after its end: journal, record and dead letters. Without an end it is kept for ever."""
+    """How long a task is kept after its end, with its dead letters and results. Without an end it is kept for ever."""
     delta_retention_hours: float = 24.0
     """How long the tokens of a turn are kept one by one after its end. Its text stays as long as its task."""
     pack_after_hours: float = 24.0
     """How long after its end a task is packed: from then on it takes no memory of the broker. Its deltas go then."""
+    hot_tasks_max: int = 250_000
+    """With more tasks than this that are not packed they are packed ten minutes after their end. Each takes about a
+    kilobyte of the broker's memory."""
     reconcile_after_seconds: float = 60.0
     """How long a task is quiet before the steward looks whether the message that it waits for is still there."""
     waiting_hours: float = 24.0
@@ -130,6 +133,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "retention_days": (0, 36_500),
     "delta_retention_hours": (0, 876_000),
     "pack_after_hours": (0, 876_000),
+    "hot_tasks_max": (0, 1_000_000_000),
     "reconcile_after_seconds": (0.1, 86_400),
     "waiting_hours": (0.0001, 876_000),
     "high_water_percent": (0, 100),

@@ -16,6 +16,7 @@ import structlog
 from contracts import subjects
 from contracts.journal import events
 from contracts.journal.events import JournalEvent, UnknownEvent, decode_event, decode_head, is_delta
+from mesh.archive.lookup import journal_of
 from mesh.background import is_seen
 from mesh.broker.direct_get import Stored, last_event, last_from_leader, read_page
 from mesh.broker.requests import Requests
@@ -82,6 +83,8 @@ class FoldedJournal:
 
     async def _look(self) -> None:
         """Find the last event, and read no more than there is: a page would be searched for up to the stream's end."""
+        if self.state.is_packed:
+            return  # It stays as it is.
         last = await last_event(self._requests, self._filter)
         if last is None or last.sequence < self.state.revision:
             await self.verify()
@@ -101,6 +104,9 @@ class FoldedJournal:
         self.payload_bytes = self._delta_bytes = 0
         self._is_loaded = True
         page = await read_page(self._requests, "EVENTS", self._filter, 0)
+        if not page.messages:
+            self._fold_packed(await journal_of(self._requests, self.state.tenant, self.state.task))
+            return
         # A long journal: its milestones are few, and the deltas of completed turns are not needed.
         messages = await self._read_milestones() if page.more else page.messages
         decoded = [(message.sequence, decode_event(message.payload)) for message in messages]
@@ -112,6 +118,13 @@ class FoldedJournal:
             return
         for (sequence, event), message in zip(decoded[anchor + 1 :], messages[anchor + 1 :], strict=True):
             self._fold(sequence, event, len(message.payload))
+
+    def _fold_packed(self, milestones: list[Stored]) -> None:
+        """Fold the journal of a task that was packed, if it was: it has ended, and its deltas are gone."""
+        for message in milestones:
+            event = decode_event(message.payload)
+            self._fold(message.sequence, event, len(message.payload), holes_allowed=True)
+        self.state.is_packed = bool(milestones)
 
     async def _read_milestones(self) -> list[Stored]:
         messages: list[Stored] = []

@@ -24,6 +24,7 @@ from contracts.codec import encode
 from contracts.errors import TaskmeshError
 from contracts.journal import edge_events
 from contracts.journal.events import TERMINAL_TYPES, decode_head
+from mesh.archive.lookup import journal_of
 from mesh.background import is_seen
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import (
@@ -51,6 +52,8 @@ READS_MAX = 64
 PAGE_BYTES_MAX = 128 * 1024
 BROKER_RETRY_SECONDS = 0.25
 STALE_RETRY_SECONDS = 0.02
+STALE_READS_UNTIL_PACKED = 5
+"""Reads in vain until the archive is looked into."""
 STALE_READS_MAX = 250
 """Reads in vain of what was seen live: anybody may publish on a live subject, and what is made up never comes."""
 
@@ -255,6 +258,8 @@ class Follower:
         self._next_n = 0
         self._last: Stored | None = None
         """The journal's last event as it was when this was opened."""
+        self._packed: list[Stored] = []
+        """Its milestones, once it is packed: nothing of it is in EVENTS any more."""
         self._must_reach = -1
         """n of an event that was seen live behind a hole."""
         self._gap = False
@@ -267,12 +272,15 @@ class Follower:
     async def _start(self, after: int) -> bool:
         """Find out where `after` lies. False if there is nothing behind it any more."""
         self._cursor = after
-        last = self._last = await self._following.last(self._filter)
+        last = await self._following.last(self._filter)
         if last is None and not await journal_exists(self._requests, self.tenant, self.task):
-            raise TaskNotFound(f"there is no task {self.task}")
+            if not await self._is_packed():
+                raise TaskNotFound(f"there is no task {self.task}")
+            last = self._packed[-1]
+        self._last = last
         if after == 0:
             return True
-        at_cursor = last if last and last.sequence == after else await read_sequence(self._requests, "EVENTS", after)
+        at_cursor = last if last and last.sequence == after else await self._at(after)
         if at_cursor is not None and self._is_ours(at_cursor):
             head = decode_head(at_cursor.payload)
             self._next_n = head.n + 1
@@ -282,9 +290,27 @@ class Follower:
             # Beyond the end of the stream: it was recreated, and the reader must know.
             self._gap = after > await last_sequence(self._requests, "EVENTS")
             return self._gap
-        first = await self._following.page(self._filter, after, 1)
+        first = await self._page(after, 1)
         self._gap = not first.messages or decode_head(first.messages[0].payload).n != 0
         return True
+
+    async def _is_packed(self) -> bool:
+        """Whether the task is in the archive; from then on its history comes from there."""
+        self._packed = await journal_of(self._requests, self.tenant, self.task)
+        return bool(self._packed)
+
+    async def _at(self, sequence: int) -> Stored | None:
+        """The event at a sequence, of whatever task."""
+        if self._packed:
+            return next((each for each in self._packed if each.sequence == sequence), None)
+        return await read_sequence(self._requests, "EVENTS", sequence)
+
+    async def _page(self, after: int, messages_max: int) -> Page:
+        """Events behind a cursor."""
+        if not self._packed:
+            return await self._following.page(self._filter, after, messages_max)
+        behind = [each for each in self._packed if each.sequence > after]
+        return Page(behind[:messages_max], more=len(behind) > messages_max)
 
     def _is_ours(self, message: Stored) -> bool:
         return message.subject.rpartition(".")[0] == self._filter.rpartition(".")[0]
@@ -313,6 +339,8 @@ class Follower:
         """Everything stored behind the cursor."""
         self._buffer.reset()
         last, self._last = self._last or await self._following.last(self._filter), None
+        if last is None and await self._is_packed():
+            last = self._packed[-1]
         end_n = max(self._must_reach, decode_head(last.payload).n if last else -1)
         stale_reads = 0
         while not self._ended and (self._gap or self._next_n <= end_n):
@@ -321,13 +349,16 @@ class Follower:
                 continue
             # Never more than there is: the server would search for it up to the stream's end.
             wanted = min(PAGE_EVENTS_MAX, end_n - self._next_n + 1)
-            page = await self._following.page(self._filter, self._cursor, wanted)
+            page = await self._page(self._cursor, wanted)
             batch = self._contiguous(page.messages)
             if batch:
                 yield batch
             elif not page.messages:
-                # A replica that lags behind the one that knew of more, which will come; unless it was made up.
+                # A replica that lags behind the one that knew of more, which will come; unless it was made up. Or the
+                # task has been packed since.
                 stale_reads += 1
+                if stale_reads == STALE_READS_UNTIL_PACKED and await self._is_packed():
+                    continue
                 if stale_reads > STALE_READS_MAX:
                     log.warning("follow.nothing_there", task=self.task, n=self._next_n, end=end_n)
                     break

@@ -167,6 +167,8 @@ class Journal:
     async def is_behind(self) -> bool:
         """Whether the stream's leader has milestones that were not folded here yet. Raises `BrokerUnavailable`."""
         last = await last_from_leader(self._requests, "EVENTS", self._log)
+        if last is None and self.state.exists and not self.state.is_packed:
+            await self.folded.verify()  # It was packed, or purged, while it was read.
         return last is not None and last.sequence > self.state.revision
 
     async def catch_up_with_leader(self, shows: Callable[[TaskState], bool] = lambda _: False) -> None:

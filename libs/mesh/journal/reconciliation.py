@@ -24,6 +24,7 @@ from contracts.messages.envelope import read_envelope
 from contracts.messages.work import DeadLetter
 from contracts.records.status import ENDED, Status, TaskRecord
 from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from mesh.archive.lookup import journal_of
 from mesh.broker.direct_get import (
     Stored,
     first_from_leader,
@@ -299,4 +300,9 @@ class Reconciliation:
         return await last_from_leader(self._requests, TIMERS.name, subject) is not None
 
     async def _last_event(self, tenant: str, task: str) -> Stored | None:
-        return await last_from_leader(self._requests, EVENTS.name, subjects.journal(tenant, task))
+        """The last event of a task, packed or not."""
+        last = await last_from_leader(self._requests, EVENTS.name, subjects.journal(tenant, task))
+        if last is None:
+            packed = await journal_of(self._requests, tenant, task)
+            last = packed[-1] if packed else None
+        return last

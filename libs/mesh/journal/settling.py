@@ -50,7 +50,9 @@ async def settle(
     A task that still runs is projected by `projection`, if there is one: nobody waits for that. `refusals`: how often
     what goes on was refused for want of room. Raises `BrokerUnavailable`.
     """
-    if projection is not None and state.status == "running":
+    if state.is_packed:
+        pass  # Its record is in the archive.
+    elif projection is not None and state.status == "running":
         projection.submit(record(state))
     else:
         await _project(requests, state, projection)

@@ -29,7 +29,8 @@ from contracts.records.status import Status
 from contracts.retries import BROKER_POLICY
 from contracts.tasks import TaskRequest, fingerprint
 from mesh import faults
-from mesh.broker.direct_get import last_from_leader, read_page, read_sequence
+from mesh.archive.lookup import journal_of
+from mesh.broker.direct_get import Stored, last_from_leader, read_page, read_sequence
 from mesh.broker.requests import NO_ROOM, PubAck, Requests
 from mesh.clock import now
 from mesh.configuration.mesh_toml import PoolConfiguration
@@ -221,10 +222,11 @@ class Submission:
         while True:
             page = await read_page(self._requests, "EVENTS", subject, 0, messages_max=1)
             if page.messages:
-                event = events.decode_event(page.messages[0].payload)
-                return event if isinstance(event, TaskQueued) else None
+                return _queued_of(page.messages[0])
             if await last_from_leader(self._requests, "EVENTS", subject) is None:
-                return None
+                # It may have ended long ago: a key stands for its task for as long as anything of that is kept.
+                packed = await journal_of(self._requests, tenant, task)
+                return _queued_of(packed[0]) if packed else None
             # Begun between the two reads, or on a leader that is ahead of the replica that answered the first.
             failures += 1
             if asyncio.get_running_loop().time() > give_up_at:
@@ -260,6 +262,11 @@ async def begin(requests: Requests, work: TurnWork, traceparent: str | None) -> 
     except StepLost:
         return None
     return journal.state
+
+
+def _queued_of(first: Stored) -> TaskQueued | None:
+    event = events.decode_event(first.payload)
+    return event if isinstance(event, TaskQueued) else None
 
 
 def _span_attributes(work: TurnWork) -> dict[str, str]:

@@ -37,8 +37,8 @@ class WarmJournals:
         except BaseException:
             self.forget(tenant, task)  # Whatever is wrong with it, the next one reads it from its beginning.
             raise
-        if not folded.state.exists:
-            self.forget(tenant, task)
+        if not folded.state.exists or folded.state.is_packed:
+            self.forget(tenant, task)  # It may be gone any time, and nobody would hear of it.
         self._opened += 1
         if self._opened % OPENED_BETWEEN == 0:
             self._shrink()

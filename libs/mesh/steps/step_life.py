@@ -24,6 +24,7 @@ from contracts.journal.parts import StepGen
 from contracts.messages.work import ToolWork, TurnWork, Work, decode_work
 from contracts.retries import STEP_POLICY
 from contracts.streams import EVENTS
+from mesh.archive.lookup import journal_of
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery
@@ -170,7 +171,9 @@ class StepLife:
         if parent is None or state.claims or not isinstance(work, TurnWork):
             return False
         last = await last_from_leader(self._requests, EVENTS.name, subjects.journal_log(state.tenant, parent.task))
-        return last is not None and isinstance(decode_event(last.payload), events.TerminalEvent)
+        if last is None:
+            return bool(await journal_of(self._requests, state.tenant, parent.task))  # Only what has ended is packed.
+        return isinstance(decode_event(last.payload), events.TerminalEvent)
 
     def _claim_event(self, state: TaskState, work: Work, delivery: Delivery) -> Build:
         described = self._handler.describe_claim(state, work)

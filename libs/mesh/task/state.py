@@ -79,6 +79,8 @@ class TaskState:
     """Stream sequence of the last event folded: the fence of the next append. 0: there is no journal."""
     first_sequence: int = 0
     """Stream sequence of the first event."""
+    is_packed: bool = False
+    """Whether it was read from the archive: nobody may write to it any more, nor project it."""
     next_n: int = 0
     milestone_bytes: int = 0
     """Of all milestones, as they are stored."""

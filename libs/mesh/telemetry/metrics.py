@@ -113,6 +113,13 @@ _redeliveries = _counter(
     "Deliveries of a work message after its first one.",
     ("taskmesh.stream",),
 )
+_retention = _counter(
+    "taskmesh.retention.items",
+    "{item}",
+    "What retention has done: tasks packed, dropped with their packs, or passed over as unreadable; turns whose deltas "
+    "went; what was swept, by its kind.",
+    ("taskmesh.kind",),
+)
 _hand_overs = _counter(
     "taskmesh.step.hand_overs",
     "{step}",
@@ -215,6 +222,12 @@ def task_ended(pool: str, status: str, seconds: float) -> None:
     """A task has its terminal event."""
     if traces.enabled():
         _task_duration.record(seconds, {"taskmesh.pool": pool, "taskmesh.status": status})
+
+
+def kept(kind: str, count: int) -> None:
+    """Retention has done something to so many."""
+    if count and traces.enabled():
+        _retention.add(count, {"taskmesh.kind": kind})
 
 
 def redelivered(stream: str) -> None:

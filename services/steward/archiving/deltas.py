@@ -1,0 +1,116 @@
+"""The walk that takes deltas away: those of turns that were completed a day ago, whatever their tasks do meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+from contracts import subjects
+from contracts.errors import TaskmeshError
+from contracts.journal import events
+from contracts.journal.events import decode_event
+from contracts.streams import EVENTS
+from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.requests import Requests
+from mesh.telemetry import metrics
+from steward.archiving.packer import in_flight, purge
+from steward.walks.walking import Walking
+
+log = structlog.get_logger("steward.archiving")
+
+WALK = "deltas"
+PIECE_SEQUENCES = 4_096
+"""Of EVENTS, taken at once, and gone along in one round: each completed turn costs a purge."""
+PAGE_MILESTONES_MAX = 512
+FUTURE = timedelta(minutes=5)
+"""What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
+
+
+@dataclass(slots=True)
+class DeltasDue:
+    """What a piece of the walk came to."""
+
+    cursor: int
+    """Sequence of the last milestone that was looked at, and is done with."""
+    below: dict[str, int] = field(default_factory=dict)
+    """For each `.delta` subject the sequence below which it may be purged."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Subject and error of what was passed over."""
+    met_young: bool = False
+    """Whether it ended at a milestone that is too young."""
+
+
+def add_due(
+    due: DeltasDue, milestones: Iterable[Stored], cutoff: datetime, future: datetime, *, of_ended: bool
+) -> None:
+    """Add which deltas may go by the next milestones of all journals: those of turns whose end was stored by `cutoff`.
+
+    `of_ended`: also where the task has ended since, and is not about to be packed anyway. What is stamped behind
+    `future`, and what can't be read, is passed over: it must not keep the others.
+    """
+    for stored in milestones:
+        if cutoff < stored.stored_at <= future:
+            due.met_young = True
+            return
+        due.cursor = stored.sequence
+        if stored.stored_at > future:
+            continue
+        try:
+            journal = subjects.parse_journal(stored.subject)
+            event = decode_event(stored.payload)
+        except TaskmeshError as error:
+            due.unreadable.append((stored.subject, str(error)))
+            continue
+        delta = subjects.journal_delta(journal.tenant, journal.task)
+        if isinstance(event, events.TurnCompleted):
+            due.below[delta] = stored.sequence
+        elif isinstance(event, events.TerminalEvent) and not of_ended:
+            due.below.pop(delta, None)
+
+
+class Deltas:
+    """Purges deltas that are old enough, a piece of the walk at a time."""
+
+    def __init__(self, requests: Requests, age: timedelta, pack_age: timedelta, owner: str) -> None:
+        self._requests = requests
+        self._age = age
+        # What is packed by then loses its deltas with that.
+        self._of_ended = age < pack_age
+        self._walking = Walking(requests, WALK, owner, PIECE_SEQUENCES)
+
+    async def round(self, at: datetime) -> bool:
+        """Purge what is due of one piece; whether more may be. Raises `TaskmeshError`."""
+        cutoff, future = at - self._age, at + FUTURE
+        piece = await self._walking.take(at, lambda after, to: self._first_due(after, to, cutoff, future))
+        if piece is None:
+            return False
+        due = DeltasDue(piece.from_ - 1)
+        is_over = False
+        while not is_over:
+            page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, due.cursor, PAGE_MILESTONES_MAX)
+            here = [stored for stored in page.messages if stored.sequence <= piece.to]
+            add_due(due, here, cutoff, future, of_ended=self._of_ended)
+            is_over = due.met_young or not page.more
+            if not due.met_young and len(here) < len(page.messages):
+                due.cursor, is_over = piece.to, True
+        await in_flight(due.below.items(), self._purge)
+        metrics.kept("deltas", len(due.below))
+        for subject, error in due.unreadable:
+            log.error("retention.unreadable", subject=subject, error=error)
+        await self._walking.give_back(piece, due.cursor, at)
+        return True
+
+    async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
+        """The first milestone behind a cursor, if it is due, or passed over."""
+        page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, after, 1)
+        if not page.messages or (to is not None and page.messages[0].sequence > to):
+            return None
+        first = page.messages[0]
+        return None if cutoff < first.stored_at <= future else first.sequence
+
+    async def _purge(self, due: tuple[str, int]) -> None:
+        subject, below = due
+        await purge(self._requests, EVENTS.name, subject, below)

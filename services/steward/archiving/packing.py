@@ -1,0 +1,215 @@
+"""The walk that packs: along the milestones of EVENTS, from the oldest to the first that is too young.
+
+What is due is judged by each task's own end, as the broker stamped it. A task that has not ended is passed over, and so
+is what can't be read: neither keeps another. The walk begins anew once a day, for the sake of what it has passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from contracts import subjects
+from contracts.errors import TaskmeshError
+from contracts.records.walks import WalkPiece
+from contracts.streams import EVENTS, TASKS_BUCKET, WEBHOOK_CONSUMER_PREFIX
+from mesh.broker.consumer_lists import all_consumers
+from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
+from mesh.telemetry import metrics
+from steward.archiving.gathering import Ended, Gathering
+from steward.archiving.packer import Packed, Packer
+from steward.walks.walking import Walking
+
+log = structlog.get_logger("steward.archiving")
+
+WALK = "packing"
+PIECE_SEQUENCES = 16_384
+"""Of EVENTS, taken at once: some thousand tasks, so that three stewards share what is due of a busy hour."""
+BATCH_TASKS_MAX = 512
+BATCH_BYTES_MAX = 8 * 1024 * 1024
+"""What is packed between two looks at the lease, and held in memory: a large task alone may be more."""
+PAGE_MILESTONES_MAX = 512
+GATHERS = timedelta(minutes=15)
+GATHERS_SHARE = 0.1
+"""How long what is due may wait for more, so that a quiet mesh makes no pack of each task. Of a short age a part."""
+FUTURE = timedelta(minutes=5)
+"""What is stamped so far ahead was stored while the broker's clock was wrong: nobody may wait for that time."""
+FUTURE_PAGES_MAX = 100
+"""Looked at in one round for the first that is of its time."""
+UNDER_PRESSURE_AGE = timedelta(minutes=10)
+"""How long tasks stay where they are at least, when there are too many: who follows one is by then at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What may be packed: what was stored by `cutoff`, and up to `sequence`, unless it is as old as `hold_until`."""
+
+    at: datetime
+    cutoff: datetime
+    gathers: timedelta
+    sequence: int | None
+    hold_until: datetime
+
+    def is_due(self, sequence: int, stored_at: datetime) -> bool:
+        """Whether a milestone is."""
+        if stored_at > self.at + FUTURE:
+            return True
+        if self.sequence is not None and sequence > self.sequence and stored_at > self.hold_until:
+            return False
+        return stored_at <= self.cutoff
+
+    def is_from_the_future(self, stored_at: datetime) -> bool:
+        """Whether it is passed over for the stamp that it has."""
+        return stored_at > self.at + FUTURE
+
+
+def age_to_pack(settings: Settings, hot_tasks: int) -> timedelta:
+    """How long after its end a task is packed, with so many tasks that are not."""
+    age = min(timedelta(hours=settings.pack_after_hours), timedelta(days=settings.retention_days))
+    return min(age, UNDER_PRESSURE_AGE) if hot_tasks > settings.hot_tasks_max else age
+
+
+def unread_from(consumers: list[dict[str, Any]]) -> int | None:
+    """The first sequence that a webhook may still have to be told of; None if there is none."""
+    behind = [
+        int(consumer["ack_floor"]["stream_seq"])
+        for consumer in consumers
+        if consumer["name"].startswith(WEBHOOK_CONSUMER_PREFIX)
+        and (consumer["num_pending"] > 0 or consumer["num_ack_pending"] > 0)
+    ]
+    return min(behind) + 1 if behind else None
+
+
+class Packing:
+    """Packs what is due, a batch at a time."""
+
+    def __init__(self, requests: Requests, settings: Settings, owner: str) -> None:
+        self._requests = requests
+        self._settings = settings
+        self._walking = Walking(requests, WALK, owner, PIECE_SEQUENCES)
+        self._piece: _Piece | None = None
+
+    async def round(self, at: datetime) -> bool:
+        """Pack a batch of what is due; whether more may be. Raises `TaskmeshError`."""
+        due = await self._due(at)
+        if self._piece is None:
+            taken = await self._walking.take(at, lambda after, to: self._first_due(due, after, to))
+            if taken is None:
+                return False
+            self._piece = _Piece(self._requests, taken)
+        piece = self._piece
+        if not await self._walking.keep(piece.taken, at):
+            self._piece = None  # It took too long, and another has it.
+            return True
+        try:
+            is_over = await piece.batch(due)
+        except BaseException:
+            self._piece = None  # What was gathered may be gone on from elsewhere: it is taken anew when its lease ends.
+            raise
+        if is_over:
+            self._piece = None
+            await self._walking.give_back(piece.taken, piece.done_to, at)
+        return True
+
+    async def _due(self, at: datetime) -> Due:
+        hot_tasks = int((await self._requests.api(f"STREAM.INFO.{TASKS_BUCKET.stream_name}"))["state"]["messages"])
+        age = age_to_pack(self._settings, hot_tasks)
+        unread = unread_from(await all_consumers(self._requests, EVENTS.name))
+        return Due(
+            at=at,
+            cutoff=at - age,
+            gathers=min(GATHERS, age * GATHERS_SHARE),
+            sequence=unread - 1 if unread is not None else None,
+            hold_until=at - timedelta(days=self._settings.retention_days),
+        )
+
+    async def _first_due(self, due: Due, after: int, to: int | None) -> int | None:
+        """The first milestone behind a cursor, if so much is due that it is worth a pack."""
+        first = await self._first_of_its_time(due, after)
+        if first is None or (to is not None and first.sequence > to):
+            return None
+        if not due.is_due(first.sequence, first.stored_at):
+            return None
+        if first.stored_at <= due.cutoff - due.gathers:
+            return first.sequence
+        # A whole piece of younger ones is worth it, too.
+        behind = await self._milestones(first.sequence + PIECE_SEQUENCES, 1)
+        return first.sequence if behind and behind[0].stored_at <= due.cutoff else None
+
+    async def _first_of_its_time(self, due: Due, after: int) -> Stored | None:
+        """The first milestone that is not from the future: those are passed over."""
+        found = await self._milestones(after, 1)
+        for _ in range(FUTURE_PAGES_MAX):
+            for stored in found:
+                if not due.is_from_the_future(stored.stored_at):
+                    return stored
+            if not found:
+                break
+            found = await self._milestones(found[-1].sequence, PAGE_MILESTONES_MAX)
+        return None
+
+    async def _milestones(self, after: int, messages_max: int) -> list[Stored]:
+        return (await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, after, messages_max)).messages
+
+
+class _Piece:
+    """A piece in work."""
+
+    def __init__(self, requests: Requests, taken: WalkPiece) -> None:
+        self.taken = taken
+        self.done_to = taken.from_ - 1
+        """Up to here all is packed that was due."""
+        self._requests = requests
+        self._packer = Packer(requests, taken.from_)
+        self._gathering = Gathering()
+        self._read_to = taken.from_ - 1
+
+    async def batch(self, due: Due) -> bool:
+        """Read on until there is a batch, and pack it; whether the piece is over. Raises `TaskmeshError`."""
+        batch: list[Ended] = []
+        size = 0
+        is_over = False
+        while not is_over and len(batch) < BATCH_TASKS_MAX and size < BATCH_BYTES_MAX:
+            page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, self._read_to, PAGE_MILESTONES_MAX)
+            is_over = not page.more
+            for stored in page.messages:
+                if stored.sequence > self.taken.to:
+                    self._read_to, is_over = self.taken.to, True
+                    break
+                if not due.is_due(stored.sequence, stored.stored_at):
+                    is_over = True
+                    break
+                self._read_to = stored.sequence
+                ended = self._add(stored)
+                if ended is not None and not due.is_from_the_future(stored.stored_at):
+                    batch.append(ended)
+                    size += sum(len(each.payload) for each in ended.milestones)
+        if batch:
+            _tell(await self._packer.pack(batch))
+        self.done_to = self._read_to
+        return is_over
+
+    def _add(self, stored: Stored) -> Ended | None:
+        try:
+            return self._gathering.add(stored)
+        except TaskmeshError as error:
+            # It is for people to look at, and must not keep the others.
+            log.error("retention.unreadable", subject=stored.subject, error=str(error))
+            return None
+
+
+def _tell(packed: Packed) -> None:
+    log.info(
+        "tasks.packed",
+        tasks=packed.tasks,
+        already=packed.already,
+        unreadable=packed.unreadable,
+        payload_bytes=packed.payload_bytes,
+    )
+    metrics.kept("packed", packed.tasks + packed.already)
+    metrics.kept("unreadable", packed.unreadable)

@@ -1,0 +1,78 @@
+"""One sweep: a walk along a stream, from which what is left over is taken away, a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+
+from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.requests import Requests
+from mesh.telemetry import metrics
+from steward.walks.walking import Walking
+
+log = structlog.get_logger("steward.sweeps")
+
+PIECE_SEQUENCES = 4_096
+PAGE_MESSAGES_MAX = 256
+"""Looked at in one round: each may cost some requests."""
+FUTURE = timedelta(minutes=5)
+"""What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is looked for: in a stream, under a filter, among messages that are at least so old.
+
+    `take_away` gets a page of them, and returns how many were left over.
+    """
+
+    name: str
+    stream: str
+    subject_filter: str
+    age: timedelta
+    take_away: Callable[[list[Stored]], Awaitable[int]]
+
+
+class Sweeping:
+    """A sweep at work. `owner`: the name of this process."""
+
+    def __init__(self, requests: Requests, sweep: Sweep, owner: str) -> None:
+        self._requests = requests
+        self._sweep = sweep
+        self._walking = Walking(requests, f"sweep_{sweep.name}", owner, PIECE_SEQUENCES)
+
+    async def round(self, at: datetime) -> bool:
+        """Look at the next page; whether there may be more. Raises `TaskmeshError`."""
+        cutoff, future = at - self._sweep.age, at + FUTURE
+        piece = await self._walking.take(at, lambda after, to: self._first_due(after, to, cutoff, future))
+        if piece is None:
+            return False
+        old: list[Stored] = []
+        done_to = piece.from_ - 1
+        for each in await self._page(piece.from_ - 1, PAGE_MESSAGES_MAX):
+            if each.sequence > piece.to:
+                done_to = piece.to
+                break
+            if cutoff < each.stored_at <= future:
+                break
+            done_to = each.sequence
+            old.append(each)
+        swept = await self._sweep.take_away(old)
+        if swept:
+            log.info("left_over.swept", sweep=self._sweep.name, count=swept)
+            metrics.kept(f"swept_{self._sweep.name}", swept)
+        await self._walking.give_back(piece, done_to, at)
+        return True
+
+    async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
+        found = await self._page(after, 1)
+        if not found or (to is not None and found[0].sequence > to):
+            return None
+        return None if cutoff < found[0].stored_at <= future else found[0].sequence
+
+    async def _page(self, after: int, messages_max: int) -> list[Stored]:
+        sweep = self._sweep
+        return (await read_page(self._requests, sweep.stream, sweep.subject_filter, after, messages_max)).messages

@@ -1,0 +1,56 @@
+"""Who has which piece of a walk: taking, keeping and giving back. Pure.
+
+A piece is a lease that saves work. It keeps nobody from doing anything: what is done in it may be done twice.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from msgspec.structs import replace
+
+from contracts.records.walks import WalkPiece, WalkRecord
+
+PIECES_MAX = 64
+"""Pieces at once: as many stewards, or pieces that were left."""
+
+
+def orphans(walk: WalkRecord, at: datetime) -> list[WalkPiece]:
+    """Pieces whose owners are gone, or have left them, the first ones first."""
+    return [piece for piece in walk.pieces if piece.until <= at]
+
+
+def taken(walk: WalkRecord, piece: WalkPiece, owner: str, until: datetime) -> tuple[WalkRecord, WalkPiece]:
+    """The walk once somebody has that piece, an orphan of it or a new one behind its cursor."""
+    mine = replace(piece, owner=owner, until=until)
+    others = [each for each in walk.pieces if each.from_ != piece.from_]
+    return replace(walk, cursor=max(walk.cursor, piece.to), pieces=_sorted([*others, mine])), mine
+
+
+def owns(walk: WalkRecord, piece: WalkPiece) -> bool:
+    """Whether a piece is still its owner's."""
+    return any((each.from_, each.owner) == (piece.from_, piece.owner) for each in walk.pieces)
+
+
+def given_back(walk: WalkRecord, piece: WalkPiece, done_to: int, at: datetime) -> WalkRecord:
+    """The walk once its owner has gone along a piece up to `done_to`. What is left of it is an orphan, or ahead."""
+    others = [each for each in walk.pieces if each.from_ != piece.from_]
+    if done_to >= piece.to:
+        return replace(walk, pieces=others)
+    if walk.cursor == piece.to:
+        return replace(walk, cursor=max(done_to, piece.from_ - 1), pieces=others)
+    left = replace(piece, from_=max(done_to + 1, piece.from_), until=at)
+    return replace(walk, pieces=_sorted([*others, left]))
+
+
+def begun_anew(walk: WalkRecord, at: datetime, every: timedelta) -> WalkRecord | None:
+    """The walk from the beginning on, if it is time for that: what was passed over is looked at again."""
+    if walk.again_at is None:
+        return replace(walk, again_at=at + every)
+    if at < walk.again_at or any(piece.until > at for piece in walk.pieces):
+        return None
+    return WalkRecord(again_at=at + every)
+
+
+def _sorted(pieces: list[WalkPiece]) -> list[WalkPiece]:
+    return sorted(pieces, key=lambda each: each.from_)

@@ -1,0 +1,101 @@
+"""Taking pieces of a walk from the bucket `walks`, and giving them back."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from contracts.codec import decode, encode
+from contracts.errors import InvalidPayload
+from contracts.records.walks import WalkPiece, WalkRecord
+from contracts.streams import WALKS_BUCKET
+from mesh.broker import key_value
+from mesh.broker.requests import Requests
+from mesh.errors import BrokerUnavailable
+from steward.walks import rules
+
+log = structlog.get_logger("steward.walks")
+
+LEASE = timedelta(seconds=30)
+"""How long a piece is a steward's after it has said so. It says so again at least after each batch."""
+AGAIN_EVERY = timedelta(hours=24)
+"""A walk that has come to its end begins anew after that, for the sake of what it has passed over."""
+TRIES_MAX = 20
+"""Stewards that write the same record at the same time; one gets in each time."""
+
+FirstDue = Callable[[int, int | None], Awaitable[int | None]]
+"""`(after, to)`: the sequence of the first message behind `after`, if it is there, at most `to`, and due."""
+
+
+class Walking:
+    """One walk, as one steward goes along it. `piece_sequences`: how much is taken at once."""
+
+    def __init__(self, requests: Requests, name: str, owner: str, piece_sequences: int) -> None:
+        self._requests = requests
+        self._name = name
+        self._owner = owner
+        self._piece_sequences = piece_sequences
+
+    async def take(self, at: datetime, first_due: FirstDue) -> WalkPiece | None:
+        """A piece that nobody has, in which something is due; None if there is none. Raises `BrokerUnavailable`."""
+        for _ in range(TRIES_MAX):
+            walk, revision = await self._read()
+            anew = rules.begun_anew(walk, at, AGAIN_EVERY)
+            if anew is not None:
+                await self._write(anew, revision)
+                continue
+            piece = await self._candidate(walk, at, first_due)
+            if piece is None:
+                return None
+            after, mine = rules.taken(walk, piece, self._owner, at + LEASE)
+            if await self._write(after, revision):
+                return mine
+        return None
+
+    async def keep(self, piece: WalkPiece, at: datetime) -> bool:
+        """Say that a piece is still in work; False if another steward has it. Raises `BrokerUnavailable`."""
+        return await self._change(
+            lambda walk: rules.taken(walk, piece, self._owner, at + LEASE)[0] if rules.owns(walk, piece) else None
+        )
+
+    async def give_back(self, piece: WalkPiece, done_to: int, at: datetime) -> None:
+        """Say how far a piece is done. Raises `BrokerUnavailable`."""
+        await self._change(lambda walk: rules.given_back(walk, piece, done_to, at) if rules.owns(walk, piece) else None)
+
+    async def _candidate(self, walk: WalkRecord, at: datetime, first_due: FirstDue) -> WalkPiece | None:
+        for orphan in rules.orphans(walk, at):
+            # From its own beginning: what was packed of it by its former owner is found by that.
+            if await first_due(orphan.from_ - 1, orphan.to) is not None:
+                return orphan
+        if len(walk.pieces) >= rules.PIECES_MAX:
+            return None
+        first = await first_due(walk.cursor, None)
+        if first is None:
+            return None
+        return WalkPiece(from_=first, to=first + self._piece_sequences - 1, owner=self._owner, until=at)
+
+    async def _change(self, change: Callable[[WalkRecord], WalkRecord | None]) -> bool:
+        for _ in range(TRIES_MAX):
+            walk, revision = await self._read()
+            after = change(walk)
+            if after is None:
+                return False
+            if await self._write(after, revision):
+                return True
+        raise BrokerUnavailable(f"the walk {self._name} can't be written: others are faster each time")
+
+    async def _read(self) -> tuple[WalkRecord, int]:
+        entry = await key_value.get(self._requests, WALKS_BUCKET.name, self._name)
+        if entry is None or not entry.value:
+            return WalkRecord(), entry.revision if entry is not None else 0
+        try:
+            return decode(entry.value, WalkRecord), entry.revision
+        except InvalidPayload as error:
+            # It only saves work: whatever stands there, the walk begins anew.
+            log.warning("walk.unreadable", walk=self._name, error=str(error))
+            return WalkRecord(), entry.revision
+
+    async def _write(self, walk: WalkRecord, revision: int) -> bool:
+        return await key_value.compare_and_set(self._requests, WALKS_BUCKET.name, self._name, encode(walk), revision)

@@ -23,7 +23,7 @@ from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
-from ingress.journals import checked_task, read_journal
+from ingress.journals import checked_task, packed_record, read_journal
 from ingress.lane_statistics import Lanes
 from ingress.links import task_links, task_path
 from ingress.parsing import (
@@ -37,7 +37,6 @@ from ingress.parsing import (
 from ingress.pool_availability import Providers
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from ingress.task_listing import list_tasks
-from mesh.archive import lookup as archive
 from mesh.broker import key_value
 from mesh.broker.direct_get import read_sequence
 from mesh.broker.requests import Requests
@@ -219,9 +218,9 @@ class Ingress:
             projected = _readable_record(entry.value) if entry is not None and entry.value else None
             if projected is not None and projected.status in ENDED:
                 return self._linked(projected)
-            packed = await archive.find(self._requests, tenant, task) if entry is None else None
+            packed = await packed_record(self._requests, tenant, task) if entry is None else None
             if packed is not None:
-                return self._linked(packed.record)
+                return self._linked(packed)
         journal = await read_journal(self._journals, tenant, task)
         return self._linked(record(journal.state))
 

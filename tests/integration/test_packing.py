@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from contracts import headers, subjects
+from contracts import subjects
 from contracts.errors import InvalidPayload
 from contracts.identifiers import new_id, task_id_for_key
 from contracts.journal import events
 from contracts.tasks import TaskRequest
 from mesh import faults
-from mesh.archive import lookup, pack
+from mesh.archive import lookup
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import Stored, read_page
 from mesh.clock import now
@@ -70,6 +70,13 @@ async def left_of(connection: Connection, *tasks: str) -> set[str]:
         **await stored_messages(connection.requests, "KV_tasks"),
     }
     return {subject for subject in left if any(task in subject for task in tasks)}
+
+
+async def packed_ids(connection: Connection) -> list[str]:
+    """The tasks of all packs, as often as they are there."""
+    messages = (await read_page(connection.requests, "ARCHIVE", ">", 0)).messages
+    directories = [lookup.directory_of(message) for message in messages]
+    return [each.record.id for directory in directories if directory is not None for each in directory.tasks]
 
 
 async def followed(connection: Connection, task: str, after: int = 0) -> list[Followed]:
@@ -243,12 +250,7 @@ async def test_who_dies_on_the_way_leaves_each_task_to_be_found_and_the_next_one
     while await second.round(tomorrow() + timedelta(minutes=5)):
         pass
     assert await left_of(connection, *ids) == set()
-    messages = (await read_page(connection.requests, "ARCHIVE", ">", 0)).messages
-    packed = [
-        each.record.id
-        for message in messages
-        for each in pack.read_directory(message.payload, int(message.headers[headers.PACK_DIRECTORY])).tasks
-    ]
+    packed = await packed_ids(connection)
     assert sorted(packed) == sorted(ids), "each is packed once"
     for task in ids:
         assert await lookup.find(connection.requests, "default", task) is not None
@@ -264,12 +266,7 @@ async def test_one_that_was_taken_for_dead_and_comes_back_packs_nothing_twice(
         pass
     while await slow.round(tomorrow() + timedelta(minutes=5)):
         pass
-    messages = (await read_page(connection.requests, "ARCHIVE", ">", 0)).messages
-    packed = [
-        each.record.id
-        for message in messages
-        for each in pack.read_directory(message.payload, int(message.headers[headers.PACK_DIRECTORY])).tasks
-    ]
+    packed = await packed_ids(connection)
     assert sorted(packed) == sorted(ids)
     assert await left_of(connection, *ids) == set()
 

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from contracts import headers, subjects
 from contracts.codec import decode
-from contracts.records.archive import PackedTask, PackLocation
+from contracts.errors import InvalidPayload
+from contracts.records.archive import PackDirectory, PackedTask, PackLocation
 from contracts.streams import ARCHIVE, ARCHIVE_BUCKET
-from mesh.archive.pack import read_task
+from mesh.archive.pack import read_directory, read_task
 from mesh.broker import key_value
 from mesh.broker.direct_get import Stored, last_from_leader, read_sequence, sequence_from_leader
 from mesh.broker.requests import Requests
 
+OFFSET_DIGITS_MAX = 9
 Places = dict[str, PackLocation]
 """A value of the bucket: where the tasks lie whose key it is, by `<tenant>.<task>`."""
 
@@ -50,6 +52,16 @@ def milestones(packed: PackedTask) -> list[Stored]:
         Stored(each.sequence, subject, bytes(each.event), {headers.TIME_STAMP: each.stored_at.isoformat()})
         for each in packed.events
     ]
+
+
+def directory_of(stored: Stored) -> PackDirectory | None:
+    """The directory of a message of ARCHIVE; None of a part of a large task. Raises `InvalidPayload`."""
+    at = stored.headers.get(headers.PACK_DIRECTORY)
+    if at is None:
+        return None
+    if not (at.isascii() and at.isdigit() and len(at) <= OFFSET_DIGITS_MAX):
+        raise InvalidPayload(f"{headers.PACK_DIRECTORY}: not an offset: {at!r:.40}")
+    return read_directory(stored.payload, int(at))
 
 
 async def locate(requests: Requests, tenant: str, task: str) -> PackLocation | None:

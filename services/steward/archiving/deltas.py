@@ -13,10 +13,11 @@ from contracts.errors import TaskmeshError
 from contracts.journal import events
 from contracts.journal.events import decode_event
 from contracts.streams import EVENTS
+from mesh.archive.writing import in_flight
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
-from steward.archiving.packer import in_flight, purge
+from steward.archiving.packer import purge
 from steward.walks.walking import Walking
 
 log = structlog.get_logger("steward.archiving")

@@ -6,16 +6,17 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from contracts import headers, subjects
+from contracts import subjects
 from contracts.errors import InvalidPayload
 from contracts.records.archive import PackDirectory
 from contracts.streams import ARCHIVE, DEAD_LETTERS
 from mesh import faults
-from mesh.archive import pack
+from mesh.archive.lookup import directory_of
+from mesh.archive.writing import in_flight
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
-from steward.archiving.packer import in_flight, purge
+from steward.archiving.packer import purge
 from steward.walks.walking import Walking
 
 log = structlog.get_logger("steward.archiving")
@@ -102,11 +103,8 @@ class Packs:
 
 def _directory(stored: Stored) -> PackDirectory | None:
     """What a pack holds; None of a part of a large task, which its pack comes behind, and of what can't be read."""
-    at = stored.headers.get(headers.PACK_DIRECTORY)
-    if at is None:
-        return None
     try:
-        return pack.read_directory(stored.payload, int(at))
-    except (InvalidPayload, ValueError) as error:
+        return directory_of(stored)
+    except InvalidPayload as error:
         log.error("retention.unreadable", stream=ARCHIVE.name, sequence=stored.sequence, error=str(error))
         return None

@@ -12,7 +12,20 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl.commands import dead_letters, demo, doctor, example, repair, replies, streams, tasks, triggers, up, workers
+from meshctl.commands import (
+    dead_letters,
+    demo,
+    doctor,
+    example,
+    repair,
+    replies,
+    streams,
+    tasks,
+    transfer,
+    triggers,
+    up,
+    workers,
+)
 from meshctl.display import output
 from meshctl.errors import ApiError
 from meshctl.flags import add_setting_flags
@@ -56,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     repair.add_commands(commands)
     streams.add_commands(commands)
     workers.add_commands(commands)
+    transfer.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)
     example.add_commands(commands)

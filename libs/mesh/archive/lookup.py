@@ -32,7 +32,7 @@ async def find(requests: Requests, tenant: str, task: str) -> PackedTask | None:
     place = await locate(requests, tenant, task)
     if place is None:
         return None
-    compressed = await _member(requests, place)
+    compressed = await member_of(requests, place)
     return None if compressed is None else read_task(compressed, tenant, task)
 
 
@@ -90,11 +90,14 @@ async def located(requests: Requests, tasks: Iterable[tuple[str, str]]) -> Mappi
     return found
 
 
-async def _member(requests: Requests, place: PackLocation) -> bytes | None:
-    """The gzip member that a task is in; None if its pack was old enough to go."""
+async def member_of(requests: Requests, place: PackLocation, pack: Stored | None = None) -> bytes | None:
+    """The gzip member that a task is in; None if its pack was old enough to go. `pack`: that, if it is at hand.
+
+    Raises `BrokerUnavailable`.
+    """
     if not place.parts:
-        pack = await _message(requests, place.sequence)
-        return None if pack is None else pack[place.offset : place.offset + place.size]
+        payload = pack.payload if pack is not None else await _message(requests, place.sequence)
+        return None if payload is None else payload[place.offset : place.offset + place.size]
     parts = [await _message(requests, part) for part in place.parts]
     found = [part for part in parts if part is not None]
     return b"".join(found) if len(found) == len(parts) else None

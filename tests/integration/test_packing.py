@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from contracts import subjects
+from contracts.codec import encode
 from contracts.errors import InvalidPayload
 from contracts.identifiers import new_id, task_id_for_key
 from contracts.journal import events
@@ -23,7 +24,7 @@ from mesh.broker.connection import Connection
 from mesh.broker.direct_get import Stored, read_page
 from mesh.clock import now
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerUnavailable, IdempotencyMismatch
+from mesh.errors import BrokerUnavailable, IdempotencyMismatch, NoRoom
 from mesh.journal.following import Followed, Following, TaskNotFound
 from mesh.journal.journal import Journal
 from mesh.journal.projection import project
@@ -33,6 +34,7 @@ from steward.archiving import packing
 from steward.archiving.gathering import Gathering
 from steward.archiving.packing import Packing, age_to_pack, unread_from
 from steward.archiving.packs import Packs
+from steward.retention import Retention
 from tests.support.past import PastJournal, PastTask, store, stored_messages
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
 
@@ -382,3 +384,39 @@ def test_a_journal_is_gathered_whole_or_not_at_all() -> None:
     gathering = Gathering()
     with pytest.raises(InvalidPayload):
         gathering.add(Stored(1, subjects.journal_log("default", new_id()), b"{"))
+
+
+async def test_a_journal_that_no_version_can_read_stays_and_keeps_nobody(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    end = encode(events.TaskCancelled(new_id(), new_id(), "default", 0, now()))
+    headless = new_id()
+    await requests.publish(subjects.journal_log("default", headless), end)
+    holed = new_id()
+    await requests.publish(subjects.journal_log("default", holed), end.replace(b'"n":0', b'"n":7'))
+    await requests.publish(subjects.journal_log("default", new_id()), b"{")
+    ids = await store(requests, [PastTask(ended=True)] * 3)
+    await pack_all(connection, settings)
+    assert await left_of(connection, *ids) == set()
+    assert len(await left_of(connection, headless, holed)) == 2
+
+
+async def test_an_archive_without_room_keeps_tasks_where_they_are_and_drops_what_is_due(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    old = await store(requests, [PastTask(ended=True)] * 2)
+    await pack_all(connection, settings)
+    info = await requests.api("STREAM.INFO.ARCHIVE")
+    await requests.api("STREAM.UPDATE.ARCHIVE", info["config"] | {"max_msgs": 1})
+    young = await store(requests, [PastTask(ended=True)] * 2)
+    at = tomorrow()
+    retention = Retention(requests, settings, "test", lambda: at)
+    with pytest.raises(NoRoom):
+        await retention.round()
+    assert len(await left_of(connection, *young)) > 0
+    assert (await Journal.load(requests, "default", old[0])).state.is_packed
+    at += timedelta(days=30)
+    await retention.round()
+    assert not (await Journal.load(requests, "default", old[0])).state.exists

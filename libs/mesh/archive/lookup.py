@@ -65,16 +65,13 @@ def directory_of(stored: Stored) -> PackDirectory | None:
 
 
 async def locate(requests: Requests, tenant: str, task: str) -> PackLocation | None:
-    """Where a packed task lies; None, which is the leader's word, if it is in no pack. Raises `BrokerUnavailable`."""
-    key, name = subjects.archive_key(tenant, task), subjects.task_key(tenant, task)
-    entry = await key_value.get(requests, ARCHIVE_BUCKET.name, key)
-    place = places(entry.value).get(name) if entry is not None and entry.value else None
-    if place is not None:
-        return place
-    # A replica may be behind, and what hangs on "it is not packed" is a task that would begin anew.
-    stream = ARCHIVE_BUCKET.stream_name
-    last = await last_from_leader(requests, stream, f"$KV.{ARCHIVE_BUCKET.name}.{key}")
-    return places(last.payload).get(name) if last is not None and last.payload else None
+    """Where a packed task lies; None if it is in no pack. Raises `BrokerUnavailable`, `InvalidPayload`.
+
+    It is the leader's word: a replica may be behind, and what hangs on "it is not packed" is a task that begins anew.
+    """
+    subject = f"$KV.{ARCHIVE_BUCKET.name}.{subjects.archive_key(tenant, task)}"
+    last = await last_from_leader(requests, ARCHIVE_BUCKET.stream_name, subject)
+    return places(last.payload).get(subjects.task_key(tenant, task)) if last is not None and last.payload else None
 
 
 async def located(requests: Requests, tasks: Iterable[tuple[str, str]]) -> Mapping[str, PackLocation]:

@@ -162,8 +162,10 @@ class FoldedJournal:
         """
         last = await last_from_leader(self._requests, "EVENTS", self._filter)
         if self.state.revision > (last.sequence if last is not None else 0):
-            log.warning("journal.gone", task=self.state.task, tenant=self.state.tenant, revision=self.state.revision)
+            revision = self.state.revision
             await self.load()
+            if not self.state.is_packed:
+                log.warning("journal.gone", task=self.state.task, tenant=self.state.tenant, revision=revision)
             self._tell()
 
     def fold_own(self, sequence: int, event: JournalEvent, payload_bytes: int) -> None:

@@ -223,9 +223,11 @@ class Submission:
             page = await read_page(self._requests, "EVENTS", subject, 0, messages_max=1)
             if page.messages:
                 return _queued_of(page.messages[0])
-            if await last_from_leader(self._requests, "EVENTS", subject) is None:
-                # It may have ended long ago: a key stands for its task for as long as anything of that is kept.
-                packed = await journal_of(self._requests, tenant, task)
+            # It may have ended long ago: a key stands for its task for as long as anything of that is kept.
+            last, packed = await asyncio.gather(
+                last_from_leader(self._requests, "EVENTS", subject), journal_of(self._requests, tenant, task)
+            )
+            if last is None:
                 return _queued_of(packed[0]) if packed else None
             # Begun between the two reads, or on a leader that is ahead of the replica that answered the first.
             failures += 1

@@ -15,7 +15,7 @@ import structlog
 
 from contracts import subjects
 from contracts.codec import decode
-from contracts.errors import InvalidPayload
+from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.journal.events import decode_event
 from contracts.records.status import ENDED, TaskRecord
 from contracts.streams import ARCHIVE, ARCHIVE_BUCKET, EVENTS, TASKS_BUCKET
@@ -27,6 +27,7 @@ from mesh.broker import key_value
 from mesh.broker.direct_get import Stored, read_page, sequence_from_leader
 from mesh.broker.key_value import KeyValueEntry
 from mesh.broker.requests import Requests
+from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.task.fold import fold
 from mesh.task.records import record as record_of
 from mesh.task.state import TaskState
@@ -93,7 +94,9 @@ class Packer:
                 try:
                     milestones = ended.milestones or await self._read_journal(ended)
                     tasks.append(_packable(ended, milestones, records.get(_name(ended))))
-                except InvalidPayload as error:
+                except (BrokerError, BrokerUnavailable):
+                    raise
+                except TaskmeshError as error:
                     # It is for people to look at, and must not keep the others.
                     done.unreadable += 1
                     log.error("retention.unreadable", task=ended.task, tenant=ended.tenant, error=str(error))
@@ -116,7 +119,10 @@ class Packer:
         for sequence, found in by_pack.items():
             # A place may be left of a task that was dropped long ago, and whose id has come again.
             stored = await sequence_from_leader(self._requests, ARCHIVE.name, sequence)
-            directory = directory_of(stored) if stored is not None else None
+            try:
+                directory = directory_of(stored) if stored is not None else None
+            except InvalidPayload:
+                continue  # Nothing that can be read is there: it is packed anew.
             if directory is not None:
                 records = (each.record for each in directory.tasks)
                 ends = {subjects.task_key(each.tenant, each.id): each.sequence for each in records}
@@ -189,4 +195,6 @@ def _record(ended: Ended, milestones: tuple[Milestone, ...], entry: KeyValueEntr
     state = TaskState(ended.tenant, ended.task)
     for each in milestones:
         fold(state, each.sequence, decode_event(each.payload), holes_allowed=True, payload_bytes=len(each.payload))
+    if state.queued is None or state.terminal is None:
+        raise InvalidPayload("its journal does not lead from task.queued to its end")
     return record_of(state)

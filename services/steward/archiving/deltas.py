@@ -18,7 +18,7 @@ from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
 from steward.archiving.packer import purge
-from steward.walks.walking import Walking
+from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
 
@@ -85,7 +85,7 @@ class Deltas:
     async def round(self, at: datetime) -> bool:
         """Purge what is due of one piece; whether more may be. Raises `TaskmeshError`."""
         cutoff, future = at - self._age, at + FUTURE
-        piece = await self._walking.take(at, lambda after, to: self._first_due(after, to, cutoff, future))
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
         if piece is None:
             return False
         due = DeltasDue(piece.from_ - 1)
@@ -104,13 +104,10 @@ class Deltas:
         await self._walking.give_back(piece, due.cursor, at)
         return True
 
-    async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
-        """The first milestone behind a cursor, if it is due, or passed over."""
+    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
+        """The first milestone behind a cursor, and whether it is due, or passed over."""
         page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, after, 1)
-        if not page.messages or (to is not None and page.messages[0].sequence > to):
-            return None
-        first = page.messages[0]
-        return None if cutoff < first.stored_at <= future else first.sequence
+        return next((First(each.sequence, not cutoff < each.stored_at <= future) for each in page.messages), None)
 
     async def _purge(self, due: tuple[str, int]) -> None:
         subject, below = due

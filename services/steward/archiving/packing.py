@@ -23,7 +23,7 @@ from mesh.configuration.settings import Settings
 from mesh.telemetry import metrics
 from steward.archiving.gathering import Ended, Gathering
 from steward.archiving.packer import Packed, Packer
-from steward.walks.walking import Walking
+from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
 
@@ -98,7 +98,7 @@ class Packing:
         """Pack a batch of what is due; whether more may be. Raises `TaskmeshError`."""
         due = await self._due(at)
         if self._piece is None:
-            taken = await self._walking.take(at, lambda after, to: self._first_due(due, after, to))
+            taken = await self._walking.take(at, lambda after: self._first_behind(due, after))
             if taken is None:
                 return False
             self._piece = _Piece(self._requests, taken)
@@ -128,18 +128,17 @@ class Packing:
             hold_until=at - timedelta(days=self._settings.retention_days),
         )
 
-    async def _first_due(self, due: Due, after: int, to: int | None) -> int | None:
-        """The first milestone behind a cursor, if so much is due that it is worth a pack."""
+    async def _first_behind(self, due: Due, after: int) -> First | None:
+        """The first milestone behind a cursor, and whether so much is due that it is worth a pack."""
         first = await self._first_of_its_time(due, after)
-        if first is None or (to is not None and first.sequence > to):
+        if first is None:
             return None
-        if not due.is_due(first.sequence, first.stored_at):
-            return None
-        if first.stored_at <= due.cutoff - due.gathers:
-            return first.sequence
-        # A whole piece of younger ones is worth it, too.
-        behind = await self._milestones(first.sequence + PIECE_SEQUENCES, 1)
-        return first.sequence if behind and behind[0].stored_at <= due.cutoff else None
+        is_worth_it = due.is_due(first.sequence, first.stored_at)
+        if is_worth_it and first.stored_at > due.cutoff - due.gathers:
+            # A whole piece of younger ones is worth it, too.
+            behind = await self._milestones(first.sequence + PIECE_SEQUENCES, 1)
+            is_worth_it = bool(behind) and behind[0].stored_at <= due.cutoff
+        return First(first.sequence, is_worth_it)
 
     async def _first_of_its_time(self, due: Due, after: int) -> Stored | None:
         """The first milestone that is not from the future: those are passed over."""

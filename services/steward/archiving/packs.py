@@ -17,13 +17,16 @@ from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
 from steward.archiving.packer import purge
-from steward.walks.walking import Walking
+from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
 
 WALK = "packs"
 PIECE_SEQUENCES = 16
 """Of ARCHIVE, taken at once, and gone along in one round."""
+LOOK_EVERY = timedelta(minutes=1)
+LOOK_SHARE = 0.1
+"""A look reads a pack, so that nobody looks more often while nothing is due; of a short age no part of it is lost."""
 FUTURE = timedelta(minutes=5)
 """What ended so far ahead did so while the broker's clock was wrong: it must not keep those behind it."""
 
@@ -40,11 +43,18 @@ class Packs:
         self._requests = requests
         self._age = age
         self._walking = Walking(requests, WALK, owner, PIECE_SEQUENCES)
+        self._looked_at: datetime | None = None
+        """When nothing was due."""
 
     async def round(self, at: datetime) -> bool:
         """Drop what is due of one piece; whether more may be. Raises `TaskmeshError`."""
+        if self._looked_at is not None and timedelta() <= at - self._looked_at < min(
+            LOOK_EVERY, self._age * LOOK_SHARE
+        ):
+            return False
         cutoff, future = at - self._age, at + FUTURE
-        piece = await self._walking.take(at, lambda after, to: self._first_due(after, to, cutoff, future))
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
+        self._looked_at = at if piece is None else None
         if piece is None:
             return False
         cursor = piece.from_ - 1
@@ -63,11 +73,9 @@ class Packs:
         page = await read_page(self._requests, ARCHIVE.name, ">", after, 1)
         return page.messages[0] if page.messages else None
 
-    async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
+    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
         stored = await self._next(after)
-        if stored is None or (to is not None and stored.sequence > to):
-            return None
-        return None if self._is_young(stored, cutoff, future) else stored.sequence
+        return None if stored is None else First(stored.sequence, not self._is_young(stored, cutoff, future))
 
     def _is_young(self, stored: Stored, cutoff: datetime, future: datetime) -> bool:
         directory = _directory(stored)

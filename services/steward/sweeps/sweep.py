@@ -11,7 +11,7 @@ import structlog
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
-from steward.walks.walking import Walking
+from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.sweeps")
 
@@ -47,7 +47,7 @@ class Sweeping:
     async def round(self, at: datetime) -> bool:
         """Look at the next page; whether there may be more. Raises `TaskmeshError`."""
         cutoff, future = at - self._sweep.age, at + FUTURE
-        piece = await self._walking.take(at, lambda after, to: self._first_due(after, to, cutoff, future))
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
         if piece is None:
             return False
         old: list[Stored] = []
@@ -67,11 +67,9 @@ class Sweeping:
         await self._walking.give_back(piece, done_to, at)
         return True
 
-    async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
+    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
         found = await self._page(after, 1)
-        if not found or (to is not None and found[0].sequence > to):
-            return None
-        return None if cutoff < found[0].stored_at <= future else found[0].sequence
+        return next((First(each.sequence, not cutoff < each.stored_at <= future) for each in found), None)
 
     async def _page(self, after: int, messages_max: int) -> list[Stored]:
         sweep = self._sweep

@@ -43,6 +43,11 @@ def given_back(walk: WalkRecord, piece: WalkPiece, done_to: int, at: datetime) -
     return replace(walk, pieces=_sorted([*others, left]))
 
 
+def dissolved(walk: WalkRecord, orphan: WalkPiece, at: datetime) -> WalkRecord:
+    """The walk without an orphan in which nothing is left. The last one reaches into what is still to come."""
+    return given_back(walk, orphan, orphan.from_ - 1 if walk.cursor == orphan.to else orphan.to, at)
+
+
 def begun_anew(walk: WalkRecord, at: datetime, every: timedelta) -> WalkRecord | None:
     """The walk from the beginning on, if it is time for that: what was passed over is looked at again."""
     if walk.again_at is None:

@@ -23,9 +23,13 @@ from steward.walks.walking import First, Walking
 log = structlog.get_logger("steward.archiving")
 
 WALK = "deltas"
+MILESTONES = ".log"
+"""How the subjects of milestones end."""
 PIECE_SEQUENCES = 4_096
 """Of EVENTS, taken at once, and gone along in one round: each completed turn costs a purge."""
-PAGE_MILESTONES_MAX = 512
+PAGE_MESSAGES_MAX = 1024
+PAGE_BYTES_MAX = 1024 * 1024
+"""Read at once, deltas too: to find milestones alone the server would look at each subject, while writers wait."""
 FUTURE = timedelta(minutes=5)
 """What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
 
@@ -47,7 +51,7 @@ class DeltasDue:
 def add_due(
     due: DeltasDue, milestones: Iterable[Stored], cutoff: datetime, future: datetime, *, of_ended: bool
 ) -> None:
-    """Add which deltas may go by the next milestones of all journals: those of turns whose end was stored by `cutoff`.
+    """Add which deltas may go by the next messages of all journals: those of turns whose end was stored by `cutoff`.
 
     `of_ended`: also where the task has ended since, and is not about to be packed anyway. What is stamped behind
     `future`, and what can't be read, is passed over: it must not keep the others.
@@ -57,7 +61,7 @@ def add_due(
             due.met_young = True
             return
         due.cursor = stored.sequence
-        if stored.stored_at > future:
+        if stored.stored_at > future or not stored.subject.endswith(MILESTONES):
             continue
         try:
             journal = subjects.parse_journal(stored.subject)
@@ -91,7 +95,7 @@ class Deltas:
         due = DeltasDue(piece.from_ - 1)
         is_over = False
         while not is_over:
-            page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, due.cursor, PAGE_MILESTONES_MAX)
+            page = await read_page(self._requests, EVENTS.name, ">", due.cursor, PAGE_MESSAGES_MAX, PAGE_BYTES_MAX)
             here = [stored for stored in page.messages if stored.sequence <= piece.to]
             add_due(due, here, cutoff, future, of_ended=self._of_ended)
             is_over = due.met_young or not page.more
@@ -105,8 +109,8 @@ class Deltas:
         return True
 
     async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
-        """The first milestone behind a cursor, and whether it is due, or passed over."""
-        page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, after, 1)
+        """The first message behind a cursor, and whether it is due, or passed over."""
+        page = await read_page(self._requests, EVENTS.name, ">", after, 1)
         return next((First(each.sequence, not cutoff < each.stored_at <= future) for each in page.messages), None)
 
     async def _purge(self, due: tuple[str, int]) -> None:

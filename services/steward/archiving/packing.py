@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 
-from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.records.walks import WalkPiece
 from contracts.streams import EVENTS, TASKS_BUCKET, WEBHOOK_CONSUMER_PREFIX
@@ -28,12 +27,16 @@ from steward.walks.walking import First, Walking
 log = structlog.get_logger("steward.archiving")
 
 WALK = "packing"
+MILESTONES = ".log"
+"""How the subjects of milestones end."""
 PIECE_SEQUENCES = 16_384
 """Of EVENTS, taken at once: some thousand tasks, so that three stewards share what is due of a busy hour."""
 BATCH_TASKS_MAX = 512
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 """What is packed between two looks at the lease, and held in memory: a large task alone may be more."""
-PAGE_MILESTONES_MAX = 512
+PAGE_MESSAGES_MAX = 1024
+PAGE_BYTES_MAX = 1024 * 1024
+"""Read at once, deltas too: to find milestones alone the server would look at each subject, while writers wait."""
 GATHERS = timedelta(minutes=15)
 GATHERS_SHARE = 0.1
 """How long what is due may wait for more, so that a quiet mesh makes no pack of each task. Of a short age a part."""
@@ -129,31 +132,31 @@ class Packing:
         )
 
     async def _first_behind(self, due: Due, after: int) -> First | None:
-        """The first milestone behind a cursor, and whether so much is due that it is worth a pack."""
+        """The first message behind a cursor, and whether so much is due that it is worth a pack."""
         first = await self._first_of_its_time(due, after)
         if first is None:
             return None
         is_worth_it = due.is_due(first.sequence, first.stored_at)
         if is_worth_it and first.stored_at > due.cutoff - due.gathers:
             # A whole piece of younger ones is worth it, too.
-            behind = await self._milestones(first.sequence + PIECE_SEQUENCES, 1)
+            behind = await self._messages(first.sequence + PIECE_SEQUENCES, 1)
             is_worth_it = bool(behind) and behind[0].stored_at <= due.cutoff
         return First(first.sequence, is_worth_it)
 
     async def _first_of_its_time(self, due: Due, after: int) -> Stored | None:
-        """The first milestone that is not from the future: those are passed over."""
-        found = await self._milestones(after, 1)
+        """The first one that is not from the future: those are passed over."""
+        found = await self._messages(after, 1)
         for _ in range(FUTURE_PAGES_MAX):
             for stored in found:
                 if not due.is_from_the_future(stored.stored_at):
                     return stored
             if not found:
                 break
-            found = await self._milestones(found[-1].sequence, PAGE_MILESTONES_MAX)
+            found = await self._messages(found[-1].sequence, PAGE_MESSAGES_MAX)
         return None
 
-    async def _milestones(self, after: int, messages_max: int) -> list[Stored]:
-        return (await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, after, messages_max)).messages
+    async def _messages(self, after: int, messages_max: int) -> list[Stored]:
+        return (await read_page(self._requests, EVENTS.name, ">", after, messages_max)).messages
 
 
 class _Piece:
@@ -174,7 +177,7 @@ class _Piece:
         size = 0
         is_over = False
         while not is_over and len(batch) < BATCH_TASKS_MAX and size < BATCH_BYTES_MAX:
-            page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, self._read_to, PAGE_MILESTONES_MAX)
+            page = await read_page(self._requests, EVENTS.name, ">", self._read_to, PAGE_MESSAGES_MAX, PAGE_BYTES_MAX)
             is_over = not page.more
             for stored in page.messages:
                 if stored.sequence > self.taken.to:
@@ -194,6 +197,8 @@ class _Piece:
         return is_over
 
     def _add(self, stored: Stored) -> Ended | None:
+        if not stored.subject.endswith(MILESTONES):
+            return None
         try:
             return self._gathering.add(stored)
         except TaskmeshError as error:

@@ -36,16 +36,14 @@ def sweeps(requests: Requests, record_age: timedelta) -> list[Sweep]:
     records = Sweep(
         "records",
         TASKS_BUCKET.stream_name,
-        f"{_RECORD_PREFIX}>",
         record_age,
         lambda messages: without_journal(requests, messages),
     )
-    timers = Sweep("timers", TIMERS.name, "timers.at.>", TIMER_AGE, lambda messages: of_ended_tasks(requests, messages))
+    timers = Sweep("timers", TIMERS.name, TIMER_AGE, lambda messages: of_ended_tasks(requests, messages))
     queues = [
         Sweep(
             stream.name.lower(),
             stream.name,
-            ">",
             MESSAGE_AGE,
             lambda messages, name=stream.name: forgotten(requests, name, messages),  # type: ignore[misc]
         )
@@ -115,7 +113,7 @@ def _task_of_record(subject: str) -> Task | None:
 def _task_of_timer(subject: str) -> Task | None:
     """The task of a timer that its end makes useless; None of others: a `room` may be about one that has not begun."""
     parts = subject.split(".")
-    if len(parts) != _TIMER_PARTS or parts[2] not in ("approval", "retry", "deadline"):
+    if len(parts) != _TIMER_PARTS or parts[1] != "at" or parts[2] not in ("approval", "retry", "deadline"):
         return None
     return _checked(parts[3], parts[4])
 

@@ -24,14 +24,13 @@ FUTURE = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is looked for: in a stream, under a filter, among messages that are at least so old.
+    """What is looked for: in a stream, among messages that are at least so old.
 
-    `take_away` gets a page of them, and returns how many were left over.
+    `take_away` gets a page of them, of whatever subjects, and returns how many were left over.
     """
 
     name: str
     stream: str
-    subject_filter: str
     age: timedelta
     take_away: Callable[[list[Stored]], Awaitable[int]]
 
@@ -73,4 +72,4 @@ class Sweeping:
 
     async def _page(self, after: int, messages_max: int) -> list[Stored]:
         sweep = self._sweep
-        return (await read_page(self._requests, sweep.stream, sweep.subject_filter, after, messages_max)).messages
+        return (await read_page(self._requests, sweep.stream, ">", after, messages_max)).messages

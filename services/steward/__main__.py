@@ -11,6 +11,7 @@ from steward.critic import Critic
 from steward.lane_statistics import LaneKeeper
 from steward.provisioning_check import check_provisioning
 from steward.reconciling import Reconciling
+from steward.result_sweep import ResultSweep
 from steward.retention import Retention
 from steward.schedule_check import Schedules
 from steward.stranded import Stranded
@@ -45,6 +46,7 @@ async def main(service: Service) -> None:
         stranded.run(),
         Unbegun(service.requests).run(),
         retention.run(),
+        ResultSweep(service.requests).run(),
         reconciling.run(),
         lanes.run(),
         Waking(service.requests).run(),

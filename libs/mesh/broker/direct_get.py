@@ -15,7 +15,7 @@ What a page costs hangs on its filter (ADR-19; measured in a stream of 300,000 s
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ PAGE_BYTES_MAX = 512 * 1024
 """The server ends a page at the first message that reaches this."""
 LAST_SUBJECTS_MAX = 1_024
 """The server refuses to look up more at once."""
+LAST_BYTES_MAX = 4 * 1024 * 1024
+"""Of one answer about which subjects are there; what is left is asked for again."""
 
 
 class Stored(NamedTuple):
@@ -87,6 +89,27 @@ async def last_of_each(requests: Requests, stream: str, *filters: str) -> list[S
         raise BrokerUnavailable(f"direct get from {stream} answered {status}")
     stored = [_stored(message.headers or {}, message.data) for message in messages]
     return sorted(stored, key=lambda message: message.sequence)
+
+
+async def which_are_there(requests: Requests, stream: str, names: Iterable[str]) -> set[str]:
+    """Which of these subjects, of `LAST_SUBJECTS_MAX` at most, have a message, as one replica sees it.
+
+    Raises `BrokerUnavailable`.
+    """
+    missing = {*names}
+    there: set[str] = set()
+    while missing:
+        body = {"multi_last": sorted(missing), "max_bytes": LAST_BYTES_MAX}
+        messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
+        found = {(message.headers or {})[headers.SUBJECT] for message in messages}
+        there |= found
+        missing -= found
+        status_headers = last.headers or {}
+        if status_headers.get(headers.STATUS) not in ("204", "404"):
+            raise BrokerUnavailable(f"direct get from {stream} answered {status_headers.get(headers.STATUS)}")
+        if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
+            break
+    return there
 
 
 async def subjects_of(requests: Requests, stream: str, subject_filter: str) -> dict[str, int]:

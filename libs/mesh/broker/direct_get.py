@@ -3,7 +3,7 @@
 A direct get needs no consumer. It may be stale by a moment on a replicated stream: harmless where an append follows,
 or more is read later; what hangs on "there is none" asks the leader.
 
-What a page costs hangs on its filter (ADR-19; measured in a stream of 300,000 subjects and 500,000 messages):
+What a page costs hangs on its filter (ADR-19; measured in a stream of 200,000 subjects and 500,000 messages):
 
 - of one subject, 0.3 to 0.6 ms, wherever its messages lie, and however many are asked for: the server knows in which
   blocks a subject begins and ends. A page of more than there is costs no more.

@@ -269,7 +269,7 @@ RESULTS = StreamDeclaration(
     discard="new",
     max_bytes=1 * _GIB,
     allow_rollup_headers=True,
-    max_age_seconds=30 * 24 * 3600,
+    # No age: a result lives for as long as its task, which may wait for months, and is purged with it.
 )
 
 ARCHIVE = StreamDeclaration(

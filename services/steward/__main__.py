@@ -11,6 +11,7 @@ from steward.critic import Critic
 from steward.lane_statistics import LaneKeeper
 from steward.provisioning_check import check_provisioning
 from steward.reconciling import Reconciling
+from steward.result_sweep import ResultSweep
 from steward.retention import Retention
 from steward.schedule_check import Schedules
 from steward.stranded import Stranded
@@ -47,6 +48,7 @@ async def main(service: Service) -> None:
         Unbegun(service.requests).run(),
         retention.run(),
         Sweeps(service.requests, settings, service.worker).run(),
+        ResultSweep(service.requests).run(),
         reconciling.run(),
         lanes.run(),
         Waking(service.requests).run(),

@@ -44,6 +44,7 @@ BEFORE = {
     "[mcp.<server>]": "[mcp.x]\n",
     "[webhooks.<name>]": "[webhooks.x]\n",
     "[critic]": "[critic]\n",
+    "[results]": "[results]\n",
 }
 
 

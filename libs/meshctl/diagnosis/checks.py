@@ -27,7 +27,7 @@ _MORE_ROOM: Final = {
     "KV_tasks": _MORE_ROOM_BY_RETENTION,
     "DEAD_LETTERS": "give up or delete what nobody will repair (`meshctl dead-letters`)",
     "TIMERS": "end what nobody will answer: each approval, question and deadline has a timer",
-    "OBJ_results": "it holds large results of tools for 30 days",
+    "OBJ_results": "it holds large results of tools for as long as their tasks",
     "account": "give the broker more storage",
 }
 _MORE_ROOM_IN_QUEUES: Final = "start what takes its messages: workers, runners, stewards"

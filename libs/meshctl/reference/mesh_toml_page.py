@@ -20,6 +20,7 @@ from mesh.configuration.mesh_toml import (
     ScriptedProviderConfiguration,
     ServerConfiguration,
 )
+from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.tool_tables import (
     SERVERS_MAX,
     HttpGetConfiguration,
@@ -206,6 +207,15 @@ codes = ["deliveries-exhausted", "tool-error"]
 per_hour_max = 10
 """,
         ("critic",),
+    ),
+    Table(
+        "[results]",
+        ResultsConfiguration,
+        """
+[results]
+tenant_share = 0.1
+""",
+        ("results",),
     ),
 )
 """All tables, in the order of the page."""

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
-from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import TaskmeshError
 from contracts.records.archive import PackedEvent, PackedTask, PackEntry
 from contracts.records.status import Status, TaskRecord
-from contracts.streams import EVENTS, TASKS_BUCKET
+from contracts.streams import TASKS_BUCKET
 from mesh.archive.contents import Unreadable, packed_tasks
 from mesh.archive.lookup import find
 from mesh.archive.pack import one_line
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import read_page
 from mesh.broker.requests import Requests
-
-PAGE_MILESTONES_MAX = 1024
+from mesh.journal.reading import read_milestones
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +78,7 @@ async def exported(requests: Requests, wanted: Wanted) -> AsyncGenerator[PackedT
 
 async def _hot(requests: Requests, record: TaskRecord) -> PackedTask | None:
     """A task that was not packed a moment ago."""
-    milestones = await _milestones(requests, subjects.journal_log(record.tenant, record.id))
+    milestones = await read_milestones(requests, record.tenant, record.id)
     if not milestones:
         return await find(requests, record.tenant, record.id)
     return PackedTask(
@@ -93,18 +90,3 @@ async def _hot(requests: Requests, record: TaskRecord) -> PackedTask | None:
             for each in milestones
         ],
     )
-
-
-async def _milestones(requests: Requests, subject: str) -> list[Stored]:
-    info: dict[str, Any] = await requests.api(f"STREAM.INFO.{EVENTS.name}", {"subjects_filter": subject})
-    # No more than there are: the server would search for it up to the stream's end.
-    left = int((info["state"].get("subjects") or {}).get(subject, 0))
-    found: list[Stored] = []
-    while left > 0:
-        after = found[-1].sequence if found else 0
-        page = (await read_page(requests, EVENTS.name, subject, after, min(left, PAGE_MILESTONES_MAX))).messages
-        if not page:
-            break
-        found += page
-        left -= len(page)
-    return found

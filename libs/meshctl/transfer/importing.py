@@ -10,7 +10,8 @@ from contracts.codec import decode
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.journal.events import ToolCompleted, UnknownEvent, decode_event, decode_head
 from contracts.records.archive import PackedTask
-from contracts.streams import ARCHIVE_BUCKET, RESULTS
+from contracts.records.tools import RESULTS_BUCKET
+from contracts.streams import ARCHIVE_BUCKET
 from mesh.archive.lookup import find
 from mesh.archive.pack import Milestone, Packable
 from mesh.archive.writing import Outdated, PackWriter
@@ -58,14 +59,11 @@ def read_line(line: bytes) -> Packable:
         fold(state, each.sequence, event, holes_allowed=True, payload_bytes=len(payload))
         milestones.append(Milestone(each.sequence, each.stored_at, payload))
         dead_letters = dead_letters or head.type == "task.dead_lettered"
-        if isinstance(event, ToolCompleted) and event.object is not None and event.object.bucket == _RESULTS:
+        if isinstance(event, ToolCompleted) and event.object is not None and event.object.bucket == RESULTS_BUCKET:
             objects.append(event.object.name)
     if state.queued is None or state.terminal is None or state.events_after_end:
         raise InvalidPayload("events: only a task that has ended can be taken, from its task.queued to its end")
     return Packable(record(state), milestones, tuple(objects), dead_letters)
-
-
-_RESULTS = RESULTS.name.removeprefix("OBJ_")
 
 
 async def import_tasks(requests: Requests, tasks: Sequence[Packable], done: Imported) -> None:

@@ -24,19 +24,17 @@ from mesh.archive.lookup import directory_of, places
 from mesh.archive.pack import Milestone, Packable
 from mesh.archive.writing import Outdated, PackWriter, in_flight
 from mesh.broker import key_value
-from mesh.broker.direct_get import Stored, read_page, sequence_from_leader
+from mesh.broker.direct_get import sequence_from_leader
 from mesh.broker.key_value import KeyValueEntry
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.journal.reading import read_milestones
 from mesh.task.fold import fold
 from mesh.task.records import record as record_of
 from mesh.task.state import TaskState
 from steward.archiving.gathering import Ended, has_dead_letters, objects_of
 
 log = structlog.get_logger("steward.archiving")
-
-PAGE_MILESTONES_MAX = 1024
-"""Of a journal that is read by itself; the bytes of a page are bounded as any other's."""
 
 
 @dataclass(slots=True)
@@ -131,18 +129,7 @@ class Packer:
 
     async def _read_journal(self, ended: Ended) -> tuple[Milestone, ...]:
         """The milestones of a journal that had begun before the piece of the walk."""
-        subject = subjects.journal_log(ended.tenant, ended.task)
-        info = await self._requests.api(f"STREAM.INFO.{EVENTS.name}", {"subjects_filter": subject})
-        # No more than there are: the server would search for it up to the stream's end.
-        left = int((info["state"].get("subjects") or {}).get(subject, 0))
-        found: list[Stored] = []
-        while left > 0:
-            after = found[-1].sequence if found else 0
-            page = await read_page(self._requests, EVENTS.name, subject, after, min(left, PAGE_MILESTONES_MAX))
-            if not page.messages:
-                break
-            found += page.messages
-            left -= len(page.messages)
+        found = await read_milestones(self._requests, ended.tenant, ended.task)
         return tuple(
             Milestone(each.sequence, each.stored_at, each.payload)
             for each in found

@@ -9,11 +9,13 @@ import structlog
 from contracts import subjects
 from contracts.errors import InvalidPayload
 from contracts.records.archive import PackDirectory
+from contracts.records.tools import RESULTS_BUCKET
 from contracts.streams import ARCHIVE, DEAD_LETTERS
 from mesh import faults
 from mesh.archive.lookup import directory_of
 from mesh.archive.writing import in_flight
 from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.object_store import purge_objects
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
 from steward.archiving.packer import purge
@@ -48,9 +50,8 @@ class Packs:
 
     async def round(self, at: datetime) -> bool:
         """Drop what is due of one piece; whether more may be. Raises `TaskmeshError`."""
-        if self._looked_at is not None and timedelta() <= at - self._looked_at < min(
-            LOOK_EVERY, self._age * LOOK_SHARE
-        ):
+        rest = min(LOOK_EVERY, self._age * LOOK_SHARE)
+        if self._looked_at is not None and timedelta() < at - self._looked_at < rest:
             return False
         cutoff, future = at - self._age, at + FUTURE
         piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
@@ -107,6 +108,7 @@ class Packs:
             await purge(self._requests, DEAD_LETTERS.name, subject)
 
         await in_flight(letters, drop)
+        await purge_objects(self._requests, RESULTS_BUCKET, [name for each in directory.tasks for name in each.objects])
 
 
 def _directory(stored: Stored) -> PackDirectory | None:

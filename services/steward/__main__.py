@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mesh.background import background
-from mesh.broker.provisioning import declared
 from mesh.serving.service import Service, run
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
@@ -33,7 +32,7 @@ async def main(service: Service) -> None:
     configured = settings.configuration.critic
     critic = [Critic(service.connection, settings, configured).run()] if configured is not None else []
     reconciling = Reconciling(service.requests, settings)
-    provisioning = check_provisioning(service.requests, declared(settings))
+    provisioning = check_provisioning(service.requests, settings)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
     async with background(

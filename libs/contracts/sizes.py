@@ -103,7 +103,7 @@ def share_out(
 
 
 def text(size_bytes: float) -> str:
-    """A size as settings have it, such as `1.5GiB`: with one digit after the point, rounded down."""
+    """A size for people, as settings have it: `1.5GiB`, with one digit after the point, rounded down."""
     for unit, name in ((1024 * GIB, "TiB"), (GIB, "GiB"), (MIB, "MiB")):
         if size_bytes >= unit:
             return f"{int(size_bytes * 10 / unit) / 10:g}{name}"

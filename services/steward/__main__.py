@@ -12,6 +12,7 @@ from steward.provisioning_check import check_provisioning
 from steward.reconciling import Reconciling
 from steward.retention import Retention
 from steward.schedule_check import Schedules
+from steward.storage_samples import StorageSampling
 from steward.stranded import Stranded
 from steward.trigger_firing import Triggers
 from steward.unbegun import Unbegun
@@ -47,6 +48,7 @@ async def main(service: Service) -> None:
         reconciling.run(),
         lanes.run(),
         Waking(service.requests).run(),
+        StorageSampling(service.requests).run(),
         webhooks.run(),
         provisioning,
         *critic,

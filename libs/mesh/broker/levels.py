@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from contracts.codec import decode
 from contracts.headers import STATUS
 from contracts.records.storage import StoreRoom
+from contracts.sizes import SIZES
 from contracts.streams import (
     ARCHIVE,
     ARCHIVE_BUCKET,
@@ -51,11 +52,16 @@ SHARE_MAX = 32
 
 
 class Level(NamedTuple):
-    """How much of its storage something uses, in bytes. A limit of 0 or below is none."""
+    """How much of its storage something uses, in bytes. A limit of 0 or below is none.
+
+    `messages` and `subjects` are how many a stream has.
+    """
 
     name: str
     used_bytes: int
     limit_bytes: int
+    messages: int = 0
+    subjects: int = 0
 
     @property
     def percent(self) -> float:
@@ -83,7 +89,8 @@ def describe(level: Level) -> str:
 def level_of(info: dict[str, Any]) -> Level:
     """The level of a stream, by its `STREAM.INFO` answer."""
     config, state = info["config"], info["state"]
-    return Level(str(config["name"]), int(state["bytes"]), int(config["max_bytes"]))
+    counts = int(state.get("messages", 0)), int(state.get("num_subjects", 0))
+    return Level(str(config["name"]), int(state["bytes"]), int(config["max_bytes"]), *counts)
 
 
 def disk_level(room: StoreRoom) -> Level:
@@ -109,6 +116,17 @@ async def read_levels(requests: Requests) -> list[Level]:
     """
     found = await asyncio.gather(*(_read_level(requests, stream) for stream in WATCHED))
     return [*(level for level in found if level is not None), _account(await requests.api("INFO"))]
+
+
+async def read_all_levels(requests: Requests) -> list[Level]:
+    """The levels of all streams and buckets, of the account, and of the disk if somebody knows it.
+
+    Raises `BrokerUnavailable`, `BrokerError`.
+    """
+    found = await asyncio.gather(*(_read_level(requests, stream) for stream in SIZES))
+    levels = [*(level for level in found if level is not None), _account(await requests.api("INFO"))]
+    disk = await read_disk_level(requests)
+    return [*levels, disk] if disk is not None else levels
 
 
 async def read_disk_level(requests: Requests) -> Level | None:

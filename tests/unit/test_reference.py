@@ -44,6 +44,8 @@ BEFORE = {
     "[mcp.<server>]": "[mcp.x]\n",
     "[webhooks.<name>]": "[webhooks.x]\n",
     "[critic]": "[critic]\n",
+    "[storage]": "[storage]\n",
+    "[storage.buckets]": "[storage.buckets]\n",
 }
 
 

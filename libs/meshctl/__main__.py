@@ -19,6 +19,7 @@ from meshctl.commands import (
     example,
     repair,
     replies,
+    storage,
     streams,
     tasks,
     transfer,
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     dead_letters.add_commands(commands, common)
     repair.add_commands(commands)
     streams.add_commands(commands)
+    storage.add_commands(commands)
     workers.add_commands(commands)
     transfer.add_commands(commands)
     triggers.add_commands(commands)

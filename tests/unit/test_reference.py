@@ -45,6 +45,8 @@ BEFORE = {
     "[webhooks.<name>]": "[webhooks.x]\n",
     "[critic]": "[critic]\n",
     "[results]": "[results]\n",
+    "[storage]": "[storage]\n",
+    "[storage.buckets]": "[storage.buckets]\n",
 }
 
 

@@ -80,7 +80,9 @@ class Settings:
     waiting_hours: float = 24.0
     """How long an approval or a question stays open; then it expires, and the task goes on without it."""
     high_water_percent: float = 90.0
-    """New tasks get 503 while a stream that they need, or the account, uses this much of its storage."""
+    """New tasks get 503 while a stream that they need, the account, or the disk uses this much of its storage."""
+    filling_percent: float = 70.0
+    """From here on storage counts as filling: the log, `meshctl doctor` and `meshctl storage` warn."""
     sync_interval: str = "always"
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
     drain_seconds: float = 120.0
@@ -137,6 +139,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "reconcile_after_seconds": (0.1, 86_400),
     "waiting_hours": (0.0001, 876_000),
     "high_water_percent": (0, 100),
+    "filling_percent": (0, 100),
     "drain_seconds": (0, 3600),
 }
 """The least and the most that each number may be."""

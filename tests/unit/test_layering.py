@@ -72,6 +72,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "meshctl.supervision": ("meshctl",),
     "meshctl.display": ("meshctl", "meshctl.diagnosis"),
     "meshctl.commands": ("meshctl", "meshctl.diagnosis", "meshctl.supervision", "meshctl.display"),
+    "ingress.listing": (),
     "inference_worker.models": (),
     "inference_worker.dialects": ("inference_worker.models",),
     "inference_worker.dialects.anthropic": ("inference_worker.models", "inference_worker.dialects"),

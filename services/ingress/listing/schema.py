@@ -25,6 +25,10 @@ CACHE_KIBIBYTES = 32 * 1024
 CHECKPOINT_PAGES = 2_000
 """After so many pages the write-ahead log goes into the file: 8 MiB."""
 
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_NO_BOOT = b"unknown"
+"""In the place of it. Nobody is of this boot: only a file that was closed is opened again then."""
+
 TABLES = """
 -- How far the index is with a stream, and which one that is: a stream that was made again has another time.
 CREATE TABLE streams (name TEXT PRIMARY KEY, created TEXT NOT NULL, cursor INTEGER NOT NULL) WITHOUT ROWID;
@@ -73,6 +77,14 @@ def _format() -> int:
 FORMAT = _format()
 
 
+def _boot() -> bytes:
+    """What names the time since this machine was started; nothing where that is not known."""
+    try:
+        return _BOOT.read_bytes().strip()
+    except OSError:
+        return b""
+
+
 class IndexFile:
     """Where the index lies: a file in a folder, kept from other processes by a lock; without a folder a file that goes
     with the process."""
@@ -88,12 +100,16 @@ class IndexFile:
         return self._path
 
     def open(self) -> sqlite3.Connection:
-        """The database, with its tables. What is not an index of this format is thrown away.
+        """The database, with its tables. What is not an index of this format, or may be torn, is thrown away.
 
         Raises `sqlite3.Error`, `OSError`.
         """
         if self._folder is not None and self._path is None:
             self._path = self._take_slot(self._folder)
+            if self._lock is not None and os.pread(self._lock, 100, 0) not in (b"", _boot()):
+                log.info("listing.maybe_torn", path=str(self._path))
+                self.throw_away()
+            self._mark(_boot() or _NO_BOOT)
         database = self._connect()
         try:
             (found,) = database.execute("PRAGMA user_version").fetchone()
@@ -116,10 +132,25 @@ class IndexFile:
                 self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Leave the file to others."""
+        """Leave the file to others, once all of it is on the disk."""
+        if self._lock is None or self._path is None:
+            return
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._mark(b"")
+        os.close(self._lock)
+        self._lock = self._path = None
+
+    def _mark(self, boot: bytes) -> None:
+        """Say in the lock under which boot of the machine the file is written; nothing: it is whole."""
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = self._path = None
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, boot, 0)
+            os.fsync(self._lock)
 
     def _take_slot(self, folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,11 +167,11 @@ class IndexFile:
         # An empty name is a file that nobody else sees, and that the system takes away with the process.
         database = sqlite3.connect(self._path or "", isolation_level=None, check_same_thread=False)
         try:
-            # Only one process has it: no file for shared memory. What a power cut takes is read from the broker again,
-            # and the file stays whole, at one sync for each checkpoint.
+            # Only one process has it: no file for shared memory. Nothing is synced, since the broker needs the disk for
+            # what can't be built anew: a process that is killed leaves the file whole, a power cut may not.
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute(f"PRAGMA journal_mode = {'MEMORY' if self._path is None else 'WAL'}")
-            database.execute(f"PRAGMA synchronous = {'OFF' if self._path is None else 'NORMAL'}")
+            database.execute("PRAGMA synchronous = OFF")
             database.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             database.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
             database.execute("PRAGMA temp_store = MEMORY")

@@ -203,6 +203,12 @@ def task_key(tenant: str, task: str) -> str:
     return f"{check_tenant(tenant)}.{check_task(task)}"
 
 
+def parse_task_key(key: str) -> tuple[str, str]:
+    """Tenant and task of a key of the bucket `tasks`."""
+    tenant, _, task = key.partition(".")
+    return check_tenant(tenant), check_task(task)
+
+
 def archive(walk_from: int) -> str:
     """Packs of what a steward met in EVENTS from that sequence on: `archive.<sequence>`."""
     if not 0 < walk_from < _SEQUENCE_END:

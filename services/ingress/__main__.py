@@ -28,7 +28,7 @@ async def main(service: Service) -> None:
     async def probe() -> list[HealthCheck]:
         return storage.marked(await probe_broker(service.connection))
 
-    async with background(lanes.run(), storage.run(), providers.run()):
+    async with ingress.lists.open(), background(lanes.run(), storage.run(), providers.run()):
         app = create_app(ingress, probe)
         await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
     await submission.close()

@@ -16,10 +16,11 @@ from contracts.messages.control import CancelCommand, Edits, ReplayCommand, canc
 from contracts.streams import CONTROL, DEAD_LETTERS
 from contracts.tasks import BODY_BYTES_MAX
 from ingress import commands, replay_decisions
-from ingress.dead_letter_listing import list_dead_letters, read_dead_letters, read_malformed
+from ingress.dead_letter_reading import read_dead_letters, read_malformed
 from ingress.input_decisions import BY
 from ingress.journals import checked_task, read_journal
 from ingress.links import task_links
+from ingress.listing.lists import Lists
 from ingress.parsing import (
     parse_dead_letter_filter,
     parse_limit,
@@ -52,16 +53,16 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class DeadLetters:
     """What the routes stand on."""
 
-    def __init__(self, settings: Settings, requests: Requests, journals: WarmJournals) -> None:
+    def __init__(self, settings: Settings, requests: Requests, lists: Lists, journals: WarmJournals) -> None:
         self._settings = settings
+        self._lists = lists
         self._requests = requests
         self._journals = journals
 
     async def page(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/dead-letters`"""
         query = request.query_params
-        page = await list_dead_letters(
-            self._requests,
+        page = await self._lists.dead_letters(
             tenant_of_request(request),
             parse_dead_letter_filter(query),
             limit=parse_limit(query.get("limit")),

@@ -79,6 +79,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "meshctl.transfer",
         "meshctl.display",
     ),
+    "ingress.listing": (),
     "inference_worker.models": (),
     "inference_worker.dialects": ("inference_worker.models",),
     "inference_worker.dialects.anthropic": ("inference_worker.models", "inference_worker.dialects"),

@@ -50,6 +50,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "task_accepted": status.TaskAccepted,
     "task_record": status.TaskRecord,
     "task_list": status.TaskList,
+    "task_counts": status.TaskCounts,
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,

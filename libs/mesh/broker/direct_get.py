@@ -180,6 +180,11 @@ async def first_from_leader(requests: Requests, stream: str, subject: str, after
     return await _from_leader(requests, stream, {"seq": after + 1, "next_by_subj": subject})
 
 
+async def next_from_leader(requests: Requests, stream: str, subject_filter: str, after: int) -> Stored | None:
+    """Read the first message of the filter above a sequence from the stream's leader; None is the truth."""
+    return await _from_leader(requests, stream, {"seq": after + 1, "next_by_subj": subject_filter})
+
+
 async def journal_exists(requests: Requests, tenant: str, task: str) -> bool:
     """Whether a journal has begun, by a leader read."""
     return await last_from_leader(requests, "EVENTS", subjects.journal_log(tenant, task)) is not None

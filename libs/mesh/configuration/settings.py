@@ -87,6 +87,9 @@ class Settings:
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
     drain_seconds: float = 120.0
     """After SIGTERM running steps go on for as long as steps take, and so long at most; then they are handed over."""
+    index_folder: Path | None = None
+    """Where the ingress keeps its index of tasks, for lists: some 300 bytes for each. `meshctl up` has it in MESH_HOME.
+    Unset: a temporary file, built anew at each start."""
     log_format: str = "auto"
     """`console`, `json`, or `auto`: console on a terminal, else json."""
     log_level: str = "info"

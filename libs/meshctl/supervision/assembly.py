@@ -84,6 +84,8 @@ class Assembly:
 
         self._environment["MESH_HOME"] = str(self.home.path)
         self._environment["MESH_NATS_URL"] = self.nats_url
+        # An ingress that is started again goes on with the index of its predecessor.
+        self._environment["MESH_INDEX_FOLDER"] = str(settings.index_folder or self.home.index)
         self._progress("starting the services")
         edge = self._start_service("stream_edge", address_variable="MESH_EDGE_ADDRESS")
         if settings.edge_address.port == 0:

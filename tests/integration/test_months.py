@@ -8,7 +8,7 @@ import pytest
 
 from contracts.codec import decode
 from contracts.journal import events
-from contracts.journal.events import decode_event
+from contracts.journal.events import decode_event, decode_head
 from contracts.records.status import TaskRecord
 from contracts.tasks import fingerprint
 from mesh.broker import key_value
@@ -48,7 +48,7 @@ async def test_what_is_filled_in_is_exact_and_folds_to_its_record(connection: Co
         assert queued.request.metadata["order"] == task.order
         assert queued.fingerprint == fingerprint(queued.request)
         page = await read_page(connection.requests, "EVENTS", f"events.*.{task.id}.log", 0, EVENTS_OF_TASK - 1)
-        ids |= {decode_event(each.payload).id for each in page.messages}
+        ids |= {decode_head(each.payload).id for each in page.messages}
         assert all(len(each.headers["traceparent"]) == 55 for each in page.messages)
         assert isinstance(decode_event(page.messages[0].payload), events.TaskQueued)
     assert len(ids) == 300 * (EVENTS_OF_TASK - 1)

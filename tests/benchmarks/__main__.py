@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import uvloop
 
 from tests.benchmarks import (
@@ -29,6 +31,7 @@ from tests.benchmarks import (
     journal,
     long_runs,
     months,
+    packing,
     resume,
     retention,
     takeover,
@@ -51,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "append": journal.measure_append,
     "resume": resume.measure,
     "months": months.measure,
+    "packing": packing.measure,
     "retention": retention.measure,
     "fold": journal.measure_fold,
     "takeover": takeover.measure,
@@ -114,6 +118,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     names = arguments.names or list(BENCHMARKS)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     about = environment(arguments.seed, arguments.quick)
     figures, failures = uvloop.run(measure(names, arguments.quick, arguments.seed, arguments.tasks))
     print(table(figures))

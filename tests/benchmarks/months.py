@@ -156,7 +156,7 @@ async def _reads(run: Run, months: Months, hot: int) -> list[Figure]:
     packed = months.sample(3 * many, 0, count, run.seed)
     cold, warm, followed = packed[:many], packed[many : 2 * many], packed[2 * many :]
     hot_tasks = months.sample(many, count, count + hot, run.seed)
-    what = "The first reads after a start of broker and ingress, nothing of the store in the page cache"
+    what = "; the first reads after a start of broker and ingress, nothing of the store in the page cache"
     return [
         *await reading.get_tasks(months.on, "packed, cold", cold, reading.PACKED_MILLISECONDS_MAX, what),
         *await reading.get_tasks(months.on, "packed", warm, reading.PACKED_MILLISECONDS_MAX),

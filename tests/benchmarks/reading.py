@@ -73,7 +73,7 @@ async def get_tasks(on: Stage, name: str, tasks: Iterable[Task], limit: float, n
             raise RuntimeError(f"{task}: {answer}")
         took.append(answer.milliseconds)
     reader.close()
-    return within_limit(f"GET of a task, {name}", took, limit, f"{len(took)} at random. {note}")
+    return within_limit(f"GET of a task, {name}", took, limit, f"{len(took)} at random{note}")
 
 
 def within_limit(name: str, took: list[float], limit: float, note: str = "") -> list[Figure]:

@@ -1,8 +1,9 @@
-"""`python -m tests.benchmarks [names…] [--quick] [--json FILE]`: measure, print a table, write JSON."""
+"""`python -m tests.benchmarks [names…] [--quick] [--tasks N] [--json FILE]`: measure, print a table, write JSON."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import uvloop
 
 from tests.benchmarks import (
@@ -28,6 +30,8 @@ from tests.benchmarks import (
     fsyncs,
     journal,
     long_runs,
+    months,
+    packing,
     resume,
     retention,
     takeover,
@@ -49,6 +53,8 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "tokens": journal.measure_tokens,
     "append": journal.measure_append,
     "resume": resume.measure,
+    "months": months.measure,
+    "packing": packing.measure,
     "retention": retention.measure,
     "fold": journal.measure_fold,
     "takeover": takeover.measure,
@@ -60,18 +66,22 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "fleet": fleet.measure,
     "fsyncs": fsyncs.measure,
 }
+SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {"months": months.seconds_max}
+"""The same of those whose size can be chosen."""
 
 
-async def measure(names: list[str], quick: bool, seed: int) -> tuple[list[Figure], list[str]]:
+async def measure(names: list[str], quick: bool, seed: int, tasks: int | None) -> tuple[list[Figure], list[str]]:
     """Run benchmarks one after the other: their figures, and what failed."""
     figures: list[Figure] = []
     failures: list[str] = []
     for name in names:
         began_at = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="taskmesh-bench-") as folder:
+            run = Run(Path(folder), seed, quick, tasks)
+            seconds_max = SECONDS_MAX_BY_NAME[name](run) if name in SECONDS_MAX_BY_NAME else SECONDS_MAX
             try:
-                async with within(SECONDS_MAX):
-                    figures += await BENCHMARKS[name](Run(Path(folder), seed, quick))
+                async with within(seconds_max):
+                    figures += await BENCHMARKS[name](run)
             except Exception as error:  # one that can't be measured here must not hide the others
                 failures.append(f"{name}: {type(error).__name__}: {error}")
         print(f"{name}: {time.perf_counter() - began_at:.0f} s", file=sys.stderr, flush=True)
@@ -102,13 +112,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few and short rounds: whether it works, not how well")
     parser.add_argument("--json", type=Path, help="where to write (tests/benchmarks/results/<time>.json)")
     parser.add_argument("--seed", type=int, default=0, help="of what is shuffled (0)")
+    parser.add_argument("--tasks", type=int, help=f"how many `months` fills in ({months.TASKS:,})")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     names = arguments.names or list(BENCHMARKS)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     about = environment(arguments.seed, arguments.quick)
-    figures, failures = uvloop.run(measure(names, arguments.quick, arguments.seed))
+    figures, failures = uvloop.run(measure(names, arguments.quick, arguments.seed, arguments.tasks))
     print(table(figures))
     print(f"\n{about['cores']} cores, load {about['load_average'][0]:.1f} at the start; {about['nats_server']}")
     path = arguments.json or RESULTS / f"{about['time'].replace(':', '')}.json"

@@ -30,11 +30,15 @@ LOAD_SECONDS_MAX = 60.0
 
 @dataclass(frozen=True)
 class Run:
-    """How this run measures. `scale` picks between a full and a quick run's sizes."""
+    """How this run measures. `scale` picks between a full and a quick run's sizes.
+
+    `tasks`: how many a benchmark fills in whose size can be chosen.
+    """
 
     folder: Path
     seed: int
     quick: bool
+    tasks: int | None = None
 
     def scale(self, full: int, quick: int) -> int:
         """A number of rounds or events."""

@@ -56,23 +56,24 @@ class Broker:
         self.monitoring_port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self.log = folder / "nats.log"
+        self.store = folder / "jetstream"
         self._config = folder / "nats.conf"
         folder.mkdir(parents=True, exist_ok=True)
         self._config.write_text(
             _CONFIG.format(
                 port=self.port,
                 monitoring_port=self.monitoring_port,
-                store=folder / "jetstream",
+                store=self.store,
                 sync_interval=sync_interval,
             )
         )
         self.process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> None:
-        """Start, and wait until it accepts connections."""
+    async def start(self, seconds: float = READY_SECONDS) -> None:
+        """Start, and wait until it accepts connections. `seconds`: how long that may take, with much stored."""
         with self.log.open("ab") as log:
             self.process = children.start([PROGRAM, "-c", str(self._config)], stdout=log, stderr=log)
-        async with within(READY_SECONDS):
+        async with within(seconds):
             while True:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"nats-server ended: {self.log.read_text()[-2000:]}")

@@ -13,6 +13,7 @@ from contracts.errors import TaskmeshError
 from contracts.journal import events
 from contracts.journal.events import decode_event
 from contracts.streams import EVENTS
+from mesh import faults
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
@@ -114,3 +115,4 @@ class Deltas:
     async def _purge(self, due: tuple[str, int]) -> None:
         subject, below = due
         await purge(self._requests, EVENTS.name, subject, below)
+        faults.reach("after-purge", "deltas")

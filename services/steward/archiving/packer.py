@@ -103,7 +103,7 @@ class Packer:
             except Outdated as error:
                 log.info("archive.outdated", reason=str(error))
                 self._last = None
-        await in_flight(stored, self._purge)
+        await in_flight(stored, lambda each: self._purge(each.tenant, each.task, each.end.sequence))
         return done
 
     async def _store(self, batch: Sequence[Ended], done: Packed) -> list[Ended]:
@@ -141,7 +141,7 @@ class Packer:
             total += len(compressed)
             if each.is_large:
                 at = range(0, len(compressed), pack.PART_BYTES_MAX)
-                parts = [await self._send(compressed[start : start + pack.PART_BYTES_MAX]) for start in at]
+                parts = [await self._send_part(compressed[start : start + pack.PART_BYTES_MAX]) for start in at]
                 entries.append(pack.entry(each.tasks[0].task, 0, 0, parts))
             else:
                 entries += [pack.entry(one.task, offset, len(compressed)) for one in each.tasks]
@@ -151,12 +151,19 @@ class Packer:
         faults.reach("before-pack", "archive")
         sequence = await self._send(b"".join([*payload, directory]), offset)
         faults.reach("after-pack", "archive")
+        if not faults.ARCHIVE_ORDER_ON:
+            await in_flight(entries, lambda each: self._purge(each.record.tenant, each.record.id, each.record.sequence))
         await self._write_places(sequence, entries, known)
         faults.reach("after-places", "archive")
         return total + len(directory)
 
+    async def _send_part(self, payload: bytes) -> int:
+        sequence = await self._send(payload)
+        faults.reach("after-part", "archive")
+        return sequence
+
     async def _send(self, payload: bytes, directory_at: int | None = None) -> int:
-        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(self._last)}
+        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(self._last)} if faults.FENCE_ON else {}
         if directory_at is not None:
             message_headers[headers.PACK_DIRECTORY] = str(directory_at)
         try:
@@ -173,6 +180,7 @@ class Packer:
         last = await last_from_leader(self._requests, ARCHIVE.name, self._subject)
         if last is not None and (at := last.headers.get(headers.PACK_DIRECTORY)) is not None:
             await self._write_places(last.sequence, pack.read_directory(last.payload, int(at)).tasks, {})
+            faults.reach("after-taking-over", "archive")
         self._last = last.sequence if last is not None else 0
 
     async def _write_places(
@@ -201,6 +209,7 @@ class Packer:
                 return
             revision = known.revision if known is not None else 0
             if await key_value.compare_and_set(self._requests, ARCHIVE_BUCKET.name, key, encode(after), revision):
+                faults.reach("after-place", "archive")
                 return
             known = await key_value.get(self._requests, ARCHIVE_BUCKET.name, key)
         raise BrokerUnavailable(f"key {key} of {ARCHIVE_BUCKET.name} can't be written: others are faster each time")
@@ -244,13 +253,12 @@ class Packer:
             if each.sequence <= ended.end.sequence
         )
 
-    async def _purge(self, ended: Ended) -> None:
+    async def _purge(self, tenant: str, task: str, end: int) -> None:
         """Take a task away that is in the archive. Its journal goes last: the walk finds by it what was left."""
-        key = f"$KV.{TASKS_BUCKET.name}.{_name(ended)}"
+        key = f"$KV.{TASKS_BUCKET.name}.{subjects.task_key(tenant, task)}"
         await purge(self._requests, TASKS_BUCKET.stream_name, key)
         faults.reach("after-purge", "record")
-        journal = subjects.journal(ended.tenant, ended.task)
-        await purge(self._requests, EVENTS.name, journal, ended.end.sequence + 1)
+        await purge(self._requests, EVENTS.name, subjects.journal(tenant, task), end + 1)
         faults.reach("after-purge", "journal")
 
 

@@ -87,6 +87,7 @@ class Packs:
             log.info("pack.dropped", pack=stored.sequence, tasks=len(directory.tasks), ended_until=str(ended_until))
         faults.reach("before-drop", "archive")
         await self._requests.delete_message(ARCHIVE.name, stored.sequence)
+        faults.reach("after-drop", "archive")
         return True
 
     async def _drop_what_belongs_to_it(self, directory: PackDirectory) -> None:
@@ -96,6 +97,7 @@ class Packs:
 
         async def drop(subject: str) -> None:
             await purge(self._requests, DEAD_LETTERS.name, subject)
+            faults.reach("after-purge", "dead_letters")
 
         await in_flight(letters, drop)
 

@@ -11,6 +11,7 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.records.walks import WalkPiece, WalkRecord
 from contracts.streams import WALKS_BUCKET
+from mesh import faults
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
@@ -98,4 +99,7 @@ class Walking:
             return WalkRecord(), entry.revision
 
     async def _write(self, walk: WalkRecord, revision: int) -> bool:
-        return await key_value.compare_and_set(self._requests, WALKS_BUCKET.name, self._name, encode(walk), revision)
+        faults.reach("before-walk", self._name)
+        written = await key_value.compare_and_set(self._requests, WALKS_BUCKET.name, self._name, encode(walk), revision)
+        faults.reach("after-walk", self._name)
+        return written

@@ -43,11 +43,15 @@ class Walking:
         """A piece that nobody has, in which something is due; None if there is none. Raises `BrokerUnavailable`."""
         for _ in range(TRIES_MAX):
             walk, revision = await self._read()
-            anew = rules.begun_anew(walk, at, AGAIN_EVERY)
+            # What somebody has left goes first, and under its own beginning: who begins elsewhere in it is not told by
+            # the fence of what its former owner has packed there, or still packs.
+            piece = await self._orphan(walk, at, first_due)
+            anew = rules.begun_anew(walk, at, AGAIN_EVERY) if piece is None else None
             if anew is not None:
                 await self._write(anew, revision)
                 continue
-            piece = await self._candidate(walk, at, first_due)
+            if piece is None:
+                piece = await self._next(walk, at, first_due)
             if piece is None:
                 return None
             after, mine = rules.taken(walk, piece, self._owner, at + LEASE)
@@ -65,11 +69,14 @@ class Walking:
         """Say how far a piece is done. Raises `BrokerUnavailable`."""
         await self._change(lambda walk: rules.given_back(walk, piece, done_to, at) if rules.owns(walk, piece) else None)
 
-    async def _candidate(self, walk: WalkRecord, at: datetime, first_due: FirstDue) -> WalkPiece | None:
+    async def _orphan(self, walk: WalkRecord, at: datetime, first_due: FirstDue) -> WalkPiece | None:
         for orphan in rules.orphans(walk, at):
             # From its own beginning: what was packed of it by its former owner is found by that.
             if await first_due(orphan.from_ - 1, orphan.to) is not None:
                 return orphan
+        return None
+
+    async def _next(self, walk: WalkRecord, at: datetime, first_due: FirstDue) -> WalkPiece | None:
         if len(walk.pieces) >= rules.PIECES_MAX:
             return None
         first = await first_due(walk.cursor, None)

@@ -25,7 +25,8 @@ async def test_what_a_steward_has_left_is_taken_from_its_beginning_before_the_wa
 
     first, second = (Walking(connection.requests, "test", name, 10) for name in ("first", "second"))
     at = now()
-    assert (piece := await first.take(at, first_due)) is not None
+    piece = await first.take(at, first_due)
+    assert piece is not None
     await first.give_back(piece, piece.to, at)
     left = await first.take(at, first_due)
     assert left is not None

@@ -180,7 +180,6 @@ class Packer:
         last = await last_from_leader(self._requests, ARCHIVE.name, self._subject)
         if last is not None and (at := last.headers.get(headers.PACK_DIRECTORY)) is not None:
             await self._write_places(last.sequence, pack.read_directory(last.payload, int(at)).tasks, {})
-            faults.reach("after-taking-over", "archive")
         self._last = last.sequence if last is not None else 0
 
     async def _write_places(

@@ -131,7 +131,8 @@ class Day:
             self.hours.append(hour)
             held = f"{hour.hot:,} hot, broker {hour.resident_mib:.0f} MiB, disk {hour.disk_mib:.0f} MiB"
             say(
-                f"hour {len(self.hours)}: {held}, {hour.archive_mib:.0f} of packs; {hour.rounds_seconds:.1f} s in rounds"
+                f"hour {len(self.hours)}: {held}, {hour.archive_mib:.0f} of packs; "
+                f"{hour.rounds_seconds:.1f} s in rounds"
             )
 
     async def _minute(self) -> None:

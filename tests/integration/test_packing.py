@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_work
 
 from contracts import subjects
 from contracts.codec import encode
@@ -28,7 +29,7 @@ from mesh.errors import BrokerUnavailable, IdempotencyMismatch, NoRoom
 from mesh.journal.following import Followed, Following, TaskNotFound
 from mesh.journal.journal import Journal
 from mesh.journal.projection import project
-from mesh.journal.submission import Submission
+from mesh.journal.submission import Submission, begin
 from mesh.task.records import record
 from steward.archiving import packing
 from steward.archiving.gathering import Gathering
@@ -175,6 +176,19 @@ async def test_a_key_stands_for_its_task_after_that_was_packed(connection: Conne
     assert await left_of(connection, first.task) == set()
     assert await stored_messages(connection.requests, "TASKS") == {}
     await submission.close()
+
+
+async def test_a_submitter_that_slept_until_its_task_was_packed_begins_no_second_journal(
+    connection: Connection, settings: Settings
+) -> None:
+    packed = await ended_task(connection)
+    await pack_all(connection, settings)
+    slept = replace_work(turn_work(packed.state.task), accepted_at=now() - timedelta(minutes=20))
+    assert await begin(connection.requests, slept, None) is None
+    assert await left_of(connection, packed.state.task) == set()
+    # Once the pack is gone its place stands for nothing, and the id may come again.
+    await connection.requests.api("STREAM.PURGE.ARCHIVE")
+    assert await begin(connection.requests, slept, None) is not None
 
 
 async def test_a_pack_is_read_by_gunzip_as_lines_of_json(connection: Connection, settings: Settings) -> None:

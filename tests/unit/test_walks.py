@@ -32,7 +32,8 @@ def test_a_new_piece_moves_the_cursor_and_is_its_owners() -> None:
 def test_what_is_done_is_given_back_and_what_is_left_of_it_is_an_orphan_or_ahead() -> None:
     walk = WalkRecord(cursor=30, pieces=[piece(1, 10), piece(11, 20), piece(21, 30)])
     assert rules.given_back(walk, piece(1, 10), 10, AT) == WalkRecord(cursor=30, pieces=[piece(11, 20), piece(21, 30)])
-    assert rules.given_back(walk, piece(11, 20), 14, AT).pieces[1] == piece(15, 20, until=AT)
+    assert rules.given_back(walk, piece(11, 20), 14, AT, met_young=True).pieces[1] == piece(11, 20, until=AT)
+    assert rules.given_back(walk, piece(11, 20), 14, AT).pieces == [piece(1, 10), piece(21, 30)], "no more is there"
     # The last one goes on when there is more: it had reached into what is still to come.
     assert rules.given_back(walk, piece(21, 30), 24, AT) == WalkRecord(cursor=24, pieces=[piece(1, 10), piece(11, 20)])
 
@@ -70,7 +71,7 @@ def test_each_sequence_is_done_or_somebodys_or_ahead(moves: list[tuple[str, int]
             mine = living[number % len(living)]
             to = mine.to if move == "give" else mine.from_ + number % 5 - 1
             done |= set(range(mine.from_, to + 1))
-            walk = rules.given_back(walk, mine, to, at)
+            walk = rules.given_back(walk, mine, to, at, met_young=True)
         elif move == "die":
             at += timedelta(minutes=1)
         held = [sequence for each in walk.pieces for sequence in range(each.from_, each.to + 1)]

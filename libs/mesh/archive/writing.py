@@ -95,7 +95,7 @@ class PackWriter:
             total += len(compressed)
             if each.is_large:
                 at = range(0, len(compressed), pack.PART_BYTES_MAX)
-                parts = [await self._send(compressed[start : start + pack.PART_BYTES_MAX]) for start in at]
+                parts = [await self._send_part(compressed[start : start + pack.PART_BYTES_MAX]) for start in at]
                 entries.append(pack.entry(each.tasks[0].task, 0, 0, parts))
             else:
                 entries += [pack.entry(one.task, offset, len(compressed)) for one in each.tasks]
@@ -109,8 +109,13 @@ class PackWriter:
         faults.reach("after-places", "archive")
         return total + len(directory)
 
+    async def _send_part(self, payload: bytes) -> int:
+        sequence = await self._send(payload)
+        faults.reach("after-part", "archive")
+        return sequence
+
     async def _send(self, payload: bytes, directory_at: int | None = None) -> int:
-        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(self._last)}
+        message_headers = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(self._last)} if faults.FENCE_ON else {}
         if directory_at is not None:
             message_headers[headers.PACK_DIRECTORY] = str(directory_at)
         try:
@@ -162,6 +167,7 @@ class PackWriter:
                 return
             revision = known.revision if known is not None else 0
             if await key_value.compare_and_set(self._requests, ARCHIVE_BUCKET.name, key, encode(after), revision):
+                faults.reach("after-place", "archive")
                 return
             known = await key_value.get(self._requests, ARCHIVE_BUCKET.name, key)
         raise BrokerUnavailable(f"key {key} of {ARCHIVE_BUCKET.name} can't be written: others are faster each time")

@@ -103,7 +103,7 @@ class FoldedJournal:
         messages, last_delta = await asyncio.gather(
             read_milestones(self._requests, tenant, task), read_last_delta(self._requests, tenant, task)
         )
-        if not messages:
+        if not messages and last_delta is None:
             self._fold_packed(await journal_of(self._requests, tenant, task))
             return
         decoded = [(message.sequence, decode_event(message.payload)) for message in messages]

@@ -53,6 +53,8 @@ COMMIT_SECONDS_MAX = 5.0
 QUEUED_SECONDS_MAX = 2.0
 """How long the answer waits for the journal's first event; later ones go on in the background."""
 BACKGROUND_MAX = 1024
+PACKED_AFTER_MIN = timedelta(seconds=1)
+"""Nothing is packed so soon after it was accepted: who is faster need not ask whether it is."""
 _NO_LIMITS = PoolConfiguration()
 
 
@@ -257,7 +259,14 @@ class Submission:
 
 
 async def begin(requests: Requests, work: TurnWork, traceparent: str | None) -> TaskState | None:
-    """Write a journal's first event, from the message that was accepted; None if it has begun. Raises as `append`."""
+    """Write a journal's first event, from the message that was accepted; None if it has begun. Raises as `append`.
+
+    Who slept since it was accepted asks the archive first: others may have begun, ended and packed it meanwhile, and
+    then nothing is left that would refuse this.
+    """
+    slept = work.accepted_at is None or now() - work.accepted_at > PACKED_AFTER_MIN
+    if slept and await journal_of(requests, work.tenant, work.task):
+        return None
     journal = Journal(requests, work.tenant, work.task, traceparent)
     try:
         await journal.append(lambda stamp: queued_event(stamp, work), lambda state: not state.exists)

@@ -13,6 +13,7 @@ from contracts.errors import TaskmeshError
 from contracts.journal import events
 from contracts.journal.events import decode_event
 from contracts.streams import EVENTS
+from mesh import faults
 from mesh.archive.writing import in_flight
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
@@ -105,7 +106,7 @@ class Deltas:
         metrics.kept("deltas", len(due.below))
         for subject, error in due.unreadable:
             log.error("retention.unreadable", subject=subject, error=error)
-        await self._walking.give_back(piece, due.cursor, at)
+        await self._walking.give_back(piece, due.cursor, at, met_young=due.met_young)
         return True
 
     async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
@@ -116,3 +117,4 @@ class Deltas:
     async def _purge(self, due: tuple[str, int]) -> None:
         subject, below = due
         await purge(self._requests, EVENTS.name, subject, below)
+        faults.reach("after-purge", "deltas")

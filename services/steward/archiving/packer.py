@@ -102,6 +102,8 @@ class Packer:
             record = records.get(_name(ended))
             stored.append(_Stored(ended, record.revision if record is not None else 0))
         done.tasks, done.already = len(tasks), len(stored) - len(tasks)
+        if not faults.ARCHIVE_ORDER_ON:
+            await in_flight(stored, self._purge)
         done.payload_bytes = await self._writer.write(tasks, known)
         return stored
 

@@ -116,7 +116,7 @@ class Packing:
             raise
         if is_over:
             self._piece = None
-            await self._walking.give_back(piece.taken, piece.done_to, at)
+            await self._walking.give_back(piece.taken, piece.done_to, at, met_young=piece.met_young)
         return True
 
     async def _due(self, at: datetime) -> Due:
@@ -166,6 +166,8 @@ class _Piece:
         self.taken = taken
         self.done_to = taken.from_ - 1
         """Up to here all is packed that was due."""
+        self.met_young = False
+        """Whether it is over because the next message is too young."""
         self._requests = requests
         self._packer = Packer(requests, taken.from_)
         self._gathering = Gathering()
@@ -184,7 +186,7 @@ class _Piece:
                     self._read_to, is_over = self.taken.to, True
                     break
                 if not due.is_due(stored.sequence, stored.stored_at):
-                    is_over = True
+                    self.met_young = is_over = True
                     break
                 self._read_to = stored.sequence
                 ended = self._add(stored)

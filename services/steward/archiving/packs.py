@@ -58,16 +58,17 @@ class Packs:
         self._looked_at = at if piece is None else None
         if piece is None:
             return False
-        cursor = piece.from_ - 1
+        cursor, met_young = piece.from_ - 1, False
         while cursor < piece.to:
             stored = await self._next(cursor)
             if stored is None or stored.sequence > piece.to:
                 cursor = piece.to if stored is not None else cursor
                 break
-            if not await self._is_done_with(stored, cutoff, future):
+            met_young = not await self._is_done_with(stored, cutoff, future)
+            if met_young:
                 break
             cursor = stored.sequence
-        await self._walking.give_back(piece, cursor, at)
+        await self._walking.give_back(piece, cursor, at, met_young=met_young)
         return True
 
     async def _next(self, after: int) -> Stored | None:
@@ -97,6 +98,7 @@ class Packs:
             log.info("pack.dropped", pack=stored.sequence, tasks=len(directory.tasks), ended_until=str(ended_until))
         faults.reach("before-drop", "archive")
         await self._requests.delete_message(ARCHIVE.name, stored.sequence)
+        faults.reach("after-drop", "archive")
         return True
 
     async def _drop_what_belongs_to_it(self, directory: PackDirectory) -> None:
@@ -106,6 +108,7 @@ class Packs:
 
         async def drop(subject: str) -> None:
             await purge(self._requests, DEAD_LETTERS.name, subject)
+            faults.reach("after-purge", "dead_letters")
 
         await in_flight(letters, drop)
         await purge_objects(self._requests, RESULTS_BUCKET, [name for each in directory.tasks for name in each.objects])

@@ -13,6 +13,7 @@ from contracts import subjects
 from contracts.errors import InvalidName, TaskmeshError
 from contracts.messages.envelope import read_envelope
 from contracts.streams import TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from mesh import faults
 from mesh.broker.direct_get import Stored
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
@@ -61,6 +62,7 @@ async def without_journal(requests: Requests, records: list[Stored]) -> int:
         # Up to the one that was looked at: who writes it anew has a reason.
         body = {"filter": named[task].subject, "seq": named[task].sequence + 1}
         await requests.api(f"STREAM.PURGE.{TASKS_BUCKET.stream_name}", body)
+        faults.reach("after-sweep", "record")
     return len(left_over)
 
 
@@ -75,6 +77,7 @@ async def of_ended_tasks(requests: Requests, timers: list[Stored]) -> int:
     left_over = [subject for subject, task in named.items() if found[task] != "living"]
     for subject in left_over:
         await requests.api(f"STREAM.PURGE.{TIMERS.name}", {"filter": subject})
+        faults.reach("after-sweep", "timer")
     return len(left_over)
 
 
@@ -102,6 +105,7 @@ async def forgotten(requests: Requests, stream: str, messages: list[Stored]) -> 
                 log.error("retention.unreadable", task=task, tenant=tenant, error=str(error))
                 continue
         swept += await requests.delete_message(stream, sequence)
+        faults.reach("after-sweep", "message")
     return swept
 
 

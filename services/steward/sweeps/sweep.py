@@ -50,12 +50,13 @@ class Sweeping:
         if piece is None:
             return False
         old: list[Stored] = []
-        done_to = piece.from_ - 1
+        done_to, met_young = piece.from_ - 1, False
         for each in await self._page(piece.from_ - 1, PAGE_MESSAGES_MAX):
             if each.sequence > piece.to:
                 done_to = piece.to
                 break
             if cutoff < each.stored_at <= future:
+                met_young = True
                 break
             done_to = each.sequence
             old.append(each)
@@ -63,7 +64,7 @@ class Sweeping:
         if swept:
             log.info("left_over.swept", sweep=self._sweep.name, count=swept)
             metrics.kept(f"swept_{self._sweep.name}", swept)
-        await self._walking.give_back(piece, done_to, at)
+        await self._walking.give_back(piece, done_to, at, met_young=met_young)
         return True
 
     async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:

@@ -12,6 +12,7 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.records.walks import WalkPiece, WalkRecord
 from contracts.streams import WALKS_BUCKET
+from mesh import faults
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
@@ -51,11 +52,13 @@ class Walking:
         """A piece that nobody has, in which something is due; None if there is none. Raises `BrokerUnavailable`."""
         for _ in range(TRIES_MAX):
             walk, revision = await self._read()
-            anew = rules.begun_anew(walk, at, AGAIN_EVERY)
+            # What somebody has left goes first, and under its own beginning: who begins elsewhere in it is not told by
+            # the fence of what its former owner has packed there, or still packs.
+            walk, piece = await self._left_by_others(walk, at, first_behind)
+            anew = rules.begun_anew(walk, at, AGAIN_EVERY) if piece is None else None
             if anew is not None:
                 await self._write(anew, revision)
                 continue
-            walk, piece = await self._left_by_others(walk, at, first_behind)
             piece = piece or await self._new(walk, at, first_behind)
             if piece is None:
                 return None
@@ -70,9 +73,16 @@ class Walking:
             lambda walk: rules.taken(walk, piece, self._owner, at + LEASE)[0] if rules.owns(walk, piece) else None
         )
 
-    async def give_back(self, piece: WalkPiece, done_to: int, at: datetime) -> None:
-        """Say how far a piece is done. Raises `BrokerUnavailable`."""
-        await self._change(lambda walk: rules.given_back(walk, piece, done_to, at) if rules.owns(walk, piece) else None)
+    async def give_back(self, piece: WalkPiece, done_to: int, at: datetime, *, met_young: bool) -> None:
+        """Say how far a piece is done: to its end, to that of the messages, or to the first one that is too young.
+
+        Raises `BrokerUnavailable`.
+        """
+        await self._change(
+            lambda walk: (
+                rules.given_back(walk, piece, done_to, at, met_young=met_young) if rules.owns(walk, piece) else None
+            )
+        )
 
     async def _left_by_others(
         self, walk: WalkRecord, at: datetime, first_behind: FirstBehind
@@ -115,4 +125,7 @@ class Walking:
             return WalkRecord(), entry.revision
 
     async def _write(self, walk: WalkRecord, revision: int) -> bool:
-        return await key_value.compare_and_set(self._requests, WALKS_BUCKET.name, self._name, encode(walk), revision)
+        faults.reach("before-walk", self._name)
+        written = await key_value.compare_and_set(self._requests, WALKS_BUCKET.name, self._name, encode(walk), revision)
+        faults.reach("after-walk", self._name)
+        return written

@@ -218,7 +218,7 @@ _storage_levels: dict[str, float] = {}
 _storage_level = _observable_gauge(
     "taskmesh.storage.level",
     "1",
-    "How full what a task needs is, as a part of its limit: streams, the records, the account.",
+    "How full storage is, as a part of its limit: streams, the records, the account, the disk.",
     ("taskmesh.stream",),
     lambda: [(level, {"taskmesh.stream": stream}) for stream, level in _storage_levels.items()],
 )

@@ -13,7 +13,8 @@ from contracts.errors import TaskmeshError
 from contracts.journal import events
 from contracts.journal.events import decode_event
 from contracts.streams import EVENTS
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import Stored
+from mesh.broker.milestones import MilestoneReader, first_event
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
 from steward.archiving.packer import in_flight, purge
@@ -24,7 +25,6 @@ log = structlog.get_logger("steward.archiving")
 WALK = "deltas"
 PIECE_SEQUENCES = 4_096
 """Of EVENTS, taken at once, and gone along in one round: each completed turn costs a purge."""
-PAGE_MILESTONES_MAX = 512
 FUTURE = timedelta(minutes=5)
 """What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
 
@@ -79,6 +79,7 @@ class Deltas:
         self._age = age
         # What is packed by then loses its deltas with that.
         self._of_ended = age < pack_age
+        self._milestones = MilestoneReader(requests)
         self._walking = Walking(requests, WALK, owner, PIECE_SEQUENCES)
 
     async def round(self, at: datetime) -> bool:
@@ -90,12 +91,13 @@ class Deltas:
         due = DeltasDue(piece.from_ - 1)
         is_over = False
         while not is_over:
-            page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, due.cursor, PAGE_MILESTONES_MAX)
+            page = await self._milestones.read(due.cursor)
             here = [stored for stored in page.messages if stored.sequence <= piece.to]
             add_due(due, here, cutoff, future, of_ended=self._of_ended)
             is_over = due.met_young or not page.more
-            if not due.met_young and len(here) < len(page.messages):
-                due.cursor, is_over = piece.to, True
+            if not due.met_young:
+                due.cursor = min(page.looked_to, piece.to)
+                is_over = is_over or page.looked_to >= piece.to
         await in_flight(due.below.items(), self._purge)
         metrics.kept("deltas", len(due.below))
         for subject, error in due.unreadable:
@@ -104,11 +106,10 @@ class Deltas:
         return True
 
     async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
-        """The first milestone behind a cursor, if it is due, or passed over."""
-        page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, after, 1)
-        if not page.messages or (to is not None and page.messages[0].sequence > to):
+        """The first event behind a cursor, if it is due, or passed over."""
+        first = await first_event(self._requests, after)
+        if first is None or (to is not None and first.sequence > to):
             return None
-        first = page.messages[0]
         return None if cutoff < first.stored_at <= future else first.sequence
 
     async def _purge(self, due: tuple[str, int]) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import structlog
 
-from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.records.walks import WalkPiece
 from contracts.streams import EVENTS, TASKS_BUCKET, WEBHOOK_CONSUMER_PREFIX
 from mesh.broker.consumer_lists import all_consumers
 from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.milestones import MilestoneReader
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.telemetry import metrics
@@ -33,7 +33,7 @@ PIECE_SEQUENCES = 16_384
 BATCH_TASKS_MAX = 512
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 """What is packed between two looks at the lease, and held in memory: a large task alone may be more."""
-PAGE_MILESTONES_MAX = 512
+PAGE_EVENTS_MAX = 512
 GATHERS = timedelta(minutes=15)
 GATHERS_SHARE = 0.1
 """How long what is due may wait for more, so that a quiet mesh makes no pack of each task. Of a short age a part."""
@@ -129,7 +129,7 @@ class Packing:
         )
 
     async def _first_due(self, due: Due, after: int, to: int | None) -> int | None:
-        """The first milestone behind a cursor, if so much is due that it is worth a pack."""
+        """The first event behind a cursor, if so much is due that it is worth a pack."""
         first = await self._first_of_its_time(due, after)
         if first is None or (to is not None and first.sequence > to):
             return None
@@ -138,23 +138,24 @@ class Packing:
         if first.stored_at <= due.cutoff - due.gathers:
             return first.sequence
         # A whole piece of younger ones is worth it, too.
-        behind = await self._milestones(first.sequence + PIECE_SEQUENCES, 1)
+        behind = await self._events(first.sequence + PIECE_SEQUENCES, 1)
         return first.sequence if behind and behind[0].stored_at <= due.cutoff else None
 
     async def _first_of_its_time(self, due: Due, after: int) -> Stored | None:
-        """The first milestone that is not from the future: those are passed over."""
-        found = await self._milestones(after, 1)
+        """The first event that is not from the future: those are passed over."""
+        found = await self._events(after, 1)
         for _ in range(FUTURE_PAGES_MAX):
             for stored in found:
                 if not due.is_from_the_future(stored.stored_at):
                     return stored
             if not found:
                 break
-            found = await self._milestones(found[-1].sequence, PAGE_MILESTONES_MAX)
+            found = await self._events(found[-1].sequence, PAGE_EVENTS_MAX)
         return None
 
-    async def _milestones(self, after: int, messages_max: int) -> list[Stored]:
-        return (await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, after, messages_max)).messages
+    async def _events(self, after: int, messages_max: int) -> list[Stored]:
+        # Milestones and deltas alike: they are as old, and a filter would cost the broker all of its subjects.
+        return (await read_page(self._requests, EVENTS.name, ">", after, messages_max)).messages
 
 
 class _Piece:
@@ -164,7 +165,7 @@ class _Piece:
         self.taken = taken
         self.done_to = taken.from_ - 1
         """Up to here all is packed that was due."""
-        self._requests = requests
+        self._milestones = MilestoneReader(requests)
         self._packer = Packer(requests, taken.from_)
         self._gathering = Gathering()
         self._read_to = taken.from_ - 1
@@ -175,7 +176,7 @@ class _Piece:
         size = 0
         is_over = False
         while not is_over and len(batch) < BATCH_TASKS_MAX and size < BATCH_BYTES_MAX:
-            page = await read_page(self._requests, EVENTS.name, subjects.EVENTS_LOG, self._read_to, PAGE_MILESTONES_MAX)
+            page = await self._milestones.read(self._read_to)
             is_over = not page.more
             for stored in page.messages:
                 if stored.sequence > self.taken.to:
@@ -189,6 +190,9 @@ class _Piece:
                 if ended is not None and not due.is_from_the_future(stored.stored_at):
                     batch.append(ended)
                     size += sum(len(each.payload) for each in ended.milestones)
+            else:
+                self._read_to = min(page.looked_to, self.taken.to)
+                is_over = is_over or page.looked_to >= self.taken.to
         if batch:
             _tell(await self._packer.pack(batch))
         self.done_to = self._read_to

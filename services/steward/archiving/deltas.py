@@ -25,6 +25,10 @@ log = structlog.get_logger("steward.archiving")
 WALK = "deltas"
 PIECE_SEQUENCES = 4_096
 """Of EVENTS, taken at once, and gone along in one round: each completed turn costs a purge."""
+BEHIND_PACKING = timedelta(hours=1)
+"""Where deltas go no sooner than ended tasks are packed, the walk stays so far behind. What ends is packed by then,
+with its deltas, and the walk meets what goes on: right beside packing it reads all milestones again, and costs as much.
+"""
 FUTURE = timedelta(minutes=5)
 """What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
 
@@ -76,9 +80,9 @@ class Deltas:
 
     def __init__(self, requests: Requests, age: timedelta, pack_age: timedelta, owner: str) -> None:
         self._requests = requests
-        self._age = age
         # What is packed by then loses its deltas with that.
         self._of_ended = age < pack_age
+        self._age = age if self._of_ended else age + min(BEHIND_PACKING, pack_age)
         self._milestones = MilestoneReader(requests)
         self._walking = Walking(requests, WALK, owner, PIECE_SEQUENCES)
 

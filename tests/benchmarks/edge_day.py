@@ -39,10 +39,10 @@ from tests.support.months import Filler
 from tests.support.small_disk import small_disk
 
 MINUTE = timedelta(minutes=1)
-MINUTES_OF_DAY = 24 * 60
 DISK_MIB = 2_048
-RETENTION_DAYS = 1.5
-"""So that in the second half of the day as much goes as comes: what is flat then stays so."""
+PACK_AFTER_HOURS = 24.0
+RETENTION_SHARE = 1.5
+"""Tasks are kept for so many times that: in the second half of the day as much goes as comes."""
 SAMPLE = 50
 """Tasks that are read each hour, at random."""
 SLACK = timedelta(minutes=2)
@@ -99,6 +99,8 @@ class Day:
     filler: Filler
     clock: PlayedTime
     tasks_per_minute: int
+    kept: int
+    """So many tasks are not old enough to go."""
     retention: Retention
     sweeps: Sweeps
     hours: list[Hour] = field(default_factory=list)
@@ -107,9 +109,9 @@ class Day:
     busy_minutes: int = 0
     """In which a steward's share of the time was used up."""
 
-    async def yesterday(self) -> None:
+    async def yesterday(self, hours: float) -> None:
         """Tasks of the day before, none of which is due yet."""
-        for _ in range(MINUTES_OF_DAY):
+        for _ in range(int(hours * 60)):
             self.clock.begin_minute()
             await self.filler.fill(self.tasks_per_minute)
 
@@ -130,10 +132,7 @@ class Day:
             )
             self.hours.append(hour)
             held = f"{hour.hot:,} hot, broker {hour.resident_mib:.0f} MiB, disk {hour.disk_mib:.0f} MiB"
-            say(
-                f"hour {len(self.hours)}: {held}, {hour.archive_mib:.0f} of packs; "
-                f"{hour.rounds_seconds:.1f} s in rounds"
-            )
+            say(f"hour {len(self.hours)}: {held}, {hour.archive_mib:.0f} of packs; rounds {hour.rounds_seconds:.1f} s")
 
     async def _minute(self) -> None:
         self.clock.begin_minute()
@@ -149,8 +148,7 @@ class Day:
         self.rounds_seconds += time.perf_counter() - began_at
 
     async def _read_some(self) -> None:
-        kept = timedelta(days=RETENTION_DAYS) / MINUTE
-        first = max(0, len(self.filler.ledger) - int(kept) * self.tasks_per_minute)
+        first = max(0, len(self.filler.ledger) - self.kept)
         for _ in range(SAMPLE):
             task = self.filler.ledger[random.randrange(first, len(self.filler.ledger))]
             journal = await Journal.load(self.on.connection.requests, task.tenant, task.id)
@@ -163,11 +161,17 @@ def say(words: str) -> None:
     print(f"edge day: {words}", file=sys.stderr, flush=True)
 
 
-async def measure(folder: Path, hours: int, tasks_per_second: int) -> list[Figure]:
+async def measure(folder: Path, hours: int, tasks_per_second: int, pack_after_hours: float) -> list[Figure]:
     """Play the day."""
     clock = PlayedTime()
+    kept = timedelta(hours=pack_after_hours) * RETENTION_SHARE
     async with stage(folder) as on:
-        settings = replace(on.mesh.settings, retention_days=RETENTION_DAYS)
+        settings = replace(
+            on.mesh.settings,
+            retention_days=kept / timedelta(days=1),
+            pack_after_hours=pack_after_hours,
+            delta_retention_hours=pack_after_hours,
+        )
         requests = on.connection.requests
         clock.at = now()
         day = Day(
@@ -175,28 +179,29 @@ async def measure(folder: Path, hours: int, tasks_per_second: int) -> list[Figur
             Filler(on.connection, f"127.0.0.1:{on.mesh.broker.port}"),
             clock,
             tasks_per_second * 60,
+            int(kept.total_seconds()) * tasks_per_second,
             Retention(requests, settings, "edge", lambda: clock.at),
             Sweeps(requests, settings, "edge", lambda: clock.at),
         )
         broker = on.mesh.broker.process
         assert broker is not None
         with clock.patch():
-            await day.yesterday()
+            await day.yesterday(pack_after_hours)
             say(f"yesterday: {len(day.filler.ledger):,} tasks")
             before = time.process_time(), cpu_seconds(broker.pid)
             await day.play(hours)
             cpu = time.process_time() - before[0] + cpu_seconds(broker.pid) - before[1]
-            gone = max(0, len(day.filler.ledger) - int(RETENTION_DAYS * MINUTES_OF_DAY) * day.tasks_per_minute)
+            gone = max(0, len(day.filler.ledger) - day.kept)
             found = await places.check(requests, day.filler.ledger, dropped=gone)
-    return _figures(day, hours, found, gone, cpu)
+    bound = int((timedelta(hours=pack_after_hours) + GATHERS + SLACK).total_seconds() * tasks_per_second)
+    return _figures(day, bound, found, gone, cpu)
 
 
-def _figures(day: Day, hours: int, found: places.Places, gone: int, cpu: float) -> list[Figure]:
+def _figures(day: Day, bound: int, found: places.Places, gone: int, cpu: float) -> list[Figure]:
     per_second = day.tasks_per_minute / 60
-    bound = int((timedelta(days=1) + GATHERS + SLACK).total_seconds() * per_second)
     half = len(day.hours) // 2
     first, second = day.hours[:half], day.hours[half:]
-    seconds = hours * 3600
+    seconds = len(day.hours) * 3600
     kept = len(day.filler.ledger) - gone
     late = len(found.hot) + found.packed.total() - kept
     one_pack = int(GATHERS.total_seconds() * per_second) + 512
@@ -205,7 +210,7 @@ def _figures(day: Day, hours: int, found: places.Places, gone: int, cpu: float) 
             "edge day: hot tasks at most",
             "",
             day.hot_max,
-            "in a day, and those that wait for more",
+            "until they are packed, and those that wait for more",
             bound,
             "≤ 1",
             day.hot_max <= bound,
@@ -259,6 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.edge_day", description=__doc__)
     parser.add_argument("--hours", type=int, default=24, help="how many are played (24)")
     parser.add_argument("--tasks-per-second", type=int, default=1, help="how many come (1)")
+    parser.add_argument("--pack-after-hours", type=float, default=PACK_AFTER_HOURS, help="until one is packed (24)")
     parser.add_argument("--disk-mib", type=int, default=DISK_MIB, help=f"size of the disk ({DISK_MIB:,})")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -267,7 +273,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="taskmesh-edge-") as folder,
         small_disk(Path(folder) / "disk", arguments.disk_mib * MIB) as small,
     ):
-        figures = uvloop.run(measure(small, arguments.hours, arguments.tasks_per_second))
+        figures = uvloop.run(measure(small, arguments.hours, arguments.tasks_per_second, arguments.pack_after_hours))
     print(table(figures))
     print(f"\n{arguments.hours} hours in {time.monotonic() - began_at:.0f} s, on a disk of {arguments.disk_mib:,} MiB")
     return 0 if all(figure.met is not False for figure in figures) else 1

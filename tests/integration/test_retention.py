@@ -18,7 +18,7 @@ from mesh.journal.journal import Journal
 from mesh.journal.projection import project
 from mesh.task.records import record
 from steward import retention
-from steward.archiving import packing
+from steward.archiving import deltas, packing
 from steward.retention import Retention
 from steward.sweeping import Sweeps
 from tests.support.checker import read_stored
@@ -231,7 +231,7 @@ async def test_a_long_living_task_loses_the_deltas_of_its_old_turns_alone(
 
 async def test_a_turn_becomes_due_while_its_task_goes_on(connection: Connection, settings: Settings) -> None:
     at = now()
-    settings = replace(settings, retention_days=30, delta_retention_hours=24)
+    settings = replace(settings, retention_days=30, delta_retention_hours=24, pack_after_hours=48)
     purging = Keeping(connection, settings, lambda: at)
     journal = PastJournal(connection.requests)
     delta = subjects.journal_delta("default", journal.state.task)
@@ -245,6 +245,26 @@ async def test_a_turn_becomes_due_while_its_task_goes_on(connection: Connection,
     await journal.turn(now(), 4)
     await purging.round()
     assert (await stored_messages(connection.requests, "EVENTS"))[delta] == 1
+
+
+async def test_where_tasks_are_packed_as_early_their_deltas_are_left_to_that(
+    connection: Connection, settings: Settings
+) -> None:
+    at = now()
+    settings = replace(settings, retention_days=30, delta_retention_hours=24, pack_after_hours=24)
+    purging = Keeping(connection, settings, lambda: at)
+    journal = PastJournal(connection.requests)
+    delta = subjects.journal_delta("default", journal.state.task)
+    await journal.begin(now())
+    await journal.turn(now(), 1)
+    await journal.project()
+    at = await time_of_the_broker(connection.requests) + timedelta(hours=24)
+    await purging.round()
+    assert delta in await stored_messages(connection.requests, "EVENTS")
+    # It goes on, and is not packed.
+    at += deltas.BEHIND_PACKING
+    await purging.round()
+    assert delta not in await stored_messages(connection.requests, "EVENTS")
 
 
 @pytest.mark.parametrize("wrong", [timedelta(days=365), timedelta(days=-40)], ids=["a year ahead", "40 days behind"])
@@ -290,7 +310,10 @@ async def test_what_cannot_be_read_blocks_nobody(connection: Connection, setting
     assert len(left) == 2 * UNREADABLE
 
 
-async def test_of_many_tasks_exactly_the_due_ones_go(connection: Connection, settings: Settings) -> None:
+async def test_of_many_tasks_exactly_the_due_ones_go(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltas, "BEHIND_PACKING", timedelta())
     requests = connection.requests
     due = [PastTask(ended=True, dead_letter=number % 3 == 0) for number in range(120)]
     waiting = [PastTask(ended=False, dead_letter=number % 3 == 0) for number in range(60)]

@@ -117,7 +117,8 @@ class Reconciliation:
 
     async def walk(self, cursor: int, at: datetime, records_max: int, open_max: int) -> Walk:
         """The next records, and which of their tasks may wait for something. Raises `BrokerUnavailable`."""
-        page = await read_page(self._requests, TASKS_BUCKET.stream_name, "$KV.tasks.>", cursor, records_max)
+        # All of the bucket: its own prefix as a filter would make the broker count each subject of it.
+        page = await read_page(self._requests, TASKS_BUCKET.stream_name, ">", cursor, records_max)
         found: list[OpenTask] = []
         looked_at = 0
         for message in page.messages:

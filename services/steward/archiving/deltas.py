@@ -15,7 +15,8 @@ from contracts.journal.events import decode_event
 from contracts.streams import EVENTS
 from mesh import faults
 from mesh.archive.writing import in_flight
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import Stored
+from mesh.broker.milestones import MilestoneReader, first_event
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
 from steward.archiving.packer import purge
@@ -24,13 +25,12 @@ from steward.walks.walking import First, Walking
 log = structlog.get_logger("steward.archiving")
 
 WALK = "deltas"
-MILESTONES = ".log"
-"""How the subjects of milestones end."""
 PIECE_SEQUENCES = 4_096
 """Of EVENTS, taken at once, and gone along in one round: each completed turn costs a purge."""
-PAGE_MESSAGES_MAX = 1024
-PAGE_BYTES_MAX = 1024 * 1024
-"""Read at once, deltas too: to find milestones alone the server would look at each subject, while writers wait."""
+BEHIND_PACKING = timedelta(hours=1)
+"""Where deltas go no sooner than ended tasks are packed, the walk stays so far behind. What ends is packed by then,
+with its deltas, and the walk meets what goes on: right beside packing it reads all milestones again, and costs as much.
+"""
 FUTURE = timedelta(minutes=5)
 """What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
 
@@ -62,7 +62,7 @@ def add_due(
             due.met_young = True
             return
         due.cursor = stored.sequence
-        if stored.stored_at > future or not stored.subject.endswith(MILESTONES):
+        if stored.stored_at > future:
             continue
         try:
             journal = subjects.parse_journal(stored.subject)
@@ -82,9 +82,10 @@ class Deltas:
 
     def __init__(self, requests: Requests, age: timedelta, pack_age: timedelta, owner: str) -> None:
         self._requests = requests
-        self._age = age
         # What is packed by then loses its deltas with that.
         self._of_ended = age < pack_age
+        self._age = age if self._of_ended else age + min(BEHIND_PACKING, pack_age)
+        self._milestones = MilestoneReader(requests)
         self._walking = Walking(requests, WALK, owner, PIECE_SEQUENCES)
 
     async def round(self, at: datetime) -> bool:
@@ -96,12 +97,13 @@ class Deltas:
         due = DeltasDue(piece.from_ - 1)
         is_over = False
         while not is_over:
-            page = await read_page(self._requests, EVENTS.name, ">", due.cursor, PAGE_MESSAGES_MAX, PAGE_BYTES_MAX)
+            page = await self._milestones.read(due.cursor)
             here = [stored for stored in page.messages if stored.sequence <= piece.to]
             add_due(due, here, cutoff, future, of_ended=self._of_ended)
             is_over = due.met_young or not page.more
-            if not due.met_young and len(here) < len(page.messages):
-                due.cursor, is_over = piece.to, True
+            if not due.met_young:
+                due.cursor = min(page.looked_to, piece.to)
+                is_over = is_over or page.looked_to >= piece.to
         await in_flight(due.below.items(), self._purge)
         metrics.kept("deltas", len(due.below))
         for subject, error in due.unreadable:
@@ -110,9 +112,9 @@ class Deltas:
         return True
 
     async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
-        """The first message behind a cursor, and whether it is due, or passed over."""
-        page = await read_page(self._requests, EVENTS.name, ">", after, 1)
-        return next((First(each.sequence, not cutoff < each.stored_at <= future) for each in page.messages), None)
+        """The first event behind a cursor, and whether it is due, or passed over."""
+        first = await first_event(self._requests, after)
+        return None if first is None else First(first.sequence, not cutoff < first.stored_at <= future)
 
     async def _purge(self, due: tuple[str, int]) -> None:
         subject, below = due

@@ -84,4 +84,7 @@ def objects_of(milestones: tuple[Milestone, ...]) -> tuple[str, ...]:
 
 def has_dead_letters(milestones: tuple[Milestone, ...]) -> bool:
     """Whether a step of the journal gave up. Raises `TaskmeshError`."""
-    return any(decode_head(each.payload).type == "task.dead_lettered" for each in milestones)
+    return any(
+        b'"task.dead_lettered"' in each.payload and decode_head(each.payload).type == "task.dead_lettered"
+        for each in milestones
+    )

@@ -17,6 +17,7 @@ from contracts.records.walks import WalkPiece
 from contracts.streams import EVENTS, TASKS_BUCKET, WEBHOOK_CONSUMER_PREFIX
 from mesh.broker.consumer_lists import all_consumers
 from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.milestones import MilestoneReader
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.telemetry import metrics
@@ -27,16 +28,12 @@ from steward.walks.walking import First, Walking
 log = structlog.get_logger("steward.archiving")
 
 WALK = "packing"
-MILESTONES = ".log"
-"""How the subjects of milestones end."""
 PIECE_SEQUENCES = 16_384
 """Of EVENTS, taken at once: some thousand tasks, so that three stewards share what is due of a busy hour."""
 BATCH_TASKS_MAX = 512
 BATCH_BYTES_MAX = 8 * 1024 * 1024
 """What is packed between two looks at the lease, and held in memory: a large task alone may be more."""
-PAGE_MESSAGES_MAX = 1024
-PAGE_BYTES_MAX = 1024 * 1024
-"""Read at once, deltas too: to find milestones alone the server would look at each subject, while writers wait."""
+PAGE_EVENTS_MAX = 512
 GATHERS = timedelta(minutes=15)
 GATHERS_SHARE = 0.1
 """How long what is due may wait for more, so that a quiet mesh makes no pack of each task. Of a short age a part."""
@@ -152,10 +149,11 @@ class Packing:
                     return stored
             if not found:
                 break
-            found = await self._messages(found[-1].sequence, PAGE_MESSAGES_MAX)
+            found = await self._messages(found[-1].sequence, PAGE_EVENTS_MAX)
         return None
 
     async def _messages(self, after: int, messages_max: int) -> list[Stored]:
+        # Milestones and deltas alike: they are as old, and a filter would cost the broker all of its subjects.
         return (await read_page(self._requests, EVENTS.name, ">", after, messages_max)).messages
 
 
@@ -168,7 +166,7 @@ class _Piece:
         """Up to here all is packed that was due."""
         self.met_young = False
         """Whether it is over because the next message is too young."""
-        self._requests = requests
+        self._milestones = MilestoneReader(requests)
         self._packer = Packer(requests, taken.from_)
         self._gathering = Gathering()
         self._read_to = taken.from_ - 1
@@ -179,7 +177,7 @@ class _Piece:
         size = 0
         is_over = False
         while not is_over and len(batch) < BATCH_TASKS_MAX and size < BATCH_BYTES_MAX:
-            page = await read_page(self._requests, EVENTS.name, ">", self._read_to, PAGE_MESSAGES_MAX, PAGE_BYTES_MAX)
+            page = await self._milestones.read(self._read_to)
             is_over = not page.more
             for stored in page.messages:
                 if stored.sequence > self.taken.to:
@@ -193,14 +191,15 @@ class _Piece:
                 if ended is not None and not due.is_from_the_future(stored.stored_at):
                     batch.append(ended)
                     size += sum(len(each.payload) for each in ended.milestones)
+            else:
+                self._read_to = min(page.looked_to, self.taken.to)
+                is_over = is_over or page.looked_to >= self.taken.to
         if batch:
             _tell(await self._packer.pack(batch))
         self.done_to = self._read_to
         return is_over
 
     def _add(self, stored: Stored) -> Ended | None:
-        if not stored.subject.endswith(MILESTONES):
-            return None
         try:
             return self._gathering.add(stored)
         except TaskmeshError as error:

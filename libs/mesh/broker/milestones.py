@@ -1,0 +1,76 @@
+"""Reading the milestones of all journals in their order, at a cost that does not grow with what is stored.
+
+A batched read with a filter such as `events.*.*.log` makes the server count what follows, over all of its subjects:
+2.3 ms of its time for each 1,000 tasks that are there, for every page (measured). So pages are read without a filter,
+and what lies between milestones, the deltas, is passed over: where these are many, by single reads of the next
+milestone, which cost 0.1 ms whatever is stored, unless they begin at the stream's first message.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.streams import EVENTS
+from mesh.broker.direct_get import PAGE_BYTES_MAX, Stored, read_page
+from mesh.broker.requests import Requests
+from mesh.errors import BrokerUnavailable
+
+PAGE_EVENTS_MAX = 512
+PAGE_EVENTS_MIN = 8
+"""Of a page where most are deltas: as many cost about as much as the single read behind them."""
+MANY = 4
+"""Where there are more deltas for each milestone than this, single reads are cheaper."""
+_LOG = ".log"
+
+
+class Milestones(NamedTuple):
+    """Some milestones in order. There is no other up to `looked_to`, and there may be some behind it if `more`."""
+
+    messages: list[Stored]
+    looked_to: int
+    more: bool
+
+
+class MilestoneReader:
+    """Reads on from wherever it is told."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._page_events = PAGE_EVENTS_MAX
+
+    async def read(self, after: int) -> Milestones:
+        """The next ones with a sequence above `after`. Raises `BrokerUnavailable`."""
+        page = await read_page(self._requests, EVENTS.name, ">", after, self._page_events, PAGE_BYTES_MAX)
+        if not page.messages:
+            return Milestones([], after, more=False)
+        looked_to = page.messages[-1].sequence
+        found = [stored for stored in page.messages if stored.subject.endswith(_LOG)]
+        if len(found) * (MANY + 1) >= len(page.messages):
+            self._page_events = min(PAGE_EVENTS_MAX, self._page_events * 2)
+            return Milestones(found, looked_to, page.more)
+        self._page_events = max(PAGE_EVENTS_MIN, self._page_events // 2)
+        if not page.more:
+            return Milestones(found, looked_to, more=False)
+        following = await self._next(looked_to)
+        if following is None:
+            return Milestones(found, looked_to, more=False)
+        return Milestones([*found, following], following.sequence, more=True)
+
+    async def _next(self, after: int) -> Stored | None:
+        body = {"seq": after + 1, "next_by_subj": subjects.EVENTS_LOG}
+        answer = await self._requests.one(f"$JS.API.DIRECT.GET.{EVENTS.name}", encode(body))
+        found = answer.headers or {}
+        status = found.get(headers.STATUS)
+        if status == "404":
+            return None
+        if status is not None:
+            raise BrokerUnavailable(f"direct get from {EVENTS.name} answered {status}")
+        return Stored(int(found[headers.SEQUENCE]), found[headers.SUBJECT], answer.data, found)
+
+
+async def first_event(requests: Requests, after: int) -> Stored | None:
+    """The first event behind a sequence, whatever it is; None if there is none. Raises `BrokerUnavailable`."""
+    page = await read_page(requests, EVENTS.name, ">", after, 1)
+    return page.messages[0] if page.messages else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -56,20 +57,16 @@ class Aftermath:
 
     @asynccontextmanager
     async def visited(self) -> AsyncIterator[None]:
-        """A block in which one more client goes on with the first task, and others come to all that have ended."""
-        first = next(iter(self._ended))
-        await self._add(first)
-        async with visiting(self._visitors):
-            # While the first may be on its way.
-            continued = await self._continue(first)
-        for task in [*self._ended, continued]:
+        """A block in which clients come to all that have ended. One more has gone on with the last of these before."""
+        for task in [*self._ended]:
             await self._add(task)
-        async with visiting(self._visitors):
-            requests = self._slot.connection.requests
-            await deliver_late(requests, first)
-            if self._slot.scenario.kept_seconds is not None:
-                await leave_behind(requests, first)
-            yield
+        visitors = [*self._visitors]
+        # The one that has ended last: it is about to be packed.
+        last = max(self._ended, key=lambda task: self._journals[task][-1].sequence)
+        async with visiting(visitors):
+            await asyncio.gather(self._continue(last), self._come_late(last))
+            async with visiting(self._visitors[len(visitors) :]):
+                yield
 
     async def until_settled(self, seconds: float) -> bool:
         """Wait until each is where it should be in the end, and nothing of it elsewhere; False if that takes longer."""
@@ -102,17 +99,28 @@ class Aftermath:
             problems += [f"{problem} ({visitor.task})" for problem in visitor.problems]
         return problems + await self._of_staying(found)
 
-    async def _continue(self, task: str) -> str:
-        """Submit a task that goes on with one that has ended, and follow it to its end."""
+    async def _come_late(self, task: str) -> None:
+        requests = self._slot.connection.requests
+        if self._slot.scenario.kept_seconds is None:
+            await deliver_late(requests, task)
+        else:
+            (visitor,) = [each for each in self._visitors if each.task == task]
+            await leave_behind(requests, task, lambda: visitor.is_late)
+
+    async def _continue(self, task: str) -> None:
+        """Submit a task that goes on with one that has ended, follow it to its end, and come to it, too."""
         body = {**CONTINUED.body, "continues": task}
         key = f"{self._run}.{CONTINUED.name}"
         answer = await post(self._slot.client, f"{self._slot.mesh.ingress_url}/v1/tasks", body, key)
+        (visitor,) = [each for each in self._visitors if each.task == task]
+        if answer.status_code == 404 and visitor.is_late:
+            return
         if answer.status_code != 202:
             raise RuntimeError(f"task {task} can't be continued: {answer.text}")
         continued = str(answer.json()["id"])
         await Viewer(str(self._slot.mesh.settings.edge_address), continued).follow(seconds=CONTINUED_SECONDS)
         self._ended[continued] = Asked(CONTINUED.name, body, CONTINUED.ends)
-        return continued
+        await self._add(continued)
 
     async def _add(self, task: str) -> None:
         """Have somebody come to a task that has ended, and to its children."""

@@ -90,8 +90,8 @@ DROPPED = replace(
     ARCHIVE,
     name="dropped",
     variables={**ARCHIVE.variables, "MESH_RETENTION_DAYS": f"{KEPT_SECONDS / 86_400:.8f}"},
-    # And a message that nobody serves.
-    stored={**ARCHIVE.stored, "TOOLS": (3, 3)},
+    # No first turn again, and a message that nobody serves; less where the tasks are gone so soon.
+    stored={"TASKS": (4, 5), "TURNS": (3, 3), "TOOLS": (2, 3)},
     beside=("steward",),
     kept_seconds=KEPT_SECONDS,
     chosen=_is_chosen_of_dropped,

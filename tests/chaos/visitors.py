@@ -51,6 +51,11 @@ class Visitor:
         self._letters: Any = None
         self._cursors = cycle(_cursors(self._journal))
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the task may be gone by now."""
+        return self._gone_at is not None and time.time() >= self._gone_at
+
     async def run(self) -> None:
         """Come again until cancelled, or until something was wrong."""
         while not self.problems:
@@ -149,7 +154,7 @@ class Visitor:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _missed(self, problem: str) -> None:
-        if self._gone_at is None or time.time() < self._gone_at:
+        if not self.is_late:
             self.problems.append(f"I1: {problem}")
 
 

@@ -9,8 +9,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from contracts import headers, subjects
+from contracts.codec import encode
 from contracts.identifiers import new_id
 from contracts.journal import events
+from contracts.messages.work import ToolWork
 from mesh.broker.connection import Connection
 from mesh.clock import MeshClock, lease_clock, now
 from mesh.configuration.settings import Settings
@@ -175,6 +177,19 @@ async def test_a_message_of_a_task_that_lives_or_has_not_begun_is_left_alone(
     await begin_journal(connection.requests, begun)
     await keeping(connection, settings, days=0, hours=0, at=now() + timedelta(days=400)).round()
     assert sum((await stored_messages(connection.requests, "TASKS")).values()) == 2
+
+
+async def test_a_call_of_a_task_that_is_gone_goes_too(connection: Connection, settings: Settings) -> None:
+    """Its sweep came so late that its task's pack had been dropped."""
+    gone, living = (
+        ToolWork(task=new_id(), tenant="default", turn=1, call="1-0", tool="forgotten", arguments={}) for _ in range(2)
+    )
+    await begin_journal(connection.requests, turn_work(living.task))
+    for work in (gone, living):
+        await connection.requests.publish(subjects.tools(work.tool), encode(work))
+    await keeping(connection, settings, days=30, hours=24, at=now() + timedelta(hours=2)).round()
+    (left,) = (await read_stored(connection.requests)).work
+    assert left["task"] == living.task
 
 
 async def test_timers_of_tasks_that_are_over_go_and_those_of_the_living_stay(

@@ -93,9 +93,10 @@ async def forgotten(requests: Requests, stream: str, messages: list[Stored]) -> 
     found = await standings(requests, set(named.values()))
     swept = 0
     for sequence, (tenant, task) in named.items():
-        if found[tenant, task] in ("living", "absent"):
-            continue  # An absent one may be a task that was accepted, and has still to begin.
-        if found[tenant, task] == "ended":
+        standing = found[tenant, task]
+        if standing == "living" or (standing == "absent" and stream == TASKS.name):
+            continue  # An absent one of TASKS may have been accepted, and have still to begin. Others are gone.
+        if standing == "ended":
             try:
                 journal = await Journal.load(requests, tenant, task)
                 await settle(requests, journal.state, (steps[sequence],), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from contracts.codec import encode
 from contracts.errors import InvalidPayload
 from contracts.records.status import STATUSES, OpenApproval, OpenQuestion, TaskRecord
 from contracts.streams import TASKS_BUCKET
+from ingress.listing import following, tasks, tidying, walking
 from ingress.listing import index as index_module
-from ingress.listing import tidying, walking
 from ingress.listing.errors import ListUnavailable
 from ingress.listing.filters import TaskFilter
 from ingress.listing.lists import Lists
+from ingress.listing.sources import SOURCES
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.broker.provisioning import apply, declared
@@ -394,6 +396,33 @@ async def test_an_index_without_room_says_so_and_goes_on_once_there_is_some(
             await listed_ids(lists)
         folder.unlink()
         assert await listed_ids(lists) == [record.id]
+
+
+async def test_a_list_says_how_far_an_index_is_that_is_being_built(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await put_many(connection, "default", 40)
+    monkeypatch.setattr(following, "SOURCES", [replace(source, page_messages_max=1) for source in SOURCES])
+    async with open_lists(connection) as lists:
+        with monkeypatch.context() as patient:
+            patient.setattr(following, "CATCH_UP_SECONDS_MAX", 0.0)
+            with pytest.raises(ListUnavailable, match=r"is being built: [0-9]+ % of it are there"):
+                await listed_ids(lists)
+        await until(lambda: _lists_at_last(lists, ids[::-1]))
+
+
+async def test_a_fault_of_the_index_costs_the_index_alone(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = task_record()
+    await put(connection, record)
+    async with open_lists(connection, tmp_path) as lists:
+        assert await listed_ids(lists) == [record.id]
+        with monkeypatch.context() as broken:
+            broken.setattr(tasks.Tasks, "read", lambda *_: next(iter(())))
+            with pytest.raises(ListUnavailable, match="was broken, and is built anew: StopIteration"):
+                await listed_ids(lists)
+        await until(lambda: _lists_at_last(lists, [record.id]))
 
 
 @pytest.mark.parametrize("stream", ["KV_tasks", "ARCHIVE"])

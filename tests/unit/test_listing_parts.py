@@ -244,7 +244,7 @@ def test_a_file_is_kept_if_it_was_closed_or_if_the_machine_was_not_started_again
         database.execute("INSERT OR IGNORE INTO tenants (name) VALUES ('default')")
         database.close()
         if closes:
-            file.close()
+            file.close(is_kept=True)
         elif file._lock is not None:  # As if the process was killed.
             os.close(file._lock)
         return found

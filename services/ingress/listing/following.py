@@ -28,11 +28,16 @@ log = structlog.get_logger("ingress.listing.following")
 POLL_SECONDS = 1.0
 CATCH_UP_SECONDS_MAX = 2.0
 """How long a list waits for what was stored before it was asked for."""
+SILENCE_SECONDS = 1.0
+"""A broker that has not answered for so long is what the list waits for."""
 BUILDING_RETRY_AFTER_SECONDS = 5.0
 REST_PAGES = 8
 """With more than so many pages to read, the index rests after each for as long as it took: it is in no hurry, and who
 submits tasks meanwhile is."""
 REST_SECONDS_MAX = 1.0
+STALE_READS_MAX = 20
+STALE_PAUSE_SECONDS = 0.05
+"""How often a replica that is behind is asked again."""
 ANEW_MAX = 3
 """How often one look may find that a stream is another one. After that the next look begins."""
 
@@ -54,10 +59,15 @@ class Following:
         """The last look that was begun, and the last that read everything."""
         self._states: dict[str, StreamState] = {}
         """How the streams stood at that look."""
-        self._heard_at = time.monotonic()
-        """When the broker answered last."""
+        self._asked_at: float | None = None
+        """When the broker was asked what it has not answered; None if it has answered all."""
         self._rows: dict[str, tuple[int, int]] = {}
         """For each stream about how many rows are here, of how many."""
+
+    @property
+    def is_built(self) -> bool:
+        """Whether all that there was has been read once."""
+        return self._done > 0
 
     async def run(self) -> None:
         """Look about once a second, and tidy up, until cancelled."""
@@ -68,12 +78,11 @@ class Following:
 
         Raises `ListUnavailable` if that takes too long, as while it is being built; `BrokerUnavailable`.
         """
-        called_at = time.monotonic()
         try:
             async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
                 await self._look_after(self._begun)
         except TimeoutError:
-            if self._heard_at < called_at:
+            if self._asked_at is not None and time.monotonic() - self._asked_at > SILENCE_SECONDS:
                 raise BrokerUnavailable("the broker does not answer: a list would be behind") from None
             reason = f"the index of the lists is being built: {self._percent()} % of it are there"
             raise ListUnavailable(reason, retry_after_seconds=BUILDING_RETRY_AFTER_SECONDS) from None
@@ -106,8 +115,9 @@ class Following:
         )
 
     async def _read(self, source: Source, cursor: StreamCursor | None) -> StreamState:
+        self._asked_at = time.monotonic()
         state = await read_state(self._requests, source.stream) or StreamState("", 1, 0, 0, 0)
-        self._heard_at = time.monotonic()
+        self._asked_at = None
         after = 0 if cursor is None else cursor.sequence
         if cursor is not None and (cursor.created != state.created or after > state.last):
             raise _MadeAnew(source.stream)
@@ -134,7 +144,8 @@ class Following:
 
     async def _page(self, source: Source, after: int, last: int) -> list[Stored]:
         """The next messages up to sequence `last`; none if there are no more, as the stream's leader says too."""
-        while True:
+        for _ in range(STALE_READS_MAX):
+            self._asked_at = time.monotonic()
             messages, _ = await read_page(
                 self._requests,
                 source.stream,
@@ -143,7 +154,7 @@ class Following:
                 min(source.page_messages_max, last - after),
                 source.page_bytes_max,
             )
-            self._heard_at = time.monotonic()
+            self._asked_at = None
             wanted = [message for message in messages if message.sequence <= last]
             if wanted or messages:
                 return wanted
@@ -151,6 +162,8 @@ class Following:
             following = await next_from_leader(self._requests, source.stream, source.subject_filter, after)
             if following is None or following.sequence > last:
                 return []
+            await asyncio.sleep(STALE_PAUSE_SECONDS)
+        raise BrokerUnavailable(f"a replica of {source.stream} stays behind its leader")
 
     def _tell(self, source: Source, state: StreamState, after: int) -> None:
         span = max(1, state.last - state.first + 1)

@@ -35,7 +35,8 @@ class Lists:
             async with background(self._following.run()):
                 yield
         finally:
-            await self._store.close()
+            # One that is not built yet is not worth the wait for the disk.
+            await self._store.close(is_kept=self._following.is_built)
 
     async def tasks(self, tenant: str, wanted: TaskFilter, *, limit: int, cursor: str | None) -> TaskList:
         """A page of a tenant's tasks, the most recently changed first."""

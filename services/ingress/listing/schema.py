@@ -131,17 +131,18 @@ class IndexFile:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Leave the file to others, once all of it is on the disk."""
+    def close(self, *, is_kept: bool) -> None:
+        """Leave the file to others; `is_kept`: once all of it is on the disk, so that it outlasts a power cut."""
         if self._lock is None or self._path is None:
             return
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            self._mark(b"")
+        if is_kept:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                self._mark(b"")
         os.close(self._lock)
         self._lock = self._path = None
 
@@ -164,6 +165,9 @@ class IndexFile:
         raise OSError(f"{folder}: {SLOTS_MAX} processes have an index here already")
 
     def _connect(self) -> sqlite3.Connection:
+        if self._path is not None:
+            # For its owner's eyes alone: records hold what users wrote.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         # An empty name is a file that nobody else sees, and that the system takes away with the process.
         database = sqlite3.connect(self._path or "", isolation_level=None, check_same_thread=False)
         try:

@@ -47,9 +47,9 @@ class Store:
         """Throw the index away. Raises `ListUnavailable`."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._throw_away)
 
-    async def close(self) -> None:
-        """Leave the file as it is, to whoever comes next."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+    async def close(self, *, is_kept: bool) -> None:
+        """Leave the file to whoever comes next; `is_kept`: also if the machine is started again before that."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close, is_kept)
         self._thread.shutdown(wait=False)
 
     def _act(self, act: Callable[Concatenate[Index, P], T], *args: P.args, **named: P.kwargs) -> T:
@@ -59,6 +59,10 @@ class Store:
             return act(self._index, *args, **named)
         except (sqlite3.Error, OSError, InvalidPayload) as error:
             raise self._failed(error) from None
+        except Exception as error:
+            # A fault of our own, in what can be built anew: nobody's tasks may hang on it.
+            log.exception("listing.fault", error=str(error))
+            raise self._failed(InvalidPayload(f"{type(error).__name__}: {error}")) from None
 
     def _failed(self, error: Exception) -> ListUnavailable:
         """What went wrong with the file. Unless there is no room, which may pass, it is opened again."""
@@ -81,9 +85,9 @@ class Store:
         except OSError as error:
             raise self._failed(error) from None
 
-    def _close(self) -> None:
+    def _close(self, is_kept: bool) -> None:
         self._close_index()
-        self._file.close()
+        self._file.close(is_kept=is_kept)
 
     def _close_index(self) -> None:
         index, self._index = self._index, None

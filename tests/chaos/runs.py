@@ -44,11 +44,10 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """A slot before a run: how much each service had come to, by which process, and how much was stored."""
+    """A slot before a run: how much each service had come to, and how much was stored."""
 
     name: str
     reached: dict[str, int]
-    pids: dict[str, int]
     deaths: int
     stored: dict[str, int]
 
@@ -76,7 +75,6 @@ async def run_once(slot: Slot, point: Point | None, patience: Patience | None = 
     before = _Before(
         name=f"{slot.mesh.folder.name}.{slot.runs}",
         reached={service: len(slot.reached(service)) for service in SERVICES},
-        pids={service: process.pid for service, process in slot.processes.items()},
         deaths=len(slot.deaths),
         stored=await slot.stored(),
     )
@@ -269,8 +267,10 @@ def surplus(scenario: Scenario, before: dict[str, int], after: dict[str, int], t
 
 def _takeover_seconds(slot: Slot, point: Point, before: _Before) -> float | None:
     lines = slot.reached(point.service, before.reached[point.service])
-    stopped_at = [line.time for line in lines if line.what == point.what][point.which - 1]
+    stopped = [line for line in lines if line.what == point.what][point.which - 1]
     if point.fault == "broker":
         later = [line.time for service in SERVICES for line in slot.reached(service, before.reached[service])]
-        return min((moment - stopped_at for moment in later if moment > slot.broker_started_at), default=None)
-    return min((line.time - stopped_at for line in lines if line.pid != before.pids[point.service]), default=None)
+        return min((moment - stopped.time for moment in later if moment > slot.broker_started_at), default=None)
+    # Another process may have been there all the time.
+    others = (line.time for line in lines if line.pid != stopped.pid and line.time > stopped.time)
+    return min((moment - stopped.time for moment in others), default=None)

@@ -44,7 +44,7 @@ model: $(INSTALLED) ## check the rules of the protocol in a model of it, about a
 bench: $(INSTALLED) ## measure, each figure beside its limit, a quarter of an hour (ARGS="accept resume", ARGS=--quick)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
-chaos: $(INSTALLED) ## kill each process at each point of six runs, about twelve minutes (ARGS="--run agent", ARGS=--quick)
+chaos: $(INSTALLED) ## kill each process at each point of eight runs, about a quarter of an hour (ARGS="--run agent", ARGS=--quick)
 	@exec $(BIN)/python -m tests.chaos $(ARGS)
 
 check: $(INSTALLED) ## check format, lint, types, generated schemas and reference pages, layering

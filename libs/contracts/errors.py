@@ -24,6 +24,7 @@ HTTP_STATUS_BY_CODE: dict[str, int] = {
     "queue-full": 503,
     "pool-unavailable": 503,
     "broker-unavailable": 503,
+    "list-unavailable": 503,
     "timeout": 504,
 }
 """Problem code → HTTP status. The title of each is its entry in `TITLE_BY_CODE`."""
@@ -43,6 +44,7 @@ TITLE_BY_CODE: dict[str, str] = {
     "queue-full": "The queue is full",
     "pool-unavailable": "The pool takes no work at present",
     "broker-unavailable": "The broker does not answer",
+    "list-unavailable": "The list can't be told at present",
     "timeout": "The answer did not come in time",
 }
 

@@ -12,11 +12,23 @@ import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+_TO_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
+"""To the digits that Python reads."""
 
 
 def _base32(value: int) -> str:
     """130 bits as 26 characters, most significant first (the top two bits are 0 for 128-bit values)."""
     return "".join([_PAIRS[(value >> shift) & 1023] for shift in range(120, -1, -10)])
+
+
+def id_number(identifier: str) -> int:
+    """The 130 bits that a valid id is, in the order of ids."""
+    return int(identifier.translate(_TO_DIGITS), 32)
+
+
+def id_of_number(number: int) -> str:
+    """The id of 130 bits."""
+    return _base32(number)
 
 
 def new_id() -> str:

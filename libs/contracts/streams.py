@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from contracts import subjects
+from contracts.sizes import DEFAULT_TOTAL_BYTES, share_out
 
 ACK_WAIT_SECONDS = 5.0
 """Lease of a step: how long a delivery may go without a heartbeat. MESH_ACK_WAIT_SECONDS overrides it."""
@@ -50,16 +51,16 @@ CRITIC_CONSUMER = "critic"
 BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "propose_replay", "send_signal", "spawn_task")
 """The tools that the tool runner brings along; each has a consumer."""
 
-_MIB = 1024**2
-_GIB = 1024**3
+_BYTES = share_out(DEFAULT_TOTAL_BYTES)
+"""What is declared where nobody has said how large the disk is; `contracts.sizes` shares out what there is."""
 _NANOSECONDS = 1_000_000_000
 
 
 class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True):
     """A stream. Sizes in bytes, times in seconds; -1 is no limit of that kind, and then another kind has one.
 
-    The server reserves `max_bytes` of all streams together against its own storage limit: their sum is about
-    24 GiB, and `deploy/nats` configures more than that.
+    The server reserves `max_bytes` of all streams together against the limit of the account, if that has one. As
+    declared they come to 24 GiB (`contracts.sizes`); a mesh replaces them by what its disk and mesh.toml say.
     """
 
     name: str
@@ -183,7 +184,7 @@ TASKS = StreamDeclaration(
     discard_new_per_subject=True,
     max_msgs=TASKS_MAX,
     max_msgs_per_subject=LANE_BACKLOG_MAX,
-    max_bytes=1 * _GIB,
+    max_bytes=_BYTES["TASKS"],
     max_consumers=LANE_CONSUMERS_MAX,
 )
 TURNS = StreamDeclaration(
@@ -192,7 +193,7 @@ TURNS = StreamDeclaration(
     subjects=("turns.*.*.*",),
     retention="workqueue",
     discard="new",
-    max_bytes=1 * _GIB,
+    max_bytes=_BYTES["TURNS"],
     max_consumers=LANE_CONSUMERS_MAX,
 )
 TOOLS = StreamDeclaration(
@@ -201,7 +202,7 @@ TOOLS = StreamDeclaration(
     subjects=("tools.*",),
     retention="workqueue",
     discard="new",
-    max_bytes=1 * _GIB,
+    max_bytes=_BYTES["TOOLS"],
     max_consumers=LANE_CONSUMERS_MAX,
 )
 CONTROL = StreamDeclaration(
@@ -210,7 +211,7 @@ CONTROL = StreamDeclaration(
     subjects=("control.*.*",),
     retention="workqueue",
     discard="new",
-    max_bytes=256 * _MIB,
+    max_bytes=_BYTES["CONTROL"],
 )
 EVENTS = StreamDeclaration(
     name="EVENTS",
@@ -218,7 +219,7 @@ EVENTS = StreamDeclaration(
     subjects=subjects.EVENTS_ALL,
     # Full means refused: evicting the first event of a living task would break its fence.
     discard="new",
-    max_bytes=8 * _GIB,
+    max_bytes=_BYTES["EVENTS"],
     republish=("events.>", "live.events.>"),
 )
 DEAD_LETTERS = StreamDeclaration(
@@ -226,14 +227,14 @@ DEAD_LETTERS = StreamDeclaration(
     description="Work that gave up, with all that is needed to repair it.",
     subjects=("dead.*.*",),
     discard="new",
-    max_bytes=1 * _GIB,
+    max_bytes=_BYTES["DEAD_LETTERS"],
 )
 ADVISORIES = StreamDeclaration(
     name="ADVISORIES",
     description="Work whose process died on each delivery.",
     subjects=("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*",),
     max_msgs=100_000,
-    max_bytes=64 * _MIB,
+    max_bytes=_BYTES["ADVISORIES"],
 )
 TIMERS = StreamDeclaration(
     name="TIMERS",
@@ -243,7 +244,7 @@ TIMERS = StreamDeclaration(
     # one waits before that (`mesh.broker.levels`), and the ingress refuses tasks. A schedule takes 400 to 500 bytes:
     # there is room for half a million.
     discard="old",
-    max_bytes=256 * _MIB,
+    max_bytes=_BYTES["TIMERS"],
     # Of anything but firings of a rule's schedule there is one on a subject.
     max_msgs_per_subject=FIRINGS_MAX,
     allow_msg_schedules=True,
@@ -257,7 +258,7 @@ SIGNALS = StreamDeclaration(
     description="Events from outside that may start tasks.",
     subjects=("signals.>",),
     max_msgs=SIGNALS_MAX,
-    max_bytes=256 * _MIB,
+    max_bytes=_BYTES["SIGNALS"],
     max_age_seconds=7 * 24 * 3600,
 )
 
@@ -267,9 +268,9 @@ RESULTS = StreamDeclaration(
     # As NATS ADR-20 has it.
     subjects=("$O.results.C.>", "$O.results.M.>"),
     discard="new",
-    max_bytes=1 * _GIB,
+    max_bytes=_BYTES["OBJ_results"],
     allow_rollup_headers=True,
-    max_age_seconds=30 * 24 * 3600,
+    # No age: a result lives for as long as its task, which may wait for months, and is purged with it.
 )
 
 ARCHIVE = StreamDeclaration(
@@ -277,7 +278,7 @@ ARCHIVE = StreamDeclaration(
     description="Packs: tasks that ended a while ago, many in one message.",
     subjects=("archive.*",),
     discard="new",
-    max_bytes=8 * _GIB,
+    max_bytes=_BYTES["ARCHIVE"],
 )
 
 STREAMS: tuple[StreamDeclaration, ...] = (
@@ -294,21 +295,31 @@ STREAMS: tuple[StreamDeclaration, ...] = (
     ARCHIVE,
 )
 
-TASKS_BUCKET = BucketDeclaration(name="tasks", description="Status record of each task.", max_bytes=2 * _GIB)
+TASKS_BUCKET = BucketDeclaration(name="tasks", description="Status record of each task.", max_bytes=_BYTES["KV_tasks"])
 WORKERS_BUCKET = BucketDeclaration(
-    name="workers", description="Heartbeats of workers.", max_bytes=16 * _MIB, ttl_seconds=WORKERS_TTL_SECONDS
+    name="workers",
+    description="Heartbeats of workers.",
+    max_bytes=_BYTES["KV_workers"],
+    ttl_seconds=WORKERS_TTL_SECONDS,
 )
-PROVIDERS_BUCKET = BucketDeclaration(name="providers", description="Breakers of model providers.", max_bytes=16 * _MIB)
-LANES_BUCKET = BucketDeclaration(name="lanes", description="Depth and pace of each lane.", max_bytes=16 * _MIB)
+PROVIDERS_BUCKET = BucketDeclaration(
+    name="providers", description="Breakers of model providers.", max_bytes=_BYTES["KV_providers"]
+)
+LANES_BUCKET = BucketDeclaration(name="lanes", description="Depth and pace of each lane.", max_bytes=_BYTES["KV_lanes"])
 TOOLS_BUCKET = BucketDeclaration(
-    name="tools", description="Declarations of tools.", max_bytes=16 * _MIB, ttl_seconds=TOOLS_TTL_SECONDS
+    name="tools", description="Declarations of tools.", max_bytes=_BYTES["KV_tools"], ttl_seconds=TOOLS_TTL_SECONDS
 )
-TRIGGERS_BUCKET = BucketDeclaration(name="triggers", description="Rules that start tasks.", max_bytes=16 * _MIB)
+TRIGGERS_BUCKET = BucketDeclaration(
+    name="triggers", description="Rules that start tasks.", max_bytes=_BYTES["KV_triggers"]
+)
 ARCHIVE_BUCKET = BucketDeclaration(
-    name="archive", description="Where in ARCHIVE each packed task lies.", max_bytes=1 * _GIB
+    name="archive", description="Where in ARCHIVE each packed task lies.", max_bytes=_BYTES["KV_archive"]
 )
 WALKS_BUCKET = BucketDeclaration(
-    name="walks", description="How far the steward's walks are, and who has which piece.", max_bytes=16 * _MIB
+    name="walks", description="How far the steward's walks are, and who has which piece.", max_bytes=_BYTES["KV_walks"]
+)
+STORAGE_BUCKET = BucketDeclaration(
+    name="storage", description="How full the streams were, an hour apart.", max_bytes=_BYTES["KV_storage"]
 )
 
 BUCKETS: tuple[BucketDeclaration, ...] = (
@@ -320,6 +331,7 @@ BUCKETS: tuple[BucketDeclaration, ...] = (
     TRIGGERS_BUCKET,
     ARCHIVE_BUCKET,
     WALKS_BUCKET,
+    STORAGE_BUCKET,
 )
 
 

@@ -56,6 +56,8 @@ LANES_WAITING_PREFIX = "lanes.waiting."
 LANES_WAITING = LANES_WAITING_PREFIX + "*.*"
 PROVIDERS_CHANGED_PREFIX = "providers.changed."
 PROVIDERS_CHANGED = PROVIDERS_CHANGED_PREFIX + "*"
+STORE_ROOM = "storage.room"
+"""Asks whoever runs the broker how much room its store has; core NATS, a request."""
 TRIGGER_RULES = "$KV.triggers.*.*"
 """The rules among what the bucket `triggers` holds."""
 MALFORMED = "malformed"
@@ -199,6 +201,12 @@ def malformed_dead_letter(tenant: str | None) -> str:
 def task_key(tenant: str, task: str) -> str:
     """Key of a task's record in the bucket `tasks`: `<tenant>.<task>`."""
     return f"{check_tenant(tenant)}.{check_task(task)}"
+
+
+def parse_task_key(key: str) -> tuple[str, str]:
+    """Tenant and task of a key of the bucket `tasks`."""
+    tenant, _, task = key.partition(".")
+    return check_tenant(tenant), check_task(task)
 
 
 def archive(walk_from: int) -> str:

@@ -1,6 +1,7 @@
 """Switches that break taskmesh on purpose. For tests only: negative controls that keep the checker honest, and crashes.
 
-`MESH_TEST_SWITCH_OFF` names safeguards, separated by commas: `ack`, `fence`, `message_id`, `watch`, `broker_clock`.
+`MESH_TEST_SWITCH_OFF` names safeguards, separated by commas: `ack`, `fence`, `message_id`, `watch`, `broker_clock`,
+`archive_order`.
 A process that starts with one says so in its log at level error. Nothing else reads the variable.
 
 `MESH_TEST_CLOCK` puts this process's wall clock ahead by so many seconds, or names a file that holds them: what is
@@ -23,6 +24,8 @@ FENCE_ON = "fence" not in SWITCHED_OFF
 MESSAGE_ID_ON = "message_id" not in SWITCHED_OFF
 WATCH_ON = "watch" not in SWITCHED_OFF
 BROKER_CLOCK_ON = "broker_clock" not in SWITCHED_OFF
+ARCHIVE_ORDER_ON = "archive_order" not in SWITCHED_OFF
+"""Whether it is written down where a task is packed before anything of it is purged."""
 
 CLOCK_VARIABLE = "MESH_TEST_CLOCK"
 CLOCK_OFF = os.environ.get(CLOCK_VARIABLE, "")
@@ -64,7 +67,10 @@ class _Points:
         _, ordered, which, number, pid = order.split()
         self._times += point == ordered
         if point == ordered and self._times == int(which):
-            self._order_file.unlink()
+            try:
+                self._order_file.unlink()
+            except FileNotFoundError:
+                return  # Another process of the service was a moment sooner.
             os.kill(int(pid) or os.getpid(), int(number))
 
 

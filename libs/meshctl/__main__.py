@@ -12,7 +12,21 @@ from typing import Final
 from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
-from meshctl.commands import dead_letters, demo, doctor, example, repair, replies, streams, tasks, triggers, up, workers
+from meshctl.commands import (
+    dead_letters,
+    demo,
+    doctor,
+    example,
+    repair,
+    replies,
+    storage,
+    streams,
+    tasks,
+    transfer,
+    triggers,
+    up,
+    workers,
+)
 from meshctl.display import output
 from meshctl.errors import ApiError
 from meshctl.flags import add_setting_flags
@@ -55,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     dead_letters.add_commands(commands, common)
     repair.add_commands(commands)
     streams.add_commands(commands)
+    storage.add_commands(commands)
     workers.add_commands(commands)
+    transfer.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)
     example.add_commands(commands)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -28,7 +28,7 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
 from contracts.journal.edge_events import Snapshot
 from contracts.journal.events import TERMINAL_TYPES, EventHead
-from contracts.records.status import TaskAccepted, TaskRecord
+from contracts.records.status import TaskAccepted, TaskCounts, TaskRecord
 from meshctl.errors import ApiError, StreamBroken, Unreachable
 
 T = TypeVar("T")
@@ -191,11 +191,14 @@ class Client:
         )
         return Answer(decode(raw, TaskRecord), raw)
 
-    async def list(self, status: str | None = None, limit: int | None = None, cursor: str | None = None) -> TaskPage:
+    async def list(self, query: Sequence[tuple[str, str]] = ()) -> TaskPage:
         """`GET /v1/tasks`: one page. Raises `ApiError`, `Unreachable`."""
-        wanted = {"status": status, "limit": limit, "cursor": cursor}
-        query = {name: str(value) for name, value in wanted.items() if value is not None}
-        return decode(await self._call("GET", "/v1/tasks", params=query), TaskPage)
+        return decode(await self._call("GET", "/v1/tasks", params=[*query]), TaskPage)
+
+    async def counts(self) -> Answer[TaskCounts]:
+        """`GET /v1/tasks/counts`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("GET", "/v1/tasks/counts")
+        return Answer(decode(raw, TaskCounts), raw)
 
     async def dead_letters(self, query: Mapping[str, str]) -> Answer[DeadLetterList]:
         """`GET /v1/dead-letters`: one page. Raises `ApiError`, `Unreachable`."""

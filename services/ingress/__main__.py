@@ -20,7 +20,7 @@ async def main(service: Service) -> None:
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     lanes = Lanes(service.requests, settings.pools)
     submission = Submission(service.requests, settings.configuration.pools)
-    storage = Storage(service.requests, settings.high_water_percent)
+    storage = Storage(service.requests, settings.high_water_percent, settings.filling_percent)
     providers = Providers(service.requests, settings.configuration, lanes)
     following = Following(service.connection)
     ingress = Ingress(settings, service.requests, submission, following, lanes, storage, providers, service.stopping)
@@ -28,7 +28,7 @@ async def main(service: Service) -> None:
     async def probe() -> list[HealthCheck]:
         return storage.marked(await probe_broker(service.connection))
 
-    async with background(lanes.run(), storage.run(), providers.run()):
+    async with ingress.lists.open(), background(lanes.run(), storage.run(), providers.run()):
         app = create_app(ingress, probe)
         await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
     await submission.close()

@@ -23,21 +23,20 @@ from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
-from ingress.journals import checked_task, read_journal
+from ingress.journals import checked_task, packed_record, read_journal
 from ingress.lane_statistics import Lanes
 from ingress.links import task_links, task_path
+from ingress.listing.lists import Lists
 from ingress.parsing import (
     parse_idempotency_key,
     parse_limit,
-    parse_status,
+    parse_task_filter,
     parse_task_input,
     parse_task_request,
     parse_wait_seconds,
 )
 from ingress.pool_availability import Providers
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
-from ingress.task_listing import list_tasks
-from mesh.archive import lookup as archive
 from mesh.broker import key_value
 from mesh.broker.direct_get import read_sequence
 from mesh.broker.requests import Requests
@@ -90,7 +89,8 @@ class Ingress:
         self._providers = providers
         self._stopping = stopping
         self._journals = WarmJournals(requests)
-        self.dead_letters = DeadLetters(settings, requests, self._journals)
+        self.lists = Lists(requests, settings.index_folder)
+        self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
@@ -136,15 +136,20 @@ class Ingress:
     async def tasks(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tasks`"""
         tenant = tenant_of_request(request)
-        page = await list_tasks(
-            self._requests,
+        query = request.query_params
+        page = await self.lists.tasks(
             tenant,
-            status=parse_status(request.query_params.get("status")),
-            limit=parse_limit(request.query_params.get("limit")),
-            cursor=request.query_params.get("cursor"),
+            parse_task_filter(query.multi_items()),
+            limit=parse_limit(query.get("limit")),
+            cursor=query.get("cursor"),
         )
         linked = [self._linked(task) for task in page.tasks]
         return json_response(msgspec.structs.replace(page, tasks=linked), 200, {"Cache-Control": "no-store"})
+
+    async def counts(self, request: AnyRequest) -> Response[bytes]:
+        """`GET /v1/tasks/counts`"""
+        counts = await self.lists.counts(tenant_of_request(request))
+        return json_response(counts, 200, {"Cache-Control": "no-store"})
 
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
@@ -219,9 +224,9 @@ class Ingress:
             projected = _readable_record(entry.value) if entry is not None and entry.value else None
             if projected is not None and projected.status in ENDED:
                 return self._linked(projected)
-            packed = await archive.find(self._requests, tenant, task) if entry is None else None
+            packed = await packed_record(self._requests, tenant, task) if entry is None else None
             if packed is not None:
-                return self._linked(packed.record)
+                return self._linked(packed)
         journal = await read_journal(self._journals, tenant, task)
         return self._linked(record(journal.state))
 
@@ -281,6 +286,11 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def tasks(request: AnyRequest) -> Response[bytes]:
         return await ingress.tasks(request)
 
+    # No id is like it: those have 26 characters.
+    @get("/v1/tasks/counts")
+    async def counts(request: AnyRequest) -> Response[bytes]:
+        return await ingress.counts(request)
+
     @get("/v1/tasks/{task:str}")
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
@@ -298,7 +308,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(tasks, task, cancel, inputs, schema),
+        *(tasks, counts, task, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
         *health_routes("ingress", probe),
     ]

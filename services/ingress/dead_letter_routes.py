@@ -6,7 +6,6 @@ import structlog
 from litestar import Response, delete, get, post
 from msgspec.structs import replace
 
-from contracts import subjects
 from contracts.api.dead_letters import ReplayAccepted, ReplayRequest, ShownDeadLetter, TaskDeadLetters
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
@@ -14,24 +13,26 @@ from contracts.identifiers import new_id
 from contracts.journal.events import TaskReplayed, decode_event
 from contracts.journal.parts import StepGen
 from contracts.messages.control import CancelCommand, Edits, ReplayCommand, cancel_message_id, replay_message_id
-from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS
+from contracts.streams import CONTROL, DEAD_LETTERS
 from contracts.tasks import BODY_BYTES_MAX
 from ingress import commands, replay_decisions
-from ingress.dead_letter_listing import list_dead_letters, read_dead_letters, read_malformed
+from ingress.dead_letter_reading import read_dead_letters, read_malformed
 from ingress.input_decisions import BY
 from ingress.journals import checked_task, read_journal
 from ingress.links import task_links
+from ingress.listing.lists import Lists
 from ingress.parsing import (
     parse_dead_letter_filter,
     parse_limit,
     parse_record_sequence,
     parse_replay_request,
 )
-from mesh.broker.direct_get import read_page, sequence_from_leader
+from mesh.broker.direct_get import sequence_from_leader
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import QueueFull
 from mesh.journal import dead_letter_records
+from mesh.journal.reading import milestones_of
 from mesh.journal.warm import WarmJournals
 from mesh.serving.http import AnyRequest, RequestRefused, json_response, read_json_body, tenant_of_request
 from mesh.task.records import record
@@ -52,16 +53,16 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class DeadLetters:
     """What the routes stand on."""
 
-    def __init__(self, settings: Settings, requests: Requests, journals: WarmJournals) -> None:
+    def __init__(self, settings: Settings, requests: Requests, lists: Lists, journals: WarmJournals) -> None:
         self._settings = settings
+        self._lists = lists
         self._requests = requests
         self._journals = journals
 
     async def page(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/dead-letters`"""
         query = request.query_params
-        page = await list_dead_letters(
-            self._requests,
+        page = await self._lists.dead_letters(
             tenant_of_request(request),
             parse_dead_letter_filter(query),
             limit=parse_limit(query.get("limit")),
@@ -174,15 +175,11 @@ class DeadLetters:
         """A replay that the journal has: the same as once, if it is the same. Raises `RequestRefused`."""
         if wanted.dry_run:
             raise RequestRefused("conflict", "these dead letters are replayed already")
-        after, more = 0, True
-        while more:
-            page, more = await read_page(
-                self._requests, EVENTS.name, subjects.journal_log(state.tenant, state.task), after
-            )
-            events = [decode_event(message.payload) for message in page]
-            replayed = [event for event in events if isinstance(event, TaskReplayed)]
-            replay_decisions.check_recorded(wanted.edits, steps, replayed)
-            after = page[-1].sequence if page else after
+        events = [
+            decode_event(message.payload) for message in await milestones_of(self._requests, state.tenant, state.task)
+        ]
+        replayed = [event for event in events if isinstance(event, TaskReplayed)]
+        replay_decisions.check_recorded(wanted.edits, steps, replayed)
 
     async def _send(self, request: AnyRequest, state: TaskState, wanted: ReplayRequest, steps: list[StepGen]) -> None:
         """Give the replay to the steward, once. Raises `RequestRefused` if there is one with other edits."""

@@ -8,6 +8,9 @@ import structlog
 
 from contracts import subjects
 from contracts.errors import InvalidName, InvalidPayload
+from contracts.records.status import TaskRecord
+from mesh.archive.lookup import find
+from mesh.broker.requests import Requests
 from mesh.errors import JournalNotUnderstood
 from mesh.journal.following import TaskNotFound
 from mesh.journal.journal import Journal
@@ -35,6 +38,16 @@ async def read_journal(
     if not journal.state.exists:
         raise TaskNotFound(f"there is no task {task}")
     return journal
+
+
+async def packed_record(requests: Requests, tenant: str, task: str) -> TaskRecord | None:
+    """The record of a task that was packed; None if it was not. Raises `JournalNotUnderstood`, `BrokerUnavailable`."""
+    try:
+        packed = await find(requests, tenant, task)
+    except InvalidPayload as error:
+        log.error("journal.not_understood", task=task, tenant=tenant, error=str(error))
+        raise JournalNotUnderstood(f"this version can't read the pack of task {task}") from None
+    return None if packed is None else packed.record
 
 
 def checked_task(task: str) -> str:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from contracts.api.dead_letters import ReplayRequest
 from contracts.api.inputs import TaskInput
 from contracts.codec import decode
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX
+from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX, METADATA_FILTERS_MAX
 from contracts.records.status import STATUSES, Status
 from contracts.subjects import check_tool
 from contracts.tasks import IDEMPOTENCY_KEY_CHARACTERS_MAX, WAIT_SECONDS_MAX, TaskRequest
-from ingress.dead_letter_listing import Filter
+from ingress.listing.filters import LetterFilter, TaskFilter
 
 _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,6})\s*", re.IGNORECASE)
 _KEY = re.compile(r"[\x20-\x7e]+")
 _CODE = re.compile(r"[\x21-\x7e]{1,128}")
+_METADATA = "metadata."
 _RECORD = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -41,7 +42,20 @@ def parse_replay_request(body: bytes) -> ReplayRequest:
     return decode(body, ReplayRequest)
 
 
-def parse_dead_letter_filter(query: Mapping[str, str]) -> Filter:
+def parse_task_filter(query: Iterable[tuple[str, str]]) -> TaskFilter:
+    """Which tasks to list. Raises `InvalidPayload`."""
+    pairs = list(query)
+    named = dict(pairs)
+    metadata = [(name.removeprefix(_METADATA), value) for name, value in pairs if name.startswith(_METADATA)]
+    if len(metadata) > METADATA_FILTERS_MAX:
+        raise InvalidPayload(f"metadata.<key>: {len(metadata)} are too many; {METADATA_FILTERS_MAX} may be asked for")
+    if any(not key for key, _ in metadata):
+        raise InvalidPayload("metadata.<key>: has no key, as in metadata.order=42")
+    since, until = (_parse_time(name, named.get(name)) for name in ("since", "until"))
+    return TaskFilter(status=parse_status(named.get("status")), metadata=tuple(metadata), since=since, until=until)
+
+
+def parse_dead_letter_filter(query: Mapping[str, str]) -> LetterFilter:
     """Which dead letters to list. Raises `InvalidPayload`."""
     tool, code, every = query.get("tool"), query.get("code"), query.get("all", "false")
     try:
@@ -53,7 +67,7 @@ def parse_dead_letter_filter(query: Mapping[str, str]) -> Filter:
     if every not in ("true", "false"):
         raise InvalidPayload("all: must be true or false")
     since, until = (_parse_time(name, query.get(name)) for name in ("since", "until"))
-    return Filter(tool=tool, code=code, since=since, until=until, only_open=every == "false")
+    return LetterFilter(tool=tool, code=code, since=since, until=until, only_open=every == "false")
 
 
 def parse_record_sequence(value: str) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mesh.background import background
-from mesh.broker.provisioning import declared
 from mesh.serving.service import Service, run
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
@@ -11,8 +10,10 @@ from steward.critic import Critic
 from steward.lane_statistics import LaneKeeper
 from steward.provisioning_check import check_provisioning
 from steward.reconciling import Reconciling
+from steward.result_sweep import ResultSweep
 from steward.retention import Retention
 from steward.schedule_check import Schedules
+from steward.storage_samples import StorageSampling
 from steward.stranded import Stranded
 from steward.sweeping import Sweeps
 from steward.trigger_firing import Triggers
@@ -34,7 +35,7 @@ async def main(service: Service) -> None:
     configured = settings.configuration.critic
     critic = [Critic(service.connection, settings, configured).run()] if configured is not None else []
     reconciling = Reconciling(service.requests, settings)
-    provisioning = check_provisioning(service.requests, declared(settings))
+    provisioning = check_provisioning(service.requests, settings)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
     async with background(
@@ -47,9 +48,11 @@ async def main(service: Service) -> None:
         Unbegun(service.requests).run(),
         retention.run(),
         Sweeps(service.requests, settings, service.worker).run(),
+        ResultSweep(service.requests).run(),
         reconciling.run(),
         lanes.run(),
         Waking(service.requests).run(),
+        StorageSampling(service.requests).run(),
         webhooks.run(),
         provisioning,
         *critic,

@@ -7,8 +7,10 @@ import asyncio
 import structlog
 
 from contracts.errors import TaskmeshError
-from mesh.broker.provisioning import Declared, apply, compare
+from mesh.broker.provisioning import apply, compare, declared
 from mesh.broker.requests import Requests
+from mesh.broker.sizing import find_sizes
+from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("steward.provisioning_check")
@@ -16,12 +18,13 @@ log = structlog.get_logger("steward.provisioning_check")
 INTERVAL_SECONDS = 60.0
 
 
-async def check_provisioning(requests: Requests, wanted: Declared) -> None:
+async def check_provisioning(requests: Requests, settings: Settings) -> None:
     """Create what is missing, and say what differs, now and then until cancelled. Changes nothing that exists."""
     said: set[str] = set()
     health = LoopHealth(log, "provisioning.unavailable")
     while True:
         try:
+            wanted = declared(settings, sizes=await find_sizes(requests, settings.configuration))
             for created in await apply(requests, wanted, update=False):
                 log.warning("provisioning.created", kind=created.kind, name=created.name)
             differences = {str(difference) for difference in await compare(requests, wanted)}

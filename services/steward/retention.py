@@ -79,7 +79,14 @@ class Retention:
         at = self._clock()
         if at is None:
             return False
-        packed = await self._packing.round(at)
-        purged = await self._deltas.round(at)
-        dropped = await self._packs.round(at)
-        return packed or purged or dropped
+        more = False
+        failure: TaskmeshError | None = None
+        # What makes room comes first, and one that fails keeps none of the others.
+        for each in (self._packs, self._deltas, self._packing):
+            try:
+                more = await each.round(at) or more
+            except TaskmeshError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return more

@@ -12,12 +12,12 @@ from datetime import timedelta
 import structlog
 
 from contracts import headers, subjects
-from contracts.codec import encode
 from contracts.errors import TaskmeshError
 from contracts.messages.work import TurnWork, decode_work
+from contracts.streams import EVENTS
 from mesh.archive.lookup import journal_of
 from mesh.background import repeatedly
-from mesh.broker.direct_get import Stored, last_sequence, read_page
+from mesh.broker.direct_get import Stored, last_sequence, read_page, which_are_there
 from mesh.broker.requests import NO_ROOM, Requests
 from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable
@@ -35,8 +35,6 @@ WAITED_SECONDS = 30.0
 """How long a message lies in TASKS before its journal is looked for: nearly every submitter has long begun it."""
 MESSAGES_PER_PAGE_MAX = 64
 PAGES_PER_ROUND_MAX = 16
-BYTES_MAX = 4 * 1024 * 1024
-"""Of one answer about journals; what is left is asked for again."""
 STREAM = "TASKS"
 
 
@@ -82,18 +80,8 @@ class Unbegun:
 
     async def _begun(self, works: list[TurnWork]) -> set[str]:
         """The tasks that have a journal, as one replica sees it: the fence of an append knows better."""
-        missing = {subjects.journal_log(work.tenant, work.task): work.task for work in works}
-        begun: set[str] = set()
-        while missing:
-            body = {"multi_last": [*missing], "max_bytes": BYTES_MAX}
-            messages, last = await self._requests.many("$JS.API.DIRECT.GET.EVENTS", encode(body))
-            begun |= {missing.pop((message.headers or {})[headers.SUBJECT]) for message in messages}
-            status_headers = last.headers or {}
-            if status_headers.get(headers.STATUS) not in ("204", "404"):
-                raise BrokerUnavailable(f"EVENTS answered {status_headers.get(headers.STATUS)}")
-            if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
-                break
-        return begun
+        logs = {subjects.journal_log(work.tenant, work.task): work.task for work in works}
+        return {logs[there] for there in await which_are_there(self._requests, EVENTS.name, logs)}
 
     async def _packed(self, works: list[TurnWork]) -> set[str]:
         """Those of them that have ended so long ago that they are packed: their messages were forgotten."""

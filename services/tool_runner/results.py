@@ -11,14 +11,18 @@ from contracts.codec import encode
 from contracts.journal.events import StepClaimed
 from contracts.journal.parts import ObjectReference
 from contracts.records.tools import OBJECT_BYTES_MAX, RESULT_BYTES_MAX
+from contracts.result_objects import ResultName
 from mesh.errors import BrokerError
+from mesh.telemetry import metrics
+from tool_runner.result_store import OverQuota
 from tool_runner.tools.tool import ToolBroke
 
 BEGINNING_BYTES = 32 * 1024
 """How much of a result that lies in the object store is in the event, and so what a model sees of it."""
 
-Store = Callable[[str, bytes], Awaitable[ObjectReference]]
-"""Puts bytes under a name into the bucket `results`. Raises `BrokerError`, `BrokerUnavailable`."""
+Store = Callable[[ResultName, bytes], Awaitable[ObjectReference]]
+"""Puts bytes under a name into the bucket `results`. Raises `OverQuota`, `BrokerError`, `BrokerUnavailable`."""
+NOT_STORED = "result-not-stored"
 
 
 class ResultUnusable(ToolBroke):
@@ -50,11 +54,15 @@ async def recorded(returned: object, claim: StepClaimed, store: Store) -> Record
         raise ResultUnusable(message, code="result-too-large")
     try:
         reference = await store(object_name(claim), payload)
+    except OverQuota as error:
+        metrics.result_refused(error.code)
+        raise ResultUnusable(str(error), code=error.code) from None
     except BrokerError as error:
-        raise ResultUnusable(f"the object store does not take it: {error}", code="result-not-stored") from None
+        metrics.result_refused(NOT_STORED)
+        raise ResultUnusable(f"the object store does not take it: {error}", code=NOT_STORED) from None
     return Recorded(payload[:BEGINNING_BYTES].decode("utf-8", "ignore"), reference)
 
 
-def object_name(claim: StepClaimed) -> str:
-    """`<tenant>.<task>.<call>.<claim>`. Of this claim alone: who has lost the call can't replace another's result."""
-    return f"{claim.tenant}.{claim.task}.{claim.step}.{claim.id}"
+def object_name(claim: StepClaimed) -> ResultName:
+    """Of this claim alone: who has lost the call can't replace another's result."""
+    return ResultName(claim.tenant, claim.task, claim.step, claim.id)

@@ -16,10 +16,9 @@ import jsonschema_rs
 import structlog
 
 from contracts.errors import TaskmeshError
-from contracts.records.tools import ASK_USER, RESULTS_BUCKET, ToolDeclaration
+from contracts.records.tools import ASK_USER, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
-from mesh.broker import object_store
 from mesh.broker.lanes import ConsumerSpec
 from mesh.configuration.tool_tables import variable_of
 from mesh.journal.warm import WarmJournals
@@ -27,6 +26,7 @@ from mesh.serving.service import Service
 from mesh.steps.work_loop import WorkLoop
 from tool_runner.declaring import consumers_of_tools, declare
 from tool_runner.handler import CallHandler
+from tool_runner.result_store import ResultStore
 from tool_runner.tools.registry import built_in_tools
 from tool_runner.tools.tool import Call, Tool, ToolRefused, reader_of
 
@@ -71,11 +71,8 @@ class Serving:
         self._wake = asyncio.Event()
         self._servers = self._configured_servers()
         service.connection.on_reconnected(self._wake.set)
-
-        async def store(name: str, payload: bytes) -> Any:
-            return await object_store.put(service.requests, RESULTS_BUCKET, name, payload)
-
-        self._handler = CallHandler(self._tools, store)
+        store = ResultStore(service.requests, service.settings.configuration.results.tenant_share)
+        self._handler = CallHandler(self._tools, store.store)
 
     @property
     def names(self) -> tuple[str, ...]:

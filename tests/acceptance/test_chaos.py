@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.agent import AGENT
+from tests.chaos.archive import ARCHIVE, DROPPED
 from tests.chaos.distant import DISTANT
 from tests.chaos.matrix import CONTROLS, Matrix
 from tests.chaos.points import FAULTS, Point
@@ -70,6 +71,17 @@ def death_of_the_worker_after_a_timer(points: list[Point], _: random.Random) -> 
     return [point for point in points if (point.fault, point.service, point.what) == ("kill", "inference_worker", what)]
 
 
+def death_of_the_steward_before_anybody_finds_a_pack(points: list[Point], _: random.Random) -> list[Point]:
+    """It has stored a pack, and has not said where its tasks lie."""
+    wanted = ("kill", "after-pack:archive", 1)
+    return [point for point in points if (point.fault, point.what, point.which) == wanted]
+
+
+def death_of_a_steward_that_drops_a_pack(points: list[Point], _: random.Random) -> list[Point]:
+    """It has purged what belongs to it."""
+    return [point for point in points if (point.fault, point.what) == ("kill", "before-drop:archive")]
+
+
 @pytest.mark.parametrize(
     ("scenario", "choose", "count"),
     [
@@ -79,8 +91,10 @@ def death_of_the_worker_after_a_timer(points: list[Point], _: random.Random) -> 
         (STARTS, death_of_the_steward_before_an_ack, 1),
         (DISTANT, one_death_of_a_worker, 1),
         (SKEWED, death_of_the_worker_after_a_timer, 1),
+        (ARCHIVE, death_of_the_steward_before_anybody_finds_a_pack, 1),
+        (DROPPED, death_of_a_steward_that_drops_a_pack, 1),
     ],
-    ids=["agent", "repairs", "poison", "starts", "distant", "skewed"],
+    ids=["agent", "repairs", "poison", "starts", "distant", "skewed", "archive", "dropped"],
 )
 async def test_a_run_comes_to_the_same_end_whoever_dies_in_it(
     tmp_path: Path,

@@ -148,8 +148,9 @@ async def test_lanes_are_listed_the_most_urgent_first(shared: Up) -> None:
     await until(all_three)
 
 
-async def test_a_plan_says_what_apply_leaves_and_apply_leaves_it(broker: Broker) -> None:
-    environment = {**ENVIRONMENT, "MESH_NATS_URL": broker.url}
+async def test_a_plan_says_what_apply_leaves_and_apply_leaves_it(broker: Broker, tmp_path: Path) -> None:
+    (tmp_path / "mesh.toml").write_text('[storage]\nsignals = "64MiB"\n')
+    environment = {**ENVIRONMENT, "MESH_NATS_URL": broker.url, "MESH_CONFIG": str(tmp_path / "mesh.toml")}
     config = {**SIGNALS.as_config(), "max_bytes": SIGNALS.max_bytes * 2}
     async with connect(Settings(nats_url=broker.url), "test") as connection:
         await connection.requests.api("STREAM.CREATE.SIGNALS", config)

@@ -81,7 +81,7 @@ class Voice:
             self._task = await self._post_task()
         else:
             await (self._send_signal() if self.asked.begun_by == "signal" else self._schedule())
-            (self._task, *_) = await _sooner_or_later(lambda: tasks_of(self._requests, self._rule, self._after))
+            (self._task, *_) = await sooner_or_later(lambda: tasks_of(self._requests, self._rule, self._after))
         return self._task
 
     @property
@@ -92,7 +92,7 @@ class Voice:
     async def tidy_up(self) -> None:
         """Take the rule away."""
         if self._rule:
-            await _sooner_or_later(self._remove_rule)
+            await sooner_or_later(self._remove_rule)
 
     async def _post_task(self) -> str:
         body = in_run(self.asked.body, self._run, self._long_seconds)
@@ -110,7 +110,7 @@ class Voice:
             await self._requests.publish(subjects.signal(TENANT, signal), b"{}", message_headers)
             return True
 
-        await _sooner_or_later(send)
+        await sooner_or_later(send)
 
     async def _schedule(self) -> None:
         """Once: in a few seconds, and then not for a year."""
@@ -132,7 +132,7 @@ class Voice:
         self._rule = self._rule or self._rule_name()
         body = in_run(self.asked.body, self._run, self._long_seconds)
         rule = TriggerRule(name=self._rule, tenant=TENANT, on=source, task=body)
-        await _sooner_or_later(lambda: trigger_bucket.add(self._requests, rule, replace=True))
+        await sooner_or_later(lambda: trigger_bucket.add(self._requests, rule, replace=True))
 
     async def _remove_rule(self) -> bool:
         with suppress(trigger_bucket.RuleUnknown):
@@ -168,9 +168,9 @@ class Voice:
         command = ReplayCommand(task=self._task, tenant=TENANT, by=BY, steps=[repaired], edits=edits)
         message_id = replay_message_id(self._task, [repaired])
         if self.asked.repaired_from_record:
-            await _sooner_or_later(lambda: self._read_record(repaired))
+            await sooner_or_later(lambda: self._read_record(repaired))
         for message_headers in ({headers.MESSAGE_ID: message_id}, None):
-            await _sooner_or_later(lambda: self._publish(command, message_headers))  # noqa: B023 - awaited at once
+            await sooner_or_later(lambda: self._publish(command, message_headers))  # noqa: B023 - awaited at once
 
     async def _read_record(self, repaired: StepGen) -> bool:
         page, _ = await read_page(self._requests, "DEAD_LETTERS", subjects.dead_letter(TENANT, self._task), 0)
@@ -182,7 +182,7 @@ class Voice:
         return True
 
 
-async def _sooner_or_later(ask: Callable[[], Awaitable[Answered]]) -> Answered:
+async def sooner_or_later(ask: Callable[[], Awaitable[Answered]]) -> Answered:
     """Ask until there is an answer that is something, also over a broker that dies."""
     while True:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.chaos.agent import AGENT
+from tests.chaos.archive import ARCHIVE, DROPPED
 from tests.chaos.distant import DISTANT
 from tests.chaos.points import Point, points_of
 from tests.chaos.poison import POISON
@@ -35,7 +36,7 @@ CONTROL_RUNS_MAX = 5
 """On a busy machine a run may end before it comes to its point, or another process may be faster there."""
 
 OFF = "MESH_TEST_SWITCH_OFF"
-SCENARIOS = (AGENT, REPAIRS, POISON, STARTS, DISTANT, SKEWED)
+SCENARIOS = (AGENT, REPAIRS, POISON, STARTS, DISTANT, SKEWED, ARCHIVE, DROPPED)
 
 
 class Control(NamedTuple):
@@ -73,6 +74,22 @@ CONTROLS = {
         Patience(),
     ),
     "broker's clock": Control(SKEWED, "inference_worker", {OFF: "broker_clock"}),
+    "fence of a pack": Control(
+        ARCHIVE,
+        "steward",
+        {OFF: "fence"},
+        Point("pause", "steward", "before-pack:archive", 1),
+        "is packed 2 times",
+        Patience(idle_seconds=10.0),
+    ),
+    "order of packing": Control(
+        ARCHIVE,
+        "steward",
+        {OFF: "archive_order"},
+        Point("kill", "steward", "after-purge:journal", 1),
+        "I1: ",
+        Patience(idle_seconds=10.0),
+    ),
 }
 """Safeguard → a run without it, in which the checker must find something."""
 
@@ -180,7 +197,11 @@ class Matrix:
         recorded = [await run_once(slot, None) for _ in range(self._recordings)]
         for outcome in recorded:
             self._add(outcome)
-        every = points_of([outcome.counts for outcome in recorded])
+        every = [
+            point
+            for point in points_of([outcome.counts for outcome in recorded])
+            if self._scenario.archives or not point.is_of_archive
+        ]
         points = choose([point for point in every if self._scenario.chosen(point)], self._random)
         self._random.shuffle(points)
         self.report.points = sorted(points)

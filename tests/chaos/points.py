@@ -39,11 +39,20 @@ class Point:
     held: str = ""
     """A service that sleeps until then, so that it is not faster."""
 
+    @property
+    def is_of_archive(self) -> bool:
+        """Whether it is come to for the sake of tasks that have ended."""
+        return self.what.startswith((*ARCHIVING, *DROPPING, *WALKING))
+
     def __str__(self) -> str:
         held = f" while {self.held} is held" if self.held else ""
         return f"{self.fault} {self.service} {self.what}#{self.which}{held}"
 
 
+ARCHIVING = ("before-pack:", "after-pack:", "after-part:", "after-place", "after-purge:")
+DROPPING = ("before-drop:", "after-drop:")
+WALKING = ("before-walk:", "after-walk:", "after-sweep:")
+"""What stewards do with tasks that have ended."""
 BEGUN = "append:task.queued"
 """Who begins a journal is a race: the ingress that has accepted the task, or the worker that claims it."""
 HELD = (("ingress", "inference_worker"), ("inference_worker", "ingress"))
@@ -87,9 +96,9 @@ def points_of(recordings: Sequence[dict[str, Counter[str]]]) -> list[Point]:
 
 
 def _faults_at(service: str, what: str, which: int, held: str = "") -> Iterator[Point]:
-    """Its own death at any point; the other faults at events."""
+    """Its own death at any point; the other faults at events, and around the archive."""
     yield Point("kill", service, what, which, held)
-    if what.startswith("append:"):
+    if what.startswith(("append:", *ARCHIVING, *DROPPING)):
         yield Point("broker", service, what, which, held)
         if service in LEASED:
             yield Point("pause", service, what, which, held)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ class PatientArguments(msgspec.Struct, frozen=True):
     key: str
 
 
+class LargeArguments(msgspec.Struct, frozen=True):
+    """`key` names the call in the file."""
+
+    key: str
+
+
+LARGE_RESULT_BYTES = 300 * 1024
+"""More than fits an event."""
+
+
+def large_text() -> str:
+    """The same each time, and nothing that compresses well."""
+    return random.Random(0).randbytes(LARGE_RESULT_BYTES // 2).hex()
+
+
 def _write_down(tool: str, key: str) -> None:
     with Path(os.environ[EXECUTIONS_VARIABLE]).open("a") as file:
         file.write(f"{key}\n")
@@ -74,6 +90,12 @@ async def charge(arguments: ChargeArguments, _: Call) -> str:
     """Not idempotent: at most once."""
     _write_down("charge", arguments.key)
     return f"charged {arguments.cents}"
+
+
+async def large(arguments: LargeArguments, _: Call) -> str:
+    """Idempotent. Its result lies in the object store."""
+    _write_down("large", arguments.key)
+    return large_text()
 
 
 async def mend(arguments: MendArguments, _: Call) -> str:
@@ -102,6 +124,7 @@ def tools(settings: Settings, requests: Requests) -> dict[str, Tool[Any]]:
         **built_in_tools(settings, requests),
         "add": built_in("add", "Adds two numbers.", AddArguments, add),
         "charge": replace(charging, declaration=declared),
+        "large": built_in("large", "Says much.", LargeArguments, large),
         "mend": built_in("mend", "Mends what is good.", MendArguments, mend),
         "patient": built_in("patient", "Wants to be left alone for a while.", PatientArguments, patient),
     }

@@ -6,16 +6,17 @@ import asyncio
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from contracts.identifiers import new_id
+from tests.chaos.aftermath import Aftermath, stay
 from tests.chaos.clients import Person, Voice, tasks_of
 from tests.chaos.judging import Judgement, read_journal
 from tests.chaos.points import SERVICES, Point, give_order, order_is_open, order_sleep, take_back
 from tests.chaos.scenario import Scenario
 from tests.chaos.slot import WITHIN_SECONDS, Slot
-from tests.support.checker import ClientHistory, check_history, is_result
+from tests.support.checker import ClientHistory, check_followed, check_history, is_result
 from tests.support.patience import within
 from tests.support.waiting import until
 
@@ -24,6 +25,8 @@ LATE_SECONDS = 1.0
 """How long after a run a point may still be come to: some records are written in the background."""
 AFTER_LEASE_SECONDS_MAX = 2.0
 """From the end of a lease to whoever takes over."""
+PACKED_SECONDS_MAX = 20.0
+"""How long a sleeper is left alone until all tasks are packed, it being one that might disturb that later."""
 AWAKE_SECONDS = 0.5
 """How long a sleeper is watched once it is awake again, where the run is over by then."""
 HELD_AT = "after-publish:tasks.default"
@@ -68,6 +71,8 @@ class Outcome:
 async def run_once(slot: Slot, point: Point | None, patience: Patience | None = None) -> Outcome:
     """Run the scenario once, disturb it at `point`, and judge it."""
     slot.runs += 1
+    if slot.scenario.archives:
+        await stay(slot)
     before = _Before(
         name=f"{slot.mesh.folder.name}.{slot.runs}",
         reached={service: len(slot.reached(service)) for service in SERVICES},
@@ -81,8 +86,8 @@ async def run_once(slot: Slot, point: Point | None, patience: Patience | None = 
     judgement = Judgement(slot, before.name, point)
     turns_more = 0
     for asked, history in zip(slot.scenario.tasks, histories, strict=True):
-        journal = await read_journal(slot.connection.requests, history.task)
-        outcome.violations += check_history(history, journal)
+        journal = await read_journal(slot, history.task)
+        outcome.violations += (check_followed if slot.scenario.archives else check_history)(history, journal)
         outcome.violations += await judgement.of_task(asked, history.task)
         turns_more += any(is_result(stored.event) and stored.event["call"] == asked.racing_call for stored in journal)
     tasks = {history.task: asked for asked, history in zip(slot.scenario.tasks, histories, strict=True)}
@@ -123,11 +128,16 @@ async def _follow(slot: Slot, before: _Before, outcome: Outcome, patience: Patie
         if not all(history.saw_end for history in told):
             outcome.violations.append(f"I3: no end within {patience.run_seconds:.0f} s")
             idle_seconds = 0.0
-        idle = await slot.until_idle(idle_seconds)
-        if point is not None:
-            outcome.reached = await _was_carried_out(slot, point, before, waking)
-            # Whoever died after its last ack left nothing behind; whoever died before it did.
-            idle = await slot.until_idle(idle_seconds)
+        ended = {history.task: asked for asked, history in zip(slot.scenario.tasks, told, strict=True)}
+        aftermath = Aftermath(slot, before.name, ended) if slot.scenario.archives and idle_seconds else None
+        async with aftermath.visited() if aftermath is not None else nullcontext():
+            idle = await _until_quiet(slot, aftermath, idle_seconds)
+            if point is not None:
+                outcome.reached = await _was_carried_out(slot, point, before, waking)
+                # Whoever died after its last ack left nothing behind; whoever died before it did.
+                idle = await _until_quiet(slot, aftermath, idle_seconds)
+        if aftermath is not None:
+            outcome.violations += await aftermath.judge()
         for voice, history in zip(voices, told, strict=True):
             started = await tasks_of(requests, voice.rule, before.stored["EVENTS"]) if voice.rule else [history.task]
             if started != [history.task]:
@@ -137,6 +147,14 @@ async def _follow(slot: Slot, before: _Before, outcome: Outcome, patience: Patie
     if left:
         outcome.violations.append(f"I10: left in the queues: {left}")
     return told
+
+
+async def _until_quiet(slot: Slot, aftermath: Aftermath | None, seconds: float) -> bool:
+    """Wait until nobody has anything to do: the queues are empty, and what has ended is where it should be."""
+    idle = await slot.until_idle(seconds)
+    if aftermath is not None:
+        await aftermath.until_settled(seconds)
+    return idle
 
 
 async def _follow_task(slot: Slot, voice: Voice, patience: Patience) -> ClientHistory:
@@ -213,6 +231,8 @@ async def _wake(slot: Slot, point: Point) -> None:
             # Where nothing was left to do there is nothing to take over.
             others = lambda: any(line.pid != asleep.pid for line in slot.reached(point.service, before))  # noqa: E731
             await until(others, slot.mesh.settings.ack_wait_seconds + AFTER_LEASE_SECONDS_MAX)
+            if slot.scenario.archives:
+                await until(slot.are_packed, PACKED_SECONDS_MAX)
         asleep.signal(signal.SIGCONT)
         await asyncio.Event().wait()
     finally:

@@ -91,6 +91,14 @@ class Scenario:
     """A service that dies in every run, by what the run asks of it."""
     timers_fire: bool = False
     """Whether each timer that a run sets also fires in it."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Service → the module that is run in place of its own."""
+    beside: tuple[str, ...] = ()
+    """Services of which there are two, which come to the same points."""
+    archives: bool = False
+    """Whether a run goes on until its tasks are packed. Only then what stewards do for that is of interest."""
+    kept_seconds: float | None = None
+    """How long after its end a task is dropped; None is longer than any run."""
     chosen: Callable[[Point], bool] = no_drains
     """The points of the run that are of interest."""
     meshes: int = 1

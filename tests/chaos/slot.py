@@ -21,6 +21,7 @@ from mesh.broker.provisioning import apply, declared
 from tests.chaos.points import SERVICES, Reached, read_reached
 from tests.chaos.runner import EXECUTIONS_VARIABLE
 from tests.chaos.scenario import LONG_SECONDS, Scenario
+from tests.chaos.witness import Witness
 from tests.support.http_client import PatientClient
 from tests.support.patience import POLL_SECONDS, stretched
 from tests.support.processes import ROOT, Mesh, Process, distant_mesh
@@ -31,6 +32,8 @@ TRACEBACK_CHARACTERS = 3_000
 STARTS_MAX = 40
 START_AGAIN_SECONDS = 0.25
 EDGE = "stream_edge"
+BESIDE = "+"
+"""Behind a service's name: its second process."""
 HEARD = ("TIMERS", "ADVISORIES", "SIGNALS")
 """Streams that the steward reads, and that keep what it has read."""
 WITHIN_SECONDS = 30.0
@@ -55,6 +58,10 @@ class Slot:
         """Who was found dead, in order."""
         self.disturbed = False
         """Whether a run in it went wrong: what it left behind would be held against the next."""
+        self.witness = Witness(connection.requests) if scenario.archives else None
+        """Where journals do not stay where they are."""
+        self.staying = ""
+        """A task that waits for as long as the mesh is there, where that matters."""
         self._executions = executions
 
     def folder(self, service: str) -> Path:
@@ -62,7 +69,8 @@ class Slot:
         return self.mesh.folder / "points" / service
 
     async def start(self, service: str, **variables: str) -> Process:
-        """Start a process of a service; the last one started is the one that is kept."""
+        """Start a process of a service; the last one started under its name is the one that is kept."""
+        name, service = service, service.removesuffix(BESIDE)
         folder = self.folder(service)
         folder.mkdir(parents=True, exist_ok=True)
         variables = {
@@ -72,8 +80,9 @@ class Slot:
             "PYTHONPATH": os.pathsep.join([*(str(ROOT / part) for part in ("libs", "services")), str(ROOT)]),
             **variables,
         }
-        self.processes[service] = await self.mesh.start(SERVICES.get(service, service), **variables)
-        return self.processes[service]
+        module = self.scenario.modules.get(service, SERVICES.get(service, service))
+        self.processes[name] = await self.mesh.start(module, **variables)
+        return self.processes[name]
 
     def executed(self) -> Counter[str]:
         """How often the tools were run, for each key."""
@@ -106,7 +115,8 @@ class Slot:
     async def keep(self) -> None:
         """Start again whoever is dead, until cancelled."""
         # Apart from each other: a service that begins while the broker is dead is only ready once that is back.
-        async with background(self._keep_broker(), self._keep_services()):
+        witness = [self.witness.run()] if self.witness is not None else []
+        async with background(self._keep_broker(), self._keep_services(), *witness):
             await asyncio.Event().wait()
 
     async def _keep_broker(self) -> None:
@@ -122,7 +132,7 @@ class Slot:
         while True:
             for service, process in list(self.processes.items()):
                 if not process.is_running:
-                    self.deaths.append(service)
+                    self.deaths.append(service.removesuffix(BESIDE))
                     await _start_again(process)
             await asyncio.sleep(POLL_SECONDS)
 
@@ -151,6 +161,14 @@ class Slot:
     async def _state(self, stream: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         state: dict[str, Any] = (await self.connection.requests.api(f"STREAM.INFO.{stream}", body))["state"]
         return state
+
+    async def are_packed(self) -> bool:
+        """Whether EVENTS has nothing of tasks but of the one that stays."""
+        try:
+            state = await self._state("EVENTS", {"subjects_filter": "events.>"})
+        except TaskmeshError:
+            return False
+        return all(self.staying in subject for subject in state.get("subjects") or ())
 
     async def until_idle(self, seconds: float) -> bool:
         """Wait until nothing is left; False if it is not so in time."""
@@ -197,6 +215,8 @@ async def opened_slot(folder: Path, scenario: Scenario, **variables_of: dict[str
         await apply(connection.requests, declared(mesh.settings, scenario.tools), update=False)
         slot = Slot(scenario, mesh, connection, client, folder / "executions")
         edge = mesh.start(EDGE, **scenario.variables_of.get(EDGE, {}))
-        await asyncio.gather(edge, *(slot.start(service, **variables_of.get(service, {})) for service in SERVICES))
+        names = [*SERVICES, *(f"{service}{BESIDE}" for service in scenario.beside)]
+        starting = [slot.start(name, **variables_of.get(name.removesuffix(BESIDE), {})) for name in names]
+        await asyncio.gather(edge, *starting)
         async with background(slot.keep()):
             yield slot

@@ -12,9 +12,8 @@ import pytest
 
 from contracts.identifiers import new_id
 from contracts.journal.events import Stamp, StepClaimed, ToolCompleted, TurnCompleted
-from contracts.journal.parts import ObjectReference, Parent, Timings, ToolCall, Usage
+from contracts.journal.parts import Parent, Timings, ToolCall, Usage
 from contracts.records.tools import RESULT_BYTES_MAX
-from mesh.broker import object_store
 from mesh.broker.connection import Connection
 from mesh.clock import now
 from mesh.configuration.settings import Settings
@@ -31,6 +30,7 @@ from tests.support.checker import Recorded, check, read_stored
 from tests.support.limits import level, limit, unlimit
 from tests.support.tasks import begin_journal, end_task, publish_work, turn_work
 from tests.support.waiting import until
+from tool_runner.result_store import ResultStore
 from tool_runner.results import ResultUnusable, recorded
 
 pytestmark = pytest.mark.integration
@@ -210,12 +210,10 @@ async def test_a_result_that_finds_no_room_is_a_failure_of_its_call_and_leaves_n
         tool="add",
     )
 
-    async def store(name: str, payload: bytes) -> ObjectReference:
-        return await object_store.put(connection.requests, "results", name, payload)
-
+    store = ResultStore(connection.requests, tenant_share=1.0)
     with pytest.raises(ResultUnusable) as refused:
-        await recorded("x" * (4 * 1024 * 1024), claim, store)
+        await recorded("x" * (1024 * 1024 - 2), claim, store.store)
     assert refused.value.code == "result-not-stored"
     assert await messages_in(connection, "OBJ_results") == 0
-    kept = await recorded("x" * (RESULT_BYTES_MAX + 1), claim, store)
+    kept = await recorded("x" * (RESULT_BYTES_MAX + 1), claim, store.store)
     assert kept.object is not None, "what is smaller still fits"

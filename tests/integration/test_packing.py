@@ -11,28 +11,31 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_work
 
-from contracts import headers, subjects
+from contracts import subjects
+from contracts.codec import encode
 from contracts.errors import InvalidPayload
 from contracts.identifiers import new_id, task_id_for_key
 from contracts.journal import events
 from contracts.tasks import TaskRequest
 from mesh import faults
-from mesh.archive import lookup, pack
+from mesh.archive import lookup
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import Stored, read_page
 from mesh.clock import now
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerUnavailable, IdempotencyMismatch
+from mesh.errors import BrokerUnavailable, IdempotencyMismatch, NoRoom
 from mesh.journal.following import Followed, Following, TaskNotFound
 from mesh.journal.journal import Journal
 from mesh.journal.projection import project
-from mesh.journal.submission import Submission
+from mesh.journal.submission import Submission, begin
 from mesh.task.records import record
 from steward.archiving import packing
 from steward.archiving.gathering import Gathering
 from steward.archiving.packing import Packing, age_to_pack, unread_from
 from steward.archiving.packs import Packs
+from steward.retention import Retention
 from tests.support.past import PastJournal, PastTask, store, stored_messages
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
 
@@ -70,6 +73,13 @@ async def left_of(connection: Connection, *tasks: str) -> set[str]:
         **await stored_messages(connection.requests, "KV_tasks"),
     }
     return {subject for subject in left if any(task in subject for task in tasks)}
+
+
+async def packed_ids(connection: Connection) -> list[str]:
+    """The tasks of all packs, as often as they are there."""
+    messages = (await read_page(connection.requests, "ARCHIVE", ">", 0)).messages
+    directories = [lookup.directory_of(message) for message in messages]
+    return [each.record.id for directory in directories if directory is not None for each in directory.tasks]
 
 
 async def followed(connection: Connection, task: str, after: int = 0) -> list[Followed]:
@@ -168,6 +178,19 @@ async def test_a_key_stands_for_its_task_after_that_was_packed(connection: Conne
     await submission.close()
 
 
+async def test_a_submitter_that_slept_until_its_task_was_packed_begins_no_second_journal(
+    connection: Connection, settings: Settings
+) -> None:
+    packed = await ended_task(connection)
+    await pack_all(connection, settings)
+    slept = replace_work(turn_work(packed.state.task), accepted_at=now() - timedelta(minutes=20))
+    assert await begin(connection.requests, slept, None) is None
+    assert await left_of(connection, packed.state.task) == set()
+    # Once the pack is gone its place stands for nothing, and the id may come again.
+    await connection.requests.api("STREAM.PURGE.ARCHIVE")
+    assert await begin(connection.requests, slept, None) is not None
+
+
 async def test_a_pack_is_read_by_gunzip_as_lines_of_json(connection: Connection, settings: Settings) -> None:
     ids = await store(connection.requests, [PastTask(ended=True)] * 40)
     await pack_all(connection, settings)
@@ -243,12 +266,7 @@ async def test_who_dies_on_the_way_leaves_each_task_to_be_found_and_the_next_one
     while await second.round(tomorrow() + timedelta(minutes=5)):
         pass
     assert await left_of(connection, *ids) == set()
-    messages = (await read_page(connection.requests, "ARCHIVE", ">", 0)).messages
-    packed = [
-        each.record.id
-        for message in messages
-        for each in pack.read_directory(message.payload, int(message.headers[headers.PACK_DIRECTORY])).tasks
-    ]
+    packed = await packed_ids(connection)
     assert sorted(packed) == sorted(ids), "each is packed once"
     for task in ids:
         assert await lookup.find(connection.requests, "default", task) is not None
@@ -264,12 +282,7 @@ async def test_one_that_was_taken_for_dead_and_comes_back_packs_nothing_twice(
         pass
     while await slow.round(tomorrow() + timedelta(minutes=5)):
         pass
-    messages = (await read_page(connection.requests, "ARCHIVE", ">", 0)).messages
-    packed = [
-        each.record.id
-        for message in messages
-        for each in pack.read_directory(message.payload, int(message.headers[headers.PACK_DIRECTORY])).tasks
-    ]
+    packed = await packed_ids(connection)
     assert sorted(packed) == sorted(ids)
     assert await left_of(connection, *ids) == set()
 
@@ -385,3 +398,39 @@ def test_a_journal_is_gathered_whole_or_not_at_all() -> None:
     gathering = Gathering()
     with pytest.raises(InvalidPayload):
         gathering.add(Stored(1, subjects.journal_log("default", new_id()), b"{"))
+
+
+async def test_a_journal_that_no_version_can_read_stays_and_keeps_nobody(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    end = encode(events.TaskCancelled(new_id(), new_id(), "default", 0, now()))
+    headless = new_id()
+    await requests.publish(subjects.journal_log("default", headless), end)
+    holed = new_id()
+    await requests.publish(subjects.journal_log("default", holed), end.replace(b'"n":0', b'"n":7'))
+    await requests.publish(subjects.journal_log("default", new_id()), b"{")
+    ids = await store(requests, [PastTask(ended=True)] * 3)
+    await pack_all(connection, settings)
+    assert await left_of(connection, *ids) == set()
+    assert len(await left_of(connection, headless, holed)) == 2
+
+
+async def test_an_archive_without_room_keeps_tasks_where_they_are_and_drops_what_is_due(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    old = await store(requests, [PastTask(ended=True)] * 2)
+    await pack_all(connection, settings)
+    info = await requests.api("STREAM.INFO.ARCHIVE")
+    await requests.api("STREAM.UPDATE.ARCHIVE", info["config"] | {"max_msgs": 1})
+    young = await store(requests, [PastTask(ended=True)] * 2)
+    at = tomorrow()
+    retention = Retention(requests, settings, "test", lambda: at)
+    with pytest.raises(NoRoom):
+        await retention.round()
+    assert len(await left_of(connection, *young)) > 0
+    assert (await Journal.load(requests, "default", old[0])).state.is_packed
+    at += timedelta(days=30)
+    await retention.round()
+    assert not (await Journal.load(requests, "default", old[0])).state.exists

@@ -6,6 +6,7 @@ from tests.model.checker import Searchable
 from tests.model.followers import FOLLOWED
 from tests.model.holds import STREAMS
 from tests.model.journal import Task
+from tests.model.packing import PACKED
 from tests.model.rules import Off
 from tests.model.state import Bounds
 from tests.model.steps import Configuration
@@ -141,13 +142,19 @@ SHOWN_BY: dict[Off, str] = {
     Off.STALE_PAGE_IS_END: "following, stale reads",
     Off.NO_IDLE_READ: "following, overflows",
     Off.OVERFLOW_FORGOTTEN: "following, overflows",
+    Off.ARCHIVE_UNASKED: "packing, late first turns",
+    Off.PACK_UNFENCED: "packing, zombies",
+    Off.PACKED_AGAIN: "packing, crashes",
+    Off.PURGED_FIRST: "packing, crashes",
+    Off.LAST_PACK_UNREAD: "packing, crashes",
+    Off.LEFT_PIECE_FORGOTTEN: "packing, crashes",
     Off.ABSENCE_UNASKED: "a call, stale reads",
     Off.GOES_ON_AFTER_END: "a call, a cancel",
 }
 """Where the absence of a rule shows."""
 
 
-ALL: tuple[Searchable, ...] = (*CONFIGURATIONS, *STREAMS, *FOLLOWED)
+ALL: tuple[Searchable, ...] = (*CONFIGURATIONS, *STREAMS, *FOLLOWED, *PACKED)
 """Those of a task, and of the small models beside it."""
 
 

@@ -1,6 +1,7 @@
-"""The rules of a writer (PROTOCOL.md, section 9), of holds (8a) and of a follower (16), and the ways to leave one out.
+"""The rules of a writer (PROTOCOL.md, section 9), of holds (8a), of packing (14a, 14b) and of a follower (16).
 
-A rule has more than one switch where it says more than one thing: each half has to be found missing.
+And the ways to leave one out. A rule has more than one switch where it says more than one thing: each half has to be
+found missing.
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ class Off(Enum):
     NO_IDLE_READ = ("§16", "never looks into the journal while nothing comes")
     OVERFLOW_FORGOTTEN = ("§16", "forgets that its buffer overflowed while it was reading")
 
+    ARCHIVE_UNASKED = ("§14a", "begins a journal without a look into the archive")
+    PACK_UNFENCED = ("§14a", "stores a pack without the fence")
+    PACKED_AGAIN = ("§14a", "packs what is packed already")
+    PURGED_FIRST = ("§14a", "purges a task before it is written down where it lies")
+    LAST_PACK_UNREAD = ("§14a", "takes a piece over without a look at the last pack of it")
+    LEFT_PIECE_FORGOTTEN = ("§14b", "begins a walk anew over a piece that somebody has left")
+
     @property
     def rule(self) -> int | str:
         """The rule's number in section 9; else the section that says it, such as `§16`."""
@@ -80,5 +88,5 @@ class Off(Enum):
 Rules = frozenset[Off]
 """What is switched off."""
 ALL_RULES: Rules = frozenset()
-MUST_BE_NEEDED: tuple[int | str, ...] = (*range(2, 9), "§8a", "§16")
+MUST_BE_NEEDED: tuple[int | str, ...] = (*range(2, 9), "§8a", "§14a", "§14b", "§16")
 """Rules of which each switch must lead to a counterexample, and has no other reason to be here."""

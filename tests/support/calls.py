@@ -19,12 +19,13 @@ from tests.support.waiting import until
 class Calls:
     """Calls over a connection of the test's own."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, tenant: str = "default") -> None:
         self._requests = connection.requests
+        self._tenant = tenant
 
     async def ask(self, tool: str, *arguments: dict[str, Any], approval: bool = False) -> Journal:
         """A journal whose first turn asks for calls of a tool."""
-        journal = await begin_journal(self._requests, turn_work())
+        journal = await begin_journal(self._requests, turn_work(tenant=self._tenant))
         calls = [ToolCall(f"1-{index}", tool, each, approval) for index, each in enumerate(arguments)]
         await journal.append(
             lambda stamp: TurnCompleted(
@@ -36,12 +37,12 @@ class Calls:
 
     async def publish(self, journal: Journal, tool: str, call: str = "1-0") -> None:
         """Put a call into TOOLS. Its arguments are the journal's to say."""
-        work = ToolWork(task=journal.state.task, tenant="default", turn=1, call=call, tool=tool, arguments={})
+        work = ToolWork(task=journal.state.task, tenant=self._tenant, turn=1, call=call, tool=tool, arguments={})
         await self._requests.publish(subjects.tools(tool), encode(work))
 
     async def journal(self, journal: Journal) -> Journal:
         """A journal as it is now."""
-        return await Journal.load(self._requests, "default", journal.state.task)
+        return await Journal.load(self._requests, self._tenant, journal.state.task)
 
     async def run(self, tool: str, arguments: dict[str, Any], seconds: float = 30) -> CallResult:
         """Have a call run; what it ended with."""

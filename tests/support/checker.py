@@ -2,7 +2,8 @@
 
 It reads, and never takes part. Each violation names the invariant of PROTOCOL.md, "Promises", that it breaks:
 
-I1 durability, I2 one end, I4 stream identity, I6 attempts never mix, I7 fence, I8 steps, I10 conservation.
+I1 durability, I2 one end, I4 stream identity, I5 honest loss, I6 attempts never mix, I7 fence, I8 steps,
+I10 conservation. A packed task is judged by what the archive has of it, which is all but its deltas.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import msgspec
+
 from contracts import subjects
-from contracts.journal.events import TERMINAL_TYPES
+from contracts.journal.events import DELTA_TYPES, TERMINAL_TYPES
 from mesh.broker.direct_get import read_page
 from mesh.broker.requests import Requests
+from tests.support.archive import Archive, check_archive, read_archive
 
 
 class Frame(NamedTuple):
@@ -71,14 +76,28 @@ class Stored:
     ack_pending: int
     dead_letters: list[dict[str, Any]]
     records: dict[str, dict[str, Any]]
+    archive: Archive = field(default_factory=Archive)
+    hot: frozenset[str] = frozenset()
+    """Names of the tasks, `<tenant>.<task>`, of which EVENTS has something, packed or not."""
+    packed: set[str] = field(default_factory=set)
+    """Tasks whose journal is the archive's: their deltas are gone."""
+    records_left: frozenset[str] = frozenset()
+    """Keys of the bucket `tasks`."""
 
 
 async def read_stored(requests: Requests) -> Stored:
     """Read everything that judgement needs."""
     journals: dict[str, list[StoredEvent]] = defaultdict(list)
+    hot: set[str] = set()
     for sequence, subject, payload in await _read_all(requests, "EVENTS", "events.>"):
         task = subjects.parse_journal(subject).task
         journals[task].append(StoredEvent(sequence, task, payload, json.loads(payload)))
+        hot.add(subjects.task_key(subjects.parse_journal(subject).tenant, task))
+    # Behind EVENTS: what is packed meanwhile is in both.
+    archive = await read_archive(requests)
+    packed = {each.task for each in archive.tasks.values() if each.task not in journals}
+    for name in archive.tasks.keys() - hot:
+        journals[archive.tasks[name].task] = packed_events(archive, name)
     work: list[dict[str, Any]] = []
     ack_pending = 0
     for stream, subject_filter in (
@@ -95,12 +114,34 @@ async def read_stored(requests: Requests) -> Stored:
             ack_pending += info["num_ack_pending"]
     tasks = await requests.api("STREAM.INFO.TASKS")
     dead = [json.loads(payload) for _, _, payload in await _read_all(requests, "DEAD_LETTERS", "dead.>")]
-    records = {
-        subject.rpartition(".")[2]: json.loads(payload)
+    projected = {
+        subject.removeprefix("$KV.tasks."): json.loads(payload)
         for _, subject, payload in await _read_all(requests, "KV_tasks", "$KV.tasks.>")
         if payload
     }
-    return Stored(dict(journals), work, int(tasks["state"]["last_seq"]), ack_pending, dead, records)
+    records = {each.task: msgspec.to_builtins(each.record) for each in archive.tasks.values()}
+    records |= {name.rpartition(".")[2]: record for name, record in projected.items()}
+    return Stored(
+        journals=dict(journals),
+        work=work,
+        tasks_ever_stored=int(tasks["state"]["last_seq"]),
+        ack_pending=ack_pending,
+        dead_letters=dead,
+        records=records,
+        archive=archive,
+        hot=frozenset(hot),
+        packed=packed,
+        records_left=frozenset(projected),
+    )
+
+
+def packed_events(archive: Archive, name: str) -> list[StoredEvent]:
+    """The milestones of a packed task, `<tenant>.<task>`."""
+    found = archive.tasks[name]
+    return [
+        StoredEvent(each.sequence, found.task, bytes(each.event), json.loads(bytes(each.event)))
+        for each in found.events
+    ]
 
 
 def _work(payload: bytes) -> dict[str, Any]:
@@ -128,13 +169,15 @@ def check(recorded: Recorded, stored: Stored, *, quiet: bool = True) -> list[str
     violations: list[str] = []
     violations += _durability(recorded, stored)
     for task, journal in stored.journals.items():
-        violations += [f"{problem} (task {task})" for problem in check_journal(journal, quiet=quiet)]
+        found = check_journal(journal, quiet=quiet, milestones_only=task in stored.packed)
+        violations += [f"{problem} (task {task})" for problem in found]
         end = journal[-1].event
         if quiet and end["type"] == "task.completed" and "incomplete" not in end:
             violations += [f"{problem} (task {task})" for problem in check_calls(journal)]
     for history in recorded.histories:
         journal = stored.journals.get(history.task, [])
-        violations += [f"{problem} (task {history.task})" for problem in check_history(history, journal)]
+        check_frames = check_followed if history.task in stored.packed else check_history
+        violations += [f"{problem} (task {history.task})" for problem in check_frames(history, journal)]
     if quiet:
         violations += _conservation(recorded, stored)
     return violations
@@ -146,11 +189,14 @@ def _durability(recorded: Recorded, stored: Stored) -> list[str]:
     return [f"I1: accepted task {task} is nowhere" for task in lost]
 
 
-def check_journal(journal: list[StoredEvent], *, quiet: bool = True) -> list[str]:
-    """What one stored journal shows by itself."""
+def check_journal(journal: list[StoredEvent], *, quiet: bool = True, milestones_only: bool = False) -> list[str]:
+    """What one stored journal shows by itself. `milestones_only`: its deltas are gone, as a packed task's are."""
     problems: list[str] = []
     numbers = [stored.event["n"] for stored in journal]
-    if numbers != list(range(len(numbers))):
+    if milestones_only:
+        if numbers[:1] != [0] or any(later <= sooner for sooner, later in pairwise(numbers)):
+            problems.append(f"I4: n does not ascend from 0: {numbers[:20]}")
+    elif numbers != list(range(len(numbers))):
         problems.append(f"I4: n is not dense: {_first_break(numbers)}")
     ids = Counter(stored.event["id"] for stored in journal)
     problems += [f"I4: event id {name} is stored {count} times" for name, count in ids.items() if count > 1]
@@ -162,7 +208,7 @@ def check_journal(journal: list[StoredEvent], *, quiet: bool = True) -> list[str
     dead = any(stored.event["type"] == "task.dead_lettered" for stored in journal)
     if quiet and not ends and not dead:
         problems.append("I2: no terminal event")
-    problems += _attempts(journal)
+    problems += _attempts(journal, milestones_only)
     problems += _replays(journal)
     return problems
 
@@ -174,7 +220,7 @@ def _first_break(numbers: list[int]) -> str:
     return "none"
 
 
-def _attempts(journal: list[StoredEvent]) -> list[str]:
+def _attempts(journal: list[StoredEvent], milestones_only: bool) -> list[str]:
     """I6: the deltas that count make up the turn's text. I7: a binding holds, and only claimed steps write."""
     problems: list[str] = []
     parts: dict[int, list[tuple[int, str]]] = defaultdict(list)
@@ -202,7 +248,7 @@ def _attempts(journal: list[StoredEvent]) -> list[str]:
             parts[event["turn"]] = kept
         elif kind == "turn.completed":
             joined = "".join(text for _, text in parts[event["turn"]])
-            if joined != event["text"]:
+            if joined != event["text"] and not milestones_only:
                 problems.append(f"I6: the deltas of turn {event['turn']} are not its text")
     completed = [stored.event for stored in journal if stored.event["type"] == "turn.completed"]
     turns = Counter(event["turn"] for event in completed)
@@ -329,8 +375,42 @@ def check_history(history: ClientHistory, journal: list[StoredEvent]) -> list[st
     return []
 
 
+def check_followed(history: ClientHistory, journal: list[StoredEvent]) -> list[str]:
+    """I4 and I5 of who follows a task that loses its deltas: it ascends, and what it leaves out it says is gone.
+
+    A gap stands right before a snapshot, and covers what lies up to that. `journal`: all of it, or its milestones.
+    """
+    stored = {each.sequence: each for each in journal}
+    covered, in_gap = history.after, False
+    for frame in history.frames:
+        if in_gap != (frame.type == "snapshot"):
+            return [f"I5: a client got {frame.type} {'behind a gap' if in_gap else 'without a gap'}"]
+        in_gap = frame.type == "stream.gap"
+        if in_gap:
+            continue
+        if (
+            frame.sequence is None
+            or frame.sequence < covered
+            or (frame.sequence == covered and frame.type != "snapshot")
+        ):
+            return [f"I4: a client got {frame.type} {frame.sequence} behind {covered}"]
+        if frame.type != "snapshot":
+            known = stored.get(frame.sequence)
+            if known is None and frame.type not in DELTA_TYPES:
+                return [f"I4: a client got {frame.type} {frame.sequence}, which is not stored"]
+            if known is not None and known.data != frame.data:
+                return [f"I4: a client received other bytes than are stored at {frame.sequence}"]
+            skipped = [sequence for sequence in stored if covered < sequence < frame.sequence]
+            if skipped:
+                return [f"I5: a client was told nothing of {skipped[:5]}, before {frame.sequence}"]
+        covered = frame.sequence
+    if history.saw_end and journal and covered < journal[-1].sequence:
+        return [f"I4: a client's stream ended at {covered}, the task at {journal[-1].sequence}"]
+    return []
+
+
 def _conservation(recorded: Recorded, stored: Stored) -> list[str]:
-    problems: list[str] = []
+    problems = check_archive(stored.archive, stored.hot, stored.records_left)
     if stored.work:
         problems.append(f"I10: {len(stored.work)} messages are left in the work queues")
     if stored.ack_pending:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from mesh.broker.direct_get import Page, Stored, last_event, read_page
-from mesh.journal import folded
+from mesh.broker.direct_get import Page, Stored, last_of_each, read_page
+from mesh.journal import reading
 
 
 @contextmanager
@@ -22,10 +22,10 @@ def replicas_behind(sequence: int) -> Iterator[list[str]]:
         seen = [message for message in page.messages if message.sequence <= sequence]
         return Page(seen, more=page.more and len(seen) == len(page.messages))
 
-    async def last_of(requests: Any, subject_filter: str) -> Stored | None:
-        last = await last_event(requests, subject_filter)
-        reads.append(subject_filter)
-        return last if last is not None and last.sequence <= sequence else None
+    async def last_of(requests: Any, stream: str, *filters: str) -> list[Stored]:
+        found = await last_of_each(requests, stream, *filters)
+        reads.extend(filters)
+        return [each for each in found if each.sequence <= sequence]
 
-    with mock.patch.object(folded, "read_page", page_of), mock.patch.object(folded, "last_event", last_of):
+    with mock.patch.object(reading, "read_page", page_of), mock.patch.object(reading, "last_of_each", last_of):
         yield reads

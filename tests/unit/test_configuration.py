@@ -208,6 +208,11 @@ def test_tools_and_mcp_servers_are_read() -> None:
     assert tools.mcp == {"files": McpServerConfiguration(command=["npx", "server"], env_from=["TOKEN"])}
 
 
+def test_a_tenants_share_of_results_is_read() -> None:
+    assert parse_configuration(b"").results.tenant_share == 0.25
+    assert parse_configuration(b"[results]\ntenant_share = 1").results.tenant_share == 1
+
+
 def test_what_names_no_pool_has_the_default_one() -> None:
     assert parse("") == default_configuration()
     assert load_configuration(Path(NO_FILE)).pools == default_configuration().pools
@@ -225,6 +230,10 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         ("[pools.default]\nmax_output_tokens = 0", "pools.default.max_output_tokens", ">= 1"),
         ("[pools.default]\nprovider = 'nobody'", "pools.default.provider", "there is no provider 'nobody'"),
         ("[pools.gpu]", "pools.default", "required"),
+        ("results = 1", "results", "got `int`"),
+        ("[results]\ntenant_share = 0", "results.tenant_share", "> 0"),
+        ("[results]\ntenant_share = 1.5", "results.tenant_share", "<= 1"),
+        ("[results]\ntenant_bytes = 1", "results", "`tenant_bytes`"),
         (f"{POOL_OF_TWO}fallbacks = [{{ model = 'b' }}]", "pools.default.fallbacks[0]", "`provider`"),
         (f"{POOL_OF_TWO}fallbacks = [{{ provider = 'local' }}]", "pools.default.fallbacks[0].model", "required"),
         (f"{POOL_OF_TWO}fallbacks = [{{ provider = 'no' }}]", "pools.default.fallbacks[0].provider", "no provider"),

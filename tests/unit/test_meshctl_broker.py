@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contracts.streams import BUCKETS, STREAMS
+from contracts.sizes import DEFAULT_TOTAL_BYTES
 from mesh.errors import SettingsError
 from meshctl.errors import StartFailed
 from meshctl.supervision.embedded_broker import (
@@ -19,6 +19,7 @@ from meshctl.supervision.embedded_broker import (
     check_version,
     find_program,
     render_config,
+    with_memory_limit,
     without_password,
 )
 
@@ -52,10 +53,14 @@ def test_every_write_is_synced_by_default_and_the_feature_flag_is_pinned() -> No
     assert "js_ack_fc_v2: false" in text
 
 
-def test_all_declared_streams_fit_into_the_store() -> None:
-    declared = [*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)]
-    assert sum(stream.max_bytes for stream in declared) < STORE_BYTES_MAX
+def test_the_server_bounds_no_sum_of_sizes() -> None:
+    assert 1024 * DEFAULT_TOTAL_BYTES < STORE_BYTES_MAX
     assert f"max_file_store: {STORE_BYTES_MAX}" in render_config(config())
+
+
+def test_half_of_the_memory_is_the_servers_unless_somebody_has_set_it() -> None:
+    assert with_memory_limit({"PATH": "/bin"}, 1024**3) == {"PATH": "/bin", "GOMEMLIMIT": "536870912B"}
+    assert with_memory_limit({"GOMEMLIMIT": "1GiB"}, 1024**3) == {"GOMEMLIMIT": "1GiB"}
 
 
 def test_a_folders_name_cannot_break_out_of_its_string() -> None:

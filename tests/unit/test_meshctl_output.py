@@ -13,7 +13,7 @@ from contracts.errors import ErrorInfo, TaskmeshError, problem
 from contracts.journal import events, parts
 from contracts.journal.events import Stamp
 from contracts.journal.parts import Parent, Timings, Usage
-from contracts.records.status import OpenApproval, OpenQuestion, TaskRecord
+from contracts.records.status import OpenApproval, OpenQuestion, TaskCounts, TaskRecord
 from contracts.tasks import TaskRequest
 from meshctl.__main__ import _line
 from meshctl.client import Received
@@ -21,7 +21,7 @@ from meshctl.commands.replies import only_approval
 from meshctl.display.output import printable
 from meshctl.display.rendering import StreamText, first_words, record_text
 from meshctl.display.screen import Screen
-from meshctl.display.tables import tasks_table
+from meshctl.display.tables import counts_table, tasks_table
 from meshctl.display.transcript import Transcript
 from meshctl.errors import ApiError, MeshctlError
 
@@ -280,6 +280,7 @@ def test_a_record_shows_what_waits_for_a_person_and_whose_part_it_is() -> None:
         "asks      Which quarter? (1-1, until 2026-01-03 00:00:00Z)",
     ]
     assert first_words(waiting) == "asks: Which quarter?; approve shell?"
+    assert first_words(record(metadata={"order": 42, "vip": True})) == "order=42, vip=True"
 
 
 def test_the_only_approval_that_is_open_need_not_be_named() -> None:
@@ -293,12 +294,20 @@ def test_the_only_approval_that_is_open_need_not_be_named() -> None:
 def test_a_list_has_one_line_for_each_task() -> None:
     console = Console(color_system=None, width=160)
     with console.capture() as captured:
-        console.print(tasks_table([record(output="two\nlines " * 20), record(status="queued")]))
+        console.print(tasks_table([record(metadata={"a": "two\nlines " * 20}), record(status="queued")]))
     lines = captured.get().splitlines()
     assert len(lines) == 3
-    assert lines[0].split() == ["TASK", "STATUS", "LANE", "CHANGED", "OUTPUT"]
+    assert lines[0].split() == ["TASK", "STATUS", "LANE", "CHANGED", "ABOUT"]
     assert lines[1].rstrip().endswith("…")
     assert lines[2].startswith(f"{TASK}  queued ")
+
+
+def test_counts_are_of_the_statuses_that_there_are() -> None:
+    console = Console(color_system=None, width=160)
+    with console.capture() as captured:
+        console.print(counts_table(TaskCounts(counts={"queued": 0, "running": 3, "completed": 1_200_000})))
+    lines = [line.split() for line in captured.get().splitlines()]
+    assert lines == [["STATUS", "TASKS"], ["running", "3"], ["completed", "1,200,000"], ["all", "1,200,003"]]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ SMALL = (
     "holds of two",
     "following, a purge",
     "following, everything",
+    "packing by three",
 )
 ANOTHER_MESSAGE = 99
 NOT_DUE_SECONDS = 3600.0

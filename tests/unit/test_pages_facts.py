@@ -13,6 +13,7 @@ from contracts.tasks import BODY_BYTES_MAX
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.settings import Settings, variable_fields
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.chaos.matrix import SCENARIOS
@@ -57,18 +58,21 @@ def test_the_limits_are_the_codes() -> None:
         f"{SETTINGS.worker_concurrency}",
         f"{SETTINGS.max_tries}",
         f"{SETTINGS.max_deliver}",
+        "a quarter of the bucket `results`",
         f"{SETTINGS.waiting_hours:g} h",
     ]
 
 
 def test_what_is_kept_is_kept_as_long() -> None:
-    results, signals = ((stream.max_age_seconds or 0) / HOUR_SECONDS / 24 for stream in (RESULTS, SIGNALS))
+    signals = SIGNALS.max_age_seconds / HOUR_SECONDS / 24
+    assert RESULTS.max_age_seconds == 0
+    assert ResultsConfiguration().tenant_share == 0.25
     assert SIGNALS_MAX == 1_000_000
     assert column(table("operating.md", "| what | how long | setting |"), 1)[:-1] == [
         f"{SETTINGS.retention_days:g} days",
         "for ever",
         f"{SETTINGS.delta_retention_hours:g} h",
-        f"{results:g} days",
+        "as long as their task",
         f"{signals:g} days, and a million at most",
     ]
 

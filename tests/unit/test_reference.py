@@ -44,6 +44,9 @@ BEFORE = {
     "[mcp.<server>]": "[mcp.x]\n",
     "[webhooks.<name>]": "[webhooks.x]\n",
     "[critic]": "[critic]\n",
+    "[results]": "[results]\n",
+    "[storage]": "[storage]\n",
+    "[storage.buckets]": "[storage.buckets]\n",
 }
 
 

@@ -13,10 +13,12 @@ from contracts.codec import encode
 from contracts.journal import events
 from contracts.journal.parts import ObjectReference, Timings, ToolCall, Usage
 from contracts.records.tools import OBJECT_BYTES_MAX, RESULT_BYTES_MAX
+from contracts.result_objects import ResultName
 from mesh.errors import BrokerError, StepLost
 from mesh.task.failures import StepFailed
 from tests.unit.journals import FoldedStep, HandMadeJournal, tool_work
 from tool_runner.handler import CallHandler
+from tool_runner.result_store import OverQuota
 from tool_runner.results import BEGINNING_BYTES
 from tool_runner.tools.arithmetic import ADD, AddArguments
 from tool_runner.tools.tool import AWAITED, Call, Tool, ToolBroke, built_in
@@ -32,11 +34,11 @@ class Stored:
         self.objects: dict[str, bytes] = {}
         self._error = error
 
-    async def __call__(self, name: str, payload: bytes) -> ObjectReference:
+    async def __call__(self, name: ResultName, payload: bytes) -> ObjectReference:
         if self._error is not None:
             raise self._error
-        self.objects[name] = payload
-        return ObjectReference("results", name, len(payload), "SHA-256=")
+        self.objects[str(name)] = payload
+        return ObjectReference("results", str(name), len(payload), "SHA-256=")
 
 
 def handler(tools: dict[str, Tool[Any]] | None = None, store: Stored | None = None) -> CallHandler:
@@ -325,6 +327,17 @@ async def test_a_result_that_the_object_store_does_not_take_is_a_failed_call() -
     store = Stored(BrokerError(10047, "insufficient storage"))
     await handler(tools_with(big_text(RESULT_BYTES_MAX + 1)), store).perform(step)
     assert last_event(step).error.code == "result-not-stored"
+
+
+async def test_a_result_beyond_its_tenants_share_is_a_failed_call_that_says_so() -> None:
+    step = claimed_call()
+    store = Stored(OverQuota("the results of tenant acme take 9 of the 10 bytes that they may"))
+    await handler(tools_with(big_text(RESULT_BYTES_MAX + 1)), store).perform(step)
+    error = last_event(step).error
+    assert (error.code, error.message) == (
+        "result-quota",
+        "the results of tenant acme take 9 of the 10 bytes that they may",
+    )
 
 
 # Progress

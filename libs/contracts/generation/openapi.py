@@ -25,7 +25,15 @@ from contracts.generation.openapi_parts import (
     problems,
     response_headers,
 )
-from contracts.generation.openapi_tasks import cancel_task, follow_task, list_tasks, read_task, send_input, submit_task
+from contracts.generation.openapi_tasks import (
+    cancel_task,
+    count_tasks,
+    follow_task,
+    list_tasks,
+    read_task,
+    send_input,
+    submit_task,
+)
 
 INGRESS = {"url": "http://127.0.0.1:8080", "description": "Ingress (MESH_INGRESS_ADDRESS)"}
 STREAM_EDGE = {"url": "http://127.0.0.1:8081", "description": "Stream edge (MESH_EDGE_ADDRESS)"}
@@ -59,6 +67,7 @@ def openapi() -> dict[str, Any]:
         ],
         "paths": {
             "/v1/tasks": {"post": submit_task(), "get": list_tasks()},
+            "/v1/tasks/counts": {"get": count_tasks()},
             "/v1/tasks/{id}": {"get": read_task()},
             "/v1/tasks/{id}/cancel": {"post": cancel_task()},
             "/v1/tasks/{id}/inputs": {"post": send_input()},

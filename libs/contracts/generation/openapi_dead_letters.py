@@ -7,8 +7,8 @@ from typing import Any
 from contracts import subjects, tasks
 from contracts.api import dead_letters
 from contracts.generation.openapi_parts import (
-    CURSOR_PATTERN,
     JSON_TYPE,
+    LIST_CURSOR_PATTERN,
     LIST_DEFAULT,
     LIST_MAX,
     json_answer,
@@ -30,7 +30,8 @@ def list_dead_letters() -> dict[str, Any]:
         "description": (
             "The newest first; those that are open, unless `all` is true. A page may hold fewer than `limit`, or none, "
             "and still have a `cursor`: the last page is the one whose cursor is null. One without `task` is a message "
-            "that was no work, or fitted no journal. A dead letter that was replayed a moment ago may still be listed."
+            "that was no work, or fitted no journal. A dead letter that was replayed a moment ago may still be listed. "
+            "503 `list-unavailable`: the index of the lists is still being built, or has no room."
         ),
         "parameters": [
             parameter("Tenant"),
@@ -40,7 +41,7 @@ def list_dead_letters() -> dict[str, Any]:
             query("until", time, "Only those before this time."),
             query("all", {"type": "boolean", "default": False}, "Also those that are not open any more."),
             query("limit", limit, "Most dead letters on a page."),
-            query("cursor", string(CURSOR_PATTERN), "The `cursor` of the page before."),
+            query("cursor", string(LIST_CURSOR_PATTERN), "The `cursor` of the page before."),
         ],
         "responses": {
             "200": json_answer("A page of dead letters.", "DeadLetterList", headers=("NoStore",)),

@@ -13,7 +13,10 @@ from contracts.records import status
 
 LIST_DEFAULT = 50
 LIST_MAX = 100
+METADATA_FILTERS_MAX = 8
 CURSOR_PATTERN = "[0-9]{1,18}"
+LIST_CURSOR_PATTERN = "[0-9a-z.]{1,64}"
+"""What a list's cursor says is for the service alone."""
 IDEMPOTENCY_KEY_PATTERN = r"[\x20-\x7e]+"
 JSON_TYPE = "application/json"
 _REF = "#/components/schemas/{name}"
@@ -96,6 +99,7 @@ def component_schemas() -> dict[str, Any]:
         status.TaskAccepted,
         status.TaskRecord,
         status.TaskList,
+        status.TaskCounts,
         dead_letters.DeadLetterList,
         dead_letters.TaskDeadLetters,
         dead_letters.ReplayRequest,

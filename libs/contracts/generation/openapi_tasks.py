@@ -6,10 +6,11 @@ from typing import Any
 
 from contracts import subjects, tasks
 from contracts.generation.openapi_parts import (
-    CURSOR_PATTERN,
     JSON_TYPE,
+    LIST_CURSOR_PATTERN,
     LIST_DEFAULT,
     LIST_MAX,
+    METADATA_FILTERS_MAX,
     header,
     json_answer,
     parameter,
@@ -53,22 +54,48 @@ def submit_task() -> dict[str, Any]:
 
 def list_tasks() -> dict[str, Any]:
     limit = {"type": "integer", "minimum": 1, "maximum": LIST_MAX, "default": LIST_DEFAULT}
+    time = {"type": "string", "format": "date-time"}
+    metadata = (
+        "Only tasks whose metadata has this value under this key, as `metadata.order=42`. Several of these have all to "
+        f"fit; {METADATA_FILTERS_MAX} at most. A text is compared as it is, a number or a truth value by its JSON: "
+        '`42` finds 42 and "42".'
+    )
     return {
         "operationId": "listTasks",
         "tags": ["tasks"],
         "summary": "List tasks",
         "description": (
-            "The most recently changed first. A page may hold fewer tasks than `limit`, or none, and still have a "
-            "`cursor`: the last page is the one whose cursor is null. A task that changes meanwhile moves to the front."
+            "The most recently changed first, by `updated_at`. A page may hold fewer tasks than `limit`, or none, and "
+            "still have a `cursor`: the last page is the one whose cursor is null. A task that changes meanwhile moves "
+            "to the front. Outputs are left out, and so is what waits for people where it is long: read the task for "
+            "these. 503 `list-unavailable`: the index of the lists is still being built, or has no room; tasks are "
+            "accepted all the same."
         ),
         "parameters": [
             parameter("Tenant"),
             query("status", {"enum": list(status.STATUSES)}, "Only tasks of this status."),
+            query("since", time, "Only those that changed last at this time or later."),
+            query("until", time, "Only those that changed last before this time."),
+            query("metadata.<key>", {"type": "string"}, metadata),
             query("limit", limit, "Most tasks on a page."),
-            query("cursor", string(CURSOR_PATTERN), "The `cursor` of the page before."),
+            query("cursor", string(LIST_CURSOR_PATTERN), "The `cursor` of the page before."),
         ],
         "responses": {
             "200": json_answer("A page of tasks.", "TaskList", headers=("NoStore",)),
+            **problems("400", "503"),
+        },
+    }
+
+
+def count_tasks() -> dict[str, Any]:
+    return {
+        "operationId": "countTasks",
+        "tags": ["tasks"],
+        "summary": "Count the tasks of each status",
+        "description": "All of the tenant's, packed ones too. It costs the same however many there are.",
+        "parameters": [parameter("Tenant")],
+        "responses": {
+            "200": json_answer("Each status, with the number of its tasks.", "TaskCounts", headers=("NoStore",)),
             **problems("400", "503"),
         },
     }

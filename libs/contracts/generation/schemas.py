@@ -11,7 +11,7 @@ from contracts import errors, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
 from contracts.messages import control, notifications, work
-from contracts.records import archive, providers, status, tools
+from contracts.records import archive, providers, status, storage, tools
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -50,12 +50,15 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "task_accepted": status.TaskAccepted,
     "task_record": status.TaskRecord,
     "task_list": status.TaskList,
+    "task_counts": status.TaskCounts,
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,
     "webhook": notifications.Notification,
     "packed_task": archive.PackedTask,
     "pack_directory": archive.PackDirectory,
+    "store_room": storage.StoreRoom,
+    "storage_samples": storage.StorageSamples,
     "provider_record": providers.ProviderRecord,
     "problem": errors.Problem,
     "health": status.Health,

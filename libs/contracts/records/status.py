@@ -127,10 +127,20 @@ class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskList(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of tasks, the most recently changed first. `cursor` is null on the last page."""
+    """A page of tasks, the most recently changed first. `cursor` is null on the last page.
+
+    Each is a task's record without its `output`, with no more than 500 characters of an error and 2 KiB of what it
+    waits for: the task itself has all of that.
+    """
 
     tasks: list[TaskRecord]
     cursor: str | None
+
+
+class TaskCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks a tenant has of each status, at present."""
+
+    counts: dict[Status, Count]
 
 
 class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

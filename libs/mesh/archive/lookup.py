@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from contracts import headers, subjects
 from contracts.codec import decode
-from contracts.records.archive import PackedTask, PackLocation
+from contracts.errors import InvalidPayload
+from contracts.records.archive import PackDirectory, PackedTask, PackLocation
 from contracts.streams import ARCHIVE, ARCHIVE_BUCKET
-from mesh.archive.pack import read_task
+from mesh.archive.pack import read_directory, read_task
 from mesh.broker import key_value
 from mesh.broker.direct_get import Stored, last_from_leader, read_sequence, sequence_from_leader
 from mesh.broker.requests import Requests
 
+OFFSET_DIGITS_MAX = 9
 Places = dict[str, PackLocation]
 """A value of the bucket: where the tasks lie whose key it is, by `<tenant>.<task>`."""
 
@@ -30,7 +32,7 @@ async def find(requests: Requests, tenant: str, task: str) -> PackedTask | None:
     place = await locate(requests, tenant, task)
     if place is None:
         return None
-    compressed = await _member(requests, place)
+    compressed = await member_of(requests, place)
     return None if compressed is None else read_task(compressed, tenant, task)
 
 
@@ -52,17 +54,24 @@ def milestones(packed: PackedTask) -> list[Stored]:
     ]
 
 
+def directory_of(stored: Stored) -> PackDirectory | None:
+    """The directory of a message of ARCHIVE; None of a part of a large task. Raises `InvalidPayload`."""
+    at = stored.headers.get(headers.PACK_DIRECTORY)
+    if at is None:
+        return None
+    if not (at.isascii() and at.isdigit() and len(at) <= OFFSET_DIGITS_MAX):
+        raise InvalidPayload(f"{headers.PACK_DIRECTORY}: not an offset: {at!r:.40}")
+    return read_directory(stored.payload, int(at))
+
+
 async def locate(requests: Requests, tenant: str, task: str) -> PackLocation | None:
-    """Where a packed task lies; None, which is the leader's word, if it is in no pack. Raises `BrokerUnavailable`."""
-    key, name = subjects.archive_key(tenant, task), subjects.task_key(tenant, task)
-    entry = await key_value.get(requests, ARCHIVE_BUCKET.name, key)
-    place = places(entry.value).get(name) if entry is not None and entry.value else None
-    if place is not None:
-        return place
-    # A replica may be behind, and what hangs on "it is not packed" is a task that would begin anew.
-    stream = ARCHIVE_BUCKET.stream_name
-    last = await last_from_leader(requests, stream, f"$KV.{ARCHIVE_BUCKET.name}.{key}")
-    return places(last.payload).get(name) if last is not None and last.payload else None
+    """Where a packed task lies; None if it is in no pack. Raises `BrokerUnavailable`, `InvalidPayload`.
+
+    It is the leader's word: a replica may be behind, and what hangs on "it is not packed" is a task that begins anew.
+    """
+    subject = f"$KV.{ARCHIVE_BUCKET.name}.{subjects.archive_key(tenant, task)}"
+    last = await last_from_leader(requests, ARCHIVE_BUCKET.stream_name, subject)
+    return places(last.payload).get(subjects.task_key(tenant, task)) if last is not None and last.payload else None
 
 
 async def located(requests: Requests, tasks: Iterable[tuple[str, str]]) -> Mapping[str, PackLocation]:
@@ -78,11 +87,14 @@ async def located(requests: Requests, tasks: Iterable[tuple[str, str]]) -> Mappi
     return found
 
 
-async def _member(requests: Requests, place: PackLocation) -> bytes | None:
-    """The gzip member that a task is in; None if its pack was old enough to go."""
+async def member_of(requests: Requests, place: PackLocation, pack: Stored | None = None) -> bytes | None:
+    """The gzip member that a task is in; None if its pack was old enough to go. `pack`: that, if it is at hand.
+
+    Raises `BrokerUnavailable`.
+    """
     if not place.parts:
-        pack = await _message(requests, place.sequence)
-        return None if pack is None else pack[place.offset : place.offset + place.size]
+        payload = pack.payload if pack is not None else await _message(requests, place.sequence)
+        return None if payload is None else payload[place.offset : place.offset + place.size]
     parts = [await _message(requests, part) for part in place.parts]
     found = [part for part in parts if part is not None]
     return b"".join(found) if len(found) == len(parts) else None

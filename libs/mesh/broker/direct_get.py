@@ -1,14 +1,21 @@
 """Reading journals: batched direct get, which any replica answers, and leader reads for negative answers.
 
-A direct get needs no consumer and reads a contiguous tail in half a millisecond whatever lies before it
-(measured). It may be stale by a moment on a replicated stream: harmless where an append follows, or more is
-read later; what hangs on "there is none" asks the leader.
+A direct get needs no consumer. It may be stale by a moment on a replicated stream: harmless where an append follows,
+or more is read later; what hangs on "there is none" asks the leader.
+
+What a page costs hangs on its filter (ADR-19; measured in a stream of 200,000 subjects and 500,000 messages):
+
+- of one subject, 0.3 to 0.6 ms, wherever its messages lie, and however many are asked for: the server knows in which
+  blocks a subject begins and ends. A page of more than there is costs no more.
+- of the whole stream, 0.3 ms and what the messages take: nothing is searched for.
+- of any other filter, 20 to 130 ms: the server counts what is left by going through subjects and blocks, and, asked for
+  more than there is, searches up to the stream's end. Only small streams are read so.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,6 +28,10 @@ from mesh.errors import BrokerError, BrokerUnavailable
 PAGE_EVENTS_MAX = 256
 PAGE_BYTES_MAX = 512 * 1024
 """The server ends a page at the first message that reaches this."""
+LAST_SUBJECTS_MAX = 1_024
+"""The server refuses to look up more at once."""
+LAST_BYTES_MAX = 4 * 1024 * 1024
+"""Of one answer about which subjects are there; what is left is asked for again."""
 
 
 class Stored(NamedTuple):
@@ -53,6 +64,8 @@ async def read_page(
     bytes_max: int = PAGE_BYTES_MAX,
 ) -> Page:
     """Read messages of the filter with a sequence above `after`. Raises `BrokerUnavailable`."""
+    if subject_filter == f"$KV.{stream.removeprefix('KV_')}.>":
+        subject_filter = ">"  # All of a bucket. By its own name the server would match each of its subjects: 10 ms.
     body = {"seq": after + 1, "batch": messages_max, "max_bytes": bytes_max, "next_by_subj": subject_filter}
     messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
     status_headers = last.headers or {}
@@ -65,18 +78,54 @@ async def read_page(
     return Page(stored, more=int(status_headers.get(headers.NUM_PENDING, "0")) > 0)
 
 
-async def last_event(requests: Requests, subject_filter: str) -> Stored | None:
-    """Read the last message of a journal, over both of its subjects; None if there is none. Raises `BrokerUnavailable`.
+async def last_of_each(requests: Requests, stream: str, *filters: str) -> list[Stored]:
+    """Read the last message of each subject of these filters, in the stream's order. `LAST_SUBJECTS_MAX` at most.
 
-    It costs the same wherever in the stream the journal lies. A page that is asked for more than there is does not: the
-    server then searches to the stream's end (measured: 0.2 ms, against 2.4 ms with 100,000 events behind).
+    It costs the same wherever in the stream they lie: 0.3 to 0.5 ms (measured). Raises `BrokerUnavailable`.
     """
-    messages, last = await requests.many("$JS.API.DIRECT.GET.EVENTS", encode({"multi_last": [subject_filter]}))
+    messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode({"multi_last": filters}))
     status = (last.headers or {}).get(headers.STATUS)
     if status not in ("204", "404"):
-        raise BrokerUnavailable(f"direct get from EVENTS answered {status}")
+        raise BrokerUnavailable(f"direct get from {stream} answered {status}")
     stored = [_stored(message.headers or {}, message.data) for message in messages]
-    return max(stored, key=lambda message: message.sequence, default=None)
+    return sorted(stored, key=lambda message: message.sequence)
+
+
+async def which_are_there(requests: Requests, stream: str, names: Iterable[str]) -> set[str]:
+    """Which of these subjects, of `LAST_SUBJECTS_MAX` at most, have a message, as one replica sees it.
+
+    Raises `BrokerUnavailable`.
+    """
+    missing = {*names}
+    there: set[str] = set()
+    while missing:
+        body = {"multi_last": sorted(missing), "max_bytes": LAST_BYTES_MAX}
+        messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
+        found = {(message.headers or {})[headers.SUBJECT] for message in messages}
+        there |= found
+        missing -= found
+        status_headers = last.headers or {}
+        if status_headers.get(headers.STATUS) not in ("204", "404"):
+            raise BrokerUnavailable(f"direct get from {stream} answered {status_headers.get(headers.STATUS)}")
+        if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
+            break
+    return there
+
+
+async def subjects_of(requests: Requests, stream: str, subject_filter: str) -> dict[str, int]:
+    """The subjects of a filter that have messages, and how many, by the stream's leader.
+
+    A millisecond for a thousand of them (measured); for few. Raises `BrokerUnavailable`.
+    """
+    counts: dict[str, int] = {}
+    while True:
+        # The server answers with so many subjects at most, and says how many there are.
+        body = {"subjects_filter": subject_filter, "offset": len(counts)}
+        info = await requests.api(f"STREAM.INFO.{stream}", body)
+        page: dict[str, int] = info["state"].get("subjects") or {}
+        counts |= page
+        if not page or len(counts) >= int(info.get("total") or 0):
+            return counts
 
 
 async def read_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
@@ -126,9 +175,14 @@ def _headers(block: bytes) -> dict[str, str]:
     return {name: value.strip() for name, colon, value in lines if colon}
 
 
-async def first_from_leader(requests: Requests, stream: str, subject: str) -> Stored | None:
-    """Read the first message of a subject from the stream's leader; None is the truth."""
-    return await _from_leader(requests, stream, {"seq": 1, "next_by_subj": subject})
+async def first_from_leader(requests: Requests, stream: str, subject: str, after: int = 0) -> Stored | None:
+    """Read the first message of a subject above a sequence from the stream's leader; None is the truth."""
+    return await _from_leader(requests, stream, {"seq": after + 1, "next_by_subj": subject})
+
+
+async def next_from_leader(requests: Requests, stream: str, subject_filter: str, after: int) -> Stored | None:
+    """Read the first message of the filter above a sequence from the stream's leader; None is the truth."""
+    return await _from_leader(requests, stream, {"seq": after + 1, "next_by_subj": subject_filter})
 
 
 async def journal_exists(requests: Requests, tenant: str, task: str) -> bool:

@@ -1,4 +1,4 @@
-"""How full streams are, and whether TIMERS has room for one more."""
+"""How full streams, the account and the disk are, and whether TIMERS has room for one more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, RESULTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from contracts.codec import decode
+from contracts.headers import STATUS
+from contracts.records.storage import StoreRoom
+from contracts.sizes import SIZES
+from contracts.streams import (
+    ARCHIVE,
+    ARCHIVE_BUCKET,
+    CONTROL,
+    DEAD_LETTERS,
+    EVENTS,
+    RESULTS,
+    TASKS,
+    TASKS_BUCKET,
+    TIMERS,
+    TOOLS,
+    TURNS,
+)
+from contracts.subjects import STORE_ROOM
 from mesh.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -14,11 +31,17 @@ if TYPE_CHECKING:
 
 ACCOUNT = "account"
 """Stands for the storage of the whole JetStream account, beside names of streams."""
+DISK = "disk"
+"""Stands for what the broker's store can have of its disk."""
 NEEDED = (
     *(stream.name for stream in (EVENTS, TASKS, TURNS, TOOLS, CONTROL, TIMERS, DEAD_LETTERS, RESULTS)),
     TASKS_BUCKET.stream_name,
 )
 """What a task needs to begin, to go on and to end."""
+WATCHED = (*NEEDED, ARCHIVE.name, ARCHIVE_BUCKET.stream_name)
+"""What is looked at. While ended tasks can't be packed they stay where they are, so that the others fill up in time."""
+ROOM_SECONDS_MAX = 2.0
+"""How long to wait for the room of the store. Where nobody serves it the broker says so at once."""
 STREAM_NOT_FOUND = 10059
 TIMERS_PERCENT_MAX = 97.0
 """From here on no timer is published: those who want to wait. The rest is for what many publish between two looks."""
@@ -29,11 +52,16 @@ SHARE_MAX = 32
 
 
 class Level(NamedTuple):
-    """How much of its storage something uses, in bytes. A limit of 0 or below is none."""
+    """How much of its storage something uses, in bytes. A limit of 0 or below is none.
+
+    `messages` and `subjects` are how many a stream has.
+    """
 
     name: str
     used_bytes: int
     limit_bytes: int
+    messages: int = 0
+    subjects: int = 0
 
     @property
     def percent(self) -> float:
@@ -46,24 +74,65 @@ def above(levels: Iterable[Level], percent: float) -> list[Level]:
     return sorted((level for level in levels if level.percent >= percent), key=lambda level: -level.percent)
 
 
+def refusing(levels: Iterable[Level], percent: float) -> list[Level]:
+    """The levels for which no new task is taken, the fullest first: of what a task needs to begin, go on and end."""
+    return above((level for level in levels if level.name in (*NEEDED, ACCOUNT, DISK)), percent)
+
+
 def describe(level: Level) -> str:
     """A level, for people."""
+    if level.name == DISK:
+        return f"the disk of the broker's store is {level.percent:.0f} % full"
     return f"storage of {level.name} is {level.percent:.0f} % full"
 
 
 def level_of(info: dict[str, Any]) -> Level:
     """The level of a stream, by its `STREAM.INFO` answer."""
     config, state = info["config"], info["state"]
-    return Level(str(config["name"]), int(state["bytes"]), int(config["max_bytes"]))
+    counts = int(state.get("messages", 0)), int(state.get("num_subjects", 0))
+    return Level(str(config["name"]), int(state["bytes"]), int(config["max_bytes"]), *counts)
+
+
+def disk_level(room: StoreRoom) -> Level:
+    """The level of a disk: what the store takes, of what it could take at present. What others take counts as gone."""
+    return Level(DISK, room.used_bytes, room.limit_bytes)
+
+
+async def store_room(requests: Requests) -> StoreRoom | None:
+    """How much room the broker's store has on its disk; None where nobody knows, as of a broker of one's own.
+
+    Raises `BrokerUnavailable` if there is somebody who should, and gave no answer.
+    """
+    answer = await requests.one(STORE_ROOM, timeout_seconds=ROOM_SECONDS_MAX)
+    if answer.headers and STATUS in answer.headers:
+        return None
+    return decode(answer.data, StoreRoom)
 
 
 async def read_levels(requests: Requests) -> list[Level]:
-    """The levels of all that a task needs, and of the account. What is not there has none.
+    """The levels of all that is watched, and of the account. What is not there has none.
 
     Raises `BrokerUnavailable`, `BrokerError`.
     """
-    found = await asyncio.gather(*(_read_level(requests, stream) for stream in NEEDED))
+    found = await asyncio.gather(*(_read_level(requests, stream) for stream in WATCHED))
     return [*(level for level in found if level is not None), _account(await requests.api("INFO"))]
+
+
+async def read_all_levels(requests: Requests) -> list[Level]:
+    """The levels of all streams and buckets, of the account, and of the disk if somebody knows it.
+
+    Raises `BrokerUnavailable`, `BrokerError`.
+    """
+    found = await asyncio.gather(*(_read_level(requests, stream) for stream in SIZES))
+    levels = [*(level for level in found if level is not None), _account(await requests.api("INFO"))]
+    disk = await read_disk_level(requests)
+    return [*levels, disk] if disk is not None else levels
+
+
+async def read_disk_level(requests: Requests) -> Level | None:
+    """The level of the disk; None where nobody knows. Raises `BrokerUnavailable`, `InvalidPayload`."""
+    room = await store_room(requests)
+    return disk_level(room) if room is not None else None
 
 
 async def _read_level(requests: Requests, stream: str) -> Level | None:

@@ -1,30 +1,47 @@
-"""Writing into an object store bucket (NATS ADR-20) over raw requests: `nats object get` and every client read it."""
+"""Object store buckets (NATS ADR-20) over raw requests: `nats object get` and every client read what is put here."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 
-from contracts.codec import encode
-from contracts.errors import TaskmeshError
+import msgspec
+import structlog
+
+from contracts import result_objects
+from contracts.codec import decode, encode
+from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.identifiers import new_id
 from contracts.journal.parts import ObjectReference
+from mesh.broker.direct_get import LAST_SUBJECTS_MAX, last_from_leader, last_of_each
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.errors import NoRoom
+
+log = structlog.get_logger("mesh.broker.object_store")
 
 CHUNK_BYTES = 512 * 1024
 """Half of a message's limit: each chunk waits for its ack, so larger ones are fewer round trips."""
 _ROLLUP = "Nats-Rollup"
 
 
-async def put(requests: Requests, bucket: str, name: str, payload: bytes) -> ObjectReference:
+class _Information(msgspec.Struct):
+    """What is read of the message that tells of an object."""
+
+    nuid: str = ""
+
+
+async def put(
+    requests: Requests, bucket: str, name: str, payload: bytes, chunks_id: str | None = None
+) -> ObjectReference:
     """Store an object under a name that is used once; returns where it is.
 
-    It is there once its last message, the information, is stored. Raises `BrokerError`, `BrokerUnavailable`.
+    It is there once its last message, the information, is stored. `chunks_id` says where its chunks lie until then and
+    after, and is used once, too. Raises `BrokerError`, `BrokerUnavailable`.
     """
-    chunks_id = new_id()
+    chunks_id = chunks_id or new_id()
     chunks = [payload[start : start + CHUNK_BYTES] for start in range(0, len(payload), CHUNK_BYTES)]
     digest = "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(payload).digest()).decode()
     information = {
@@ -37,15 +54,58 @@ async def put(requests: Requests, bucket: str, name: str, payload: bytes) -> Obj
         "mtime": now(),
         "options": {"max_chunk_size": CHUNK_BYTES},
     }
-    key = base64.urlsafe_b64encode(name.encode()).decode()
+    subject = result_objects.chunks_subject(bucket, chunks_id)
     try:
         for chunk in chunks:
             # One after the other: their order in the stream is that in the object.
-            await requests.publish(f"$O.{bucket}.C.{chunks_id}", chunk)
-        await requests.publish(f"$O.{bucket}.M.{key}", encode(information), {_ROLLUP: "sub"})
+            await requests.publish(subject, chunk)
+        told = result_objects.information_subject(bucket, name)
+        await requests.publish(told, encode(information), {_ROLLUP: "sub"})
     except NoRoom:
         # Half an object is nobody's, and takes the room that a whole one may find.
         with suppress(TaskmeshError):
-            await requests.api(f"STREAM.PURGE.OBJ_{bucket}", {"filter": f"$O.{bucket}.C.{chunks_id}"})
+            await purge(requests, bucket, subject)
         raise
     return ObjectReference(bucket, name, len(payload), digest)
+
+
+async def purge_objects(requests: Requests, bucket: str, names: Iterable[str]) -> int:
+    """Purge objects, with all of their chunks; returns how many were there. What is not there is as good.
+
+    To do it twice is the same as once. Raises `BrokerError`, `BrokerUnavailable`.
+    """
+    wanted = [*dict.fromkeys(names)]
+    purged = 0
+    for start in range(0, len(wanted), LAST_SUBJECTS_MAX):
+        purged += await _purge_some(requests, bucket, wanted[start : start + LAST_SUBJECTS_MAX])
+    return purged
+
+
+async def _purge_some(requests: Requests, bucket: str, names: list[str]) -> int:
+    stream = f"OBJ_{bucket}"
+    subjects = [result_objects.information_subject(bucket, name) for name in names]
+    found = {each.subject: each for each in await last_of_each(requests, stream, *subjects)}
+    purged = 0
+    for name, subject in zip(names, subjects, strict=True):
+        # A replica may be behind: that there is nothing is the leader's to say.
+        told = found.get(subject) or await last_from_leader(requests, stream, subject)
+        if told is None:
+            continue
+        try:
+            nuid = decode(told.payload, _Information).nuid
+        except InvalidPayload:
+            nuid = ""
+        if not result_objects.is_chunks_id(nuid):
+            # Nobody knows where its chunks are, and a wildcard there would purge those of others.
+            log.error("object.unreadable", bucket=bucket, name=name)
+            continue
+        await purge(requests, bucket, result_objects.chunks_subject(bucket, nuid))
+        # Last: while it is there, what somebody who died in between has left is found again.
+        await purge(requests, bucket, subject)
+        purged += 1
+    return purged
+
+
+async def purge(requests: Requests, bucket: str, subject_filter: str) -> None:
+    """Purge messages of a bucket; none is as good. Raises `BrokerError`, `BrokerUnavailable`."""
+    await requests.api(f"STREAM.PURGE.OBJ_{bucket}", {"filter": subject_filter})

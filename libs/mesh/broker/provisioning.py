@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import structlog
 
+from contracts.sizes import text
 from contracts.streams import (
     BUCKETS,
     BUILT_IN_TOOLS,
@@ -22,8 +24,9 @@ from mesh.broker.config_changes import obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
 from mesh.broker.levels import STREAM_NOT_FOUND
 from mesh.broker.requests import Requests
+from mesh.broker.sizing import Sizes, account_limit_bytes, sizes_by_default
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerError
+from mesh.errors import BrokerError, SettingsError
 
 log = structlog.get_logger("mesh.broker.provisioning")
 
@@ -55,21 +58,27 @@ class Difference(NamedTuple):
 
 
 class Declared(NamedTuple):
-    """All that a mesh needs of its broker."""
+    """All that a mesh needs of its broker. `sized` are the streams whose size the operator has asked for."""
 
     streams: list[StreamDeclaration]
     consumers: list[ConsumerDeclaration]
+    sized: frozenset[str] = frozenset()
 
 
-def declared(settings: Settings, tools: tuple[str, ...] = BUILT_IN_TOOLS) -> Declared:
-    """The declarations for these settings and tools."""
+def declared(settings: Settings, tools: tuple[str, ...] = BUILT_IN_TOOLS, sizes: Sizes | None = None) -> Declared:
+    """The declarations for these settings, tools and sizes (`mesh.broker.sizing.find_sizes`)."""
+    sizes = sizes or sizes_by_default()
     wanted = [
         *consumers(settings.pools, tools, settings.ack_wait_seconds, settings.max_deliver),
         *webhook_consumers(tuple(settings.configuration.webhooks), settings.ack_wait_seconds),
     ]
     if settings.configuration.critic is not None:
         wanted.append(critic_consumer(settings.ack_wait_seconds, settings.max_deliver))
-    return Declared(streams=[*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)], consumers=wanted)
+    streams = [
+        msgspec.structs.replace(stream, max_bytes=sizes.by_stream[stream.name])
+        for stream in (*STREAMS, *(bucket.as_stream() for bucket in BUCKETS))
+    ]
+    return Declared(streams, wanted, sizes.asked_for)
 
 
 async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
@@ -80,7 +89,11 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
         existing = info["config"] if info else None
         replicas = existing["num_replicas"] if existing else 1
         messages = int(info["state"]["messages"]) if info else 0
-        difference = _difference("stream", stream.name, stream.as_config(replicas), existing, messages)
+        config = stream.as_config(replicas)
+        if existing and stream.name not in wanted.sized:
+            # Nobody has asked for this size: one that is larger, from an earlier version or by hand, is as good.
+            config["max_bytes"] = max(config["max_bytes"], existing["max_bytes"])
+        difference = _difference("stream", stream.name, config, existing, messages)
         if difference is not None:
             differences.append(difference)
     by_stream = {stream: await _consumers(requests, stream) for stream in {each.stream for each in wanted.consumers}}
@@ -126,20 +139,22 @@ async def _left_webhooks(requests: Requests, wanted: set[str]) -> list[Differenc
     ]
 
 
-async def apply(requests: Requests, wanted: Declared, *, update: bool) -> list[Difference]:
-    """Create what is missing and, with `update`, change what differs; returns what was done.
+async def apply(requests: Requests, wanted: Declared, *, update: bool, grow: bool = False) -> list[Difference]:
+    """Create what is missing and, with `update`, change what differs; with `grow` only sizes. Returns what was done.
 
     What can't be changed, or not without losing what is stored, stays, and is still in what `compare` returns.
-    Raises `BrokerError` where the server refuses one of them, once all the others are done.
+    Raises `BrokerError` where the server refuses one of them, once all the others are done, and `SettingsError` before
+    anything is done if the account has no room for the sizes.
     """
     configs = {stream.name: stream.as_config() for stream in wanted.streams} | {
         f"{consumer.stream}/{consumer.name}": consumer.as_config() for consumer in wanted.consumers
     }
     done: list[Difference] = []
     refused: list[BrokerError] = []
-    for difference in await compare(requests, wanted):
-        if not difference.missing and not (update and difference.changes):
-            continue
+    due = [_due(difference, update, grow) for difference in await compare(requests, wanted)]
+    differences = [difference for difference in due if difference is not None]
+    await _check_account(requests, differences, configs)
+    for difference in differences:
         try:
             await _apply(requests, difference, configs[difference.name])
         except BrokerError as error:
@@ -150,6 +165,34 @@ async def apply(requests: Requests, wanted: Declared, *, update: bool) -> list[D
     if refused:
         raise refused[0]
     return done
+
+
+def _due(difference: Difference, update: bool, grow: bool) -> Difference | None:
+    """What of a difference is to be done; None if nothing is."""
+    if difference.missing or (update and difference.changes):
+        return difference
+    size = {
+        name: values for name, values in difference.changes.items() if name == "max_bytes" and values[0] > values[1]
+    }
+    return difference._replace(fields=size, obstacles={}) if grow and size else None
+
+
+async def _check_account(requests: Requests, due: list[Difference], configs: dict[str, dict[str, Any]]) -> None:
+    """Raise `SettingsError` if the account's limit leaves no room for what new and grown streams reserve."""
+    more = 0
+    for difference in due:
+        if difference.kind == "stream":
+            new, existing = difference.changes.get("max_bytes", (0, 0))
+            more += configs[difference.name]["max_bytes"] if difference.missing else new - existing
+    limit = await account_limit_bytes(requests) if more > 0 else None
+    if limit is None:
+        return
+    reserved = int((await requests.api("INFO")).get("reserved_storage", 0))
+    if reserved + more > limit:
+        raise SettingsError(
+            f"storage: the account has a limit of {text(limit)}, of which streams have {text(reserved)}, and"
+            f" {text(more)} more are wanted: raise the limit, or lower storage.total in mesh.toml"
+        )
 
 
 async def _apply(requests: Requests, difference: Difference, config: dict[str, Any]) -> None:

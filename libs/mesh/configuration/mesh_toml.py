@@ -1,6 +1,6 @@
 """The mesh's configuration file: pools, and the model providers that serve them.
 
-Its tables of tools, webhooks, breakers and the critic have modules of their own beside this one.
+Its tables of tools, webhooks, breakers, the critic, results and sizes have modules of their own beside this one.
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
@@ -25,6 +25,8 @@ from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
 from mesh.configuration.addresses import is_host
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
+from mesh.configuration.results_table import ResultsConfiguration, parse_results
+from mesh.configuration.storage_table import StorageConfiguration, parse_storage
 from mesh.configuration.toml_tables import convert, named_tables
 from mesh.configuration.tool_tables import ToolsConfiguration, parse_tools
 from mesh.configuration.webhook_tables import WebhookConfiguration, parse_webhooks
@@ -34,7 +36,7 @@ CONFIG_VARIABLE = "MESH_CONFIG"
 DEFAULT_FILE = "mesh.toml"
 NO_FILE = os.devnull
 """What MESH_CONFIG names where no file must count: it reads as an empty one."""
-KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic")
+KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic", "results", "storage")
 FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
@@ -181,6 +183,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     webhooks: dict[str, WebhookConfiguration] = {}
     critic: CriticConfiguration | None = None
     """Absent: there is no critic."""
+    results: ResultsConfiguration = ResultsConfiguration()
+    storage: StorageConfiguration = StorageConfiguration()
     source: str = DEFAULT_FILE
 
     def providers_of(self, pool: str) -> tuple[str, ...]:
@@ -253,6 +257,8 @@ def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configura
         tools=parse_tools(tables, source),
         webhooks=parse_webhooks(tables, source),
         critic=parse_critic(tables, tuple(pools), source),
+        results=parse_results(tables, source),
+        storage=parse_storage(tables, source),
         source=source,
     )
 

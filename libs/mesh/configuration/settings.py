@@ -80,11 +80,16 @@ class Settings:
     waiting_hours: float = 24.0
     """How long an approval or a question stays open; then it expires, and the task goes on without it."""
     high_water_percent: float = 90.0
-    """New tasks get 503 while a stream that they need, or the account, uses this much of its storage."""
+    """New tasks get 503 while a stream that they need, the account, or the disk uses this much of its storage."""
+    filling_percent: float = 70.0
+    """From here on storage counts as filling: the log, `meshctl doctor` and `meshctl storage` warn."""
     sync_interval: str = "always"
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
     drain_seconds: float = 120.0
     """After SIGTERM running steps go on for as long as steps take, and so long at most; then they are handed over."""
+    index_folder: Path | None = None
+    """Where the ingress keeps its index of tasks, for lists: some 300 bytes for each. `meshctl up` has it in MESH_HOME.
+    Unset: a temporary file, built anew at each start."""
     log_format: str = "auto"
     """`console`, `json`, or `auto`: console on a terminal, else json."""
     log_level: str = "info"
@@ -137,6 +142,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "reconcile_after_seconds": (0.1, 86_400),
     "waiting_hours": (0.0001, 876_000),
     "high_water_percent": (0, 100),
+    "filling_percent": (0, 100),
     "drain_seconds": (0, 3600),
 }
 """The least and the most that each number may be."""

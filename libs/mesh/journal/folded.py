@@ -8,7 +8,7 @@ be a moment behind, as any read: the fence of an append finds out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -18,18 +18,15 @@ from contracts.journal import events
 from contracts.journal.events import JournalEvent, UnknownEvent, decode_event, decode_head, is_delta
 from mesh.archive.lookup import journal_of
 from mesh.background import is_seen
-from mesh.broker.direct_get import Stored, last_event, last_from_leader, read_page
+from mesh.broker.direct_get import Stored, last_from_leader
 from mesh.broker.requests import Requests
 from mesh.errors import JournalCorrupt
 from mesh.journal.holds import Pause
+from mesh.journal.reading import JournalTail, Place, read_last, read_last_delta, read_milestones
 from mesh.task.fold import fold
 from mesh.task.state import TaskState
 
 log = structlog.get_logger("mesh.journal.folded")
-
-LONG_PAGE_EVENTS_MAX = 2_048
-"""Of a journal of which there is more than a page: each page is a round trip, and who reads it may have asked its owner
-to wait meanwhile. A page's bytes are bounded as any other's."""
 
 Decoded = list[tuple[int, JournalEvent | UnknownEvent]]
 
@@ -49,7 +46,6 @@ class FoldedJournal:
         self._delta_bytes = 0
         self._requests = requests
         self._filter = subjects.journal(tenant, task)
-        self._log = subjects.journal_log(tenant, task)
         self._is_loaded = False
         self._next_look: asyncio.Task[None] | None = None
         self._listeners: set[Callable[[], None]] = set()
@@ -82,42 +78,40 @@ class FoldedJournal:
                 await self.load()
 
     async def _look(self) -> None:
-        """Find the last event, and read no more than there is: a page would be searched for up to the stream's end."""
+        """Find the last event, and read no more than there is."""
         if self.state.is_packed:
             return  # It stays as it is.
-        last = await last_event(self._requests, self._filter)
+        lasts = await read_last(self._requests, self.state.tenant, self.state.task)
+        last = lasts[-1] if lasts else None
         if last is None or last.sequence < self.state.revision:
             await self.verify()
         elif last.sequence > self.state.revision:
-            missing = decode_head(last.payload).n - self.state.next_n + 1
-            if missing == 1:
+            if decode_head(last.payload).n == self.state.next_n:
                 self._fold_stored([last])
             else:
-                await self.catch_up(missing)
+                await self.catch_up(each.subject for each in lasts if each.sequence > self.state.revision)
 
     async def load(self) -> None:
         """Read and fold it from its beginning; one that has not begun gives an empty state.
 
         Raises `BrokerUnavailable`.
         """
-        self.state = TaskState(self.state.tenant, self.state.task)
+        tenant, task = self.state.tenant, self.state.task
+        self.state = TaskState(tenant, task)
         self.payload_bytes = self._delta_bytes = 0
         self._is_loaded = True
-        page = await read_page(self._requests, "EVENTS", self._filter, 0)
-        if not page.messages:
-            self._fold_packed(await journal_of(self._requests, self.state.tenant, self.state.task))
+        messages, last_delta = await asyncio.gather(
+            read_milestones(self._requests, tenant, task), read_last_delta(self._requests, tenant, task)
+        )
+        if not messages and last_delta is None:
+            self._fold_packed(await journal_of(self._requests, tenant, task))
             return
-        # A long journal: its milestones are few, and the deltas of completed turns are not needed.
-        messages = await self._read_milestones() if page.more else page.messages
         decoded = [(message.sequence, decode_event(message.payload)) for message in messages]
+        # Milestones are few, and the deltas of completed turns are not needed.
         anchor = _last_completed_turn(decoded)
         for (sequence, event), message in zip(decoded[: anchor + 1], messages, strict=False):
             self._fold(sequence, event, len(message.payload), holes_allowed=True)
-        if page.more:
-            await self.catch_up()
-            return
-        for (sequence, event), message in zip(decoded[anchor + 1 :], messages[anchor + 1 :], strict=True):
-            self._fold(sequence, event, len(message.payload))
+        await self._fold_behind(messages[anchor + 1 :], last_delta)
 
     def _fold_packed(self, milestones: list[Stored]) -> None:
         """Fold the journal of a task that was packed, if it was: it has ended, and its deltas are gone."""
@@ -126,33 +120,39 @@ class FoldedJournal:
             self._fold(message.sequence, event, len(message.payload), holes_allowed=True)
         self.state.is_packed = bool(milestones)
 
-    async def _read_milestones(self) -> list[Stored]:
-        messages: list[Stored] = []
-        more = True
-        while more:
-            after = messages[-1].sequence if messages else 0
-            page_messages, more = await read_page(self._requests, "EVENTS", self._log, after, LONG_PAGE_EVENTS_MAX)
-            messages += page_messages
-        return messages
+    async def _fold_behind(self, milestones: list[Stored], last_delta: Stored | None) -> None:
+        """Fold what follows the last turn that was completed: these milestones, and the deltas among them."""
+        parts = [last_delta.subject] if last_delta is not None and last_delta.sequence > self.state.revision else []
+        tail = self._tail(parts, milestones)
+        while (page := await tail.page()).events:
+            for message in page.events:
+                self._fold(message.sequence, decode_event(message.payload), len(message.payload))
+            if page.hole:
+                break
+        if page.hole:
+            raise JournalCorrupt(f"task {self.state.task}: no n={self.state.next_n} follows {self.state.revision}")
 
-    async def catch_up(self, events_max: int = LONG_PAGE_EVENTS_MAX) -> dict[str, JournalEvent]:
+    def _tail(self, parts: Iterable[str] | None, read: Iterable[Stored] = ()) -> JournalTail:
+        place = Place(self.state.tenant, self.state.task, self.state.revision, self.state.next_n)
+        return JournalTail(self._requests, place, parts=parts, read=read)
+
+    async def catch_up(self, parts: Iterable[str] | None = None) -> dict[str, JournalEvent]:
         """Read and fold what was written since; returns those events by id. Raises `BrokerUnavailable`.
 
-        `events_max`: no more than so many are there, as far as is known.
+        `parts`: the subjects that have anything new, as far as is known.
         """
         found: dict[str, JournalEvent] = {}
-        more = True
-        while more:
-            wanted = min(events_max, LONG_PAGE_EVENTS_MAX)
-            messages, more = await read_page(self._requests, "EVENTS", self._filter, self.state.revision, wanted)
-            try:
-                found |= self._fold_stored(messages)
-            except JournalCorrupt:
+        tail = self._tail(parts)
+        while True:
+            page = await tail.page()
+            found |= self._fold_stored(page.events)
+            if page.hole:
                 # Another journal lies where the folded one was: of a stream that was made again, or a task that was.
                 log.warning("journal.begun_anew", task=self.state.task, tenant=self.state.tenant)
                 await self.load()
                 return found
-        return found
+            if not page.events:
+                return found
 
     async def verify(self) -> None:
         """Ask the stream's leader whether the journal still is what is folded; if it is gone, fold what there is.
@@ -162,8 +162,10 @@ class FoldedJournal:
         """
         last = await last_from_leader(self._requests, "EVENTS", self._filter)
         if self.state.revision > (last.sequence if last is not None else 0):
-            log.warning("journal.gone", task=self.state.task, tenant=self.state.tenant, revision=self.state.revision)
+            revision = self.state.revision
             await self.load()
+            if not self.state.is_packed:
+                log.warning("journal.gone", task=self.state.task, tenant=self.state.tenant, revision=revision)
             self._tell()
 
     def fold_own(self, sequence: int, event: JournalEvent, payload_bytes: int) -> None:

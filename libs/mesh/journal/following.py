@@ -28,17 +28,16 @@ from mesh.archive.lookup import journal_of
 from mesh.background import is_seen
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import (
-    Page,
     Stored,
     first_traceparent,
     journal_exists,
-    last_event,
     last_sequence,
     read_page,
     read_sequence,
 )
 from mesh.errors import BrokerUnavailable
 from mesh.journal.journal import Journal
+from mesh.journal.reading import JournalTail, PackedTail, Place, TailPage, read_last
 from mesh.task.records import snapshot_turns
 
 log = structlog.get_logger("mesh.journal.following")
@@ -169,15 +168,21 @@ class Following:
         await follower.close()
         return None
 
-    async def page(self, subject_filter: str, after: int, messages_max: int) -> Page:
+    async def page(self, tail: JournalTail | PackedTail) -> TailPage:
         """Read a page of a journal, not too many at once."""
         async with self._reads:
-            return await read_page(self._requests, "EVENTS", subject_filter, after, messages_max, PAGE_BYTES_MAX)
+            return await tail.page()
 
-    async def last(self, subject_filter: str) -> Stored | None:
-        """Read the last event of a journal, not too many at once."""
+    async def first_milestone(self, tenant: str, task: str, after: int) -> Stored | None:
+        """Read the first milestone of a journal behind a sequence, not too many at once."""
         async with self._reads:
-            return await last_event(self._requests, subject_filter)
+            page = await read_page(self._requests, "EVENTS", subjects.journal_log(tenant, task), after, messages_max=1)
+        return page.messages[0] if page.messages else None
+
+    async def last(self, tenant: str, task: str) -> list[Stored]:
+        """Read the last event of each part of a journal, the very last at the end, not too many at once."""
+        async with self._reads:
+            return await read_last(self._requests, tenant, task)
 
     async def traceparent(self, tenant: str, task: str) -> str | None:
         """The trace that a task was submitted in; None if its journal tells none. Raises `BrokerUnavailable`."""
@@ -256,8 +261,8 @@ class Follower:
         self._buffer = buffer
         self._cursor = 0
         self._next_n = 0
-        self._last: Stored | None = None
-        """The journal's last event as it was when this was opened."""
+        self._lasts: list[Stored] = []
+        """The journal's last events as they were when this was opened."""
         self._packed: list[Stored] = []
         """Its milestones, once it is packed: nothing of it is in EVENTS any more."""
         self._must_reach = -1
@@ -272,12 +277,13 @@ class Follower:
     async def _start(self, after: int) -> bool:
         """Find out where `after` lies. False if there is nothing behind it any more."""
         self._cursor = after
-        last = await self._following.last(self._filter)
+        self._lasts = await self._following.last(self.tenant, self.task)
+        last = self._lasts[-1] if self._lasts else None
         if last is None and not await journal_exists(self._requests, self.tenant, self.task):
             if not await self._is_packed():
                 raise TaskNotFound(f"there is no task {self.task}")
+            self._lasts = self._packed[-1:]
             last = self._packed[-1]
-        self._last = last
         if after == 0:
             return True
         at_cursor = last if last and last.sequence == after else await self._at(after)
@@ -290,8 +296,8 @@ class Follower:
             # Beyond the end of the stream: it was recreated, and the reader must know.
             self._gap = after > await last_sequence(self._requests, "EVENTS")
             return self._gap
-        first = await self._page(after, 1)
-        self._gap = not first.messages or decode_head(first.messages[0].payload).n != 0
+        first = await self._first_milestone(after)
+        self._gap = first is None or decode_head(first.payload).n != 0
         return True
 
     async def _is_packed(self) -> bool:
@@ -305,12 +311,11 @@ class Follower:
             return next((each for each in self._packed if each.sequence == sequence), None)
         return await read_sequence(self._requests, "EVENTS", sequence)
 
-    async def _page(self, after: int, messages_max: int) -> Page:
-        """Events behind a cursor."""
-        if not self._packed:
-            return await self._following.page(self._filter, after, messages_max)
-        behind = [each for each in self._packed if each.sequence > after]
-        return Page(behind[:messages_max], more=len(behind) > messages_max)
+    async def _first_milestone(self, after: int) -> Stored | None:
+        """The first milestone behind a cursor. A journal begins with one."""
+        if self._packed:
+            return next((each for each in self._packed if each.sequence > after), None)
+        return await self._following.first_milestone(self.tenant, self.task, after)
 
     def _is_ours(self, message: Stored) -> bool:
         return message.subject.rpartition(".")[0] == self._filter.rpartition(".")[0]
@@ -336,43 +341,54 @@ class Follower:
             await self.close()
 
     async def _from_journal(self) -> AsyncGenerator[list[Followed], None]:
-        """Everything stored behind the cursor."""
+        """Everything stored behind the cursor, as of now; what comes meanwhile is heard live."""
         self._buffer.reset()
-        last, self._last = self._last or await self._following.last(self._filter), None
-        if last is None and await self._is_packed():
-            last = self._packed[-1]
-        end_n = max(self._must_reach, decode_head(last.payload).n if last else -1)
+        lasts, self._lasts = self._lasts or await self._following.last(self.tenant, self.task), []
+        if not lasts and await self._is_packed():
+            lasts = self._packed[-1:]
+        last_n = decode_head(lasts[-1].payload).n if lasts else -1
+        end_n = max(self._must_reach, last_n)
+        # One who follows tokens has read the milestones: so a storm of reconnects reads one subject alone.
+        parts = [each.subject for each in lasts if each.sequence > self._cursor] if end_n == last_n else None
+        tail: JournalTail | PackedTail | None = None
         stale_reads = 0
         while not self._ended and (self._gap or self._next_n <= end_n):
             if self._gap:
                 yield await self._over_the_gap()
+                tail = None
                 continue
-            # Never more than there is: the server would search for it up to the stream's end.
-            wanted = min(PAGE_EVENTS_MAX, end_n - self._next_n + 1)
-            page = await self._page(self._cursor, wanted)
-            batch = self._contiguous(page.messages)
+            if tail is None:
+                tail = self._tail(parts, events_max=min(PAGE_EVENTS_MAX, end_n - self._next_n + 1))
+            page = await self._following.page(tail)
+            self._gap = page.hole
+            batch = self._up_to_the_end(page.events)
             if batch:
                 yield batch
-            elif not page.messages:
+            elif not page.hole:
                 # A replica that lags behind the one that knew of more, which will come; unless it was made up. Or the
                 # task has been packed since.
                 stale_reads += 1
                 if stale_reads == STALE_READS_UNTIL_PACKED and await self._is_packed():
+                    tail = None
                     continue
                 if stale_reads > STALE_READS_MAX:
                     log.warning("follow.nothing_there", task=self.task, n=self._next_n, end=end_n)
                     break
+                tail = parts = None
                 await asyncio.sleep(STALE_RETRY_SECONDS)
         self._must_reach = -1
 
-    def _contiguous(self, messages: list[Stored]) -> list[Followed]:
-        """What goes on from the cursor without a hole, up to the task's end. A hole is a gap."""
+    def _tail(self, parts: list[str] | None, events_max: int) -> JournalTail | PackedTail:
+        place = Place(self.tenant, self.task, self._cursor, self._next_n)
+        if self._packed:
+            return PackedTail(self._packed, place, events_max)
+        return JournalTail(self._requests, place, parts=parts, events_max=events_max, bytes_max=PAGE_BYTES_MAX)
+
+    def _up_to_the_end(self, messages: list[Stored]) -> list[Followed]:
+        """What is handed on of a page: all of it, or up to the task's end."""
         batch: list[Followed] = []
         for message in messages:
             head = decode_head(message.payload)
-            if head.n != self._next_n:
-                self._gap = True
-                break
             batch.append(self._advance(message.sequence, head.n, head.type, message.payload))
             if batch[-1].is_end:
                 break

@@ -53,6 +53,8 @@ COMMIT_SECONDS_MAX = 5.0
 QUEUED_SECONDS_MAX = 2.0
 """How long the answer waits for the journal's first event; later ones go on in the background."""
 BACKGROUND_MAX = 1024
+PACKED_AFTER_MIN = timedelta(seconds=1)
+"""Nothing is packed so soon after it was accepted: who is faster need not ask whether it is."""
 _NO_LIMITS = PoolConfiguration()
 
 
@@ -223,9 +225,11 @@ class Submission:
             page = await read_page(self._requests, "EVENTS", subject, 0, messages_max=1)
             if page.messages:
                 return _queued_of(page.messages[0])
-            if await last_from_leader(self._requests, "EVENTS", subject) is None:
-                # It may have ended long ago: a key stands for its task for as long as anything of that is kept.
-                packed = await journal_of(self._requests, tenant, task)
+            # It may have ended long ago: a key stands for its task for as long as anything of that is kept.
+            last, packed = await asyncio.gather(
+                last_from_leader(self._requests, "EVENTS", subject), journal_of(self._requests, tenant, task)
+            )
+            if last is None:
                 return _queued_of(packed[0]) if packed else None
             # Begun between the two reads, or on a leader that is ahead of the replica that answered the first.
             failures += 1
@@ -255,7 +259,14 @@ class Submission:
 
 
 async def begin(requests: Requests, work: TurnWork, traceparent: str | None) -> TaskState | None:
-    """Write a journal's first event, from the message that was accepted; None if it has begun. Raises as `append`."""
+    """Write a journal's first event, from the message that was accepted; None if it has begun. Raises as `append`.
+
+    Who slept since it was accepted asks the archive first: others may have begun, ended and packed it meanwhile, and
+    then nothing is left that would refuse this.
+    """
+    slept = work.accepted_at is None or now() - work.accepted_at > PACKED_AFTER_MIN
+    if slept and await journal_of(requests, work.tenant, work.task):
+        return None
     journal = Journal(requests, work.tenant, work.task, traceparent)
     try:
         await journal.append(lambda stamp: queued_event(stamp, work), lambda state: not state.exists)

@@ -13,7 +13,7 @@ from contracts.codec import encode
 from contracts.errors import InvalidName
 from contracts.streams import FIRED_TTL_SECONDS
 from contracts.triggers.rules import RuleInvalid, TriggerRule
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import LAST_SUBJECTS_MAX, Stored, last_of_each, subjects_of
 from mesh.broker.requests import WRONG_LAST_SEQUENCE, Requests
 from mesh.errors import BrokerError
 
@@ -59,11 +59,11 @@ def decide_schedules(rules: list[TriggerRule], stored: list[Stored]) -> list[Put
 
 async def read_schedules(requests: Requests) -> list[Stored]:
     """Every schedule that is there. Raises `BrokerUnavailable`."""
+    # Few among half a million timers: a page of them would be searched for up to the stream's end.
+    names = list(await subjects_of(requests, "TIMERS", subjects.CRON_ALL))
     found: list[Stored] = []
-    more = True
-    while more:
-        messages, more = await read_page(requests, "TIMERS", subjects.CRON_ALL, found[-1].sequence if found else 0)
-        found += messages
+    for start in range(0, len(names), LAST_SUBJECTS_MAX):
+        found += await last_of_each(requests, "TIMERS", *names[start : start + LAST_SUBJECTS_MAX])
     return found
 
 

@@ -96,15 +96,13 @@ class RuleBook:
         # A replica may be behind, and a signal whose rule is not seen is lost to it: the leader says what there is.
         last = await last_from_leader(self._requests, TRIGGERS_BUCKET.stream_name, subjects.TRIGGER_RULES)
         give_up_at = time + BEHIND_SECONDS_MAX
-        more = True
-        while more or (last is not None and cursor < last.sequence):
-            messages, more = await read_page(
-                self._requests, TRIGGERS_BUCKET.stream_name, subjects.TRIGGER_RULES, cursor
-            )
+        # Nothing is read where nothing is new: a page of none would be searched for up to the bucket's end.
+        while last is not None and cursor < last.sequence:
+            messages, _ = await read_page(self._requests, TRIGGERS_BUCKET.stream_name, subjects.TRIGGER_RULES, cursor)
             for message in messages:
                 cursor = message.sequence
                 _enter(message, rules, unreadable)
-            if not messages and last is not None and cursor < last.sequence:
+            if not messages:
                 if asyncio.get_running_loop().time() > give_up_at:
                     raise BrokerUnavailable("the rules can't be read yet")
                 await asyncio.sleep(BEHIND_PAUSE_SECONDS)

@@ -149,6 +149,18 @@ _breaker_moves = _counter(
 _tool_refusals = _counter(
     "taskmesh.tool.refusals", "{refusal}", "Tools whose consumer or declaration the broker refused, each time.", ()
 )
+_result_refusals = _counter(
+    "taskmesh.result.refusals",
+    "{result}",
+    "Large results that were not stored: their tenant, or the whole bucket, has no room.",
+    ("error.type",),
+)
+_results_swept = _counter(
+    "taskmesh.results.swept",
+    "{object}",
+    "Results that lay in the object store without their task, and halves of results.",
+    ("taskmesh.reason",),
+)
 _append = _histogram(
     "taskmesh.journal.append.duration",
     "s",
@@ -206,7 +218,7 @@ _storage_levels: dict[str, float] = {}
 _storage_level = _observable_gauge(
     "taskmesh.storage.level",
     "1",
-    "How full what a task needs is, as a part of its limit: streams, the records, the account.",
+    "How full storage is, as a part of its limit: streams, the records, the account, the disk.",
     ("taskmesh.stream",),
     lambda: [(level, {"taskmesh.stream": stream}) for stream, level in _storage_levels.items()],
 )
@@ -288,6 +300,18 @@ def tool_refused() -> None:
     """The broker does not take a tool's consumer or declaration."""
     if traces.enabled():
         _tool_refusals.add(1)
+
+
+def result_refused(code: str) -> None:
+    """A large result was not stored, and its call failed with this code."""
+    if traces.enabled():
+        _result_refusals.add(1, {"error.type": code})
+
+
+def results_swept(reason: str, count: int) -> None:
+    """A steward has purged what was left over: `task-gone` or `half`."""
+    if traces.enabled() and count:
+        _results_swept.add(count, {"taskmesh.reason": reason})
 
 
 def appended(*, delta: bool, seconds: float) -> None:

@@ -20,8 +20,9 @@ from nats.aio.msg import Msg
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.streams import EVENTS
 from mesh.broker.connection import Connection
-from mesh.broker.levels import Level, read_levels
+from mesh.broker.levels import Level, read_disk_level, read_levels
 from mesh.broker.provisioning import compare, declared
+from mesh.broker.sizing import find_sizes
 from mesh.clock import wall_clock
 from mesh.configuration.settings import Settings, load_settings
 from mesh.errors import BrokerError
@@ -60,7 +61,15 @@ TASKS_SECONDS_MAX: Final = 5.0
 """How long to look: a mesh with many records has more of them than a glance takes in."""
 _INFO_LINE_BYTES_MAX: Final = 64 * 1024
 _DEFAULT_PORT: Final = 4222
-_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver", "high_water_percent")
+_SETTINGS = (
+    "home",
+    "nats_url",
+    "nats_port",
+    "ack_wait_seconds",
+    "max_deliver",
+    "high_water_percent",
+    "filling_percent",
+)
 _DESCRIPTION = """\
 Look at a mesh and say of each thing that it is well, or what to do: the broker, its version, JetStream, the
 streams and how full they are, when writes are synced, how fast the disk is and the ceiling that follows, the
@@ -122,6 +131,8 @@ async def gather(settings: Settings) -> Facts:
                 if broker.jetstream:
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
+                    disk_level = await read_disk_level(connection.requests)
+                    levels += [disk_level] if disk_level is not None else []
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
         except (TaskmeshError, nats.errors.Error) as error:
@@ -137,6 +148,7 @@ async def gather(settings: Settings) -> Facts:
         open_files_hard=hard,
         levels=levels,
         high_water_percent=settings.high_water_percent,
+        filling_percent=settings.filling_percent,
         tasks=tasks,
     )
 
@@ -171,8 +183,8 @@ async def probe(url: str) -> BrokerInfo | str:
 
 async def seen_streams(connection: Connection, settings: Settings) -> StreamsSeen | str:
     """What JetStream says of streams and consumers, and its clock; an error's text if it says nothing."""
-    wanted = declared(settings)
     try:
+        wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
         differences = await compare(connection.requests, wanted)
         asked_at = wall_clock()
         try:

@@ -10,7 +10,9 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from mesh.broker.provisioning import Difference, apply, compare, declared
+from mesh.broker.provisioning import Declared, Difference, apply, compare, declared
+from mesh.broker.requests import Requests
+from mesh.broker.sizing import find_sizes
 from mesh.configuration.settings import Settings, load_settings
 from mesh.telemetry import traces
 from meshctl.display import output
@@ -60,9 +62,13 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
+async def _wanted(requests: Requests, settings: Settings) -> Declared:
+    return declared(settings, sizes=await find_sizes(requests, settings.configuration))
+
+
 async def _plan(settings: Settings) -> int:
     async with connected(settings) as connection:
-        differences = await compare(connection.requests, declared(settings))
+        differences = await compare(connection.requests, await _wanted(connection.requests, settings))
     if output.for_people():
         for difference in differences:
             if difference.missing or difference.changes:
@@ -82,8 +88,8 @@ async def _plan(settings: Settings) -> int:
 
 
 async def _apply(settings: Settings) -> int:
-    wanted = declared(settings)
     async with connected(settings) as connection:
+        wanted = await _wanted(connection.requests, settings)
         done = await apply(connection.requests, wanted, update=True)
         left = await compare(connection.requests, wanted)
     if output.for_people():

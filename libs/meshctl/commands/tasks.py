@@ -25,7 +25,7 @@ from meshctl.client import Client, Received
 from meshctl.display import output
 from meshctl.display.rendering import MARK, StreamText, accepted_text, record_text
 from meshctl.display.screen import screen
-from meshctl.display.tables import tasks_table
+from meshctl.display.tables import counts_table, tasks_table
 from meshctl.errors import MeshctlError
 from meshctl.flags import environment_with
 from meshctl.supervision import discovery
@@ -59,9 +59,23 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     cancel.add_argument("task", help="id of the task")
     cancel.set_defaults(run=_run_cancel)
 
-    text = "Print tasks, the most recently changed first."
+    text = (
+        "Print tasks, the most recently changed first, without their outputs. With --counts: how many there are of each"
+        " status."
+    )
     listing = commands.add_parser("list", parents=[common], help="list tasks", description=text)
     listing.add_argument("--status", choices=STATUSES, metavar="STATUS", help=f"only: {', '.join(STATUSES)}")
+    listing.add_argument(
+        "--metadata",
+        metavar="K=V",
+        type=_pair,
+        action="append",
+        default=[],
+        help="only tasks that have this value in their metadata; may be repeated",
+    )
+    listing.add_argument("--since", metavar="TIME", help="only those that changed last then or later")
+    listing.add_argument("--until", metavar="TIME", help="only those that changed last before then")
+    listing.add_argument("--counts", action="store_true", help="count all tasks instead, by status")
     listing.add_argument("--limit", metavar="N", type=_positive, default=20, help="at most so many [20]")
     listing.add_argument("--all", action="store_true", help="all of them, without a limit")
     listing.set_defaults(run=_run_list)
@@ -252,13 +266,19 @@ async def _cancel(arguments: argparse.Namespace) -> int:
 
 
 async def _list(arguments: argparse.Namespace) -> int:
+    if arguments.counts:
+        return await _counts(arguments)
+    wanted = [(name, getattr(arguments, name)) for name in ("status", "since", "until")]
+    query = [(name, value) for name, value in wanted if value is not None]
+    query += [(f"metadata.{key}", value) for key, value in arguments.metadata]
     left: int | None = None if arguments.all else arguments.limit
     people = output.for_people()
     cursor: str | None = None
     shown = 0
     async with client_of(arguments) as client:
         while left is None or left > 0:
-            page = await client.list(arguments.status, min(left or LIST_PAGE, LIST_PAGE), cursor)
+            paging = [("limit", str(min(left or LIST_PAGE, LIST_PAGE)))]
+            page = await client.list([*query, *paging, *([("cursor", cursor)] if cursor is not None else [])])
             tasks = page.tasks[:left]
             if people:
                 records = [decode(bytes(task), TaskRecord) for task in tasks]
@@ -272,6 +292,16 @@ async def _list(arguments: argparse.Namespace) -> int:
             cursor = page.cursor
             if cursor is None:
                 break
+    return 0
+
+
+async def _counts(arguments: argparse.Namespace) -> int:
+    async with client_of(arguments) as client:
+        answer = await client.counts()
+    if output.for_people():
+        output.show(counts_table(answer.value))
+    else:
+        output.raw_line(answer.raw)
     return 0
 
 

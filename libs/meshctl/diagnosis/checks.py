@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
 from mesh.broker.connection import SERVER_VERSION_MIN
-from mesh.broker.levels import Level, above
+from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing
 from mesh.broker.provisioning import Difference
+from mesh.configuration.storage_table import storage_key
 
 FSYNCS_PER_TASK: Final = 10
 """Synchronous writes of a task of one turn, counted: TASKS takes it (1), task.queued (2), its record as queued (3),
@@ -19,16 +20,17 @@ CEILING_TASKS_PER_SECOND_MIN: Final = 10.0
 """Below it even a small mesh feels its disk: a spinning disk of 100 fsyncs a second is just there."""
 CLOCK_SECONDS_MAX: Final = 1.0
 """The mesh goes by the broker's clock: a machine's own tells people, logs and other programs another time."""
-NEARLY_FULL: Final = 0.8
-"""Of the mark from which on new tasks are refused."""
 _MORE_ROOM_BY_RETENTION: Final = "keep ended tasks for less long (MESH_RETENTION_DAYS)"
 _MORE_ROOM: Final = {
     "EVENTS": _MORE_ROOM_BY_RETENTION,
     "KV_tasks": _MORE_ROOM_BY_RETENTION,
     "DEAD_LETTERS": "give up or delete what nobody will repair (`meshctl dead-letters`)",
     "TIMERS": "end what nobody will answer: each approval, question and deadline has a timer",
-    "OBJ_results": "it holds large results of tools for 30 days",
-    "account": "give the broker more storage",
+    "OBJ_results": "it holds large results of tools for as long as their tasks",
+    "ARCHIVE": _MORE_ROOM_BY_RETENTION,
+    "KV_archive": _MORE_ROOM_BY_RETENTION,
+    ACCOUNT: "give the broker more storage",
+    DISK: "make room on the disk of MESH_HOME, or " + _MORE_ROOM_BY_RETENTION,
 }
 _MORE_ROOM_IN_QUEUES: Final = "start what takes its messages: workers, runners, stewards"
 OPEN_FILES_MIN: Final = 4096
@@ -95,6 +97,7 @@ class Facts(NamedTuple):
     open_files_hard: int
     levels: Sequence[Level] = ()
     high_water_percent: float = 90.0
+    filling_percent: float = 70.0
     tasks: TasksSeen | None = None
 
 
@@ -109,7 +112,7 @@ def diagnose(facts: Facts) -> list[Check]:
                 checks.append(check_persist_mode(facts.streams.persist_mode))
                 checks.append(check_clock(facts.streams.clock_ahead_seconds))
             if facts.levels:
-                checks.append(check_storage(facts.levels, facts.high_water_percent))
+                checks.append(check_storage(facts.levels, facts.high_water_percent, facts.filling_percent))
         checks.append(check_sync(facts.sync_interval))
     checks.append(check_disk(facts.fsyncs_per_second, facts.sync_interval))
     if facts.services is not None:
@@ -186,17 +189,25 @@ def check_clock(ahead_seconds: float) -> Check:
     )
 
 
-def check_storage(levels: Sequence[Level], high_water_percent: float) -> Check:
+def check_storage(levels: Sequence[Level], high_water_percent: float, filling_percent: float) -> Check:
     """Whether there is room for more tasks, and if not, where."""
     fullest = max(levels, key=lambda level: level.percent)
-    near = above(levels, NEARLY_FULL * high_water_percent)
+    near = above(levels, filling_percent)
     if not near:
         return Check("storage", "ok", f"{fullest.name} is the fullest, {fullest.percent:.0f} % of its limit")
+    full = refusing(levels, high_water_percent)
     detail = ", ".join(f"{level.name} {level.percent:.0f} %" for level in near)
-    remedy = f"{_MORE_ROOM.get(near[0].name, _MORE_ROOM_IN_QUEUES)}; or raise its limit (`nats stream edit`)"
-    if fullest.percent >= high_water_percent:
+    first = (full or near)[0].name
+    remedy = f"{_MORE_ROOM.get(first, _MORE_ROOM_IN_QUEUES)}{_larger(first)}"
+    if full:
         return Check("storage", "fail", f"new tasks are refused: {detail}", remedy)
     return Check("storage", "warn", f"new tasks are refused from {high_water_percent:g} % on: {detail}", remedy)
+
+
+def _larger(name: str) -> str:
+    if name in (ACCOUNT, DISK):
+        return ""
+    return f"; or raise its size (`{storage_key(name)}` in mesh.toml, then `meshctl streams apply`)"
 
 
 def check_sync(sync_interval: str | None) -> Check:

@@ -244,10 +244,11 @@ def record_text(record: TaskRecord) -> str:
 
 
 def first_words(record: TaskRecord) -> str:
-    """What a task came to, or waits for, on one line and cut."""
+    """What went wrong with a task, what it waits for, or what its submitter calls it, on one line and cut."""
     asked = [f"asks: {question.question}" for question in record.questions or []]
     asked += [f"approve {approval.tool}?" for approval in record.approvals or []]
-    told = record.output or (record.error.message if record.error else "; ".join(asked))
+    named = ", ".join(f"{key}={value}" for key, value in (record.metadata or {}).items())
+    told = (record.error.message if record.error else "; ".join(asked)) or named
     text = " ".join(told.split())
     return text if len(text) <= _OUTPUT_CHARACTERS_IN_LIST else text[: _OUTPUT_CHARACTERS_IN_LIST - 1] + "…"
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from contracts.api.dead_letters import ListedDeadLetter
 from contracts.records.providers import ProviderRecord
-from contracts.records.status import LaneStatistics, TaskRecord, WorkerRecord
+from contracts.records.status import LaneStatistics, TaskCounts, TaskRecord, WorkerRecord
 from meshctl.diagnosis.checks import Check
 from meshctl.display.output import printable
 from meshctl.display.rendering import first_words, time_text
@@ -51,7 +51,7 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 def tasks_table(tasks: Sequence[TaskRecord], *, with_head: bool = True) -> Table:
     """Tasks, one on each line. A page after the first has no head, and its columns stand where they stood."""
-    heads = (("TASK", 26), ("STATUS", 13), ("LANE", 16), ("CHANGED", 20), ("OUTPUT", None))
+    heads = (("TASK", 26), ("STATUS", 13), ("LANE", 16), ("CHANGED", 20), ("ABOUT", None))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=with_head)
     for head, width in heads:
         table.add_column(head, min_width=width, no_wrap=True, overflow="ellipsis" if width is None else "ignore")
@@ -64,6 +64,16 @@ def tasks_table(tasks: Sequence[TaskRecord], *, with_head: bool = True) -> Table
             cell(time_text(task.updated_at)),
             cell(first_words(task)),
         )
+    return table
+
+
+def counts_table(counts: TaskCounts) -> Table:
+    """How many tasks there are of each status that has some, and of all."""
+    table = plain_table("STATUS", "TASKS")
+    for status, tasks in counts.counts.items():
+        if tasks:
+            table.add_row(cell(status, _STATUS_STYLES.get(status, "")), f"{tasks:,}")
+    table.add_row("all", f"{sum(counts.counts.values()):,}")
     return table
 
 

@@ -20,6 +20,8 @@ from mesh.configuration.mesh_toml import (
     ScriptedProviderConfiguration,
     ServerConfiguration,
 )
+from mesh.configuration.results_table import ResultsConfiguration
+from mesh.configuration.storage_table import BucketsConfiguration, StorageConfiguration
 from mesh.configuration.tool_tables import (
     SERVERS_MAX,
     HttpGetConfiguration,
@@ -206,6 +208,34 @@ codes = ["deliveries-exhausted", "tool-error"]
 per_hour_max = 10
 """,
         ("critic",),
+    ),
+    Table(
+        "[results]",
+        ResultsConfiguration,
+        """
+[results]
+tenant_share = 0.1
+""",
+        ("results",),
+    ),
+    Table(
+        "[storage]",
+        StorageConfiguration,
+        """
+[storage]
+total = "200GiB"
+results = "40GiB"
+""",
+        ("storage",),
+    ),
+    Table(
+        "[storage.buckets]",
+        BucketsConfiguration,
+        """
+[storage.buckets]
+tasks = "4GiB"
+""",
+        ("storage", "buckets"),
     ),
 )
 """All tables, in the order of the page."""

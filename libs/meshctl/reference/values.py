@@ -10,6 +10,7 @@ from msgspec import inspect
 from contracts.fields import SignalFilter, Tenant
 from mesh.configuration.critic_table import Code
 from mesh.configuration.mesh_toml import Name
+from mesh.configuration.storage_table import SizeText, TotalText
 from mesh.configuration.tool_tables import ServerName, Variable
 from meshctl.reference.markdown import alternatives, code
 
@@ -42,6 +43,8 @@ WORDS: Final = (
     Word("tenant", "tenants", Tenant),
     Word("error code", "error codes", Code),
     Word("signal filter", "signal filters", SignalFilter),
+    Word("size", "sizes", SizeText),
+    Word("size or percentage", "sizes or percentages", TotalText),
 )
 
 

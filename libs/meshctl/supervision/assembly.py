@@ -11,13 +11,17 @@ from typing import Final
 
 import structlog
 
+from contracts.records.storage import StoreRoom
+from mesh.background import first_of
 from mesh.configuration.settings import Address, Settings
 from meshctl.errors import StartFailed
 from meshctl.supervision.broker_setup import provision
-from meshctl.supervision.embedded_broker import Broker, check_port
+from meshctl.supervision.embedded_broker import Broker, check_port, with_memory_limit
 from meshctl.supervision.home import Addresses, Home
 from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
 from meshctl.supervision.stops import Stops
+from meshctl.supervision.store_room import room_at_start
+from meshctl.supervision.store_watch import watch_store
 
 log = structlog.get_logger("meshctl")
 
@@ -53,6 +57,7 @@ class Assembly:
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
         self._broker: Broker | None = None
+        self._store_watch: asyncio.Task[None] | None = None
         self._services: list[ServiceProcess] = []
 
     async def start(self) -> None:
@@ -66,15 +71,21 @@ class Assembly:
             self.nats_url = settings.nats_url
         else:
             self._progress("starting nats-server")
-            self._broker = Broker(settings, self.home, self._environment, self._lock)
+            room = await self._room()
+            self._broker = Broker(
+                settings, self.home, with_memory_limit(self._environment, room.memory_bytes), self._lock
+            )
             self._supervisor.start(self._broker)
             await self._until_ready([self._broker], give_up_at)
             self.nats_url = self._broker.url
+            await self._watch_store(room, give_up_at)
         self._progress("looking at the streams")
         await provision(replace(settings, nats_url=self.nats_url), ours=self._broker is not None)
 
         self._environment["MESH_HOME"] = str(self.home.path)
         self._environment["MESH_NATS_URL"] = self.nats_url
+        # An ingress that is started again goes on with the index of its predecessor.
+        self._environment["MESH_INDEX_FOLDER"] = str(settings.index_folder or self.home.index)
         self._progress("starting the services")
         edge = self._start_service("stream_edge", address_variable="MESH_EDGE_ADDRESS")
         if settings.edge_address.port == 0:
@@ -103,6 +114,9 @@ class Assembly:
         drain_seconds = self._settings.drain_seconds if is_given else DRAIN_SECONDS
         hurry_after_seconds = None if is_given else DRAIN_SECONDS
         await self._supervisor.stop(list(self._services), drain_seconds + DRAIN_MARGIN_SECONDS, hurry_after_seconds)
+        if self._store_watch is not None:
+            self._store_watch.cancel()
+            await asyncio.gather(self._store_watch, return_exceptions=True)
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
         self._supervisor.close()
@@ -136,6 +150,24 @@ class Assembly:
         self._services.append(process)
         self._supervisor.start(process)
         return process
+
+    async def _room(self) -> StoreRoom:
+        """How much room the store has, before the broker takes any."""
+        store = self.home.jetstream
+        try:
+            store.mkdir(mode=0o700, exist_ok=True)
+            return await asyncio.to_thread(room_at_start, self._settings.configuration, store)
+        except OSError as error:
+            raise StartFailed(f"can't use {store}: {error.strerror or error}") from None
+
+    async def _watch_store(self, room: StoreRoom, give_up_at: float) -> None:
+        """Tell from now on how much room there is: sizes come from it, and refusals."""
+        serving = asyncio.Event()
+        settings = replace(self._settings, nats_url=self.nats_url)
+        self._store_watch = asyncio.create_task(watch_store(settings, self.home.jetstream, room, serving))
+        await first_of(serving, seconds=max(0.0, give_up_at - asyncio.get_running_loop().time()))
+        if not serving.is_set():
+            raise StartFailed("nats-server gives no answer", ("nats_server",))
 
     async def _until_ready(self, processes: Sequence[Supervised], give_up_at: float) -> None:
         await self._supervisor.until_ready(processes, max(0.0, give_up_at - asyncio.get_running_loop().time()))

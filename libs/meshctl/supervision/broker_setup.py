@@ -11,6 +11,7 @@ import structlog
 
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, compare, declared
+from mesh.broker.sizing import find_sizes
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable
 from meshctl.supervision.embedded_broker import without_password
@@ -36,11 +37,13 @@ async def provision(settings: Settings, *, ours: bool) -> None:
     """Create what is missing. What differs stays, and is only said: a running mesh, or its operator, may need it so.
 
     `ours`: the broker serves this mesh alone. Then its consumers follow the settings, since workers do: a lease that
-    only one of the two sides knows of is none.
+    only one of the two sides knows of is none. And its streams grow to the sizes that there is room for.
     """
-    wanted = declared(settings)
     async with connected(settings) as connection:
-        await apply(connection.requests, wanted, update=False)
+        wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
+        for difference in await apply(connection.requests, wanted, update=False, grow=ours):
+            if not difference.missing:
+                log.info("stream.grown", difference=str(difference))
         if ours:
             await apply(connection.requests, wanted._replace(streams=[]), update=True)
         for difference in await compare(connection.requests, wanted):

@@ -44,6 +44,7 @@ class Home:
         self.nats_config = self.path / "nats.conf"
         self.nats_ports = self.path / "ports"
         self.jetstream = self.path / "jetstream"
+        self.index = self.path / "index"
 
     def create(self) -> None:
         """Make the folders; readable for their owner alone, since journals hold what users wrote."""

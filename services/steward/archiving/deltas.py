@@ -13,12 +13,14 @@ from contracts.errors import TaskmeshError
 from contracts.journal import events
 from contracts.journal.events import decode_event
 from contracts.streams import EVENTS
+from mesh import faults
+from mesh.archive.writing import in_flight
 from mesh.broker.direct_get import Stored
 from mesh.broker.milestones import MilestoneReader, first_event
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
-from steward.archiving.packer import in_flight, purge
-from steward.walks.walking import Walking
+from steward.archiving.packer import purge
+from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
 
@@ -50,7 +52,7 @@ class DeltasDue:
 def add_due(
     due: DeltasDue, milestones: Iterable[Stored], cutoff: datetime, future: datetime, *, of_ended: bool
 ) -> None:
-    """Add which deltas may go by the next milestones of all journals: those of turns whose end was stored by `cutoff`.
+    """Add which deltas may go by the next messages of all journals: those of turns whose end was stored by `cutoff`.
 
     `of_ended`: also where the task has ended since, and is not about to be packed anyway. What is stamped behind
     `future`, and what can't be read, is passed over: it must not keep the others.
@@ -89,7 +91,7 @@ class Deltas:
     async def round(self, at: datetime) -> bool:
         """Purge what is due of one piece; whether more may be. Raises `TaskmeshError`."""
         cutoff, future = at - self._age, at + FUTURE
-        piece = await self._walking.take(at, lambda after, to: self._first_due(after, to, cutoff, future))
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
         if piece is None:
             return False
         due = DeltasDue(piece.from_ - 1)
@@ -106,16 +108,15 @@ class Deltas:
         metrics.kept("deltas", len(due.below))
         for subject, error in due.unreadable:
             log.error("retention.unreadable", subject=subject, error=error)
-        await self._walking.give_back(piece, due.cursor, at)
+        await self._walking.give_back(piece, due.cursor, at, met_young=due.met_young)
         return True
 
-    async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
-        """The first event behind a cursor, if it is due, or passed over."""
+    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
+        """The first event behind a cursor, and whether it is due, or passed over."""
         first = await first_event(self._requests, after)
-        if first is None or (to is not None and first.sequence > to):
-            return None
-        return None if cutoff < first.stored_at <= future else first.sequence
+        return None if first is None else First(first.sequence, not cutoff < first.stored_at <= future)
 
     async def _purge(self, due: tuple[str, int]) -> None:
         subject, below = due
         await purge(self._requests, EVENTS.name, subject, below)
+        faults.reach("after-purge", "deltas")

@@ -12,12 +12,12 @@ from typing import NamedTuple
 from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.journal.events import TERMINAL_TYPES, ToolCompleted, decode_event, decode_head
+from contracts.records.tools import RESULTS_BUCKET
 from mesh.archive.pack import Milestone
 from mesh.broker.direct_get import Stored
 
 GATHERED_BYTES_MAX = 64 * 1024 * 1024
 """Of journals whose end has not come. Beyond that all are let go, and those that end later are read by themselves."""
-RESULTS_BUCKET = "results"
 
 
 class Ended(NamedTuple):

@@ -23,7 +23,7 @@ from mesh.configuration.settings import Settings
 from mesh.telemetry import metrics
 from steward.archiving.gathering import Ended, Gathering
 from steward.archiving.packer import Packed, Packer
-from steward.walks.walking import Walking
+from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
 
@@ -98,7 +98,7 @@ class Packing:
         """Pack a batch of what is due; whether more may be. Raises `TaskmeshError`."""
         due = await self._due(at)
         if self._piece is None:
-            taken = await self._walking.take(at, lambda after, to: self._first_due(due, after, to))
+            taken = await self._walking.take(at, lambda after: self._first_behind(due, after))
             if taken is None:
                 return False
             self._piece = _Piece(self._requests, taken)
@@ -113,7 +113,7 @@ class Packing:
             raise
         if is_over:
             self._piece = None
-            await self._walking.give_back(piece.taken, piece.done_to, at)
+            await self._walking.give_back(piece.taken, piece.done_to, at, met_young=piece.met_young)
         return True
 
     async def _due(self, at: datetime) -> Due:
@@ -128,32 +128,31 @@ class Packing:
             hold_until=at - timedelta(days=self._settings.retention_days),
         )
 
-    async def _first_due(self, due: Due, after: int, to: int | None) -> int | None:
-        """The first event behind a cursor, if so much is due that it is worth a pack."""
+    async def _first_behind(self, due: Due, after: int) -> First | None:
+        """The first message behind a cursor, and whether so much is due that it is worth a pack."""
         first = await self._first_of_its_time(due, after)
-        if first is None or (to is not None and first.sequence > to):
+        if first is None:
             return None
-        if not due.is_due(first.sequence, first.stored_at):
-            return None
-        if first.stored_at <= due.cutoff - due.gathers:
-            return first.sequence
-        # A whole piece of younger ones is worth it, too.
-        behind = await self._events(first.sequence + PIECE_SEQUENCES, 1)
-        return first.sequence if behind and behind[0].stored_at <= due.cutoff else None
+        is_worth_it = due.is_due(first.sequence, first.stored_at)
+        if is_worth_it and first.stored_at > due.cutoff - due.gathers:
+            # A whole piece of younger ones is worth it, too.
+            behind = await self._messages(first.sequence + PIECE_SEQUENCES, 1)
+            is_worth_it = bool(behind) and behind[0].stored_at <= due.cutoff
+        return First(first.sequence, is_worth_it)
 
     async def _first_of_its_time(self, due: Due, after: int) -> Stored | None:
-        """The first event that is not from the future: those are passed over."""
-        found = await self._events(after, 1)
+        """The first one that is not from the future: those are passed over."""
+        found = await self._messages(after, 1)
         for _ in range(FUTURE_PAGES_MAX):
             for stored in found:
                 if not due.is_from_the_future(stored.stored_at):
                     return stored
             if not found:
                 break
-            found = await self._events(found[-1].sequence, PAGE_EVENTS_MAX)
+            found = await self._messages(found[-1].sequence, PAGE_EVENTS_MAX)
         return None
 
-    async def _events(self, after: int, messages_max: int) -> list[Stored]:
+    async def _messages(self, after: int, messages_max: int) -> list[Stored]:
         # Milestones and deltas alike: they are as old, and a filter would cost the broker all of its subjects.
         return (await read_page(self._requests, EVENTS.name, ">", after, messages_max)).messages
 
@@ -165,6 +164,8 @@ class _Piece:
         self.taken = taken
         self.done_to = taken.from_ - 1
         """Up to here all is packed that was due."""
+        self.met_young = False
+        """Whether it is over because the next message is too young."""
         self._milestones = MilestoneReader(requests)
         self._packer = Packer(requests, taken.from_)
         self._gathering = Gathering()
@@ -183,7 +184,7 @@ class _Piece:
                     self._read_to, is_over = self.taken.to, True
                     break
                 if not due.is_due(stored.sequence, stored.stored_at):
-                    is_over = True
+                    self.met_young = is_over = True
                     break
                 self._read_to = stored.sequence
                 ended = self._add(stored)

@@ -13,6 +13,7 @@ from contracts import subjects
 from contracts.errors import InvalidName, TaskmeshError
 from contracts.messages.envelope import read_envelope
 from contracts.streams import TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from mesh import faults
 from mesh.broker.direct_get import Stored
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
@@ -36,16 +37,14 @@ def sweeps(requests: Requests, record_age: timedelta) -> list[Sweep]:
     records = Sweep(
         "records",
         TASKS_BUCKET.stream_name,
-        ">",  # The same as its own subjects, which the broker would count one by one.
         record_age,
         lambda messages: without_journal(requests, messages),
     )
-    timers = Sweep("timers", TIMERS.name, "timers.at.>", TIMER_AGE, lambda messages: of_ended_tasks(requests, messages))
+    timers = Sweep("timers", TIMERS.name, TIMER_AGE, lambda messages: of_ended_tasks(requests, messages))
     queues = [
         Sweep(
             stream.name.lower(),
             stream.name,
-            ">",
             MESSAGE_AGE,
             lambda messages, name=stream.name: forgotten(requests, name, messages),  # type: ignore[misc]
         )
@@ -63,6 +62,7 @@ async def without_journal(requests: Requests, records: list[Stored]) -> int:
         # Up to the one that was looked at: who writes it anew has a reason.
         body = {"filter": named[task].subject, "seq": named[task].sequence + 1}
         await requests.api(f"STREAM.PURGE.{TASKS_BUCKET.stream_name}", body)
+        faults.reach("after-sweep", "record")
     return len(left_over)
 
 
@@ -77,6 +77,7 @@ async def of_ended_tasks(requests: Requests, timers: list[Stored]) -> int:
     left_over = [subject for subject, task in named.items() if found[task] != "living"]
     for subject in left_over:
         await requests.api(f"STREAM.PURGE.{TIMERS.name}", {"filter": subject})
+        faults.reach("after-sweep", "timer")
     return len(left_over)
 
 
@@ -92,9 +93,10 @@ async def forgotten(requests: Requests, stream: str, messages: list[Stored]) -> 
     found = await standings(requests, set(named.values()))
     swept = 0
     for sequence, (tenant, task) in named.items():
-        if found[tenant, task] in ("living", "absent"):
-            continue  # An absent one may be a task that was accepted, and has still to begin.
-        if found[tenant, task] == "ended":
+        standing = found[tenant, task]
+        if standing == "living" or (standing == "absent" and stream == TASKS.name):
+            continue  # An absent one of TASKS may have been accepted, and have still to begin. Others are gone.
+        if standing == "ended":
             try:
                 journal = await Journal.load(requests, tenant, task)
                 await settle(requests, journal.state, (steps[sequence],), None)
@@ -104,6 +106,7 @@ async def forgotten(requests: Requests, stream: str, messages: list[Stored]) -> 
                 log.error("retention.unreadable", task=task, tenant=tenant, error=str(error))
                 continue
         swept += await requests.delete_message(stream, sequence)
+        faults.reach("after-sweep", "message")
     return swept
 
 
@@ -115,7 +118,7 @@ def _task_of_record(subject: str) -> Task | None:
 def _task_of_timer(subject: str) -> Task | None:
     """The task of a timer that its end makes useless; None of others: a `room` may be about one that has not begun."""
     parts = subject.split(".")
-    if len(parts) != _TIMER_PARTS or parts[2] not in ("approval", "retry", "deadline"):
+    if len(parts) != _TIMER_PARTS or parts[1] != "at" or parts[2] not in ("approval", "retry", "deadline"):
         return None
     return _checked(parts[3], parts[4])
 

@@ -11,7 +11,7 @@ import structlog
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
-from steward.walks.walking import Walking
+from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.sweeps")
 
@@ -24,14 +24,13 @@ FUTURE = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is looked for: in a stream, under a filter, among messages that are at least so old.
+    """What is looked for: in a stream, among messages that are at least so old.
 
-    `take_away` gets a page of them, and returns how many were left over.
+    `take_away` gets a page of them, of whatever subjects, and returns how many were left over.
     """
 
     name: str
     stream: str
-    subject_filter: str
     age: timedelta
     take_away: Callable[[list[Stored]], Awaitable[int]]
 
@@ -47,16 +46,17 @@ class Sweeping:
     async def round(self, at: datetime) -> bool:
         """Look at the next page; whether there may be more. Raises `TaskmeshError`."""
         cutoff, future = at - self._sweep.age, at + FUTURE
-        piece = await self._walking.take(at, lambda after, to: self._first_due(after, to, cutoff, future))
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
         if piece is None:
             return False
         old: list[Stored] = []
-        done_to = piece.from_ - 1
+        done_to, met_young = piece.from_ - 1, False
         for each in await self._page(piece.from_ - 1, PAGE_MESSAGES_MAX):
             if each.sequence > piece.to:
                 done_to = piece.to
                 break
             if cutoff < each.stored_at <= future:
+                met_young = True
                 break
             done_to = each.sequence
             old.append(each)
@@ -64,15 +64,13 @@ class Sweeping:
         if swept:
             log.info("left_over.swept", sweep=self._sweep.name, count=swept)
             metrics.kept(f"swept_{self._sweep.name}", swept)
-        await self._walking.give_back(piece, done_to, at)
+        await self._walking.give_back(piece, done_to, at, met_young=met_young)
         return True
 
-    async def _first_due(self, after: int, to: int | None, cutoff: datetime, future: datetime) -> int | None:
+    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
         found = await self._page(after, 1)
-        if not found or (to is not None and found[0].sequence > to):
-            return None
-        return None if cutoff < found[0].stored_at <= future else found[0].sequence
+        return next((First(each.sequence, not cutoff < each.stored_at <= future) for each in found), None)
 
     async def _page(self, after: int, messages_max: int) -> list[Stored]:
         sweep = self._sweep
-        return (await read_page(self._requests, sweep.stream, sweep.subject_filter, after, messages_max)).messages
+        return (await read_page(self._requests, sweep.stream, ">", after, messages_max)).messages

@@ -1,4 +1,4 @@
 """Walks: long ways along a stream that stewards share, piece by piece.
 
-May import: nothing of `steward`.
+May import: nothing else of `steward`.
 """

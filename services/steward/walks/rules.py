@@ -32,15 +32,26 @@ def owns(walk: WalkRecord, piece: WalkPiece) -> bool:
     return any((each.from_, each.owner) == (piece.from_, piece.owner) for each in walk.pieces)
 
 
-def given_back(walk: WalkRecord, piece: WalkPiece, done_to: int, at: datetime) -> WalkRecord:
-    """The walk once its owner has gone along a piece up to `done_to`. What is left of it is an orphan, or ahead."""
+def given_back(
+    walk: WalkRecord, piece: WalkPiece, done_to: int, at: datetime, *, met_young: bool = False
+) -> WalkRecord:
+    """The walk once its owner has gone along a piece up to `done_to`, where the messages end, or are too young.
+
+    One of which something is left is an orphan, as a whole: by its beginning others know what was packed of it. Of the
+    last one what is left lies ahead, whether it is there or has still to come.
+    """
     others = [each for each in walk.pieces if each.from_ != piece.from_]
     if done_to >= piece.to:
         return replace(walk, pieces=others)
     if walk.cursor == piece.to:
         return replace(walk, cursor=max(done_to, piece.from_ - 1), pieces=others)
-    left = replace(piece, from_=max(done_to + 1, piece.from_), until=at)
-    return replace(walk, pieces=_sorted([*others, left]))
+    left = [replace(piece, until=at)] if met_young else []
+    return replace(walk, pieces=_sorted([*others, *left]))
+
+
+def dissolved(walk: WalkRecord, orphan: WalkPiece, at: datetime) -> WalkRecord:
+    """The walk without an orphan in which nothing is left. The last one reaches into what is still to come."""
+    return given_back(walk, orphan, orphan.from_ - 1 if walk.cursor == orphan.to else orphan.to, at)
 
 
 def begun_anew(walk: WalkRecord, at: datetime, every: timedelta) -> WalkRecord | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import structlog
 
@@ -11,6 +12,7 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.records.walks import WalkPiece, WalkRecord
 from contracts.streams import WALKS_BUCKET
+from mesh import faults
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
@@ -18,15 +20,23 @@ from steward.walks import rules
 
 log = structlog.get_logger("steward.walks")
 
-LEASE = timedelta(seconds=30)
-"""How long a piece is a steward's after it has said so. It says so again at least after each batch."""
+LEASE = timedelta(seconds=45)
+"""How long a piece is a steward's after it has said so. It says so again before each batch, and rests between them."""
 AGAIN_EVERY = timedelta(hours=24)
 """A walk that has come to its end begins anew after that, for the sake of what it has passed over."""
 TRIES_MAX = 20
 """Stewards that write the same record at the same time; one gets in each time."""
 
-FirstDue = Callable[[int, int | None], Awaitable[int | None]]
-"""`(after, to)`: the sequence of the first message behind `after`, if it is there, at most `to`, and due."""
+
+class First(NamedTuple):
+    """The first message behind a cursor, and whether it is worth to begin with it now."""
+
+    sequence: int
+    is_due: bool
+
+
+FirstBehind = Callable[[int], Awaitable[First | None]]
+"""The first message behind a cursor; None if there is none."""
 
 
 class Walking:
@@ -38,15 +48,18 @@ class Walking:
         self._owner = owner
         self._piece_sequences = piece_sequences
 
-    async def take(self, at: datetime, first_due: FirstDue) -> WalkPiece | None:
+    async def take(self, at: datetime, first_behind: FirstBehind) -> WalkPiece | None:
         """A piece that nobody has, in which something is due; None if there is none. Raises `BrokerUnavailable`."""
         for _ in range(TRIES_MAX):
             walk, revision = await self._read()
-            anew = rules.begun_anew(walk, at, AGAIN_EVERY)
+            # What somebody has left goes first, and under its own beginning: who begins elsewhere in it is not told by
+            # the fence of what its former owner has packed there, or still packs.
+            walk, piece = await self._left_by_others(walk, at, first_behind)
+            anew = rules.begun_anew(walk, at, AGAIN_EVERY) if piece is None else None
             if anew is not None:
                 await self._write(anew, revision)
                 continue
-            piece = await self._candidate(walk, at, first_due)
+            piece = piece or await self._new(walk, at, first_behind)
             if piece is None:
                 return None
             after, mine = rules.taken(walk, piece, self._owner, at + LEASE)
@@ -60,21 +73,35 @@ class Walking:
             lambda walk: rules.taken(walk, piece, self._owner, at + LEASE)[0] if rules.owns(walk, piece) else None
         )
 
-    async def give_back(self, piece: WalkPiece, done_to: int, at: datetime) -> None:
-        """Say how far a piece is done. Raises `BrokerUnavailable`."""
-        await self._change(lambda walk: rules.given_back(walk, piece, done_to, at) if rules.owns(walk, piece) else None)
+    async def give_back(self, piece: WalkPiece, done_to: int, at: datetime, *, met_young: bool) -> None:
+        """Say how far a piece is done: to its end, to that of the messages, or to the first one that is too young.
 
-    async def _candidate(self, walk: WalkRecord, at: datetime, first_due: FirstDue) -> WalkPiece | None:
+        Raises `BrokerUnavailable`.
+        """
+        await self._change(
+            lambda walk: (
+                rules.given_back(walk, piece, done_to, at, met_young=met_young) if rules.owns(walk, piece) else None
+            )
+        )
+
+    async def _left_by_others(
+        self, walk: WalkRecord, at: datetime, first_behind: FirstBehind
+    ) -> tuple[WalkRecord, WalkPiece | None]:
+        """A piece whose owner is gone, if something in it is due; the walk without those in which nothing is left."""
         for orphan in rules.orphans(walk, at):
-            # From its own beginning: what was packed of it by its former owner is found by that.
-            if await first_due(orphan.from_ - 1, orphan.to) is not None:
-                return orphan
-        if len(walk.pieces) >= rules.PIECES_MAX:
+            first = await first_behind(orphan.from_ - 1)
+            if first is None or first.sequence > orphan.to:
+                walk = rules.dissolved(walk, orphan, at)
+            elif first.is_due:
+                return walk, orphan
+        return walk, None
+
+    async def _new(self, walk: WalkRecord, at: datetime, first_behind: FirstBehind) -> WalkPiece | None:
+        first = await first_behind(walk.cursor) if len(walk.pieces) < rules.PIECES_MAX else None
+        if first is None or not first.is_due:
             return None
-        first = await first_due(walk.cursor, None)
-        if first is None:
-            return None
-        return WalkPiece(from_=first, to=first + self._piece_sequences - 1, owner=self._owner, until=at)
+        to = first.sequence + self._piece_sequences - 1
+        return WalkPiece(from_=first.sequence, to=to, owner=self._owner, until=at)
 
     async def _change(self, change: Callable[[WalkRecord], WalkRecord | None]) -> bool:
         for _ in range(TRIES_MAX):
@@ -98,4 +125,7 @@ class Walking:
             return WalkRecord(), entry.revision
 
     async def _write(self, walk: WalkRecord, revision: int) -> bool:
-        return await key_value.compare_and_set(self._requests, WALKS_BUCKET.name, self._name, encode(walk), revision)
+        faults.reach("before-walk", self._name)
+        written = await key_value.compare_and_set(self._requests, WALKS_BUCKET.name, self._name, encode(walk), revision)
+        faults.reach("after-walk", self._name)
+        return written

@@ -17,10 +17,10 @@ from contracts.messages.control import REASON_CHARACTERS_MAX, Edits, ReplayComma
 from contracts.messages.work import ToolWork
 from contracts.records.tools import PROPOSE_REPLAY
 from contracts.tasks import BODY_BYTES_MAX
-from mesh.broker.direct_get import read_page
 from mesh.broker.requests import NO_ROOM, Requests
 from mesh.errors import BrokerError
 from mesh.journal.journal import Journal
+from mesh.journal.reading import milestones_of
 from mesh.task.replays import edits_error, to_repair
 from mesh.task.state import TaskState
 from tool_runner.tools.tool import Call, Tool, ToolRefused, built_in
@@ -145,12 +145,8 @@ async def _outcome(requests: Requests, journal: Journal, command: ReplayCommand)
 
 async def _replayed_by(requests: Requests, tenant: str, task: str, by: str) -> list[StepGen] | None:
     """The steps of the replay that this `by` has asked for, as the journal has it; None if it has none."""
-    after, more = 0, True
-    while more:
-        messages, more = await read_page(requests, "EVENTS", subjects.journal_log(tenant, task), after)
-        for message in messages:
-            event = decode_event(message.payload)
-            if isinstance(event, TaskReplayed) and event.by == by:
-                return event.steps
-            after = message.sequence
+    for message in await milestones_of(requests, tenant, task):
+        event = decode_event(message.payload)
+        if isinstance(event, TaskReplayed) and event.by == by:
+            return event.steps
     return None

@@ -246,7 +246,7 @@ def _quarters(values: list[float]) -> tuple[list[float], list[float]]:
 
 
 def _flat(name: str, first: list[float], second: list[float]) -> Figure:
-    value, limit = max(second), max(first)
+    value, limit = max(second or first), max(first or second)
     return Figure(
         f"edge day: {name}",
         "MiB",

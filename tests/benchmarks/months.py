@@ -25,8 +25,8 @@ TASKS, TASKS_QUICK = 50_000, 5_000
 HOT_TASKS_MAX = 100_000
 """The filler waits while there are more that are not packed: as many as a day of one task a second."""
 STEWARDS = 2
-AHEAD_SECONDS = 2 * 86_400
-"""A day after all that was filled in has become due."""
+AHEAD_SECONDS = 24 * 3600 + 30 * 60
+"""A day, and the quarter of an hour that one may wait for others: all that was filled in is due at once."""
 PARTS = (0.25, 0.5, 1.0)
 """Of all tasks, where memory and disk are measured: a slope needs more than two points."""
 RESIDENT_MIB_MAX = 600.0

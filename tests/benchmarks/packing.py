@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from steward.archiving.packing import GATHERS_SHARE
 from steward.retention import SHARE_MAX
 from tests.benchmarks import places
 from tests.benchmarks.bench import Run, Stage, cpu_seconds, stage
@@ -27,8 +28,8 @@ VARIABLES = {
     "MESH_RECONCILE_AFTER_SECONDS": "86400",
     "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("libs", "services", ".")),
 }
-LONG_AGO_SECONDS = 2 * 86_400
-"""As far ahead all that is stored is due at once."""
+NO_LONGER_SECONDS = (AGE * (1 + GATHERS_SHARE)).total_seconds()
+"""So that nothing waits for more."""
 FEED_TASKS_PER_SECOND = 100
 SHARE_AT_MOST = 0.1
 FULL_PACE = "1"
@@ -70,7 +71,7 @@ class Bench:
 
     async def at_work(self, stewards: int, share: str, seconds: float | None = None) -> Work:
         """Start stewards, let them pack all there is, or for this long, and stop them."""
-        variables = {AHEAD_VARIABLE: str(LONG_AGO_SECONDS), SHARE_VARIABLE: share}
+        variables = {AHEAD_VARIABLE: str(NO_LONGER_SECONDS), SHARE_VARIABLE: share}
         processes = await asyncio.gather(*(self.on.mesh.start(STEWARD, **variables) for _ in range(stewards)))
 
         async def meanwhile() -> None:

@@ -10,6 +10,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
+from mesh.broker.client import HeaderClient
 from mesh.broker.clock_keeper import ClockKeeper
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
@@ -115,7 +116,7 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     The inbox prefix is `_INBOX_<role>`, so that an account can allow each role its own answers only.
     Raises `SettingsError` if the server is too old.
     """
-    client = Client()
+    client = HeaderClient()
     connection = Connection(client, role)
     await client.connect(
         settings.broker_url,

@@ -10,7 +10,6 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
-from mesh.broker.client import HeaderClient
 from mesh.broker.clock_keeper import ClockKeeper
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
@@ -116,7 +115,7 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     The inbox prefix is `_INBOX_<role>`, so that an account can allow each role its own answers only.
     Raises `SettingsError` if the server is too old.
     """
-    client = HeaderClient()
+    client = Client()
     connection = Connection(client, role)
     await client.connect(
         settings.broker_url,

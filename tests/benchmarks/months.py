@@ -35,6 +35,7 @@ DISK_BYTES_MAX = 1.5 * 1024
 START_SECONDS_MAX = 5.0
 TASKS_PER_SECOND_MIN = 100
 """As slowly as a run of any size may go, before it counts as stuck."""
+INDEX_SECONDS_MAX = 900.0
 PROGRESS_SECONDS = 10.0
 POLL_SECONDS = 0.5
 SERVICES = ("ingress", "stream_edge", "steward")
@@ -128,23 +129,27 @@ async def measure(run: Run) -> list[Figure]:
     """Fill, pack and restart; then read as clients do, beside an empty store."""
     count = tasks_of(run)
     hot = max(1_000, count // 50)
+    built_seconds = 0.0
     async with stage(run.folder / "full", **QUIET) as on:
         months = Months(on, Filler(on.connection, f"127.0.0.1:{on.mesh.broker.port}", run.seed), count)
         await months.grow()
         after_kill = await restart(on, signal.SIGKILL)
         say(f"{hot:,} tasks that stay as they are")
         await months.filler.fill(hot)
-        with_hot = await restart(on, signal.SIGTERM, cold=True)
         for service in SERVICES:
-            await on.start(service)
+            await on.start(service, MESH_INDEX_FOLDER=str(run.folder / "index"))
+            if service == "ingress":
+                built_seconds = await reading.until_listed(on, INDEX_SECONDS_MAX)
+        with_hot = await restart(on, signal.SIGTERM, cold=True)
         figures = [*_growth(months), *_restarts(months, after_kill, with_hot, hot)]
-        say("reads")
+        figures.append(Figure("months: tasks a second, as the ingress builds its index", "/s", count / built_seconds))
+        say(f"reads, after the index was built in {built_seconds:.0f} s")
         figures += await _reads(run, months, hot)
         figures.append(_memory("the broker's memory after these reads", broker_mib(on)))
         async with stage(run.folder / "empty", *SERVICES, **QUIET) as empty:
             say("beside an empty store")
             figures += await reading.against_empty(run, on, empty)
-        figures.append(await reading.posts_beside_lists(on, run))
+        figures.append(await reading.posts_beside_lists(on, run, months.of_tenant))
         say("the checker")
         # What was posted meanwhile is none of the ledger's.
         await places.check(on.connection.requests, months.filler.ledger, seed=run.seed, strangers=True)
@@ -156,7 +161,7 @@ async def _reads(run: Run, months: Months, hot: int) -> list[Figure]:
     packed = months.sample(3 * many, 0, count, run.seed)
     cold, warm, followed = packed[:many], packed[many : 2 * many], packed[2 * many :]
     hot_tasks = months.sample(many, count, count + hot, run.seed)
-    what = "; the first reads after a start of broker and ingress, nothing of the store in the page cache"
+    what = "; the first reads after a start of the broker, with nothing of its store in the page cache"
     return [
         *await reading.get_tasks(months.on, "packed, cold", cold, reading.PACKED_MILLISECONDS_MAX, what),
         *await reading.get_tasks(months.on, "packed", warm, reading.PACKED_MILLISECONDS_MAX),

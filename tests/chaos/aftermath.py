@@ -23,8 +23,6 @@ from tests.support.checker import StoredEvent, check_journal, children_of, packe
 from tests.support.clients import Viewer
 from tests.support.waiting import until
 
-RESULTS_GO_WITH_THEIR_PACK = False
-"""Whether dropping a pack takes the large results of its tasks along: from then on none may be left."""
 STAYING_BODY: dict[str, object] = {"input": "!say 3\n!ask Who goes there?\n"}
 CONTINUED_SECONDS = 30.0
 
@@ -150,7 +148,7 @@ class Aftermath:
             return left + [f"task {name} is not packed" for name in mine if name not in found.archive.tasks]
         left += [f"{found.archive_messages} messages are left in ARCHIVE"] if found.archive_messages else []
         left += [f"dead letters are left: {subject}" for subject in found.dead_letters]
-        return left + ([f"a result is left: {name}" for name in found.objects] if RESULTS_GO_WITH_THEIR_PACK else [])
+        return left + [f"a result is left: {name}" for name in found.objects]
 
     def _of_task(self, task: str, journal: list[StoredEvent], found: _Found) -> list[str]:
         problems = check_journal(journal, milestones_only=task in self._witness.partial)

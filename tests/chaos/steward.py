@@ -9,6 +9,7 @@ from types import ModuleType
 from unittest import mock
 
 from mesh.archive import pack
+from mesh.broker import milestones
 from mesh.serving.service import run
 from steward import retention, sweeping
 from steward.__main__ import main
@@ -32,7 +33,7 @@ SHORT: tuple[tuple[ModuleType, str, object], ...] = (
     (kinds, "TIMER_AGE", timedelta(seconds=LEFT_OVER_SECONDS)),
     # Several pieces in a run, several batches in a piece, several packs in a batch.
     (packing, "PIECE_SEQUENCES", 48),
-    (packing, "PAGE_MILESTONES_MAX", 12),
+    (milestones, "PAGE_EVENTS_MAX", 16),
     (packing, "BATCH_TASKS_MAX", 2),
     (pack, "PACK_TASKS_MAX", 1),
     # And one task that is too large for its pack. What is smaller is compressed by itself.

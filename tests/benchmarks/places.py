@@ -27,7 +27,7 @@ class Places:
     """Where tasks are, by `<tenant>.<task>`."""
 
     hot: set[str] = field(default_factory=set)
-    """With a journal in EVENTS."""
+    """With a journal in EVENTS, or anything left of one."""
     records: set[str] = field(default_factory=set)
     packed: Counter[str] = field(default_factory=Counter)
     """How many packs have it, by their directories."""
@@ -39,15 +39,15 @@ class Places:
 async def look(requests: Requests) -> Places:
     """Look through all there is: journals, records, packs with each line, and the bucket of places."""
     found = Places()
-    async for message in _all(requests, "EVENTS", subjects.EVENTS_LOG, PAGE_MESSAGES_MAX):
+    async for message in _all(requests, "EVENTS", PAGE_MESSAGES_MAX):
         journal = subjects.parse_journal(message.subject)
         found.hot.add(subjects.task_key(journal.tenant, journal.task))
-    async for message in _all(requests, "KV_tasks", "$KV.tasks.>", PAGE_MESSAGES_MAX):
+    async for message in _all(requests, "KV_tasks", PAGE_MESSAGES_MAX):
         found.records.add(message.subject.removeprefix("$KV.tasks."))
     located: lookup.Places = {}
-    async for message in _all(requests, "KV_archive", "$KV.archive.>", PAGE_MESSAGES_MAX):
+    async for message in _all(requests, "KV_archive", PAGE_MESSAGES_MAX):
         located |= lookup.places(message.payload)
-    async for message in _all(requests, "ARCHIVE", "archive.*", PACKS_AT_ONCE):
+    async for message in _all(requests, "ARCHIVE", PACKS_AT_ONCE):
         at = message.headers.get(headers.PACK_DIRECTORY)
         if at is not None:
             found.packs += 1
@@ -114,10 +114,11 @@ def _sample(ledger: Ledger, seed: int, numbers: Sequence[int]) -> list[Task]:
     return [ledger[number] for number in random.Random(seed).sample(numbers, min(SAMPLE, len(numbers)))]
 
 
-async def _all(requests: Requests, stream: str, subject_filter: str, messages_max: int) -> AsyncIterator[Stored]:
+async def _all(requests: Requests, stream: str, messages_max: int) -> AsyncIterator[Stored]:
     after = 0
     while True:
-        page = await read_page(requests, stream, subject_filter, after, messages_max, PAGE_BYTES_MAX)
+        # Without a filter: for each page with one the broker counts all of its subjects.
+        page = await read_page(requests, stream, ">", after, messages_max, PAGE_BYTES_MAX)
         for message in page.messages:
             yield message
             after = message.sequence

@@ -136,6 +136,7 @@ async def test_every_metric_of_the_registry_but_those_of_failures_and_triggers_a
         await _run_tasks(mesh, 1)  # What only a whole turn tells: the first worker's figures died with it.
         refused = await client.post(f"{mesh.ingress_url}/v1/tasks", json={"input": "x", "pool": "nowhere"})
         assert refused.status_code == 400
+        await mesh.start("steward", MESH_PACK_AFTER_HOURS="0.0003")
         expected = {
             name: i.unit
             for name, i in REGISTRY.items()

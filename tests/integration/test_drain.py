@@ -117,6 +117,7 @@ async def test_what_was_not_begun_goes_back_at_once_and_what_was_is_waited_for(
         await until(lambda: first.loop.steps_running == 3)
         first.stopping.set()
         await until(lambda: first.loop.steps_running == 1)
+        await claimed.wait()
         async with working(connection, settings, Handler(answer), "two"):
             for work in works:
                 held = (await events_of(connection, work.task, "step.claimed"))[:1]

@@ -1,4 +1,4 @@
-"""The sweeps of a steward, one after the other, a page of each at a time: nothing here is urgent."""
+"""The sweeps of a steward, one after the other, a piece of each at a time: nothing here is urgent."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Sweeps:
             await asyncio.sleep(ROUND_SECONDS)
 
     async def round(self) -> None:
-        """Sweep a page of each kind. Raises `TaskmeshError`."""
+        """Sweep a piece of each kind. Raises `TaskmeshError`."""
         at = self._clock()
         if at is None:
             return

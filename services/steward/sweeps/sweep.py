@@ -1,4 +1,4 @@
-"""One sweep: a walk along a stream, from which what is left over is taken away, a page at a time."""
+"""One sweep: a walk along a stream, from which what is left over is taken away, a piece at a time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from steward.walks.walking import First, Walking
 log = structlog.get_logger("steward.sweeps")
 
 PIECE_SEQUENCES = 4_096
+"""Looked along in one round: each message may cost some requests."""
 PAGE_MESSAGES_MAX = 256
-"""Looked at in one round: each may cost some requests."""
+"""Looked at together."""
 FUTURE = timedelta(minutes=5)
 """What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
 
@@ -44,23 +45,26 @@ class Sweeping:
         self._walking = Walking(requests, f"sweep_{sweep.name}", owner, PIECE_SEQUENCES)
 
     async def round(self, at: datetime) -> bool:
-        """Look at the next page; whether there may be more. Raises `TaskmeshError`."""
+        """Look along the next piece; whether there may be more. Raises `TaskmeshError`."""
         cutoff, future = at - self._sweep.age, at + FUTURE
         piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
         if piece is None:
             return False
-        old: list[Stored] = []
-        done_to, met_young = piece.from_ - 1, False
-        for each in await self._page(piece.from_ - 1, PAGE_MESSAGES_MAX):
-            if each.sequence > piece.to:
-                done_to = piece.to
+        done_to, met_young, swept = piece.from_ - 1, False, 0
+        while done_to < piece.to and not met_young:
+            page = await self._page(done_to, PAGE_MESSAGES_MAX)
+            if not page:
                 break
-            if cutoff < each.stored_at <= future:
-                met_young = True
-                break
-            done_to = each.sequence
-            old.append(each)
-        swept = await self._sweep.take_away(old)
+            old: list[Stored] = []
+            for each in page:
+                met_young = each.sequence <= piece.to and cutoff < each.stored_at <= future
+                if met_young:
+                    break
+                done_to = min(each.sequence, piece.to)
+                if each.sequence > piece.to:
+                    break
+                old.append(each)
+            swept += await self._sweep.take_away(old)
         if swept:
             log.info("left_over.swept", sweep=self._sweep.name, count=swept)
             metrics.kept(f"swept_{self._sweep.name}", swept)

@@ -154,7 +154,7 @@ class ResultSweep:
             return 0
         if await last_from_leader(self._requests, RESULTS.name, told) is not None:
             return 0
-        await object_store.purge(self._requests, RESULTS_BUCKET, chunks)
+        await self._requests.purge(RESULTS.name, chunks)
         return 1
 
     async def _is_old(self, subject: str, before: datetime) -> bool:

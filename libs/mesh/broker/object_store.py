@@ -64,7 +64,7 @@ async def put(
     except NoRoom:
         # Half an object is nobody's, and takes the room that a whole one may find.
         with suppress(TaskmeshError):
-            await purge(requests, bucket, subject)
+            await requests.purge(f"OBJ_{bucket}", subject)
         raise
     return ObjectReference(bucket, name, len(payload), digest)
 
@@ -99,13 +99,8 @@ async def _purge_some(requests: Requests, bucket: str, names: list[str]) -> int:
             # Nobody knows where its chunks are, and a wildcard there would purge those of others.
             log.error("object.unreadable", bucket=bucket, name=name)
             continue
-        await purge(requests, bucket, result_objects.chunks_subject(bucket, nuid))
+        await requests.purge(stream, result_objects.chunks_subject(bucket, nuid))
         # Last: while it is there, what somebody who died in between has left is found again.
-        await purge(requests, bucket, subject)
+        await requests.purge(stream, subject)
         purged += 1
     return purged
-
-
-async def purge(requests: Requests, bucket: str, subject_filter: str) -> None:
-    """Purge messages of a bucket; none is as good. Raises `BrokerError`, `BrokerUnavailable`."""
-    await requests.api(f"STREAM.PURGE.OBJ_{bucket}", {"filter": subject_filter})

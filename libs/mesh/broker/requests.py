@@ -199,6 +199,16 @@ class Requests:
             return False
         return True
 
+    async def purge(self, stream: str, subject_filter: str, below: int | None = None) -> None:
+        """Purge messages of a filter; `below`: only those with a lower sequence. Nothing to purge is as good.
+
+        Raises `BrokerError`, `BrokerUnavailable`.
+        """
+        body: dict[str, Any] = {"filter": subject_filter}
+        if below is not None:
+            body["seq"] = below
+        await self.api(f"STREAM.PURGE.{stream}", body)
+
     async def _send(
         self,
         subject: str,

@@ -18,7 +18,7 @@ from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.journal.parts import StepGen
 from contracts.messages.control import RoomCommand
 from contracts.retries import ROOM_POLICY
-from contracts.streams import FIRED_TTL_SECONDS
+from contracts.streams import FIRED_TTL_SECONDS, TIMERS
 from mesh import faults
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -67,7 +67,7 @@ async def purge_timers(requests: Requests, state: TaskState, steps: tuple[str, .
     """Take away timers that are over: of a task that has ended, or of calls that were answered. Never fails."""
     for subject_filter in timers_over(state, steps):
         try:
-            await requests.api("STREAM.PURGE.TIMERS", {"filter": subject_filter})
+            await requests.purge(TIMERS.name, subject_filter)
         except TaskmeshError as error:
             # It fires in vain then.
             log.info("timer.not_purged", filter=subject_filter, error=str(error))

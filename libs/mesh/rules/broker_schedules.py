@@ -86,10 +86,7 @@ async def put_schedule(requests: Requests, rule: TriggerRule, revision: int | No
 
 async def remove_schedule(requests: Requests, tenant: str, rule: str, revision: int | None = None) -> None:
     """Take a schedule away, up to a revision. None that is there is fine. Raises `BrokerError`, `BrokerUnavailable`."""
-    body: dict[str, object] = {"filter": subjects.cron_at(tenant, rule)}
-    if revision is not None:
-        body["seq"] = revision + 1
-    await requests.api("STREAM.PURGE.TIMERS", body)
+    await requests.purge("TIMERS", subjects.cron_at(tenant, rule), revision + 1 if revision is not None else None)
 
 
 _BODY = encode({})

@@ -19,7 +19,6 @@ from mesh.broker.direct_get import Stored
 from mesh.broker.milestones import MilestoneReader, first_event
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
-from steward.archiving.packer import purge
 from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
@@ -118,5 +117,5 @@ class Deltas:
 
     async def _purge(self, due: tuple[str, int]) -> None:
         subject, below = due
-        await purge(self._requests, EVENTS.name, subject, below)
+        await self._requests.purge(EVENTS.name, subject, below)
         faults.reach("after-purge", "deltas")

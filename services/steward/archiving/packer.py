@@ -143,22 +143,11 @@ class Packer:
         ended, revision = stored
         if revision > 0:
             key = f"$KV.{TASKS_BUCKET.name}.{_name(ended)}"
-            await purge(self._requests, TASKS_BUCKET.stream_name, key, revision + 1)
+            await self._requests.purge(TASKS_BUCKET.stream_name, key, revision + 1)
         faults.reach("after-purge", "record")
         journal = subjects.journal(ended.tenant, ended.task)
-        await purge(self._requests, EVENTS.name, journal, ended.end.sequence + 1)
+        await self._requests.purge(EVENTS.name, journal, ended.end.sequence + 1)
         faults.reach("after-purge", "journal")
-
-
-async def purge(requests: Requests, stream: str, subject_filter: str, below: int | None = None) -> None:
-    """Purge a subject; `below`: only what has a lower sequence. Nothing to purge is as good.
-
-    Raises `BrokerUnavailable`, `BrokerError`.
-    """
-    body: dict[str, object] = {"filter": subject_filter}
-    if below is not None:
-        body["seq"] = below
-    await requests.api(f"STREAM.PURGE.{stream}", body)
 
 
 def _name(ended: Ended) -> str:

@@ -18,7 +18,6 @@ from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.object_store import purge_objects
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
-from steward.archiving.packer import purge
 from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
@@ -107,7 +106,7 @@ class Packs:
         ]
 
         async def drop(subject: str) -> None:
-            await purge(self._requests, DEAD_LETTERS.name, subject)
+            await self._requests.purge(DEAD_LETTERS.name, subject)
             faults.reach("after-purge", "dead_letters")
 
         await in_flight(letters, drop)

@@ -60,8 +60,7 @@ async def without_journal(requests: Requests, records: list[Stored]) -> int:
     left_over = [task for task, standing in found.items() if standing in ("packed", "absent")]
     for task in left_over:
         # Up to the one that was looked at: who writes it anew has a reason.
-        body = {"filter": named[task].subject, "seq": named[task].sequence + 1}
-        await requests.api(f"STREAM.PURGE.{TASKS_BUCKET.stream_name}", body)
+        await requests.purge(TASKS_BUCKET.stream_name, named[task].subject, named[task].sequence + 1)
         faults.reach("after-sweep", "record")
     return len(left_over)
 
@@ -76,7 +75,7 @@ async def of_ended_tasks(requests: Requests, timers: list[Stored]) -> int:
     found = await standings(requests, set(named.values()))
     left_over = [subject for subject, task in named.items() if found[task] != "living"]
     for subject in left_over:
-        await requests.api(f"STREAM.PURGE.{TIMERS.name}", {"filter": subject})
+        await requests.purge(TIMERS.name, subject)
         faults.reach("after-sweep", "timer")
     return len(left_over)
 

@@ -26,8 +26,9 @@ from contracts.streams import ARCHIVE, EVENTS, RESULTS
 from mesh.archive.lookup import locate, located
 from mesh.background import repeatedly
 from mesh.broker import object_store
-from mesh.broker.direct_get import journal_exists, last_from_leader, subjects_of, which_are_there
+from mesh.broker.direct_get import journal_exists, last_from_leader, last_of_many, subjects_of
 from mesh.broker.requests import Requests
+from mesh.broker.stream_states import broker_time
 from mesh.loop_health import LoopHealth
 from mesh.telemetry import metrics
 
@@ -83,7 +84,7 @@ class ResultSweep:
         some = dict(self._waiting[:TASKS_PER_ROUND_MAX])
         if not some:
             return swept
-        before = await self._broker_time() - self._left_age
+        before = await broker_time(self._requests, RESULTS.name) - self._left_age
         gone = await self._gone([*some])
         for task, held in some.items():
             if task in gone:
@@ -116,16 +117,12 @@ class ResultSweep:
                 found[parsed[0].tenant, parsed[0].task].halves.append(parsed[0])
         return [*found.items()]
 
-    async def _broker_time(self) -> datetime:
-        info = await self._requests.api(f"STREAM.INFO.{RESULTS.name}")
-        return datetime.fromisoformat(str(info["ts"]))
-
     # Tasks
 
     async def _gone(self, tasks: list[tuple[str, str]]) -> set[tuple[str, str]]:
         """Those that are nowhere. A task is packed before its journal is purged: so it is looked for in that order."""
         logs = {task: subjects.journal_log(*task) for task in tasks}
-        there = await which_are_there(self._requests, EVENTS.name, logs.values())
+        there = await last_of_many(self._requests, EVENTS.name, logs.values())
         missing = [task for task in tasks if logs[task] not in there]
         if not missing:
             return set()

@@ -17,7 +17,7 @@ from contracts.messages.work import TurnWork, decode_work
 from contracts.streams import EVENTS
 from mesh.archive.lookup import journal_of
 from mesh.background import repeatedly
-from mesh.broker.direct_get import Stored, last_sequence, read_page, which_are_there
+from mesh.broker.direct_get import Stored, last_of_many, last_sequence, read_page
 from mesh.broker.requests import NO_ROOM, Requests
 from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable
@@ -81,7 +81,7 @@ class Unbegun:
     async def _begun(self, works: list[TurnWork]) -> set[str]:
         """The tasks that have a journal, as one replica sees it: the fence of an append knows better."""
         logs = {subjects.journal_log(work.tenant, work.task): work.task for work in works}
-        return {logs[there] for there in await which_are_there(self._requests, EVENTS.name, logs)}
+        return {logs[there] for there in await last_of_many(self._requests, EVENTS.name, logs)}
 
     async def _packed(self, works: list[TurnWork]) -> set[str]:
         """Those of them that have ended so long ago that they are packed: their messages were forgotten."""

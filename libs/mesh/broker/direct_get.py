@@ -31,7 +31,7 @@ PAGE_BYTES_MAX = 512 * 1024
 LAST_SUBJECTS_MAX = 1_024
 """The server refuses to look up more at once."""
 LAST_BYTES_MAX = 4 * 1024 * 1024
-"""Of one answer about which subjects are there; what is left is asked for again."""
+"""Of one answer about many subjects; what is left is asked for again."""
 
 
 class Stored(NamedTuple):
@@ -91,25 +91,30 @@ async def last_of_each(requests: Requests, stream: str, *filters: str) -> list[S
     return sorted(stored, key=lambda message: message.sequence)
 
 
-async def which_are_there(requests: Requests, stream: str, names: Iterable[str]) -> set[str]:
-    """Which of these subjects, of `LAST_SUBJECTS_MAX` at most, have a message, as one replica sees it.
+async def last_of_many(
+    requests: Requests, stream: str, names: Iterable[str], bytes_max: int = LAST_BYTES_MAX
+) -> dict[str, Stored]:
+    """The last message of each of these subjects that has one, as one replica sees it. `LAST_SUBJECTS_MAX` at most.
 
-    Raises `BrokerUnavailable`.
+    However large they are: `bytes_max` bounds one answer, and what is left is asked for again. Raises
+    `BrokerUnavailable`.
     """
-    missing = {*names}
-    there: set[str] = set()
+    missing = [*dict.fromkeys(names)]
+    found: dict[str, Stored] = {}
     while missing:
-        body = {"multi_last": sorted(missing), "max_bytes": LAST_BYTES_MAX}
+        body = {"multi_last": missing, "max_bytes": bytes_max}
         messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
-        found = {(message.headers or {})[headers.SUBJECT] for message in messages}
-        there |= found
-        missing -= found
+        for message in messages:
+            stored = _stored(message.headers or {}, message.data)
+            found[stored.subject] = stored
         status_headers = last.headers or {}
-        if status_headers.get(headers.STATUS) not in ("204", "404"):
-            raise BrokerUnavailable(f"direct get from {stream} answered {status_headers.get(headers.STATUS)}")
+        status = status_headers.get(headers.STATUS)
+        if status not in ("204", "404"):
+            raise BrokerUnavailable(f"direct get from {stream} answered {status}")
         if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
             break
-    return there
+        missing = [name for name in missing if name not in found]
+    return found
 
 
 async def subjects_of(requests: Requests, stream: str, subject_filter: str) -> dict[str, int]:
@@ -130,7 +135,16 @@ async def subjects_of(requests: Requests, stream: str, subject_filter: str) -> d
 
 async def read_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
     """Read the message at a sequence; None if it is not, or no longer, there."""
-    answer = await requests.one(f"$JS.API.DIRECT.GET.{stream}", encode({"seq": sequence}))
+    return await _one(requests, stream, {"seq": sequence})
+
+
+async def read_next(requests: Requests, stream: str, subject_filter: str, after: int) -> Stored | None:
+    """Read the first message of a filter with a sequence above `after`; None if there is none."""
+    return await _one(requests, stream, {"seq": after + 1, "next_by_subj": subject_filter})
+
+
+async def _one(requests: Requests, stream: str, body: dict[str, Any]) -> Stored | None:
+    answer = await requests.one(f"$JS.API.DIRECT.GET.{stream}", encode(body))
     status = (answer.headers or {}).get(headers.STATUS)
     if status == "404":
         return None
@@ -175,13 +189,8 @@ def _headers(block: bytes) -> dict[str, str]:
     return {name: value.strip() for name, colon, value in lines if colon}
 
 
-async def first_from_leader(requests: Requests, stream: str, subject: str, after: int = 0) -> Stored | None:
-    """Read the first message of a subject above a sequence from the stream's leader; None is the truth."""
-    return await _from_leader(requests, stream, {"seq": after + 1, "next_by_subj": subject})
-
-
-async def next_from_leader(requests: Requests, stream: str, subject_filter: str, after: int) -> Stored | None:
-    """Read the first message of the filter above a sequence from the stream's leader; None is the truth."""
+async def first_from_leader(requests: Requests, stream: str, subject_filter: str, after: int = 0) -> Stored | None:
+    """Read the first message of a filter above a sequence from the stream's leader; None is the truth."""
     return await _from_leader(requests, stream, {"seq": after + 1, "next_by_subj": subject_filter})
 
 

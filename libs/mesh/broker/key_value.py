@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from contracts import headers
 from contracts.codec import encode
+from mesh.broker.direct_get import last_of_many
 from mesh.broker.requests import REQUEST_TIMEOUT_SECONDS, WRONG_LAST_SEQUENCE, Requests
 from mesh.errors import BrokerError, BrokerUnavailable
 
@@ -38,24 +39,13 @@ async def get(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None
 async def get_many(requests: Requests, bucket: str, keys: Sequence[str]) -> dict[str, KeyValueEntry]:
     """Read the values of up to 1,024 keys, from any replica; what was never there is not in it."""
     prefix = f"$KV.{bucket}."
-    entries: dict[str, KeyValueEntry] = {}
-    missing = [*dict.fromkeys(keys)]
-    while missing:
-        body = {"multi_last": [prefix + key for key in missing], "max_bytes": MANY_BYTES_MAX}
-        messages, last = await requests.many(f"$JS.API.DIRECT.GET.KV_{bucket}", encode(body))
-        for message in messages:
-            found = message.headers or {}
-            value = None if headers.KV_OPERATION in found else message.data
-            key = found[headers.SUBJECT].removeprefix(prefix)
-            entries[key] = KeyValueEntry(value, int(found[headers.SEQUENCE]))
-        status_headers = last.headers or {}
-        status = status_headers.get(headers.STATUS)
-        if status not in ("204", "404"):
-            raise BrokerUnavailable(f"bucket {bucket} answered {status}")
-        if int(status_headers.get(headers.NUM_PENDING, "0")) == 0 or not messages:
-            break
-        missing = [key for key in missing if key not in entries]
-    return entries
+    found = await last_of_many(requests, f"KV_{bucket}", (prefix + key for key in keys), MANY_BYTES_MAX)
+    return {
+        subject.removeprefix(prefix): KeyValueEntry(
+            None if headers.KV_OPERATION in stored.headers else stored.payload, stored.sequence
+        )
+        for subject, stored in found.items()
+    }
 
 
 async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:

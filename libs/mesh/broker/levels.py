@@ -136,8 +136,17 @@ async def read_disk_level(requests: Requests) -> Level | None:
 
 
 async def _read_level(requests: Requests, stream: str) -> Level | None:
+    info = await stream_info(requests, stream)
+    return None if info is None else level_of(info)
+
+
+async def stream_info(requests: Requests, stream: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """What the leader of a stream says of it; None if there is no such stream.
+
+    Raises `BrokerError`, `BrokerUnavailable`.
+    """
     try:
-        return level_of(await requests.api(f"STREAM.INFO.{stream}"))
+        return await requests.api(f"STREAM.INFO.{stream}", body)
     except BrokerError as error:
         if error.number != STREAM_NOT_FOUND:
             raise

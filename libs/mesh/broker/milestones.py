@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from contracts import headers, subjects
-from contracts.codec import encode
+from contracts import subjects
 from contracts.streams import EVENTS
-from mesh.broker.direct_get import PAGE_BYTES_MAX, Stored, read_page
+from mesh.broker.direct_get import PAGE_BYTES_MAX, Stored, read_next, read_page
 from mesh.broker.requests import Requests
-from mesh.errors import BrokerUnavailable
 
 PAGE_EVENTS_MAX = 512
 PAGE_EVENTS_MIN = 8
@@ -53,21 +51,10 @@ class MilestoneReader:
         self._page_events = max(PAGE_EVENTS_MIN, self._page_events // 2)
         if not page.more:
             return Milestones(found, looked_to, more=False)
-        following = await self._next(looked_to)
+        following = await read_next(self._requests, EVENTS.name, subjects.EVENTS_LOG, looked_to)
         if following is None:
             return Milestones(found, looked_to, more=False)
         return Milestones([*found, following], following.sequence, more=True)
-
-    async def _next(self, after: int) -> Stored | None:
-        body = {"seq": after + 1, "next_by_subj": subjects.EVENTS_LOG}
-        answer = await self._requests.one(f"$JS.API.DIRECT.GET.{EVENTS.name}", encode(body))
-        found = answer.headers or {}
-        status = found.get(headers.STATUS)
-        if status == "404":
-            return None
-        if status is not None:
-            raise BrokerUnavailable(f"direct get from {EVENTS.name} answered {status}")
-        return Stored(int(found[headers.SEQUENCE]), found[headers.SUBJECT], answer.data, found)
 
 
 async def first_event(requests: Requests, after: int) -> Stored | None:

@@ -22,7 +22,7 @@ from contracts.streams import (
 )
 from mesh.broker.config_changes import obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
-from mesh.broker.levels import STREAM_NOT_FOUND
+from mesh.broker.levels import STREAM_NOT_FOUND, stream_info
 from mesh.broker.requests import Requests
 from mesh.broker.sizing import Sizes, account_limit_bytes, sizes_by_default
 from mesh.configuration.settings import Settings
@@ -85,7 +85,7 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
     """What differs from the declarations. Raises `BrokerUnavailable`."""
     differences: list[Difference] = []
     for stream in wanted.streams:
-        info = await _info(requests, f"STREAM.INFO.{stream.name}")
+        info = await stream_info(requests, stream.name)
         existing = info["config"] if info else None
         replicas = existing["num_replicas"] if existing else 1
         messages = int(info["state"]["messages"]) if info else 0
@@ -213,15 +213,6 @@ async def _changed(requests: Requests, subject: str, difference: Difference) -> 
     """The existing configuration with what may be changed changed, and what nobody declared left alone."""
     config: dict[str, Any] = (await requests.api(subject))["config"]
     return config | {name: new for name, (new, _) in difference.changes.items()}
-
-
-async def _info(requests: Requests, subject: str) -> dict[str, Any] | None:
-    try:
-        return await requests.api(subject)
-    except BrokerError as error:
-        if error.number == STREAM_NOT_FOUND:
-            return None
-        raise
 
 
 def _difference(

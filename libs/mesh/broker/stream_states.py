@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import NamedTuple
 
-from mesh.broker.levels import STREAM_NOT_FOUND
+from mesh.broker.levels import stream_info
 from mesh.broker.requests import Requests
-from mesh.errors import BrokerError
 
 
 class StreamState(NamedTuple):
@@ -25,7 +25,7 @@ class StreamState(NamedTuple):
 
 async def read_state(requests: Requests, stream: str) -> StreamState | None:
     """How a stream stands; None if there is no such stream. Raises `BrokerError`, `BrokerUnavailable`."""
-    info = await _info(requests, stream)
+    info = await stream_info(requests, stream)
     if info is None:
         return None
     state = info["state"]
@@ -43,20 +43,16 @@ async def deleted_sequences(requests: Requests, stream: str) -> list[int]:
 
     Raises `BrokerError`, `BrokerUnavailable`.
     """
-    info = await _info(requests, stream, {"deleted_details": True})
+    info = await stream_info(requests, stream, {"deleted_details": True})
     return [] if info is None else [int(each) for each in info["state"].get("deleted") or ()]
 
 
 async def messages_on(requests: Requests, stream: str, subject: str) -> int:
     """How many messages a subject has. Raises `BrokerError`, `BrokerUnavailable`."""
-    info = await _info(requests, stream, {"subjects_filter": subject})
+    info = await stream_info(requests, stream, {"subjects_filter": subject})
     return 0 if info is None else int((info["state"].get("subjects") or {}).get(subject, 0))
 
 
-async def _info(requests: Requests, stream: str, body: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    try:
-        return await requests.api(f"STREAM.INFO.{stream}", body)
-    except BrokerError as error:
-        if error.number != STREAM_NOT_FOUND:
-            raise
-        return None
+async def broker_time(requests: Requests, stream: str) -> datetime:
+    """What time it is by the broker's clock, as the leader of a stream has it. Raises `BrokerUnavailable`."""
+    return datetime.fromisoformat(str((await requests.api(f"STREAM.INFO.{stream}"))["ts"]))

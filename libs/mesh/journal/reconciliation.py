@@ -33,6 +33,7 @@ from mesh.broker.direct_get import (
     sequence_from_leader,
 )
 from mesh.broker.requests import Requests
+from mesh.broker.stream_states import broker_time
 from mesh.errors import StepLost
 from mesh.journal.dead_letter_records import UndeliveredMessage
 from mesh.journal.journal import Journal
@@ -112,8 +113,7 @@ class Reconciliation:
 
     async def broker_time(self) -> datetime:
         """What time it is by the broker's clock. Raises `BrokerUnavailable`."""
-        info = await self._requests.api(f"STREAM.INFO.{EVENTS.name}")
-        return datetime.fromisoformat(str(info["ts"]))
+        return await broker_time(self._requests, EVENTS.name)
 
     async def walk(self, cursor: int, at: datetime, records_max: int, open_max: int) -> Walk:
         """The next records, and which of their tasks may wait for something. Raises `BrokerUnavailable`."""

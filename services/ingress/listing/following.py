@@ -17,7 +17,7 @@ from ingress.listing.sources import LETTERS_SOURCE, SOURCES, Source
 from ingress.listing.store import Store
 from ingress.listing.tidying import Tidying
 from mesh.background import repeatedly
-from mesh.broker.direct_get import Stored, next_from_leader, read_page
+from mesh.broker.direct_get import Stored, first_from_leader, read_page
 from mesh.broker.requests import Requests
 from mesh.broker.stream_states import StreamState, read_state
 from mesh.errors import BrokerUnavailable
@@ -159,7 +159,7 @@ class Following:
             if wanted or messages:
                 return wanted
             # Any replica answers, and this one may be behind.
-            following = await next_from_leader(self._requests, source.stream, source.subject_filter, after)
+            following = await first_from_leader(self._requests, source.stream, source.subject_filter, after)
             if following is None or following.sequence > last:
                 return []
             await asyncio.sleep(STALE_PAUSE_SECONDS)

@@ -55,11 +55,9 @@ class Retention:
         clock: Callable[[], datetime | None] = time_of_the_broker,
     ) -> None:
         self._clock = clock
-        age = timedelta(days=settings.retention_days)
-        pack_age = timedelta(hours=settings.pack_after_hours)
         self._packing = Packing(requests, settings, owner)
-        self._deltas = Deltas(requests, timedelta(hours=settings.delta_retention_hours), min(pack_age, age), owner)
-        self._packs = Packs(requests, age, owner)
+        self._deltas = Deltas(requests, timedelta(hours=settings.delta_retention_hours), settings.pack_age, owner)
+        self._packs = Packs(requests, settings.retention_age, owner)
 
     async def run(self) -> None:
         """Keep going round until cancelled."""

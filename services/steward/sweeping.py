@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
 
-from contracts.errors import TaskmeshError
+from mesh.background import repeatedly
 from mesh.broker.provisioning import declared
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
@@ -37,7 +36,7 @@ class Sweeps:
         owner: str,
         clock: Callable[[], datetime | None] = time_of_the_broker,
     ) -> None:
-        age = min(timedelta(hours=settings.pack_after_hours), timedelta(days=settings.retention_days))
+        age = settings.pack_age
         late = min(LATE, age)
         self._clock = clock
         self._sweeping = [Sweeping(requests, sweep, owner) for sweep in sweeps(requests, age + late)]
@@ -46,14 +45,7 @@ class Sweeps:
 
     async def run(self) -> None:
         """Keep sweeping until cancelled."""
-        health = LoopHealth(log, "sweeps.unavailable")
-        while True:
-            try:
-                await self.round()
-                health.succeeded()
-            except TaskmeshError as error:
-                health.failed(error)
-            await asyncio.sleep(ROUND_SECONDS)
+        await repeatedly(self.round, ROUND_SECONDS, LoopHealth(log, "sweeps.unavailable"))
 
     async def round(self) -> None:
         """Sweep a piece of each kind. Raises `TaskmeshError`."""

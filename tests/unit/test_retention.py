@@ -13,6 +13,7 @@ from contracts.journal import events
 from mesh.broker.direct_get import Stored
 from steward.archiving.deltas import DeltasDue, add_due
 from steward.retention import REST_SECONDS_MAX, ROUND_SECONDS, pause_seconds
+from steward.walks.ages import Ages
 from tests.unit.journals import START, TASK, TENANT, HandMadeJournal
 
 HOUR = timedelta(hours=1)
@@ -38,7 +39,7 @@ def stamped(time: datetime) -> dict[str, str]:
 def deltas_due(milestones: list[Stored], cursor: int, cutoff: datetime, *, of_ended: bool = True) -> DeltasDue:
     """What may go of milestones that lie behind a cursor, on the day after their last."""
     due = DeltasDue(cursor)
-    add_due(due, milestones, cutoff, START + 24 * HOUR, of_ended=of_ended)
+    add_due(due, milestones, Ages(START + 24 * HOUR, cutoff), of_ended=of_ended)
     return due
 
 

@@ -77,8 +77,7 @@ class PackWriter:
         `known`: what the keys of the bucket had a moment ago. Raises `Outdated`, and then some of them may be stored:
         look into the archive again. Raises `BrokerUnavailable`, `BrokerError`.
         """
-        if self._last is None:
-            await self.take_over()
+        await self.take_over()
         lines = (_Line(task, pack.line(task)) for task in tasks)
         size = 0
         for members in _packs(_members(lines)):
@@ -129,7 +128,12 @@ class PackWriter:
         return ack.seq
 
     async def take_over(self) -> None:
-        """Make up for what the one who packed here last may have left: a pack whose tasks nobody finds."""
+        """Make up for what the one who packed here last may have left: a pack whose tasks nobody finds.
+
+        Once, and again after `Outdated`. Raises `BrokerUnavailable`, `BrokerError`.
+        """
+        if self._last is not None:
+            return
         last = await last_from_leader(self._requests, ARCHIVE.name, self._subject)
         try:
             directory = directory_of(last) if last is not None else None

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,16 @@ class Settings:
     def waiting_seconds(self) -> float:
         """How long an approval or a question stays open."""
         return self.waiting_hours * 3600
+
+    @property
+    def retention_age(self) -> timedelta:
+        """How long after its end a task goes."""
+        return timedelta(days=self.retention_days)
+
+    @property
+    def pack_age(self) -> timedelta:
+        """How long after its end a task is packed: before it goes, in any case."""
+        return min(timedelta(hours=self.pack_after_hours), self.retention_age)
 
     @property
     def pools(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from mesh.broker.direct_get import Stored
 from mesh.broker.milestones import MilestoneReader, first_event
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
+from steward.walks.ages import Ages, ages
 from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
@@ -30,8 +31,6 @@ BEHIND_PACKING = timedelta(hours=1)
 """Where deltas go no sooner than ended tasks are packed, the walk stays so far behind. What ends is packed by then,
 with its deltas, and the walk meets what goes on: right beside packing it reads all milestones again, and costs as much.
 """
-FUTURE = timedelta(minutes=5)
-"""What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
 
 
 @dataclass(slots=True)
@@ -48,20 +47,18 @@ class DeltasDue:
     """Whether it ended at a milestone that is too young."""
 
 
-def add_due(
-    due: DeltasDue, milestones: Iterable[Stored], cutoff: datetime, future: datetime, *, of_ended: bool
-) -> None:
-    """Add which deltas may go by the next messages of all journals: those of turns whose end was stored by `cutoff`.
+def add_due(due: DeltasDue, milestones: Iterable[Stored], seen: Ages, *, of_ended: bool) -> None:
+    """Add which deltas may go by the next milestones of all journals: those of turns whose end is old enough.
 
-    `of_ended`: also where the task has ended since, and is not about to be packed anyway. What is stamped behind
-    `future`, and what can't be read, is passed over: it must not keep the others.
+    `of_ended`: also where the task has ended since, and is not about to be packed anyway. What is from the future, and
+    what can't be read, is passed over: it must not keep the others.
     """
     for stored in milestones:
-        if cutoff < stored.stored_at <= future:
+        if seen.is_young(stored.stored_at):
             due.met_young = True
             return
         due.cursor = stored.sequence
-        if stored.stored_at > future:
+        if seen.is_from_the_future(stored.stored_at):
             continue
         try:
             journal = subjects.parse_journal(stored.subject)
@@ -89,8 +86,8 @@ class Deltas:
 
     async def round(self, at: datetime) -> bool:
         """Purge what is due of one piece; whether more may be. Raises `TaskmeshError`."""
-        cutoff, future = at - self._age, at + FUTURE
-        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
+        seen = ages(at, self._age)
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, seen))
         if piece is None:
             return False
         due = DeltasDue(piece.from_ - 1)
@@ -98,7 +95,7 @@ class Deltas:
         while not is_over:
             page = await self._milestones.read(due.cursor)
             here = [stored for stored in page.messages if stored.sequence <= piece.to]
-            add_due(due, here, cutoff, future, of_ended=self._of_ended)
+            add_due(due, here, seen, of_ended=self._of_ended)
             is_over = due.met_young or not page.more
             if not due.met_young:
                 due.cursor = min(page.looked_to, piece.to)
@@ -110,10 +107,10 @@ class Deltas:
         await self._walking.give_back(piece, due.cursor, at, met_young=due.met_young)
         return True
 
-    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
+    async def _first_behind(self, after: int, seen: Ages) -> First | None:
         """The first event behind a cursor, and whether it is due, or passed over."""
         first = await first_event(self._requests, after)
-        return None if first is None else First(first.sequence, not cutoff < first.stored_at <= future)
+        return None if first is None else First(first.sequence, not seen.is_young(first.stored_at))
 
     async def _purge(self, due: tuple[str, int]) -> None:
         subject, below = due

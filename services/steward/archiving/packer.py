@@ -61,21 +61,17 @@ class Packer:
     def __init__(self, requests: Requests, piece: int) -> None:
         self._requests = requests
         self._writer = PackWriter(requests, subjects.archive(piece))
-        self._is_taken_over = False
 
     async def pack(self, batch: Sequence[Ended]) -> Packed:
         """Move tasks into the archive. Raises `BrokerUnavailable`, `BrokerError`; all of it may then be done again."""
         while True:
             done = Packed()
             try:
-                if not self._is_taken_over:
-                    await self._writer.take_over()
-                    self._is_taken_over = True
+                await self._writer.take_over()
                 stored = await self._store(batch, done)
                 break
             except Outdated as error:
                 log.info("archive.outdated", reason=str(error))
-                self._is_taken_over = False
         await in_flight(stored, self._purge)
         return done
 

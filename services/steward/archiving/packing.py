@@ -23,6 +23,7 @@ from mesh.configuration.settings import Settings
 from mesh.telemetry import metrics
 from steward.archiving.gathering import Ended, Gathering
 from steward.archiving.packer import Packed, Packer
+from steward.walks.ages import Ages, ages
 from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
@@ -37,8 +38,6 @@ PAGE_EVENTS_MAX = 512
 GATHERS = timedelta(minutes=15)
 GATHERS_SHARE = 0.1
 """How long what is due may wait for more, so that a quiet mesh makes no pack of each task. Of a short age a part."""
-FUTURE = timedelta(minutes=5)
-"""What is stamped so far ahead was stored while the broker's clock was wrong: nobody may wait for that time."""
 FUTURE_PAGES_MAX = 100
 """Looked at in one round for the first that is of its time."""
 UNDER_PRESSURE_AGE = timedelta(minutes=10)
@@ -47,30 +46,25 @@ UNDER_PRESSURE_AGE = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What may be packed: what was stored by `cutoff`, and up to `sequence`, unless it is as old as `hold_until`."""
+    """What may be packed: what is old enough, and, unless it is as old as `hold_until`, lies up to `sequence`."""
 
-    at: datetime
-    cutoff: datetime
+    seen: Ages
     gathers: timedelta
     sequence: int | None
     hold_until: datetime
 
     def is_due(self, sequence: int, stored_at: datetime) -> bool:
-        """Whether a milestone is."""
-        if stored_at > self.at + FUTURE:
+        """Whether a milestone is, or is passed over."""
+        if self.seen.is_from_the_future(stored_at):
             return True
         if self.sequence is not None and sequence > self.sequence and stored_at > self.hold_until:
             return False
-        return stored_at <= self.cutoff
-
-    def is_from_the_future(self, stored_at: datetime) -> bool:
-        """Whether it is passed over for the stamp that it has."""
-        return stored_at > self.at + FUTURE
+        return not self.seen.is_young(stored_at)
 
 
 def age_to_pack(settings: Settings, hot_tasks: int) -> timedelta:
     """How long after its end a task is packed, with so many tasks that are not."""
-    age = min(timedelta(hours=settings.pack_after_hours), timedelta(days=settings.retention_days))
+    age = settings.pack_age
     return min(age, UNDER_PRESSURE_AGE) if hot_tasks > settings.hot_tasks_max else age
 
 
@@ -121,11 +115,10 @@ class Packing:
         age = age_to_pack(self._settings, hot_tasks)
         unread = unread_from(await all_consumers(self._requests, EVENTS.name))
         return Due(
-            at=at,
-            cutoff=at - age,
+            seen=ages(at, age),
             gathers=min(GATHERS, age * GATHERS_SHARE),
             sequence=unread - 1 if unread is not None else None,
-            hold_until=at - timedelta(days=self._settings.retention_days),
+            hold_until=at - self._settings.retention_age,
         )
 
     async def _first_behind(self, due: Due, after: int) -> First | None:
@@ -134,10 +127,10 @@ class Packing:
         if first is None:
             return None
         is_worth_it = due.is_due(first.sequence, first.stored_at)
-        if is_worth_it and first.stored_at > due.cutoff - due.gathers:
+        if is_worth_it and first.stored_at > due.seen.cutoff - due.gathers:
             # A whole piece of younger ones is worth it, too.
             behind = await self._messages(first.sequence + PIECE_SEQUENCES, 1)
-            is_worth_it = bool(behind) and behind[0].stored_at <= due.cutoff
+            is_worth_it = bool(behind) and behind[0].stored_at <= due.seen.cutoff
         return First(first.sequence, is_worth_it)
 
     async def _first_of_its_time(self, due: Due, after: int) -> Stored | None:
@@ -145,7 +138,7 @@ class Packing:
         found = await self._messages(after, 1)
         for _ in range(FUTURE_PAGES_MAX):
             for stored in found:
-                if not due.is_from_the_future(stored.stored_at):
+                if not due.seen.is_from_the_future(stored.stored_at):
                     return stored
             if not found:
                 break
@@ -188,7 +181,7 @@ class _Piece:
                     break
                 self._read_to = stored.sequence
                 ended = self._add(stored)
-                if ended is not None and not due.is_from_the_future(stored.stored_at):
+                if ended is not None and not due.seen.is_from_the_future(stored.stored_at):
                     batch.append(ended)
                     size += sum(len(each.payload) for each in ended.milestones)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import structlog
 
@@ -18,6 +19,7 @@ from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.object_store import purge_objects
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
+from steward.walks.ages import Ages, ages
 from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.archiving")
@@ -28,13 +30,15 @@ PIECE_SEQUENCES = 16
 LOOK_EVERY = timedelta(minutes=1)
 LOOK_SHARE = 0.1
 """A look reads a pack, so that nobody looks more often while nothing is due; of a short age no part of it is lost."""
-FUTURE = timedelta(minutes=5)
-"""What ended so far ahead did so while the broker's clock was wrong: it must not keep those behind it."""
 
 
-def may_go(ended_until: datetime, cutoff: datetime) -> bool:
-    """Whether a pack may go, by when the last of its tasks ended."""
-    return ended_until <= cutoff
+class _Pack(NamedTuple):
+    """A message of ARCHIVE. `directory`: None of a part of a large task, which its pack comes behind, and of what can't
+    be read; these are as old as the broker says."""
+
+    sequence: int
+    directory: PackDirectory | None
+    ended_until: datetime
 
 
 class Packs:
@@ -52,53 +56,44 @@ class Packs:
         rest = min(LOOK_EVERY, self._age * LOOK_SHARE)
         if self._looked_at is not None and timedelta() < at - self._looked_at < rest:
             return False
-        cutoff, future = at - self._age, at + FUTURE
-        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
+        seen = ages(at, self._age)
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, seen))
         self._looked_at = at if piece is None else None
         if piece is None:
             return False
         cursor, met_young = piece.from_ - 1, False
-        while cursor < piece.to:
-            stored = await self._next(cursor)
-            if stored is None or stored.sequence > piece.to:
-                cursor = piece.to if stored is not None else cursor
+        while cursor < piece.to and (pack := await self._next(cursor)) is not None:
+            cursor = min(pack.sequence, piece.to)
+            if pack.sequence > piece.to:
                 break
-            met_young = not await self._is_done_with(stored, cutoff, future)
+            met_young = seen.is_young(pack.ended_until)
             if met_young:
+                cursor = pack.sequence - 1
                 break
-            cursor = stored.sequence
+            if not seen.is_from_the_future(pack.ended_until):
+                await self._drop(pack)
         await self._walking.give_back(piece, cursor, at, met_young=met_young)
         return True
 
-    async def _next(self, after: int) -> Stored | None:
-        page = await read_page(self._requests, ARCHIVE.name, ">", after, 1)
-        return page.messages[0] if page.messages else None
+    async def _next(self, after: int) -> _Pack | None:
+        for stored in (await read_page(self._requests, ARCHIVE.name, ">", after, 1)).messages:
+            directory = _directory(stored)
+            return _Pack(stored.sequence, directory, directory.ended_until if directory else stored.stored_at)
+        return None
 
-    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
-        stored = await self._next(after)
-        return None if stored is None else First(stored.sequence, not self._is_young(stored, cutoff, future))
+    async def _first_behind(self, after: int, seen: Ages) -> First | None:
+        pack = await self._next(after)
+        return None if pack is None else First(pack.sequence, not seen.is_young(pack.ended_until))
 
-    def _is_young(self, stored: Stored, cutoff: datetime, future: datetime) -> bool:
-        directory = _directory(stored)
-        ended_until = directory.ended_until if directory is not None else stored.stored_at
-        return cutoff < ended_until <= future
-
-    async def _is_done_with(self, stored: Stored, cutoff: datetime, future: datetime) -> bool:
-        """Drop a pack, if it is old enough, or pass over it; False if it is too young."""
-        if self._is_young(stored, cutoff, future):
-            return False
-        directory = _directory(stored)
-        ended_until = directory.ended_until if directory is not None else stored.stored_at
-        if not may_go(ended_until, cutoff):
-            return True
-        if directory is not None:
-            await self._drop_what_belongs_to_it(directory)
-            metrics.kept("dropped", len(directory.tasks))
-            log.info("pack.dropped", pack=stored.sequence, tasks=len(directory.tasks), ended_until=str(ended_until))
+    async def _drop(self, pack: _Pack) -> None:
+        if pack.directory is not None:
+            tasks = pack.directory.tasks
+            await self._drop_what_belongs_to_it(pack.directory)
+            metrics.kept("dropped", len(tasks))
+            log.info("pack.dropped", pack=pack.sequence, tasks=len(tasks), ended_until=str(pack.ended_until))
         faults.reach("before-drop", "archive")
-        await self._requests.delete_message(ARCHIVE.name, stored.sequence)
+        await self._requests.delete_message(ARCHIVE.name, pack.sequence)
         faults.reach("after-drop", "archive")
-        return True
 
     async def _drop_what_belongs_to_it(self, directory: PackDirectory) -> None:
         letters = [
@@ -114,7 +109,6 @@ class Packs:
 
 
 def _directory(stored: Stored) -> PackDirectory | None:
-    """What a pack holds; None of a part of a large task, which its pack comes behind, and of what can't be read."""
     try:
         return directory_of(stored)
     except InvalidPayload as error:

@@ -11,6 +11,7 @@ import structlog
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.telemetry import metrics
+from steward.walks.ages import Ages, ages
 from steward.walks.walking import First, Walking
 
 log = structlog.get_logger("steward.sweeps")
@@ -19,8 +20,6 @@ PIECE_SEQUENCES = 4_096
 """Looked along in one round: each message may cost some requests."""
 PAGE_MESSAGES_MAX = 256
 """Looked at together."""
-FUTURE = timedelta(minutes=5)
-"""What is stamped so far ahead was stored while the broker's clock was wrong: it must not keep those behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,8 @@ class Sweeping:
 
     async def round(self, at: datetime) -> bool:
         """Look along the next piece; whether there may be more. Raises `TaskmeshError`."""
-        cutoff, future = at - self._sweep.age, at + FUTURE
-        piece = await self._walking.take(at, lambda after: self._first_behind(after, cutoff, future))
+        seen = ages(at, self._sweep.age)
+        piece = await self._walking.take(at, lambda after: self._first_behind(after, seen))
         if piece is None:
             return False
         done_to, met_young, swept = piece.from_ - 1, False, 0
@@ -57,7 +56,7 @@ class Sweeping:
                 break
             old: list[Stored] = []
             for each in page:
-                met_young = each.sequence <= piece.to and cutoff < each.stored_at <= future
+                met_young = each.sequence <= piece.to and seen.is_young(each.stored_at)
                 if met_young:
                     break
                 done_to = min(each.sequence, piece.to)
@@ -71,9 +70,9 @@ class Sweeping:
         await self._walking.give_back(piece, done_to, at, met_young=met_young)
         return True
 
-    async def _first_behind(self, after: int, cutoff: datetime, future: datetime) -> First | None:
+    async def _first_behind(self, after: int, seen: Ages) -> First | None:
         found = await self._page(after, 1)
-        return next((First(each.sequence, not cutoff < each.stored_at <= future) for each in found), None)
+        return next((First(each.sequence, not seen.is_young(each.stored_at)) for each in found), None)
 
     async def _page(self, after: int, messages_max: int) -> list[Stored]:
         sweep = self._sweep

@@ -54,15 +54,17 @@ class Walking:
             walk, revision = await self._read()
             # What somebody has left goes first, and under its own beginning: who begins elsewhere in it is not told by
             # the fence of what its former owner has packed there, or still packs.
-            walk, piece = await self._left_by_others(walk, at, first_behind)
-            anew = rules.begun_anew(walk, at, AGAIN_EVERY) if piece is None else None
+            left, piece = await self._left_by_others(walk, at, first_behind)
+            anew = rules.begun_anew(left, at, AGAIN_EVERY) if piece is None else None
             if anew is not None:
                 await self._write(anew, revision)
                 continue
-            piece = piece or await self._new(walk, at, first_behind)
+            piece = piece or await self._new(left, at, first_behind)
             if piece is None:
+                if left != walk:
+                    await self._write(left, revision)  # So that nobody looks into them again.
                 return None
-            after, mine = rules.taken(walk, piece, self._owner, at + LEASE)
+            after, mine = rules.taken(left, piece, self._owner, at + LEASE)
             if await self._write(after, revision):
                 return mine
         return None

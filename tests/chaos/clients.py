@@ -37,9 +37,14 @@ Answered = TypeVar("Answered")
 
 async def post(client: httpx.AsyncClient, url: str, body: dict[str, object], key: str) -> httpx.Response:
     """Post until there is an answer that is not for later, as a client does that wants its request carried out once."""
+    return await answered(lambda: client.post(url, json=body, headers={"Idempotency-Key": key}))
+
+
+async def answered(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """Ask until there is an answer that is not for later."""
     while True:
         try:
-            answer = await client.post(url, json=body, headers={"Idempotency-Key": key})
+            answer = await ask()
         except httpx.TransportError:
             pass
         else:

@@ -14,12 +14,11 @@ from typing import Any
 import httpx
 
 from mesh.background import background
-from tests.chaos.clients import post
+from tests.chaos.clients import answered, post
 from tests.support.checker import ClientHistory, StoredEvent, check_followed
 from tests.support.clients import StreamRefused, Viewer
 
 PAUSE_SECONDS = 0.2
-RETRY_SECONDS = 0.05
 FOLLOW_SECONDS = 30.0
 LIST_LIMIT = 100
 
@@ -141,15 +140,7 @@ class Visitor:
 
     async def _get(self, path: str) -> httpx.Response:
         """The answer, once there is one that is not for later."""
-        while True:
-            try:
-                answer = await self._client.get(f"{self._url}{path}")
-            except httpx.TransportError:
-                pass
-            else:
-                if answer.status_code < 500:
-                    return answer
-            await asyncio.sleep(RETRY_SECONDS)
+        return await answered(lambda: self._client.get(f"{self._url}{path}"))
 
     def _missed(self, problem: str) -> None:
         if not self.is_late:

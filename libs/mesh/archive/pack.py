@@ -7,7 +7,7 @@ is, found by its location; one of lists reads the directory alone, found by the 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -16,8 +16,11 @@ import msgspec
 
 from contracts.codec import decode, encode
 from contracts.errors import ErrorInfo, InvalidPayload
+from contracts.journal.events import ToolCompleted, decode_event, decode_head
 from contracts.records.archive import PackDirectory, PackedEvent, PackedTask, PackEntry, PackLocation
 from contracts.records.status import TaskRecord
+from contracts.records.tools import RESULTS_BUCKET
+from mesh.broker.direct_get import Stored
 
 PACK_TASKS_MAX = 512
 PACK_MEMBERS_BYTES_MAX = 512 * 1024
@@ -62,14 +65,43 @@ class Packable:
         return self.milestones[-1].stored_at
 
 
-def line(task: Packable) -> bytes:
-    """A task, as a line of its pack without the line's end."""
+def milestone_of(stored: Stored) -> Milestone:
+    """An event as it lies in EVENTS, without all that the broker says about it."""
+    return Milestone(stored.sequence, stored.stored_at, stored.payload)
+
+
+def packable(record: TaskRecord, milestones: Sequence[Milestone]) -> Packable:
+    """A task with what its journal refers to elsewhere. Raises `InvalidPayload` for what can't be read of it."""
+    return Packable(record, milestones, tuple(_objects_of(milestones)), _has_dead_letters(milestones))
+
+
+def _objects_of(milestones: Sequence[Milestone]) -> Iterator[str]:
+    for each in milestones:
+        if b'"object"' in each.payload:
+            event = decode_event(each.payload)
+            if isinstance(event, ToolCompleted) and event.object is not None and event.object.bucket == RESULTS_BUCKET:
+                yield event.object.name
+
+
+def _has_dead_letters(milestones: Sequence[Milestone]) -> bool:
+    return any(
+        b'"task.dead_lettered"' in each.payload and decode_head(each.payload).type == "task.dead_lettered"
+        for each in milestones
+    )
+
+
+def packed_task(record: TaskRecord, milestones: Sequence[Milestone]) -> PackedTask:
+    """A task as a pack has it, and an export."""
     events = [
         PackedEvent(sequence=each.sequence, stored_at=each.stored_at, event=msgspec.Raw(one_line(each.payload)))
-        for each in task.milestones
+        for each in milestones
     ]
-    record = task.record
-    return encode(PackedTask(tenant=record.tenant, task=record.id, record=record, events=events))
+    return PackedTask(tenant=record.tenant, task=record.id, record=record, events=events)
+
+
+def line(task: Packable) -> bytes:
+    """A task, as a line of its pack without the line's end."""
+    return encode(packed_task(task.record, task.milestones))
 
 
 def member(lines: Sequence[bytes]) -> bytes:

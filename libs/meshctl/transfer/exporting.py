@@ -6,16 +6,14 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
 
-import msgspec
-
 from contracts.codec import decode
 from contracts.errors import TaskmeshError
-from contracts.records.archive import PackedEvent, PackedTask, PackEntry
+from contracts.records.archive import PackedTask, PackEntry
 from contracts.records.status import Status, TaskRecord
 from contracts.streams import TASKS_BUCKET
 from mesh.archive.contents import Unreadable, packed_tasks
 from mesh.archive.lookup import find
-from mesh.archive.pack import one_line
+from mesh.archive.pack import milestone_of, packed_task
 from mesh.broker.direct_get import read_page
 from mesh.broker.requests import Requests
 from mesh.journal.reading import read_milestones
@@ -81,12 +79,4 @@ async def _hot(requests: Requests, record: TaskRecord) -> PackedTask | None:
     milestones = await read_milestones(requests, record.tenant, record.id)
     if not milestones:
         return await find(requests, record.tenant, record.id)
-    return PackedTask(
-        tenant=record.tenant,
-        task=record.id,
-        record=record,
-        events=[
-            PackedEvent(sequence=each.sequence, stored_at=each.stored_at, event=msgspec.Raw(one_line(each.payload)))
-            for each in milestones
-        ],
-    )
+    return packed_task(record, [milestone_of(each) for each in milestones])

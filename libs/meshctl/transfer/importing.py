@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import InvalidPayload, TaskmeshError
-from contracts.journal.events import ToolCompleted, UnknownEvent, decode_event, decode_head
+from contracts.journal.events import UnknownEvent, decode_event
 from contracts.records.archive import PackedTask
-from contracts.records.tools import RESULTS_BUCKET
 from contracts.streams import ARCHIVE_BUCKET
-from mesh.archive.lookup import find
-from mesh.archive.pack import Milestone, Packable
+from mesh.archive.lookup import find, milestones
+from mesh.archive.pack import Packable, milestone_of, packable
 from mesh.archive.writing import Outdated, PackWriter
 from mesh.broker import key_value
 from mesh.broker.direct_get import journal_exists
@@ -45,25 +44,16 @@ def read_line(line: bytes) -> Packable:
     exported = decode(line, PackedTask)
     subjects.task_key(exported.tenant, exported.task)
     state = TaskState(exported.tenant, exported.task)
-    milestones: list[Milestone] = []
-    objects: list[str] = []
-    dead_letters = False
     for each in exported.events:
-        payload = bytes(each.event)
-        event = decode_event(payload)
-        head = decode_head(payload)
+        event = decode_event(bytes(each.event))
         if not isinstance(event, UnknownEvent) and (event.task, event.tenant) != (exported.task, exported.tenant):
             raise InvalidPayload(f"events: one is of task {event.task} of tenant {event.tenant}")
         if each.sequence <= state.revision:
             raise InvalidPayload(f"events: sequence {each.sequence} does not follow {state.revision}")
-        fold(state, each.sequence, event, holes_allowed=True, payload_bytes=len(payload))
-        milestones.append(Milestone(each.sequence, each.stored_at, payload))
-        dead_letters = dead_letters or head.type == "task.dead_lettered"
-        if isinstance(event, ToolCompleted) and event.object is not None and event.object.bucket == RESULTS_BUCKET:
-            objects.append(event.object.name)
+        fold(state, each.sequence, event, holes_allowed=True, payload_bytes=len(bytes(each.event)))
     if state.queued is None or state.terminal is None or state.events_after_end:
         raise InvalidPayload("events: only a task that has ended can be taken, from its task.queued to its end")
-    return Packable(record(state), milestones, tuple(objects), dead_letters)
+    return packable(record(state), [milestone_of(each) for each in milestones(exported)])
 
 
 async def import_tasks(requests: Requests, tasks: Sequence[Packable], done: Imported) -> None:

@@ -155,31 +155,40 @@ class Index:
 
     def list_tasks(self, tenant_name: str, wanted: TaskFilter, limit: int, first: Key | None) -> Found[TaskRecord]:
         """A page of a tenant's tasks, from the key `first` on, or from the newest."""
-        tenant = self._tenants.known(tenant_name)
-        start = _start(first or LAST, None if wanted.until is None else microseconds(wanted.until))
-        since = 0 if wanted.since is None else microseconds(wanted.since)
-        walk = Walk(self._database, tenant, "tasks", wanted.labels, start, since)
 
-        def read(key: Key) -> TaskRecord | None:
+        def read(tenant: int, key: Key) -> TaskRecord | None:
             record = self.tasks.read(tenant, key)
             return record if record is not None and wanted.takes(record) else None
 
-        return _page(walk, read, limit) if tenant != NOBODY else Found([], None)
+        return self._list("tasks", tenant_name, wanted, read, limit, first)
 
     def list_letters(
         self, tenant_name: str, wanted: LetterFilter, limit: int, first: Key | None
     ) -> Found[ListedDeadLetter]:
         """A page of a tenant's dead letters, from the key `first` on, or from the newest."""
-        tenant = self._tenants.known(tenant_name)
-        start = _start(first or LAST, None if wanted.until is None else microseconds(wanted.until))
-        since = 0 if wanted.since is None else microseconds(wanted.since)
-        walk = Walk(self._database, tenant, "letters", wanted.labels, start, since)
 
-        def read(key: Key) -> ListedDeadLetter | None:
+        def read(tenant: int, key: Key) -> ListedDeadLetter | None:
             letter = self.letters.read(tenant, key)
             return letter if letter is not None and wanted.takes(letter) else None
 
-        return _page(walk, read, limit) if tenant != NOBODY else Found([], None)
+        return self._list("letters", tenant_name, wanted, read, limit, first)
+
+    def _list(
+        self,
+        rows: str,
+        tenant_name: str,
+        wanted: TaskFilter | LetterFilter,
+        read: Callable[[int, Key], Row | None],
+        limit: int,
+        first: Key | None,
+    ) -> Found[Row]:
+        tenant = self._tenants.known(tenant_name)
+        if tenant == NOBODY:
+            return Found([], None)
+        start = _start(first or LAST, None if wanted.until is None else microseconds(wanted.until))
+        since = 0 if wanted.since is None else microseconds(wanted.since)
+        walk = Walk(self._database, tenant, rows, wanted.labels, start, since)
+        return _page(walk, lambda key: read(tenant, key), limit)
 
     def counts(self, tenant_name: str) -> dict[Status, int]:
         """How many tasks a tenant has of each status."""

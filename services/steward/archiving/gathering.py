@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from contracts import subjects
 from contracts.errors import TaskmeshError
-from contracts.journal.events import TERMINAL_TYPES, ToolCompleted, decode_event, decode_head
-from contracts.records.tools import RESULTS_BUCKET
-from mesh.archive.pack import Milestone
+from contracts.journal.events import TERMINAL_TYPES, decode_head
+from mesh.archive.pack import Milestone, milestone_of
 from mesh.broker.direct_get import Stored
 
 GATHERED_BYTES_MAX = 64 * 1024 * 1024
@@ -53,7 +52,7 @@ class Gathering:
         gathered = self._open.get(stored.subject)
         if gathered is None:
             gathered = self._open[stored.subject] = _Open(is_whole=head.n == 0)
-        milestone = Milestone(stored.sequence, stored.stored_at, stored.payload)
+        milestone = milestone_of(stored)
         gathered.milestones.append(milestone)
         self._bytes += len(stored.payload)
         if head.type in TERMINAL_TYPES:
@@ -69,22 +68,3 @@ class Gathering:
         gathered = self._open.pop(subject, None)
         if gathered is not None:
             self._bytes -= sum(len(each.payload) for each in gathered.milestones)
-
-
-def objects_of(milestones: tuple[Milestone, ...]) -> tuple[str, ...]:
-    """Names in the object store that a journal refers to. Raises `TaskmeshError`."""
-    found = []
-    for each in milestones:
-        if b'"object"' in each.payload:
-            event = decode_event(each.payload)
-            if isinstance(event, ToolCompleted) and event.object is not None and event.object.bucket == RESULTS_BUCKET:
-                found.append(event.object.name)
-    return tuple(found)
-
-
-def has_dead_letters(milestones: tuple[Milestone, ...]) -> bool:
-    """Whether a step of the journal gave up. Raises `TaskmeshError`."""
-    return any(
-        b'"task.dead_lettered"' in each.payload and decode_head(each.payload).type == "task.dead_lettered"
-        for each in milestones
-    )

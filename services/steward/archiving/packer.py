@@ -21,7 +21,7 @@ from contracts.records.status import ENDED, TaskRecord
 from contracts.streams import ARCHIVE, ARCHIVE_BUCKET, EVENTS, TASKS_BUCKET
 from mesh import faults
 from mesh.archive.lookup import directory_of, places
-from mesh.archive.pack import Milestone, Packable
+from mesh.archive.pack import Milestone, Packable, milestone_of, packable
 from mesh.archive.writing import Outdated, PackWriter, in_flight
 from mesh.broker import key_value
 from mesh.broker.direct_get import sequence_from_leader
@@ -32,7 +32,7 @@ from mesh.journal.reading import read_milestones
 from mesh.task.fold import fold
 from mesh.task.records import record as record_of
 from mesh.task.state import TaskState
-from steward.archiving.gathering import Ended, has_dead_letters, objects_of
+from steward.archiving.gathering import Ended
 
 log = structlog.get_logger("steward.archiving")
 
@@ -128,11 +128,7 @@ class Packer:
     async def _read_journal(self, ended: Ended) -> tuple[Milestone, ...]:
         """The milestones of a journal that had begun before the piece of the walk."""
         found = await read_milestones(self._requests, ended.tenant, ended.task)
-        return tuple(
-            Milestone(each.sequence, each.stored_at, each.payload)
-            for each in found
-            if each.sequence <= ended.end.sequence
-        )
+        return tuple(milestone_of(each) for each in found if each.sequence <= ended.end.sequence)
 
     async def _purge(self, stored: _Stored) -> None:
         """Take a task away that is in the archive. Its journal goes last: the walk finds by it what was left."""
@@ -154,7 +150,7 @@ def _packable(ended: Ended, milestones: tuple[Milestone, ...], entry: KeyValueEn
     """A task as it is packed. Raises `InvalidPayload`."""
     if not milestones or milestones[-1].sequence != ended.end.sequence:
         raise InvalidPayload("its journal can't be read whole")
-    return Packable(_record(ended, milestones, entry), milestones, objects_of(milestones), has_dead_letters(milestones))
+    return packable(_record(ended, milestones, entry), milestones)
 
 
 def _record(ended: Ended, milestones: tuple[Milestone, ...], entry: KeyValueEntry | None) -> TaskRecord:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import structlog
@@ -29,6 +30,8 @@ ROUND_SECONDS = 1.0
 """At least this long between rounds when nothing more is due."""
 SHARE_MAX = 0.1
 """How much of the time rounds may take while more is due: what they do not use is for those who wait."""
+LEAVE_SECONDS_MAX = 2.0
+"""A lease that can't be given back ends by itself."""
 REST_SECONDS_MAX = 30.0
 """A round that stalled with its broker says nothing of how long the next one takes."""
 
@@ -61,6 +64,12 @@ class Retention:
 
     async def run(self) -> None:
         """Keep going round until cancelled."""
+        try:
+            await self._rounds()
+        finally:
+            await self._leave()
+
+    async def _rounds(self) -> None:
         health = LoopHealth(log, "retention.unavailable")
         while True:
             began_at = time.monotonic()
@@ -71,6 +80,14 @@ class Retention:
             except TaskmeshError as error:
                 health.failed(error)
             await asyncio.sleep(pause_seconds(time.monotonic() - began_at, more=more))
+
+    async def _leave(self) -> None:
+        """So that nobody has to wait for the lease of one that was told to stop."""
+        at = self._clock()
+        with suppress(TaskmeshError, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS_MAX):
+                if at is not None:
+                    await self._packing.leave(at)
 
     async def round(self) -> bool:
         """Do the next piece of each walk; whether more may be due. Raises `TaskmeshError`."""

@@ -125,7 +125,8 @@ class Population:
         infos = [await self.on.connection.requests.api(f"STREAM.INFO.{name}") for name in ("EVENTS", "KV_tasks")]
         events, records = (int(info["state"]["messages"]) for info in infos)
         young = self.count - 2 * self.due
-        events_left = young * EVENTS_OF_TASK + len(self.waiting) * LOG_EVENTS + len(self.followed) * FOLLOWED_EVENTS
+        # Of those that wait the delta, too: it goes later than what has ended is packed.
+        events_left = young * EVENTS_OF_TASK + len(self.waiting) * (LOG_EVENTS + 1) + len(self.followed) * FOLLOWED_EVENTS
         return events <= events_left and records <= young + len(self.waiting)
 
     async def check(self) -> None:

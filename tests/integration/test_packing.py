@@ -38,6 +38,7 @@ from steward.archiving.packs import Packs
 from steward.retention import Retention
 from tests.support.past import PastJournal, PastTask, store, stored_messages
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -284,6 +285,27 @@ async def test_one_that_was_taken_for_dead_and_comes_back_packs_nothing_twice(
         pass
     packed = await packed_ids(connection)
     assert sorted(packed) == sorted(ids)
+    assert await left_of(connection, *ids) == set()
+
+
+async def test_what_a_steward_leaves_that_is_told_to_stop_is_gone_on_with_at_once(
+    connection: Connection, settings: Settings
+) -> None:
+    requests, at = connection.requests, tomorrow()
+    ids = await store(requests, [PastTask(ended=True)] * (packing.BATCH_TASKS_MAX + 100))
+    retaining = asyncio.create_task(Retention(requests, settings, "first", lambda: at).run())
+
+    async def is_between_batches() -> bool:
+        return len(await packed_ids(connection)) == packing.BATCH_TASKS_MAX
+
+    await until(is_between_batches)
+    retaining.cancel()
+    await asyncio.gather(retaining, return_exceptions=True)
+    assert await left_of(connection, *ids) != set()
+    second = Packing(requests, settings, "second")
+    while await second.round(at):
+        pass
+    assert sorted(await packed_ids(connection)) == sorted(ids)
     assert await left_of(connection, *ids) == set()
 
 

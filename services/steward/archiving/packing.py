@@ -102,13 +102,19 @@ class Packing:
             return True
         try:
             is_over = await piece.batch(due)
-        except BaseException:
+        except Exception:
             self._piece = None  # What was gathered may be gone on from elsewhere: it is taken anew when its lease ends.
             raise
         if is_over:
             self._piece = None
             await self._walking.give_back(piece.taken, piece.done_to, at, met_young=piece.met_young)
         return True
+
+    async def leave(self, at: datetime) -> None:
+        """Let others go on with what is in work here. Raises `BrokerUnavailable`."""
+        if self._piece is not None:
+            await self._walking.leave(self._piece.taken, at)
+            self._piece = None
 
     async def _due(self, at: datetime) -> Due:
         hot_tasks = int((await self._requests.api(f"STREAM.INFO.{TASKS_BUCKET.stream_name}"))["state"]["messages"])

@@ -45,8 +45,13 @@ def given_back(
         return replace(walk, pieces=others)
     if walk.cursor == piece.to:
         return replace(walk, cursor=max(done_to, piece.from_ - 1), pieces=others)
-    left = [replace(piece, until=at)] if met_young else []
-    return replace(walk, pieces=_sorted([*others, *left]))
+    return left(walk, piece, at) if met_young else replace(walk, pieces=others)
+
+
+def left(walk: WalkRecord, piece: WalkPiece, at: datetime) -> WalkRecord:
+    """The walk once the owner of a piece goes without having come to its end: another may take it at once."""
+    others = [each for each in walk.pieces if each.from_ != piece.from_]
+    return replace(walk, pieces=_sorted([*others, replace(piece, until=at)]))
 
 
 def dissolved(walk: WalkRecord, orphan: WalkPiece, at: datetime) -> WalkRecord:

@@ -86,6 +86,10 @@ class Walking:
             )
         )
 
+    async def leave(self, piece: WalkPiece, at: datetime) -> None:
+        """Say that this steward goes, wherever it is in a piece. Raises `BrokerUnavailable`."""
+        await self._change(lambda walk: rules.left(walk, piece, at) if rules.owns(walk, piece) else None)
+
     async def _left_by_others(
         self, walk: WalkRecord, at: datetime, first_behind: FirstBehind
     ) -> tuple[WalkRecord, WalkPiece | None]:

@@ -21,8 +21,9 @@ from contracts.messages.envelope import read_envelope
 from contracts.messages.work import Work, decode_work
 from mesh.background import repeatedly
 from mesh.broker.consumer_lists import all_consumers
-from mesh.broker.direct_get import Stored, read_page, read_sequence
+from mesh.broker.direct_get import Stored, read_sequence
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import Scan
 from mesh.clock import now
 from mesh.errors import BrokerUnavailable, NoRoom, StepLost
 from mesh.journal import dead_letter_records, giving_up
@@ -134,7 +135,7 @@ class Stranded:
         after = self._cursors[stream]
         if after >= end:
             after = 0
-        page = await read_page(self._requests, stream, ">", after, MESSAGES_PER_ROUND_MAX)
+        page = await Scan(self._requests, stream).page(after, MESSAGES_PER_ROUND_MAX)
         # Found ones are looked at again before the walk goes on.
         found = False
         for stored in page.messages:

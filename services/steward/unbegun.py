@@ -17,8 +17,9 @@ from contracts.messages.work import TurnWork, decode_work
 from contracts.streams import EVENTS
 from mesh.archive.lookup import journal_of
 from mesh.background import repeatedly
-from mesh.broker.direct_get import Stored, last_of_many, last_sequence, read_page
+from mesh.broker.direct_get import Stored, last_of_many, last_sequence
 from mesh.broker.requests import NO_ROOM, Requests
+from mesh.broker.scanning import Scan
 from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.journal.projection import project
@@ -43,6 +44,7 @@ class Unbegun:
 
     def __init__(self, requests: Requests, waited_seconds: float = WAITED_SECONDS) -> None:
         self._requests = requests
+        self._scan = Scan(requests, STREAM)
         self._waited = timedelta(seconds=waited_seconds)
         self._cursor = 0
 
@@ -58,7 +60,7 @@ class Unbegun:
 
     async def _page(self) -> bool:
         """Look at a page; whether more may be due."""
-        page = await read_page(self._requests, STREAM, ">", self._cursor, MESSAGES_PER_PAGE_MAX)
+        page = await self._scan.page(self._cursor, MESSAGES_PER_PAGE_MAX)
         if not page.messages:
             if self._cursor > 0 and await last_sequence(self._requests, STREAM) < self._cursor:
                 self._cursor = 0  # The stream was made anew.

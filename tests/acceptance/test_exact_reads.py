@@ -56,6 +56,8 @@ async def test_in_a_tasks_life_no_process_searches_for_what_is_not_there(tmp_pat
         viewer = Viewer(str(mesh.settings.edge_address), task)
         assert (await viewer.follow(cut=lambda frames: frames % 5 == 0)).frames
         failed = (await client.post("/v1/tasks", json={"input": "!fail", "max_turns": 1})).json()["id"]
+        listed = await client.get("/v1/tasks")
+        assert len(listed.json()["tasks"]) > 1
         follow_up = await client.post("/v1/tasks", json={"input": "hello", "continues": task})
         await agents.until_status(follow_up.json()["id"], "completed")
         await client.get(f"/v1/dead-letters/{failed}")
@@ -65,6 +67,9 @@ async def test_in_a_tasks_life_no_process_searches_for_what_is_not_there(tmp_pat
         await until(lambda: {read.stream for read in tap.reads} >= seen)
         assert await tap.searching() - WALKS == set()
         assert len(tap.reads) > 50
-        # The negative control: a journal read by one filter over both of its subjects.
+        # The negative controls: a journal read by one filter over both of its subjects.
         await read_page(connection.requests, "EVENTS", subjects.journal(TENANT, task), 0)
-        assert await tap.searching() - WALKS == {("EVENTS", subjects.journal(TENANT, task))}
+        # And all of a stream by a batch, for which the server counts each subject.
+        await read_page(connection.requests, "KV_tasks", ">", 0, 1)
+        controls = {("EVENTS", subjects.journal(TENANT, task)), ("KV_tasks", ">")}
+        assert await tap.searching() - WALKS == controls

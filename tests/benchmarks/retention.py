@@ -126,7 +126,9 @@ class Population:
         events, records = (int(info["state"]["messages"]) for info in infos)
         young = self.count - 2 * self.due
         # Of those that wait the delta, too: it goes later than what has ended is packed.
-        events_left = young * EVENTS_OF_TASK + len(self.waiting) * (LOG_EVENTS + 1) + len(self.followed) * FOLLOWED_EVENTS
+        events_left = (
+            young * EVENTS_OF_TASK + len(self.waiting) * (LOG_EVENTS + 1) + len(self.followed) * FOLLOWED_EVENTS
+        )
         return events <= events_left and records <= young + len(self.waiting)
 
     async def check(self) -> None:

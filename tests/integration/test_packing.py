@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -36,25 +35,11 @@ from steward.archiving.gathering import Gathering
 from steward.archiving.packing import Packing, age_to_pack, unread_from
 from steward.archiving.packs import Packs
 from steward.retention import Retention
+from tests.support.packed import DAY, left_of, pack_all, packed_ids, tomorrow
 from tests.support.past import PastJournal, PastTask, store, stored_messages
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
-from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
-
-DAY = timedelta(days=1)
-
-
-def tomorrow() -> datetime:
-    """When all that was stored by now has ended a day ago, and has waited long enough for more."""
-    return now() + DAY + timedelta(hours=1)
-
-
-async def pack_all(connection: Connection, settings: Settings, owner: str = "test") -> None:
-    """Pack whatever has ended by now."""
-    packer = Packing(connection.requests, settings, owner)
-    while await packer.round(tomorrow()):
-        pass
 
 
 async def ended_task(connection: Connection, text: str = "one two") -> Journal:
@@ -65,22 +50,6 @@ async def ended_task(connection: Connection, text: str = "one two") -> Journal:
     await end_task(journal)
     await project(connection.requests, record(journal.state))
     return journal
-
-
-async def left_of(connection: Connection, *tasks: str) -> set[str]:
-    """Subjects in EVENTS and the bucket that have to do with these tasks."""
-    left = {
-        **await stored_messages(connection.requests, "EVENTS"),
-        **await stored_messages(connection.requests, "KV_tasks"),
-    }
-    return {subject for subject in left if any(task in subject for task in tasks)}
-
-
-async def packed_ids(connection: Connection) -> list[str]:
-    """The tasks of all packs, as often as they are there."""
-    messages = (await read_page(connection.requests, "ARCHIVE", ">", 0)).messages
-    directories = [lookup.directory_of(message) for message in messages]
-    return [each.record.id for directory in directories if directory is not None for each in directory.tasks]
 
 
 async def followed(connection: Connection, task: str, after: int = 0) -> list[Followed]:
@@ -271,61 +240,6 @@ async def test_who_dies_on_the_way_leaves_each_task_to_be_found_and_the_next_one
     assert sorted(packed) == sorted(ids), "each is packed once"
     for task in ids:
         assert await lookup.find(connection.requests, "default", task) is not None
-
-
-async def test_one_that_was_taken_for_dead_and_comes_back_packs_nothing_twice(
-    connection: Connection, settings: Settings
-) -> None:
-    ids = await store(connection.requests, [PastTask(ended=True)] * 700)
-    slow, other = (Packing(connection.requests, settings, name) for name in ("slow", "other"))
-    assert await slow.round(tomorrow())
-    while await other.round(tomorrow() + timedelta(minutes=5)):
-        pass
-    while await slow.round(tomorrow() + timedelta(minutes=5)):
-        pass
-    packed = await packed_ids(connection)
-    assert sorted(packed) == sorted(ids)
-    assert await left_of(connection, *ids) == set()
-
-
-async def test_what_a_steward_leaves_that_is_told_to_stop_is_gone_on_with_at_once(
-    connection: Connection, settings: Settings
-) -> None:
-    requests, at = connection.requests, tomorrow()
-    ids = await store(requests, [PastTask(ended=True)] * (packing.BATCH_TASKS_MAX + 100))
-    retaining = asyncio.create_task(Retention(requests, settings, "first", lambda: at).run())
-
-    async def is_between_batches() -> bool:
-        return len(await packed_ids(connection)) == packing.BATCH_TASKS_MAX
-
-    await until(is_between_batches)
-    retaining.cancel()
-    await asyncio.gather(retaining, return_exceptions=True)
-    assert await left_of(connection, *ids) != set()
-    second = Packing(requests, settings, "second")
-    while await second.round(at):
-        pass
-    assert sorted(await packed_ids(connection)) == sorted(ids)
-    assert await left_of(connection, *ids) == set()
-
-
-async def test_three_stewards_share_what_is_due(
-    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packing, "PIECE_SEQUENCES", 200)
-    ids = await store(connection.requests, [PastTask(ended=True)] * 400)
-    stewards = [Packing(connection.requests, settings, f"steward-{number}") for number in range(3)]
-    rounds = [0, 0, 0]
-
-    async def work(number: int) -> None:
-        while await stewards[number].round(tomorrow()):
-            rounds[number] += 1
-
-    await asyncio.gather(*(work(number) for number in range(3)))
-    assert await left_of(connection, *ids) == set()
-    assert min(rounds) > 0
-    state = (await connection.requests.api("STREAM.INFO.ARCHIVE"))["state"]
-    assert state["num_subjects"] > 3
 
 
 async def test_what_is_stamped_far_ahead_keeps_nobody(connection: Connection, settings: Settings) -> None:

@@ -23,8 +23,8 @@ from mesh.journal.journal import Journal
 from mesh.task.records import record
 from meshctl.transfer.exporting import Wanted, exported
 from meshctl.transfer.importing import Imported, import_tasks, read_line
-from steward.archiving.packing import Packing
 from tests.support.broker import Broker
+from tests.support.packed import pack_all
 from tests.support.past import PastTask, store, stored_messages
 
 pytestmark = pytest.mark.integration
@@ -39,12 +39,6 @@ async def lines_of(connection: Connection, wanted: Wanted | None = None) -> dict
             assert task.task not in lines, "each comes once"
             lines[task.task] = encode(task)
     return lines
-
-
-async def pack_all(connection: Connection, settings: Settings) -> None:
-    packing = Packing(connection.requests, settings, "test")
-    while await packing.round(now() + timedelta(hours=25)):
-        pass
 
 
 async def test_hot_and_packed_tasks_leave_alike_and_arrive_as_they_were(

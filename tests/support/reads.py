@@ -52,12 +52,16 @@ class Read:
     def searches(self) -> bool:
         """Whether the server looked for more than there is among messages that nobody asked for.
 
-        It does not where it goes by a subject's own last message, by one subject, or by the stream as it is.
+        It does not where it goes by a subject's own last message, by one subject, or reads the next message whatever
+        it is. A batch of a whole stream makes it count all subjects, however many messages there are.
         """
         by_last = "multi_last" in self.body or "last_by_subj" in self.body
         is_subject = not {"*", ">"} & set(self.subject_filter.split("."))
-        asked = int(self.body.get("batch", 1))
-        return not (by_last or is_subject or self.subject_filter == ">") and asked > self.answers.messages
+        if by_last or is_subject:
+            return False
+        if self.subject_filter == ">":
+            return "batch" in self.body
+        return int(self.body.get("batch", 1)) > self.answers.messages
 
 
 @dataclass

@@ -10,8 +10,9 @@ from contracts.records.archive import PackedTask, PackEntry
 from contracts.streams import ARCHIVE
 from mesh.archive.lookup import directory_of, member_of
 from mesh.archive.pack import location, read_tasks
-from mesh.broker.direct_get import read_page
+from mesh.broker.direct_get import read_next
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL
 
 
 class Unreadable(NamedTuple):
@@ -29,8 +30,7 @@ async def packed_tasks(
     Raises `BrokerUnavailable`.
     """
     after = 0
-    while page := (await read_page(requests, ARCHIVE.name, ">", after, 1)).messages:
-        (stored,) = page
+    while (stored := await read_next(requests, ARCHIVE.name, ALL, after)) is not None:
         after = stored.sequence
         try:
             directory = directory_of(stored)

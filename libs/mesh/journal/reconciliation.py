@@ -33,6 +33,7 @@ from mesh.broker.direct_get import (
     sequence_from_leader,
 )
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import Scan
 from mesh.broker.stream_states import broker_time
 from mesh.errors import StepLost
 from mesh.journal.dead_letter_records import UndeliveredMessage
@@ -109,6 +110,7 @@ class Reconciliation:
 
     def __init__(self, requests: Requests, quiet_seconds: float) -> None:
         self._requests = requests
+        self._records = Scan(requests, TASKS_BUCKET.stream_name)
         self._quiet = timedelta(seconds=quiet_seconds)
 
     async def broker_time(self) -> datetime:
@@ -117,8 +119,7 @@ class Reconciliation:
 
     async def walk(self, cursor: int, at: datetime, records_max: int, open_max: int) -> Walk:
         """The next records, and which of their tasks may wait for something. Raises `BrokerUnavailable`."""
-        # All of the bucket: its own prefix as a filter would make the broker count each subject of it.
-        page = await read_page(self._requests, TASKS_BUCKET.stream_name, ">", cursor, records_max)
+        page = await self._records.page(cursor, records_max)
         found: list[OpenTask] = []
         looked_at = 0
         for message in page.messages:

@@ -15,9 +15,10 @@ from contracts.records.storage import SAMPLES_KEY, StorageSample, StorageSamples
 from contracts.streams import ARCHIVE, STORAGE_BUCKET
 from mesh.archive.pack import read_directory
 from mesh.broker import key_value
-from mesh.broker.direct_get import read_page
+from mesh.broker.direct_get import read_next
 from mesh.broker.levels import Level, read_all_levels
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL
 from mesh.clock import now
 from mesh.configuration.settings import Settings, load_settings
 from mesh.telemetry import traces
@@ -106,11 +107,13 @@ async def look_at_packs(requests: Requests, levels: dict[str, Level]) -> tuple[L
     first, last = int(state["first_seq"]), int(state["last_seq"])
     tasks = size_bytes = 0
     for after in sorted({first - 1 + (last - first) * at // PACKS_MAX for at in range(PACKS_MAX)}):
-        for message in (await read_page(requests, ARCHIVE.name, "archive.*", after, messages_max=1)).messages:
-            size_bytes += len(message.payload)
-            offset = message.headers.get(PACK_DIRECTORY)
-            if offset is not None:
-                tasks += len(read_directory(message.payload, int(offset)).tasks)
+        message = await read_next(requests, ARCHIVE.name, ALL, after)
+        if message is None:
+            break
+        size_bytes += len(message.payload)
+        offset = message.headers.get(PACK_DIRECTORY)
+        if offset is not None:
+            tasks += len(read_directory(message.payload, int(offset)).tasks)
     return none._replace(used_bytes=size_bytes), tasks
 
 

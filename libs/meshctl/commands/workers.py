@@ -19,8 +19,8 @@ from contracts.records.providers import ProviderRecord
 from contracts.records.status import LaneStatistics, WorkerRecord
 from contracts.streams import LANES_BUCKET, PROVIDERS_BUCKET, WORKERS_BUCKET, BucketDeclaration
 from contracts.subjects import PRIORITIES
-from mesh.broker.direct_get import read_page
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import Scan
 from mesh.clock import now
 from mesh.configuration.settings import load_settings
 from mesh.telemetry import traces
@@ -97,11 +97,12 @@ def _run(
 
 
 async def read_bucket(requests: Requests, bucket: BucketDeclaration, kind: type[Record]) -> list[Record]:
-    """Every record of a bucket, by batched direct get. One that can't be read is said on standard error."""
+    """Every record of a bucket, by direct get. One that can't be read is said on standard error."""
     records: list[Record] = []
+    scan = Scan(requests, bucket.stream_name)
     after, more = 0, True
     while more and len(records) < RECORDS_MAX:
-        messages, more = await read_page(requests, bucket.stream_name, f"$KV.{bucket.name}.>", after)
+        messages, more = await scan.page(after)
         for message in messages:
             after = message.sequence
             if not message.payload:

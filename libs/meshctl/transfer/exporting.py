@@ -14,8 +14,8 @@ from contracts.streams import TASKS_BUCKET
 from mesh.archive.contents import Unreadable, packed_tasks
 from mesh.archive.lookup import find
 from mesh.archive.pack import milestone_of, packed_task
-from mesh.broker.direct_get import read_page
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import Scan
 from mesh.journal.reading import read_milestones
 
 
@@ -46,10 +46,10 @@ async def exported(requests: Requests, wanted: Wanted) -> AsyncGenerator[PackedT
     What is packed meanwhile is found there. Raises `BrokerUnavailable`, `BrokerError`.
     """
     seen: set[tuple[str, str]] = set()
-    subject_filter = f"$KV.{TASKS_BUCKET.name}.{wanted.tenant or '*'}.*"
+    scan = Scan(requests, TASKS_BUCKET.stream_name)
     after, more = 0, True
     while more:
-        page, more = await read_page(requests, TASKS_BUCKET.stream_name, subject_filter, after)
+        page, more = await scan.page(after)
         for stored in page:
             after = stored.sequence
             if not stored.payload:

@@ -17,8 +17,9 @@ from ingress.listing.sources import LETTERS_SOURCE, SOURCES, Source
 from ingress.listing.store import Store
 from ingress.listing.tidying import Tidying
 from mesh.background import repeatedly
-from mesh.broker.direct_get import Stored, first_from_leader, read_page
+from mesh.broker.direct_get import Stored, first_from_leader
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL, Scan
 from mesh.broker.stream_states import StreamState, read_state
 from mesh.errors import BrokerUnavailable
 from mesh.loop_health import LoopHealth
@@ -52,6 +53,7 @@ class Following:
     def __init__(self, requests: Requests, store: Store) -> None:
         self._requests = requests
         self._store = store
+        self._scans = {source.stream: Scan(requests, source.stream) for source in SOURCES}
         self._tidying = Tidying(requests, store)
         self._lock = asyncio.Lock()
         self._begun = 0
@@ -146,20 +148,14 @@ class Following:
         """The next messages up to sequence `last`; none if there are no more, as the stream's leader says too."""
         for _ in range(STALE_READS_MAX):
             self._asked_at = time.monotonic()
-            messages, _ = await read_page(
-                self._requests,
-                source.stream,
-                source.subject_filter,
-                after,
-                min(source.page_messages_max, last - after),
-                source.page_bytes_max,
-            )
+            messages_max = min(source.page_messages_max, last - after)
+            messages, _ = await self._scans[source.stream].page(after, messages_max, source.page_bytes_max)
             self._asked_at = None
             wanted = [message for message in messages if message.sequence <= last]
             if wanted or messages:
                 return wanted
             # Any replica answers, and this one may be behind.
-            following = await first_from_leader(self._requests, source.stream, source.subject_filter, after)
+            following = await first_from_leader(self._requests, source.stream, ALL, after)
             if following is None or following.sequence > last:
                 return []
             await asyncio.sleep(STALE_PAUSE_SECONDS)

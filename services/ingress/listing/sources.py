@@ -28,7 +28,6 @@ class Source:
     """A stream of the index. `put`: write some of its messages, given when the stream was made."""
 
     stream: str
-    subject_filter: str
     put: Callable[[Index, str, Sequence[Stored]], None]
     page_messages_max: int
     page_bytes_max: int
@@ -79,7 +78,6 @@ def _entries(message: Stored) -> list[PackEntry]:
 
 TASKS_SOURCE = Source(
     stream=TASKS_BUCKET.stream_name,
-    subject_filter=f"{_KEY_PREFIX}>",
     put=put_records,
     # A record has an output of up to 512 KiB in it, and about 1 KiB mostly.
     page_messages_max=128,
@@ -88,7 +86,6 @@ TASKS_SOURCE = Source(
 )
 ARCHIVE_SOURCE = Source(
     stream=ARCHIVE.name,
-    subject_filter=ARCHIVE.subjects[0],
     put=put_packs,
     page_messages_max=2,
     page_bytes_max=256 * 1024,
@@ -96,7 +93,6 @@ ARCHIVE_SOURCE = Source(
 )
 LETTERS_SOURCE = Source(
     stream=DEAD_LETTERS.name,
-    subject_filter=DEAD_LETTERS.subjects[0],
     put=put_letters,
     page_messages_max=128,
     page_bytes_max=256 * 1024,

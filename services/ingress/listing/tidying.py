@@ -14,8 +14,9 @@ from contracts.streams import ARCHIVE, DEAD_LETTERS, TASKS_BUCKET
 from ingress.listing.index import Index
 from ingress.listing.sources import TASKS_SOURCE
 from ingress.listing.store import Store
-from mesh.broker.direct_get import first_from_leader, read_page
+from mesh.broker.direct_get import first_from_leader
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL, Scan
 from mesh.broker.stream_states import StreamState, deleted_sequences
 
 ROUND_REMOVALS_MAX = 8
@@ -92,13 +93,11 @@ class Tidying:
             self._walked_to = 0
             return
         source = TASKS_SOURCE
-        messages, _ = await read_page(
-            self._requests, source.stream, source.subject_filter, self._walked_to, len(rows), WALK_BYTES_MAX
-        )
+        messages, _ = await Scan(self._requests, source.stream).page(self._walked_to, len(rows), WALK_BYTES_MAX)
         until = messages[-1].sequence if messages else self._walked_to
         if until < rows[-1]:
             # The page ended by its bytes, or at the stream's end, or this replica is behind: the leader knows.
-            following = await first_from_leader(self._requests, source.stream, source.subject_filter, until)
+            following = await first_from_leader(self._requests, source.stream, ALL, until)
             until = state.last if following is None else following.sequence - 1
         there = {message.sequence for message in messages}
         await self._store.run(Index.remove_hot, [row for row in rows if row <= until and row not in there])

@@ -15,9 +15,10 @@ from contracts.journal.events import decode_event
 from contracts.streams import EVENTS
 from mesh import faults
 from mesh.archive.writing import in_flight
-from mesh.broker.direct_get import Stored
-from mesh.broker.milestones import MilestoneReader, first_event
+from mesh.broker.direct_get import Stored, read_next
+from mesh.broker.milestones import MilestoneReader
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL
 from mesh.telemetry import metrics
 from steward.walks.ages import Ages, ages
 from steward.walks.walking import First, Walking
@@ -109,7 +110,7 @@ class Deltas:
 
     async def _first_behind(self, after: int, seen: Ages) -> First | None:
         """The first event behind a cursor, and whether it is due, or passed over."""
-        first = await first_event(self._requests, after)
+        first = await read_next(self._requests, EVENTS.name, ALL, after)
         return None if first is None else First(first.sequence, not seen.is_young(first.stored_at))
 
     async def _purge(self, due: tuple[str, int]) -> None:

@@ -16,9 +16,10 @@ from contracts.errors import TaskmeshError
 from contracts.records.walks import WalkPiece
 from contracts.streams import EVENTS, TASKS_BUCKET, WEBHOOK_CONSUMER_PREFIX
 from mesh.broker.consumer_lists import all_consumers
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import Stored, read_next
 from mesh.broker.milestones import MilestoneReader
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL, Scan
 from mesh.configuration.settings import Settings
 from mesh.telemetry import metrics
 from steward.archiving.gathering import Ended, Gathering
@@ -135,25 +136,24 @@ class Packing:
         is_worth_it = due.is_due(first.sequence, first.stored_at)
         if is_worth_it and first.stored_at > due.seen.cutoff - due.gathers:
             # A whole piece of younger ones is worth it, too.
-            behind = await self._messages(first.sequence + PIECE_SEQUENCES, 1)
-            is_worth_it = bool(behind) and behind[0].stored_at <= due.seen.cutoff
+            behind = await read_next(self._requests, EVENTS.name, ALL, first.sequence + PIECE_SEQUENCES)
+            is_worth_it = behind is not None and behind.stored_at <= due.seen.cutoff
         return First(first.sequence, is_worth_it)
 
     async def _first_of_its_time(self, due: Due, after: int) -> Stored | None:
         """The first one that is not from the future: those are passed over."""
-        found = await self._messages(after, 1)
+        # Milestones and deltas alike: they are as old.
+        scan = Scan(self._requests, EVENTS.name)
+        messages_max = 1
         for _ in range(FUTURE_PAGES_MAX):
-            for stored in found:
+            page = await scan.page(after, messages_max)
+            for stored in page.messages:
                 if not due.seen.is_from_the_future(stored.stored_at):
                     return stored
-            if not found:
+            if not page.messages:
                 break
-            found = await self._messages(found[-1].sequence, PAGE_EVENTS_MAX)
+            after, messages_max = page.messages[-1].sequence, PAGE_EVENTS_MAX
         return None
-
-    async def _messages(self, after: int, messages_max: int) -> list[Stored]:
-        # Milestones and deltas alike: they are as old, and a filter would cost the broker all of its subjects.
-        return (await read_page(self._requests, EVENTS.name, ">", after, messages_max)).messages
 
 
 class _Piece:

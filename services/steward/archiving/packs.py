@@ -15,9 +15,10 @@ from contracts.streams import ARCHIVE, DEAD_LETTERS
 from mesh import faults
 from mesh.archive.lookup import directory_of
 from mesh.archive.writing import in_flight
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import Stored, read_next
 from mesh.broker.object_store import purge_objects
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL
 from mesh.telemetry import metrics
 from steward.walks.ages import Ages, ages
 from steward.walks.walking import First, Walking
@@ -76,10 +77,11 @@ class Packs:
         return True
 
     async def _next(self, after: int) -> _Pack | None:
-        for stored in (await read_page(self._requests, ARCHIVE.name, ">", after, 1)).messages:
-            directory = _directory(stored)
-            return _Pack(stored.sequence, directory, directory.ended_until if directory else stored.stored_at)
-        return None
+        stored = await read_next(self._requests, ARCHIVE.name, ALL, after)
+        if stored is None:
+            return None
+        directory = _directory(stored)
+        return _Pack(stored.sequence, directory, directory.ended_until if directory else stored.stored_at)
 
     async def _first_behind(self, after: int, seen: Ages) -> First | None:
         pack = await self._next(after)

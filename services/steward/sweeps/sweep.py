@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import Stored, read_next
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL, Scan
 from mesh.telemetry import metrics
 from steward.walks.ages import Ages, ages
 from steward.walks.walking import First, Walking
@@ -49,9 +50,10 @@ class Sweeping:
         piece = await self._walking.take(at, lambda after: self._first_behind(after, seen))
         if piece is None:
             return False
+        scan = Scan(self._requests, self._sweep.stream)
         done_to, met_young, swept = piece.from_ - 1, False, 0
         while done_to < piece.to and not met_young:
-            page = await self._page(done_to, PAGE_MESSAGES_MAX)
+            page, _ = await scan.page(done_to, PAGE_MESSAGES_MAX)
             if not page:
                 break
             old: list[Stored] = []
@@ -71,9 +73,5 @@ class Sweeping:
         return True
 
     async def _first_behind(self, after: int, seen: Ages) -> First | None:
-        found = await self._page(after, 1)
-        return next((First(each.sequence, not seen.is_young(each.stored_at)) for each in found), None)
-
-    async def _page(self, after: int, messages_max: int) -> list[Stored]:
-        sweep = self._sweep
-        return (await read_page(self._requests, sweep.stream, ">", after, messages_max)).messages
+        first = await read_next(self._requests, self._sweep.stream, ALL, after)
+        return None if first is None else First(first.sequence, not seen.is_young(first.stored_at))

@@ -40,8 +40,9 @@ RETENTION = {
 }
 CHUNK = 50
 """Ended tasks and such that wait take turns in so many."""
-REQUESTS_MAX = 4.0
+CHANGES_MAX = 3.5
 """For each packed task: its record and its journal are purged, its place is written; all else is done for many."""
+_READS = "$JS.API.DIRECT.GET."
 FOLLOWED_EVENTS = 3
 """Of each task that is followed."""
 RATIO_MAX = 1.2
@@ -150,7 +151,10 @@ class Work:
     broker_share: float
     packed: int
     """Tasks."""
-    requests: int
+    reads: int
+    """Of one message, most of them."""
+    others: int
+    """Other requests: what changes something, and what asks for states."""
 
 
 @asynccontextmanager
@@ -212,7 +216,8 @@ async def _work(on: Stage, steward: Process, meanwhile: Awaitable[None]) -> Work
         (cpu_seconds(steward.pid) - before[0]) / took,
         (cpu_seconds(broker.pid) - before[1]) / took,
         records - await _records(on),
-        len(requests),
+        sum(subject.startswith(_READS) for subject in requests),
+        sum(not subject.startswith(_READS) for subject in requests),
     )
 
 
@@ -233,7 +238,7 @@ def _latencies(name: str, at_work: list[float], stopped: list[float]) -> list[Fi
 def _costs(population: Population, busy: Work, idle: Work) -> list[Figure]:
     due = population.due
     stored = f"{population.count:,} tasks stored; {due:,} due, and {due:,} as old that wait"
-    requests = busy.requests / max(1, busy.packed)
+    others = busy.others / max(1, busy.packed)
     return [
         Figure(
             "retention: tasks packed",
@@ -242,12 +247,12 @@ def _costs(population: Population, busy: Work, idle: Work) -> list[Figure]:
             note=f"{stored}, which are passed over; rounds may take {SHARE_MAX:.0%} of the time",
         ),
         Figure(
-            "retention: requests for each packed task",
+            "retention: requests for each packed task, but for reads",
             "",
-            requests,
-            target=f"≤ {REQUESTS_MAX:g}",
-            met=requests <= REQUESTS_MAX,
-            note=f"{busy.requests:,} for {busy.packed:,} tasks, all else that the steward asks for among them",
+            others,
+            target=f"≤ {CHANGES_MAX:g}",
+            met=others <= CHANGES_MAX,
+            note=f"{busy.others:,} for {busy.packed:,} tasks, and {busy.reads:,} reads of a message, of all walks",
         ),
         Figure(
             "retention: CPU of steward and broker",
@@ -256,6 +261,6 @@ def _costs(population: Population, busy: Work, idle: Work) -> list[Figure]:
             "when nothing is due",
             idle.steward_share + idle.broker_share,
             note=f"the broker's part of it {busy.broker_share:.2f}, and {idle.broker_share:.2f}; "
-            f"{idle.requests / idle.seconds:.0f} requests a second when nothing is due",
+            f"{(idle.reads + idle.others) / idle.seconds:.0f} requests a second when nothing is due",
         ),
     ]

@@ -32,7 +32,7 @@ class TaskBytes(NamedTuple):
     is_packed_measured: bool
 
 
-BY_DEFAULT: Final = TaskBytes(5_000, 1_100, 1_500, 70, is_measured=False, is_packed_measured=False)
+BY_DEFAULT: Final = TaskBytes(5_000, 1_100, 1_500, 85, is_measured=False, is_packed_measured=False)
 """Of a small task of one turn: 3,000 bytes of milestones and its deltas."""
 
 

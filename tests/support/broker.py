@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections import deque
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -39,12 +44,28 @@ PORTS = range(12_000, 32_000)
 """Below those that systems give to connections: who listens there, dies and starts again finds its port free."""
 
 
+TAKEN_MAX = 256
+"""Ports that a test's process keeps others from: who listens on an older one does so by now, or not any more."""
+_taken: deque[IO[bytes]] = deque()
+
+
 def free_port() -> int:
-    """A port that was free a moment ago, and that no connection will take."""
+    """A port that was free a moment ago, and that no connection will take, nor another test's process."""
+    folder = Path(tempfile.gettempdir()) / f"taskmesh-test-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
     for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        lock = (folder / str(port)).open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            lock.close()
+            continue
+        _taken.append(lock)
+        if len(_taken) > TAKEN_MAX:
+            _taken.popleft().close()
+        return port
     raise RuntimeError("no port is free")
 
 

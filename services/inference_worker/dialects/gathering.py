@@ -5,8 +5,7 @@ Servers repeat an id, leave it empty, give each fragment a new one, or give ever
 
 1. An id that is known belongs to its call, whatever the index is, unless it comes with another name.
 2. Under an index that is known, or without one, a fragment goes on with the last call there, as long as the arguments
-   of that are not whole and the name is the same. An id that is new begins a new call only where no arguments have
-   come for it that the call before could still take.
+   of that are not whole and the name is the same: then a new id tells nothing.
 3. Everything else begins a new call. If in the end it has arguments and no name, nobody knows whose they are: then the
    answer can't be used.
 
@@ -38,8 +37,6 @@ class JsonScanner:
     """Says when a JSON object or list is whole, as its text comes in parts. Each character is looked at once."""
 
     def __init__(self) -> None:
-        self.begun = False
-        """There is more than white space."""
         self.whole = False
         self._depth = 0
         self._in_text = False
@@ -47,7 +44,6 @@ class JsonScanner:
 
     def feed(self, part: str) -> None:
         """Take more of the text."""
-        self.begun = self.begun or not (part == "" or part.isspace())
         at = 1 if self._escaped and part else 0
         self._escaped = self._escaped and not part
         while (found := (_IN_TEXT if self._in_text else _OUTSIDE_TEXT).search(part, at)) is not None:
@@ -84,14 +80,9 @@ class Fragment:
             index, text_of(told.get("id")), mended(text_of(function.get("name"))), _text(function.get("arguments"))
         )
 
-    @property
-    def has_arguments(self) -> bool:
-        """Whether it says anything of them."""
-        return bool(self.arguments.strip())
-
 
 class GatheredCall:
-    """A call that is being gathered. `again`: it may be one more telling of a call that is there already."""
+    """A call that is being gathered. `again`: it may be but one more telling, or the end, of another one."""
 
     def __init__(self, index: int | None, identifier: str, name: str, *, again: bool = False) -> None:
         self.index = index
@@ -99,10 +90,13 @@ class GatheredCall:
         self.name = name
         self.again = again
         self.arguments = JsonScanner()
+        self.is_begun = False
+        """Something of its arguments has come."""
         self._parts: list[str] = []
 
     def add(self, arguments: str) -> None:
         """More of its arguments."""
+        self.is_begun = self.is_begun or bool(arguments.strip())
         self._parts.append(arguments)
         self.arguments.feed(arguments)
 
@@ -119,8 +113,6 @@ class GatheredCalls:
         self._calls: list[GatheredCall] = []
         self._under: dict[int, GatheredCall] = {}
         self._bytes = 0
-        self._ids_change = False
-        """A call has gone on under another id: then ids tell nothing."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -150,7 +142,7 @@ class GatheredCalls:
         keys: set[tuple[str, str, bytes]] = set()
         names = {call.id: call.name for call in reversed(self._calls) if call.name}
         for call in self._calls:
-            if not call.text and self._is_beginning(call):
+            if not call.is_begun and self._is_no_call(call):
                 continue
             asked = requested_call(call.name, call.text, cut_off=cut_off and call is self._calls[-1])
             said = call.text.encode("utf-8", "surrogatepass") if asked.arguments is None else _canonical(asked)
@@ -163,16 +155,9 @@ class GatheredCalls:
             told.append(asked)
         return tuple(told)
 
-    def _is_beginning(self, call: GatheredCall) -> bool:
-        """Whether a call without arguments is none: it tells one again, or goes on under another id."""
-        return (
-            call.again
-            or not call.name
-            or (
-                self._ids_change
-                and any(each.text and (each.index, each.name) == (call.index, call.name) for each in self._calls)
-            )
-        )
+    def _is_no_call(self, call: GatheredCall) -> bool:
+        """Whether a call without arguments is none. Where calls have ids, one without an id is an end of another."""
+        return call.again or not call.name or (not call.id and any(each.id for each in self._calls))
 
     def _call_of(self, fragment: Fragment) -> GatheredCall:
         """The call that it belongs to; a new one if there is none."""
@@ -180,27 +165,19 @@ class GatheredCalls:
         call = known or self._last_under(fragment.index)
         if call is None or (fragment.name and call.name and fragment.name != call.name):
             return self._begin(fragment)
-        if call.arguments.whole:
+        is_behind_whole = call.again and not call.is_begun and fragment.id not in ("", call.id)
+        if call.arguments.whole or is_behind_whole:
             return self._behind_whole(call, fragment, is_known=known is not None)
-        if known is None and fragment.id and call.id:
-            if fragment.name and not fragment.has_arguments and not call.arguments.begun:
-                return self._begin(fragment)
-            self._ids_change = True
         call.id = call.id or fragment.id
         return call
 
     def _behind_whole(self, call: GatheredCall, fragment: Fragment, *, is_known: bool) -> GatheredCall:
         """What comes for a call whose arguments are whole: an empty end, rubbish of its own, or a new call."""
-        is_new = fragment.id != "" and not is_known
-        if fragment.has_arguments and not (is_new or fragment.name):
-            # More than white space behind the end: no object any more, and the model is told so.
-            if not fragment.arguments.lstrip().startswith("{"):
-                return call
-            return self._begin(fragment, again=is_known)
-        if not fragment.has_arguments and not (is_new or fragment.name):
-            return call
-        # The name alone, once more, may be an end of its own, or the beginning of the same call again.
-        return self._begin(fragment, again=is_known or not is_new or self._ids_change)
+        is_its_own = not fragment.name and (is_known or not fragment.id)
+        if is_its_own and not fragment.arguments.lstrip().startswith("{"):
+            return call  # With more than white space behind its end it is no object: the model is told so.
+        # A name, without arguments in the end, was but an end of its own, or the beginning of the same call again.
+        return self._begin(fragment, again=True)
 
     def _begin(self, fragment: Fragment, *, again: bool = False) -> GatheredCall:
         if len(self._calls) >= CALLS_MAX:

@@ -149,8 +149,10 @@ class Answer:
         self.blocks: list[GatheredBlock] = []
         self.has_unread = False
         """There was an event, a block or a delta of a kind that is not known."""
+        self.goes_on = False
+        """The model has gone on behind its last stop_reason."""
         self._at: dict[int, GatheredBlock] = {}
-        self._goes_on = self._stops_early = False
+        self._stops_early = False
         self._cut = cut
         self._text, self._reasoning = Halves(), Halves()
         self._calls = 0
@@ -160,7 +162,7 @@ class Answer:
     @property
     def is_ended(self) -> bool:
         """The model has stopped, and not gone on behind that; or the end of the message has come behind it."""
-        return self.stop_reason is not None and (self.done or not self._goes_on)
+        return self.stop_reason is not None and (self.done or not self.goes_on)
 
     @property
     def over(self) -> bool:
@@ -259,13 +261,13 @@ class Answer:
 
     def _stop(self, reason: str) -> None:
         if reason:
-            self.stop_reason, self._goes_on = reason, False
+            self.stop_reason, self.goes_on = reason, False
 
     def _go_on(self) -> None:
         """The model says more: a stop_reason that has come before was none."""
         self.begun = True
         if self.stop_reason is not None:
-            self._goes_on = self._stops_early = True
+            self.goes_on = self._stops_early = True
 
     def _block(self, index: int | None) -> GatheredBlock | None:
         """The block under an index; the last one if none is told."""
@@ -327,7 +329,8 @@ def finished(answers: Sequence[Answer], prefix: str = "") -> Finished:
         raise ProviderFailed("provider-error", "nothing in the stream can be read as an answer", retryable=True)
     finish_reason = _FINISH_REASONS.get(last.stop_reason.lower(), "stop")
     blocks = _blocks(answers)
-    calls = _calls(blocks, cut_off=finish_reason in ("length", "content_filter"))
+    # Behind the last word on why the model stopped nobody knows whether the last call is whole.
+    calls = _calls(blocks, cut_off=finish_reason in ("length", "content_filter") or last.goes_on)
     if finish_reason == "tool_calls" and not calls and not any(block.spoken for block in blocks):
         raise ProviderFailed("provider-error", "the model called a tool, and no call came", retryable=True)
     if calls and finish_reason == "stop":

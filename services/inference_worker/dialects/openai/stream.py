@@ -118,7 +118,9 @@ class Answer:
         finish_reason = _FINISH_REASONS.get(reason, "stop")
         if self._is_refused and finish_reason == "stop":
             finish_reason = "content_filter"
-        calls = self._calls.requested(cut_off=finish_reason in ("length", "content_filter"))
+        # Behind the last word on why the model stopped, or without any, nobody knows whether the last call is whole.
+        cut_off = finish_reason in ("length", "content_filter") or self._goes_on or not reason
+        calls = self._calls.requested(cut_off=cut_off)
         if finish_reason == "tool_calls" and not calls and not self._has_text:
             raise ProviderFailed("provider-error", "the model called a tool, and no call came", retryable=True)
         if calls and finish_reason == "stop":

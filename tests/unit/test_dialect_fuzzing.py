@@ -96,7 +96,7 @@ def answered(kind: str, payloads: Iterator[bytes] | list[bytes]) -> list[Chunk]:
         assert answer.over in (True, False)
     out += answer.end()
     out.append(answer.finished() if isinstance(answer, openai.Answer) else anthropic.finished([answer]))
-    if isinstance(answer, anthropic.Answer):
+    if isinstance(answer, anthropic.Answer) and anthropic.is_paused(answer):
         msgspec.json.encode(anthropic.said(answer))
     return out
 

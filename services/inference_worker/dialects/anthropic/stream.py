@@ -126,7 +126,7 @@ class GatheredBlock:
             if parts:
                 block[field] = mended(text_of(block.get(field)) + "".join(parts))
         if self._signature:
-            block["signature"] = self._signature
+            block["signature"] = mended(self._signature)
         if self._json:
             block["input"] = requested_call(self.name, self.arguments).arguments or {}
         return block

@@ -60,7 +60,7 @@ def sending(sends: list[Any]) -> Behaviour:
                 case {"data": chunk}:
                     await exchange.send(b"data: %b\n\n" % json.dumps(chunk).encode())
                 case str(line):
-                    await exchange.send(f"{line}\n\n".encode())
+                    await exchange.send(f"{line}\n\n".encode("utf-8", "surrogateescape"))
         await exchange.end()
 
     return behave

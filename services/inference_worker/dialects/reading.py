@@ -30,8 +30,9 @@ def decoded(payload: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:
-        # It takes half an emoji, too, whose other half may come with the next chunk.
-        return json.loads(payload.decode())
+        # It takes half an emoji, too, whose other half may come with the next chunk. Bytes that are no UTF-8 become
+        # such halves, so that they are replaced in a text, and refused in arguments.
+        return json.loads(payload.decode("utf-8", "surrogateescape"))
     except RecursionError:
         raise ValueError("too deep") from None
 

@@ -189,7 +189,9 @@ class Answer:
         out: list[Chunk] = []
         match kind:
             case "message_start":
-                self._count(object_of(event.get("message")).get("usage"))
+                message = object_of(event.get("message"))
+                self._count(message.get("usage"))
+                self.has_unread = self.has_unread or bool(message.get("content"))
             case "content_block_start":
                 self._begin(index, object_of(event.get("content_block")), out)
             case "content_block_delta":
@@ -317,7 +319,8 @@ def said(answer: Answer) -> list[Block]:
 
 def is_paused(answer: Answer) -> bool:
     """Whether the model wants to be asked once more. One that waits for results of calls does not."""
-    return answer.stop_reason == PAUSED and not any(block.kind == "tool_use" for block in answer.blocks)
+    is_told = answer.is_ended and answer.stop_reason == PAUSED
+    return is_told and not any(block.kind == "tool_use" for block in answer.blocks)
 
 
 def finished(answers: Sequence[Answer], prefix: str = "") -> Finished:

@@ -208,7 +208,7 @@ def test_placeholders_of_more_than_there_is_are_passed_over() -> None:
 
 def test_thinking_that_is_too_long_to_be_kept_is_not_kept_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = answer_of(thinking(0, "c2ln", "Hm."), block(1, {"type": "redacted_thinking", "data": "x" * 200}))
-    blocks = list(answer.blocks.values())
+    blocks = list(answer.blocks)
     assert kept_blocks(blocks) == [THOUGHT, {"type": "redacted_thinking", "data": "x" * 200}]
     monkeypatch.setattr(stream, "KEPT_BYTES_MAX", 200)
     assert kept_blocks(blocks) is None

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from contracts.journal.parts import Usage
+from inference_worker.dialects import gathering
 from inference_worker.dialects.errors import ProviderFailed
-from inference_worker.dialects.openai import stream
 from inference_worker.dialects.openai.stream import Answer
 from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
 from tests.support.model_server import chunk, usage
@@ -99,7 +99,7 @@ def test_reasons_to_finish(reason: str, expected: str) -> None:
 
 @pytest.mark.parametrize(("reason", "code"), [(None, "provider-disconnected"), ("abort", "provider-error")])
 def test_an_end_that_is_none_is_a_failure(reason: str | None, code: str) -> None:
-    answer, _ = taken(chunk({"content": "a"}, reason), b"[DONE]")
+    answer, _ = taken(chunk({"content": "a"}, reason))
     with pytest.raises(ProviderFailed) as failed:
         answer.finished()
     assert (failed.value.code, failed.value.retryable) == (code, True)
@@ -219,9 +219,12 @@ def test_an_answer_with_calls_finishes_with_them_whatever_the_server_calls_it(sa
 
 
 def test_calls_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "CALLS_MAX", 1)
-    monkeypatch.setattr(stream, "ARGUMENTS_BYTES_MAX", 10)
+    monkeypatch.setattr(gathering, "CALLS_MAX", 1)
+    monkeypatch.setattr(gathering, "ARGUMENTS_BYTES_MAX", 15)
+    monkeypatch.setattr(gathering, "INDEXES_MAX", 1)
     with pytest.raises(ProviderFailed, match="more than 1 calls"):
         calls(call(0, "c1", "add", ""), call(1, "c2", "add", ""))
     with pytest.raises(ProviderFailed, match="too long"):
         calls(call(0, "c1", "add", "x" * 6), call(0, None, None, "ü" * 3))
+    with pytest.raises(ProviderFailed, match="more than 1 indexes"):
+        calls(call(0, "c1", "add", ""), call(1, "c1", None, ""))

@@ -53,7 +53,8 @@ async def test_a_bug_of_a_provider_is_not_taken_for_an_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finish_reason", "incomplete"), [("stop", None), ("length", "max_output_tokens"), ("content_filter", None)]
+    ("finish_reason", "incomplete"),
+    [("stop", None), ("length", "max_output_tokens"), ("content_filter", "content_filter")],
 )
 async def test_the_end_says_whether_something_is_missing(
     finish_reason: parts.FinishReason, incomplete: str | None

@@ -89,7 +89,7 @@ async def test_a_turn_without_text_completes_with_none() -> None:
     ("finish_reason", "deadline_seconds", "incomplete"),
     [
         ("stop", None, None),
-        ("content_filter", None, None),
+        ("content_filter", None, "content_filter"),
         ("length", None, "max_output_tokens"),
         ("length", 1000, "max_output_tokens"),
         ("length", 2, "deadline"),

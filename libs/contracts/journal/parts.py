@@ -16,7 +16,7 @@ CHAIN_RULES_MAX = 8
 """How many rules may set one another off, one after the other."""
 SENDS_MAX = 32
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-Incomplete = Literal["deadline", "max_output_tokens", "max_turns", "journal_bytes", "budget"]
+Incomplete = Literal["deadline", "max_output_tokens", "max_turns", "journal_bytes", "budget", "content_filter"]
 
 
 class Usage(msgspec.Struct, frozen=True):

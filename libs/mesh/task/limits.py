@@ -50,12 +50,17 @@ def is_journal_full(state: TaskState, completed: events.TurnCompleted) -> bool:
 
 
 def incomplete_after(state: TaskState, completed: events.TurnCompleted) -> parts.Incomplete | None:
-    """Why a task whose last turn this is has not more of an output; None if the model has stopped by itself."""
+    """Why a task whose last turn this is has not more of an output; None if the model has stopped by itself.
+
+    A filter, or a refusal of the model's, is told: its output is not what was asked for.
+    """
     if completed.finish_reason == "length":
         deadline = state.queued.deadline if state.queued else None
         if deadline is not None and completed.time >= deadline:
             return "deadline"
         return "budget" if was_budget_left(state, completed) == 0 else "max_output_tokens"
+    if completed.finish_reason == "content_filter":
+        return "content_filter"
     if not completed.calls and not state.unseen_inputs(completed.turn):
         return None
     if completed.turn >= max_turns(state):

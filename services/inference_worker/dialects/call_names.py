@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from inference_worker.dialects.reading import joined
 from inference_worker.models.chunks import RequestedCall
 
 CALLS_MAX = 128
@@ -24,7 +25,7 @@ def requested_call(name: str, arguments: str, *, cut_off: bool = False) -> Reque
 
     `cut_off`: the model was stopped while it wrote this call, so that no text may be a text that was to come.
     """
-    text = arguments.strip()
+    text = joined(arguments.strip())
     if not text:
         return RequestedCall(name, None, "the call was cut off") if cut_off else RequestedCall(name, {})
     try:

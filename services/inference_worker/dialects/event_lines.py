@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 from inference_worker.dialects.errors import ProviderFailed
@@ -20,20 +21,34 @@ class LineReader:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
+        self._is_first = True
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads that are whole now. Raises `ProviderFailed` for a line that is too long."""
-        *lines, self._rest = _LINE_END.split(self._rest + data)
+        # Only what is new is searched for ends: a long line may come in very many parts.
+        first, *more = _LINE_END.split(data)
+        self._rest += first
         if len(self._rest) > LINE_BYTES_MAX:
             raise ProviderFailed("provider-error", f"a line of more than {LINE_BYTES_MAX} bytes", retryable=True)
+        if not more:
+            return []
+        *between, rest = more
+        lines = [self._line(), *between]
+        self._rest += rest
         return [payload for line in lines if (payload := _payload(line))]
 
     def end(self) -> list[bytes]:
         """What stood in a last line without an end."""
-        rest, self._rest = self._rest, b""
-        payload = _payload(rest)
+        payload = _payload(self._line())
         return [payload] if payload else []
+
+    def _line(self) -> bytes:
+        """The line that has come to its end. Some begin a stream with a byte order mark."""
+        line, is_first = bytes(self._rest), self._is_first
+        self._rest.clear()
+        self._is_first = False
+        return line.removeprefix(codecs.BOM_UTF8) if is_first else line
 
 
 def _payload(line: bytes) -> bytes | None:

@@ -16,6 +16,7 @@ import msgspec
 from contracts import VERSION
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream, failure_of_status
 from inference_worker.dialects.event_lines import LineReader
+from inference_worker.dialects.reading import decoded
 from inference_worker.models.chunks import Begun, Chunk
 from mesh.clock import now
 from mesh.configuration.mesh_toml import ServerConfiguration
@@ -28,6 +29,8 @@ DRAIN_SECONDS = 0.2
 """How long the end of the response may take after the stream's own end: then the connection can be used again."""
 ERROR_BODY_BYTES_MAX = 64 * 1024
 ERROR_BODY_SECONDS = 5.0
+DONE = b"[DONE]"
+"""The end of a chat completions stream."""
 _NO_STREAM = ("application/json", "text/html")
 
 
@@ -46,7 +49,7 @@ class Answer(Protocol):
 
     @property
     def over(self) -> bool:
-        """The model has finished; only its usage may be missing."""
+        """The model has certainly finished, whatever comes of the connection; only its usage may be missing."""
         ...
 
     @property
@@ -56,6 +59,10 @@ class Answer(Protocol):
 
     def take(self, payload: bytes) -> list[Chunk]:
         """Take the payload of one event. Raises `ProviderFailed` for an error in mid-stream, and for rubbish."""
+        ...
+
+    def end(self) -> list[Chunk]:
+        """What was held back for more to come, now that nothing comes any more."""
         ...
 
 
@@ -109,7 +116,7 @@ class ModelServer:
                 async with aclosing(data), aclosing(self._chunks(data, answer, give_up_at)) as chunks:
                     async for chunk in chunks:
                         yield chunk
-                    if answer.over:
+                    if answer.over or answer.done:
                         await _drain(data)
             finally:
                 await response.aclose()
@@ -127,7 +134,7 @@ class ModelServer:
         quiet_seconds = max(self._configuration.first_token_seconds, between_seconds)
         while not answer.done:
             data = await _read(body, give_up_at, answer)
-            payloads = lines.feed(data) if data is not None else [last for last in lines.end() if _is_json(last)]
+            payloads = lines.feed(data) if data is not None else [last for last in lines.end() if _is_whole(last)]
             for payload in payloads:
                 for chunk in answer.take(payload):
                     told = True
@@ -136,7 +143,7 @@ class ModelServer:
                 told = True
                 yield Begun()
             if data is None:
-                return
+                break
             if answer.over:
                 give_up_at = _clock() + USAGE_SECONDS
             elif answer.begun and payloads:
@@ -144,6 +151,8 @@ class ModelServer:
                     heard, quiet_until = answer.heard, _clock() + quiet_seconds
                 # Signs of life are believed for as long as a first token may take, and no longer.
                 give_up_at = min(_clock() + between_seconds, quiet_until)
+        for chunk in answer.end():
+            yield chunk
 
     async def _open(self, body: dict[str, Any], give_up_at: float) -> httpx.Response:
         """Send the request, and wait for the head of the answer. Raises what an answer that is no stream stands for."""
@@ -167,11 +176,13 @@ def _clock() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _is_json(payload: bytes) -> bool:
+def _is_whole(payload: bytes) -> bool:
     """Whether a last line without an end is whole. If it was cut off it counts for nothing."""
+    if payload == DONE:
+        return True
     try:
-        msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        decoded(payload)
+    except ValueError:
         return False
     return True
 

@@ -16,6 +16,17 @@ from contracts.journal.parts import FinishReason, Usage
 from inference_worker.dialects.anthropic.messages import Block
 from inference_worker.dialects.call_names import ARGUMENTS_BYTES_MAX, CALLS_MAX, requested_call
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream
+from inference_worker.dialects.gathering import JsonScanner, as_json
+from inference_worker.dialects.reading import (
+    Halves,
+    count_of,
+    decoded,
+    index_of,
+    mended,
+    mended_bytes,
+    object_of,
+    text_of,
+)
 from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
 
 BLOCKS_MAX = 1024
@@ -25,6 +36,8 @@ KEPT_BYTES_MAX = 160 * 1024
 
 Of what is longer nothing is kept: half of it would be refused.
 """
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+"""Most of one answer's events: more than any model says, and little enough to be held."""
 PAUSED = "pause_turn"
 
 _FINISH_REASONS: dict[str, FinishReason] = {
@@ -36,105 +49,96 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "refusal": "content_filter",
 }
 """What is not here means that the model was done in some way of its own: stop."""
-
-
-class MessageUsage(msgspec.Struct):
-    """Tokens so far, as the server counted them. What it read from its cache is not in `input_tokens`."""
-
-    input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-class StartedMessage(msgspec.Struct):
-    """The message, as far as it is read at its beginning."""
-
-    usage: MessageUsage | None = None
-
-
-class Delta(msgspec.Struct):
-    """What is new, of a block or of the message."""
-
-    type: str | None = None
-    text: str = ""
-    partial_json: str = ""
-    thinking: str = ""
-    signature: str = ""
-    stop_reason: str | None = None
-
-
-class StreamEvent(msgspec.Struct):
-    """An event, as far as it is read."""
-
-    type: str | None = None
-    index: int = 0
-    message: StartedMessage | None = None
-    content_block: Block | None = None
-    delta: Delta | None = None
-    usage: MessageUsage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+_TEXTS = {
+    "text_delta": "text",
+    "input_json_delta": "partial_json",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+}
+"""The kinds of deltas, and where their text is."""
+_OWNERS = {"text_delta": "text", "input_json_delta": "tool_use", "thinking_delta": "thinking"}
+"""Whose each is; blocks of kinds that are not known may have any."""
+_KNOWN = frozenset({*_OWNERS.values(), "redacted_thinking"})
+_COUNTS = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
+"""Tokens so far, as the server counted them. What it read from its cache is not in `input_tokens`."""
 
 
 class GatheredBlock:
-    """A content block that is being gathered. `spoken`: characters of its text that were handed on."""
+    """A content block that is being gathered.
+
+    `spoken`: characters of its text that were handed on. `is_open`: its end has not come. `is_new`: nothing of it has
+    come but its beginning.
+    """
 
     def __init__(self, begun: Block) -> None:
-        self.kind = begun.get("type")
+        self.kind = text_of(begun.get("type"))
+        self.begun = begun
         self.spoken = 0
-        self._begun = begun
+        self.is_open = True
+        self.is_new = True
+        self._scanner = JsonScanner()
         self._text: list[str] = []
         self._json: list[str] = []
         self._thinking: list[str] = []
         self._signature = ""
 
-    def take(self, delta: Delta) -> None:
-        """Take a delta; kinds that are not known change nothing."""
-        match delta.type:
+    def take(self, kind: str, text: str) -> None:
+        """Take a delta; kinds that are not known change nothing. Raises `ProviderFailed` for another block's."""
+        self.is_new = False
+        if _OWNERS.get(kind, self.kind) != self.kind and self.kind in _KNOWN:
+            raise ProviderFailed("provider-error", f"a {kind} of a block of another kind", retryable=True)
+        match kind:
             case "text_delta":
-                self._text.append(delta.text)
+                self._text.append(text)
             case "input_json_delta":
-                self._json.append(delta.partial_json)
+                if self._scanner.whole and text.lstrip().startswith("{"):
+                    raise ProviderFailed("provider-error", "arguments that belong to no call", retryable=True)
+                self._scanner.feed(text)
+                self._json.append(text)
             case "thinking_delta":
-                self._thinking.append(delta.thinking)
+                self._thinking.append(text)
             case "signature_delta":
-                self._signature = delta.signature
+                self._signature = text
 
     @property
     def arguments(self) -> str:
         """The input of a tool, as JSON text: mostly it is told in parts, and `input` at the beginning is empty."""
         parts = "".join(self._json)
-        begun = self._begun.get("input")
-        return msgspec.json.encode(begun).decode() if not parts.strip() and begun else parts
+        begun = self.begun.get("input")
+        if parts.strip() or not begun:
+            return parts
+        return as_json(begun)
 
     @property
     def name(self) -> str:
         """The name of the tool that is called."""
-        name = self._begun.get("name")
-        return name if isinstance(name, str) else ""
+        return mended(text_of(self.begun.get("name")))
+
+    @property
+    def id(self) -> str:
+        """The id of the call."""
+        return text_of(self.begun.get("id"))
 
     def whole(self) -> Block:
         """The block as it would have come in one piece."""
-        block = dict(self._begun)
+        block = dict(self.begun)
         for field, parts in (("text", self._text), ("thinking", self._thinking)):
             if parts:
-                block[field] = f"{block.get(field) or ''}{''.join(parts)}"
+                block[field] = mended(text_of(block.get(field)) + "".join(parts))
         if self._signature:
-            block["signature"] = self._signature
+            block["signature"] = mended(self._signature)
         if self._json:
             block["input"] = requested_call(self.name, self.arguments).arguments or {}
         return block
-
-
-_events = msgspec.json.Decoder(StreamEvent)
 
 
 class Answer:
     """What a server has said so far, in answer to one request.
 
     `begun`: the first token has come. `heard`: how many events it was, without pings. `done`: nothing more will come.
-    `stop_reason`: why the model stopped; None as long as it has not. `cut`: white space that the request did not end
-    with, though the text before does: if the model begins with it, it is not said twice.
+    `stop_reason`: why the model stopped, in the server's last words on it. `blocks`: what it has said, in order. `cut`:
+    white space that the request did not end with, though the text before does: if the model begins with it, it is not
+    said twice.
     """
 
     def __init__(self, cut: str = "") -> None:
@@ -142,16 +146,28 @@ class Answer:
         self.heard = 0
         self.done = False
         self.stop_reason: str | None = None
-        self.blocks: dict[int, GatheredBlock] = {}
+        self.blocks: list[GatheredBlock] = []
+        self.has_unread = False
+        """There was an event, a block or a delta of a kind that is not known."""
+        self.goes_on = False
+        """The model has gone on behind its last stop_reason."""
+        self._at: dict[int, GatheredBlock] = {}
+        self._stops_early = False
         self._cut = cut
+        self._text, self._reasoning = Halves(), Halves()
         self._calls = 0
-        self._arguments_bytes = 0
+        self._bytes = self._arguments_bytes = 0
         self._counts: dict[str, int] = {}
 
     @property
+    def is_ended(self) -> bool:
+        """The model has stopped, and not gone on behind that; or the end of the message has come behind it."""
+        return self.stop_reason is not None and (self.done or not self.goes_on)
+
+    @property
     def over(self) -> bool:
-        """The model has finished."""
-        return self.stop_reason is not None
+        """The model has finished, whatever comes of the connection."""
+        return self.is_ended and not self._stops_early and not any(block.is_open for block in self.blocks)
 
     @property
     def usage(self) -> Usage:
@@ -167,50 +183,99 @@ class Answer:
         if self.done:
             return []
         event = _read(payload)
-        self.heard += event.type != "ping"
+        self._measure(len(payload))
+        kind, index = event.get("type"), index_of(event.get("index"))
+        self.heard += kind != "ping"
         out: list[Chunk] = []
-        match event.type:
-            case "message_start" if event.message is not None:
-                self._count(event.message.usage)
-            case "content_block_start" if event.content_block is not None:
-                self._begin(event.index, event.content_block, out)
-            case "content_block_delta" if event.delta is not None:
-                self._continue(event.index, event.delta, out)
+        match kind:
+            case "message_start":
+                message = object_of(event.get("message"))
+                self._count(message.get("usage"))
+                self.has_unread = self.has_unread or bool(message.get("content"))
+            case "content_block_start":
+                self._begin(index, object_of(event.get("content_block")), out)
+            case "content_block_delta":
+                self._continue(index, object_of(event.get("delta")), out)
+            case "content_block_stop":
+                block = self._block(index)
+                if block is not None:
+                    block.is_open = False
             case "message_delta":
-                self._count(event.usage)
-                if event.delta is not None and event.delta.stop_reason:
-                    self.stop_reason = event.delta.stop_reason
+                self._count(event.get("usage"))
+                self._stop(text_of(object_of(event.get("delta")).get("stop_reason")))
             case "message_stop":
                 self.done = True
+            case "ping":
+                pass
+            case _:
+                self.has_unread = True
         return out
 
-    def _begin(self, index: int, begun: Block, out: list[Chunk]) -> None:
+    def end(self) -> list[Chunk]:
+        """What was held back for more to come."""
+        reasoning, text = self._reasoning.end(), self._text.end()
+        return [*([ReasoningDelta(reasoning)] if reasoning else ()), *([TextDelta(text)] if text else ())]
+
+    def _begin(self, index: int | None, begun: Block, out: list[Chunk]) -> None:
+        before = self._block(index)
+        if before is not None and index is not None and before.is_open and before.is_new and before.begun == begun:
+            return  # It was told twice. Any other block under the same index is one more.
         if len(self.blocks) >= BLOCKS_MAX:
             raise ProviderFailed("provider-error", f"more than {BLOCKS_MAX} blocks in one answer", retryable=True)
-        block = self.blocks[index] = GatheredBlock(begun)
+        block = GatheredBlock(begun)
+        self.blocks.append(block)
+        self._at[len(self.blocks) - 1 if index is None else index] = block
         match begun:
-            case {"type": "text", "text": str(text)}:
-                self._say(block, text, out)
+            case {"type": "text"}:
+                self._say(block, text_of(begun.get("text")), out)
             case {"type": "tool_use"}:
-                self.begun = True
+                self._go_on()
                 self._calls += 1
+                self._measure_arguments(block.arguments)
                 if self._calls > CALLS_MAX:
                     raise ProviderFailed("provider-error", f"more than {CALLS_MAX} calls in one answer", retryable=True)
+            case {"type": "thinking"}:
+                self._think(text_of(begun.get("thinking")), out)
+            case {"type": "redacted_thinking"}:
+                pass
+            case _:
+                self.has_unread = True
 
-    def _continue(self, index: int, delta: Delta, out: list[Chunk]) -> None:
-        block = self.blocks.get(index)
+    def _continue(self, index: int | None, delta: dict[str, Any], out: list[Chunk]) -> None:
+        block = self._block(index)
         if block is None:
             raise ProviderFailed("provider-error", "a delta of a block that was not begun", retryable=True)
-        block.take(delta)
+        kind = text_of(delta.get("type"))
+        field = _TEXTS.get(kind)
+        if field is None:
+            self.has_unread = True
+            return
+        text = text_of(delta.get(field))
+        block.take(kind, text)
+        if kind == "text_delta":
+            self._say(block, text, out)
+        elif kind == "input_json_delta":
+            self._measure_arguments(text)
+            self._go_on()
+        elif kind == "thinking_delta":
+            self._think(text, out)
         self.begun = True
-        if delta.type == "thinking_delta" and delta.thinking:
-            out.append(ReasoningDelta(delta.thinking))
-        elif delta.type == "text_delta":
-            self._say(block, delta.text, out)
-        elif delta.type == "input_json_delta":
-            self._arguments_bytes += len(delta.partial_json.encode())
-            if self._arguments_bytes > ARGUMENTS_BYTES_MAX:
-                raise ProviderFailed("provider-error", "the arguments of the calls are too long", retryable=True)
+
+    def _stop(self, reason: str) -> None:
+        if reason:
+            self.stop_reason, self.goes_on = reason, False
+
+    def _go_on(self) -> None:
+        """The model says more: a stop_reason that has come before was none."""
+        self.begun = True
+        if self.stop_reason is not None:
+            self.goes_on = self._stops_early = True
+
+    def _block(self, index: int | None) -> GatheredBlock | None:
+        """The block under an index; the last one if none is told."""
+        if index is None:
+            return self.blocks[-1] if self.blocks else None
+        return self._at.get(index)
 
     def _say(self, block: GatheredBlock, text: str, out: list[Chunk]) -> None:
         same = 0
@@ -218,14 +283,31 @@ class Answer:
             same += 1
         text, self._cut = text[same:], "" if same < len(text) else self._cut[same:]
         if text:
-            self.begun = True
-            block.spoken += len(text)
-            out.append(TextDelta(text))
+            self._go_on()
+            whole = self._text.join(text)
+            block.spoken += len(whole)
+            out += [TextDelta(whole)] if whole else []
 
-    def _count(self, usage: MessageUsage | None) -> None:
+    def _think(self, text: str, out: list[Chunk]) -> None:
+        if text:
+            self._go_on()
+            whole = self._reasoning.join(text)
+            out += [ReasoningDelta(whole)] if whole else []
+
+    def _measure(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > ANSWER_BYTES_MAX:
+            raise ProviderFailed("provider-error", "the answer is too long", retryable=True)
+
+    def _measure_arguments(self, arguments: str) -> None:
+        self._arguments_bytes += len(arguments.encode("utf-8", "surrogatepass"))
+        if self._arguments_bytes > ARGUMENTS_BYTES_MAX:
+            raise ProviderFailed("provider-error", "the arguments of the calls are too long", retryable=True)
+
+    def _count(self, usage: Any) -> None:
         """The last count of each kind stands: those of the output are of all so far."""
-        for name in () if usage is None else usage.__struct_fields__:
-            count = getattr(usage, name)
+        for name in _COUNTS:
+            count = count_of(object_of(usage).get(name))
             if count is not None:
                 self._counts[name] = max(0, count)
 
@@ -237,21 +319,23 @@ def said(answer: Answer) -> list[Block]:
 
 def is_paused(answer: Answer) -> bool:
     """Whether the model wants to be asked once more. One that waits for results of calls does not."""
-    return answer.stop_reason == PAUSED and not any(block.kind == "tool_use" for block in answer.blocks.values())
+    is_told = answer.is_ended and answer.stop_reason == PAUSED
+    return is_told and not any(block.kind == "tool_use" for block in answer.blocks)
 
 
 def finished(answers: Sequence[Answer], prefix: str = "") -> Finished:
     """The end of a turn of one answer, or of several with pauses between. Raises `ProviderFailed` if it has none."""
-    reason = answers[-1].stop_reason
-    if reason is None:
+    last = answers[-1]
+    if last.stop_reason is None or not last.is_ended:
         raise ProviderFailed("provider-disconnected", "the stream ended without a stop_reason", retryable=True)
-    finish_reason = _FINISH_REASONS.get(reason, "stop")
+    if not any(answer.begun for answer in answers) and last.has_unread:
+        raise ProviderFailed("provider-error", "nothing in the stream can be read as an answer", retryable=True)
+    finish_reason = _FINISH_REASONS.get(last.stop_reason.lower(), "stop")
     blocks = _blocks(answers)
-    calls = tuple(
-        _call(block, cut_off=finish_reason == "length" and block is blocks[-1])
-        for block in blocks
-        if block.kind == "tool_use"
-    )
+    # Behind the last word on why the model stopped nobody knows whether the last call is whole.
+    calls = _calls(blocks, cut_off=finish_reason in ("length", "content_filter") or last.goes_on)
+    if finish_reason == "tool_calls" and not calls and not any(block.spoken for block in blocks):
+        raise ProviderFailed("provider-error", "the model called a tool, and no call came", retryable=True)
     if calls and finish_reason == "stop":
         finish_reason = "tool_calls"
     usages = [answer.usage for answer in answers]
@@ -280,31 +364,39 @@ def kept_blocks(blocks: Sequence[GatheredBlock], prefix_characters: int = 0) -> 
         elif block.kind == "tool_use":
             kept.append({"type": "tool_use"})
     del kept[length:]
-    return kept if kept and len(msgspec.json.encode(kept)) <= KEPT_BYTES_MAX else None
+    try:
+        return kept if kept and len(msgspec.json.encode(kept)) <= KEPT_BYTES_MAX else None
+    except RecursionError:
+        return None
 
 
 def _blocks(answers: Sequence[Answer]) -> list[GatheredBlock]:
-    return [answer.blocks[index] for answer in answers for index in sorted(answer.blocks)]
+    return [block for answer in answers for block in answer.blocks]
 
 
-def _call(block: GatheredBlock, *, cut_off: bool) -> RequestedCall:
-    return requested_call(block.name, block.arguments, cut_off=cut_off)
+def _calls(blocks: Sequence[GatheredBlock], *, cut_off: bool) -> tuple[RequestedCall, ...]:
+    """The calls, in order. One that was told twice, under its id, is one. `cut_off`: in the last block, maybe."""
+    calls: list[tuple[str, RequestedCall]] = []
+    for block in blocks:
+        if block.kind == "tool_use":
+            asked = requested_call(block.name, block.arguments, cut_off=cut_off and block is blocks[-1])
+            if not block.id or (block.id, asked) not in calls:
+                calls.append((block.id, asked))
+    return tuple(asked for _, asked in calls)
 
 
-def _read(payload: bytes) -> StreamEvent:
+def _read(payload: bytes) -> dict[str, Any]:
+    """An event. Raises `ProviderFailed` for an error, and for what is none."""
     try:
-        event = _events.decode(payload)
-    except msgspec.ValidationError:
-        raise _failure_of_rubbish(payload) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        event = decoded(payload)
+        begun = object_of(object_of(event).get("content_block"))
+        if object_of(event).get("type") != "content_block_delta" and begun.get("type") != "tool_use":
+            # What goes back as it is must be whole. Of a delta the other half may come; arguments are never changed.
+            event = decoded(mended_bytes(payload))
+    except ValueError:
         raise ProviderFailed("provider-error", "an event is not JSON", retryable=True) from None
-    if event.type == "error" or bytes(event.error) != b"null":
-        raise failure_in_stream(msgspec.json.decode(payload))
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str | None):
+        raise ProviderFailed("provider-error", "an event is of an unknown form", retryable=True)
+    if event.get("type") == "error" or event.get("error"):
+        raise failure_in_stream(decoded(mended_bytes(payload)))
     return event
-
-
-def _failure_of_rubbish(payload: bytes) -> ProviderFailed:
-    value = msgspec.json.decode(payload)
-    if isinstance(value, dict) and value.get("error"):
-        return failure_in_stream(value)
-    return ProviderFailed("provider-error", "an event is of an unknown form", retryable=True)

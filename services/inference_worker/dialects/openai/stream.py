@@ -1,23 +1,36 @@
 """The answer of a chat completions stream, chunk by chunk. Pure.
 
-The dialects differ (shared facts are in the OpenAI API reference; the rest was seen in vLLM, llama.cpp and Ollama), and
-this reads all of them: thinking is `reasoning` or `reasoning_content`; `content` may be null; the usage comes in a
-chunk of its own, in the last one, in each, or not at all; `[DONE]` may come without a blank line, or never.
+The dialects differ (shared facts are in the OpenAI API reference; the rest was seen in vLLM, llama.cpp, Ollama and
+others), and this reads all of them: thinking is `reasoning` or `reasoning_content`, or a part of `content`; `content`
+may be null, a text or a list; the usage comes in a chunk of its own, in the last one, in each, or not at all; `[DONE]`
+may come without a blank line, or never. What is not needed is not looked at.
+
+The end is `[DONE]`, or a finish_reason behind which nothing comes. There are servers that send one in each chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-
-import msgspec
+from typing import Any, Literal
 
 from contracts.journal.parts import FinishReason, Usage
-from inference_worker.dialects.call_names import ARGUMENTS_BYTES_MAX, CALLS_MAX, requested_call
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream
-from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
+from inference_worker.dialects.exchange import DONE
+from inference_worker.dialects.gathering import Fragment, GatheredCalls
+from inference_worker.dialects.reading import (
+    Halves,
+    count_of,
+    decoded,
+    index_of,
+    list_of,
+    mended_bytes,
+    object_of,
+    text_of,
+)
+from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, TextDelta
 
-_DONE = b"[DONE]"
+_Kind = Literal["text", "refusal", "reasoning"]
+
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -26,86 +39,25 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "content_filter": "content_filter",
+    "refusal": "content_filter",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "sensitive": "content_filter",
 }
 """What is not here, and no failure, means that the model was done in some way of its own: stop."""
-_FAILED_REASONS = frozenset({"error", "abort"})
-
-
-class FunctionDelta(msgspec.Struct):
-    """A part of a call's function."""
-
-    name: str | None = None
-    arguments: str | dict[str, Any] | None = None
-
-
-class ToolCallDelta(msgspec.Struct):
-    """A part of a call."""
-
-    index: int | None = None
-    id: str | None = None
-    function: FunctionDelta | None = None
-
-
-class Delta(msgspec.Struct):
-    """What is new."""
-
-    content: str | None = None
-    refusal: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
-
-
-class Choice(msgspec.Struct):
-    """One of the answers; only one is asked for."""
-
-    index: int = 0
-    delta: Delta | None = None
-    finish_reason: str | None = None
-
-
-class ChunkUsage(msgspec.Struct):
-    """Tokens, as the server counted them."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class LlamaTimings(msgspec.Struct):
-    """llama.cpp's own count: what it read of the prompt, what it had of it, what it generated."""
-
-    prompt_n: int = 0
-    cache_n: int = 0
-    predicted_n: int = 0
-
-
-class CompletionChunk(msgspec.Struct):
-    """`chat.completion.chunk`, as far as it is read."""
-
-    object: str | None = None
-    choices: list[Choice] | None = None
-    usage: ChunkUsage | None = None
-    timings: LlamaTimings | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
-    message: msgspec.Raw | None = None
-    """Only errors have one here."""
-
-    @property
-    def is_error(self) -> bool:
-        """Whether it is an error, in whatever form."""
-        if self.choices is None and self.message is not None:
-            return True
-        return self.object == "error" or bytes(self.error) not in (b"null", b"{}", b'""')
-
-
-_chunks = msgspec.json.Decoder(CompletionChunk)
+_FAILED_REASONS = frozenset(
+    {"error", "abort", "network_error", "insufficient_system_resource", "malformed_function_call"}
+)
+_SAID_ELSEWHERE = ("message", "text")
+"""Where a choice has its text in whole completions, and in those of the old form."""
+_UNREADABLE = "nothing in the stream can be read as an answer: is base_url a chat completions server's?"
 
 
 class Answer:
     """What a server has said so far.
 
     `begun`: the first token has come. `heard`: how many chunks it was. `finish_reason`: why the model stopped, in the
-    server's words; None as long as it has not. `done`: nothing more will come.
+    server's last words on it. `done`: nothing more will come.
     """
 
     def __init__(self) -> None:
@@ -114,113 +66,170 @@ class Answer:
         self.done = False
         self.finish_reason: str | None = None
         self._usage = Usage()
-        self._calls: list[_Call] = []
-        self._arguments_bytes = 0
+        self._calls = GatheredCalls()
+        self._text, self._reasoning = Halves(), Halves()
+        self._has_text = False
+        self._is_refused = False
+        self._has_delta = False
+        # A delta had something that is not known, or of another type than it should be.
+        self._has_unread = False
+        # The model has gone on behind its last finish_reason; and it has done so at least once, so that a
+        # finish_reason of this server is an end only where the stream ends, too.
+        self._goes_on = self._finishes_early = False
+        # A chunk, and one that said something, came without a finish_reason: so not each has one here.
+        self._began_openly = self._spoke_openly = False
+        self._is_trusted = False
 
     @property
     def over(self) -> bool:
-        """The model has finished; only its usage may be missing."""
-        return self.finish_reason is not None
+        """The model has finished, whatever comes of the connection; only its usage may be missing."""
+        return self.finish_reason is not None and self._is_trusted and not self._finishes_early
 
     def take(self, payload: bytes) -> list[Chunk]:
         """Take the payload of one line. Raises `ProviderFailed` for an error in mid-stream, and for rubbish."""
-        if self.done or payload == _DONE:
+        if self.done or payload == DONE:
             self.done = True
             return []
-        try:
-            chunk = _chunks.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _failure_of_rubbish(payload) from None
-        if chunk.is_error:
-            raise failure_in_stream(msgspec.json.decode(payload))
+        chunk = _chunk_of(payload)
         self.heard += 1
         self._count(chunk)
         out: list[Chunk] = []
-        for choice in chunk.choices or ():
-            if choice.index != 0:
-                continue
-            if choice.delta is not None:
-                self._take_delta(choice.delta, out)
-            if choice.finish_reason:
-                self.finish_reason = choice.finish_reason
+        for each in list_of(chunk.get("choices")):
+            choice = object_of(each)
+            if index_of(choice.get("index")) in (None, 0):  # Only one answer is asked for.
+                self._take_choice(choice, out)
         return out
 
+    def end(self) -> list[Chunk]:
+        """What was held back for more to come."""
+        reasoning, text = self._reasoning.end(), self._text.end()
+        return [*([ReasoningDelta(reasoning)] if reasoning else ()), *([TextDelta(text)] if text else ())]
+
     def finished(self) -> Finished:
-        """The end of the answer. Raises `ProviderFailed` if it has none."""
-        reason = self.finish_reason
-        if reason is None:
-            raise ProviderFailed("provider-disconnected", "the stream ended without a finish_reason", retryable=True)
+        """The end of the answer. Raises `ProviderFailed` if it has none, and if nothing of it can be read."""
+        reason = (self.finish_reason or "").lower()
         if reason in _FAILED_REASONS:
             raise ProviderFailed("provider-error", f"the server gave up: {reason}", retryable=True)
-        calls = tuple(self._requested())
+        is_ended = (reason and not self._goes_on) or (self.done and (self._has_text or self._calls))
+        if not is_ended:
+            raise ProviderFailed("provider-disconnected", "the stream ended without a finish_reason", retryable=True)
+        if not self.begun and (self._has_unread or not self._has_delta):
+            raise ProviderFailed("provider-error", _UNREADABLE, retryable=True)
         finish_reason = _FINISH_REASONS.get(reason, "stop")
+        if self._is_refused and finish_reason == "stop":
+            finish_reason = "content_filter"
+        # Behind the last word on why the model stopped, or without any, nobody knows whether the last call is whole.
+        cut_off = finish_reason in ("length", "content_filter") or self._goes_on or not reason
+        calls = self._calls.requested(cut_off=cut_off)
+        if finish_reason == "tool_calls" and not calls and not self._has_text:
+            raise ProviderFailed("provider-error", "the model called a tool, and no call came", retryable=True)
         if calls and finish_reason == "stop":
             finish_reason = "tool_calls"  # Some say so of any answer that is whole.
         return Finished(finish_reason=finish_reason, usage=self._usage, calls=calls)
 
-    def _requested(self) -> Iterator[RequestedCall]:
-        """The calls asked for, in order. Only the last one can be cut off."""
-        cut_off = _FINISH_REASONS.get(self.finish_reason or "") == "length"
-        for call in self._calls:
-            yield requested_call(call.name, "".join(call.arguments), cut_off=cut_off and call is self._calls[-1])
+    def _take_choice(self, choice: dict[str, Any], out: list[Chunk]) -> None:
+        delta = choice.get("delta")
+        says_more = False
+        if isinstance(delta, dict):
+            self._has_delta = True
+            says_more = self._take_delta(delta, out)
+        elif not self._has_delta and any(choice.get(field) for field in _SAID_ELSEWHERE):
+            raise ProviderFailed("provider-error", _UNREADABLE)
+        if says_more and self.finish_reason is not None:
+            self._goes_on = self._finishes_early = True
+        reason = text_of(choice.get("finish_reason"))
+        if reason:
+            self.finish_reason = reason
+            self._goes_on = False
+            self._is_trusted = self._spoke_openly or (self._began_openly and not says_more)
+        else:
+            self._began_openly = True
+            self._spoke_openly = self._spoke_openly or says_more
 
-    def _take_delta(self, delta: Delta, out: list[Chunk]) -> None:
-        reasoning = delta.reasoning or delta.reasoning_content  # where both are there they are the same
-        if reasoning:
-            out.append(ReasoningDelta(reasoning))
-        text = delta.content or delta.refusal
-        if text:
-            out.append(TextDelta(text))
-        for call in delta.tool_calls or ():
-            self._take_call(call)
-        self.begun = self.begun or bool(out or delta.tool_calls)
+    def _take_delta(self, delta: dict[str, Any], out: list[Chunk]) -> bool:
+        """Take what is new; whether there is anything."""
+        parts = list(_parts(delta))
+        for kind, text in parts:
+            is_reasoning = kind == "reasoning"
+            self._has_text = self._has_text or not is_reasoning
+            self._is_refused = self._is_refused or kind == "refusal"
+            whole = (self._reasoning if is_reasoning else self._text).join(text)
+            if whole:
+                out.append(ReasoningDelta(whole) if is_reasoning else TextDelta(whole))
+        fragments = _fragments(delta)
+        for fragment in fragments:
+            self._calls.take(fragment)
+        says_more = bool(parts or fragments)
+        self.begun = self.begun or says_more
+        if not says_more and any(value for field, value in delta.items() if field != "role"):
+            self._has_unread = True
+        return says_more
 
-    def _take_call(self, delta: ToolCallDelta) -> None:
-        """Calls are told apart by index; but a new id is a new call (Ollama's older ones all have index 0)."""
-        call = next((each for each in reversed(self._calls) if delta.index is None or each.index == delta.index), None)
-        if call is None or (delta.id and call.id and delta.id != call.id):
-            if len(self._calls) >= CALLS_MAX:
-                raise ProviderFailed("provider-error", f"more than {CALLS_MAX} calls in one answer", retryable=True)
-            call = _Call(delta.index)
-            self._calls.append(call)
-        call.id = call.id or delta.id or ""
-        if delta.function is None:
-            return
-        call.name = call.name or delta.function.name or ""
-        arguments = delta.function.arguments or ""
-        part = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-        self._arguments_bytes += len(part.encode())
-        if self._arguments_bytes > ARGUMENTS_BYTES_MAX:
-            raise ProviderFailed("provider-error", "the arguments of the calls are too long", retryable=True)
-        call.arguments.append(part)
-
-    def _count(self, chunk: CompletionChunk) -> None:
+    def _count(self, chunk: dict[str, Any]) -> None:
         """The last count stands: some servers send one in each chunk, or null in all but one."""
-        if chunk.usage is not None:
-            prompt, completion = chunk.usage.prompt_tokens or 0, chunk.usage.completion_tokens or 0
-        elif chunk.timings is not None and self._usage == Usage():
-            prompt, completion = chunk.timings.prompt_n + chunk.timings.cache_n, chunk.timings.predicted_n
+        usage, timings = object_of(chunk.get("usage")), object_of(chunk.get("timings"))
+        if usage:
+            prompt, completion = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
+        elif timings and self._usage == Usage():
+            # llama.cpp's own count: what it read of the prompt, what it had of it, what it generated.
+            prompt, completion = (
+                _number(timings, "prompt_n") + _number(timings, "cache_n"),
+                _number(timings, "predicted_n"),
+            )
         else:
             return
-        self._usage = Usage(input_tokens=max(0, prompt), output_tokens=max(0, completion))
+        self._usage = Usage(input_tokens=prompt, output_tokens=completion)
 
 
-class _Call:
-    """A call that is being gathered."""
-
-    def __init__(self, index: int | None) -> None:
-        self.index = index
-        self.id = ""
-        self.name = ""
-        self.arguments: list[str] = []
-
-
-def _failure_of_rubbish(payload: bytes) -> ProviderFailed:
-    """What is no chunk: an error whose other fields are of another form, or nothing that can be read."""
+def _chunk_of(payload: bytes) -> dict[str, Any]:
+    """A chunk of a completion. Raises `ProviderFailed` for an error, in whatever form, and for what is neither."""
     try:
-        value = msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ProviderFailed("provider-error", "a chunk is not JSON", retryable=True)
-    if isinstance(value, dict) and (value.get("error") or "choices" not in value):
-        return failure_in_stream(value)
-    return ProviderFailed("provider-error", "a chunk is of an unknown form", retryable=True)
+        chunk = decoded(payload)
+    except ValueError:
+        raise ProviderFailed("provider-error", "a chunk is not JSON", retryable=True) from None
+    choices = object_of(chunk).get("choices")
+    if not isinstance(chunk, dict) or not isinstance(choices, list | None):
+        raise ProviderFailed("provider-error", "a chunk is of an unknown form", retryable=True)
+    # Beside choices, a message would be anything; without them only errors have one.
+    is_error = chunk.get("error") or chunk.get("object") == "error"
+    if is_error or (choices is None and chunk.get("message") is not None):
+        raise failure_in_stream(decoded(mended_bytes(payload)))
+    return chunk
+
+
+def _parts(delta: dict[str, Any]) -> Iterator[tuple[_Kind, str]]:
+    """The texts of a delta, in order, none of them empty."""
+    reasoning = [*_texts(delta.get("reasoning"), "reasoning")] or [*_texts(delta.get("reasoning_content"), "reasoning")]
+    yield from reasoning  # Where both are there they are the same.
+    text = [*_texts(delta.get("content"), "text")]
+    yield from text or _texts(delta.get("refusal"), "refusal")
+
+
+def _texts(value: Any, kind: _Kind) -> Iterator[tuple[_Kind, str]]:
+    """The texts of a field: it is one, or a part, or a list of parts, some of which are thinking."""
+    if isinstance(value, str):
+        if value:
+            yield kind, value
+        return
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, str):
+            yield from _texts(part, kind)
+        elif isinstance(part, dict):
+            yield from _texts(text_of(part.get("text")), kind)
+            yield from _texts(text_of(part.get("refusal")), "refusal")
+            thinking = part.get("thinking")
+            for each in thinking if isinstance(thinking, list) else [thinking]:
+                yield from _texts(text_of(each) or text_of(object_of(each).get("text")), "reasoning")
+
+
+def _fragments(delta: dict[str, Any]) -> list[Fragment]:
+    """The fragments of calls in a delta. A `function_call` is one of the old form, which knows one call alone."""
+    calls = delta.get("tool_calls")
+    fragments = [each for each in (calls if isinstance(calls, list) else [calls]) if isinstance(each, dict)]
+    if not fragments and isinstance(delta.get("function_call"), dict):
+        fragments = [{"function": delta["function_call"]}]
+    return [Fragment.of(each) for each in fragments]
+
+
+def _number(counts: dict[str, Any], field: str) -> int:
+    return max(0, count_of(counts.get(field)) or 0)

@@ -35,7 +35,7 @@ from inference_worker.turn.racing import Asked, Race
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep, StepRecalled
 from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
-from mesh.task.conversation import ConversationItem, continued, conversation
+from mesh.task.conversation import ConversationItem, continued, conversation, shown_to
 from mesh.task.discarded import tokens_of
 from mesh.task.failures import StepFailed
 from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max
@@ -293,7 +293,8 @@ class TurnHandler:
         log.warning("context.compacted", bytes_before=before, bytes_kept=kept)
 
     async def _conversation(self, state: TaskState, turn: int, candidate: Candidate) -> list[ConversationItem]:
-        return continued(await self._history.before(state), conversation(state, turn, candidate.provider))
+        before = shown_to(await self._history.before(state), candidate.provider)
+        return continued(before, conversation(state, turn, candidate.provider))
 
     async def _tools_of(self, request: TaskRequest) -> dict[str, OfferedTool]:
         return await self._toolbox.offered(request.tools) if request.tools else {}
@@ -353,7 +354,7 @@ def restart_reason(state: TaskState, work: TurnWork, candidate: Candidate) -> st
     if made_by is not None and made_by[0] is not None and not candidate.is_at(made_by):
         return "switch"
     # A text can be continued; reasoning without text can't.
-    return None if turn.parts and candidate.source.continues_prefix else _why_again(state, work)
+    return None if turn.parts and candidate.source.continues(turn.text) else _why_again(state, work)
 
 
 def _why_again(state: TaskState, work: TurnWork) -> str:

@@ -13,10 +13,13 @@ from typing import Any
 
 from contracts.tasks import Message
 from inference_worker.dialects.call_names import CallIds
+from inference_worker.dialects.tool_schemas import shown
 from inference_worker.models.chunks import TurnInput
 from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
+NO_TEXT = "(no text)"
+"""Stands for blank text of the user, which is refused."""
 THINKING_TYPES = frozenset({"thinking", "redacted_thinking"})
 
 Block = dict[str, Any]
@@ -69,8 +72,11 @@ def rendered(entries: Sequence[ConversationItem]) -> tuple[str, list[dict[str, A
         match entry:
             case Message("system", content):
                 system.append(content)
+            case Message("assistant", content):
+                _add(messages, "assistant", [_text(content)] if content.strip() else [])
             case Message(role, content):
-                _add(messages, role, [_text(content)])
+                # Not left out: the model would go on with what it has said itself.
+                _add(messages, role, [_text(content if content.strip() else NO_TEXT)])
             case AssistantTurn():
                 _add(messages, "assistant", _of_turn(entry, ids))
             case ToolAnswer(call, content=content, is_error=is_error):
@@ -78,7 +84,7 @@ def rendered(entries: Sequence[ConversationItem]) -> tuple[str, list[dict[str, A
                 # Empty text is refused, an answer without any is not.
                 result |= {"content": content} if content.strip() else {}
                 _add(messages, "user", [result | ({"is_error": True} if is_error else {})])
-    return "\n\n".join(system), messages
+    return "\n\n".join(said for said in system if said.strip()), messages
 
 
 def _of_turn(turn: AssistantTurn, ids: CallIds) -> list[Block]:
@@ -145,8 +151,7 @@ def _trim(messages: list[dict[str, Any]]) -> str:
 def _tools(turn: TurnInput, messages: list[dict[str, Any]]) -> dict[str, Any]:
     if turn.tools:
         tools = [
-            # Of a schema the API wants to read that it is an object's.
-            {"name": tool.name, "description": tool.description, "input_schema": {"type": "object"} | tool.parameters}
+            {"name": tool.name, "description": tool.description, "input_schema": shown(tool.parameters)}
             for tool in turn.tools
         ]
         return {"tools": tools}

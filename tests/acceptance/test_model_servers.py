@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -238,4 +239,70 @@ async def test_after_a_takeover_no_text_is_there_twice(
             whole = answer if "retry" in restarts else BEGUN + REST
             assert of_type(journal, "task.completed")[0]["output"] == whole
             assert [event["reason"] for event in of_type(journal, "turn.restarted")] == restarts
+            await no_fault(mesh, recorded)
+
+
+# What must return
+
+
+SIGNED = {"google": {"thought_signature": "c2ln"}}
+
+
+class Demanding:
+    """A server that refuses what several refuse: ids of calls that are not Mistral's, calls without their reasoning."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    async def __call__(self, exchange: Exchange) -> None:
+        messages = exchange.body["messages"]
+        self.calls = [call for message in messages for call in message.get("tool_calls", ())]
+        answered = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
+        nine = all(re.fullmatch("[a-zA-Z0-9]{9}", call["id"]) for call in self.calls)
+        thought = all("reasoning_content" in message for message in messages if "tool_calls" in message)
+        if (
+            not nine
+            or not thought
+            or answered != [call["id"] for call in self.calls]
+            or len(set(answered)) < len(answered)
+        ):
+            await exchange.refuse(400, {"error": {"message": f"no: {messages}"}})
+        elif messages[-1]["role"] == "user":
+            function = {"name": "nothing", "arguments": "{}"}
+            call = {"index": 0, "id": "call_0", "type": "function", "function": function, "extra_content": SIGNED}
+            await exchange.begin()
+            await exchange.say(chunk({"reasoning_content": "Hm."}), chunk({"tool_calls": [call]}))
+            await exchange.say(chunk({}, "tool_calls"), usage(9, 2))
+            await exchange.send(DONE)
+            await exchange.end()
+        else:
+            await openai(exchange)
+
+
+async def test_what_a_provider_gave_with_a_call_returns_to_it_and_to_nobody_else(tmp_path: Path) -> None:
+    recorded, demanding, other = Recorded(), Demanding(), Demanding()
+    async with model_server(demanding) as server, model_server(other) as elsewhere:
+        variables = configured(tmp_path, server.base_url, 'reasoning_field = "reasoning_content"')
+        file = tmp_path / "mesh.toml"
+        more = f"""
+        [providers.other]
+        kind = "openai"
+        base_url = "{elsewhere.base_url}"
+        reasoning_field = "reasoning_content"
+        [pools.other]
+        provider = "other"
+        model = "tiny"
+        """
+        file.write_text(file.read_text() + more)
+        async with running_mesh(tmp_path, *SERVICES, "steward", **variables) as mesh:
+            task = await run_task(mesh, recorded, "hello")
+            (call,) = demanding.calls
+            assert call["extra_content"] == SIGNED
+            first_turn = of_type(await journal_of(mesh, task), "turn.completed")[0]
+            assert first_turn["blocks"] == [{"type": "call_fields", "index": 0, "extra_content": SIGNED}]
+
+            again = await run_task(mesh, recorded, "and now?", continues=task)
+            assert [call.get("extra_content") for call in demanding.calls] == [SIGNED, SIGNED]
+            await run_task(mesh, recorded, "and there?", continues=again, pool="other")
+            assert [call.get("extra_content") for call in other.calls] == [None, None, SIGNED]
             await no_fault(mesh, recorded)

@@ -339,6 +339,7 @@ SYSTEM, BYE = Message("system", "Be brief."), Message("user", "bye")
             [HI, AssistantTurn("", (CALL,)), ANSWERED, BYE, SYSTEM],
             ["system Be brief.", "user hi", "assistant None", "tool 2", "assistant Understood.", "user bye"],
         ),
+        ("strict", [Message("assistant", "a"), HI], ["user (no text)", "assistant a", "user hi"]),
     ],
 )
 async def test_messages_come_in_the_order_of_roles_that_templates_demand(

@@ -358,6 +358,10 @@ def test_another_404_is_the_operators_too_and_asks_for_the_address() -> None:
         (503, {"error": {"message": "The model is not ready"}}, "provider-loading"),
         (502, b"connect() failed (111: Connection refused)", "provider-unreachable"),
         (500, {"error": {"message": "connect ECONNREFUSED 127.0.0.1:8000"}}, "provider-unreachable"),
+        # Traefik; Envoy. A bad gateway alone says nothing: the request itself may have brought the server down.
+        (503, b"no available server", "provider-unreachable"),
+        (503, b"no healthy upstream", "provider-unreachable"),
+        (502, b"<html><h1>502 Bad Gateway</h1></html>", "provider-error"),
         (503, {"error": {"message": "server busy, please try again"}}, "provider-overloaded"),
     ],
 )

@@ -107,8 +107,8 @@ class OpenAIProviderConfiguration(
     roles: Roles | None = None
     """The order of messages. `merged`: neighbours of one role are one message. `free`: all as they are.
 
-    `strict`: neighbours are merged, instructions come first, and a word of the assistant stands between a tool's
-    answer and a user's message. Many chat templates demand it. Unset: `strict` at api.mistral.ai, else `merged`.
+    `strict`: neighbours are merged, instructions come first, then a user, and a word of the assistant stands between a
+    tool's answer and a user's message. Many chat templates demand it. Unset: `strict` at api.mistral.ai, else `merged`.
     """
     reasoning_field: ReasoningField | None = None
     """Where the reasoning of a turn with calls goes back to its model. `none`: it does not.

@@ -144,7 +144,9 @@ _LOADING_TEXT = re.compile(
     r"|\bmodel is not (?:yet )?(?:loaded|ready)|still loading|warming up|server is starting"
 )
 """How llama.cpp, Hugging Face and others say it. With a status that passes alone: nothing is loaded for ever."""
-_REFUSED_TEXT = re.compile(r"connection refused|econnrefused|actively refused")
+_REFUSED_TEXT = re.compile(
+    r"connection refused|econnrefused|actively refused|no available server|no healthy upstream|host is unreachable"
+)
 """How a proxy says that there is nobody behind it."""
 _PASSING = frozenset({408, 409, 421, 423, 424, 425, 429, 444, 460, 498, 499})
 """Statuses below 500 that say nothing of the request: the server, or somebody on the way, could not just now."""

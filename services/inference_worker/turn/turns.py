@@ -22,6 +22,7 @@ from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER
+from contracts.retries import AWAY_CODES
 from contracts.tasks import TaskRequest
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
@@ -189,9 +190,12 @@ class TurnHandler:
             try:
                 ending = await self._ask(step, attempt, candidate, turn_input)
             except StepFailed as error:
-                if error.code != CONTEXT_TOO_LONG:
+                if error.code == CONTEXT_TOO_LONG:
+                    await self._go_on_after_overflow(step, work, candidate, turn_input, error)
+                elif error.code in AWAY_CODES:
+                    await self._go_on_elsewhere(step, work, candidate, error)
+                else:
                     raise
-                await self._go_on_after_overflow(step, work, candidate, turn_input, error)
         end = ending
         turn = step.state.turn(work.turn)
         text, reasoning, timings = turn.text, turn.reasoning_text, attempt.timings()
@@ -272,6 +276,15 @@ class TurnHandler:
         if first == "slow":
             await self._switch(step, turn, candidate, second, "latency")
         return None
+
+    async def _go_on_elsewhere(
+        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, error: StepFailed
+    ) -> None:
+        """Record with which model the turn goes on whose provider is away. Raises the error if there is none."""
+        after = self._candidates_of(step.state).available_from(self._available, candidate.index + 1)
+        if after is None:
+            raise error
+        await self._switch(step, work.turn, candidate, after, "unavailable")
 
     async def _go_on_after_overflow(
         self, step: ClaimedStep, work: TurnWork, candidate: Candidate, turn_input: TurnInput, error: StepFailed

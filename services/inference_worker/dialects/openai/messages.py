@@ -27,6 +27,8 @@ NO_REASONING = " "
 """Stands for the reasoning of a turn that has none: no text at all is refused as if the field were missing."""
 BETWEEN = "Understood."
 """What an assistant says between a tool's answer and a user's message, where these may not be neighbours."""
+OPENING = "(no text)"
+"""What a user says before a conversation that begins with the assistant, where it may not."""
 
 ChatMessage = dict[str, Any]
 
@@ -73,7 +75,9 @@ def in_roles(messages: list[ChatMessage], wanted: Roles) -> list[ChatMessage]:
         return messages
     if wanted == "strict":
         system = [message for message in messages if message["role"] == "system"]
-        messages = [*system, *(message for message in messages if message["role"] != "system")]
+        others = [message for message in messages if message["role"] != "system"]
+        first = [{"role": "user", "content": OPENING}] if others and others[0]["role"] == "assistant" else []
+        messages = [*system, *first, *others]
     ordered: list[ChatMessage] = []
     for message in messages:
         before = ordered[-1] if ordered else {"role": None}

@@ -206,7 +206,8 @@ def _failure(status: int, error: ServerError, where: str, retry_after: float | N
     code = _code_of_operator(status, error, said, passes=passes)
     if code is not None:
         return ProviderFailed(code, message, detail=detail)
-    if _CONTEXT_WORDS.intersection(error.words) or _CONTEXT_TEXT.search(said):
+    # 413: whatever bounds the body, Groq's rate or a proxy's buffer, less of the conversation may pass.
+    if status == 413 or _CONTEXT_WORDS.intersection(error.words) or _CONTEXT_TEXT.search(said):  # noqa: PLR2004 - Payload Too Large
         return ProviderFailed(CONTEXT_TOO_LONG, message, terminal=True, detail=detail)
     if passes:
         code = _code_of_passing(status, said)

@@ -318,6 +318,44 @@ async def test_what_came_with_a_call_returns_with_it() -> None:
     assert "extra_content" not in second
 
 
+async def test_details_of_reasoning_return_with_the_calls_that_they_came_with() -> None:
+    """As OpenRouter demands for the models behind it: a signature comes in the last part of a text."""
+    parts: list[dict[str, Any]] = [
+        {"type": "reasoning.text", "index": 0, "text": "Hm. ", "format": "anthropic-claude-v1"},
+        {"type": "reasoning.text", "index": 0, "text": "Yes.", "signature": None},
+        {"type": "reasoning.text", "index": 0, "signature": "c2ln"},
+        {"type": "reasoning.encrypted", "index": 1, "data": "ZW5j"},
+    ]
+    call = {"index": 0, "id": "a", "function": {"name": "add", "arguments": "{}"}}
+
+    async def thinking(exchange: Exchange) -> None:
+        await exchange.begin()
+        await exchange.say(*(chunk({"content": "", "reasoning_details": [part]}) for part in parts))
+        asks = len(exchange.body["messages"]) == 1
+        await exchange.say(*([chunk({"tool_calls": [call]})] if asks else []), chunk({"content": "a"}, "stop"))
+        await exchange.send(DONE)
+        await exchange.end()
+
+    async with connected(thinking) as (provider, server):
+        finished = (await generate(provider, turn(tools=(ADD,))))[-1]
+        assert isinstance(finished, Finished)
+        told = AssistantTurn("", (CALL,), blocks=tuple(finished.blocks or ()))
+        last = (await generate(provider, TurnInput(messages=[HI, told, ANSWERED], model="m")))[-1]
+        assert isinstance(last, Finished)
+    assert last.blocks is None, "without calls nobody needs them"
+    whole = {"type": "reasoning.text", "index": 0, "text": "Hm. Yes.", "signature": "c2ln"}
+    assert server.exchanges[1].body["messages"][1]["reasoning_details"] == [
+        {**whole, "format": "anthropic-claude-v1"},
+        {"type": "reasoning.encrypted", "index": 1, "data": "ZW5j"},
+    ]
+
+
+@pytest.mark.parametrize("entry", [AssistantTurn(" \n", (), "Hm."), Message("assistant", "")])
+async def test_an_assistant_that_said_nothing_is_left_out(entry: ConversationItem) -> None:
+    body = await body_for(HI, entry, Message("user", "bye"), roles="free")
+    assert [message["content"] for message in body["messages"]] == ["hi", "bye"]
+
+
 SYSTEM, BYE = Message("system", "Be brief."), Message("user", "bye")
 
 

@@ -1,7 +1,9 @@
-"""Fields that came with a call, and must return with it: Gemini's thought signatures, in `extra_content`. Pure.
+"""Fields that came with calls, and must return with them. Pure.
 
-They go into the turn's `blocks`, which only the provider sees again that gave them. A block is
-`{"type": "call_fields", "index", "extra_content"}`: of the call of that index in the turn.
+There are two: `extra_content` of a call, with Gemini's thought signatures; and `reasoning_details` of the message,
+with those of whatever model is behind OpenRouter, and MiniMax's thinking. They go into the turn's `blocks`, which only
+the provider sees again that gave them, as `{"type": "call_fields", "index", "extra_content"}`, of the call of that
+index in the turn, and as `{"type": "message_fields", "reasoning_details"}`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,12 @@ import msgspec
 from inference_worker.dialects.call_names import CALLS_MAX
 from inference_worker.models.chunks import RequestedCall
 
-BLOCK = "call_fields"
-FIELD = "extra_content"
+CALL_BLOCK = "call_fields"
+CALL_FIELD = "extra_content"
+MESSAGE_BLOCK = "message_fields"
+MESSAGE_FIELD = "reasoning_details"
+DETAILS_MAX = 1024
+"""Most details of one answer."""
 KEPT_BYTES_MAX = 160 * 1024
 """Most of a turn's fields that are kept, as JSON: they have to fit into one event beside the rest.
 
@@ -28,33 +34,55 @@ class CallFields:
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
+        self._details: list[dict[str, Any]] = []
 
     def look_at(self, payload: bytes) -> None:
         """Look at one chunk; whatever is odd in it is for others to say."""
-        if b'"tool_calls"' not in payload:
+        if b'"tool_calls"' not in payload and b'"reasoning_details"' not in payload:
             return
         try:
             chunk = msgspec.json.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         match chunk:
-            case {"choices": [{"delta": {"tool_calls": list(calls)}}, *_]}:
-                for call in calls:
+            case {"choices": [{"delta": dict(delta)}, *_]}:
+                calls, details = delta.get("tool_calls"), delta.get(MESSAGE_FIELD)
+                for call in calls if isinstance(calls, list) else ():
                     if isinstance(call, dict):
                         self._take(call)
+                for detail in details if isinstance(details, list) else ():
+                    if isinstance(detail, dict):
+                        self._take_detail(detail)
 
     def blocks(self, calls: Sequence[RequestedCall]) -> list[Any] | None:
         """What is to be kept with these calls; None if there is nothing, or more than can be kept."""
-        kept = [
-            {"type": BLOCK, "index": index, FIELD: seen.fields}
+        of_calls: list[Any] = [
+            {"type": CALL_BLOCK, "index": index, CALL_FIELD: seen.fields}
             for index, (call, seen) in enumerate(zip(calls, self._calls, strict=False))
             # By name too: whoever gathered the calls may have told them apart by more than is seen here.
             if seen.fields is not None and seen.name == call.name
         ]
-        return kept if kept and len(msgspec.json.encode(kept)) <= KEPT_BYTES_MAX else None
+        of_message: list[Any] = (
+            [{"type": MESSAGE_BLOCK, MESSAGE_FIELD: self._details}] if self._details and calls else []
+        )
+        fitting = (kept for kept in (of_message + of_calls, of_calls) if _fits(kept))
+        return next(fitting, None) or None
+
+    def _take_detail(self, part: dict[str, Any]) -> None:
+        """Details come in parts, as text does: those of one index and type are one."""
+        last = self._details[-1] if self._details else None
+        if last is None or any(last.get(name) != part.get(name) for name in ("type", "index")):
+            if len(self._details) < DETAILS_MAX:
+                self._details.append(dict(part))
+            return
+        for name, value in part.items():
+            before = last.get(name)
+            grows = name in ("text", "summary", "data") and isinstance(before, str) and isinstance(value, str)
+            if grows or value is not None:
+                last[name] = f"{before}{value}" if grows else value
 
     def _take(self, part: dict[str, Any]) -> None:
-        identifier, index, function, fields = (part.get(name) for name in ("id", "index", "function", FIELD))
+        identifier, index, function, fields = (part.get(name) for name in ("id", "index", "function", CALL_FIELD))
         call = self._of(identifier, index)
         if call is None:
             return
@@ -82,11 +110,24 @@ class _Call:
         self.fields: dict[str, Any] | None = None
 
 
-def fields_of(blocks: Sequence[Any]) -> dict[int, dict[str, Any]]:
+def fields_of_calls(blocks: Sequence[Any]) -> dict[int, dict[str, Any]]:
     """What goes back with each call of a turn, by its index."""
     found: dict[int, dict[str, Any]] = {}
     for block in blocks:
         match block:
             case {"type": "call_fields", "index": int(index), "extra_content": dict(fields)}:
-                found[index] = fields
+                found[index] = {CALL_FIELD: fields}
     return found
+
+
+def fields_of_message(blocks: Sequence[Any]) -> dict[str, Any]:
+    """What goes back beside the calls of a turn."""
+    for block in blocks:
+        match block:
+            case {"type": "message_fields", "reasoning_details": list(details)}:
+                return {MESSAGE_FIELD: details}
+    return {}
+
+
+def _fits(blocks: list[Any]) -> bool:
+    return len(msgspec.json.encode(blocks)) <= KEPT_BYTES_MAX

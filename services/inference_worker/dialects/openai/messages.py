@@ -14,7 +14,7 @@ import msgspec
 from contracts.journal.parts import ToolCall
 from contracts.tasks import Message
 from inference_worker.dialects.call_names import CallIds
-from inference_worker.dialects.openai.kept import FIELD, fields_of
+from inference_worker.dialects.openai.kept import fields_of_calls, fields_of_message
 from inference_worker.dialects.tool_schemas import shown
 from inference_worker.models.chunks import TurnInput
 from mesh.configuration.mesh_toml import OpenAIProviderConfiguration, ReasoningField, Roles
@@ -60,6 +60,9 @@ def rendered(entries: Sequence[ConversationItem], reasoning: ReasoningField = "n
     ids = CallIds()
     for entry in entries:
         match entry:
+            # An assistant that says nothing is refused by Mistral and Kimi: a turn may have thought alone.
+            case Message("assistant", text) | AssistantTurn(text, ()) if not text.strip():
+                pass
             case Message(role, content):
                 messages.append({"role": role, "content": content})
             case AssistantTurn():
@@ -103,12 +106,10 @@ def _of_turn(turn: AssistantTurn, ids: CallIds, reasoning: ReasoningField) -> Ch
     message["content"] = turn.text or None
     if reasoning != "none":
         message[reasoning] = turn.reasoning or NO_REASONING
-    fields = fields_of(turn.blocks or ())
-    message["tool_calls"] = [
-        _tool_call(call, ids) | ({FIELD: fields[index]} if index in fields else {})
-        for index, call in enumerate(turn.calls)
-    ]
-    return message
+    blocks = turn.blocks or ()
+    fields = fields_of_calls(blocks)
+    message["tool_calls"] = [_tool_call(call, ids) | fields.get(index, {}) for index, call in enumerate(turn.calls)]
+    return message | fields_of_message(blocks)
 
 
 def _tool_call(call: ToolCall, ids: CallIds) -> dict[str, Any]:

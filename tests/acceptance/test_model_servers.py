@@ -39,6 +39,7 @@ def configured(folder: Path, base_url: str, more: str = "", kind: str = "openai"
         [pools.default]
         provider = "local"
         model = "tiny"
+        wait_seconds = 3600
         """
     )
     return {"MESH_CONFIG": str(file), "MESH_MAX_TRIES": str(TRIES_MAX)}
@@ -101,6 +102,33 @@ async def test_a_lone_task_outlives_a_restart_of_its_model_server(tmp_path: Path
         assert [event["reason"] for event in of_type(journal, "turn.restarted")] == ["retry"]
         tries = [event["tries"] for event in of_type(journal, "task.retrying")]
         assert tries == list(range(1, len(tries) + 1))
+        await no_fault(mesh, recorded)
+
+
+async def test_many_tasks_outlive_a_restart_of_their_model_server(tmp_path: Path) -> None:
+    """Enough of them to open the breaker: some wait for a timer, some in hand, and some are not begun."""
+    recorded, port = Recorded(), free_port()
+    breaker = "breaker = { samples_min = 4, open_seconds = 1, open_seconds_max = 2 }"
+    variables = configured(tmp_path, f"http://127.0.0.1:{port}/v1", breaker)
+    services = (*SERVICES, "inference_worker", "steward")
+    async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient() as client:
+        first = await submit(client, mesh.ingress_url, recorded, "hello")
+
+        async def failures() -> int:
+            return len(of_type(await journal_of(mesh, first), "task.retrying"))
+
+        async def has_failed() -> bool:
+            return await failures() > 0
+
+        await until(has_failed)
+        tasks = [first, *[await submit(client, mesh.ingress_url, recorded, "hello") for _ in range(20)]]
+        await until(lambda: any(line.get("event") == "breaker.opened" for line in mesh.logs()))
+        await until(lambda: sum(line.get("event") == "breaker.half_open" for line in mesh.logs()) > TRIES_MAX)
+        async with model_server(openai, port):
+            viewers = [Viewer(str(mesh.settings.edge_address), task) for task in tasks]
+            recorded.histories += await asyncio.gather(*(viewer.follow() for viewer in viewers))
+        for task in tasks:
+            assert of_type(await journal_of(mesh, task), "task.completed")[0]["output"] == "Hello"
         await no_fault(mesh, recorded)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from inference_worker.dialects.error_bodies import MESSAGE_CHARACTERS_MAX, ServerError, parse_error, parse_error_body
 from inference_worker.dialects.errors import (
     DETAIL_CHARACTERS_MAX,
     RETRY_AFTER_SECONDS_MAX,
@@ -193,57 +192,6 @@ def test_what_the_server_said_is_stored_and_not_in_the_message() -> None:
     assert of_status(400, b"").info().detail is None
 
 
-@pytest.mark.parametrize(
-    ("value", "error"),
-    [
-        ({"error": {"message": "m", "type": "T", "code": "C"}}, ServerError("m", ("t", "c"))),
-        ({"error": {"message": "m", "type": None, "code": 503}}, ServerError("m", (), 503)),
-        ({"error": {"message": "m", "type": ["x"], "code": True}}, ServerError("m")),
-        ({"error": {"message": "m", "type": "with a space", "code": "x" * 65}}, ServerError("m")),
-        ({"error": "text"}, ServerError("text")),
-        ({"detail": "Not Found"}, ServerError("Not Found")),
-        (
-            {"detail": [{"loc": ["body", "messages", 0], "msg": "field required", "type": "missing"}]},
-            ServerError("body.messages.0: field required", ("missing",)),
-        ),
-        # Mistral
-        (
-            {"object": "error", "message": {"detail": [{"loc": ["body"], "msg": "extra"}]}, "code": None},
-            ServerError("body: extra"),
-        ),
-        # Gemini
-        (
-            [{"error": {"code": 400, "message": "m", "status": "INVALID_ARGUMENT", "details": [{"reason": "R"}]}}],
-            ServerError("m", ("r", "invalid_argument"), 400),
-        ),
-        ({"errors": [{"code": 7003, "message": "a"}, {"message": "b"}], "success": False}, ServerError("a; b")),
-        ({"error": {"error": "inner"}}, ServerError("inner")),
-        ({"error": {"error": {"message": "m", "type": "T"}}}, ServerError("m", ("t",))),
-        ({"error": {"message": "m", "metadata": {"raw": "upstream said no"}}}, ServerError("m; upstream said no")),
-        (["a", "b"], ServerError("a; b")),
-        # Whatever else there is, is kept as it stands.
-        ({"reason_of_it": 7}, ServerError('{"reason_of_it":7}')),
-        (7, ServerError("7")),
-        (None, ServerError()),
-        ({}, ServerError()),
-    ],
-)
-def test_errors_are_read_in_every_form(value: Any, error: ServerError) -> None:
-    assert parse_error(value) == error
-    assert parse_error_body(json.dumps(value).encode()) == error
-
-
-def test_what_is_kept_of_an_error_has_a_bound() -> None:
-    deep: Any = "deep"
-    for _ in range(50):
-        deep = {"error": deep}
-    assert len(parse_error(deep).message) <= MESSAGE_CHARACTERS_MAX
-    many = [{"message": f"{number} " * 2000, "code": f"c{number}"} for number in range(1000)]
-    assert len(parse_error(many).message) == MESSAGE_CHARACTERS_MAX
-    assert len(parse_error(many).words) <= 16
-    assert len(of_status(400, many).info().detail or "") == DETAIL_CHARACTERS_MAX
-
-
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 500])
 @pytest.mark.parametrize(
     "body",
@@ -415,6 +363,25 @@ def test_a_server_that_is_being_started_is_told_from_one_that_is_busy(status: in
 )
 def test_a_server_says_when_to_come_back(status: int, headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(status, headers, NOW) == (pytest.approx(seconds) if seconds is not None else None)
+
+
+@pytest.mark.parametrize(
+    ("delay", "headers", "seconds"),
+    [
+        ("34s", {}, 34.0),
+        ("34.074824224s", {}, 34.074824224),
+        ("34s", {"retry-after": "2"}, 2.0),
+        ("9999999s", {}, RETRY_AFTER_SECONDS_MAX),
+        ("0s", {}, None),
+        ("soon", {}, None),
+        (34, {}, None),
+    ],
+)
+def test_gemini_says_in_the_body_when_to_come_back(delay: Any, headers: dict[str, str], seconds: float | None) -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.Help"}, {"retryDelay": delay}]
+    body = [{"error": {"code": 429, "message": "quota", "status": "RESOURCE_EXHAUSTED", "details": details}}]
+    failed = of_status(429, body, headers)
+    assert (failed.code, failed.retry_after_seconds) == ("rate-limited", seconds)
 
 
 @pytest.mark.parametrize(

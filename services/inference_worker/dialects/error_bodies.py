@@ -40,6 +40,8 @@ class ServerError(NamedTuple):
     words: tuple[str, ...] = ()
     status: int | None = None
     """An HTTP status, for errors that name one in their body."""
+    retry_delay: str | None = None
+    """How long to wait, as a duration: Gemini says it here, and in no header."""
 
 
 def parse_error(value: Any) -> ServerError:
@@ -51,7 +53,7 @@ def parse_error(value: Any) -> ServerError:
     message = "; ".join(texts)
     if not message and not words and status is None and value:
         message = msgspec.json.encode(value).decode()
-    return ServerError(message[:MESSAGE_CHARACTERS_MAX], words, status)
+    return ServerError(message[:MESSAGE_CHARACTERS_MAX], words, status, next(_delays(value, DEPTH_MAX), None))
 
 
 def parse_error_body(body: bytes) -> ServerError:
@@ -82,6 +84,17 @@ def _texts(value: Any, depth: int) -> Iterator[str]:
                     yield from _texts(value.get(key), depth - 1)
         case _:
             pass
+
+
+def _delays(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, list) and depth > 0:
+        for each in value[:TEXTS_MAX]:
+            yield from _delays(each, depth - 1)
+    elif isinstance(value, dict) and depth > 0:
+        if isinstance(value.get("retryDelay"), str):
+            yield value["retryDelay"]
+        for key in ("error", "details"):
+            yield from _delays(value.get(key), depth - 1)
 
 
 def _facts(value: Any, depth: int) -> Iterator[str | int]:

@@ -186,7 +186,10 @@ class ProviderFailed(StepFailed):
 def failure_of_status(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> ProviderFailed:
     """The failure that an HTTP answer stands for. `headers` has lower-case names, or does not mind."""
     error = parse_error_body(body)
-    return _failure(status, error, f"HTTP {status}", retry_after_seconds(status, headers, now))
+    retry_after = retry_after_seconds(status, headers, now)
+    if retry_after is None and error.retry_delay:
+        retry_after = min(parse_duration(error.retry_delay) or 0.0, RETRY_AFTER_SECONDS_MAX) or None
+    return _failure(status, error, f"HTTP {status}", retry_after)
 
 
 def failure_in_stream(value: Any) -> ProviderFailed:

@@ -157,6 +157,26 @@ def test_calls_are_told_with_tools_even_if_none_is_offered() -> None:
     assert "tool_choice" not in body
 
 
+@pytest.mark.parametrize(
+    ("options", "choice"),
+    [
+        ({}, None),
+        ({"tool_choice": "auto"}, {"type": "auto"}),
+        ({"tool_choice": "required"}, {"type": "any"}),
+        ({"parallel_tool_calls": False}, {"type": "auto", "disable_parallel_tool_use": True}),
+        (
+            {"tool_choice": "required", "parallel_tool_calls": True},
+            {"type": "any", "disable_parallel_tool_use": False},
+        ),
+    ],
+)
+def test_how_tools_are_chosen_is_said_in_the_apis_own_words(options: dict[str, Any], choice: Any) -> None:
+    configuration = AnthropicProviderConfiguration(**options)
+    now = ToolDeclaration(name="now", description="The time.", parameters={})
+    assert body_of(USER, configuration=configuration, tools=(now,)).get("tool_choice") == choice
+    assert "tool_choice" not in body_of(USER, configuration=configuration)
+
+
 # Thinking
 
 

@@ -281,6 +281,11 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         (f"{LOCAL}breaker = {{ open_seconds = 61 }}", "providers.local.breaker.open_seconds", "open_seconds_max"),
         (f"{CLAUDE}base_url = 'ftp://a'", "providers.claude.base_url", "must be http"),
         (f"{CLAUDE}continue_prefix = 'vllm'", "providers.claude", "`continue_prefix`"),
+        (
+            f"{CLAUDE}thinking_budget_tokens = 1024\ntool_choice = 'required'",
+            "providers.claude.tool_choice",
+            "beside thinking_budget_tokens",
+        ),
         (f"{CLAUDE}prefill = 'vllm'", "providers.claude.prefill", "`bool"),
         (f"{LOCAL}roles = 'any'", "providers.local.roles", "'any'"),
         (f"{LOCAL}tool_choice = 'none'", "providers.local.tool_choice", "'none'"),

@@ -75,6 +75,10 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     Then it becomes a dead letter. A deadline ends its task sooner.
     """
+    tool_choice: Literal["auto", "required"] | None = None
+    """Sent beside tools. Unset: it is not, which means `auto`. With `required` no turn ends without a call."""
+    parallel_tool_calls: bool | None = None
+    """Sent beside tools: whether a turn may ask for several calls. Unset: it is not sent."""
     headers: dict[str, str] = {}
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
@@ -100,10 +104,6 @@ class OpenAIProviderConfiguration(
     """
     stream_options: bool = True
     """Asks for the count of tokens. Some older servers refuse the field; without it a turn may count none."""
-    tool_choice: Literal["auto", "required"] | None = None
-    """Sent beside tools. Unset: it is not, which means `auto`. With `required` no turn ends without a call."""
-    parallel_tool_calls: bool | None = None
-    """Sent beside tools: whether a turn may ask for several calls. Unset: it is not sent."""
     roles: Roles | None = None
     """The order of messages. `merged`: neighbours of one role are one message. `free`: all as they are.
 
@@ -365,6 +365,8 @@ def _check_anthropic(provider: AnthropicProviderConfiguration, key: str, source:
     for name in provider.headers:
         if name.lower() in _RESERVED_OF_ANTHROPIC:
             raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+    if budget is not None and provider.tool_choice == "required":
+        raise SettingsError(f"{source}: {key}.tool_choice: this API has no `required` beside thinking_budget_tokens")
     if budget is not None and budget >= provider.max_output_tokens:
         reason = f"must be less than max_output_tokens ({provider.max_output_tokens}), of which it is a part"
         raise SettingsError(f"{source}: {key}.thinking_budget_tokens: {reason}")

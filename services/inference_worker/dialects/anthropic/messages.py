@@ -43,7 +43,7 @@ def request_of(configuration: AnthropicProviderConfiguration, turn: TurnInput) -
     body: dict[str, Any] = {"model": turn.model, "max_tokens": limit, "messages": messages, "stream": True}
     if system:
         body["system"] = system
-    body |= _tools(turn, messages)
+    body |= _tools(configuration, turn, messages)
     budget = configuration.thinking_budget_tokens
     if budget is not None and budget < limit and _may_think(messages):
         # With thinking the temperature must be the API's own.
@@ -148,13 +148,15 @@ def _trim(messages: list[dict[str, Any]]) -> str:
     return cut
 
 
-def _tools(turn: TurnInput, messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _tools(
+    configuration: AnthropicProviderConfiguration, turn: TurnInput, messages: list[dict[str, Any]]
+) -> dict[str, Any]:
     if turn.tools:
         tools = [
             {"name": tool.name, "description": tool.description, "input_schema": shown(tool.parameters)}
             for tool in turn.tools
         ]
-        return {"tools": tools}
+        return {"tools": tools} | _tool_choice(configuration)
     told = {block["name"] for message in messages for block in message["content"] if block["type"] == "tool_use"}
     if not told:
         return {}
@@ -163,6 +165,16 @@ def _tools(turn: TurnInput, messages: list[dict[str, Any]]) -> dict[str, Any]:
         "tools": [{"name": name, "input_schema": {"type": "object"}} for name in sorted(told)],
         "tool_choice": {"type": "none"},
     }
+
+
+def _tool_choice(configuration: AnthropicProviderConfiguration) -> dict[str, Any]:
+    """What OpenAI's wire says in two fields."""
+    if configuration.tool_choice is None and configuration.parallel_tool_calls is None:
+        return {}
+    choice: dict[str, Any] = {"type": "any" if configuration.tool_choice == "required" else "auto"}
+    if configuration.parallel_tool_calls is not None:
+        choice["disable_parallel_tool_use"] = not configuration.parallel_tool_calls
+    return {"tool_choice": choice}
 
 
 def _may_think(messages: list[dict[str, Any]]) -> bool:

@@ -1,19 +1,20 @@
 """Failures of a model's server, and what follows from each.
 
-Nine questions are asked, in this order, whether the error came as an HTTP status or in mid-stream at HTTP 200:
+Ten questions are asked, in this order, whether the error came as an HTTP status or in mid-stream at HTTP 200:
 
     Is it the key?                provider-unauthorized   the operator's fault: a dead letter, no other try
     Is the quota used up?         quota-exhausted         the same
     Is the conversation too long? context-too-long        the request's fault: the task fails
-    Is there no such model?       model-not-found         the operator's fault
-    Is the model being loaded?    provider-loading        retryable, and costs no try
     Are there too many requests?  rate-limited            retryable, after what the server says
-    Is the server too busy?       provider-overloaded     the same
-    Is the address wrong?         provider-error          the operator's fault
-    Is the request wrong?         provider-bad-request    the request's fault: the task fails
+    Is the model being loaded?    provider-loading        retryable, and costs no try
+    Is nobody behind a proxy?     provider-unreachable    the same
+    Is the server too busy?       provider-overloaded     retryable, after what the server says
+    Does it pass?                 provider-error          the same: 5xx, timeouts, conflicts
+    Is there no such model?       model-not-found         the operator's fault
+    Is the address wrong?         provider-error          the same: neither retryable nor the request's
 
-Anything else is provider-error, and retryable. What the server said is kept for people, but apart from the message,
-which is logged: it may quote the prompt.
+What is left is the request's own fault, provider-bad-request: the task fails. What the server said is kept for people,
+but apart from the message, which is logged: it may quote the prompt.
 """
 
 from __future__ import annotations

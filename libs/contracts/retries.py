@@ -29,6 +29,15 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 STEP_POLICY = RetryPolicy(tries_max=5, delay_seconds_first=0.5, delay_seconds_max=8.0)
 """A turn or a call that failed for a retryable or unknown reason. `tries_max` is overridden by MESH_MAX_TRIES."""
 
+AWAY_POLICY = RetryPolicy(tries_max=1_000_000, delay_seconds_first=1.0, delay_seconds_max=8.0)
+"""A turn whose provider is away (`AWAY_CODES`). These tries are none of `STEP_POLICY`'s; `AWAY_SECONDS` bounds them."""
+AWAY_CODES = frozenset({"provider-unreachable", "provider-loading"})
+"""There is no connection, or the server loads its model: it was restarted, and nothing was asked of it."""
+AWAY_SECONDS = 900.0
+"""How long it is waited for, unless its provider's settings say otherwise. Loading a large model takes minutes."""
+AWAY_NAKS_MAX = 3
+"""So many of these waits of a step are by nak, each of which uses up a delivery; further ones go through TIMERS."""
+
 NAK_SECONDS_MAX = 10.0
 """A longer delay goes through TIMERS: a message that is nak'd with a delay takes a place of its consumer's
 `max_ack_pending`."""

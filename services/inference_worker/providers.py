@@ -3,9 +3,10 @@
 A provider's failures are `StepFailed`, raised by its stream. These are their codes:
 
     rate-limited, provider-overloaded, provider-error, provider-disconnected,
-    provider-timeout, provider-unreachable, provider-unavailable               retryable
+    provider-timeout, provider-unreachable, provider-loading,
+    provider-unavailable                                                       retryable
     provider-bad-request, context-too-long, invalid-script                     terminal: the request is at fault
-    provider-unauthorized, quota-exhausted                                     neither: a dead letter, for the operator
+    provider-unauthorized, quota-exhausted, model-not-found                    neither: a dead letter, for the operator
 """
 
 from __future__ import annotations
@@ -42,10 +43,9 @@ class PoolProvider:
         self._source = source
         self._max_output_tokens = max_output_tokens
 
-    @property
-    def continues_prefix(self) -> bool:
+    def continues(self, text: str) -> bool:
         """Whether its provider does; that may find out on the way that a model does not."""
-        return self._source.continues_prefix
+        return self._source.continues(text)
 
     def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn, within the pool's limit."""

@@ -25,14 +25,16 @@ pytestmark = pytest.mark.acceptance
 
 
 async def test_each_failure_of_a_model_has_the_outcome_that_is_named_for_it(tmp_path: Path) -> None:
+    begun = "Long enough to be continued: hel"
+
     async def breaks_off(exchange: Exchange) -> None:
         await exchange.begin()
-        await exchange.say(chunk({"content": "Hel"}))
+        await exchange.say(chunk({"content": begun}))
         exchange.drop()
 
     async def rest(exchange: Exchange) -> None:
-        begun = exchange.body["messages"][-1]["role"] == "assistant"
-        await openai(exchange, ("lo",) if begun else ("Hel", "lo"))
+        goes_on = exchange.body["messages"][-1]["role"] == "assistant"
+        await openai(exchange, ("lo",) if goes_on else (begun, "lo"))
 
     async def limited(exchange: Exchange) -> None:
         await exchange.refuse(429, {"error": {"code": "rate_limit_exceeded"}}, retry_after="1")
@@ -80,7 +82,7 @@ async def test_each_failure_of_a_model_has_the_outcome_that_is_named_for_it(tmp_
             events = await events_of(mesh, recorded, pool=pool)
             assert only(events, "task.retrying")["reason"] == "provider-disconnected"
             assert len(of_type(events, "turn.restarted")) == restarts
-            assert only(events, "task.completed")["output"] == "Hello"
+            assert only(events, "task.completed")["output"] == f"{begun}lo"
 
         events = await events_of(mesh, recorded, pool="limited")
         retrying = only(events, "task.retrying")

@@ -141,9 +141,9 @@ async def test_a_model_of_anthropics_that_calls_a_tool_is_told_what_came_of_it(t
     first, second = (exchange.body for exchange in server.exchanges)
     assert "tools" not in first
     told, result = second["messages"][1:]
-    used = {"type": "tool_use", "id": "1-0", "name": "add", "input": {"a": 1, "b": 2}}
+    used = {"type": "tool_use", "id": "c00000100", "name": "add", "input": {"a": 1, "b": 2}}
     assert told == {"role": "assistant", "content": [signed, used]}
-    assert (result["content"][0]["tool_use_id"], result["content"][0]["is_error"]) == ("1-0", True)
+    assert (result["content"][0]["tool_use_id"], result["content"][0]["is_error"]) == ("c00000100", True)
     assert "tool-unknown" in result["content"][0]["content"]
 
 
@@ -250,17 +250,17 @@ async def test_a_turn_whose_deadline_passes_closes_the_servers_connection(tmp_pa
 @pytest.mark.parametrize("continues", [True, False])
 async def test_a_killed_worker_is_replaced_in_mid_turn(tmp_path: Path, *, continues: bool) -> None:
     """With a server that continues prefixes the sentence goes on; with any other the turn is generated again."""
-    recorded = Recorded()
+    recorded, begun = Recorded(), "Once upon a while somebody said hel"
 
     async def half(exchange: Exchange) -> None:
         await exchange.begin()
-        await exchange.say(chunk({"content": "Hel"}))
+        await exchange.say(chunk({"content": begun}))
         await exchange.gone.wait()
 
     async def rest(exchange: Exchange) -> None:
         await exchange.begin()
-        begun = exchange.body["messages"][-1]["role"] == "assistant"
-        await exchange.say(chunk({"content": "lo" if begun else "Hello"}), chunk({}, "stop"), usage(9, 1))
+        goes_on = exchange.body["messages"][-1]["role"] == "assistant"
+        await exchange.say(chunk({"content": "lo" if goes_on else f"{begun}lo"}), chunk({}, "stop"), usage(9, 1))
         await exchange.send(DONE)
         await exchange.end()
 
@@ -277,7 +277,7 @@ async def test_a_killed_worker_is_replaced_in_mid_turn(tmp_path: Path, *, contin
             await mesh.start("inference_worker")
             recorded.histories.append(await following)
             events = await journal_of(mesh, task)
-            assert of_type(events, "task.completed")[0]["output"] == "Hello"
+            assert of_type(events, "task.completed")[0]["output"] == f"{begun}lo"
             assert len(of_type(events, "turn.restarted")) == (0 if continues else 1)
             async with connect(mesh.settings, "test") as connection:
                 await until_no_work_is_left(connection)

@@ -9,9 +9,11 @@ import pytest
 from contracts.journal.parts import ToolCall, Usage
 from contracts.tasks import Message
 from inference_worker.dialects.anthropic import client as anthropic
+from inference_worker.dialects.anthropic.client import AnthropicProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import Finished, ReasoningDelta, RequestedCall, TextDelta
 from inference_worker.providers import PoolProvider
+from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ToolAnswer
 from tests.support.anthropic_provider import ADD, KEY, PROMPT, connected, generate, generated, last, said, turn
 from tests.support.messages_server import (
@@ -205,10 +207,10 @@ async def test_thinking_is_told_and_goes_back_as_it_was() -> None:
                 SIGNED,
                 REDACTED,
                 {"type": "text", "text": "Well."},
-                {"type": "tool_use", "id": "1-0", "name": "add", "input": {}},
+                {"type": "tool_use", "id": "c00000100", "name": "add", "input": {}},
             ],
         },
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1-0", "content": "2"}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c00000100", "content": "2"}]},
     ]
 
 
@@ -282,21 +284,25 @@ async def test_pauses_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("prefix", "asked", "answered", "told"),
     [
-        ("Once upon", "Once upon", (" a time",), " a time"),
-        ("Once upon ", "Once upon", (" a time",), "a time"),
-        ("Once upon ", "Once upon", ("a time",), "a time"),
-        ("Once.\n\n", "Once.", ("\n", "\n", " Then"), " Then"),
-        ("Once.\n\n", "Once.", ("\nThen",), "Then"),
-        ("Once.\n", "Once.", (" Then",), " Then"),
-        ("Once.\n", "Once.", ("\n\n", "\n"), "\n\n"),
+        ("Once upon a while", "Once upon a while", (" a time",), " a time"),
+        ("Once upon a while ", "Once upon a while", (" a time",), "a time"),
+        ("Once upon a while ", "Once upon a while", ("a time",), "a time"),
+        ("Once upon a while.\n\n", "Once upon a while.", ("\n", "\n", " Then"), " Then"),
+        ("Once upon a while.\n\n", "Once upon a while.", ("\nThen",), "Then"),
+        ("Once upon a while.\n", "Once upon a while.", (" Then",), " Then"),
+        ("Once upon a while.\n", "Once upon a while.", ("\n\n", "\n"), "\n\n"),
+        # llama.cpp repeats what it is to continue, and only then goes on.
+        ("Once upon a while", "Once upon a while", ("Once upon a while", " there"), " there"),
+        ("Once upon a while ", "Once upon a while", ("Once upon ", "a while there"), "there"),
     ],
 )
 async def test_a_prefix_is_continued_without_white_space_at_its_end_or_twice(
     prefix: str, asked: str, answered: tuple[str, ...], told: str
 ) -> None:
     """The API refuses a beginning of the answer that ends with white space."""
-    async with connected(saying(started(), text(0, *answered), ended("end_turn", 4))) as (provider, server):
-        assert provider.continues_prefix
+    events = (started(), text(0, *answered), ended("end_turn", 4))
+    async with connected(saying(*events), prefill=True) as (provider, server):
+        assert provider.continues(prefix)
         assert said(await generate(provider, turn(prefix=prefix))) == told
     assert server.exchanges[0].body["messages"][-1] == {
         "role": "assistant",
@@ -304,15 +310,43 @@ async def test_a_prefix_is_continued_without_white_space_at_its_end_or_twice(
     }
 
 
+async def test_a_server_that_begins_anew_is_found_out_and_so_does_the_turn() -> None:
+    begun = saying(started(), text(0, "Once upon a while", " or two"), ended("end_turn", 4))
+    async with connected(begun, prefill=True) as (provider, _):
+        prefix = "Once upon a while there was"
+        assert provider.continues(prefix)
+        with pytest.raises(ProviderFailed, match="began anew") as failure:
+            await generate(provider, turn(prefix=prefix))
+        assert (failure.value.code, failure.value.retryable) == ("provider-error", True)
+        assert not provider.continues(prefix)
+
+
+async def test_only_who_is_known_to_continue_a_prefix_is_asked_to() -> None:
+    """Others that have this API, such as llama.cpp and proxies, repeat the text, or begin it anew."""
+    prefix = "Once upon a while"
+    async with connected(hello) as (provider, _):
+        assert not provider.continues(prefix)
+    for base_url, configured, continues in (
+        ("https://api.anthropic.com", None, True),
+        ("https://api.anthropic.com", False, False),
+        ("http://127.0.0.1:1", None, False),
+        ("http://127.0.0.1:1", True, True),
+    ):
+        configuration = AnthropicProviderConfiguration(base_url=base_url, prefill=configured)
+        async with anthropic.open_client(configuration, None, 1) as client:
+            assert AnthropicProvider("a", configuration, client).continues(prefix) is continues
+
+
 async def test_a_prefix_of_white_space_alone_is_no_message() -> None:
-    async with connected(saying(started(), text(0, "\nOnce"), ended("end_turn", 4))) as (provider, server):
+    events = (started(), text(0, "\nOnce"), ended("end_turn", 4))
+    async with connected(saying(*events), prefill=True) as (provider, server):
         assert said(await generate(provider, turn(prefix="\n"))) == "Once"
     assert [message["role"] for message in server.exchanges[0].body["messages"]] == ["user"]
 
 
 async def test_with_thinking_no_prefix_is_continued() -> None:
-    async with connected(hello, **DEEP) as (provider, _):
-        assert not provider.continues_prefix
+    async with connected(hello, prefill=True, **DEEP) as (provider, _):
+        assert not provider.continues("Once upon a while")
 
 
 async def test_a_model_that_takes_no_prefix_is_found_out_and_the_turn_begins_anew() -> None:
@@ -320,12 +354,12 @@ async def test_a_model_that_takes_no_prefix_is_found_out_and_the_turn_begins_ane
         said = "This model does not support assistant message prefill. The conversation must end with a user message."
         await exchange.refuse(400, failed("invalid_request_error", said))
 
-    async with connected(refusing) as (provider, _):
+    async with connected(refusing, prefill=True) as (provider, _):
         of_pool = PoolProvider(provider, "m", None)
-        before = of_pool.continues_prefix
+        before = of_pool.continues("Once upon a while")
         with pytest.raises(ProviderFailed) as continued:
             await generate(of_pool, turn(prefix="Once"))
-        assert (before, of_pool.continues_prefix) == (True, False)
+        assert (before, of_pool.continues("Once upon a while")) == (True, False)
         with pytest.raises(ProviderFailed) as begun_by_the_request:
             await generate(of_pool, turn(Message("user", "hi"), Message("assistant", "Once")))
     failure = continued.value

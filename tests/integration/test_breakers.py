@@ -49,7 +49,6 @@ class Model:
     """A source that does as it is told. `calls` counts what reached it."""
 
     name = "main"
-    continues_prefix = False
 
     def __init__(self) -> None:
         self.failure: StepFailed | None = None
@@ -57,6 +56,9 @@ class Model:
         self.silent = asyncio.Event()
         self.silent.set()
         """Cleared, it says nothing until it is set."""
+
+    def continues(self, text: str) -> bool:
+        return False
 
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         self.calls += 1

@@ -14,8 +14,8 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def listening(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve connections on 127.0.0.1; the port. What goes wrong in serving one is raised at the end."""
+async def listening(serve: Serve, tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator[int]:
+    """Serve connections on 127.0.0.1; the port, by default a free one. What goes wrong is raised at the end."""
     connections: list[tuple[asyncio.Task[None], asyncio.StreamWriter]] = []
 
     async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -29,7 +29,7 @@ async def listening(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIte
     def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append((asyncio.create_task(serve_one(reader, writer)), writer))
 
-    server = await asyncio.start_server(on_connection, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(on_connection, "127.0.0.1", port, ssl=tls)
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:

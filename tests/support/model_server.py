@@ -108,11 +108,11 @@ class ModelServer:
 
 
 @asynccontextmanager
-async def model_server(behave: Behaviour) -> AsyncIterator[ModelServer]:
-    """A running server; connections that are open at the end are dropped."""
+async def model_server(behave: Behaviour, port: int = 0) -> AsyncIterator[ModelServer]:
+    """A running server, on a free port by default; connections that are open at the end are dropped."""
     server = ModelServer(behave)
-    async with listening(server.serve) as port:
-        server.base_url = f"http://127.0.0.1:{port}/v1"
+    async with listening(server.serve, port=port) as listens_on:
+        server.base_url = f"http://127.0.0.1:{listens_on}/v1"
         yield server
 
 

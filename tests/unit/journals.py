@@ -169,14 +169,23 @@ class HandMadeJournal:
         )
 
     def retrying(
-        self, tries: int, step: str = "1", gen: int = 0, *, timer: bool = False, message: str | None = None
+        self,
+        tries: int,
+        step: str = "1",
+        gen: int = 0,
+        *,
+        timer: bool = False,
+        message: str | None = None,
+        reason: str = "provider-error",
+        time: datetime | None = None,
     ) -> events.TaskRetrying:
         delay_seconds = 30.0 if timer else 0.5
         return self.add(
             events.TaskRetrying,
+            time=time,
             step=step,
             gen=gen,
-            reason="provider-error",
+            reason=reason,
             delay_seconds=delay_seconds,
             tries=tries,
             timer=timer,

@@ -32,10 +32,13 @@ class PlayedProvider:
         self, *chunks: Event, continues_prefix: bool = True, named: tuple[str, str] = ("played", "played-1")
     ) -> None:
         self.name, self.default_model = named
-        self.continues_prefix = continues_prefix
+        self._continues = continues_prefix
         self.asked: list[TurnInput] = []
         self.closed = asyncio.Event()
         self._chunks = chunks
+
+    def continues(self, text: str) -> bool:
+        return self._continues
 
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         self.asked.append(turn)

@@ -61,6 +61,9 @@ def answer_of(*events: Events) -> Answer:
 
 # Conversations
 
+U = ("user", [said("hi")])
+BLANK = ("user", [said("(no text)")])
+
 
 @pytest.mark.parametrize(
     ("entries", "expected"),
@@ -82,16 +85,27 @@ def answer_of(*events: Events) -> Answer:
             ],
             [
                 ("user", [said("hi")]),
-                ("assistant", [said("Well."), used("1-0", CALL), used("1-1", OTHER)]),
-                ("user", [answered("1-0", content="2"), answered("1-1", content="no", is_error=True), said("stop")]),
+                ("assistant", [said("Well."), used("c00000100", CALL), used("c00000101", OTHER)]),
+                (
+                    "user",
+                    [
+                        answered("c00000100", content="2"),
+                        answered("c00000101", content="no", is_error=True),
+                        said("stop"),
+                    ],
+                ),
             ],
         ),
         # No empty text anywhere.
         ([USER, AssistantTurn(" \n"), USER], [("user", [said("hi"), said("hi")])]),
         (
             [USER, AssistantTurn("", (CALL,)), ToolAnswer("1-0", "add", "")],
-            [("user", [said("hi")]), ("assistant", [used("1-0", CALL)]), ("user", [answered("1-0")])],
+            [("user", [said("hi")]), ("assistant", [used("c00000100", CALL)]), ("user", [answered("c00000100")])],
         ),
+        # Blank text of the user is refused, but it must not be the assistant's that comes last.
+        ([USER, AssistantTurn("a"), Message("user", " \n")], [U, ("assistant", [said("a")]), BLANK]),
+        ([Message("user", "")], [BLANK]),
+        ([USER, Message("assistant", " "), Message("user", "bye")], [("user", [said("hi"), said("bye")])]),
         # Thinking alone is no message.
         ([USER, AssistantTurn("", (), "Hm.", (THOUGHT,)), USER], [("user", [said("hi"), said("hi")])]),
         # Another provider's blocks mean nothing here.
@@ -104,10 +118,10 @@ def answer_of(*events: Events) -> Answer:
             [USER, AssistantTurn("", (CALL,)), ANSWER, USER, AssistantTurn("", (CALL,)), ANSWER],
             [
                 ("user", [said("hi")]),
-                ("assistant", [used("1-0", CALL)]),
-                ("user", [answered("1-0", content="2"), said("hi")]),
-                ("assistant", [used("1-0_2", CALL)]),
-                ("user", [answered("1-0_2", content="2")]),
+                ("assistant", [used("c00000100", CALL)]),
+                ("user", [answered("c00000100", content="2"), said("hi")]),
+                ("assistant", [used("c01000100", CALL)]),
+                ("user", [answered("c01000100", content="2")]),
             ],
         ),
     ],
@@ -123,6 +137,7 @@ def test_instructions_are_apart_from_the_messages_wherever_they_stand() -> None:
     assert body["system"] == "Be brief.\n\nIn French."
     assert body["messages"] == [{"role": "user", "content": [said("hi"), said("bye")]}]
     assert "system" not in body_of(USER)
+    assert "system" not in body_of(Message("system", " \n"), USER)
 
 
 def test_white_space_at_the_end_of_an_answer_that_the_request_begins_is_taken_away() -> None:
@@ -140,6 +155,26 @@ def test_calls_are_told_with_tools_even_if_none_is_offered() -> None:
     body = body_of(USER, AssistantTurn("", (CALL,)), ANSWER, USER, tools=(now,))
     assert [tool["name"] for tool in body["tools"]] == ["now"]
     assert "tool_choice" not in body
+
+
+@pytest.mark.parametrize(
+    ("options", "choice"),
+    [
+        ({}, None),
+        ({"tool_choice": "auto"}, {"type": "auto"}),
+        ({"tool_choice": "required"}, {"type": "any"}),
+        ({"parallel_tool_calls": False}, {"type": "auto", "disable_parallel_tool_use": True}),
+        (
+            {"tool_choice": "required", "parallel_tool_calls": True},
+            {"type": "any", "disable_parallel_tool_use": False},
+        ),
+    ],
+)
+def test_how_tools_are_chosen_is_said_in_the_apis_own_words(options: dict[str, Any], choice: Any) -> None:
+    configuration = AnthropicProviderConfiguration(**options)
+    now = ToolDeclaration(name="now", description="The time.", parameters={})
+    assert body_of(USER, configuration=configuration, tools=(now,)).get("tool_choice") == choice
+    assert "tool_choice" not in body_of(USER, configuration=configuration)
 
 
 # Thinking
@@ -184,10 +219,10 @@ def test_thinking_between_text_and_calls_goes_back_to_its_place() -> None:
         THOUGHT,
         said("Well. "),
         LATER,
-        used("1-0", CALL),
+        used("c00000100", CALL),
         LATER,
         said("Now."),
-        used("1-1", OTHER),
+        used("c00000101", OTHER),
     ]
 
 

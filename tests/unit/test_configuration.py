@@ -57,6 +57,12 @@ def test_pools_and_providers_are_read() -> None:
         headers = { "X-Title" = "taskmesh" }
         max_tokens_field = "max_completion_tokens"
         continue_prefix = "vllm"
+        away_seconds = 60
+        stream_options = false
+        tool_choice = "required"
+        parallel_tool_calls = false
+        roles = "strict"
+        reasoning_field = "reasoning"
 
         [pools.default]
 
@@ -75,6 +81,12 @@ def test_pools_and_providers_are_read() -> None:
         headers={"X-Title": "taskmesh"},
         max_tokens_field="max_completion_tokens",
         continue_prefix="vllm",
+        away_seconds=60,
+        stream_options=False,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        roles="strict",
+        reasoning_field="reasoning",
     )
     assert configuration.providers == {"scripted": ScriptedProviderConfiguration(), "local": local}
     assert configuration.pools == {
@@ -269,6 +281,16 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         (f"{LOCAL}breaker = {{ open_seconds = 61 }}", "providers.local.breaker.open_seconds", "open_seconds_max"),
         (f"{CLAUDE}base_url = 'ftp://a'", "providers.claude.base_url", "must be http"),
         (f"{CLAUDE}continue_prefix = 'vllm'", "providers.claude", "`continue_prefix`"),
+        (
+            f"{CLAUDE}thinking_budget_tokens = 1024\ntool_choice = 'required'",
+            "providers.claude.tool_choice",
+            "beside thinking_budget_tokens",
+        ),
+        (f"{CLAUDE}prefill = 'vllm'", "providers.claude.prefill", "`bool"),
+        (f"{LOCAL}roles = 'any'", "providers.local.roles", "'any'"),
+        (f"{LOCAL}tool_choice = 'none'", "providers.local.tool_choice", "'none'"),
+        (f"{LOCAL}stream_options = 'no'", "providers.local.stream_options", "`bool`"),
+        (f"{LOCAL}away_seconds = 0", "providers.local.away_seconds", "> 0"),
         (f"{CLAUDE}thinking_budget_tokens = 1023", "providers.claude.thinking_budget_tokens", ">= 1024"),
         (f"{CLAUDE}thinking_budget_tokens = 4096", "providers.claude.thinking_budget_tokens", "less than"),
         (f'{CLAUDE}headers = {{ X-Api-Key = "x" }}', "providers.claude.headers.'X-Api-Key'", "api_key_env"),

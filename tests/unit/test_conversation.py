@@ -17,6 +17,7 @@ from mesh.task.conversation import (
     ToolAnswer,
     continued,
     conversation,
+    shown_to,
     tool_answer,
     whole_conversation,
 )
@@ -89,13 +90,18 @@ def test_blocks_go_back_to_the_provider_that_made_them(provider: str | None, kep
         events.TurnCompleted,
         turn=1,
         text="Let me see.",
+        reasoning="Hm.",
         blocks=[{"signature": "x"}],
         finish_reason="stop",
         usage=parts.Usage(),
         timings=Timings(),
     )
     (_, turn) = conversation(journal.state, 2, provider)
-    assert turn == AssistantTurn("Let me see.", blocks=({"signature": "x"},) if kept else None)
+    whole = AssistantTurn("Let me see.", (), "Hm.", ({"signature": "x"},), "backup")
+    assert turn == (whole if kept else AssistantTurn("Let me see.", maker="backup"))
+    if provider is not None:
+        # So in a task that goes on with this one.
+        assert shown_to(whole_conversation(journal.state), provider)[-1] == turn
 
 
 # Inputs

@@ -95,6 +95,28 @@ async def test_a_claim_names_the_model_that_is_available_and_the_switch_follows_
     assert (switched.turn, switched.provider) == (1, "backup")
 
 
+@pytest.mark.parametrize("code", ["provider-unreachable", "provider-loading"])
+async def test_a_turn_whose_provider_turns_out_to_be_away_goes_on_with_the_next_model_at_once(code: str) -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    first, second = PlayedProvider(StepFailed(code, "no", retryable=True)), backup(TextDelta("Hello"), STOP)
+    step = claimed_step(journal)
+    await turn_handler(first, fallbacks=[second]).perform(step)
+    assert described(step) == [("played-1", "small", "unavailable")]
+    assert journal.types()[-4:] == ["model.switched", "output.delta", *END]
+
+
+async def test_a_turn_whose_providers_are_all_away_fails_as_any() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    away = StepFailed("provider-unreachable", "no", retryable=True)
+    handler = turn_handler(PlayedProvider(away), fallbacks=[backup(away)])
+    with pytest.raises(StepFailed, match="no"):
+        await handler.perform(claimed_step(journal))
+    journal.retrying(1, reason="provider-unreachable")
+    assert handler.describe_claim(journal.state, claimed_step(journal).work)["provider"] == "played", "the first again"
+
+
 @pytest.mark.parametrize("continues_prefix", [True, False])
 async def test_no_model_goes_on_with_the_text_of_another(continues_prefix: bool) -> None:
     journal = journal_claimed_by("played", "played-1")

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ErrorInfo
-from contracts.retries import RetryPolicy
+from contracts.retries import AWAY_SECONDS, RetryPolicy
 from mesh.task.decisions import Claim, Decision, Later, Leave, Settle, decide, decide_stranded
 from mesh.task.failures import CLAIMS_UNCOUNTED_MAX, Fail, GiveUp, Retry, StepFailed, decide_failure
 from mesh.task.state import TaskState
-from tests.unit.journals import MESSAGE, TASK, TENANT, HandMadeJournal, tool_work, turn_work
+from tests.unit.journals import MESSAGE, START, TASK, TENANT, HandMadeJournal, tool_work, turn_work
 
 TURN_1 = turn_work()
 TURN_1_REPLAYED = turn_work(gen=1)
@@ -122,6 +122,97 @@ def test_every_try_counts_once_a_turn_was_claimed_too_often() -> None:
     outage = failure(retry_after_seconds=60)
     outage.counts = False
     assert decide_failure(journal.state, TURN_1, outage, POLICY, 0.5) == GiveUp()
+
+
+# A provider that is away
+
+
+def away(code: str = "provider-unreachable", retry_after_seconds: float | None = None) -> StepFailed:
+    return StepFailed(code, "no connection", retryable=True, retry_after_seconds=retry_after_seconds)
+
+
+def waited(seconds: float, *, tries: int = 1, reason: str = "provider-unreachable") -> HandMadeJournal:
+    """The journal of a turn that was claimed, and failed so often for this reason, the last time so much later."""
+    journal = HandMadeJournal()
+    journal.queued()
+    for number in range(1, tries + 1):
+        journal.claimed()
+        journal.retrying(number, reason=reason, time=START + timedelta(seconds=number))
+    journal.claimed(time=START + timedelta(seconds=1 + seconds))
+    return journal
+
+
+@pytest.mark.parametrize("code", ["provider-unreachable", "provider-loading"])
+def test_a_turn_whose_provider_is_away_waits_without_using_up_its_tries(code: str) -> None:
+    journal = waited(AWAY_SECONDS - 1, tries=50, reason=code)
+    decision = decide_failure(journal.state, TURN_1, away(code), POLICY, 0.5)
+    assert isinstance(decision, Retry)
+    assert decision.tries == 51, "each has a number, which its timer goes by"
+    assert decide_failure(journal.state, TURN_1, failure(), POLICY, 0.5) == Retry(0.5, 51), "its first that counts"
+
+
+def test_the_first_waits_are_short_and_those_after_them_use_up_no_delivery() -> None:
+    waits = [decide_failure(waited(60, tries=tries).state, TURN_1, away(), POLICY, 0.0) for tries in range(10)]
+    assert [isinstance(wait, Retry) and wait.by_timer for wait in waits] == [False] * 3 + [True] * 7
+    asked = decide_failure(waited(0).state, TURN_1, away(retry_after_seconds=30), POLICY, 0.5)
+    assert asked == Retry(30, 2)
+
+
+def test_whoever_is_away_for_too_long_leaves_a_dead_letter() -> None:
+    assert isinstance(decide_failure(waited(AWAY_SECONDS - 1).state, TURN_1, away(), POLICY, 0.5), Retry)
+    assert decide_failure(waited(AWAY_SECONDS).state, TURN_1, away(), POLICY, 0.5) == GiveUp()
+    impatient = away()
+    impatient.away_seconds = 10
+    assert decide_failure(waited(10).state, TURN_1, impatient, POLICY, 0.5) == GiveUp()
+
+
+@pytest.mark.parametrize("between", ["a word", "another failure"])
+def test_a_provider_that_was_there_meanwhile_has_its_whole_time_again(between: str) -> None:
+    journal = waited(10)
+    if between == "a word":
+        journal.delta("Hello")
+    else:
+        journal.retrying(2)
+    journal.claimed(time=START + timedelta(seconds=AWAY_SECONDS + 10))
+    assert isinstance(decide_failure(journal.state, TURN_1, away(), POLICY, 0.5), Retry)
+    tries = journal.state.tries["1", 0]
+    later = START + timedelta(seconds=AWAY_SECONDS + 11)
+    journal.retrying(tries + 1, reason="provider-unreachable", time=later)
+    journal.claimed(time=later + timedelta(seconds=AWAY_SECONDS))
+    assert decide_failure(journal.state, TURN_1, away(), POLICY, 0.5) == GiveUp()
+
+
+def test_the_time_is_bounded_also_for_a_turn_that_was_claimed_too_often_at_an_open_breaker() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    for _ in range(CLAIMS_UNCOUNTED_MAX):
+        journal.claimed()
+        journal.retrying(1, reason="provider-unreachable")
+    journal.claimed()
+    outage = away()
+    outage.counts = False
+    assert isinstance(decide_failure(journal.state, TURN_1, outage, POLICY, 0.5), Retry)
+    journal.claimed(time=START + timedelta(seconds=2 * AWAY_SECONDS))
+    assert decide_failure(journal.state, TURN_1, outage, POLICY, 0.5) == GiveUp()
+
+
+def test_failures_that_count_are_counted_between_those_that_do_not() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    reasons = ("provider-unreachable", "provider-error", "provider-loading", "provider-error")
+    for tries, reason in enumerate(reasons, 1):
+        journal.claimed()
+        journal.retrying(tries, reason=reason)
+    assert decide_failure(journal.state, TURN_1, failure(), POLICY, 0.5) == GiveUp(), "the third that counts"
+
+
+def test_a_failure_while_the_breaker_is_open_has_no_number_to_take_off() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    for _ in range(4):
+        journal.claimed()
+        journal.retrying(1, reason="provider-unreachable")
+    assert decide_failure(journal.state, TURN_1, failure(), POLICY, 0.5) == Retry(0.5, 2)
 
 
 def test_tries_count_for_each_step_and_each_replay() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from inference_worker.dialects.call_names import ARGUMENTS_DEPTH_MAX, CallIds, requested_call
@@ -48,10 +50,25 @@ def test_no_arguments_of_a_call_that_was_cut_off_may_be_arguments_to_come() -> N
     assert requested_call("delete", '{"a": 1}', cut_off=True) == RequestedCall("delete", {"a": 1})
 
 
+def test_every_server_takes_the_ids_of_calls_and_no_two_of_a_conversation_are_one() -> None:
+    """Mistral's API and templates take nine letters or digits, and nothing else."""
+    ids = CallIds()
+    calls = [f"{turn}-{index}" for turn in (1, 2, 11, 36, 999_999) for index in (0, 1, 10, 37, 127)]
+    told = [ids.of_call(call) for _ in range(100) for call in calls]
+    assert all(re.fullmatch("[a-zA-Z0-9]{9}", each) for each in told)
+    assert len(set(told)) == len(told)
+    assert told[:2] == ["c00000100", "c00000101"]
+
+
+def test_who_takes_a_turn_over_tells_the_same_ids() -> None:
+    first, second = CallIds(), CallIds()
+    assert [first.of_call(call) for call in ("1-0", "2-0")] == [second.of_call(call) for call in ("1-0", "2-0")]
+
+
 def test_calls_of_one_id_are_told_apart() -> None:
     """Each task counts its calls from the beginning; a conversation may go over several tasks."""
     ids = CallIds()
-    assert [ids.of_call("1-0"), ids.of_call("1-1")] == ["1-0", "1-1"]
-    assert [ids.of_answer("1-0"), ids.of_answer("1-1")] == ["1-0", "1-1"]
-    assert ids.of_call("1-0") == "1-0_2"
-    assert [ids.of_answer("1-0"), ids.of_answer("1-1")] == ["1-0_2", "1-1"]
+    assert [ids.of_call("1-0"), ids.of_call("1-1")] == ["c00000100", "c00000101"]
+    assert [ids.of_answer("1-0"), ids.of_answer("1-1")] == ["c00000100", "c00000101"]
+    assert ids.of_call("1-0") == "c01000100"
+    assert [ids.of_answer("1-0"), ids.of_answer("1-1")] == ["c01000100", "c00000101"]

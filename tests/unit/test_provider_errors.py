@@ -12,12 +12,9 @@ from inference_worker.dialects.errors import (
     DETAIL_CHARACTERS_MAX,
     RETRY_AFTER_SECONDS_MAX,
     ProviderFailed,
-    ServerError,
     failure_in_stream,
     failure_of_status,
     parse_duration,
-    parse_error,
-    parse_error_body,
     retry_after_seconds,
 )
 
@@ -42,12 +39,22 @@ def said(failed: ProviderFailed) -> tuple[str, tuple[bool, bool]]:
         (401, "provider-unauthorized", NEITHER),
         (402, "quota-exhausted", NEITHER),
         (403, "provider-unauthorized", NEITHER),
-        (404, "provider-bad-request", TERMINAL),
+        (404, "provider-error", NEITHER),
+        (405, "provider-error", NEITHER),
+        (407, "provider-error", NEITHER),
         (408, "provider-error", RETRYABLE),
         (409, "provider-error", RETRYABLE),
-        (413, "provider-bad-request", TERMINAL),
+        (410, "provider-error", NEITHER),
+        (413, "context-too-long", TERMINAL),
+        (415, "provider-error", NEITHER),
+        (421, "provider-error", RETRYABLE),
         (422, "provider-bad-request", TERMINAL),
+        (423, "provider-error", RETRYABLE),
+        (424, "provider-error", RETRYABLE),
+        (425, "provider-error", RETRYABLE),
         (429, "rate-limited", RETRYABLE),
+        (498, "provider-overloaded", RETRYABLE),
+        (499, "provider-error", RETRYABLE),
         (500, "provider-error", RETRYABLE),
         (501, "provider-bad-request", TERMINAL),
         (502, "provider-error", RETRYABLE),
@@ -69,7 +76,7 @@ def test_a_status_alone_has_its_class(status: int, code: str, kind: tuple[bool, 
         (429, {"error": {"type": "tokens", "code": "rate_limit_exceeded"}}, "rate-limited", RETRYABLE),
         (400, {"error": {"code": "context_length_exceeded"}}, "context-too-long", TERMINAL),
         (400, {"error": {"code": "unsupported_parameter", "param": "max_tokens"}}, "provider-bad-request", TERMINAL),
-        (404, {"error": {"code": "model_not_found"}}, "provider-bad-request", TERMINAL),
+        (404, {"error": {"code": "model_not_found"}}, "model-not-found", NEITHER),
         # vLLM, newer and older
         (
             400,
@@ -83,7 +90,7 @@ def test_a_status_alone_has_its_class(status: int, code: str, kind: tuple[bool, 
             "context-too-long",
             TERMINAL,
         ),
-        (404, {"object": "error", "type": "NotFoundError", "code": 404}, "provider-bad-request", TERMINAL),
+        (404, {"object": "error", "type": "NotFoundError", "code": 404}, "model-not-found", NEITHER),
         # llama.cpp; older ones answer 500
         (
             400,
@@ -97,7 +104,7 @@ def test_a_status_alone_has_its_class(status: int, code: str, kind: tuple[bool, 
             "context-too-long",
             TERMINAL,
         ),
-        (503, {"error": {"message": "Loading model", "type": "unavailable_error"}}, "provider-overloaded", RETRYABLE),
+        (503, {"error": {"message": "Loading model", "type": "unavailable_error"}}, "provider-loading", RETRYABLE),
         # Ollama
         (503, {"error": {"message": "server busy, please try again"}}, "provider-overloaded", RETRYABLE),
         (400, {"error": "the input length exceeds the context length"}, "context-too-long", TERMINAL),
@@ -133,7 +140,7 @@ def test_a_status_alone_has_its_class(status: int, code: str, kind: tuple[bool, 
             "context-too-long",
             TERMINAL,
         ),
-        (413, {"error": {"type": "request_too_large"}}, "provider-bad-request", TERMINAL),
+        (413, {"error": {"type": "request_too_large"}}, "context-too-long", TERMINAL),
         (529, {"type": "error", "error": {"type": "overloaded_error"}}, "provider-overloaded", RETRYABLE),
         # Rubbish says no more than its status
         (400, b"\xff\xfe", "provider-bad-request", TERMINAL),
@@ -160,7 +167,7 @@ def test_what_a_server_says_outranks_its_status(status: int, body: object, code:
         ({"type": "error", "error": {"type": "api_error", "message": "x"}}, "provider-error", RETRYABLE),
         ({"type": "error", "error": {"type": "timeout_error"}}, "provider-error", RETRYABLE),
         ({"type": "error", "error": {"type": "billing_error"}}, "quota-exhausted", NEITHER),
-        ({"type": "error", "error": {"type": "request_too_large"}}, "provider-bad-request", TERMINAL),
+        ({"type": "error", "error": {"type": "request_too_large"}}, "context-too-long", TERMINAL),
         ({"error": {"code": "rate_limit_exceeded"}}, "rate-limited", RETRYABLE),
         ({"error": {"code": "insufficient_quota"}}, "quota-exhausted", NEITHER),
         ({"error": {"type": "authentication_error"}}, "provider-unauthorized", NEITHER),
@@ -185,22 +192,129 @@ def test_what_the_server_said_is_stored_and_not_in_the_message() -> None:
     assert of_status(400, b"").info().detail is None
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 422, 500])
 @pytest.mark.parametrize(
-    ("value", "error"),
+    "body",
     [
-        ({"error": {"message": "m", "type": "T", "code": "C"}}, ServerError("m", ("t", "c"))),
-        ({"error": {"message": "m", "type": None, "code": 503}}, ServerError("m", (), 503)),
-        ({"error": {"message": 1, "type": ["x"], "code": True}}, ServerError()),
-        ({"error": {"type": "with a space", "code": "x" * 65}}, ServerError()),
-        ({"error": "text"}, ServerError("text")),
-        ({"detail": "Not Found"}, ServerError("Not Found")),
-        ({"detail": [{"loc": ["body"]}]}, ServerError()),
-        (7, ServerError()),
+        # Gemini, which has a list; xAI; DeepSeek; LiteLLM; Cohere; Anthropic's wire
+        [{"error": {"code": 400, "message": "API key not valid. Please pass a valid API key.", "status": "X"}}],
+        [{"error": {"code": 400, "details": [{"reason": "API_KEY_INVALID"}]}}],
+        {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: xa***. You can obtain"},
+        {"error": {"message": "Authentication Fails, Your api key: ****1234 is invalid", "type": "whatever"}},
+        {"error": {"message": "litellm.AuthenticationError: Invalid API Key", "type": None, "code": "400"}},
+        {"message": "invalid api token: no api key supplied"},
+        {"error": {"type": "authentication_error", "message": "invalid x-api-key"}},
+        {"error": {"message": "Missing API key"}},
+        {"error": {"code": "invalid_api_key"}},
     ],
 )
-def test_errors_are_read_in_every_form(value: Any, error: ServerError) -> None:
-    assert parse_error(value) == error
-    assert parse_error_body(json.dumps(value).encode()) == error
+def test_a_wrong_key_is_the_operators_matter_whatever_the_status_says(status: int, body: object) -> None:
+    assert said(of_status(status, body)) == ("provider-unauthorized", NEITHER)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        # OpenAI, OpenRouter, vLLM in its versions
+        "This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens.",
+        "This endpoint's maximum context length is 128000 tokens. However, you requested about 140000 tokens",
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+        "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300000 tokens.",
+        "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 35000.",
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+        "You passed 4097 input tokens and requested 1 output tokens. However, the model's context length is only 4096",
+        # SGLang
+        "The input (5001 tokens) is longer than the model's context length (4096 tokens).",
+        "Requested token count exceeds the model's maximum context length of 4096 tokens.",
+        # llama.cpp, llama-cpp-python, Ollama, LM Studio
+        "request (5000 tokens) exceeds the available context size (4096 tokens), try increasing it",
+        "Requested tokens (5000) exceed context window of 4096",
+        "prompt too long; exceeded max context length by 904 tokens",
+        "Trying to keep the first 9000 tokens when context the overflows. However, the model is loaded with context "
+        "length of only 4096 tokens, which is not enough.",
+        "The number of tokens to keep from the initial prompt is greater than the context length.",
+        "Cannot truncate prompt with n_keep (15028) >= n_ctx (7424)",
+        "Reached context length of 4096 tokens with model (arch: qwen2) that does not currently support it",
+        # Gemini, xAI, Mistral, Moonshot, MiniMax, GitHub
+        "The input token count (1196265) exceeds the maximum number of tokens allowed (1048575).",
+        "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+        "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+        "Invalid request: Your request exceeded model token limit: 8192 (requested: 9000)",
+        "invalid params, context window exceeds limit (2013)",
+        "prompt token count of 70000 exceeds the limit of 64000",
+        # Groq, Cerebras; TGI; Cohere; DashScope; Bedrock; Together
+        "Please reduce the length of the messages or completion. Current length is 9000 while limit is 8192",
+        "Input validation error: `inputs` must have less than 4095 tokens. Given: 5000",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193. Given: 9000",
+        "too many tokens: total number of tokens in the prompt cannot exceed 4081 - received 5000",
+        "InternalError.Algo.InvalidParameter: Range of input length should be [1, 30720]",
+        "Input is too long for requested model.",
+        "The prompt length exceeds the maximum allowed input length of 32768 tokens",
+    ],
+)
+def test_every_server_has_words_of_its_own_for_a_context_that_is_too_long(message: str) -> None:
+    for status in (400, 422, 500):
+        assert said(of_status(status, {"error": {"message": message}})) == ("context-too-long", TERMINAL)
+    assert said(of_status(400, [{"error": message}])) == ("context-too-long", TERMINAL)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "code"),
+    [
+        (429, "Rate limit reached: too many tokens per minute, please try again in 6m0s", "rate-limited"),
+        (429, "Rate limit reached for api key sk-…, it is not valid before 12:00", "rate-limited"),
+        (
+            400,
+            "max_tokens is too large: 9000. This model supports at most 4096 completion tokens",
+            "provider-bad-request",
+        ),
+        (400, "messages.0: field required", "provider-bad-request"),
+    ],
+)
+def test_what_sounds_like_it_is_neither_a_wrong_key_nor_a_long_context(status: int, message: str, code: str) -> None:
+    assert of_status(status, {"error": {"message": message}}).code == code
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, {"error": {"message": 'model "llama3.1:70b" not found, try pulling it first', "type": "api_error"}}),
+        (404, {"error": {"message": "The model `qwen` does not exist.", "type": "NotFoundError"}}),
+        (404, [{"error": {"code": 404, "message": "models/gemini-0 is not found for API version v1beta"}}]),
+        (404, {"type": "error", "error": {"type": "not_found_error", "message": "model: claude-x"}}),
+        (400, {"error": {"message": "Model Not Exist", "type": "invalid_request_error"}}),
+        (400, {"object": "error", "message": "Invalid model: mistral-huge", "type": "invalid_model", "code": "1500"}),
+        (400, {"error": "No models loaded. Please load a model in the developer page."}),
+        (422, {"detail": "Unknown model x"}),
+    ],
+)
+def test_a_model_that_is_not_there_is_the_operators_to_mend(status: int, body: object) -> None:
+    assert said(of_status(status, body)) == ("model-not-found", NEITHER)
+
+
+def test_another_404_is_the_operators_too_and_asks_for_the_address() -> None:
+    for body in ({"detail": "Not Found"}, b"<html>404</html>", b"404 page not found"):
+        assert said(of_status(404, body)) == ("provider-error", NEITHER)
+        assert "base_url" in str(of_status(404, body))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, "provider-loading"),
+        (503, {"error": "Model org/name is currently loading", "estimated_time": 20.0}, "provider-loading"),
+        (503, {"error": {"message": "The model is not ready"}}, "provider-loading"),
+        (502, b"connect() failed (111: Connection refused)", "provider-unreachable"),
+        (500, {"error": {"message": "connect ECONNREFUSED 127.0.0.1:8000"}}, "provider-unreachable"),
+        # Traefik; Envoy. A bad gateway alone says nothing: the request itself may have brought the server down.
+        (503, b"no available server", "provider-unreachable"),
+        (503, b"no healthy upstream", "provider-unreachable"),
+        (502, b"<html><h1>502 Bad Gateway</h1></html>", "provider-error"),
+        (503, {"error": {"message": "server busy, please try again"}}, "provider-overloaded"),
+    ],
+)
+def test_a_server_that_is_being_started_is_told_from_one_that_is_busy(status: int, body: object, code: str) -> None:
+    assert said(of_status(status, body)) == (code, RETRYABLE)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +363,25 @@ def test_errors_are_read_in_every_form(value: Any, error: ServerError) -> None:
 )
 def test_a_server_says_when_to_come_back(status: int, headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_seconds(status, headers, NOW) == (pytest.approx(seconds) if seconds is not None else None)
+
+
+@pytest.mark.parametrize(
+    ("delay", "headers", "seconds"),
+    [
+        ("34s", {}, 34.0),
+        ("34.074824224s", {}, 34.074824224),
+        ("34s", {"retry-after": "2"}, 2.0),
+        ("9999999s", {}, RETRY_AFTER_SECONDS_MAX),
+        ("0s", {}, None),
+        ("soon", {}, None),
+        (34, {}, None),
+    ],
+)
+def test_gemini_says_in_the_body_when_to_come_back(delay: Any, headers: dict[str, str], seconds: float | None) -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.Help"}, {"retryDelay": delay}]
+    body = [{"error": {"code": 429, "message": "quota", "status": "RESOURCE_EXHAUSTED", "details": details}}]
+    failed = of_status(429, body, headers)
+    assert (failed.code, failed.retry_after_seconds) == ("rate-limited", seconds)
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ async def test_closing_the_stream_ends_a_silence() -> None:
 async def test_the_provider_of_a_process_obeys_its_settings(allowed: bool) -> None:
     async with open_providers(Settings(scripted_allow_exit=allowed)) as providers:
         (only,) = providers["default"].all
-        assert (only.provider, only.model, only.source.continues_prefix) == ("scripted", "scripted", True)
+        assert (only.provider, only.model, only.source.continues("t0 ")) == ("scripted", "scripted", True)
         stream = only.source.stream(turn_input("!exit 1\n!say 2", deliveries=2))
         if allowed:
             assert [chunk async for chunk in stream][:1] == [TextDelta("t0 ")]

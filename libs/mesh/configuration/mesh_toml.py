@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.codec import exactly
+from contracts.retries import AWAY_SECONDS
 from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
 from mesh.configuration.addresses import is_host
@@ -69,10 +70,23 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """How long the first token may take. Queueing, loading the model and reading the prompt count."""
     between_tokens_seconds: Seconds = 60.0
     """How long each later token may take after the one before it."""
+    away_seconds: Seconds = AWAY_SECONDS
+    """How long a turn waits for a server that can't be reached, or loads its model, without using up its tries.
+
+    Then it becomes a dead letter. A deadline ends its task sooner.
+    """
+    tool_choice: Literal["auto", "required"] | None = None
+    """Sent beside tools. Unset: it is not, which means `auto`. With `required` no turn ends without a call."""
+    parallel_tool_calls: bool | None = None
+    """Sent beside tools: whether a turn may ask for several calls. Unset: it is not sent."""
     headers: dict[str, str] = {}
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
     """When the provider counts as down, for all workers."""
+
+
+Roles = Literal["free", "merged", "strict"]
+ReasoningField = Literal["reasoning_content", "reasoning", "none"]
 
 
 class OpenAIProviderConfiguration(
@@ -83,12 +97,29 @@ class OpenAIProviderConfiguration(
     `/chat/completions` is appended to `base_url`.
     """
 
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
-    """Name of the output limit in requests. Unset: `max_completion_tokens` at api.openai.com, else `max_tokens`."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens", "none"] | None = None
+    """Name of the output limit in requests. Unset: `max_completion_tokens` at api.openai.com, else `max_tokens`.
+
+    `none`: no limit is sent.
+    """
+    stream_options: bool = True
+    """Asks for the count of tokens. Some older servers refuse the field; without it a turn may count none."""
+    roles: Roles | None = None
+    """The order of messages. `merged`: neighbours of one role are one message. `free`: all as they are.
+
+    `strict`: neighbours are merged, instructions come first, then a user, and a word of the assistant stands between a
+    tool's answer and a user's message. Many chat templates demand it. Unset: `strict` at api.mistral.ai, else `merged`.
+    """
+    reasoning_field: ReasoningField | None = None
+    """Where the reasoning of a turn with calls goes back to its model. `none`: it does not.
+
+    Unset: `reasoning_content` at api.deepseek.com, api.moonshot.ai and api.moonshot.cn, which demand it, else `none`.
+    """
     continue_prefix: Literal["vllm"] | None = None
     """Continues a turn in mid-sentence after its worker died, in vLLM's way. Unset: it is generated again.
 
-    The server then counts the part that was there as input, and a limit of output from there on.
+    The server then counts the part that was there as input, and a limit of output from there on. A turn begins again if
+    its text is shorter than 16 characters, or if the server begins anew.
     """
 
 
@@ -98,6 +129,12 @@ class AnthropicProviderConfiguration(
     """Anthropic's Messages API, or a server that has the same. `/v1/messages` is appended to `base_url`."""
 
     base_url: Annotated[str, Meta(max_length=2048)] = "https://api.anthropic.com"
+    prefill: bool | None = None
+    """Continues a turn in mid-sentence after its worker died: its text is sent as the beginning of the answer.
+
+    Not every server with this API goes on behind it. Unset: at api.anthropic.com. Otherwise the turn is generated
+    again; so it is if its text is shorter than 16 characters, if the server begins anew, or if the model refuses.
+    """
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
     """The limit of output, thinking included, where neither request nor pool has one. This API demands one."""
     thinking_budget_tokens: Annotated[int, Meta(ge=1024, le=1_000_000)] | None = None
@@ -328,6 +365,8 @@ def _check_anthropic(provider: AnthropicProviderConfiguration, key: str, source:
     for name in provider.headers:
         if name.lower() in _RESERVED_OF_ANTHROPIC:
             raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+    if budget is not None and provider.tool_choice == "required":
+        raise SettingsError(f"{source}: {key}.tool_choice: this API has no `required` beside thinking_budget_tokens")
     if budget is not None and budget >= provider.max_output_tokens:
         reason = f"must be less than max_output_tokens ({provider.max_output_tokens}), of which it is a part"
         raise SettingsError(f"{source}: {key}.thinking_budget_tokens: {reason}")

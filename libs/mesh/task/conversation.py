@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from contracts.codec import encode
@@ -13,12 +14,17 @@ from mesh.task.state import CallResult, TaskState, TurnState
 
 @dataclass(frozen=True, slots=True)
 class AssistantTurn:
-    """What the model said in a turn, and the calls it asked for. `blocks` is its provider's own, opaque."""
+    """What the model said in a turn, and the calls it asked for.
+
+    `blocks` is its provider's own, opaque; they and the reasoning are for nobody but the provider that made them, the
+    one of the name `maker`. None: it is not known, as in journals of before.
+    """
 
     text: str
     calls: tuple[parts.ToolCall, ...] = ()
     reasoning: str | None = None
     blocks: tuple[Any, ...] | None = None
+    maker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,15 @@ def continued(before: list[ConversationItem], entries: list[ConversationItem]) -
     return [*entries[:begin], *before, *entries[begin:]]
 
 
+def shown_to(entries: Iterable[ConversationItem], provider: str) -> list[ConversationItem]:
+    """A conversation without what other providers want to see again: they alone know what it means."""
+    return [_shown_to(entry, provider) if isinstance(entry, AssistantTurn) else entry for entry in entries]
+
+
+def _shown_to(turn: AssistantTurn, provider: str) -> AssistantTurn:
+    return turn if turn.maker in (None, provider) else replace(turn, reasoning=None, blocks=None)
+
+
 def _is_system(entry: ConversationItem) -> bool:
     return isinstance(entry, Message) and entry.role == "system"
 
@@ -130,11 +145,11 @@ def opening(request: TaskRequest) -> list[Message]:
 def _told(
     state: TaskState, turn: TurnState, completed: events.TurnCompleted, provider: str | None
 ) -> list[ConversationItem]:
-    """What a turn has said and heard. Its blocks are shown to the provider that made them alone."""
+    """What a turn has said and heard."""
     maker = turn.model[0] if turn.model else None
-    with_blocks = provider is None or maker is None or provider == maker
-    blocks = tuple(completed.blocks) if completed.blocks is not None and with_blocks else None
-    told: list[ConversationItem] = [AssistantTurn(completed.text, tuple(completed.calls), completed.reasoning, blocks)]
+    blocks = tuple(completed.blocks) if completed.blocks is not None else None
+    said = AssistantTurn(completed.text, tuple(completed.calls), completed.reasoning, blocks, maker)
+    told: list[ConversationItem] = [said if provider is None else _shown_to(said, provider)]
     for asked in completed.calls:
         result = state.call_results.get(asked.call)
         if result is None:

@@ -10,8 +10,9 @@ from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
 from contracts.journal import events
 from contracts.journal.events import DELTAS, JournalEvent, TerminalEvent, UnknownEvent
+from contracts.retries import AWAY_CODES
 from mesh.errors import JournalCorrupt
-from mesh.task.state import FAILURES_MAX, TaskState, TurnState
+from mesh.task.state import FAILURES_MAX, Away, TaskState, TurnState
 
 DELAY_SECONDS_MAX = 366 * 24 * 3600.0
 """What is longer is rubbish, and must not stop who folds it."""
@@ -147,6 +148,7 @@ def _switch(state: TaskState, event: events.ModelSwitched) -> None:
 
 def _retry(state: TaskState, event: events.TaskRetrying) -> None:
     step_gen = (event.step, event.gen)
+    _note_absence(state, event)
     state.tries[step_gen] = event.tries
     failures = state.failures.setdefault(step_gen, [])
     failures.append(ErrorInfo(event.reason, event.message or ""))
@@ -159,6 +161,18 @@ def _retry(state: TaskState, event: events.TaskRetrying) -> None:
     turn = state.turns.get(turn_of(event.step)) if "-" not in event.step else None
     if turn is not None and not turn.parts and not turn.reasoning:
         turn.switched = None  # What was slow or unavailable may not be so any more.
+
+
+def _note_absence(state: TaskState, event: events.TaskRetrying) -> None:
+    """Note whether the try failed as its provider was away. One that has no number of its own counts nowhere."""
+    step_gen = (event.step, event.gen)
+    before = state.away.get(step_gen)
+    if event.reason in AWAY_CODES:
+        numbered = event.tries > state.tries.get(step_gen, 0)
+        since = state.away_since(*step_gen) or event.time
+        state.away[step_gen] = Away((before.tries if before else 0) + numbered, since, event.n)
+    elif before is not None:
+        state.away[step_gen] = before._replace(lasts=False)
 
 
 def _replay(state: TaskState, event: events.TaskReplayed) -> None:

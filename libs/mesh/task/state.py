@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
@@ -61,12 +61,28 @@ class TurnState:
         """The text so far."""
         return self.completed.text if self.completed else "".join(text for _, text in self.parts)
 
+    def has_spoken_since(self, n: int) -> bool:
+        """Whether there is any of its text or reasoning behind an event."""
+        return any(said and said[-1][0] > n for said in (self.parts, self.reasoning))
+
     @property
     def reasoning_text(self) -> str | None:
         """The reasoning so far; None if there is none."""
         if self.completed:
             return self.completed.reasoning
         return "".join(text for _, text in self.reasoning) or None
+
+
+class Away(NamedTuple):
+    """Failed tries of a step whose provider was away: how many, the last one's n, and when the last series began.
+
+    `lasts`: no other failure came after them.
+    """
+
+    tries: int
+    since: datetime
+    last_n: int
+    lasts: bool = True
 
 
 @dataclass(slots=True)
@@ -103,6 +119,8 @@ class TaskState:
     """Failed tries of each (step, gen)."""
     failures: dict[StepKey, list[ErrorInfo]] = field(default_factory=dict)
     """What the failed tries of each (step, gen) came to, the last `FAILURES_MAX` of them."""
+    away: dict[StepKey, Away] = field(default_factory=dict)
+    """Of each (step, gen) that has met its provider away."""
     timer_tries: dict[StepKey, int] = field(default_factory=dict)
     """How many tries of each (step, gen) had failed when a timer last took its message's place."""
     retry_at: dict[StepKey, datetime] = field(default_factory=dict)
@@ -213,6 +231,18 @@ class TaskState:
     def gen(self, step: str) -> int:
         """How often the step was replayed."""
         return self.gens.get(step, 0)
+
+    def tries_away(self, step: str, gen: int) -> int:
+        """How many of the failed tries of (step, gen) count for nothing, as its provider was away."""
+        away = self.away.get((step, gen))
+        return away.tries if away is not None else 0
+
+    def away_since(self, step: str, gen: int) -> datetime | None:
+        """Since when (step, gen) waits for a provider that is away; None if it was there since."""
+        away = self.away.get((step, gen))
+        if away is None or not away.lasts or self.turn(turn_of(step)).has_spoken_since(away.last_n):
+            return None
+        return away.since
 
     def message_epoch(self, step: str) -> tuple[int, int]:
         """Timed tries and releases of a step: its message must say both. They only grow, so one is behind in both."""

@@ -45,10 +45,11 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 class CallIds:
-    """Ids of calls as a model's server is told them: the mesh's own.
+    """Ids of calls as a model's server is told them: nine letters or digits, made of the mesh's own ids.
 
-    Those begin anew with each task; where a conversation goes over several, the later ones get a number behind them,
-    as servers refuse to see one id twice.
+    Mistral's API, and templates and validators of its models, take no others, and nine suit everybody. An id says which
+    call it is, `1-0`, and which task's: these begin anew with each task, and where a conversation goes over several,
+    servers refuse to see one id twice. So whoever takes a turn over tells the same ids.
     """
 
     def __init__(self) -> None:
@@ -61,4 +62,14 @@ class CallIds:
 
     def of_answer(self, call: str) -> str:
         """The id of the last such call, for its answer."""
-        return call if self._seen[call] <= 1 else f"{call}_{self._seen[call]}"
+        turn, _, index = call.partition("-")
+        return f"c{_digits(max(0, self._seen[call] - 1), 2)}{_digits(int(turn), 4)}{_digits(int(index), 2)}"
+
+
+def _digits(number: int, width: int) -> str:
+    """A number to the base of 36. A conversation has less than 1,296 tasks, a turn 128 calls, a task 999,999 turns."""
+    digits = ""
+    while len(digits) < width:
+        number, digit = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return digits

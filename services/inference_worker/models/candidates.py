@@ -26,9 +26,8 @@ class Source(Protocol):
         """Its name in claims and dead letters: the one that the configuration gives it."""
         ...
 
-    @property
-    def continues_prefix(self) -> bool:
-        """Whether it can go on in the middle of a text that was generated before."""
+    def continues(self, text: str) -> bool:
+        """Whether it can go on behind this text, which was generated before."""
         ...
 
     def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:

@@ -23,6 +23,7 @@ FAULTS = frozenset(
         "provider-disconnected",
         "provider-timeout",
         "provider-unreachable",
+        "provider-loading",
     }
 )
 """Failures that are the provider's own. One that says no to a request, a key or a rate is well."""
@@ -38,10 +39,9 @@ class GuardedSource:
         self._breaker = breaker
         self._changed = changed
 
-    @property
-    def continues_prefix(self) -> bool:
+    def continues(self, text: str) -> bool:
         """Whether its source does."""
-        return self._source.continues_prefix
+        return self._source.continues(text)
 
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises `StepFailed`, and `provider-unavailable` without a call while the breaker is open.

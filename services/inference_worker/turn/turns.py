@@ -22,6 +22,7 @@ from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER
+from contracts.retries import AWAY_CODES
 from contracts.tasks import TaskRequest
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
@@ -35,7 +36,7 @@ from inference_worker.turn.racing import Asked, Race
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep, StepRecalled
 from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
-from mesh.task.conversation import ConversationItem, continued, conversation
+from mesh.task.conversation import ConversationItem, continued, conversation, shown_to
 from mesh.task.discarded import tokens_of
 from mesh.task.failures import StepFailed
 from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max
@@ -189,9 +190,12 @@ class TurnHandler:
             try:
                 ending = await self._ask(step, attempt, candidate, turn_input)
             except StepFailed as error:
-                if error.code != CONTEXT_TOO_LONG:
+                if error.code == CONTEXT_TOO_LONG:
+                    await self._go_on_after_overflow(step, work, candidate, turn_input, error)
+                elif error.code in AWAY_CODES:
+                    await self._go_on_elsewhere(step, work, candidate, error)
+                else:
                     raise
-                await self._go_on_after_overflow(step, work, candidate, turn_input, error)
         end = ending
         turn = step.state.turn(work.turn)
         text, reasoning, timings = turn.text, turn.reasoning_text, attempt.timings()
@@ -273,6 +277,15 @@ class TurnHandler:
             await self._switch(step, turn, candidate, second, "latency")
         return None
 
+    async def _go_on_elsewhere(
+        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, error: StepFailed
+    ) -> None:
+        """Record with which model the turn goes on whose provider is away. Raises the error if there is none."""
+        after = self._candidates_of(step.state).available_from(self._available, candidate.index + 1)
+        if after is None:
+            raise error
+        await self._switch(step, work.turn, candidate, after, "unavailable")
+
     async def _go_on_after_overflow(
         self, step: ClaimedStep, work: TurnWork, candidate: Candidate, turn_input: TurnInput, error: StepFailed
     ) -> None:
@@ -293,7 +306,8 @@ class TurnHandler:
         log.warning("context.compacted", bytes_before=before, bytes_kept=kept)
 
     async def _conversation(self, state: TaskState, turn: int, candidate: Candidate) -> list[ConversationItem]:
-        return continued(await self._history.before(state), conversation(state, turn, candidate.provider))
+        before = shown_to(await self._history.before(state), candidate.provider)
+        return continued(before, conversation(state, turn, candidate.provider))
 
     async def _tools_of(self, request: TaskRequest) -> dict[str, OfferedTool]:
         return await self._toolbox.offered(request.tools) if request.tools else {}
@@ -353,7 +367,7 @@ def restart_reason(state: TaskState, work: TurnWork, candidate: Candidate) -> st
     if made_by is not None and made_by[0] is not None and not candidate.is_at(made_by):
         return "switch"
     # A text can be continued; reasoning without text can't.
-    return None if turn.parts and candidate.source.continues_prefix else _why_again(state, work)
+    return None if turn.parts and candidate.source.continues(turn.text) else _why_again(state, work)
 
 
 def _why_again(state: TaskState, work: TurnWork) -> str:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from urllib.parse import urlsplit
 
 import httpx
 
 from inference_worker.dialects import exchange
 from inference_worker.dialects.anthropic.messages import request_of, resumed
 from inference_worker.dialects.anthropic.stream import Answer, finished, is_paused, said
+from inference_worker.dialects.continuing import BeganAnew, is_continuable, only_new
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.exchange import ModelServer
 from inference_worker.models.chunks import Chunk, TurnInput
 from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
 
 API_VERSION = "2023-06-01"
+_ANTHROPIC_HOST = "api.anthropic.com"
 PAUSES_MAX = 16
 """Most pauses of one turn: each is one more request, which reads the whole conversation again."""
 
@@ -33,11 +36,7 @@ def open_client(
 
 
 class AnthropicProvider:
-    """One server. `name` is the one that the configuration gives it.
-
-    `continues_prefix`: not with thinking, which a continued text may not begin with; and not once a model has refused
-    it, as the newer ones do.
-    """
+    """One server. `name` is the one that the configuration gives it."""
 
     def __init__(
         self,
@@ -47,13 +46,27 @@ class AnthropicProvider:
         key: str | None = None,
     ) -> None:
         self.name = name
-        self.continues_prefix = configuration.thinking_budget_tokens is None
+        self._continues = _continues(configuration)
         self._configuration = configuration
         url = f"{configuration.base_url.rstrip('/')}/v1/messages"
         self._server = ModelServer(url, configuration, client, key)
 
+    def continues(self, text: str) -> bool:
+        """Whether the server can go on behind this text: until it has begun anew, or a model has refused to."""
+        return self._continues and is_continuable(text)
+
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises `ProviderFailed`. Closing the generator closes the connection at once."""
+        try:
+            async with aclosing(self._ask(turn)) as said, aclosing(only_new(turn.prefix, said)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except ProviderFailed as error:
+            if isinstance(error, BeganAnew):
+                self._continues = False
+            raise error.at(self._configuration) from None
+
+    async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         request = request_of(self._configuration, turn)
         answers: list[Answer] = []
         while len(answers) <= PAUSES_MAX:
@@ -65,7 +78,7 @@ class AnthropicProvider:
                         yield chunk
             except ProviderFailed as error:
                 if turn.prefix and len(answers) == 1 and _is_refused_prefix(error):
-                    self.continues_prefix = False
+                    self._continues = False
                     message = "the model does not continue a prefix: the next try begins anew"
                     raise ProviderFailed("provider-error", message, retryable=True, detail=error.detail) from None
                 raise
@@ -74,6 +87,15 @@ class AnthropicProvider:
                 return
             request = resumed(request.body, said(answer), answer.usage.output_tokens)
         raise ProviderFailed("provider-error", f"more than {PAUSES_MAX} pauses in one turn", retryable=True)
+
+
+def _continues(configuration: AnthropicProviderConfiguration) -> bool:
+    """Never with thinking, which a continued text may not begin with; else as the operator says, or the host."""
+    if configuration.thinking_budget_tokens is not None:
+        return False
+    if configuration.prefill is not None:
+        return configuration.prefill
+    return urlsplit(configuration.base_url).hostname == _ANTHROPIC_HOST
 
 
 def _is_refused_prefix(error: ProviderFailed) -> bool:

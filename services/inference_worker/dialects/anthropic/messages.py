@@ -13,10 +13,13 @@ from typing import Any
 
 from contracts.tasks import Message
 from inference_worker.dialects.call_names import CallIds
+from inference_worker.dialects.tool_schemas import shown
 from inference_worker.models.chunks import TurnInput
 from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
+NO_TEXT = "(no text)"
+"""Stands for blank text of the user, which is refused."""
 THINKING_TYPES = frozenset({"thinking", "redacted_thinking"})
 
 Block = dict[str, Any]
@@ -40,7 +43,7 @@ def request_of(configuration: AnthropicProviderConfiguration, turn: TurnInput) -
     body: dict[str, Any] = {"model": turn.model, "max_tokens": limit, "messages": messages, "stream": True}
     if system:
         body["system"] = system
-    body |= _tools(turn, messages)
+    body |= _tools(configuration, turn, messages)
     budget = configuration.thinking_budget_tokens
     if budget is not None and budget < limit and _may_think(messages):
         # With thinking the temperature must be the API's own.
@@ -69,8 +72,11 @@ def rendered(entries: Sequence[ConversationItem]) -> tuple[str, list[dict[str, A
         match entry:
             case Message("system", content):
                 system.append(content)
+            case Message("assistant", content):
+                _add(messages, "assistant", [_text(content)] if content.strip() else [])
             case Message(role, content):
-                _add(messages, role, [_text(content)])
+                # Not left out: the model would go on with what it has said itself.
+                _add(messages, role, [_text(content if content.strip() else NO_TEXT)])
             case AssistantTurn():
                 _add(messages, "assistant", _of_turn(entry, ids))
             case ToolAnswer(call, content=content, is_error=is_error):
@@ -78,7 +84,7 @@ def rendered(entries: Sequence[ConversationItem]) -> tuple[str, list[dict[str, A
                 # Empty text is refused, an answer without any is not.
                 result |= {"content": content} if content.strip() else {}
                 _add(messages, "user", [result | ({"is_error": True} if is_error else {})])
-    return "\n\n".join(system), messages
+    return "\n\n".join(said for said in system if said.strip()), messages
 
 
 def _of_turn(turn: AssistantTurn, ids: CallIds) -> list[Block]:
@@ -142,14 +148,15 @@ def _trim(messages: list[dict[str, Any]]) -> str:
     return cut
 
 
-def _tools(turn: TurnInput, messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _tools(
+    configuration: AnthropicProviderConfiguration, turn: TurnInput, messages: list[dict[str, Any]]
+) -> dict[str, Any]:
     if turn.tools:
         tools = [
-            # Of a schema the API wants to read that it is an object's.
-            {"name": tool.name, "description": tool.description, "input_schema": {"type": "object"} | tool.parameters}
+            {"name": tool.name, "description": tool.description, "input_schema": shown(tool.parameters)}
             for tool in turn.tools
         ]
-        return {"tools": tools}
+        return {"tools": tools} | _tool_choice(configuration)
     told = {block["name"] for message in messages for block in message["content"] if block["type"] == "tool_use"}
     if not told:
         return {}
@@ -158,6 +165,16 @@ def _tools(turn: TurnInput, messages: list[dict[str, Any]]) -> dict[str, Any]:
         "tools": [{"name": name, "input_schema": {"type": "object"}} for name in sorted(told)],
         "tool_choice": {"type": "none"},
     }
+
+
+def _tool_choice(configuration: AnthropicProviderConfiguration) -> dict[str, Any]:
+    """What OpenAI's wire says in two fields."""
+    if configuration.tool_choice is None and configuration.parallel_tool_calls is None:
+        return {}
+    choice: dict[str, Any] = {"type": "any" if configuration.tool_choice == "required" else "auto"}
+    if configuration.parallel_tool_calls is not None:
+        choice["disable_parallel_tool_use"] = not configuration.parallel_tool_calls
+    return {"tool_choice": choice}
 
 
 def _may_think(messages: list[dict[str, Any]]) -> bool:

@@ -49,7 +49,6 @@ class ScriptedProvider:
     """
 
     default_model = "scripted"
-    continues_prefix = True
 
     def __init__(
         self, name: str = "scripted", *, exit_allowed: bool, exit_process: Callable[[], None] = _kill_this_process
@@ -57,6 +56,10 @@ class ScriptedProvider:
         self.name = name
         self._exit_allowed = exit_allowed
         self._exit_process = exit_process
+
+    def continues(self, text: str) -> bool:
+        """Any text: it is of its script."""
+        return True
 
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises `StepFailed`: invalid-script, or what the script asks for."""

@@ -9,6 +9,10 @@ class SettingsError(TaskmeshError):
     """A setting that makes no sense. Stops the start, with one clear line."""
 
 
+class BrokerRefused(SettingsError):
+    """The broker is there, and does not take the login that it was shown."""
+
+
 class BrokerUnavailable(TaskmeshError):
     """The broker gave no answer in time. What was asked of it may or may not have been done."""
 

@@ -29,7 +29,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
 from mesh.telemetry import variables
-from mesh.telemetry.log_output import lossy
+from mesh.telemetry.log_output import bounded, lossy
 
 if TYPE_CHECKING:
     from mesh.telemetry.exporting import Exporting
@@ -63,6 +63,7 @@ def configure(settings: Settings, service: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
+            bounded,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),

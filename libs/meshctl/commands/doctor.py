@@ -24,8 +24,9 @@ from mesh.broker.levels import Level, read_disk_level, read_levels
 from mesh.broker.provisioning import compare, declared
 from mesh.broker.sizing import find_sizes
 from mesh.clock import wall_clock
+from mesh.configuration.broker_urls import parse_broker_url, without_password
 from mesh.configuration.settings import Settings, load_settings
-from mesh.errors import BrokerError
+from mesh.errors import BrokerError, BrokerRefused
 from mesh.journal.reconciliation import Reconciliation
 from mesh.telemetry import traces
 from meshctl.diagnosis import disk
@@ -46,7 +47,6 @@ from meshctl.errors import MeshGone
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
-from meshctl.supervision.embedded_broker import without_password
 from meshctl.supervision.home import Home
 
 PROBE_SECONDS_MAX: Final = 3.0
@@ -60,7 +60,6 @@ OPEN_MAX: Final = 1_000
 TASKS_SECONDS_MAX: Final = 5.0
 """How long to look: a mesh with many records has more of them than a glance takes in."""
 _INFO_LINE_BYTES_MAX: Final = 64 * 1024
-_DEFAULT_PORT: Final = 4222
 _SETTINGS = (
     "home",
     "nats_url",
@@ -124,6 +123,7 @@ async def gather(settings: Settings) -> Facts:
     services: list[SeenService] | None = None
     levels: list[Level] = []
     tasks: TasksSeen | None = None
+    refusal = ""
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
@@ -135,6 +135,8 @@ async def gather(settings: Settings) -> Facts:
                     levels += [disk_level] if disk_level is not None else []
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
+        except BrokerRefused as error:
+            refusal = str(error)
         except (TaskmeshError, nats.errors.Error) as error:
             streams = str(error)
     return Facts(
@@ -150,17 +152,28 @@ async def gather(settings: Settings) -> Facts:
         high_water_percent=settings.high_water_percent,
         filling_percent=settings.filling_percent,
         tasks=tasks,
+        refusal=refusal,
     )
 
 
 async def probe(url: str) -> BrokerInfo | str:
-    """What the broker says first (`INFO {…}`), or why nothing came. The first one of a list speaks for all."""
+    """What the broker says first (`INFO {…}`), or why nothing came. The first one of a list that answers counts."""
     try:
-        first = url.partition(",")[0].strip()
-        parts = urlsplit(first if "//" in first else f"//{first}")
-        host, port = parts.hostname or "", parts.port or _DEFAULT_PORT
+        servers = parse_broker_url(url).servers
     except ValueError as error:
         return str(error)
+    answers = []
+    for server in servers:
+        answer = await _probe(server)
+        if isinstance(answer, BrokerInfo):
+            return answer
+        answers.append(answer)
+    return answers[0]
+
+
+async def _probe(server: str) -> BrokerInfo | str:
+    parts = urlsplit(server)
+    host, port = parts.hostname or "", parts.port
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(PROBE_SECONDS_MAX):

@@ -99,6 +99,8 @@ class Facts(NamedTuple):
     high_water_percent: float = 90.0
     filling_percent: float = 70.0
     tasks: TasksSeen | None = None
+    refusal: str = ""
+    """Why the broker does not let us in; empty if it does."""
 
 
 def diagnose(facts: Facts) -> list[Check]:
@@ -106,6 +108,8 @@ def diagnose(facts: Facts) -> list[Check]:
     checks = [check_broker(facts.url, facts.broker)]
     if isinstance(facts.broker, BrokerInfo):
         checks += [check_version(facts.broker.version), check_jetstream(facts.broker.jetstream)]
+        if facts.refusal:
+            checks.append(check_login(facts.refusal))
         if facts.broker.jetstream and facts.streams is not None:
             checks.append(check_streams(facts.streams))
             if isinstance(facts.streams, StreamsSeen):
@@ -151,6 +155,11 @@ def check_jetstream(on: bool) -> Check:
     return Check(
         "jetstream", "fail", "is off", "put a block `jetstream { store_dir: … }` into the server's configuration"
     )
+
+
+def check_login(refusal: str) -> Check:
+    """Why nobody of the mesh gets in. Where the login is taken there is nothing to say."""
+    return Check("login", "fail", refusal, "look at the users of the broker's configuration, and at MESH_NATS_URL")
 
 
 def check_streams(streams: StreamsSeen | str) -> Check:

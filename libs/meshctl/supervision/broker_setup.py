@@ -12,9 +12,9 @@ import structlog
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, compare, declared
 from mesh.broker.sizing import find_sizes
+from mesh.configuration.broker_urls import without_password
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable
-from meshctl.supervision.embedded_broker import without_password
 
 log = structlog.get_logger("meshctl.streams")
 

@@ -32,6 +32,16 @@ class NoRoom(BrokerError):
     """A stream has no room for what was published: it is not stored. There may be some later."""
 
 
+class MessageTooLarge(BrokerError):
+    """A message is larger than the broker, or its stream, takes one. It is not stored."""
+
+    code = "payload-too-large"
+
+
+class NotAllowed(BrokerUnavailable):
+    """The broker's user may not publish on a subject: nothing was done. An operator may give the right later."""
+
+
 class QueueFull(TaskmeshError):
     """TASKS refused a submission: the lane, or the mesh, has as much waiting work as it may."""
 

@@ -25,7 +25,7 @@ from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
 from mesh.clock import now
 from mesh.configuration.settings import Settings
-from mesh.errors import NoRoom, QueueFull
+from mesh.errors import MessageTooLarge, NoRoom, QueueFull
 from mesh.journal import dead_letter_records
 from mesh.journal.giving_up import left_seconds
 from mesh.journal.submission import Submission
@@ -134,6 +134,8 @@ class Triggers:
             await self._start(rule, signal, delivery)
         except _Waits as wait:
             return wait.seconds
+        except MessageTooLarge as error:
+            await self._refuse(rule, signal, delivery, TriggerRefused(str(error), code="trigger-request-invalid"))
         except (QueueFull, NoRoom) as error:
             log.info("trigger.waits", rule=rule.name, tenant=rule.tenant, signal=signal.sequence, reason=str(error))
             return LANE_FULL_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -28,6 +29,8 @@ REFUSALS_MAX = 5
 being changed, may take it by then."""
 SERVER_VERSION_MIN = (2, 14)
 """Older servers have known authorization bypasses, and lack what TIMERS needs."""
+
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
 
 
 class Connection:
@@ -101,6 +104,11 @@ class Connection:
                 raise BrokerRefused(said)
         else:
             self._refusals = 0
+        denied = _DENIED.search(said)
+        if denied is not None:
+            self.requests.on_not_allowed(denied[2])
+            verb = {"publish": "publish", "subscription": "subscribe"}[denied[1].lower()]
+            said = f"the broker's user may not {verb} to {denied[2]}"
         # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
         if said != self._last_error:
             log.warning("broker.error", role=self.role, error=said)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import structlog
 
 from contracts.errors import TaskmeshError
-from contracts.streams import BUCKETS, MESSAGE_BYTES_MAX, STREAMS, StreamDeclaration
+from contracts.streams import ADVISORIES, BUCKETS, MESSAGE_BYTES_MAX, STREAMS, StreamDeclaration
 from mesh.broker.connection import Connection
-from mesh.broker.requests import NotAllowed, Requests
-from mesh.errors import BrokerError, SettingsError
+from mesh.broker.requests import Requests
+from mesh.errors import BrokerError, BrokerUnavailable, NotAllowed, SettingsError
 
 log = structlog.get_logger("mesh.broker.suitability")
 
@@ -19,18 +19,6 @@ PAYLOAD_BYTES_LEAST: Final = 64 * 1024
 """With less a message has no room for what is around a request, a record of a worker, or a tool's schema."""
 STREAM_PAGES_MAX: Final = 16
 """Pages of 256 streams each: an account with more is looked at no further."""
-PROBED_SUBJECTS: Final = (
-    "tasks.default.normal.doctor",
-    "turns.default.doctor",
-    "tools.doctor",
-    "events.default.doctor.log",
-    "control.cancel.doctor",
-    "timers.at.doctor",
-    "signals.default.doctor",
-    "dead.default.doctor",
-    *(f"$KV.{bucket.name}.doctor" for bucket in BUCKETS),
-)
-"""One subject of each stream that a mesh publishes into."""
 _WRONG_STREAM: Final = {"Nats-Expected-Stream": "taskmesh-doctor"}
 """No stream has this name: whichever takes the subject refuses the message, and stores nothing."""
 
@@ -56,18 +44,18 @@ def check_payload(payload_bytes_max: int) -> str | None:
     )
 
 
-def foreign_streams(
-    existing: Mapping[str, Sequence[str]], wanted: Iterable[StreamDeclaration] | None = None
-) -> list[Foreign]:
+def foreign_streams(existing: Mapping[str, Sequence[str]]) -> list[Foreign]:
     """Streams of others that take our subjects, or have our names. `existing`: the subjects of each stream. Pure."""
-    declared = list(wanted if wanted is not None else (*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)))
+    declared = _declared()
     names = {stream.name for stream in declared}
     found: list[Foreign] = []
     for ours in declared:
-        subjects = ours.as_config()["subjects"]
+        subjects = ours.subjects
         named = existing.get(ours.name)
         if named is not None and not any(overlap(theirs, subject) for theirs in named for subject in subjects):
-            detail = f"stream {ours.name} is somebody else's: it takes {', '.join(named)}, and not {', '.join(subjects)}"
+            detail = (
+                f"stream {ours.name} is somebody else's: it takes {', '.join(named)}, and not {', '.join(subjects)}"
+            )
             found.append(Foreign(ours.name, ours.name, detail))
         for stream, theirs_all in existing.items():
             taken = [one for one in theirs_all if stream not in names and any(overlap(one, each) for each in subjects)]
@@ -75,6 +63,10 @@ def foreign_streams(
                 detail = f"stream {stream} of somebody else takes {taken[0]}, which {ours.name} needs"
                 found.append(Foreign(stream, ours.name, detail))
     return found
+
+
+def _declared() -> list[StreamDeclaration]:
+    return [*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)]
 
 
 def overlap(one: str, other: str) -> bool:
@@ -100,16 +92,17 @@ async def streams_of(requests: Requests) -> dict[str, list[str]]:
     return found
 
 
-async def missing_rights(requests: Requests, subjects: Iterable[str] = PROBED_SUBJECTS) -> list[str]:
-    """The subjects that the broker's user may not publish to. Nothing is stored. Raises `BrokerUnavailable`."""
+async def missing_rights(requests: Requests) -> list[str]:
+    """Our subjects that the broker's user may not publish to. Nothing is stored."""
     missing: list[str] = []
-    for subject in subjects:
-        try:
-            await requests.publish(subject, b"", dict(_WRONG_STREAM))
-        except NotAllowed:
-            missing.append(subject)
-        except BrokerError:
-            pass  # That it is the wrong stream is what was asked for.
+    for stream in _declared():
+        for subject in stream.subjects if stream is not ADVISORIES else ():
+            try:
+                await requests.publish(subject.replace("*", "doctor").replace(">", "doctor"), b"", dict(_WRONG_STREAM))
+            except NotAllowed:
+                missing.append(subject)
+            except (BrokerError, BrokerUnavailable):
+                pass  # It is the wrong stream, as was asked for; or none takes the subject, which others say.
     return missing
 
 

@@ -31,7 +31,7 @@ from mesh.broker.deliveries import Delivery
 from mesh.broker.direct_get import last_from_leader
 from mesh.broker.gates import ALWAYS, Permit
 from mesh.clock import now
-from mesh.errors import BrokerUnavailable, NoRoom, StepLost
+from mesh.errors import BrokerUnavailable, MessageTooLarge, NoRoom, StepLost
 from mesh.journal import dead_letter_records, giving_up
 from mesh.journal.journal import Append, Appends, Build, Journal
 from mesh.journal.projection import BackgroundProjection
@@ -245,6 +245,9 @@ class StepLife:
             return await self._handed_over(step.state, step.work, delivery)
         except StepFailed as error:
             return await self._failed(step, error, delivery, permit)
+        except MessageTooLarge as error:
+            # As large it would be the next time: what has been paid for is not done again.
+            return await self._failed(step, StepFailed(error.code, str(error), retryable=False), delivery, permit)
         except Exception as error:
             log.exception("step.broke")
             unknown = StepFailed("internal", f"{type(error).__name__}: {error}", retryable=True)

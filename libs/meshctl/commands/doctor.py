@@ -18,11 +18,12 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from contracts.errors import InvalidPayload, TaskmeshError
-from contracts.streams import EVENTS
+from contracts.streams import EVENTS, MESSAGE_BYTES_MAX
 from mesh.broker.connection import Connection
 from mesh.broker.levels import Level, read_disk_level, read_levels
 from mesh.broker.provisioning import compare, declared
 from mesh.broker.sizing import find_sizes
+from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
 from mesh.configuration.settings import Settings, load_settings
@@ -124,11 +125,15 @@ async def gather(settings: Settings) -> Facts:
     levels: list[Level] = []
     tasks: TasksSeen | None = None
     refusal = ""
+    foreign: list[Foreign] = []
+    missing: list[str] = []
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
                 services = await seen_services(connection)
                 if broker.jetstream:
+                    foreign = foreign_streams(await streams_of(connection.requests))
+                    missing = await missing_rights(connection.requests)
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
                     disk_level = await read_disk_level(connection.requests)
@@ -153,6 +158,8 @@ async def gather(settings: Settings) -> Facts:
         filling_percent=settings.filling_percent,
         tasks=tasks,
         refusal=refusal,
+        foreign=foreign,
+        missing_rights=missing,
     )
 
 
@@ -190,7 +197,12 @@ async def _probe(server: str) -> BrokerInfo | str:
         verb, _, payload = line.partition(b" ")
         if verb == b"INFO":
             info = msgspec.json.decode(payload, type=dict[str, Any])
-            return BrokerInfo(str(info["version"]), info.get("jetstream") is True)
+            max_payload = info.get("max_payload")
+            return BrokerInfo(
+                str(info["version"]),
+                info.get("jetstream") is True,
+                max_payload if isinstance(max_payload, int) else MESSAGE_BYTES_MAX,
+            )
     return "what listens there does not speak NATS"
 
 

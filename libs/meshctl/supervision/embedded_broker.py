@@ -88,7 +88,7 @@ jetstream {{
   max_memory_store: {MEMORY_STORE_BYTES_MAX}
 }}
 
-# With this flag on, nats-py can't read an acknowledgement's subject, and its connection hangs.
+# The older form of acknowledgements, which clients of every age can read. The newer one will do for taskmesh, too.
 feature_flags {{
   js_ack_fc_v2: false
 }}

@@ -17,6 +17,7 @@ from contracts import headers, subjects
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.tasks import TaskRequest
 from contracts.triggers import rules
+from contracts.triggers.local_times import comes_again
 from contracts.triggers.rules import Signal, TriggerPace, TriggerRefused, TriggerRule
 from mesh.background import background
 from mesh.broker.answers import Ack, Answer, Nak
@@ -107,10 +108,13 @@ class Triggers:
             malformed = ErrorInfo("malformed-message", str(error))
             return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
         if rule is not None and rule.on.schedule is not None:
-            firing = Signal(delivery.subject, {}, delivery.sequence, delivery.stored_at)
-            seconds = await self._fire(rule, firing, delivery)
-            if seconds is not None:
-                return _answer(seconds)
+            if comes_again(rule.on.schedule, rule.on.time_zone, delivery.stored_at):
+                log.info("trigger.comes_again", rule=rule.name, tenant=rule.tenant, firing=delivery.sequence)
+            else:
+                firing = Signal(delivery.subject, {}, delivery.sequence, delivery.stored_at)
+                seconds = await self._fire(rule, firing, delivery)
+                if seconds is not None:
+                    return _answer(seconds)
         if rule is None and self._may_be_anothers(delivery, tenant):
             return _answer(left_seconds(delivery.deliveries))
         # Firings come again and again: left there, they would in the end crowd out the timers they lie among.

@@ -149,10 +149,26 @@ def fail(failed: trace.Span, code: str) -> None:
     failed.set_attribute("error.type", code)
 
 
-def add_past_span(name: str, started_ns: int, attributes: Attributes) -> None:
-    """A span under the current one that began at `started_ns` (Unix time) and ends now."""
-    if _exporting is not None:
-        _tracer.start_span(name, start_time=started_ns, attributes=attributes).end(time.time_ns())
+def add_past_span(
+    name: str,
+    started_ns: int,
+    attributes: Attributes,
+    *,
+    traceparent: str | None = None,
+    ended_ns: int | None = None,
+    error: str | None = None,
+) -> None:
+    """A span under the current one, or that of `traceparent`. It began at `started_ns` (Unix time).
+
+    It ends now, unless `ended_ns` says when; `error` is the code of its failure.
+    """
+    if _exporting is None:
+        return
+    context = _context(traceparent) if traceparent else None
+    past = _tracer.start_span(name, context=context, start_time=started_ns, attributes=attributes)
+    if error is not None:
+        fail(past, error)
+    past.end(time.time_ns() if ended_ns is None else ended_ns)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
+from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_login, without_password
 from mesh.configuration.settings import load_settings
 from mesh.errors import SettingsError
 from meshctl.__main__ import main
@@ -104,3 +104,23 @@ def test_no_form_of_a_url_shows_what_stands_before_the_host(before: str, after: 
     shown = without_password(f"nats://{before}{SECRET}{after}@host:1")
     assert SECRET not in shown
     assert re.fullmatch(r"nats://\*\*\*@host:1|\*\*\*", shown)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("https://me:s3cr3t@host/v1", "https://***@host/v1"),
+        ("https://me:s3cr3t@s3cr3t/s3cr3t@host", "https://***@host"),
+        ("me:s3cr3t@host", "***@host"),
+        ("https://host/a?b=c", "https://host/a?b=c"),
+    ],
+)
+def test_a_login_of_any_url_is_not_shown(url: str, shown: str) -> None:
+    assert without_login(url) == shown
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cr3t@127.0.0.1:1", "http://me:s3cr3t@[", "http://me:s3cr3t@host:port"])
+def test_an_ingress_that_is_away_is_told_of_without_its_password(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", url, "list"]) != 0
+    assert SECRET not in "".join(capfd.readouterr())

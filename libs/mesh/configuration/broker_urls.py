@@ -75,6 +75,15 @@ def without_password(url: str) -> str:
     return ",".join(shown)
 
 
+def without_login(url: str) -> str:
+    """Any URL as it may be shown: `https://user:secret@host/x` → `https://***@host/x`, up to the last @ of all."""
+    scheme, slashes, rest = url.partition("//")
+    if not slashes:
+        scheme, rest = "", url
+    _, at, after = rest.rpartition("@")
+    return f"{scheme}{slashes}{HIDDEN}@{after}" if at else url
+
+
 def _pieces(url: str) -> list[str]:
     return [piece.strip() for piece in url.split(",")]
 

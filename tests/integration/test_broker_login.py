@@ -12,7 +12,7 @@ import pytest
 from mesh.broker.connection import connect
 from mesh.broker.embedded import PORTS_FOLDER, TOKEN_FILE
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerRefused
+from mesh.errors import BrokerRefused, SettingsError
 from meshctl.commands.doctor import gather
 from meshctl.diagnosis.checks import diagnose
 from tests.support.broker import Broker, free_port
@@ -92,3 +92,15 @@ async def test_the_token_of_a_home_is_shown_to_its_own_broker_alone(tokened: Bro
     for alone in (settings, replace(settings, nats_url=None, nats_port=tokened.port)):
         async with connect(alone, "test") as connection:
             assert connection.is_connected
+
+
+async def test_an_inbox_that_may_not_be_heard_is_named_at_the_start(tmp_path: Path) -> None:
+    deny = 'permissions: { subscribe: { deny: ["_INBOX_test.>"] } }'
+    broker = Broker(tmp_path / "nats", extra=f"authorization {{ users: [{{ user: me, password: x, {deny} }}] }}")
+    await broker.start()
+    try:
+        with pytest.raises(SettingsError, match=r"^the broker's user may not subscribe to _INBOX_test\..*: no answer"):
+            async with connect(Settings(nats_url=broker.url.replace("//", "//me:x@")), "test"):
+                pytest.fail("nobody would answer")
+    finally:
+        await broker.stop()

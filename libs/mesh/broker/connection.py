@@ -50,6 +50,8 @@ class Connection:
         self._refused = refused
         self._refusals = 0
         self._was_connected = False
+        self._not_heard: set[str] = set()
+        """Subjects that the broker's user may not subscribe to, in small letters."""
 
     @property
     def is_connected(self) -> bool:
@@ -73,6 +75,15 @@ class Connection:
         while not self.client.is_connected:
             self._is_back.clear()
             await self._is_back.wait()
+
+    async def check_inbox(self, subject: str) -> None:
+        """Raise `SettingsError` if no answer can come, since the user may not subscribe to the inbox."""
+        with suppress(nats.errors.Error, OSError):
+            # Twice: the client's ping overtakes what waits to be sent. A refusal comes before the second answer.
+            await self.client.flush(PING_ANSWER_SECONDS)
+            await self.client.flush(PING_ANSWER_SECONDS)
+        if subject.lower() in self._not_heard:
+            raise SettingsError(f"the broker's user may not subscribe to {subject}: no answer would come")
 
     async def answers(self) -> None:
         """Wait until the broker answers a ping: a line can be dead for a minute before that is known."""
@@ -108,6 +119,8 @@ class Connection:
         if denied is not None:
             self.requests.on_not_allowed(denied[2])
             verb = {"publish": "publish", "subscription": "subscribe"}[denied[1].lower()]
+            if verb == "subscribe":
+                self._not_heard.add(denied[2].lower())
             said = f"the broker's user may not {verb} to {denied[2]}"
         # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
         if said != self._last_error:
@@ -155,7 +168,7 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         version = client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise SettingsError(f"nats-server {version.major}.{version.minor} is too old: at least 2.14 is needed")
-        await connection.requests.start()
+        await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
         keeping = asyncio.create_task(connection.clock.keep())

@@ -84,11 +84,12 @@ class Requests:
         self._silent_since: dict[str, float] = {}
         """When a publish got no answer though the connection was there, by the subject's first name."""
 
-    async def start(self) -> None:
-        """Subscribe the inbox. Once, after the connection is up."""
+    async def start(self) -> str:
+        """Subscribe the inbox, and return its subject. Once, after the connection is up."""
         self._prefix = self._client.new_inbox() + "."
         await self._client.subscribe(self._prefix + "*", cb=self._on_message)
         self._connected.set()
+        return self._prefix + "*"
 
     def on_disconnected(self) -> None:
         """Fail what is in flight at once, instead of at its timeout: its answers will never come."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import string
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from mesh.broker.connection import connect
+from mesh.broker.direct_get import last_from_leader
 from mesh.configuration.settings import Settings
 from tests.support import children
 from tests.support.broker import Broker
 from tests.support.http_client import PatientClient
 from tests.support.processes import running_mesh
 from tests.support.up import ENVIRONMENT, FREE_PORTS, meshctl
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
 
@@ -71,6 +75,29 @@ async def test_with_a_small_max_payload_a_large_request_is_413_and_a_long_answer
         lines = await doctor(mesh.broker.url)
     assert lines["max_payload"]["status"] == "warn"
     assert "131,072" in lines["max_payload"]["detail"]
+
+
+async def test_with_a_small_max_payload_a_task_that_does_not_compress_is_packed_and_served(tmp_path: Path) -> None:
+    text = "".join(random.Random(7).choices(string.ascii_letters + string.digits, k=SMALL // 2 - 1024))
+    async with (
+        running_mesh(tmp_path, *SERVICES, max_payload=str(SMALL), MESH_PACK_AFTER_HOURS="0.0003") as mesh,
+        PatientClient(base_url=mesh.ingress_url) as client,
+    ):
+        answer = await client.post("/v1/tasks", json={"input": text}, headers={"Prefer": "wait=60"})
+        ended = answer.json()
+        assert ended["status"] == "completed", answer.text
+        async with connect(mesh.settings, "test") as connection:
+
+            async def is_packed() -> bool:
+                return (
+                    await last_from_leader(connection.requests, "EVENTS", f"events.default.{ended['id']}.log") is None
+                )
+
+            await until(is_packed)
+        record = (await client.get(f"/v1/tasks/{ended['id']}")).json()
+        assert record["output"] == ended["output"]
+        events = await client.get(f"{mesh.edge_url}/v1/tasks/{ended['id']}/events")
+        assert text in events.text
 
 
 async def test_a_max_payload_that_is_too_small_for_anything_stops_the_start(tmp_path: Path) -> None:

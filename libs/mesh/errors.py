@@ -9,6 +9,10 @@ class SettingsError(TaskmeshError):
     """A setting that makes no sense. Stops the start, with one clear line."""
 
 
+class BrokerRefused(SettingsError):
+    """The broker is there, and does not take the login that it was shown."""
+
+
 class BrokerUnavailable(TaskmeshError):
     """The broker gave no answer in time. What was asked of it may or may not have been done."""
 
@@ -26,6 +30,16 @@ class BrokerError(TaskmeshError):
 
 class NoRoom(BrokerError):
     """A stream has no room for what was published: it is not stored. There may be some later."""
+
+
+class MessageTooLarge(BrokerError):
+    """A message is larger than the broker, or its stream, takes one. It is not stored."""
+
+    code = "payload-too-large"
+
+
+class NotAllowed(BrokerUnavailable):
+    """The broker's user may not publish on a subject: nothing was done. An operator may give the right later."""
 
 
 class QueueFull(TaskmeshError):

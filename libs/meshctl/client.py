@@ -29,6 +29,7 @@ from contracts.errors import InvalidPayload, Problem, problem
 from contracts.journal.edge_events import Snapshot
 from contracts.journal.events import TERMINAL_TYPES, EventHead
 from contracts.records.status import TaskAccepted, TaskCounts, TaskRecord
+from mesh.configuration.broker_urls import without_login
 from meshctl.errors import ApiError, StreamBroken, Unreachable
 
 T = TypeVar("T")
@@ -275,7 +276,7 @@ class Client:
                 await asyncio.sleep(APPEARS_POLL_SECONDS)
             except _Interrupted as interruption:
                 if not in_contact or time.monotonic() - contact_at > OUTAGE_SECONDS_MAX:
-                    raise Unreachable(f"{self.edge_url}: {interruption}") from None
+                    raise Unreachable(f"{without_login(self.edge_url)}: {interruption}") from None
                 await asyncio.sleep(reconnection.delay_seconds(interruption.retry_after_seconds))
 
     async def _connection(
@@ -297,7 +298,7 @@ class Client:
                     yield None
                     raise _Interrupted(_problem_of(response).title, _retry_after_seconds(response))
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                    raise StreamBroken(f"{response.url} is no event stream")
+                    raise StreamBroken(f"{without_login(str(response.url))} is no event stream")
                 yield None
                 decoder = Decoder(str(cursor.sequence or ""))
                 async for chunk in response.aiter_raw():
@@ -317,7 +318,7 @@ class Client:
         try:
             response = await self._ingress.request(method, path, **options)
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise Unreachable(f"{self.ingress_url}: {_reason(error)}") from None
+            raise Unreachable(f"{without_login(self.ingress_url)}: {_reason(error)}") from None
         if not response.is_success:
             raise ApiError(_problem_of(response))
         return response.content
@@ -335,7 +336,7 @@ def _http(
             transport=transport,
         )
     except httpx.InvalidURL as error:
-        raise Unreachable(f"{url}: {error}") from None
+        raise Unreachable(f"{without_login(url)}: {error}") from None
 
 
 def _is_loopback(url: str) -> bool:
@@ -351,7 +352,8 @@ def _problem_of(response: httpx.Response) -> Problem:
     try:
         return decode(response.content, Problem)
     except InvalidPayload:
-        ours = problem("internal", f"{response.url} answered {response.status_code} {response.reason_phrase}")
+        url = without_login(str(response.url))
+        ours = problem("internal", f"{url} answered {response.status_code} {response.reason_phrase}")
         return msgspec.structs.replace(ours, status=response.status_code)
 
 

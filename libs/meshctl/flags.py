@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from typing import NamedTuple
 
+from mesh.configuration.broker_urls import without_password
 from mesh.configuration.descriptions import field_descriptions
 from mesh.configuration.settings import Settings, variable_fields
+from mesh.errors import SettingsError
 
 _DESTINATION_PREFIX = "setting_"
 _METAVARS = {"int": "N", "bool": "0|1", "Path": "PATH", "Address": "HOST:PORT", "str": "TEXT", "tuple[str, ...]": "A,B"}
@@ -69,11 +71,19 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Collection[str] | 
 
 
 def environment_with(arguments: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with the flags that were given laid over its MESH_* variables."""
+    """The environment with the flags that were given laid over its MESH_* variables.
+
+    Raises `SettingsError` for a password in a flag.
+    """
     merged = dict(environment)
     for flag in setting_flags():
         value = getattr(arguments, _DESTINATION_PREFIX + flag.name, None)
         if value is not None:
+            if flag.name == "nats_url" and "@" in value:
+                raise SettingsError(
+                    f"{flag.flag} {without_password(value)}: every user of this machine can read a password in the"
+                    f" arguments of a command: set {flag.variable} instead"
+                )
             merged[flag.variable] = value
     return merged
 

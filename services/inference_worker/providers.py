@@ -21,6 +21,7 @@ from inference_worker.dialects.anthropic.client import AnthropicProvider
 from inference_worker.dialects.openai import client as openai
 from inference_worker.dialects.openai.client import OpenAIProvider
 from inference_worker.dialects.scripted.model import ScriptedProvider
+from inference_worker.models import endpoints
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.chunks import Chunk, TurnInput
 from mesh.configuration.mesh_toml import (
@@ -68,6 +69,7 @@ async def open_providers(
         sources: dict[str, Source] = {}
         for name in sorted({name for pool in configuration.pools for name in configuration.providers_of(pool)}):
             key = api_key(configuration, name, environment)
+            endpoints.know(name, configuration.providers[name])
             sources[name] = guard(await _open(stack, settings, name, configuration.providers[name], key))
         yield {name: _of_pool(sources, pool) for name, pool in configuration.pools.items()}
 

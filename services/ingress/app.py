@@ -104,7 +104,7 @@ class Ingress:
         tenant = tenant_of_request(request)
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
         wait_seconds = parse_wait_seconds(request.headers.get(headers.HTTP_PREFER))
-        body = await read_json_body(request, BODY_BYTES_MAX)
+        body = await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX))
         task_request = parse_task_request(body, self._settings.pools)
         refusal = self._storage.refusal
         if refusal is not None:
@@ -167,7 +167,7 @@ class Ingress:
         tenant = tenant_of_request(request)
         checked_task(task)
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
-        said = parse_task_input(await read_json_body(request, BODY_BYTES_MAX))
+        said = parse_task_input(await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX)))
         journal = await read_journal(self._journals, tenant, task, lambda state: input_decisions.shows(state, said))
         message_id = input_decisions.message_id(tenant, task, said, key)
         if not input_decisions.was_carried_out(journal.state, said, message_id):

@@ -8,7 +8,7 @@ from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.messages.control import Command
 from mesh.broker.requests import PubAck, Requests
-from mesh.errors import BrokerError
+from mesh.errors import BrokerError, MessageTooLarge
 from mesh.serving.http import AnyRequest, RequestRefused
 from mesh.telemetry import traces
 
@@ -28,5 +28,7 @@ async def send(requests: Requests, command: Command, message_id: str, request: A
             traceparent = traces.current_traceparent() or traces.new_traceparent()
             message_headers = {headers.MESSAGE_ID: message_id, headers.TRACEPARENT: traceparent}
             return await requests.publish(subject, encode(command), message_headers)
+    except MessageTooLarge as error:
+        raise RequestRefused(error.code, str(error)) from None
     except BrokerError as error:
         raise RequestRefused("queue-full", str(error), retry_after_seconds=RETRY_SECONDS) from None

@@ -90,7 +90,9 @@ class DeadLetters:
         """`POST /v1/dead-letters/{id}/replay`"""
         tenant = tenant_of_request(request)
         checked_task(task)
-        wanted = parse_replay_request(await read_json_body(request, BODY_BYTES_MAX, absent=b"{}"))
+        wanted = parse_replay_request(
+            await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX), absent=b"{}")
+        )
         state = (
             await read_journal(self._journals, tenant, task, lambda each: replay_decisions.shows(each, wanted))
         ).state
@@ -101,7 +103,7 @@ class DeadLetters:
         replay_decisions.check_edits(state, steps, wanted.edits, self._settings.pools)
         await self._check_arguments(state, wanted.edits)
         after = after_replay(state, steps, wanted.edits)
-        replay_decisions.check_size(after)
+        replay_decisions.check_size(after, self._requests.fitting(BODY_BYTES_MAX))
         if wanted.dry_run:
             return json_response(
                 replay_decisions.plan(state, after, steps, task_links(self._settings, task)), 200, _NO_STORE

@@ -61,12 +61,12 @@ def check_edits(state: TaskState, steps: Sequence[StepGen], edits: Edits | None,
         raise InvalidPayload(f"edits.pool: there is no pool {edits.pool!r}; there is {', '.join(pools)}")
 
 
-def check_size(after: TaskState) -> None:
+def check_size(after: TaskState, bytes_max: int = BODY_BYTES_MAX) -> None:
     """What a task asks for has to fit where a request fits, edits and all. Raises `RequestRefused`."""
     size = len(encode(after.request))
-    if size > BODY_BYTES_MAX:
+    if size > bytes_max:
         raise RequestRefused(
-            "payload-too-large", f"with the edits the request has {size} bytes; it may have {BODY_BYTES_MAX}"
+            "payload-too-large", f"with the edits the request has {size} bytes; it may have {bytes_max}"
         )
 
 

@@ -17,6 +17,7 @@ from contracts import headers, subjects
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.tasks import TaskRequest
 from contracts.triggers import rules
+from contracts.triggers.local_times import comes_again
 from contracts.triggers.rules import Signal, TriggerPace, TriggerRefused, TriggerRule
 from mesh.background import background
 from mesh.broker.answers import Ack, Answer, Nak
@@ -25,7 +26,7 @@ from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
 from mesh.clock import now
 from mesh.configuration.settings import Settings
-from mesh.errors import NoRoom, QueueFull
+from mesh.errors import MessageTooLarge, NoRoom, QueueFull
 from mesh.journal import dead_letter_records
 from mesh.journal.giving_up import left_seconds
 from mesh.journal.submission import Submission
@@ -107,10 +108,13 @@ class Triggers:
             malformed = ErrorInfo("malformed-message", str(error))
             return await dead_letter_records.refuse(self._requests, delivery, malformed, self._worker)
         if rule is not None and rule.on.schedule is not None:
-            firing = Signal(delivery.subject, {}, delivery.sequence, delivery.stored_at)
-            seconds = await self._fire(rule, firing, delivery)
-            if seconds is not None:
-                return _answer(seconds)
+            if comes_again(rule.on.schedule, rule.on.time_zone, delivery.stored_at):
+                log.info("trigger.comes_again", rule=rule.name, tenant=rule.tenant, firing=delivery.sequence)
+            else:
+                firing = Signal(delivery.subject, {}, delivery.sequence, delivery.stored_at)
+                seconds = await self._fire(rule, firing, delivery)
+                if seconds is not None:
+                    return _answer(seconds)
         if rule is None and self._may_be_anothers(delivery, tenant):
             return _answer(left_seconds(delivery.deliveries))
         # Firings come again and again: left there, they would in the end crowd out the timers they lie among.
@@ -134,6 +138,8 @@ class Triggers:
             await self._start(rule, signal, delivery)
         except _Waits as wait:
             return wait.seconds
+        except MessageTooLarge as error:
+            await self._refuse(rule, signal, delivery, TriggerRefused(str(error), code="trigger-request-invalid"))
         except (QueueFull, NoRoom) as error:
             log.info("trigger.waits", rule=rule.name, tenant=rule.tenant, signal=signal.sequence, reason=str(error))
             return LANE_FULL_SECONDS

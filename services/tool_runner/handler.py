@@ -100,7 +100,7 @@ class CallHandler:
         outcome: Outcome = "failed" if idempotent else "unknown"
         try:
             returned = await _run_in_time(tool, arguments, Call(step, progress.report), outcome)
-            return None if returned is AWAITED else await recorded(returned, step.claim, self._store)
+            return None if returned is AWAITED else await recorded(returned, step.claim, self._store, step.fitting)
         except ToolRefused as error:
             raise CallFailed(error.code, str(error)) from None
         except ToolBroke as error:

@@ -38,13 +38,16 @@ class Recorded(NamedTuple):
     object: ObjectReference | None
 
 
-async def recorded(returned: object, claim: StepClaimed, store: Store) -> Recorded:
-    """What a tool returned, as whoever reads the event will see it. Raises `ResultUnusable`, `BrokerUnavailable`."""
+async def recorded(returned: object, claim: StepClaimed, store: Store, fitting: Callable[[int], int] = int) -> Recorded:
+    """What a tool returned, as whoever reads the event will see it. Raises `ResultUnusable`, `BrokerUnavailable`.
+
+    `fitting` shrinks bounds to what the broker takes (`Requests.fitting`).
+    """
     try:
         payload = encode(returned)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise ResultUnusable(f"not representable as JSON: {error}") from None
-    if len(payload) <= RESULT_BYTES_MAX:
+    if len(payload) <= fitting(RESULT_BYTES_MAX):
         try:
             return Recorded(msgspec.json.decode(payload), None)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -60,7 +63,7 @@ async def recorded(returned: object, claim: StepClaimed, store: Store) -> Record
     except BrokerError as error:
         metrics.result_refused(NOT_STORED)
         raise ResultUnusable(f"the object store does not take it: {error}", code=NOT_STORED) from None
-    return Recorded(payload[:BEGINNING_BYTES].decode("utf-8", "ignore"), reference)
+    return Recorded(payload[: fitting(BEGINNING_BYTES)].decode("utf-8", "ignore"), reference)
 
 
 def object_name(claim: StepClaimed) -> ResultName:

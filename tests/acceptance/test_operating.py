@@ -71,7 +71,7 @@ async def test_the_doctor_finds_a_mesh_by_its_home_and_then_what_is_missing(mesh
     # The steward would create it again.
     steward = mesh.pids()["steward"][0]
     os.kill(steward, signal.SIGSTOP)
-    async with connect(Settings(nats_url=mesh.ready["nats_url"]), "test") as connection:
+    async with connect(Settings(nats_url=mesh.ready["nats_url"], home=mesh.home), "test") as connection:
         await connection.requests.api("STREAM.DELETE.SIGNALS")
     status, lines = await doctor(environment)
     assert status == 1

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from mesh.broker.embedded import TOKEN_FILE
 from tests.support import children
 from tests.support.pages import read_page
 from tests.support.toolchains import nats_cli
@@ -75,6 +76,7 @@ async def test_the_nats_cli_reads_it_by_the_documented_commands(mesh: PageMesh, 
     variables = {
         "TASK": packed["id"],
         "NATS_URL": mesh.address("broker"),
+        "NATS_TOKEN": (mesh.home / TOKEN_FILE).read_text().strip(),
         "PATH": f"{cli.parent}:{os.environ['PATH']}",
     }
     finds, reads = [command.text for command in SECTION.commands]

@@ -52,7 +52,7 @@ async def mesh(receiver: WebhookReceiver, tmp_path_factory: pytest.TempPathFacto
 async def send(walk: Walk) -> None:
     """What `nats pub` does, by another NATS client."""
     _, _, subject, payload = SENT.split(" ", 3)
-    settings = replace(Settings(), nats_url=walk.mesh.address("broker"))
+    settings = replace(Settings(), nats_url=walk.mesh.address("broker"), home=walk.mesh.home)
     async with connect(settings, "test") as connection:
         assert subject == subjects.signal("default", "inventory.stock_level_zero")
         await connection.requests.publish(subject, payload.strip("'").encode())

@@ -99,7 +99,7 @@ class Small:
 async def small(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Small]:
     with small_disk(tmp_path_factory.mktemp("small") / "disk", DISK_BYTES) as disk:
         async with up(disk / "home") as mesh, PatientClient() as client:
-            settings = Settings(nats_url=mesh.ready["nats_url"])
+            settings = Settings(nats_url=mesh.ready["nats_url"], home=mesh.home)
             async with connect(settings, "test") as connection:
                 yield Small(mesh, connection, client, disk / "filler")
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.support.broker import free_port
 from tests.support.checker import Recorded
 from tests.support.clients import Viewer, submit
 from tests.support.http_client import PatientClient
+from tests.support.model_server import DONE, Exchange, model_server
 from tests.support.otlp_receiver import OtlpReceiver
 from tests.support.patience import stretched, within
 from tests.support.processes import Mesh, running_mesh
@@ -79,6 +81,7 @@ async def test_a_task_whose_worker_is_killed_in_mid_turn_is_one_unbroken_trace(
         await following
 
         expected = {"POST /v1/tasks", "publish tasks", "claim turn", "turn", "chat scripted", "append events"}
+        expected.add("invoke_agent")
         expected.add("GET /v1/tasks/{task}/events")
         await until(lambda: set(by_name(receiver.spans(CLIENT_TRACE))) >= expected)
         spans = receiver.spans(CLIENT_TRACE)
@@ -104,8 +107,91 @@ async def test_a_task_whose_worker_is_killed_in_mid_turn_is_one_unbroken_trace(
         ] == ["SERVER", "PRODUCER", "CONSUMER", "CONSUMER", "CLIENT"]
         assert chat["attributes"]["gen_ai.operation.name"] == "chat"
         assert chat["attributes"]["gen_ai.usage.output_tokens"] == 300
+        assert chat["attributes"]["gen_ai.provider.name"] == chat["attributes"]["taskmesh.provider"] == "scripted"
+        (whole,) = named["invoke_agent"]
+        assert whole["parent"] == submission["span"]
+        assert whole["attributes"]["gen_ai.conversation.id"] == accepted.json()["id"]
+        assert whole["attributes"]["taskmesh.status"] == "completed"
         assert appends["attributes"]["taskmesh.append.count"] >= 3
         assert {span["attributes"].get("taskmesh.task") for span in (submission, turn)} == {accepted.json()["id"]}
+
+
+async def test_the_steps_of_an_agent_are_spans_beside_each_other(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+    services = ("ingress", "stream_edge", "inference_worker", "tool_runner")
+    script = '!call calculator {"expression": "1"}\n!then\n!call calculator {"expression": "2"}\n!then\n!say 3'
+    async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient() as client:
+        answer = await client.post(
+            f"{mesh.ingress_url}/v1/tasks",
+            json={"input": script, "tools": ["calculator"]},
+            headers={"traceparent": f"00-{CLIENT_TRACE}-{CLIENT_SPAN}-01", "Prefer": "wait=30"},
+            timeout=60,
+        )
+        assert answer.json()["status"] == "completed", answer.text
+        counts = {
+            "claim turn": 3,
+            "turn": 3,
+            "claim call calculator": 2,
+            "execute_tool calculator": 2,
+            "invoke_agent": 1,
+        }
+
+        def all_there() -> bool:
+            named = by_name(receiver.spans(CLIENT_TRACE))
+            return {name: len(named.get(name, [])) for name in counts} == counts
+
+        await until(all_there)
+        named = by_name(receiver.spans(CLIENT_TRACE))
+        submission = named["publish tasks"][0]["span"]
+        for name in ("claim turn", "claim call calculator", "invoke_agent"):
+            assert {span["parent"] for span in named[name]} == {submission}, name
+        claims = {span["span"] for span in named["claim call calculator"]}
+        assert {span["parent"] for span in named["execute_tool calculator"]} == claims
+        calls = named["execute_tool calculator"]
+        call = calls[0]
+        assert call["kind"] == "SPAN_KIND_INTERNAL"
+        assert call["attributes"]["gen_ai.operation.name"] == "execute_tool"
+        assert call["attributes"]["gen_ai.tool.name"] == "calculator"
+        assert {span["attributes"]["gen_ai.tool.call.id"] for span in named["execute_tool calculator"]} == {
+            "1-0",
+            "2-0",
+        }
+
+
+async def answers(exchange: Exchange) -> None:
+    """Two chunks of a completion, as a server that names itself."""
+    named = {"id": "c1", "model": "small-0711", "object": "chat.completion.chunk"}
+    await exchange.begin()
+    for delta, reason in (({"content": "Hi"}, None), ({"content": "!"}, None), ({}, "stop")):
+        await exchange.say({**named, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+    await exchange.send(DONE)
+    await exchange.end()
+
+
+async def test_a_call_of_a_model_server_says_where_it_went_and_what_answered(
+    tmp_path: Path, receiver: OtlpReceiver
+) -> None:
+    async with model_server(answers) as server:
+        file = tmp_path / "mesh.toml"
+        file.write_text(
+            f'providers.mine = {{ kind = "openai", base_url = "{server.base_url}" }}\n'
+            'pools.default = { provider = "mine", model = "small" }\n'
+        )
+        variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "MESH_CONFIG": str(file)}
+        services = ("ingress", "stream_edge", "inference_worker")
+        async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient() as client:
+            await submit(client, mesh.ingress_url, Recorded(), "hello")
+            await until(lambda: "chat small" in by_name(receiver.spans()))
+            (chat,) = by_name(receiver.spans())["chat small"]
+            port = urlsplit(server.base_url).port
+            await until(lambda: bool(receiver.metrics("gen_ai.client.operation.time_per_output_chunk")))
+    told = {name: value for name, value in chat["attributes"].items() if name.startswith(("gen_ai.re", "server."))}
+    assert chat["attributes"]["gen_ai.provider.name"] == "openai"
+    assert chat["attributes"]["taskmesh.provider"] == "mine"
+    assert (told["server.address"], int(told["server.port"])) == ("127.0.0.1", port)
+    assert (told["gen_ai.response.id"], told["gen_ai.response.model"]) == ("c1", "small-0711")
+    point = receiver.metrics("gen_ai.client.operation.time_to_first_chunk")[-1]
+    assert point["attributes"]["server.address"] == "127.0.0.1"
 
 
 async def test_a_viewer_with_a_trace_of_its_own_is_linked_to_the_tasks(tmp_path: Path, receiver: OtlpReceiver) -> None:

@@ -30,7 +30,8 @@ STOP_SECONDS = 5.0
 _CONFIG = """
 listen: 127.0.0.1:{port}
 http: 127.0.0.1:{monitoring_port}
-max_payload: 1MB
+max_payload: {max_payload}
+{extra}
 jetstream {{
   store_dir: {store}
   sync_interval: {sync_interval}
@@ -72,7 +73,8 @@ def free_port() -> int:
 class Broker:
     """A nats-server process of a test's own."""
 
-    def __init__(self, folder: Path, sync_interval: str = "1s") -> None:
+    def __init__(self, folder: Path, sync_interval: str = "1s", extra: str = "", max_payload: str = "1MB") -> None:
+        """`extra`: more lines of its configuration, such as users."""
         self.port = free_port()
         self.monitoring_port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
@@ -86,6 +88,8 @@ class Broker:
                 monitoring_port=self.monitoring_port,
                 store=self.store,
                 sync_interval=sync_interval,
+                max_payload=max_payload,
+                extra=extra,
             )
         )
         self.process: subprocess.Popen[bytes] | None = None

@@ -173,20 +173,29 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running_mesh(folder: Path, *services: str, **variables: str) -> AsyncIterator[Mesh]:
+async def running_mesh(
+    folder: Path, *services: str, broker_extra: str = "", max_payload: str = "1MB", **variables: str
+) -> AsyncIterator[Mesh]:
     """A broker with all streams, and these services, with a `lease`; everything is stopped at the end."""
-    async with distant_mesh(folder, None, *services, **variables) as mesh:
+    async with distant_mesh(
+        folder, None, *services, broker_extra=broker_extra, max_payload=max_payload, **variables
+    ) as mesh:
         yield mesh
 
 
 @asynccontextmanager
 async def distant_mesh(
-    folder: Path, rtt_seconds: float | None, *services: str, **variables: str
+    folder: Path,
+    rtt_seconds: float | None,
+    *services: str,
+    broker_extra: str = "",
+    max_payload: str = "1MB",
+    **variables: str,
 ) -> AsyncIterator[Mesh]:
     """A running mesh whose services, those that are started later too, are behind one slow link, `mesh.link`."""
     ack_wait_seconds = float(variables.get("MESH_ACK_WAIT_SECONDS", Settings().ack_wait_seconds))
     variables = {**variables, "MESH_ACK_WAIT_SECONDS": str(lease(ack_wait_seconds))}
-    broker = Broker(folder / "broker")
+    broker = Broker(folder / "broker", extra=broker_extra, max_payload=max_payload)
     await broker.start()
     mesh = Mesh(folder, broker, variables)
     async with mesh.at_a_distance(rtt_seconds):

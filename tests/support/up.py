@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from meshctl.supervision.home import is_alive
+from mesh.broker.embedded import is_alive
 from tests.support import children
 from tests.support.patience import within
 from tests.support.waiting import until
@@ -60,6 +60,7 @@ class Up:
         """With what other commands find this mesh."""
         return {
             **ENVIRONMENT,
+            "MESH_HOME": str(self.home),
             "MESH_NATS_URL": self.ready["nats_url"],
             "MESH_INGRESS_URL": self.ready["ingress_url"],
             "MESH_EDGE_URL": self.ready["edge_url"],

@@ -265,6 +265,9 @@ class FoldedStep(ClaimedStep):
     stored, and may write into the journal what somebody else got in first.
     """
 
+    def fitting(self, bytes_max: int) -> int:
+        return bytes_max
+
     def __init__(
         self,
         journal: HandMadeJournal,

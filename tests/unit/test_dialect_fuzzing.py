@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from contracts.tasks import TaskRequest
 from inference_worker.dialects import event_lines
 from inference_worker.dialects.anthropic import stream as anthropic
-from inference_worker.dialects.errors import DETAIL_CHARACTERS_MAX, ProviderFailed, failure_of_status, parse_error_body
+from inference_worker.dialects.error_bodies import parse_error_body
+from inference_worker.dialects.errors import DETAIL_CHARACTERS_MAX, ProviderFailed, failure_of_status
 from inference_worker.dialects.event_lines import LineReader
 from inference_worker.dialects.gathering import JsonScanner
 from inference_worker.dialects.openai import stream as openai

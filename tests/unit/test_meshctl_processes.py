@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from meshctl.errors import HomeBusy
-from meshctl.supervision.home import LOG_BYTES_MAX, LOG_TAIL_LINES, Home
+from meshctl.errors import HomeBusy, MeshctlError
+from meshctl.supervision.home import LOG_BYTES_MAX, LOG_TAIL_LINES, Addresses, Home
 from meshctl.supervision.processes import LIVED_SECONDS, Backoff
 
 
@@ -48,6 +49,58 @@ def test_a_log_is_appended_to_until_it_is_too_long(home: Home) -> None:
     append(b"three\n")
     assert home.log_path("ingress").read_bytes() == b"three\n"
     assert (home.logs / "ingress.log.1").stat().st_size == LOG_BYTES_MAX + 1
+
+
+def test_a_log_is_rotated_while_its_process_writes(home: Home) -> None:
+    descriptor = home.open_log("ingress")
+    os.write(descriptor, b"x" * LOG_BYTES_MAX)
+    home.rotate_logs(["ingress", "steward"])
+    assert home.log_size("ingress") == LOG_BYTES_MAX
+    os.write(descriptor, b"one more\n")
+    home.rotate_logs(["ingress", "steward"])
+    os.write(descriptor, b"after\n")
+    os.close(descriptor)
+    assert home.log_path("ingress").read_bytes() == b"after\n"
+    assert (home.logs / "ingress.log.1").read_bytes() == b"x" * LOG_BYTES_MAX + b"one more\n"
+
+
+@pytest.mark.parametrize("name", ["pids.json", "addresses.json", "broker.token", "nats.conf", "pids.json.new"])
+def test_a_link_in_the_home_is_replaced_and_not_written_through(home: Home, tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("")
+    (home.path / name).symlink_to(precious)
+    home.write_pids({})
+    home.write_addresses(Addresses("http://a", "http://b"))
+    assert len(home.broker_token()) > 40
+    home.write_private(home.nats_config, b"text")
+    assert precious.read_text() == ""
+    for file in (home.pids, home.addresses, home.token, home.nats_config):
+        assert not file.is_symlink()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_log_or_a_lock_that_is_a_link_is_an_error(home: Home, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    home.log_path("ingress").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"):
+        home.open_log("ingress")
+    (home.logs / "steward.log.1").symlink_to(precious)
+    home.log_path("steward").write_bytes(b"x" * (LOG_BYTES_MAX + 1))
+    home.rotate_logs(["steward"])
+    home.lock.symlink_to(precious)
+    with pytest.raises(MeshctlError, match="symbolic links"), home.locked():
+        pytest.fail("a link was locked")
+    assert precious.read_text() == "precious"
+
+
+def test_the_token_is_made_once_and_for_its_owner_alone(home: Home) -> None:
+    token = home.broker_token()
+    home.token.chmod(0o644)
+    assert home.broker_token() == token
+    assert stat.S_IMODE(home.token.stat().st_mode) == 0o600
+    home.token.write_text("")
+    assert home.broker_token() not in ("", token)
 
 
 def test_the_tail_of_a_log_tells_of_this_run_alone(home: Home) -> None:

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from mesh.telemetry import metrics, traces
-from mesh.telemetry.log_output import lossy
+from mesh.telemetry.log_output import FIELD_CHARACTERS_MAX, bounded, lossy
 from mesh.telemetry.metrics import REGISTRY
 
 INCOMING = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -105,3 +105,18 @@ def test_a_line_that_can_not_be_written_stops_nobody(buffering: int) -> None:
         file.write(b"x" * 100_000)
     with contextlib.suppress(OSError):
         file.close()
+
+
+def test_a_long_field_of_a_log_line_keeps_its_beginning_and_its_end() -> None:
+    fields = {
+        "event": "tool.failed",
+        "exception": "Traceback" + "x" * 1_000_000 + "RecursionError",
+        "n": 1,
+        "many": [0] * 9999,
+    }
+    event = bounded(None, "error", dict(fields))
+    assert (event["event"], event["n"]) == ("tool.failed", 1)
+    assert event["exception"].startswith("Traceback")
+    assert event["exception"].endswith("RecursionError")
+    assert "characters left out" in event["many"]
+    assert all(len(str(value)) < FIELD_CHARACTERS_MAX + 100 for value in event.values())

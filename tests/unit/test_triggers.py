@@ -16,7 +16,7 @@ from contracts.errors import InvalidName, InvalidPayload
 from contracts.journal.parts import CHAIN_RULES_MAX
 from contracts.triggers import conditions, rules, templates
 from contracts.triggers.conditions import Condition
-from contracts.triggers.rules import Signal, TriggerPace, TriggerRefused, TriggerRule
+from contracts.triggers.rules import SIGNAL_DEPTH_MAX, Signal, TriggerPace, TriggerRefused, TriggerRule
 from contracts.triggers.templates import FieldMissing
 from mesh.broker.direct_get import Stored
 from mesh.rules.broker_schedules import PutSchedule, RemoveSchedule, decide_schedules
@@ -426,3 +426,21 @@ def test_schedules_are_made_those_of_the_rules() -> None:
     put = {step.rule.name: step.revision for step in steps if isinstance(step, PutSchedule)}
     assert put == {"missing": 0, "changed": 4, "zoned": 5}
     assert [step for step in steps if isinstance(step, RemoveSchedule)] == [RemoveSchedule("acme", "gone", 6)]
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_a_signal_may_be_nested_so_deep_and_no_deeper(opening: str, closing: str) -> None:
+    def payload(levels: int) -> bytes:
+        return (opening * levels + "1" + closing * levels).encode()
+
+    rules.read_signal("signals.acme.x", payload(SIGNAL_DEPTH_MAX), 1, TIME, None)
+    with pytest.raises(InvalidPayload, match="at most 100 levels"):
+        rules.read_signal("signals.acme.x", payload(SIGNAL_DEPTH_MAX + 1), 1, TIME, None)
+
+
+def test_equal_values_are_equal_however_deep_they_are_nested() -> None:
+    value: Any = 1
+    for _ in range(5_000):
+        value = [value]
+    assert conditions.holds(Condition(field="", op="eq", value=value), value)
+    assert not conditions.holds(Condition(field="", op="eq", value=[value]), value)

@@ -18,8 +18,12 @@ export class Broker {
     void this.#watch();
   }
 
-  static async connect(servers: string): Promise<Broker> {
-    return new Broker(await connect({ servers, maxReconnectAttempts: -1 }));
+  /** `url` may hold a login, which the client does not look for there: `nats://token@host`, `nats://user:pass@host`. */
+  static async connect(url: string): Promise<Broker> {
+    const { host, username, password } = new URL(url);
+    const [user, pass] = [decodeURIComponent(username), decodeURIComponent(password)];
+    const login = pass ? { user, pass } : user ? { token: user } : {};
+    return new Broker(await connect({ servers: host, ...login, maxReconnectAttempts: -1 }));
   }
 
   async #watch(): Promise<void> {

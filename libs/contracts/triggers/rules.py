@@ -26,6 +26,8 @@ from contracts.triggers import conditions, templates
 from contracts.triggers.conditions import CONDITIONS_MAX, Condition
 
 SIGNAL_BYTES_MAX = 256 * 1024
+SIGNAL_DEPTH_MAX = 100
+"""Deepest nesting of a signal: whoever writes it into a task has to be able to, however deep in a stack it is."""
 """Largest payload of a signal: twice as much must fit into a request."""
 RULES_MAX = 1_000
 """Rules of a mesh: each signal is held against those of its tenant."""
@@ -272,6 +274,21 @@ def chain_of(header: str | None) -> tuple[str, ...]:
     return tuple(subjects.check_rule(name) for name in header.split(",", CHAIN_RULES_MAX + 1))
 
 
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more levels of lists and objects than that."""
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def read_signal(
     subject: str, payload: bytes, sequence: int, time: datetime, chain_header: str | None
 ) -> tuple[str, Signal]:
@@ -280,4 +297,6 @@ def read_signal(
     if len(payload) > SIGNAL_BYTES_MAX:
         raise InvalidPayload(f"a signal has at most {SIGNAL_BYTES_MAX} bytes, and not {len(payload)}")
     value: Any = decode(payload, Any)
+    if _is_deeper(value, SIGNAL_DEPTH_MAX):
+        raise InvalidPayload(f"a signal is nested at most {SIGNAL_DEPTH_MAX} levels deep")
     return tenant, Signal(subject, value, sequence, time, chain_of(chain_header))

@@ -55,11 +55,8 @@ class _Member(NamedTuple):
     tasks: list[_Line]
     compressed: bytes
     summaries_bytes: int
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it is one task that needs messages of its own."""
-        return len(self.compressed) > pack.MEMBER_BYTES_MAX
+    is_large: bool
+    """Whether it is one task that needs messages of its own."""
 
 
 class PackWriter:
@@ -80,7 +77,8 @@ class PackWriter:
         await self.take_over()
         lines = (_Line(task, pack.line(task)) for task in tasks)
         size = 0
-        for members in _packs(_members(lines)):
+        fitting = self._requests.fitting
+        for members in _packs(_members(lines, fitting), fitting):
             size += await self._publish(members, known)
         return size
 
@@ -93,8 +91,9 @@ class PackWriter:
             compressed = each.compressed
             total += len(compressed)
             if each.is_large:
-                at = range(0, len(compressed), pack.PART_BYTES_MAX)
-                parts = [await self._send_part(compressed[start : start + pack.PART_BYTES_MAX]) for start in at]
+                part_bytes = self._requests.fitting(pack.PART_BYTES_MAX)
+                at = range(0, len(compressed), part_bytes)
+                parts = [await self._send_part(compressed[start : start + part_bytes]) for start in at]
                 entries.append(pack.entry(each.tasks[0].task, 0, 0, parts))
             else:
                 entries += [pack.entry(one.task, offset, len(compressed)) for one in each.tasks]
@@ -194,35 +193,42 @@ async def in_flight(each: Iterable[T], do: Callable[[T], Awaitable[None]]) -> No
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _members(lines: Iterable[_Line]) -> Iterator[_Member]:
+_Fitting = Callable[[int], int]
+"""Makes a bound one of the broker's at hand (`Requests.fitting`)."""
+
+
+def _members(lines: Iterable[_Line], fitting: _Fitting) -> Iterator[_Member]:
     """Tasks that are compressed together."""
+    lines_bytes_max = fitting(pack.MEMBER_LINES_BYTES_MAX)
     tasks: list[_Line] = []
     size = 0
     for each in lines:
-        if tasks and (size + len(each.line) > pack.MEMBER_LINES_BYTES_MAX or len(tasks) == pack.MEMBER_TASKS_MAX):
-            yield _member(tasks)
+        if tasks and (size + len(each.line) > lines_bytes_max or len(tasks) == pack.MEMBER_TASKS_MAX):
+            yield _member(tasks, fitting)
             tasks, size = [], 0
         tasks.append(each)
         size += len(each.line)
     if tasks:
-        yield _member(tasks)
+        yield _member(tasks, fitting)
 
 
-def _member(tasks: list[_Line]) -> _Member:
+def _member(tasks: list[_Line], fitting: _Fitting) -> _Member:
     summaries_bytes = sum(len(encode(pack.summary(each.task.record))) for each in tasks)
-    return _Member(tasks, pack.member([each.line for each in tasks]), summaries_bytes)
+    compressed = pack.member([each.line for each in tasks])
+    return _Member(tasks, compressed, summaries_bytes, is_large=len(compressed) > fitting(pack.MEMBER_BYTES_MAX))
 
 
-def _packs(members: Iterable[_Member]) -> Iterator[list[_Member]]:
+def _packs(members: Iterable[_Member], fitting: _Fitting) -> Iterator[list[_Member]]:
     """Members by packs."""
+    members_bytes_max, summaries_bytes_max = map(fitting, (pack.PACK_MEMBERS_BYTES_MAX, pack.PACK_SUMMARIES_BYTES_MAX))
     together: list[_Member] = []
     tasks = members_bytes = summaries_bytes = 0
     for each in members:
         size = 0 if each.is_large else len(each.compressed)
         if together and (
             tasks + len(each.tasks) > pack.PACK_TASKS_MAX
-            or members_bytes + size > pack.PACK_MEMBERS_BYTES_MAX
-            or summaries_bytes + each.summaries_bytes > pack.PACK_SUMMARIES_BYTES_MAX
+            or members_bytes + size > members_bytes_max
+            or summaries_bytes + each.summaries_bytes > summaries_bytes_max
         ):
             yield together
             together, tasks, members_bytes, summaries_bytes = [], 0, 0, 0

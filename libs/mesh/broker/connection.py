@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -10,10 +11,12 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 
+from mesh.broker import embedded
 from mesh.broker.clock_keeper import ClockKeeper
 from mesh.broker.requests import Requests
+from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.settings import Settings
-from mesh.errors import SettingsError
+from mesh.errors import BrokerRefused, SettingsError
 
 log = structlog.get_logger("mesh.broker.connection")
 
@@ -21,14 +24,20 @@ RECONNECT_WAIT_SECONDS = 0.2
 PING_INTERVAL_SECONDS = 20
 PING_ANSWER_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
+REFUSALS_MAX = 5
+"""So often in a row, a second in all, the first login is tried: a broker that is just starting, or whose password is
+being changed, may take it by then."""
 SERVER_VERSION_MIN = (2, 14)
 """Older servers have known authorization bypasses, and lack what TIMERS needs."""
+
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
 
 
 class Connection:
     """A NATS client, the requests over it, and who wants to know when it was away."""
 
-    def __init__(self, client: Client, role: str) -> None:
+    def __init__(self, client: Client, role: str, refused: str = "the broker refuses the login") -> None:
+        """`refused`: what to say if the broker does not take the login."""
         self.client = client
         self.role = role
         self.requests = Requests(client)
@@ -38,6 +47,11 @@ class Connection:
         self._is_back = asyncio.Event()
         self._answer: asyncio.Task[None] | None = None
         self._last_error: str | None = None
+        self._refused = refused
+        self._refusals = 0
+        self._was_connected = False
+        self._not_heard: set[str] = set()
+        """Subjects that the broker's user may not subscribe to, in small letters."""
 
     @property
     def is_connected(self) -> bool:
@@ -62,6 +76,15 @@ class Connection:
             self._is_back.clear()
             await self._is_back.wait()
 
+    async def check_inbox(self, subject: str) -> None:
+        """Raise `SettingsError` if no answer can come, since the user may not subscribe to the inbox."""
+        with suppress(nats.errors.Error, OSError):
+            # Twice: the client's ping overtakes what waits to be sent. A refusal comes before the second answer.
+            await self.client.flush(PING_ANSWER_SECONDS)
+            await self.client.flush(PING_ANSWER_SECONDS)
+        if subject.lower() in self._not_heard:
+            raise SettingsError(f"the broker's user may not subscribe to {subject}: no answer would come")
+
     async def answers(self) -> None:
         """Wait until the broker answers a ping: a line can be dead for a minute before that is known."""
         if self._answer is None or self._answer.done():
@@ -85,6 +108,20 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         said = str(error) or type(error).__name__
+        if "authorization violation" in said.lower():
+            said = self._refused
+            self._refusals += 1
+            if self._refusals >= REFUSALS_MAX and not self._was_connected:
+                raise BrokerRefused(said)
+        else:
+            self._refusals = 0
+        denied = _DENIED.search(said)
+        if denied is not None:
+            self.requests.on_not_allowed(denied[2])
+            verb = {"publish": "publish", "subscription": "subscribe"}[denied[1].lower()]
+            if verb == "subscribe":
+                self._not_heard.add(denied[2].lower())
+            said = f"the broker's user may not {verb} to {denied[2]}"
         # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
         if said != self._last_error:
             log.warning("broker.error", role=self.role, error=said)
@@ -113,27 +150,25 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
 
     Meanwhile this process goes by the broker's clock (`mesh.clock.now`), if EVENTS is there to tell it.
     The inbox prefix is `_INBOX_<role>`, so that an account can allow each role its own answers only.
-    Raises `SettingsError` if the server is too old.
+    Raises `SettingsError` if the URL is none, or the server is too old; `BrokerRefused` if it does not take the login
+    at the start. Later on that is only said: whoever has changed a password may change it back.
     """
+    try:
+        servers, login = parse_broker_url(settings.broker_url)
+    except ValueError as error:
+        raise SettingsError(f"MESH_NATS_URL={without_password(settings.broker_url)!r}: {error}") from None
     client = Client()
-    connection = Connection(client, role)
-    await client.connect(
-        settings.broker_url,
-        name=f"taskmesh-{role}",
-        inbox_prefix=f"_INBOX_{role}".encode(),
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # it only sleeps that long
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        ping_interval=PING_INTERVAL_SECONDS,
-        error_cb=connection._on_error,
-        disconnected_cb=connection._on_disconnected,
-        reconnected_cb=connection._on_reconnected,
-    )
+    connection = Connection(client, role, _refusal(settings.broker_url, login))
+    try:
+        await _open(client, connection, settings, servers, login)
+    except BrokerRefused:
+        await _close(client)
+        raise
     try:
         version = client.connected_server_version
         if (version.major, version.minor) < SERVER_VERSION_MIN:
             raise SettingsError(f"nats-server {version.major}.{version.minor} is too old: at least 2.14 is needed")
-        await connection.requests.start()
+        await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
         keeping = asyncio.create_task(connection.clock.keep())
@@ -146,6 +181,46 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     finally:
         connection.wait_no_more()
         await _close(client)
+
+
+async def _open(
+    client: Client, connection: Connection, settings: Settings, servers: tuple[str, ...], login: BrokerLogin
+) -> None:
+    role = connection.role
+
+    def token() -> str | None:
+        # Read at each connect: the embedded broker may be there only later.
+        return login.token or (embedded.token_for(settings.home, servers[0]) if len(servers) == 1 else None)
+
+    await client.connect(
+        list(servers),
+        user=login.user,
+        password=login.password,
+        token=token,  # type: ignore[arg-type]  # None is sent as none
+        name=f"taskmesh-{role}",
+        inbox_prefix=f"_INBOX_{role}".encode(),
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # it only sleeps that long
+        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        ping_interval=PING_INTERVAL_SECONDS,
+        error_cb=connection._on_error,
+        disconnected_cb=connection._on_disconnected,
+        reconnected_cb=connection._on_reconnected,
+    )
+    connection._was_connected = True
+
+
+def _refusal(url: str, login: BrokerLogin) -> str:
+    """What to say of a broker that does not take the login."""
+    at = without_password(url)
+    if login.token is not None:
+        return f"the broker at {at} refuses the token of MESH_NATS_URL"
+    if login.user is not None:
+        return f"the broker at {at} refuses the user or password of MESH_NATS_URL"
+    return (
+        f"the broker at {at} asks for a login, and MESH_NATS_URL has none:"
+        " nats://<user>:<password>@<host>:<port>; the broker of a meshctl up is found by its MESH_HOME"
+    )
 
 
 async def _close(client: Client) -> None:

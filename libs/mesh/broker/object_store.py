@@ -42,7 +42,8 @@ async def put(
     after, and is used once, too. Raises `BrokerError`, `BrokerUnavailable`.
     """
     chunks_id = chunks_id or new_id()
-    chunks = [payload[start : start + CHUNK_BYTES] for start in range(0, len(payload), CHUNK_BYTES)]
+    chunk_bytes = requests.fitting(CHUNK_BYTES)
+    chunks = [payload[start : start + chunk_bytes] for start in range(0, len(payload), chunk_bytes)]
     digest = "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(payload).digest()).decode()
     information = {
         "name": name,
@@ -52,7 +53,7 @@ async def put(
         "chunks": len(chunks),
         "digest": digest,
         "mtime": now(),
-        "options": {"max_chunk_size": CHUNK_BYTES},
+        "options": {"max_chunk_size": chunk_bytes},
     }
     subject = result_objects.chunks_subject(bucket, chunks_id)
     try:

@@ -19,9 +19,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from contracts import headers
+from contracts.streams import MESSAGE_BYTES_MAX
 from mesh import faults
 from mesh.broker.levels import TimerRoom
-from mesh.errors import BrokerError, BrokerUnavailable, NoRoom
+from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoRoom, NotAllowed
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's error numbers for an expected revision that is not the last one."""
@@ -55,9 +56,12 @@ _decode_pub_ack = msgspec.json.Decoder(PubAck).decode
 
 
 class _Waiter:
-    __slots__ = ("future", "messages", "timer")
+    __slots__ = ("future", "messages", "subject", "timer")
 
-    def __init__(self, future: asyncio.Future[Msg], timer: asyncio.TimerHandle, messages: list[Msg] | None) -> None:
+    def __init__(
+        self, subject: str, future: asyncio.Future[Msg], timer: asyncio.TimerHandle, messages: list[Msg] | None
+    ) -> None:
+        self.subject = subject
         self.future = future
         self.timer = timer
         self.messages = messages
@@ -80,11 +84,12 @@ class Requests:
         self._silent_since: dict[str, float] = {}
         """When a publish got no answer though the connection was there, by the subject's first name."""
 
-    async def start(self) -> None:
-        """Subscribe the inbox. Once, after the connection is up."""
+    async def start(self) -> str:
+        """Subscribe the inbox, and return its subject. Once, after the connection is up."""
         self._prefix = self._client.new_inbox() + "."
         await self._client.subscribe(self._prefix + "*", cb=self._on_message)
         self._connected.set()
+        return self._prefix + "*"
 
     def on_disconnected(self) -> None:
         """Fail what is in flight at once, instead of at its timeout: its answers will never come."""
@@ -100,6 +105,21 @@ class Requests:
         self._connected.set()
         for listener in self._listeners:
             listener(None)
+
+    def on_not_allowed(self, subject: str) -> None:
+        """Fail what waits on a subject that the user may not publish to: no answer comes. In any case of letters."""
+        for waiter in list(self._waiters.values()):
+            if waiter.subject.lower() == subject.lower() and not waiter.future.done():
+                waiter.future.set_exception(NotAllowed(f"the broker's user may not publish to {waiter.subject}"))
+
+    @property
+    def payload_bytes_max(self) -> int:
+        """The largest message: the broker's `max_payload`, or what streams are declared with, if that is less."""
+        return min(self._client.max_payload, MESSAGE_BYTES_MAX)
+
+    def fitting(self, bytes_max: int) -> int:
+        """A bound that was made for messages of 1 MiB, shrunk in proportion where the broker takes smaller ones."""
+        return bytes_max * self.payload_bytes_max // MESSAGE_BYTES_MAX
 
     def is_silent(self, prefix: str) -> bool:
         """Whether the last publish below `prefix`, such as `tasks`, got no answer, in the last minute.
@@ -143,6 +163,8 @@ class Requests:
         faults.reach("before-publish", subject)
         try:
             answer = await self.one(subject, payload, message_headers, timeout_seconds)
+        except NotAllowed:
+            raise
         except BrokerUnavailable:
             if self._connected.is_set() and timeout_seconds >= SILENCE_SECONDS_MIN:
                 self._silent_since[prefix] = asyncio.get_running_loop().time()
@@ -228,7 +250,7 @@ class Requests:
         token = str(next(self._numbers))
         future: asyncio.Future[Msg] = loop.create_future()
         timer = loop.call_at(deadline, _time_out, future, subject)
-        self._waiters[token] = _Waiter(future, timer, messages)
+        self._waiters[token] = _Waiter(subject, future, timer, messages)
         try:
             sent_at = loop.time()
             await self._client.publish(subject, payload, reply=self._prefix + token, headers=message_headers)
@@ -237,11 +259,15 @@ class Requests:
             return answer
         except (nats.errors.Error, OSError) as error:
             if isinstance(error, nats.errors.MaxPayloadError):
-                raise BrokerError(MESSAGE_TOO_LARGE, "message size exceeds maximum allowed") from None
+                raise self._too_large(len(payload)) from None
             raise BrokerUnavailable(f"the broker does not take {subject}: {error}") from None
         finally:
             timer.cancel()
             self._waiters.pop(token, None)
+
+    def _too_large(self, payload_bytes: int) -> MessageTooLarge:
+        said = f"a message of {payload_bytes} bytes; the broker takes {self._client.max_payload} (its max_payload)"
+        return MessageTooLarge(MESSAGE_TOO_LARGE, said)
 
     async def _on_message(self, message: Msg) -> None:
         waiter = self._waiters.get(message.subject[len(self._prefix) :])
@@ -266,4 +292,5 @@ def _time_out(future: asyncio.Future[Msg], subject: str) -> None:
 
 def _broker_error(error: dict[str, Any]) -> BrokerError:
     number = int(error.get("err_code") or error.get("code") or 0)
-    return (NoRoom if number in NO_ROOM else BrokerError)(number, str(error.get("description", "error")))
+    kind = NoRoom if number in NO_ROOM else MessageTooLarge if number == MESSAGE_TOO_LARGE else BrokerError
+    return kind(number, str(error.get("description", "error")))

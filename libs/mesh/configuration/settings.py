@@ -13,6 +13,7 @@ from typing import Any
 
 from contracts.retries import STEP_POLICY
 from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
+from mesh.configuration.broker_urls import parse_broker_url, without_password
 from mesh.configuration.mesh_toml import Configuration, default_configuration, load_configuration
 from mesh.errors import SettingsError
 
@@ -38,7 +39,8 @@ class Settings:
     home: Path = Path(".mesh")
     """The folder of the embedded broker's data, the logs and the pids."""
     nats_url: str | None = None
-    """A NATS of your own. Unset: `meshctl up` embeds one, and a service that runs alone looks on MESH_NATS_PORT."""
+    """A NATS of your own; servers of a cluster with commas. Unset: `meshctl up` embeds one, and a service that runs
+    alone looks on MESH_NATS_PORT."""
     nats_server: str | None = None
     """The nats-server program to embed; unset looks on the PATH, then in the `broker` extra."""
     nats_port: int = 4222
@@ -179,8 +181,11 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
             continue
         try:
             values[setting.name] = _parse(str(setting.type), raw)
+            if setting.name == "nats_url":
+                parse_broker_url(raw)
         except ValueError as error:
-            raise SettingsError(f"{variable}={raw!r}: {error}") from None
+            shown = without_password(raw) if setting.name == "nats_url" else raw
+            raise SettingsError(f"{variable}={shown!r}: {error}") from None
     settings = Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
     _check(settings)
     return replace(settings, configuration=load_configuration(settings.config))

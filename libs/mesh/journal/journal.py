@@ -28,6 +28,7 @@ from mesh.broker.requests import NO_ROOM, WRONG_LAST_SEQUENCE, Requests
 from mesh.clock import now
 from mesh.errors import BrokerError, BrokerUnavailable, JournalBusy, StepLost
 from mesh.journal.folded import FoldedJournal
+from mesh.journal.task_span import add_span_of_task
 from mesh.task.state import TaskState
 from mesh.telemetry import metrics, traces
 
@@ -302,3 +303,4 @@ class Journal:
         if queued is not None and event_type(event) in TERMINAL_TYPES:
             status = event_type(event).removeprefix("task.")
             metrics.task_ended(queued.pool, status, (event.time - queued.accepted_at).total_seconds())
+            add_span_of_task(queued, event)

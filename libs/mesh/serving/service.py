@@ -21,6 +21,7 @@ from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
 from mesh import faults
 from mesh.broker.connection import Connection, connect
 from mesh.broker.requests import Requests
+from mesh.broker.suitability import check_start
 from mesh.configuration.settings import Settings, load_settings, worker_name
 from mesh.errors import SettingsError
 from mesh.telemetry import traces
@@ -129,6 +130,7 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
             except nats.errors.Error as error:
                 # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
                 raise SettingsError(f"MESH_NATS_URL: {error}") from None
+            await check_start(connection)
             service = Service(name, settings, connection)
             await main(service)
     except asyncio.CancelledError:

@@ -45,6 +45,10 @@ class ClaimedStep:
         """The journal as folded so far."""
         return self._journal.state
 
+    def fitting(self, bytes_max: int) -> int:
+        """A bound that was made for messages of 1 MiB, for those that the broker takes (`Requests.fitting`)."""
+        return self._journal.requests.fitting(bytes_max)
+
     @property
     def is_recalled(self) -> bool:
         """Whether its handler is to stop, as soon as what it has gathered is appended, by raising `StepRecalled`."""

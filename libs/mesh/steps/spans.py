@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from opentelemetry.trace import SpanKind
+
 from contracts.messages.work import ToolWork, Work
 from mesh.broker.deliveries import Delivery
 from mesh.journal.journal import Appends
@@ -10,7 +12,17 @@ from mesh.telemetry import traces
 
 def name_of(work: Work) -> str:
     """The name of a step's span."""
-    return f"call {work.tool}" if isinstance(work, ToolWork) else "turn"
+    return f"execute_tool {work.tool}" if isinstance(work, ToolWork) else "turn"
+
+
+def kind_of(work: Work) -> SpanKind:
+    """What a step's span is: a tool runs in here, by the conventions."""
+    return SpanKind.INTERNAL if isinstance(work, ToolWork) else SpanKind.CONSUMER
+
+
+def claim_of(work: Work) -> str:
+    """The name of the span of a step's claim."""
+    return f"claim call {work.tool}" if isinstance(work, ToolWork) else "claim turn"
 
 
 def attributes_of(work: Work, delivery: Delivery) -> dict[str, str | int] | None:
@@ -28,6 +40,13 @@ def attributes_of(work: Work, delivery: Delivery) -> dict[str, str | int] | None
     }
     if isinstance(work, ToolWork):
         attributes["taskmesh.call"] = work.call
+        attributes |= {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": work.tool,
+            "gen_ai.tool.call.id": work.call,
+            "gen_ai.tool.type": "function",
+            "gen_ai.conversation.id": work.task,
+        }
     return attributes
 
 

@@ -31,7 +31,7 @@ from mesh.broker.deliveries import Delivery
 from mesh.broker.direct_get import last_from_leader
 from mesh.broker.gates import ALWAYS, Permit
 from mesh.clock import now
-from mesh.errors import BrokerUnavailable, NoRoom, StepLost
+from mesh.errors import BrokerUnavailable, MessageTooLarge, NoRoom, StepLost
 from mesh.journal import dead_letter_records, giving_up
 from mesh.journal.journal import Append, Appends, Build, Journal
 from mesh.journal.projection import BackgroundProjection
@@ -104,20 +104,24 @@ class StepLife:
             return await self._leave_to_another(delivery, error)
         if delivery.deliveries > 1:
             metrics.redelivered(delivery.stream)
-        name, attributes = spans.name_of(work), spans.attributes_of(work, delivery)
+        attributes = spans.attributes_of(work, delivery)
         incoming = delivery.headers.get(headers.TRACEPARENT)
         with structlog.contextvars.bound_contextvars(task=work.task, tenant=work.tenant, step=work.step):
             # Two spans: the claim's ends at once, and is exported even if this process dies in the middle of the step.
-            with traces.span(f"claim {name}", incoming, SpanKind.CONSUMER, attributes):
-                traceparent = traces.current_traceparent() or incoming
-                try:
-                    journal = await self._journals.open(work.tenant, work.task, traceparent)
-                    decided = await self._claim(journal, work, delivery, permit)
-                except InvalidPayload as error:
-                    return await self._leave_to_another(delivery, error)
-                if not isinstance(decided, ClaimedStep):
-                    return await self._answer(decided, journal, work, delivery)
-            with traces.carrying(traceparent), traces.span(name, traceparent, SpanKind.CONSUMER, attributes):
+            with traces.span(spans.claim_of(work), incoming, SpanKind.CONSUMER, attributes):
+                claimed = traces.current_traceparent() or incoming
+                # What follows carries what this came with: so the steps of a task lie beside each other.
+                carried = incoming or claimed
+                with traces.carrying(carried):
+                    try:
+                        journal = await self._journals.open(work.tenant, work.task, claimed)
+                        decided = await self._claim(journal, work, delivery, permit)
+                    except InvalidPayload as error:
+                        return await self._leave_to_another(delivery, error)
+                    if not isinstance(decided, ClaimedStep):
+                        return await self._answer(decided, journal, work, delivery)
+            kind = spans.kind_of(work)
+            with traces.carrying(carried), traces.span(spans.name_of(work), claimed, kind, attributes):
                 journal.appends = Appends()  # without the claim: it has a span of its own
                 try:
                     return await self._perform(decided, journal, delivery, permit)
@@ -245,6 +249,9 @@ class StepLife:
             return await self._handed_over(step.state, step.work, delivery)
         except StepFailed as error:
             return await self._failed(step, error, delivery, permit)
+        except MessageTooLarge as error:
+            # As large it would be the next time: what has been paid for is not done again.
+            return await self._failed(step, StepFailed(error.code, str(error), retryable=False), delivery, permit)
         except Exception as error:
             log.exception("step.broke")
             unknown = StepFailed("internal", f"{type(error).__name__}: {error}", retryable=True)

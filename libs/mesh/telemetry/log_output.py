@@ -1,9 +1,17 @@
-"""Where log lines go: a line that can't be written is dropped, since whoever logs must not end of a full disk."""
+"""Where log lines go, and how long they get.
+
+A line that can't be written is dropped, since whoever logs must not end of a full disk.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+import structlog
+
+FIELD_CHARACTERS_MAX: Final = 8192
+"""A traceback of thirty calls is whole. An endless recursion's, or a stranger's text, must not fill the disk."""
 
 File = TypeVar("File")
 
@@ -31,3 +39,16 @@ class _Lossy:
 def lossy(file: File) -> File:
     """The same file, with lines that can't be written dropped."""
     return _Lossy(file)  # type: ignore[return-value]  # it is used as one: written to and flushed
+
+
+def bounded(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Cut the middle out of fields that are too long: an exception's last line says what it is."""
+    for name, value in event.items():
+        if value is None or isinstance(value, (bool, int, float)):
+            continue
+        text = value if isinstance(value, str) else repr(value)
+        if len(text) > FIELD_CHARACTERS_MAX:
+            half = FIELD_CHARACTERS_MAX // 2
+            left_out = len(text) - 2 * half
+            event[name] = f"{text[:half]} … {left_out} characters left out … {text[-half:]}"
+    return event

@@ -7,7 +7,7 @@ attribute built, unless `telemetry.enabled()`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from opentelemetry import metrics
@@ -41,14 +41,12 @@ class Instrument(NamedTuple):
 REGISTRY: dict[str, Instrument] = {}
 """Metric name → what it is. docs/operating.md has the same as a table."""
 
-_GEN_AI = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
+_GEN_AI = (
+    *("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"),
+    *("server.address", "server.port"),
+)
 # The conventions' own buckets, so that figures of different systems can be laid side by side.
 _OPERATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
-_FIRST_TOKEN_SECONDS = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0),
-)
-_PER_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _TOKENS = tuple(float(4**power) for power in range(14))
 # Ours: a wait may be a moment or, behind a full lane or an approval, hours.
 _WAIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -182,19 +180,19 @@ _token_usage = _histogram(
     (*_GEN_AI, "gen_ai.token.type"),
     _TOKENS,
 )
-_first_token = _histogram(
-    "gen_ai.server.time_to_first_token",
+_first_chunk = _histogram(
+    "gen_ai.client.operation.time_to_first_chunk",
     "s",
-    "From the request to a provider to its first token.",
+    "From the request to a provider to the first chunk of its stream.",
     _GEN_AI,
-    _FIRST_TOKEN_SECONDS,
+    _OPERATION_SECONDS,
 )
-_per_token = _histogram(
-    "gen_ai.server.time_per_output_token",
+_per_chunk = _histogram(
+    "gen_ai.client.operation.time_per_output_chunk",
     "s",
-    "Time for each output token after the first one.",
+    "From one chunk of a stream to the next.",
     _GEN_AI,
-    _PER_TOKEN_SECONDS,
+    _OPERATION_SECONDS,
 )
 _token_rate = _histogram(
     "taskmesh.turn.tokens_per_second",
@@ -320,9 +318,14 @@ def appended(*, delta: bool, seconds: float) -> None:
         _append.record(seconds, {"taskmesh.journal.subject": "delta" if delta else "log"})
 
 
+def chunk_came(attributes: Mapping[str, str | int], seconds: float) -> None:
+    """One more chunk of a provider's stream, so long after the one before."""
+    if traces.enabled():
+        _per_chunk.record(seconds, attributes)
+
+
 def model_called(
-    provider: str,
-    model: str,
+    attributes: Mapping[str, str | int],
     seconds: float,
     first_token_seconds: float | None,
     *,
@@ -330,20 +333,15 @@ def model_called(
     error: str | None = None,
     continued: bool = False,
 ) -> None:
-    """A provider's stream is over. `usage` is None where the provider told none.
+    """A provider's stream is over. `attributes` say whose. `usage` is None where the provider told none.
 
     `continued`: it went on with a text whose tokens are in `usage` too, so that they give no rate.
     """
     if not traces.enabled():
         return
-    attributes = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": provider,
-        "gen_ai.request.model": model,
-    }
     _operation.record(seconds, {**attributes, "error.type": error} if error else attributes)
     if first_token_seconds is not None:
-        _first_token.record(first_token_seconds, attributes)
+        _first_chunk.record(first_token_seconds, attributes)
     if usage is None or error:
         return
     _token_usage.record(usage.input_tokens, {**attributes, "gen_ai.token.type": "input"})
@@ -352,5 +350,4 @@ def model_called(
         return
     if usage.output_tokens > 1 and seconds > first_token_seconds:
         streaming_seconds = seconds - first_token_seconds
-        _per_token.record(streaming_seconds / (usage.output_tokens - 1), attributes)
         _token_rate.record((usage.output_tokens - 1) / streaming_seconds, attributes)

@@ -29,7 +29,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
 from mesh.telemetry import variables
-from mesh.telemetry.log_output import lossy
+from mesh.telemetry.log_output import bounded, lossy
 
 if TYPE_CHECKING:
     from mesh.telemetry.exporting import Exporting
@@ -63,6 +63,7 @@ def configure(settings: Settings, service: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
+            bounded,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
@@ -148,10 +149,26 @@ def fail(failed: trace.Span, code: str) -> None:
     failed.set_attribute("error.type", code)
 
 
-def add_past_span(name: str, started_ns: int, attributes: Attributes) -> None:
-    """A span under the current one that began at `started_ns` (Unix time) and ends now."""
-    if _exporting is not None:
-        _tracer.start_span(name, start_time=started_ns, attributes=attributes).end(time.time_ns())
+def add_past_span(
+    name: str,
+    started_ns: int,
+    attributes: Attributes,
+    *,
+    traceparent: str | None = None,
+    ended_ns: int | None = None,
+    error: str | None = None,
+) -> None:
+    """A span under the current one, or that of `traceparent`. It began at `started_ns` (Unix time).
+
+    It ends now, unless `ended_ns` says when; `error` is the code of its failure.
+    """
+    if _exporting is None:
+        return
+    context = _context(traceparent) if traceparent else None
+    past = _tracer.start_span(name, context=context, start_time=started_ns, attributes=attributes)
+    if error is not None:
+        fail(past, error)
+    past.end(time.time_ns() if ended_ns is None else ended_ns)
 
 
 @contextmanager

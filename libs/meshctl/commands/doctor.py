@@ -18,14 +18,16 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from contracts.errors import InvalidPayload, TaskmeshError
-from contracts.streams import EVENTS
+from contracts.streams import EVENTS, MESSAGE_BYTES_MAX
 from mesh.broker.connection import Connection
 from mesh.broker.levels import Level, read_disk_level, read_levels
 from mesh.broker.provisioning import compare, declared
 from mesh.broker.sizing import find_sizes
+from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
+from mesh.configuration.broker_urls import parse_broker_url, without_password
 from mesh.configuration.settings import Settings, load_settings
-from mesh.errors import BrokerError
+from mesh.errors import BrokerError, BrokerRefused
 from mesh.journal.reconciliation import Reconciliation
 from mesh.telemetry import traces
 from meshctl.diagnosis import disk
@@ -46,7 +48,6 @@ from meshctl.errors import MeshGone
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
-from meshctl.supervision.embedded_broker import without_password
 from meshctl.supervision.home import Home
 
 PROBE_SECONDS_MAX: Final = 3.0
@@ -60,7 +61,6 @@ OPEN_MAX: Final = 1_000
 TASKS_SECONDS_MAX: Final = 5.0
 """How long to look: a mesh with many records has more of them than a glance takes in."""
 _INFO_LINE_BYTES_MAX: Final = 64 * 1024
-_DEFAULT_PORT: Final = 4222
 _SETTINGS = (
     "home",
     "nats_url",
@@ -124,17 +124,24 @@ async def gather(settings: Settings) -> Facts:
     services: list[SeenService] | None = None
     levels: list[Level] = []
     tasks: TasksSeen | None = None
+    refusal = ""
+    foreign: list[Foreign] = []
+    missing: list[str] = []
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
                 services = await seen_services(connection)
                 if broker.jetstream:
+                    foreign = foreign_streams(await streams_of(connection.requests))
+                    missing = await missing_rights(connection.requests)
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
                     disk_level = await read_disk_level(connection.requests)
                     levels += [disk_level] if disk_level is not None else []
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
+        except BrokerRefused as error:
+            refusal = str(error)
         except (TaskmeshError, nats.errors.Error) as error:
             streams = str(error)
     return Facts(
@@ -150,17 +157,30 @@ async def gather(settings: Settings) -> Facts:
         high_water_percent=settings.high_water_percent,
         filling_percent=settings.filling_percent,
         tasks=tasks,
+        refusal=refusal,
+        foreign=foreign,
+        missing_rights=missing,
     )
 
 
 async def probe(url: str) -> BrokerInfo | str:
-    """What the broker says first (`INFO {…}`), or why nothing came. The first one of a list speaks for all."""
+    """What the broker says first (`INFO {…}`), or why nothing came. The first one of a list that answers counts."""
     try:
-        first = url.partition(",")[0].strip()
-        parts = urlsplit(first if "//" in first else f"//{first}")
-        host, port = parts.hostname or "", parts.port or _DEFAULT_PORT
+        servers = parse_broker_url(url).servers
     except ValueError as error:
         return str(error)
+    answers = []
+    for server in servers:
+        answer = await _probe(server)
+        if isinstance(answer, BrokerInfo):
+            return answer
+        answers.append(answer)
+    return answers[0]
+
+
+async def _probe(server: str) -> BrokerInfo | str:
+    parts = urlsplit(server)
+    host, port = parts.hostname or "", parts.port
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(PROBE_SECONDS_MAX):
@@ -177,7 +197,12 @@ async def probe(url: str) -> BrokerInfo | str:
         verb, _, payload = line.partition(b" ")
         if verb == b"INFO":
             info = msgspec.json.decode(payload, type=dict[str, Any])
-            return BrokerInfo(str(info["version"]), info.get("jetstream") is True)
+            max_payload = info.get("max_payload")
+            return BrokerInfo(
+                str(info["version"]),
+                info.get("jetstream") is True,
+                max_payload if isinstance(max_payload, int) else MESSAGE_BYTES_MAX,
+            )
     return "what listens there does not speak NATS"
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from mesh.broker.provisioning import Declared, Difference, apply, compare, declared
 from mesh.broker.requests import Requests
 from mesh.broker.sizing import find_sizes
+from mesh.broker.suitability import check_start
 from mesh.configuration.settings import Settings, load_settings
 from mesh.telemetry import traces
 from meshctl.display import output
@@ -68,6 +69,7 @@ async def _wanted(requests: Requests, settings: Settings) -> Declared:
 
 async def _plan(settings: Settings) -> int:
     async with connected(settings) as connection:
+        await check_start(connection)
         differences = await compare(connection.requests, await _wanted(connection.requests, settings))
     if output.for_people():
         for difference in differences:
@@ -89,6 +91,7 @@ async def _plan(settings: Settings) -> int:
 
 async def _apply(settings: Settings) -> int:
     async with connected(settings) as connection:
+        await check_start(connection)
         wanted = await _wanted(connection.requests, settings)
         done = await apply(connection.requests, wanted, update=True)
         left = await compare(connection.requests, wanted)

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from contracts import VERSION
+from mesh.configuration.broker_urls import without_password
 from mesh.configuration.mesh_toml import check_api_keys
 from mesh.configuration.settings import Settings, load_settings
 from mesh.configuration.webhook_tables import signing_keys
@@ -21,7 +22,6 @@ from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.interrupts import STATUS_INTERRUPTED
 from meshctl.supervision.assembly import Assembly, run_mesh
-from meshctl.supervision.embedded_broker import without_password
 from meshctl.supervision.stops import Stopped, Stops
 
 _DESCRIPTION = """\
@@ -69,7 +69,7 @@ async def _up(settings: Settings, environment: dict[str, str], *, first_task: bo
             output.json_line(
                 {
                     "event": "mesh.ready",
-                    "nats_url": mesh.nats_url,
+                    "nats_url": without_password(mesh.nats_url),
                     "ingress_url": mesh.ingress_url,
                     "edge_url": mesh.edge_url,
                     "pids": mesh.pids,

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
+from contracts.streams import MESSAGE_BYTES_MAX
 from mesh.broker.connection import SERVER_VERSION_MIN
 from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing
 from mesh.broker.provisioning import Difference
+from mesh.broker.suitability import PAYLOAD_BYTES_LEAST, Foreign, check_payload
 from mesh.configuration.storage_table import storage_key
 
 FSYNCS_PER_TASK: Final = 10
@@ -63,6 +65,7 @@ class BrokerInfo(NamedTuple):
 
     version: str
     jetstream: bool
+    max_payload_bytes: int = MESSAGE_BYTES_MAX
 
 
 class StreamsSeen(NamedTuple):
@@ -99,6 +102,10 @@ class Facts(NamedTuple):
     high_water_percent: float = 90.0
     filling_percent: float = 70.0
     tasks: TasksSeen | None = None
+    refusal: str = ""
+    """Why the broker does not let us in; empty if it does."""
+    foreign: Sequence[Foreign] = ()
+    missing_rights: Sequence[str] = ()
 
 
 def diagnose(facts: Facts) -> list[Check]:
@@ -106,6 +113,9 @@ def diagnose(facts: Facts) -> list[Check]:
     checks = [check_broker(facts.url, facts.broker)]
     if isinstance(facts.broker, BrokerInfo):
         checks += [check_version(facts.broker.version), check_jetstream(facts.broker.jetstream)]
+        if facts.refusal:
+            checks.append(check_login(facts.refusal))
+        checks += check_suitable(facts)
         if facts.broker.jetstream and facts.streams is not None:
             checks.append(check_streams(facts.streams))
             if isinstance(facts.streams, StreamsSeen):
@@ -151,6 +161,26 @@ def check_jetstream(on: bool) -> Check:
     return Check(
         "jetstream", "fail", "is off", "put a block `jetstream { store_dir: … }` into the server's configuration"
     )
+
+
+def check_login(refusal: str) -> Check:
+    """Why nobody of the mesh gets in. Where the login is taken there is nothing to say."""
+    return Check("login", "fail", refusal, "look at the users of the broker's configuration, and at MESH_NATS_URL")
+
+
+def check_suitable(facts: Facts) -> list[Check]:
+    """What a broker of one's own lacks. Of one that lacks nothing there is nothing to say."""
+    checks: list[Check] = []
+    if isinstance(facts.broker, BrokerInfo) and (problem := check_payload(facts.broker.max_payload_bytes)):
+        status: Status = "fail" if facts.broker.max_payload_bytes < PAYLOAD_BYTES_LEAST else "warn"
+        checks.append(Check("max_payload", status, problem, "set `max_payload: 1MB` in the broker's configuration"))
+    if facts.foreign:
+        remedy = "rename or delete what is in the way, or give the mesh an account of its own"
+        checks.append(Check("subjects", "fail", "; ".join(each.detail for each in facts.foreign[:_NAMES_MAX]), remedy))
+    if facts.missing_rights:
+        detail = f"the broker's user may not publish to {_names(facts.missing_rights)}"
+        checks.append(Check("rights", "fail", detail, "allow it to: a mesh needs all of an account's subjects"))
+    return checks
 
 
 def check_streams(streams: StreamsSeen | str) -> Check:

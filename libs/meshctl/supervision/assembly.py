@@ -15,9 +15,11 @@ from contracts.records.storage import StoreRoom
 from mesh.background import first_of
 from mesh.configuration.settings import Address, Settings
 from meshctl.errors import StartFailed
+from meshctl.supervision import private_files
 from meshctl.supervision.broker_setup import provision
 from meshctl.supervision.embedded_broker import Broker, check_port, with_memory_limit
 from meshctl.supervision.home import Addresses, Home
+from meshctl.supervision.log_watch import watch_logs
 from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
 from meshctl.supervision.stops import Stops
 from meshctl.supervision.store_room import room_at_start
@@ -57,7 +59,7 @@ class Assembly:
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
         self._broker: Broker | None = None
-        self._store_watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._services: list[ServiceProcess] = []
 
     async def start(self) -> None:
@@ -67,6 +69,9 @@ class Assembly:
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
         give_up_at = asyncio.get_running_loop().time() + READY_SECONDS_MAX
+        # nats-server rotates its log itself.
+        logs = watch_logs(self.home, lambda: [each.name for each in self._services])
+        self._watches.append(asyncio.create_task(logs))
         if settings.nats_url is not None:
             self.nats_url = settings.nats_url
         else:
@@ -114,9 +119,9 @@ class Assembly:
         drain_seconds = self._settings.drain_seconds if is_given else DRAIN_SECONDS
         hurry_after_seconds = None if is_given else DRAIN_SECONDS
         await self._supervisor.stop(list(self._services), drain_seconds + DRAIN_MARGIN_SECONDS, hurry_after_seconds)
-        if self._store_watch is not None:
-            self._store_watch.cancel()
-            await asyncio.gather(self._store_watch, return_exceptions=True)
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
         self._supervisor.close()
@@ -155,7 +160,7 @@ class Assembly:
         """How much room the store has, before the broker takes any."""
         store = self.home.jetstream
         try:
-            store.mkdir(mode=0o700, exist_ok=True)
+            private_files.create_folder(store)
             return await asyncio.to_thread(room_at_start, self._settings.configuration, store)
         except OSError as error:
             raise StartFailed(f"can't use {store}: {error.strerror or error}") from None
@@ -164,7 +169,7 @@ class Assembly:
         """Tell from now on how much room there is: sizes come from it, and refusals."""
         serving = asyncio.Event()
         settings = replace(self._settings, nats_url=self.nats_url)
-        self._store_watch = asyncio.create_task(watch_store(settings, self.home.jetstream, room, serving))
+        self._watches.append(asyncio.create_task(watch_store(settings, self.home.jetstream, room, serving)))
         await first_of(serving, seconds=max(0.0, give_up_at - asyncio.get_running_loop().time()))
         if not serving.is_set():
             raise StartFailed("nats-server gives no answer", ("nats_server",))

@@ -12,9 +12,10 @@ import structlog
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, compare, declared
 from mesh.broker.sizing import find_sizes
+from mesh.broker.suitability import check_start
+from mesh.configuration.broker_urls import without_password
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable
-from meshctl.supervision.embedded_broker import without_password
 
 log = structlog.get_logger("meshctl.streams")
 
@@ -40,6 +41,7 @@ async def provision(settings: Settings, *, ours: bool) -> None:
     only one of the two sides knows of is none. And its streams grow to the sizes that there is room for.
     """
     async with connected(settings) as connection:
+        await check_start(connection)
         wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
         for difference in await apply(connection.requests, wanted, update=False, grow=ours):
             if not difference.missing:

@@ -7,17 +7,14 @@ where there is none, the default. So a second terminal finds a mesh on free port
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-import msgspec
-
+from mesh.broker import embedded
 from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
 from meshctl.errors import MeshGone
-from meshctl.supervision.embedded_broker import HOST
-from meshctl.supervision.home import Addresses, Home, is_alive
+from meshctl.supervision.home import Addresses, Home
 
 _SYNC_INTERVAL: Final = re.compile(r'^\s*sync_interval: "([^"]*)"$', re.MULTILINE)
 
@@ -44,7 +41,7 @@ def running_addresses(home: Home, flag: str) -> Addresses | None:
 
 def running_url(home: Home) -> str | None:
     """Where the embedded broker of this home listens; None if none runs. It says so itself, before all is ready."""
-    return next(_urls(home), None)
+    return next((f"nats://{embedded.HOST}:{port}" for port in embedded.ports(home.path)), None)
 
 
 def at_broker(settings: Settings) -> Settings:
@@ -97,16 +94,3 @@ def sync_interval(home: Home) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return match[1] if match else None
-
-
-def _urls(home: Home) -> Iterator[str]:
-    for path in sorted(home.nats_ports.glob("*.ports")):
-        pid = path.stem.rpartition("_")[2]
-        try:
-            addresses = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])["nats"]
-            port = int(addresses[0].rpartition(":")[2])
-            alive = is_alive(int(pid))
-        except (OSError, msgspec.MsgspecError, KeyError, IndexError, ValueError):
-            continue  # Half written, or not the broker's.
-        if alive:
-            yield f"nats://{HOST}:{port}"

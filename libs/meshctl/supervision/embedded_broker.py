@@ -26,14 +26,13 @@ import msgspec
 
 from contracts.streams import MESSAGE_BYTES_MAX
 from mesh.broker.connection import SERVER_VERSION_MIN
+from mesh.broker.embedded import HOST
 from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
 from meshctl.errors import StartFailed
 from meshctl.supervision.home import Home
 from meshctl.supervision.processes import Launch, Supervised
 
-HOST: Final = "127.0.0.1"
-"""Loopback alone: the embedded broker asks nobody for a password."""
 FREE_PORT: Final = -1
 """nats-server's own sign for "any free port"."""
 STORE_BYTES_MAX: Final = 1024**5
@@ -64,6 +63,8 @@ class BrokerConfig(NamedTuple):
     ports: Path
     log: Path
     sync_interval: str
+    token: str | None = None
+    """What every client has to show. None asks for nothing, which suits no machine that others can reach."""
 
 
 def render_config(config: BrokerConfig) -> str:
@@ -74,7 +75,7 @@ server_name: "taskmesh"
 listen: "{HOST}:{config.port}"
 ports_file_dir: {_quoted(config.ports)}
 max_payload: {MESSAGE_BYTES_MAX}
-
+{_authorization(config.token)}
 # Its log; HTTP monitoring stays off.
 log_file: {_quoted(config.log)}
 logfile_size_limit: {LOG_BYTES_MAX}
@@ -87,9 +88,20 @@ jetstream {{
   max_memory_store: {MEMORY_STORE_BYTES_MAX}
 }}
 
-# With this flag on, nats-py can't read an acknowledgement's subject, and its connection hangs.
+# The older form of acknowledgements, which clients of every age can read. The newer one will do for taskmesh, too.
 feature_flags {{
   js_ack_fc_v2: false
+}}
+"""
+
+
+def _authorization(token: str | None) -> str:
+    if token is None:
+        return ""
+    return f"""
+# Any user of this machine reaches the port: only who can read MESH_HOME gets in.
+authorization {{
+  token: {json.dumps(token)}
 }}
 """
 
@@ -180,7 +192,7 @@ class Broker(Supervised):
     def prepare(self) -> Launch:
         """Write the configuration; the child holds the home's lock, so that no two brokers share a store."""
         home = self._home
-        home.nats_ports.mkdir(exist_ok=True)
+        home.create_folder(home.nats_ports)
         for stale in home.nats_ports.glob("*.ports"):
             stale.unlink(missing_ok=True)
         config = BrokerConfig(
@@ -189,8 +201,9 @@ class Broker(Supervised):
             ports=home.nats_ports,
             log=home.log_path(self.name),
             sync_interval=self._sync_interval,
+            token=home.broker_token(),
         )
-        home.nats_config.write_text(render_config(config), encoding="utf-8")
+        home.write_private(home.nats_config, render_config(config).encode())
         command = [str(self._program), "-c", str(home.nats_config)]
         return Launch(command, self._environment, (self._lock,))
 
@@ -203,8 +216,3 @@ class Broker(Supervised):
                     self.port = int(addresses[0].rpartition(":")[2])
                     return True
             await asyncio.sleep(POLL_SECONDS)
-
-
-def without_password(url: str) -> str:
-    """A broker's URL as it may be shown: `nats://user:secret@host` → `nats://***@host`, each of a list."""
-    return re.sub(r"//[^/@,]*@", "//***@", url)

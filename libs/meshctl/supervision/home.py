@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from mesh.broker.embedded import PORTS_FOLDER, TOKEN_FILE, is_alive
 from meshctl.errors import HomeBusy, MeshctlError
+from meshctl.supervision import private_files
 
 LOG_BYTES_MAX: Final = 10 * 1024 * 1024
-"""A log above it is rotated to `.1` when its process starts."""
+"""A log above it is rotated to `.1`: so a process has twice this much, and what it writes in a second."""
+TOKEN_BYTES: Final = 32
 LOG_TAIL_LINES: Final = 15
 LOG_TAIL_BYTES_MAX: Final = 16 * 1024
 LOCK_WAIT_SECONDS: Final = 5.0
@@ -42,17 +46,39 @@ class Home:
         self.addresses = self.path / "addresses.json"
         self.lock = self.path / "lock"
         self.nats_config = self.path / "nats.conf"
-        self.nats_ports = self.path / "ports"
+        self.nats_ports = self.path / PORTS_FOLDER
+        self.token = self.path / TOKEN_FILE
         self.jetstream = self.path / "jetstream"
         self.index = self.path / "index"
 
     def create(self) -> None:
         """Make the folders; readable for their owner alone, since journals hold what users wrote."""
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.logs.mkdir(exist_ok=True)
+            for folder in (self.path, self.logs):
+                private_files.create_folder(folder)
         except OSError as error:
             raise MeshctlError(f"can't use MESH_HOME={self.path}: {error.strerror or error}") from None
+
+    def create_folder(self, folder: Path) -> None:
+        """Make one of its folders. Raises `MeshctlError`."""
+        try:
+            private_files.create_folder(folder)
+        except OSError as error:
+            raise MeshctlError(f"can't use {folder}: {error.strerror or error}") from None
+
+    def write_private(self, path: Path, content: bytes) -> None:
+        """Replace a file of this folder; only its owner can read it."""
+        private_files.write(path, content)
+
+    def broker_token(self) -> str:
+        """What the embedded broker asks its clients for: made once, and kept, so that they find it as it was."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if not self.token.is_symlink() and (kept := self.token.read_text(encoding="ascii").strip()):
+                self.token.chmod(0o600)
+                return kept
+        made = secrets.token_urlsafe(TOKEN_BYTES)
+        self.write_private(self.token, made.encode() + b"\n")
+        return made
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:
@@ -61,7 +87,7 @@ class Home:
         Raises `HomeBusy` if another mesh runs here.
         """
         try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise MeshctlError(f"can't use MESH_HOME={self.path}: {error.strerror or error}") from None
         try:
@@ -105,7 +131,7 @@ class Home:
 
     def write_pids(self, pids: Mapping[str, list[int]]) -> None:
         """Replace pids.json."""
-        _replace(self.pids, pids)
+        self.write_private(self.pids, msgspec.json.encode(pids) + b"\n")
 
     def remove_pids(self) -> None:
         """Nothing runs any more."""
@@ -113,7 +139,7 @@ class Home:
 
     def write_addresses(self, addresses: Addresses) -> None:
         """Say where the mesh is, once it serves."""
-        _replace(self.addresses, addresses)
+        self.write_private(self.addresses, msgspec.json.encode(addresses) + b"\n")
 
     def read_addresses(self) -> Addresses | None:
         """Where the mesh is that runs here, or that ran here and was killed. None if there is no such file."""
@@ -138,7 +164,14 @@ class Home:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size > LOG_BYTES_MAX:
                 path.replace(path.with_name(path.name + ".1"))
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return private_files.open_to_append(path)
+
+    def rotate_logs(self, names: Iterable[str]) -> None:
+        """Put aside what these logs hold, where they have grown too long; who writes them goes on. Raises `OSError`."""
+        for path in map(self.log_path, names):
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_size > LOG_BYTES_MAX:
+                    private_files.move_content(path, path.with_name(path.name + ".1"))
 
     def log_size(self, name: str) -> int:
         """How long a log is; 0 where there is none."""
@@ -156,24 +189,6 @@ class Home:
                 return log.read().decode("utf-8", "replace").splitlines()[-LOG_TAIL_LINES:]
         except FileNotFoundError:
             return []
-
-
-def _replace(path: Path, content: object) -> None:
-    """Write a file at once: a reader sees the old or the new one."""
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(msgspec.json.encode(content) + b"\n")
-    new.replace(path)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is a process of this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _pid_in(raw: bytes) -> int | None:

@@ -17,6 +17,7 @@ from contracts import VERSION
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream, failure_of_status
 from inference_worker.dialects.event_lines import LineReader
 from inference_worker.dialects.reading import decoded
+from inference_worker.models import endpoints
 from inference_worker.models.chunks import Begun, Chunk
 from mesh.clock import now
 from mesh.configuration.mesh_toml import ServerConfiguration
@@ -136,6 +137,7 @@ class ModelServer:
             data = await _read(body, give_up_at, answer)
             payloads = lines.feed(data) if data is not None else [last for last in lines.end() if _is_whole(last)]
             for payload in payloads:
+                endpoints.heard(payload)
                 for chunk in answer.take(payload):
                     told = True
                     yield chunk

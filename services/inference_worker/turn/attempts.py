@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
+from contracts.codec import encode
 from contracts.journal import events
 from contracts.journal.events import JournalEvent
 from contracts.journal.parts import FinishReason, Timings, Usage
@@ -23,6 +24,10 @@ from mesh.task.state import TaskState
 
 REASONING_BYTES_MAX = 192 * 1024
 """Most of a turn's reasoning that is kept, as encoded JSON: with the text it must fit into `turn.completed`."""
+ARGUMENTS_BYTES_MAX = 192 * 1024
+BLOCKS_BYTES_MAX = 160 * 1024
+"""Most of the arguments of its calls, and of what a provider wants back: what dialects keep to. A broker with smaller
+messages than 1 MiB has room for less of each."""
 
 CLOCKS_APART_SECONDS_MAX = 0.1
 CLOCK_TICK_SECONDS = 0.001
@@ -105,8 +110,8 @@ class Attempt:
         """
         so_far = self._step.state.turn(self._turn)
         self._bytes_left = {
-            "output": OUTPUT_BYTES_MAX - output_bytes(so_far.text),
-            "reasoning": REASONING_BYTES_MAX - output_bytes(so_far.reasoning_text or ""),
+            "output": self._step.fitting(OUTPUT_BYTES_MAX) - output_bytes(so_far.text),
+            "reasoning": self._step.fitting(REASONING_BYTES_MAX) - output_bytes(so_far.reasoning_text or ""),
         }
         failure: StepFailed | None = None
         ending: Ending | None = None
@@ -155,7 +160,7 @@ class Attempt:
                 case ReasoningDelta(text):
                     await self._write(writer, "reasoning", text)
                 case Finished():
-                    return _ending(chunk)
+                    return _ending(chunk, self._step.fitting)
         return await self.cut()
 
     async def _until_the_deadline(self) -> None:
@@ -234,5 +239,12 @@ def _inner_bytes(text: str) -> int:
     return output_bytes(text) - 2
 
 
-def _ending(finished: Finished) -> Ending:
-    return Ending(finished.finish_reason, finished.usage, finished.calls, finished.blocks)
+def _ending(finished: Finished, fitting: Callable[[int], int]) -> Ending:
+    """The end as the stream told it. Calls that a small broker has no room for are cut off, as any text is."""
+    blocks = finished.blocks
+    if fitting(ARGUMENTS_BYTES_MAX) < ARGUMENTS_BYTES_MAX:
+        if blocks and len(encode(blocks)) > fitting(BLOCKS_BYTES_MAX):
+            blocks = None
+        if len(encode([call.arguments for call in finished.calls])) > fitting(ARGUMENTS_BYTES_MAX):
+            return Ending("length", finished.usage)
+    return Ending(finished.finish_reason, finished.usage, finished.calls, blocks)

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 
 from opentelemetry.trace import Span, SpanKind
 
 from contracts.journal.parts import FinishReason, Timings, Usage
-from inference_worker.models.chunks import TurnInput
+from inference_worker.models import endpoints
+from inference_worker.models.chunks import Chunk, Finished, TurnInput
 from mesh.telemetry import metrics, traces
 
 
 class ObservedCall:
-    """What is told of a call once its stream has ended."""
+    """What is told of a call while it streams, and once its stream has ended."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, point: Mapping[str, str | int] | None = None) -> None:
+        """`point` has the attributes of its metrics; None while telemetry is off."""
         self._span = span
+        self._point = point
         self.usage: Usage | None = None
         self.first_token_seconds: float | None = None
+
+    def chunks(self, said: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+        """The same chunks, with the times between them measured."""
+        return said if self._point is None else _timed(said, self._point)
 
     def ended(self, finish_reason: FinishReason, usage: Usage, timings: Timings) -> None:
         """The stream ended, and did not fail."""
@@ -44,8 +51,13 @@ def observed_call(provider: str, turn: TurnInput) -> Iterator[ObservedCall]:
         return
     started_at = time.perf_counter()
     error: str | None = None
-    with traces.span(f"chat {turn.model}", kind=SpanKind.CLIENT, attributes=_attributes(provider, turn)) as span:
-        call = ObservedCall(span)
+    point = _point(provider, turn)
+    attributes = _attributes(provider, turn) | point
+    with (
+        traces.span(f"chat {turn.model}", kind=SpanKind.CLIENT, attributes=attributes) as span,
+        endpoints.listening() as response,
+    ):
+        call = ObservedCall(span, point)
         try:
             yield call
         except Exception as failure:
@@ -55,9 +67,12 @@ def observed_call(provider: str, turn: TurnInput) -> Iterator[ObservedCall]:
             error = "cancelled"  # The lease was lost, or the process drains.
             raise
         finally:
+            if response.id is not None:
+                span.set_attribute("gen_ai.response.id", response.id)
+            if response.model is not None:
+                span.set_attribute("gen_ai.response.model", response.model)
             metrics.model_called(
-                provider,
-                turn.model,
+                point,
                 time.perf_counter() - started_at,
                 call.first_token_seconds,
                 usage=call.usage,
@@ -68,9 +83,8 @@ def observed_call(provider: str, turn: TurnInput) -> Iterator[ObservedCall]:
 
 def _attributes(provider: str, turn: TurnInput) -> dict[str, str | int | float]:
     attributes: dict[str, str | int | float] = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": provider,
-        "gen_ai.request.model": turn.model,
+        "gen_ai.request.stream": True,
+        "taskmesh.provider": provider,
         "taskmesh.claims": turn.deliveries,
     }
     if turn.max_output_tokens is not None:
@@ -78,6 +92,31 @@ def _attributes(provider: str, turn: TurnInput) -> dict[str, str | int | float]:
     if turn.temperature is not None:
         attributes["gen_ai.request.temperature"] = turn.temperature
     return attributes
+
+
+def _point(provider: str, turn: TurnInput) -> dict[str, str | int]:
+    """What span and metrics have in common."""
+    at = endpoints.endpoint(provider)
+    point: dict[str, str | int] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": at.provider_name,
+        "gen_ai.request.model": turn.model,
+    }
+    if at.server_address is not None and at.server_port is not None:
+        point |= {"server.address": at.server_address, "server.port": at.server_port}
+    return point
+
+
+async def _timed(said: AsyncGenerator[Chunk, None], point: Mapping[str, str | int]) -> AsyncGenerator[Chunk, None]:
+    before: float | None = None
+    async with aclosing(said) as chunks:
+        async for chunk in chunks:
+            if not isinstance(chunk, Finished):
+                at = time.perf_counter()
+                if before is not None:
+                    metrics.chunk_came(point, at - before)
+                before = at
+            yield chunk
 
 
 _UNOBSERVED = ObservedCall(traces.NO_SPAN)

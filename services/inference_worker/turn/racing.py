@@ -73,7 +73,7 @@ class Asked:
         began_at = time.perf_counter()
         with observed_call(self.candidate.provider, turn_input) as call:
             try:
-                async with aclosing(self.candidate.source.stream(turn_input)) as chunks:
+                async with aclosing(call.chunks(self.candidate.source.stream(turn_input))) as chunks:
                     async for chunk in chunks:
                         if self._first_token_seconds is None:
                             self._first_token_seconds = time.perf_counter() - began_at

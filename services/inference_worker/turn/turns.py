@@ -247,7 +247,7 @@ class TurnHandler:
         if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
             return await self._ask_in_time(step, attempt, candidate, turn_input, second)
         with observed_call(candidate.provider, turn_input) as call:
-            ending = await attempt.stream(candidate.source.stream(turn_input))
+            ending = await attempt.stream(call.chunks(candidate.source.stream(turn_input)))
             if ending is not None:
                 call.ended(ending.finish_reason, ending.usage, attempt.timings())
         return ending

@@ -127,9 +127,14 @@ class IndexFile:
 
     def throw_away(self) -> None:
         """Delete the file, for one that is built anew."""
-        if self._path is not None:
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """The database, and what SQLite has beside it."""
+        if self._path is None:
+            return []
+        return [self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
 
     def close(self, *, is_kept: bool) -> None:
         """Leave the file to others; `is_kept`: once all of it is on the disk, so that it outlasts a power cut."""
@@ -156,7 +161,8 @@ class IndexFile:
     def _take_slot(self, folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for slot in range(1, SLOTS_MAX + 1):
-            descriptor = os.open(folder / f"lists-{slot}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(folder / f"lists-{slot}.lock", flags, 0o600)
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._lock = descriptor
@@ -166,8 +172,10 @@ class IndexFile:
 
     def _connect(self) -> sqlite3.Connection:
         if self._path is not None:
+            if any(file.is_symlink() for file in self._files()):
+                self.throw_away()  # Somebody's links, which are not to be written through.
             # For its owner's eyes alone: records hold what users wrote.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         # An empty name is a file that nobody else sees, and that the system takes away with the process.
         database = sqlite3.connect(self._path or "", isolation_level=None, check_same_thread=False)
         try:

@@ -27,7 +27,7 @@ def spawn_task(pools: tuple[str, ...]) -> Tool[SpawnArguments]:
         step, work = call.step, call.step.work
         if not isinstance(work, ToolWork):
             raise TypeError("not a claimed call")
-        check(step.state, work.call, arguments, pools)
+        check(step.state, work.call, arguments, pools, step.fitting(BODY_BYTES_MAX))
         child = child_id(work.task, work.call, work.gen)
         # The child's own first turn is due from here on: who settles this call publishes it.
         started = await step.append_if(
@@ -52,7 +52,13 @@ def spawn_task(pools: tuple[str, ...]) -> Tool[SpawnArguments]:
     )
 
 
-def check(state: TaskState, call: str, arguments: SpawnArguments, pools: tuple[str, ...]) -> None:
+def check(
+    state: TaskState,
+    call: str,
+    arguments: SpawnArguments,
+    pools: tuple[str, ...],
+    request_bytes_max: int = BODY_BYTES_MAX,
+) -> None:
     """Refuse what could never run, or may more than its parent. Raises `ToolRefused`."""
     parent, asked = state.queued, state.asked_for(call)
     if parent is None or asked is None or state.changed_at is None:
@@ -70,8 +76,8 @@ def check(state: TaskState, call: str, arguments: SpawnArguments, pools: tuple[s
     started = events.SubtaskStarted(
         state.task, state.task, state.tenant, 0, state.changed_at, call=call, child=child_id(state.task, call, 0)
     )
-    if len(encode(child_work(state, asked, started).request)) > BODY_BYTES_MAX:
-        raise ToolRefused(f"the task is larger than {BODY_BYTES_MAX} bytes")
+    if len(encode(child_work(state, asked, started).request)) > request_bytes_max:
+        raise ToolRefused(f"the task is larger than {request_bytes_max} bytes")
 
 
 def _nothing_left() -> ToolRefused:

@@ -1,0 +1,106 @@
+"""Logging in at a NATS of one's own: any password, any number of servers, and a wrong one that reads as such."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from mesh.broker.connection import connect
+from mesh.broker.embedded import PORTS_FOLDER, TOKEN_FILE
+from mesh.configuration.settings import Settings
+from mesh.errors import BrokerRefused, SettingsError
+from meshctl.commands.doctor import gather
+from meshctl.diagnosis.checks import diagnose
+from tests.support.broker import Broker, free_port
+
+pytestmark = pytest.mark.integration
+
+PASSWORD = "p@ss/w:rd, 100%"
+ENCODED = quote(PASSWORD, safe="")
+TOKEN = "t@ken"
+
+
+@pytest.fixture
+async def guarded(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker with a user."""
+    broker = Broker(tmp_path / "nats", extra=f'authorization {{ user: me, password: "{PASSWORD}" }}')
+    await broker.start()
+    yield broker
+    await broker.stop()
+
+
+@pytest.fixture
+async def tokened(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker with a token."""
+    broker = Broker(tmp_path / "nats", extra=f'authorization {{ token: "{TOKEN}" }}')
+    await broker.start()
+    yield broker
+    await broker.stop()
+
+
+async def test_a_percent_encoded_password_connects(guarded: Broker) -> None:
+    async with connect(Settings(nats_url=f"nats://me:{ENCODED}@127.0.0.1:{guarded.port}"), "test") as connection:
+        assert connection.is_connected
+
+
+async def test_a_list_of_servers_connects_though_the_first_is_away(guarded: Broker) -> None:
+    url = f"nats://me:{ENCODED}@127.0.0.1:{free_port()},nats://127.0.0.1:{guarded.port}"
+    async with connect(Settings(nats_url=url), "test") as connection:
+        assert connection.is_connected
+
+
+@pytest.mark.parametrize(
+    ("login", "says"),
+    [
+        ("me:wrong@", r"^the broker at nats://\*\*\*@127\.0\.0\.1:\d+ refuses the user or password of MESH_NATS_URL$"),
+        ("wrong@", r"^the broker at nats://\*\*\*@127\.0\.0\.1:\d+ refuses the token of MESH_NATS_URL$"),
+        ("", r"^the broker at nats://127\.0\.0\.1:\d+ asks for a login, and MESH_NATS_URL has none"),
+    ],
+)
+async def test_a_wrong_login_reads_as_such(guarded: Broker, tmp_path: Path, login: str, says: str) -> None:
+    settings = Settings(nats_url=f"nats://{login}127.0.0.1:{guarded.port}", home=tmp_path)
+    with pytest.raises(BrokerRefused, match=says):
+        async with connect(settings, "test"):
+            pytest.fail("it was let in")
+    checks = {check.check: check for check in diagnose(await gather(settings))}
+    assert checks["broker"].status == "ok"
+    assert checks["login"].status == "fail"
+    assert "streams" not in checks
+
+
+async def test_a_token_of_the_url_connects(tokened: Broker) -> None:
+    url = f"nats://{quote(TOKEN, safe='')}@127.0.0.1:{tokened.port}"
+    async with connect(Settings(nats_url=url), "test") as connection:
+        assert connection.is_connected
+
+
+async def test_the_token_of_a_home_is_shown_to_its_own_broker_alone(tokened: Broker, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / PORTS_FOLDER).mkdir(parents=True)
+    (home / TOKEN_FILE).write_text(TOKEN + "\n")
+    settings = Settings(nats_url=tokened.url, home=home)
+    with pytest.raises(BrokerRefused, match="asks for a login"):
+        async with connect(settings, "test"):
+            pytest.fail("the token went to a broker that is not known to be the home's")
+    assert tokened.process is not None
+    ports = home / PORTS_FOLDER / f"nats-server_{tokened.process.pid}.ports"
+    ports.write_text(f'{{"nats": ["nats://127.0.0.1:{tokened.port}"]}}')
+    for alone in (settings, replace(settings, nats_url=None, nats_port=tokened.port)):
+        async with connect(alone, "test") as connection:
+            assert connection.is_connected
+
+
+async def test_an_inbox_that_may_not_be_heard_is_named_at_the_start(tmp_path: Path) -> None:
+    deny = 'permissions: { subscribe: { deny: ["_INBOX_test.>"] } }'
+    broker = Broker(tmp_path / "nats", extra=f"authorization {{ users: [{{ user: me, password: x, {deny} }}] }}")
+    await broker.start()
+    try:
+        with pytest.raises(SettingsError, match=r"^the broker's user may not subscribe to _INBOX_test\..*: no answer"):
+            async with connect(Settings(nats_url=broker.url.replace("//", "//me:x@")), "test"):
+                pytest.fail("nobody would answer")
+    finally:
+        await broker.stop()

@@ -117,7 +117,7 @@ def _portable(schema: Any) -> Any:
         return [_portable(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    portable = {}
+    portable: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "pattern" and isinstance(value, str):
             portable[key] = exact_pattern(value.removeprefix("^").removesuffix(r"\Z"))
@@ -130,14 +130,17 @@ def _portable(schema: Any) -> Any:
             }
         else:
             portable[key] = _portable(value)
+    if all(isinstance(word, str) for word in portable.get("enum", [0])):
+        # It goes without saying, and generators that are not told make it anything.
+        portable.setdefault("type", "string")
     return portable
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema that null fits, too."""
     null = {"type": "null"}
-    either = schema.get("anyOf")
-    if not schema or schema == null or (either is not None and null in either):
+    either: list[Any] = schema.get("anyOf", [])
+    if not schema or schema == null or null in either:
         return schema
     annotations = {key: value for key, value in schema.items() if key in ("default", "description", "title")}
     own = {key: value for key, value in schema.items() if key not in annotations}

@@ -46,6 +46,8 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, connections: Connections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._all = connections
+        self._answered: RequestResponseCycle | None = None
+        """The request that is being answered, or was last. Of several that came together `cycle` is the last."""
         self._chunk_bytes = 0
         self._head_bytes: int | None = None
         """Bytes of the head under way, without the chunk that it began in; None outside of a head."""
@@ -69,6 +71,7 @@ class Protocol(HttpToolsProtocol):
         if self._discard_timer is not None:
             self._discard_timer.cancel()
         self.pipeline.clear()
+        self._tell_gone()
         super().connection_lost(exc)
 
     # What comes
@@ -117,6 +120,10 @@ class Protocol(HttpToolsProtocol):
         self._stop_head_timer()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
             raise _HeadRefused
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise _HeadRefused
+        if self.url.startswith((b"http://", b"https://")):
+            self._take_host_of_target()
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._head_without_upgrade = self._rebuilt_head()
             return
@@ -129,6 +136,12 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._head_without_upgrade is None:
             super().on_message_complete()
+
+    def _take_host_of_target(self) -> None:
+        """What a target in absolute form names outranks `Host` (RFC 9112, 3.2.2)."""
+        authority = self.url.partition(b"://")[2].partition(b"/")[0].partition(b"?")[0].rpartition(b"@")[2]
+        if sum(name == b"host" for name, _ in self.headers) == 1:
+            self.headers[:] = [(name, authority if name == b"host" else value) for name, value in self.headers]
 
     def _rebuilt_head(self) -> bytes:
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
@@ -147,6 +160,7 @@ class Protocol(HttpToolsProtocol):
             app = self._all.refuse
         if cycle.scope["http_version"] == "1.0":
             cycle.waiting_for_100_continue = False  # RFC 9110, 10.1.1
+        self._answered = cycle
         super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
 
     async def _answer(
@@ -195,18 +209,22 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         """Answer what is not HTTP, and end the connection. An answer under way must not be written into."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
+        cycle = self._answered
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()
             return
-        if cycle is not None:
-            cycle.disconnected = True
-            cycle.message_event.set()
+        self._tell_gone()
         detail = f"not an HTTP request, or one whose head has more than {HEAD_BYTES_MAX} bytes"
         body = encode(problem("invalid-request", detail))
         head = f"content-type: {PROBLEM_JSON}\r\ncache-control: no-store\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}connection: close\r\n\r\n".encode() + body)
         self._linger(RUBBISH_BYTES_MAX)
+
+    def _tell_gone(self) -> None:
+        """Let the application know that nobody reads its answer: what it sends from here on is dropped."""
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def _linger(self, bytes_max: int) -> None:
         """End the connection so that the client gets the answer: a close with unread bytes would be a reset."""

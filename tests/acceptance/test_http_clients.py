@@ -169,6 +169,8 @@ async def test_the_head_of_a_stream_that_goes_on_takes_the_place_of_none(bench: 
 async def test_another_method_is_told_which_there_are(bench: Bench, method: str, path: str, allowed: str) -> None:
     response = await bench.ingress.request(method, path.format(task=bench.foreign_task))
     assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    asked = await bench.ingress.options(path.format(task=bench.foreign_task))
+    assert (asked.status_code, asked.headers["allow"], asked.content) == (204, allowed, b"")
 
 
 async def test_the_edge_says_which_methods_there_are(bench: Bench) -> None:

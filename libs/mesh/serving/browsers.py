@@ -18,7 +18,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from contracts import headers
 from mesh.configuration.settings import Address
-from mesh.serving.http import send_problem
+from mesh.serving.http import send_problem, with_head_and_options
 
 ANY = "*"
 PREFLIGHT_SECONDS = 600
@@ -114,6 +114,7 @@ def _ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 def guarded(app: ASGIApp, access: Access) -> ASGIApp:
     """An application that is reached by those alone that `access` lets in."""
+    served = with_head_and_options(app)
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -130,7 +131,7 @@ def guarded(app: ASGIApp, access: Access) -> ASGIApp:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
-            await app(scope, receive, send)
+            await served(scope, receive, send)
 
     return guard
 

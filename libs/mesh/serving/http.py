@@ -7,12 +7,13 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from typing import cast
 
 import structlog
 import uvicorn
 from litestar import MediaType, Request, Response, get
 from litestar.datastructures import State
-from litestar.enums import HttpMethod, ScopeType
+from litestar.enums import ScopeType
 from litestar.exceptions import (
     HTTPException,
     MethodNotAllowedException,
@@ -120,28 +121,57 @@ async def _send_response(send: Send, response: Response[bytes]) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def with_head(app: ASGIApp) -> ASGIApp:
-    """An application that answers HEAD where it answers GET, without the body, and without waiting for one to end."""
+def with_head_and_options(app: ASGIApp) -> ASGIApp:
+    """An application that answers HEAD where it answers GET, and says to OPTIONS what it says of any other method."""
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP or scope["method"] != "HEAD":
+        method = scope["method"] if scope["type"] == ScopeType.HTTP else None
+        if method == "HEAD":
+            await app(_asking(scope, "GET"), receive, _head_of(send))
+        elif method == "OPTIONS":
+            # The framework's own answer has the methods of the handler that came first.
+            await app(_asking(scope, "TRACE"), receive, _options_of(send))
+        else:
             await app(scope, receive, send)
-            return
-        ended = False
-
-        async def send_head(message: Message) -> None:
-            nonlocal ended
-            if message["type"] == "http.response.body":
-                if ended:
-                    return
-                # The server tells the application then that the client is gone, which ends a stream.
-                ended = True
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
-            await send(message)
-
-        await app({**scope, "method": HttpMethod.GET.value}, receive, send_head)
 
     return dispatch
+
+
+def _asking(scope: Scope, method: str) -> Scope:
+    return cast("Scope", {**scope, "method": method})
+
+
+def _head_of(send: Send) -> Send:
+    """Sends an answer without its body, and does not wait for that to end."""
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if message["type"] == "http.response.body":
+            if ended:
+                return
+            # The server tells the application then that the client is gone, which ends a stream.
+            ended = True
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return send_head
+
+
+def _options_of(send: Send) -> Send:
+    """Sends what a 405 says of a path's methods, as the answer to who asks for them."""
+    allowed: tuple[bytes, bytes] | None = None
+
+    async def send_options(message: Message) -> None:
+        nonlocal allowed
+        if message["type"] == "http.response.start" and message["status"] == HTTP_STATUS_BY_CODE["method-not-allowed"]:
+            allowed = next((name, value) for name, value in message["headers"] if name == b"allow")
+            message = {"type": "http.response.start", "status": 204, "headers": [allowed]}
+        elif message["type"] == "http.response.body" and allowed is not None:
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return send_options
 
 
 def tenant_of_request(request: AnyRequest, otherwise: str | None = None) -> str:
@@ -234,7 +264,7 @@ async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, 
     """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`."""
     connections = Connections(raise_descriptor_limit())
     config = uvicorn.Config(
-        with_head(app),
+        app,
         http=partial(Protocol, connections),  # type: ignore[arg-type]  # it is called as the class would be
         ws="none",
         lifespan="off",

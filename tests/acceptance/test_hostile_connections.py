@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from litestar.types import Receive, Scope, Send
+from litestar import Response
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from mesh.configuration.settings import Address
 from mesh.serving import connections, http, http_protocol
@@ -30,11 +31,19 @@ LARGE = 8 * 1024 * 1024
 @asynccontextmanager
 async def serving(answer: Callable[[Send], Awaitable[None]]) -> AsyncIterator[Address]:
     """The server of the services, with an application that answers everything alike."""
-    listener = http.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
-    stopping, started = asyncio.Event(), asyncio.Event()
 
     async def app(_: Scope, __: Receive, send: Send) -> None:
         await answer(send)
+
+    async with serving_app(app) as address:
+        yield address
+
+
+@asynccontextmanager
+async def serving_app(app: ASGIApp) -> AsyncIterator[Address]:
+    """The server of the services, with an application of a test's own."""
+    listener = http.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
+    stopping, started = asyncio.Event(), asyncio.Event()
 
     async def on_started() -> None:
         started.set()
@@ -101,6 +110,39 @@ async def test_a_body_that_nobody_reads_and_that_never_ends_ends_the_connection(
         async with within(10):
             assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
         await until(lambda: holds(address, 0))
+        writer.close()
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_is_waited_for_and_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BODY_SECONDS_MAX", 0.2)
+
+    async def take(request: http.AnyRequest) -> Response[bytes]:
+        return http.json_response(len(await http.read_json_body(request, 1000)))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await http.answer_directly(take, scope, receive, send)
+
+    head = b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    async with serving_app(app) as address:
+        for sent in (head, head + b"{", head + b"{}" * 40):
+            assert_problem(await exchange(address, sent), "invalid-request")
+
+
+@pytest.mark.asyncio
+async def test_a_head_that_comes_in_a_trickle_is_given_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.3)
+    async with serving(short) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        ended = asyncio.create_task(is_closed(reader))
+        with contextlib.suppress(ConnectionError):
+            for byte in b"GET /x HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"x" * 10_000:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.wait({ended}, timeout=0.01)
+                if ended.done():
+                    break
+        assert await ended
         writer.close()
 
 

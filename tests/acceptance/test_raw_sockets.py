@@ -86,5 +86,20 @@ async def test_a_stranger_is_answered_and_harms_nobody(bench: Bench, sent: Sent)
     await control(bench)
 
 
+async def test_answers_that_nobody_reads_take_no_more_than_their_share(bench: Bench) -> None:
+    """Each connection asks for megabytes in one go, and reads nothing: the next answer waits for the one before."""
+    ingress = http_processes(bench)[0]
+    before = ingress.resident_bytes()
+    address = bench.mesh.settings.ingress_address
+    opened = [await asyncio.open_connection(address.host, address.port, limit=1024) for _ in range(100)]
+    for _, writer in opened:
+        writer.write(b"GET /schema HTTP/1.1\r\nHost: localhost\r\n\r\n" * 30)
+    await control(bench)
+    assert ingress.resident_bytes() - before < GROWTH_BYTES_MAX
+    for _, writer in opened:
+        writer.transport.abort()
+    await control(bench)
+
+
 async def test_the_suite_has_enough_cases() -> None:
     assert len(ALL) >= 150

@@ -25,8 +25,8 @@ CONNECTIONS_MIN = 8
 SWEEP_SECONDS = 1.0
 UNREAD_SECONDS_MAX = 30.0
 """How long a client may take nothing of an answer."""
-UNREAD_BYTES_MAX = 64 * 1024 * 1024
-"""What the unread answers of all clients may take; above that those that take nothing are closed at once."""
+UNREAD_BYTES_MAX = 256 * 1024 * 1024
+"""What the unread answers of all clients may take together: above that the largest are closed."""
 LOG_SECONDS = 10.0
 """How often it is said that a server is full."""
 RETRY_AFTER_SECONDS = 5
@@ -119,9 +119,9 @@ class Connections:
             self.sweep(time.monotonic())
 
     def sweep(self, now: float) -> None:
-        """Close those that have taken nothing for too long; at once, the largest first, while too much is unread."""
+        """Close those that have taken nothing for too long, and the largest while too much is unread."""
         total = 0
-        idle: list[tuple[int, Connection]] = []
+        slow: list[tuple[int, Connection]] = []
         for connection, (before, since) in list(self._all.items()):
             unread = connection.transport.get_write_buffer_size()
             takes_nothing = 0 < before <= unread
@@ -132,11 +132,11 @@ class Connections:
                 self._abort(connection, unread)
                 continue
             total += unread
-            if takes_nothing:
-                idle.append((unread, connection))
-        idle.sort(key=lambda each: each[0])
-        while total > UNREAD_BYTES_MAX and idle:
-            unread, connection = idle.pop()
+            if before:
+                slow.append((unread, connection))
+        slow.sort(key=lambda each: each[0])
+        while total > UNREAD_BYTES_MAX and slow:
+            unread, connection = slow.pop()
             total -= unread
             self._abort(connection, unread)
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.errors import InvalidPayload
+from contracts.nulls import drop_nulls
 
 T = TypeVar("T")
 
@@ -40,6 +41,8 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 def decode(payload: bytes, kind: type[T]) -> T:
     """Decode JSON into a wire type.
 
+    An optional field that is null is absent (PROTOCOL.md, section 5).
+
     Raises `InvalidPayload` for whatever is wrong with the bytes: not JSON, bad UTF-8, nesting deeper
     than the interpreter takes, a missing field or a wrong type. The message names the path.
     """
@@ -47,7 +50,14 @@ def decode(payload: bytes, kind: type[T]) -> T:
         if not payload.isascii():
             payload.decode("utf-8")  # msgspec passes over fields that it does not know without looking at their bytes
         decoder: msgspec.json.Decoder[T] = _decoder(kind)  # type: ignore[arg-type]  # a type is hashable, whatever mypy says
-        return decoder.decode(payload)
+        try:
+            return decoder.decode(payload)
+        except msgspec.ValidationError:
+            # Most fields that may be absent have no null in their type, but a default. Rare, so it costs only these.
+            value = msgspec.json.decode(payload)
+            if not drop_nulls(value, kind):
+                raise
+            return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise InvalidPayload(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

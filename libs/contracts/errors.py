@@ -18,6 +18,7 @@ HTTP_STATUS_BY_CODE: dict[str, int] = {
     "conflict": 409,
     "payload-too-large": 413,
     "unsupported-media-type": 415,
+    "misdirected-request": 421,
     "idempotency-mismatch": 422,
     "rate-limited": 429,
     "internal": 500,
@@ -25,6 +26,7 @@ HTTP_STATUS_BY_CODE: dict[str, int] = {
     "pool-unavailable": 503,
     "broker-unavailable": 503,
     "list-unavailable": 503,
+    "too-many-connections": 503,
     "timeout": 504,
 }
 """Problem code → HTTP status. The title of each is its entry in `TITLE_BY_CODE`."""
@@ -38,6 +40,7 @@ TITLE_BY_CODE: dict[str, str] = {
     "conflict": "The resource is not in a state that allows this",
     "payload-too-large": "The request body is too large",
     "unsupported-media-type": "The request body is not application/json",
+    "misdirected-request": "The host that was named is not served here",
     "idempotency-mismatch": "The idempotency key was used with another body",
     "rate-limited": "Too many requests",
     "internal": "Something broke on our side",
@@ -45,6 +48,7 @@ TITLE_BY_CODE: dict[str, str] = {
     "pool-unavailable": "The pool takes no work at present",
     "broker-unavailable": "The broker does not answer",
     "list-unavailable": "The list can't be told at present",
+    "too-many-connections": "The service has no room for more requests",
     "timeout": "The answer did not come in time",
 }
 

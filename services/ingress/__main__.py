@@ -10,6 +10,7 @@ from ingress.storage import Storage
 from mesh.background import background
 from mesh.journal.following import Following
 from mesh.journal.submission import Submission
+from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.http import address_of, bind, serve
 from mesh.serving.service import Service, probe_broker, run
 
@@ -28,9 +29,11 @@ async def main(service: Service) -> None:
     async def probe() -> list[HealthCheck]:
         return storage.marked(await probe_broker(service.connection))
 
+    address = address_of(listener)
+    hosts = hosts_of(address, settings.allowed_hosts, [settings.ingress_public_url])
     async with ingress.lists.open(), background(lanes.run(), storage.run(), providers.run()):
-        app = create_app(ingress, probe)
-        await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
+        app = guarded(create_app(ingress, probe), Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"))
+        await serve(app, listener, service.stopping, service.ready(str(address)))
     await submission.close()
 
 

@@ -133,6 +133,13 @@ class Ingress:
         tenant = tenant_of_request(request)
         return json_response(await self._record(tenant, checked_task(task)), 200, {"Cache-Control": "no-store"})
 
+    def events(self, request: AnyRequest, task: str) -> Response[bytes]:
+        """`GET /v1/tasks/{id}/events`: they are at the stream edge."""
+        url = task_links(self._settings, checked_task(task)).events
+        query = request.scope["query_string"].decode("latin-1")
+        location = f"{url}?{query}" if query else url
+        return Response(b"", status_code=307, headers={"Location": location, "Cache-Control": "no-store"})
+
     async def tasks(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tasks`"""
         tenant = tenant_of_request(request)
@@ -205,13 +212,16 @@ class Ingress:
             )
 
     async def _accepted(self, submitted: Submitted) -> Response[bytes]:
-        status = (await self._record(submitted.tenant, submitted.task)).status if submitted.existing else "queued"
+        known = await self._record(submitted.tenant, submitted.task) if submitted.existing else None
         accepted = TaskAccepted(
             id=submitted.task,
-            status=status,
+            tenant=submitted.tenant,
+            status=known.status if known is not None else "queued",
             pool=submitted.pool,
             priority=submitted.priority,  # type: ignore[arg-type]  # it was validated as one
             created_at=submitted.created_at,
+            updated_at=known.updated_at if known is not None else submitted.created_at,
+            sequence=known.sequence if known is not None else 0,
             queue=self._lanes.queue(submitted.pool, submitted.priority),
             links=task_links(self._settings, submitted.task),
         )
@@ -282,6 +292,11 @@ def create_app(ingress: Ingress, probe: Probe) -> ASGIApp:
 def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     document = encode(openapi())
 
+    # `create_app` serves this one. It is here so that the framework knows what /v1/tasks takes.
+    @post("/v1/tasks")
+    async def submit(request: AnyRequest) -> Response[bytes]:
+        return await ingress.submit(request)
+
     @get("/v1/tasks")
     async def tasks(request: AnyRequest) -> Response[bytes]:
         return await ingress.tasks(request)
@@ -294,6 +309,10 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     @get("/v1/tasks/{task:str}")
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
+
+    @get("/v1/tasks/{task:str}/events")
+    async def events(request: AnyRequest, task: str) -> Response[bytes]:
+        return ingress.events(request, task)
 
     @post("/v1/tasks/{task:str}/cancel")
     async def cancel(request: AnyRequest, task: str) -> Response[bytes]:
@@ -308,7 +327,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(tasks, counts, task, cancel, inputs, schema),
+        *(submit, tasks, counts, task, events, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
         *health_routes("ingress", probe),
     ]

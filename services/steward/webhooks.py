@@ -95,7 +95,7 @@ class WebhookLoop:
         self._endpoint = Endpoint(webhook, keys)
         self._worker = worker
         self._requests = connection.requests
-        self._events_base_url = settings.events_base_url
+        self._base_urls = (settings.events_base_url, settings.ingress_base_url)
         self._consumer = webhook_consumer(name)
         self._consumption = Consumption.of_one(
             connection, settings, EVENTS.name, self._consumer, self._handle, NOTIFICATIONS_AT_ONCE_MAX
@@ -113,7 +113,7 @@ class WebhookLoop:
             head = _head(delivery)
             if not self._wish.takes(head):
                 return Ack(confirmed=False)
-            body = encode(notification(delivery.payload, delivery.sequence, links_of(head.task, self._events_base_url)))
+            body = encode(notification(delivery.payload, delivery.sequence, links_of(head.task, *self._base_urls)))
         except TaskmeshError as error:
             log.error("webhook.unreadable", webhook=self._name, message=delivery.sequence, error=str(error))
             return Ack(confirmed=False)

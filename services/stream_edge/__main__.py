@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contracts.records.status import HealthCheck
 from mesh.journal.following import Following
+from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.http import address_of, bind, serve
 from mesh.serving.service import Service, probe_broker, run
 from stream_edge.app import Edge, create_app
@@ -18,8 +19,10 @@ async def main(service: Service) -> None:
     async def probe() -> list[HealthCheck]:
         return await probe_broker(service.connection)
 
-    app = create_app(edge, probe, settings.edge_cors_origins)
-    await serve(app, listener, service.stopping, service.ready(str(address_of(listener))))
+    address = address_of(listener)
+    hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
+    app = guarded(create_app(edge, probe), Access(hosts, settings.edge_cors_origins))
+    await serve(app, listener, service.stopping, service.ready(str(address)))
 
 
 if __name__ == "__main__":

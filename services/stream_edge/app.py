@@ -6,7 +6,6 @@ import asyncio
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 from litestar import Litestar, get
-from litestar.config.cors import CORSConfig
 from litestar.types import ASGIApp, Receive, Scope, Send
 from opentelemetry.trace import Span, SpanKind
 
@@ -117,13 +116,8 @@ def _cursor_of(request: AnyRequest) -> int:
     return int(raw)
 
 
-def create_app(edge: Edge, probe: Probe, cors_origins: tuple[str, ...]) -> Litestar:
+def create_app(edge: Edge, probe: Probe) -> Litestar:
     """The ASGI application."""
-    cors = CORSConfig(
-        allow_origins=list(cors_origins),
-        allow_methods=["GET"],
-        allow_headers=[headers.HTTP_LAST_EVENT_ID, headers.HTTP_TENANT, "Cache-Control", headers.TRACEPARENT],
-    )
 
     # Not litestar's `asgi` handler, which can't have a path parameter (2.25: KeyError in its router).
     @get("/v1/tasks/{task:str}/events")
@@ -133,7 +127,6 @@ def create_app(edge: Edge, probe: Probe, cors_origins: tuple[str, ...]) -> Lites
     return Litestar(
         route_handlers=[events, *health_routes("stream_edge", probe)],  # type: ignore[list-item]  # handlers of mixed kinds
         exception_handlers=EXCEPTION_HANDLERS,
-        cors_config=cors if cors_origins else None,
         openapi_config=None,
         logging_config=None,
         debug=False,

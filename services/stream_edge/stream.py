@@ -52,13 +52,15 @@ async def stream(follower: Follower, receive: Receive, send: Send, stopping: asy
 async def _pump(follower: Follower, send: Send) -> None:
     # A list of its own: middleware adds to it, and what it adds is this client's.
     await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-    await _write(send, sse.retry(sse.RETRY_MILLISECONDS))
+    # In the block of the first event: many clients take a block with nothing but a field for an event.
+    before_first = sse.retry(sse.RETRY_MILLISECONDS)
     async with aclosing(follower.batches(COMMENT_SECONDS)) as batches:
         async for batch in batches:
             if not batch:
                 await _write(send, sse.comment("idle"))
             for chunk in _chunks(batch):
-                await _write(send, chunk)
+                await _write(send, before_first + chunk)
+                before_first = b""
 
 
 async def _write(send: Send, data: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest_asyncio
 from litestar import Litestar
 
 from mesh.configuration.settings import Address
-from mesh.serving import http
+from mesh.serving import http, http_protocol
 from tests.support.bad_input import (
     ABSENT_TASK,
     HEAD_TOO_LARGE,
@@ -138,7 +138,7 @@ async def test_half_a_request_and_a_closed_connection_harm_nobody(bench: Bench) 
 async def test_a_slow_head_delays_nobody_and_is_answered_in_the_end(bench: Bench) -> None:
     for address, client in zip(addresses(bench), (bench.ingress, bench.edge), strict=True):
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        request = b"GET /nope HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        request = b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         for byte in request:
             writer.write(bytes([byte]))
             await writer.drain()
@@ -149,7 +149,7 @@ async def test_a_slow_head_delays_nobody_and_is_answered_in_the_end(bench: Bench
 
 
 async def test_a_head_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "HEAD_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.1)
     listener = http.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
     address = http.address_of(listener)
     stopping, started = asyncio.Event(), asyncio.Event()

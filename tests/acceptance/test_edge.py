@@ -62,16 +62,19 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
 
 
 @on_the_modules_loop
-async def test_a_stream_begins_with_its_head_and_one_retry_and_ends_with_the_task(bench: Bench) -> None:
+async def test_a_stream_begins_with_one_retry_in_the_block_of_its_first_event_and_ends_with_the_task(
+    bench: Bench,
+) -> None:
     task = await bench.finished()
     response = await bench.edge.get(f"/v1/tasks/{task}/events")
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-accel-buffering"] == "no"
-    assert response.text.startswith("retry: 1000\n\nid: ")
+    assert response.text.startswith("retry: 1000\nid: ")
     assert response.text.count("retry: ") == 1
-    blocks = [block.split("\n") for block in response.text.removesuffix("\n\n").split("\n\n")[1:]]
+    after_retry = response.text.removeprefix("retry: 1000\n").removesuffix("\n\n")
+    blocks = [block.split("\n") for block in after_retry.split("\n\n")]
     assert all([line.partition(": ")[0] for line in block] == ["id", "event", "data"] for block in blocks)
     assert [block[1] for block in blocks][:: len(blocks) - 1] == ["event: task.queued", "event: task.completed"]
 

@@ -177,7 +177,7 @@ async def test_an_edge_that_is_told_to_stop_ends_its_streams_whatever_their_read
         stuck = socket.socket()
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         stuck.connect((mesh.settings.edge_address.host, mesh.settings.edge_address.port))
-        stuck.sendall(f"GET /v1/tasks/{journal.state.task}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        stuck.sendall(f"GET /v1/tasks/{journal.state.task}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         up_to_date = asyncio.Semaphore(0)
 
         async def read() -> None:

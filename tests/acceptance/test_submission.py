@@ -51,7 +51,9 @@ async def test_an_accepted_task_is_told_with_its_place_and_links_that_work(bench
     assert response.status_code == 202
     accepted = response.json()
     task = accepted["id"]
-    assert accepted.keys() == {"id", "status", "pool", "priority", "created_at", "queue", "links"}
+    of_a_record = {"id", "tenant", "status", "pool", "priority", "created_at", "updated_at", "sequence", "links"}
+    assert accepted.keys() == of_a_record | {"queue"}
+    assert (accepted["tenant"], accepted["updated_at"], accepted["sequence"]) == ("shape", accepted["created_at"], 0)
     assert (accepted["status"], accepted["pool"], accepted["priority"]) == ("queued", "default", "high")
     assert datetime.fromisoformat(accepted["created_at"]).utcoffset() is not None
     assert accepted["queue"].keys() == {"depth", "eta_seconds"}

@@ -79,7 +79,7 @@ async def open_slow_reader(address: Address, task: str, receive_bytes: int = 409
     reader.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(reader, (address.host, address.port))
-    await loop.sock_sendall(reader, f"GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: edge\r\n\r\n".encode())
+    await loop.sock_sendall(reader, f"GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     return reader
 
 

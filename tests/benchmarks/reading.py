@@ -257,7 +257,7 @@ async def follow_packed(on: Stage, tasks: Sequence[Task]) -> list[Figure]:
         reader, writer = await connect(on.process("stream_edge").address)
         path = f"/v1/tasks/{task.id}/events"
         began_at = time.perf_counter()
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: edge\r\nMesh-Tenant: {task.tenant}\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nMesh-Tenant: {task.tenant}\r\n\r\n".encode())
         await reader.readuntil(f"event: task.{task.status}".encode())
         took.append((time.perf_counter() - began_at) * 1000)
         writer.close()

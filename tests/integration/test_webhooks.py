@@ -112,7 +112,13 @@ async def test_what_is_wanted_arrives_once_signed_and_nothing_else_does(
     assert (received.type, data["task"], data["tenant"]) == ("task.completed", task, "acme")
     assert received.id == data["event"]["id"]
     assert received.body["timestamp"] == data["event"]["time"]
-    assert data["links"]["self"] == f"/v1/tasks/{task}"
+    at_ingress = f"http://127.0.0.1:8080/v1/tasks/{task}"
+    assert data["links"] == {
+        "self": at_ingress,
+        "events": f"http://127.0.0.1:8081/v1/tasks/{task}/events",
+        "cancel": f"{at_ingress}/cancel",
+        "inputs": f"{at_ingress}/inputs",
+    }, "whoever is told is no client of the ingress, so paths would lead nowhere"
     assert before != task, "what was there before the webhook is not told"
     assert await dead_letters(connection) == []
 

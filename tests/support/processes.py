@@ -31,8 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class Process:
     """One service process. `address` is where its HTTP listens."""
 
-    def __init__(self, service: str, environment: dict[str, str], log: Path, *arguments: str) -> None:
+    def __init__(
+        self, service: str, environment: dict[str, str], log: Path, *arguments: str, under: tuple[str, ...] = ()
+    ) -> None:
         self.service = service
+        self._under = under
         self._arguments = arguments
         self.log = log
         self.address = ""
@@ -55,7 +58,7 @@ class Process:
         reader, writer = os.pipe()
         with self.log.open("ab") as log:
             self._popen = children.start(
-                [sys.executable, "-m", self.service, *self._arguments],
+                [*self._under, sys.executable, "-m", self.service, *self._arguments],
                 {**self._environment, READY_FD_VARIABLE: str(writer)},
                 pass_fds=(writer,),
                 stdout=log,
@@ -100,6 +103,10 @@ class Process:
                 return int(line.split()[1]) * 1024
         raise RuntimeError("no VmRSS")
 
+    def descriptors(self) -> int:
+        """How many descriptors the process has open (Linux)."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
 
 class Mesh:
     """A broker and the services around it."""
@@ -127,9 +134,18 @@ class Mesh:
 
     async def start(self, service: str, *arguments: str, **variables: str) -> Process:
         """Start one more process of a service, or of a module that takes `arguments`."""
+        return await self._start((), service, arguments, variables)
+
+    async def start_limited(self, descriptors: int, service: str, **variables: str) -> Process:
+        """The same, with so many descriptors and no more (Linux)."""
+        return await self._start(("prlimit", f"--nofile={descriptors}:{descriptors}"), service, (), variables)
+
+    async def _start(
+        self, under: tuple[str, ...], service: str, arguments: tuple[str, ...], variables: dict[str, str]
+    ) -> Process:
         log = self.folder / f"{service}-{len(self.processes)}.log"
         far = {"MESH_NATS_URL": self.link.url} if self.link is not None else {}
-        process = Process(service, {**self.environment, **far, **variables}, log, *arguments)
+        process = Process(service, {**self.environment, **far, **variables}, log, *arguments, under=under)
         self.processes.append(process)
         return await process.start()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tests.support import children
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD_SECONDS_MAX = 900
+_OPENAPI = REPOSITORY / "libs" / "contracts" / "spec" / "openapi.json"
 _CLI = "github.com/nats-io/natscli/nats"
 
 
@@ -48,6 +51,62 @@ def typescript_tools() -> list[str]:
         _build("the packages of examples/typescript", "npm", "--prefix", str(folder), "ci", "--no-audit", "--no-fund")
     _build("examples/typescript", "npm", "--prefix", str(folder), "run", "build")
     return ["node", str(folder / "dist" / "main.js")]
+
+
+def generated_client(language: str) -> list[str]:
+    """A program of tests/generated_clients that runs a task through a client made of openapi.json, built.
+
+    It takes the ingress's URL. Skips without the language's toolchain, or what it has to fetch; in CI that is an error.
+    """
+    source = REPOSITORY / "tests" / "generated_clients" / language
+    build = REPOSITORY / "build" / "generated_clients" / language
+    shutil.copytree(source, build, dirs_exist_ok=True)
+    return _GENERATED_CLIENTS[language](build)
+
+
+def _generated_go(build: Path) -> list[str]:
+    what = "the generated Go client"
+    _demand("go", what)
+    (build / "api").mkdir(exist_ok=True)
+    generate = ("-generate", "types,client", "-package", "api", "-o", str(build / "api" / "api.go"), str(_OPENAPI))
+    _build(what, "go", "-C", str(build), "tool", "oapi-codegen", *generate)
+    _build(what, "go", "-C", str(build), "vet", "./...")
+    _build(what, "go", "-C", str(build), "build", "-o", "client", ".")
+    return [str(build / "client")]
+
+
+def _generated_typescript(build: Path) -> list[str]:
+    what = "the generated TypeScript client"
+    _demand("npm", what)
+    npm = ("npm", "--prefix", str(build))
+    if not (build / "node_modules" / "openapi-typescript").exists():
+        _build(what, *npm, "ci", "--no-audit", "--no-fund")
+    _build(what, *npm, "exec", "--", "openapi-typescript", str(_OPENAPI), "-o", str(build / "api.ts"))
+    _build(what, *npm, "exec", "--", "tsc", "--project", str(build))
+    return ["node", str(build / "dist" / "main.js")]
+
+
+def _generated_python(build: Path) -> list[str]:
+    what = "the generated Python client"
+    environment = build / "venv"
+    python = environment / "bin" / "python"
+    generator = environment / "bin" / "openapi-python-client"
+    if not generator.exists():
+        _build(what, sys.executable, "-m", "venv", str(environment))
+        _build(what, str(python), "-m", "pip", "install", "--quiet", "-r", str(build / "requirements.txt"))
+    generate = ("generate", "--path", str(_OPENAPI), "--output-path", str(build / "generated_client"), "--overwrite")
+    _build(what, str(generator), *generate, "--meta", "none", "--config", str(build / "generator.json"))
+    main = str(build / "main.py")
+    check = ("--strict", "--python-executable", str(python), "--config-file", os.devnull, "--follow-imports", "silent")
+    _build(what, sys.executable, "-m", "mypy", *check, main)
+    return [str(python), main]
+
+
+_GENERATED_CLIENTS: dict[str, Callable[[Path], list[str]]] = {
+    "go": _generated_go,
+    "typescript": _generated_typescript,
+    "python": _generated_python,
+}
 
 
 def _demand(program: str, purpose: str) -> None:

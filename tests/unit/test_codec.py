@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.api.inputs import MessageInput, TaskInput
 from contracts.codec import decode, encode, exactly
 from contracts.errors import InvalidPayload
 from contracts.tasks import TaskRequest, canonical, fingerprint
@@ -142,7 +143,6 @@ def test_a_lone_surrogate_is_never_written() -> None:
         (b'{"x":true}', "$.x"),
         (b'{"x":null}', "$.x"),
         (b'{"x":1,"name":2}', "$.name"),
-        (b'{"x":1,"name":null}', "$.name"),
     ],
 )
 def test_a_wrong_type_is_refused_and_its_place_named(payload: bytes, path: str) -> None:
@@ -150,6 +150,38 @@ def test_a_wrong_type_is_refused_and_its_place_named(payload: bytes, path: str) 
         decode(payload, Point)
     assert refused.value.code == "invalid-request"
     assert not refused.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind", "expected"),
+    [
+        (b'{"x":1,"name":null}', Point, Point(1)),
+        (
+            b'[{"x":1,"name":null},{"x":2,"name":"b"},{"x":3,"name":null}]',
+            list[Point],
+            [Point(1), Point(2, "b"), Point(3)],
+        ),
+        (b'{"a":{"x":1,"name":null}}', dict[str, Point], {"a": Point(1)}),
+        (b'[{"x":1,"name":null},"a"]', tuple[Point, str], (Point(1), "a")),
+        (b'{"x":1,"name":null}', Point | None, Point(1)),
+        (b'{"kind":"message","text":"a","mode":null}', TaskInput, MessageInput(text="a")),
+    ],
+)
+def test_an_optional_field_that_is_null_is_absent_at_any_depth(payload: bytes, kind: Any, expected: object) -> None:
+    assert decode(payload, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("payload", "path"),
+    [
+        (b'{"input":"a","pool":null,"metadata":{"a":null}}', "$.metadata"),
+        (b'{"input":null,"pool":null}', "$.input"),
+        (b'{"input":"a","pool":null,"max_turns":0}', "$.max_turns"),
+    ],
+)
+def test_a_null_that_is_no_optional_field_is_refused_beside_one_that_is(payload: bytes, path: str) -> None:
+    with pytest.raises(InvalidPayload, match=path.replace("$", r"\$")):
+        decode(payload, TaskRequest)
 
 
 def test_unknown_fields_are_ignored_by_readers_and_refused_in_requests() -> None:

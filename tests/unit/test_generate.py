@@ -294,3 +294,14 @@ def test_the_protocol_says_the_numbers_that_are_declared() -> None:
         assert number in " ".join(text.split()), number
     for code, status in errors.HTTP_STATUS_BY_CODE.items():
         assert re.search(rf"^\| `{code}` \| {status} \|", text, re.MULTILINE), code
+
+
+def test_a_client_may_leave_out_what_the_document_does_not_require() -> None:
+    """Generators make a field with a `default` one that is always there, and an enum without a type anything."""
+    found = openapi()["components"]["schemas"]
+    for name, schema in found.items():
+        assert [field for field, of in schema.get("properties", {}).items() if "default" in of] == [], name
+    assert set(found["TaskRecord"]["required"]) <= set(found["TaskAccepted"]["required"])
+    assert openapi()["security"] == []
+    nullable = {field for field, of in found["TaskRequest"]["properties"].items() if {"type": "null"} in of["anyOf"]}
+    assert nullable == found["TaskRequest"]["properties"].keys() - {"input"}

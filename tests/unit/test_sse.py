@@ -96,7 +96,7 @@ def test_a_comment_is_never_an_event(text: str, cuts: list[int]) -> None:
 def test_comments_and_retry_are_these_bytes() -> None:
     assert sse.comment("idle") == b": idle\n\n"
     assert sse.comment("a\r\nb") == b": a  b\n\n"
-    assert sse.retry(sse.RETRY_MILLISECONDS) == b"retry: 1000\n\n"
+    assert sse.retry(sse.RETRY_MILLISECONDS) == b"retry: 1000\n"
     with pytest.raises(ValueError, match="less than 0"):
         sse.retry(-1)
 

@@ -41,10 +41,10 @@ def comment(text: str) -> bytes:
 
 
 def retry(milliseconds: int) -> bytes:
-    """How long a client should wait before it reconnects."""
+    """How long a client should wait before it reconnects: a line that goes before those of a frame."""
     if milliseconds < 0:
         raise ValueError("a client can't wait less than 0 ms")
-    return b"retry: %d\n\n" % milliseconds
+    return b"retry: %d\n" % milliseconds
 
 
 @lru_cache(maxsize=256)

@@ -58,6 +58,7 @@ def openapi() -> dict[str, Any]:
             "description": _DESCRIPTION,
         },
         "servers": [INGRESS],
+        "security": [],
         "tags": [
             {"name": "tasks", "description": "What was asked for, and how it stands."},
             {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
@@ -123,9 +124,3 @@ def _schema() -> dict[str, Any]:
         "summary": "This document",
         "responses": {"200": {"description": "OpenAPI 3.1.", "content": content}, **problems()},
     }
-
-
-# Components
-
-
-# Parts

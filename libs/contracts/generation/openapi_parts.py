@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from msgspec import Struct
@@ -68,8 +69,14 @@ def response_headers() -> dict[str, Any]:
             "description": "Whole seconds after which another try has a fair chance.",
             "schema": {"type": "integer", "minimum": 1},
         },
-        "NoStore": {"description": "Answers of a moment are not cached.", "schema": {"const": "no-store"}},
-        "NoBuffering": {"description": "Tells proxies not to gather frames.", "schema": {"const": "no"}},
+        "NoStore": {
+            "description": "Answers of a moment are not cached.",
+            "schema": {"type": "string", "const": "no-store"},
+        },
+        "NoBuffering": {
+            "description": "Tells proxies not to gather frames.",
+            "schema": {"type": "string", "const": "no"},
+        },
     }
 
 
@@ -119,7 +126,23 @@ def component_schemas() -> dict[str, Any]:
         },
     }
     found["Problem"]["properties"]["code"]["enum"] = list(errors.HTTP_STATUS_BY_CODE)
+    for schema in found.values():
+        _tell_defaults(schema)
+    # An older ingress leaves these out, which is nothing for whoever asks this one.
+    accepted = found["TaskAccepted"]
+    accepted["required"] = list(accepted["properties"])
+    for name in ("tenant", "updated_at", "sequence"):
+        accepted["properties"][name] = found["TaskRecord"]["properties"][name]
     return found
+
+
+def _tell_defaults(schema: dict[str, Any]) -> None:
+    """Say in words what an absent field means: generators take one with a `default` for one that is always there."""
+    for field in schema.get("properties", {}).values():
+        default = field.pop("default", None)
+        if default is not None:
+            text = default if isinstance(default, str) else json.dumps(default)
+            field["description"] = f"{field.get('description', '')} Absent, it is `{text}`.".strip()
 
 
 def ref(name: str) -> dict[str, str]:

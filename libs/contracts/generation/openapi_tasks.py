@@ -73,7 +73,7 @@ def list_tasks() -> dict[str, Any]:
         ),
         "parameters": [
             parameter("Tenant"),
-            query("status", {"enum": list(status.STATUSES)}, "Only tasks of this status."),
+            query("status", {"type": "string", "enum": list(status.STATUSES)}, "Only tasks of this status."),
             query("since", time, "Only those that changed last at this time or later."),
             query("until", time, "Only those that changed last before this time."),
             query("metadata.<key>", {"type": "string"}, metadata),
@@ -187,6 +187,10 @@ def follow_task() -> dict[str, Any]:
             "204": {
                 "description": "The cursor is at the task's end, or after it: nothing follows. Don't reconnect.",
                 "headers": {"Cache-Control": header("NoStore")},
+            },
+            "307": {
+                "description": "From the ingress: `Location` is the same at the stream edge.",
+                "headers": {"Location": header("Location"), "Cache-Control": header("NoStore")},
             },
             **problems("400", "404", "429", "503"),
         },

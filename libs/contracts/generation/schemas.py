@@ -109,17 +109,39 @@ def _event_document() -> dict[str, Any]:
 
 
 def _portable(schema: Any) -> Any:
-    """What msgspec says, in the words of other languages: "$" for Python's "\\Z", docstrings without their indent."""
+    """What msgspec says, in the words of other languages: "$" for Python's "\\Z", docstrings without their indent.
+
+    An optional field may be null everywhere (PROTOCOL.md, section 5), whatever its type in Python.
+    """
     if isinstance(schema, list):
         return [_portable(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    portable = {}
+    portable: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "pattern" and isinstance(value, str):
             portable[key] = exact_pattern(value.removeprefix("^").removesuffix(r"\Z"))
         elif key == "description" and isinstance(value, str):
             portable[key] = inspect.cleandoc(value)
+        elif key == "properties":
+            required = schema.get("required", [])
+            portable[key] = {
+                name: _portable(of) if name in required else _nullable(_portable(of)) for name, of in value.items()
+            }
         else:
             portable[key] = _portable(value)
+    if all(isinstance(word, str) for word in portable.get("enum", [0])):
+        # It goes without saying, and generators that are not told make it anything.
+        portable.setdefault("type", "string")
     return portable
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema that null fits, too."""
+    null = {"type": "null"}
+    either: list[Any] = schema.get("anyOf", [])
+    if not schema or schema == null or null in either:
+        return schema
+    annotations = {key: value for key, value in schema.items() if key in ("default", "description", "title")}
+    own = {key: value for key, value in schema.items() if key not in annotations}
+    return {"anyOf": [*either, null] if own == {"anyOf": either} else [own, null], **annotations}

@@ -42,10 +42,11 @@ class Links(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     inputs: str | None = None
 
 
-def links_of(task: str, events_base_url: str) -> Links:
-    """A task's links; all but `events` are paths at the ingress."""
+def links_of(task: str, events_base_url: str, base_url: str = "") -> Links:
+    """A task's links. All but `events` are at the ingress: paths there, or with `base_url` whole URLs."""
     path = f"/v1/tasks/{task}"
-    return Links(self_=path, events=f"{events_base_url}{path}/events", cancel=f"{path}/cancel", inputs=f"{path}/inputs")
+    own = f"{base_url}{path}"
+    return Links(self_=own, events=f"{events_base_url}{path}/events", cancel=f"{own}/cancel", inputs=f"{own}/inputs")
 
 
 class OpenApproval(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,13 +116,19 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a 202."""
+    """The body of a 202. It has all that a `TaskRecord` has to have, so that a client may take it for one.
+
+    `sequence` is 0 of a task that is new: nothing of its journal was read.
+    """
 
     id: Id
+    tenant: Tenant = "default"
     status: Status
     pool: LaneName
     priority: Priority
     created_at: Time
+    updated_at: Time | None = None
+    sequence: Count = 0
     queue: QueueState
     links: Links
 

@@ -47,12 +47,19 @@ class Settings:
     """Port of the embedded broker; 0 takes a free one."""
     ingress_address: Address = Address("127.0.0.1", 8080)
     """Where the ingress listens."""
+    ingress_public_url: str | None = None
+    """The URL that the links in a webhook begin with, but for `events`; unset is `http://<MESH_INGRESS_ADDRESS>`."""
+    ingress_cors_origins: tuple[str, ...] = ()
+    """Origins, separated by commas, whose pages may send tasks and read them; `*` is all."""
     edge_address: Address = Address("127.0.0.1", 8081)
     """Where the stream edge listens."""
     edge_public_url: str | None = None
     """The URL that `links.events` begins with; unset is `http://<MESH_EDGE_ADDRESS>`."""
     edge_cors_origins: tuple[str, ...] = ()
     """Origins, separated by commas, whose pages may read streams; `*` is all."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, separated by commas, that requests may call ingress and edge by (`Host`); `*` is all. Loopback names, IP
+    addresses and the names in the public URLs always may. Unset: no others on a loopback address, else all."""
     edge_streams_max: int = 4096
     """Streams open at once on one edge; one more gets 429."""
     workers: int = 1
@@ -112,6 +119,11 @@ class Settings:
     def broker_url(self) -> str:
         """Where the broker is, for a service that runs alone."""
         return self.nats_url or f"nats://127.0.0.1:{self.nats_port}"
+
+    @property
+    def ingress_base_url(self) -> str:
+        """What the links in a webhook begin with, but for `events`."""
+        return (self.ingress_public_url or f"http://{self.ingress_address}").rstrip("/")
 
     @property
     def events_base_url(self) -> str:

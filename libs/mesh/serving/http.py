@@ -6,39 +6,38 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import cast
 
 import structlog
 import uvicorn
 from litestar import MediaType, Request, Response, get
 from litestar.datastructures import State
+from litestar.enums import ScopeType
 from litestar.exceptions import (
     HTTPException,
     MethodNotAllowedException,
     NotFoundException,
 )
-from litestar.types import ASGIApp, ExceptionHandlersMap, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from litestar.types import ASGIApp, ExceptionHandlersMap, Message, Receive, Scope, Send
 
 from contracts import VERSION, subjects
 from contracts.codec import encode
 from contracts.errors import HTTP_STATUS_BY_CODE, InvalidName, TaskmeshError, problem
 from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
 from contracts.records.status import Health, HealthCheck
+from mesh.background import background
 from mesh.configuration.settings import Address
 from mesh.errors import SettingsError
+from mesh.serving.connections import Connections, raise_descriptor_limit
+from mesh.serving.http_protocol import PROBLEM_JSON, Protocol
 
 log = structlog.get_logger("mesh.serving.http")
 
 JSON = "application/json"
-PROBLEM_JSON = "application/problem+json"
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 5
-HEAD_BYTES_MAX = 64 * 1024
-"""Largest request line and headers together."""
-HEAD_SECONDS_MAX = 30.0
-"""How long a head may take to come, from the connection or from its first byte."""
 BODY_SECONDS_MAX = 60.0
 """How long a body may take to come."""
 
@@ -81,7 +80,10 @@ def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
     if isinstance(error, TaskmeshError):
         return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
     if isinstance(error, MethodNotAllowedException):
-        return problem_response("method-not-allowed", f"{request.method} is not served here")
+        response = problem_response("method-not-allowed", f"{request.method} is not served here")
+        allowed = {*((error.headers or {}).get("allow") or "").split(", ")} - {""}
+        response.headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+        return response
     if isinstance(error, NotFoundException):
         return problem_response("not-found", f"there is nothing at {request.url.path}")
     if isinstance(error, HTTPException) and error.status_code < 500:  # noqa: PLR2004 - HTTP's own boundary
@@ -102,12 +104,74 @@ async def answer_directly(
         response = await handler(request)
     except Exception as error:
         response = _on_error(request, error)
+    await _send_response(send, response)
+
+
+async def send_problem(send: Send, code: str, detail: str) -> None:
+    """Answer with a problem document, outside of the framework."""
+    await _send_response(send, problem_response(code, detail))
+
+
+async def _send_response(send: Send, response: Response[bytes]) -> None:
     body = response.content
     head = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
     head.append((b"content-type", str(response.media_type).encode("latin-1")))
     head.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": response.status_code or 200, "headers": head})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def with_head_and_options(app: ASGIApp) -> ASGIApp:
+    """An application that answers HEAD where it answers GET, and says to OPTIONS what it says of any other method."""
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"] if scope["type"] == ScopeType.HTTP else None
+        if method == "HEAD":
+            await app(_asking(scope, "GET"), receive, _head_of(send))
+        elif method == "OPTIONS":
+            # The framework's own answer has the methods of the handler that came first.
+            await app(_asking(scope, "TRACE"), receive, _options_of(send))
+        else:
+            await app(scope, receive, send)
+
+    return dispatch
+
+
+def _asking(scope: Scope, method: str) -> Scope:
+    return cast("Scope", {**scope, "method": method})
+
+
+def _head_of(send: Send) -> Send:
+    """Sends an answer without its body, and does not wait for that to end."""
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if message["type"] == "http.response.body":
+            if ended:
+                return
+            # The server tells the application then that the client is gone, which ends a stream.
+            ended = True
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return send_head
+
+
+def _options_of(send: Send) -> Send:
+    """Sends what a 405 says of a path's methods, as the answer to who asks for them."""
+    allowed: tuple[bytes, bytes] | None = None
+
+    async def send_options(message: Message) -> None:
+        nonlocal allowed
+        if message["type"] == "http.response.start" and message["status"] == HTTP_STATUS_BY_CODE["method-not-allowed"]:
+            allowed = next((name, value) for name, value in message["headers"] if name == b"allow")
+            message = {"type": "http.response.start", "status": 204, "headers": [allowed]}
+        elif message["type"] == "http.response.body" and allowed is not None:
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return send_options
 
 
 def tenant_of_request(request: AnyRequest, otherwise: str | None = None) -> str:
@@ -185,74 +249,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _HeadTooLarge(Exception):
-    """Makes the parser give up."""
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP, with bounds on a request's head, and problem documents for what is not HTTP.
-
-    By itself the parser holds a head of any size, for any time, until it is whole.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._chunk_bytes = 0
-        self._head_bytes: int | None = None
-        """Bytes of the head under way, without the chunk that it began in; None outside of a head."""
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._start_head_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_head_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        self._chunk_bytes = len(data)
-        super().data_received(data)
-        if self._head_bytes is not None and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX:
-                self._refuse()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_bytes = -self._chunk_bytes
-        if self._head_timer is None:
-            self._start_head_timer()
-
-    def on_headers_complete(self) -> None:
-        self._head_bytes = None
-        self._stop_head_timer()
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
-            raise _HeadTooLarge
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse()
-
-    def _refuse(self) -> None:
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request, whatever uvicorn's types say
-        if cycle is None or cycle.response_complete or not cycle.response_started:
-            detail = f"not an HTTP request, or one whose head has more than {HEAD_BYTES_MAX} bytes"
-            body = encode(problem("invalid-request", detail))
-            head = f"content-type: {PROBLEM_JSON}\r\ncache-control: no-store\r\ncontent-length: {len(body)}\r\n"
-            self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}connection: close\r\n\r\n".encode() + body)
-        # Else an answer is under way, and must not be written into.
-        self.transport.close()
-
-    def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.close)
-
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-
 def bind(address: Address, variable: str) -> socket.socket:
     """A listening socket. Raises `SettingsError`, naming the variable, if the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -266,9 +262,10 @@ def bind(address: Address, variable: str) -> socket.socket:
 
 async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, on_started: Awaitable[None]) -> None:
     """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`."""
+    connections = Connections(raise_descriptor_limit())
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=partial(Protocol, connections),  # type: ignore[arg-type]  # it is called as the class would be
         ws="none",
         lifespan="off",
         log_config=None,
@@ -280,12 +277,13 @@ async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, 
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await on_started
-    stop = asyncio.create_task(stopping.wait())
-    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    stop.cancel()
-    await serving
+    async with background(connections.watch()):
+        await on_started
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        stop.cancel()
+        await serving
 
 
 def address_of(listener: socket.socket) -> Address:

@@ -24,6 +24,7 @@ from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
 from ingress.journals import checked_task, packed_record, read_journal
+from ingress.known_tools import KnownTools
 from ingress.lane_statistics import Lanes
 from ingress.links import task_links, task_path
 from ingress.listing.lists import Lists
@@ -88,6 +89,7 @@ class Ingress:
         self._storage = storage
         self._providers = providers
         self._stopping = stopping
+        self._tools = KnownTools(requests, settings.configuration.tools)
         self._journals = WarmJournals(requests)
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
@@ -190,10 +192,13 @@ class Ingress:
         input_decisions.was_carried_out(journal.state, said, message_id)
 
     async def _admit(self, tenant: str, request: TaskRequest) -> None:
-        """Refuse a task that no provider could run in time, or that continues one which is not there, or goes on."""
+        """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end."""
         refusal = self._providers.refusal(request)
         if refusal is not None:
             raise RequestRefused("pool-unavailable", refusal.reason, retry_after_seconds=refusal.retry_after_seconds)
+        unknown = await self._tools.refusal(request.tools or ()) if request.unknown_tools == "refuse" else None
+        if unknown is not None:
+            raise RequestRefused("tool-unknown", unknown)
         if request.continues is None:
             return
         journal = await read_journal(

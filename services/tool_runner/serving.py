@@ -24,7 +24,8 @@ from mesh.configuration.tool_tables import variable_of
 from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service
 from mesh.steps.work_loop import WorkLoop
-from tool_runner.declaring import consumers_of_tools, declare
+from mesh.tools.toolbox import consumers_of_tools
+from tool_runner.declaring import declare
 from tool_runner.handler import CallHandler
 from tool_runner.result_store import ResultStore
 from tool_runner.tools.registry import built_in_tools

@@ -155,6 +155,10 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """
     slow_seconds: Seconds = SLOW_SECONDS
     """How long a model may give no token before `on_slow` acts."""
+    ask_user: bool = True
+    """Whether the models are offered the tool `ask_user`. Off for models, or servers, that take no tools at all."""
+    tool_wait_seconds: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    """How long a turn waits for a tool of its task that nobody serves. Then the model is told, and does without."""
     deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
     """How long a task may take from its acceptance. Then it ends with what there is. A request may ask for less."""
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None

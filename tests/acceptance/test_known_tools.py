@@ -1,0 +1,77 @@
+"""Which tools there are, as the ingress tells it, and tasks that name one which is not there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from contracts.codec import encode
+from contracts.identifiers import new_id
+from contracts.records.tools import ToolDeclaration
+from mesh.broker.connection import Connection, connect
+from mesh.broker.direct_get import last_sequence
+from tests.support.http_client import PatientClient
+from tests.support.processes import running_mesh
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
+
+
+@dataclass
+class Bench:
+    """An ingress alone, and its broker."""
+
+    connection: Connection
+    client: httpx.AsyncClient
+
+    async def last(self, stream: str) -> int:
+        """The last sequence that a stream has given out."""
+        return await last_sequence(self.connection.requests, stream)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    """One ingress for all cases."""
+    async with (
+        running_mesh(tmp_path_factory.mktemp("tools"), "ingress") as mesh,
+        connect(mesh.settings, "test") as connection,
+        PatientClient(base_url=mesh.ingress_url) as client,
+    ):
+        yield Bench(connection, client)
+        assert mesh.tracebacks() == []
+
+
+async def test_a_tool_that_nobody_ever_declared_is_refused_with_the_nearest_name(bench: Bench) -> None:
+    before = await bench.last("TASKS")
+    refused = await bench.client.post("/v1/tasks", json={"input": "hello", "tools": ["add", "calculater", "shell"]})
+    assert (refused.status_code, refused.json()["code"]) == (422, "tool-unknown")
+    assert refused.json()["detail"].startswith(
+        "nobody has declared a tool calculater (nor shell); did you mean calculator?"
+    )
+    assert await bench.last("TASKS") == before
+
+
+async def test_a_tool_is_known_that_is_declared_or_that_was_served_within_a_day(bench: Bench) -> None:
+    requests = bench.connection.requests
+    declared = ToolDeclaration(name="declared_now", description="", parameters={"type": "object"})
+    await requests.publish("$KV.tools.declared_now", encode(declared))
+    config = {"durable_name": "tool-once", "ack_policy": "explicit", "filter_subject": "tools.once"}
+    await requests.api("CONSUMER.DURABLE.CREATE.TOOLS.tool-once", {"stream_name": "TOOLS", "config": config})
+    tools = ["declared_now", "once", "ask_user", "spawn_task"]
+    accepted = await bench.client.post("/v1/tasks", json={"input": "hello", "tools": tools})
+    assert accepted.status_code == 202, accepted.text
+
+
+async def test_an_accepted_task_stays_accepted_when_its_tool_is_forgotten(bench: Bench) -> None:
+    requests, keyed = bench.connection.requests, {"Idempotency-Key": new_id()}
+    declared = ToolDeclaration(name="short_lived", description="", parameters={"type": "object"})
+    await requests.publish("$KV.tools.short_lived", encode(declared))
+    body = {"input": "hello", "tools": ["short_lived"]}
+    first = await bench.client.post("/v1/tasks", json=body, headers=keyed)
+    await requests.api("STREAM.PURGE.KV_tools", {"filter": "$KV.tools.short_lived"})
+    again = await bench.client.post("/v1/tasks", json=body, headers=keyed)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json()["id"] == first.json()["id"]

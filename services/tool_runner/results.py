@@ -15,7 +15,7 @@ from contracts.result_objects import ResultName
 from mesh.errors import BrokerError
 from mesh.telemetry import metrics
 from tool_runner.result_store import OverQuota
-from tool_runner.tools.tool import ToolBroke
+from tool_runner.tools.tool import Shortened, ToolBroke
 
 BEGINNING_BYTES = 32 * 1024
 """How much of a result that lies in the object store is in the event, and so what a model sees of it."""
@@ -40,27 +40,47 @@ class Recorded(NamedTuple):
 
 async def recorded(returned: object, claim: StepClaimed, store: Store) -> Recorded:
     """What a tool returned, as whoever reads the event will see it. Raises `ResultUnusable`, `BrokerUnavailable`."""
+    if isinstance(returned, Shortened):
+        told = _encoded(returned.told)
+        reference = await _kept(_encoded(returned.whole), claim, store)
+        return Recorded(_decoded(told) if len(told) <= RESULT_BYTES_MAX else _beginning(told), reference)
+    payload = _encoded(returned)
+    if len(payload) <= RESULT_BYTES_MAX:
+        return Recorded(_decoded(payload), None)
+    return Recorded(_beginning(payload), await _kept(payload, claim, store))
+
+
+def _encoded(value: object) -> bytes:
     try:
-        payload = encode(returned)
+        return encode(value)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise ResultUnusable(f"not representable as JSON: {error}") from None
-    if len(payload) <= RESULT_BYTES_MAX:
-        try:
-            return Recorded(msgspec.json.decode(payload), None)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ResultUnusable(f"not readable as JSON: {error}") from None
+
+
+def _decoded(payload: bytes) -> object:
+    try:
+        return msgspec.json.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ResultUnusable(f"not readable as JSON: {error}") from None
+
+
+def _beginning(payload: bytes) -> str:
+    return payload[:BEGINNING_BYTES].decode("utf-8", "ignore")
+
+
+async def _kept(payload: bytes, claim: StepClaimed, store: Store) -> ObjectReference:
+    """Put a result into the object store. Raises `ResultUnusable`, `BrokerUnavailable`."""
     if len(payload) > OBJECT_BYTES_MAX:
         message = f"{len(payload)} bytes as JSON are more than {OBJECT_BYTES_MAX}"
         raise ResultUnusable(message, code="result-too-large")
     try:
-        reference = await store(object_name(claim), payload)
+        return await store(object_name(claim), payload)
     except OverQuota as error:
         metrics.result_refused(error.code)
         raise ResultUnusable(str(error), code=error.code) from None
     except BrokerError as error:
         metrics.result_refused(NOT_STORED)
         raise ResultUnusable(f"the object store does not take it: {error}", code=NOT_STORED) from None
-    return Recorded(payload[:BEGINNING_BYTES].decode("utf-8", "ignore"), reference)
 
 
 def object_name(claim: StepClaimed) -> ResultName:

@@ -20,7 +20,7 @@ from contracts.records.tools import ASK_USER, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
 from mesh.broker.lanes import ConsumerSpec
-from mesh.configuration.tool_tables import variable_of
+from mesh.configuration.tool_tables import header_of, variable_of
 from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service
 from mesh.steps.work_loop import WorkLoop
@@ -188,8 +188,10 @@ class Serving:
         servers = []
         for name, configuration in configured.items():
             key = f"{self._settings.configuration.source}: mcp.{name}"
-            for variable in (*configuration.env_from, *filter(None, [configuration.api_key_env])):
+            for variable in configuration.env_from:
                 variable_of(os.environ, variable, key)
+            for variable in (*configuration.headers_env.values(), *filter(None, [configuration.api_key_env])):
+                header_of(os.environ, variable, key)
             served = _Served(name)
             served.server = McpServer(name, configuration, os.environ, served.changed.set)
             servers.append(served)

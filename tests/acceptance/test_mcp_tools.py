@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -171,6 +173,18 @@ async def test_a_call_is_run_and_large_results_lie_in_the_object_store(bench: Be
     assert stored is not None
     assert stored.startswith(large.result.encode())
     assert len(stored) == large.object.size > 1_000_000
+
+
+async def test_an_image_is_told_by_type_and_size_and_its_bytes_are_kept(bench: Bench) -> None:
+    drawn = await bench.calls.run("local_draw", {})
+    assert isinstance(drawn, ToolCompleted)
+    told = drawn.result
+    assert told[0] == {"type": "text", "text": "A dot."}
+    assert told[1] == {"type": "image", "mimeType": "image/png", "bytes": 200_004}
+    assert drawn.object is not None
+    store = await bench.connection.client.jetstream().object_store(drawn.object.bucket)
+    kept = json.loads((await store.get(drawn.object.name)).data or b"")
+    assert base64.b64decode(kept[1]["data"]) == b"\x89PNG" + bytes(200_000)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

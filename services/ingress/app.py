@@ -34,6 +34,7 @@ from ingress.parsing import (
     parse_task_filter,
     parse_task_input,
     parse_task_request,
+    parse_tool_cursor,
     parse_wait_seconds,
 )
 from ingress.pool_availability import Providers
@@ -152,6 +153,13 @@ class Ingress:
         """`GET /v1/tasks/counts`"""
         counts = await self.lists.counts(tenant_of_request(request))
         return json_response(counts, 200, {"Cache-Control": "no-store"})
+
+    async def tools(self, request: AnyRequest) -> Response[bytes]:
+        """`GET /v1/tools`"""
+        tenant_of_request(request)
+        query = request.query_params
+        page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
+        return json_response(page, 200, {"Cache-Control": "no-store"})
 
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
@@ -296,6 +304,10 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def counts(request: AnyRequest) -> Response[bytes]:
         return await ingress.counts(request)
 
+    @get("/v1/tools")
+    async def tools(request: AnyRequest) -> Response[bytes]:
+        return await ingress.tools(request)
+
     @get("/v1/tasks/{task:str}")
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
@@ -313,7 +325,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(tasks, counts, task, cancel, inputs, schema),
+        *(tasks, counts, tools, task, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
         *health_routes("ingress", probe),
     ]

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
-from contracts.records.tools import ASK_USER
+from contracts.codec import encode
+from contracts.records.tools import ASK_USER, ASK_USER_DECLARATION, ToolDeclaration, ToolList
 from contracts.streams import BUILT_IN_TOOLS, TOOLS_BUCKET
+from contracts.subjects import LANE_NAME_PATTERN
 from mesh.broker import key_value
+from mesh.broker.direct_get import subjects_of
 from mesh.broker.requests import Requests
 from mesh.configuration.tool_tables import ToolsConfiguration
-from mesh.tools.toolbox import consumers_of_tools
+from mesh.tools.toolbox import Toolbox, consumers_of_tools
 
+AT_ONCE = 16
+"""Declarations that are read at the same time."""
+PAGE_BYTES_MAX = 1024 * 1024
+"""A page ends with the tool that goes beyond it."""
 SIMILAR_FROM = 0.6
 """From which likeness on (0 to 1, as `difflib` measures it) a name is one that may have been meant."""
+
+_NAME = re.compile(f"(?:{LANE_NAME_PATTERN})")
+
+
+def is_tool(name: str) -> bool:
+    """Whether it can be a tool's name: anybody may write into the bucket."""
+    return _NAME.fullmatch(name) is not None
 
 
 class KnownTools:
@@ -21,6 +36,7 @@ class KnownTools:
 
     def __init__(self, requests: Requests, configuration: ToolsConfiguration) -> None:
         self._requests = requests
+        self._toolbox = Toolbox(requests, configuration)
         self._named = {ASK_USER, *BUILT_IN_TOOLS, *configuration.tools}
         # What a server offers, nobody knows before it is there.
         self._prefixes = tuple(f"{server}_" for server in configuration.mcp)
@@ -41,6 +57,27 @@ class KnownTools:
         served = await consumers_of_tools(self._requests)
         unknown = [name for name in doubtful if name not in served]
         return _refusal(unknown, {*served, *self._named}) if unknown else None
+
+    async def page(self, limit: int, after: str) -> ToolList:
+        """The declared tools whose names come after one. Raises `BrokerUnavailable`."""
+        prefix = f"$KV.{TOOLS_BUCKET.name}."
+        stored = await subjects_of(self._requests, TOOLS_BUCKET.stream_name, f"{prefix}>")
+        found = {ASK_USER, *(each.removeprefix(prefix) for each in stored)}
+        names = sorted(name for name in found if name > after and is_tool(name))
+        tools: list[ToolDeclaration] = []
+        page_bytes, last = 0, after
+        for at in range(0, len(names), AT_ONCE):
+            group = names[at : at + AT_ONCE]
+            declared = await self._toolbox.declarations([name for name in group if name != ASK_USER])
+            for name in group:
+                if len(tools) == limit or page_bytes > PAGE_BYTES_MAX:
+                    return ToolList(tools=tools, cursor=last)
+                tool = ASK_USER_DECLARATION if name == ASK_USER else declared.get(name)
+                if tool is not None:
+                    tools.append(tool)
+                    page_bytes += len(encode(tool))
+                last = name
+        return ToolList(tools=tools, cursor=None)
 
     def _is_configured(self, name: str) -> bool:
         return name in self._named or name.startswith(self._prefixes)

@@ -70,6 +70,8 @@ class Serving:
         # The calls of a turn write to one journal, whichever loop they came by.
         self._journals = WarmJournals(service.requests)
         self._wake = asyncio.Event()
+        self.servers_changed = asyncio.Event()
+        """Set when a server goes away, or comes back."""
         self._servers = self._configured_servers()
         service.connection.on_reconnected(self._wake.set)
         store = ResultStore(service.requests, service.settings.configuration.results.tenant_share)
@@ -79,6 +81,11 @@ class Serving:
     def names(self) -> tuple[str, ...]:
         """The tools that are served at present."""
         return tuple(name for name in self._tools if name not in self._absent)
+
+    @property
+    def servers(self) -> dict[str, str | None]:
+        """The configured MCP servers, each with why it is away; None while it is there."""
+        return {each.name: each.server.away for each in self._servers if each.server is not None}
 
     @property
     def calls_running(self) -> int:
@@ -193,7 +200,7 @@ class Serving:
             for variable in (*configuration.headers_env.values(), *filter(None, [configuration.api_key_env])):
                 header_of(os.environ, variable, key)
             served = _Served(name)
-            served.server = McpServer(name, configuration, os.environ, served.changed.set)
+            served.server = McpServer(name, configuration, os.environ, served.changed.set, self.servers_changed.set)
             servers.append(served)
         return servers
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,6 +17,7 @@ from contracts.identifiers import new_id
 from contracts.records.tools import ToolDeclaration
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import last_sequence
+from tests.support import children
 from tests.support.http_client import PatientClient
 from tests.support.processes import running_mesh
 
@@ -35,8 +39,11 @@ class Bench:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     """One ingress for all cases."""
+    folder = tmp_path_factory.mktemp("tools")
+    file = folder / "mesh.toml"
+    file.write_text('[tools.zz_last]\napproval = "always"')
     async with (
-        running_mesh(tmp_path_factory.mktemp("tools"), "ingress") as mesh,
+        running_mesh(folder, "ingress", MESH_CONFIG=str(file)) as mesh,
         connect(mesh.settings, "test") as connection,
         PatientClient(base_url=mesh.ingress_url) as client,
     ):
@@ -75,3 +82,37 @@ async def test_an_accepted_task_stays_accepted_when_its_tool_is_forgotten(bench:
     again = await bench.client.post("/v1/tasks", json=body, headers=keyed)
     assert (first.status_code, again.status_code) == (202, 202)
     assert again.json()["id"] == first.json()["id"]
+
+
+async def test_the_tools_that_there_are_are_listed_by_name_in_pages_with_the_operators_word(bench: Bench) -> None:
+    for name in ("zz_last", "zz_more"):
+        declared = ToolDeclaration(name=name, description=f"Does {name}.", parameters={"type": "object"})
+        await bench.connection.requests.publish(f"$KV.tools.{name}", encode(declared))
+    await bench.connection.requests.publish("$KV.tools.zz_rubbish", b"{}")
+    await bench.connection.requests.publish("$KV.tools.ZZ_no_name", b"{}")
+    names: list[str] = []
+    cursor: str | None = None
+    while True:
+        query = {"limit": "2"} | ({"cursor": cursor} if cursor is not None else {})
+        page = (await bench.client.get("/v1/tools", params=query)).json()
+        names += [tool["name"] for tool in page["tools"]]
+        cursor = page["cursor"]
+        if cursor is None:
+            break
+    assert names == sorted(names)
+    assert {"ask_user", "zz_last", "zz_more"} <= set(names)
+    assert "zz_rubbish" not in names
+    listed = (await bench.client.get("/v1/tools", params={"cursor": "zz_k"})).json()["tools"]
+    assert [(tool["name"], tool.get("approval")) for tool in listed] == [("zz_last", "always"), ("zz_more", None)]
+    for query in ({"limit": "0"}, {"cursor": "No Name"}):
+        refused = await bench.client.get("/v1/tools", params=query)
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid-request")
+
+
+async def test_meshctl_lists_the_tools(bench: Bench) -> None:
+    environment = {**os.environ, "MESH_INGRESS_URL": str(bench.client.base_url), "MESH_CONFIG": os.devnull}
+    listed = await children.run([sys.executable, "-m", "meshctl", "tools"], environment)
+    assert listed.returncode == 0
+    tools = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert "ask_user" in [tool["name"] for tool in tools]
+    assert all(tool["parameters"] for tool in tools)

@@ -23,6 +23,7 @@ from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import Declared, apply
 from mesh.configuration.mesh_toml import load_configuration
 from mesh.tools.toolbox import Toolbox
+from meshctl.commands.doctor import seen_mcp_servers
 from meshctl.commands.workers import read_bucket
 from tests.support import children
 from tests.support.broker import free_port
@@ -293,6 +294,17 @@ async def test_the_runners_heartbeat_names_what_it_serves(bench: Bench) -> None:
         return any({"add", "local_shout", "remote_shout"} <= set(record.tools or ()) for record in records)
 
     await until(named)
+
+
+async def test_the_heartbeat_says_which_servers_are_away_and_why_and_so_does_the_doctor(bench: Bench) -> None:
+    async def told() -> bool:
+        seen = await seen_mcp_servers(bench.connection)
+        away = (seen.get("absent") or [None])[-1]
+        # A runner that was killed is listed for a while.
+        there = {*seen.get("local", ["?"]), *seen.get("remote", ["?"])} == {None}
+        return there and "there-is-no-such-program is not there" in (away or "")
+
+    await until(told)
 
 
 async def test_a_runner_that_stops_takes_its_servers_with_it(bench: Bench) -> None:

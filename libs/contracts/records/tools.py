@@ -56,6 +56,16 @@ class ToolDeclaration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     approval: ApprovalMode = "destructive"
 
 
+class ToolList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the tools that are served at present, by name, the operator's settings applied.
+
+    `cursor` is null on the last page.
+    """
+
+    tools: list[ToolDeclaration]
+    cursor: str | None
+
+
 ASK_USER_DECLARATION = ToolDeclaration(
     name=ASK_USER,
     description="Asks the user a question, and waits for the answer, which may take long. Use it only for what you "

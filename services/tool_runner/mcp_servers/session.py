@@ -108,7 +108,7 @@ class _Signs:
 class McpServer:
     """A configured server. `tools` is what it offered last; `on_tools` is called when that has changed.
 
-    `away` says why it is not there; None while it is.
+    `away` says why it is not there; None while it is. `on_away` is called when that has changed.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class McpServer:
         configuration: McpServerConfiguration,
         environment: Mapping[str, str],
         on_tools: Callable[[], None],
+        on_away: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.timeout_seconds = configuration.timeout_seconds
@@ -125,6 +126,7 @@ class McpServer:
         self._configuration = configuration
         self._environment = environment
         self._on_tools = on_tools
+        self._on_away = on_away
         self._client: tuple[Client, _Signs] | None = None
         self._usable = asyncio.Event()
         self._check = asyncio.Event()
@@ -166,7 +168,8 @@ class McpServer:
             except TimeoutError:
                 raise _Unavailable(f"no list of tools within {CONNECT_SECONDS_MAX:g} s") from None
             log.info("mcp.connected", server=self.name, tools=len(self.tools), after_failures=failures)
-            self.away, self._was_there = None, True
+            self._was_there = True
+            self._set_away(None)
             await stack.enter_async_context(background(signs.hear(client)))
             await self._keep(client, signs, stopping)
 
@@ -226,7 +229,12 @@ class McpServer:
     def _lost(self, reason: str) -> None:
         if reason != self.away:
             log.warning("mcp.unavailable", server=self.name, error=reason)
-        self.away = reason
+        self._set_away(reason)
+
+    def _set_away(self, reason: str | None) -> None:
+        if reason != self.away:
+            self.away = reason
+            self._on_away()
 
     async def _keep(self, client: Client, signs: _Signs, stopping: asyncio.Event) -> None:
         """Let calls go over a connection until it breaks, which raises, or until it is gone, or `stopping`."""

@@ -110,8 +110,8 @@ def list_tools() -> dict[str, Any]:
         "summary": "List the tools that tasks may name",
         "description": (
             "Those that are served at present, by name: the mesh's own, and those of runners and MCP servers. "
-            "`approval`, `idempotent` and `timeout_seconds` are as the operator's settings have them. They are the same "
-            "for each tenant. A tool is missing from it ten minutes after its last runner has gone."
+            "`approval`, `idempotent` and `timeout_seconds` are as the operator's settings have them. They are the "
+            "same for each tenant. A tool is missing from it ten minutes after its last runner has gone."
         ),
         "parameters": [
             parameter("Tenant"),

@@ -117,7 +117,12 @@ class Ingress:
             traceparent = traces.current_traceparent() or incoming or traces.new_traceparent()
             try:
                 submitted = await self._submission.submit(
-                    task_request, tenant, key, traceparent, admit=lambda: self._admit(tenant, task_request)
+                    # For the door alone: it is not stored, where an older worker would not know it.
+                    msgspec.structs.replace(task_request, unknown_tools="refuse"),
+                    tenant,
+                    key,
+                    traceparent,
+                    admit=lambda: self._admit(tenant, task_request),
                 )
             except QueueFull as error:
                 retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)

@@ -272,7 +272,6 @@ async def test_meshctl_submits_with_tools_approval_turns_and_a_task_to_continue(
     page = await read_page(bench.connection.requests, "TASKS", "tasks.>", await bench.last("TASKS") - 1)
     assert json.loads(page.messages[-1].payload)["request"] == {
         "input": "and now?", "tools": ["shell", "add"], "approval": "always", "max_turns": 3, "continues": ended,
-        "unknown_tools": "allow",
     }  # fmt: skip
 
 
@@ -379,8 +378,8 @@ async def test_a_task_that_was_accepted_stays_so_when_the_one_it_continues_is_go
 
 
 async def test_a_task_may_ask_for_tools_approval_and_turns(bench: Bench) -> None:
-    wanted = {"tools": ["shell", "no_such_tool"], "unknown_tools": "allow", "approval": "always", "max_turns": 3}
-    accepted = await bench.client.post("/v1/tasks", json={"input": "hello", **wanted})
+    wanted = {"tools": ["shell", "no_such_tool"], "approval": "always", "max_turns": 3}
+    accepted = await bench.client.post("/v1/tasks", json={"input": "hello", "unknown_tools": "allow", **wanted})
     assert accepted.status_code == 202
     page = await read_page(bench.connection.requests, "TASKS", "tasks.>", await bench.last("TASKS") - 1)
     request = json.loads(page.messages[-1].payload)["request"]

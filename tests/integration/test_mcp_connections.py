@@ -97,6 +97,17 @@ async def test_one_broken_tool_is_skipped_and_said_and_the_others_work(broken: A
     assert [entry["event"] for entry in logs].count("mcp.tool_skipped") == 1
 
 
+async def test_of_a_page_of_very_many_tools_the_first_are_read() -> None:
+    with capture_logs() as logs:
+        async with scripted_mcp() as web:
+            web.tools = [tool("first"), *[1] * 500_000]
+            async with running(url=web.url) as server:
+                await until(lambda: server.away is None)
+                assert list(server.tools) == ["first"]
+    assert any("no more than 1000 are read" in entry.get("error", "") for entry in logs)
+    assert len(logs) < 40
+
+
 async def test_a_tool_whose_execution_needs_a_task_is_not_offered() -> None:
     with capture_logs() as logs:
         async with scripted_mcp() as web:

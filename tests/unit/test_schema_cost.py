@@ -74,6 +74,11 @@ def test_arguments_that_are_nested_so_deep_that_a_schema_doubles_too_often_are_r
     assert check(nested(60)) == "nested too deep to be held against the tool's schema"
 
 
+def test_a_schema_of_very_many_parts_is_refused() -> None:
+    with pytest.raises(SchemaUnusable):
+        checker_of({"properties": {str(at): {"type": "string"} for at in range(60_000)}})
+
+
 def test_a_recursion_that_does_not_double_is_taken_much_deeper() -> None:
     tree = {"$defs": {"node": {"properties": {"child": {"$ref": "#/$defs/node"}}}}, "$ref": "#/$defs/node"}
     assert checker_of(tree)(nested(60)) is None

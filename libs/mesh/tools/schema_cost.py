@@ -16,6 +16,8 @@ TOTAL_STEPS_MAX = 10_000_000
 """Evaluations of a whole instance: some tenths of a second."""
 USUAL_DEPTH = 6
 """How deep arguments are nested that each tool has to take."""
+NODES_MAX = 50_000
+"""Parts of a schema that are counted, each for each depth that it is met at: a tenth of a second."""
 LEVELS_MAX = 200
 """How deep a schema may be nested, references followed: the validator goes as deep on its stack."""
 _IN_PLACE_LISTS = ("allOf", "anyOf", "oneOf")
@@ -45,6 +47,7 @@ class _Count:
         self._root = root
         self._known: dict[tuple[int, int], int] = {}
         self._under_way: set[tuple[int, int]] = set()
+        self._nodes = 0
 
     def of(self, node: Any, depth: int, level: int) -> int:
         """Evaluations of a schema on an instance that is nested `depth` deep."""
@@ -58,6 +61,9 @@ class _Count:
         if key in self._under_way:
             return 0  # It refers to itself in place, which the validator does not follow.
         self._under_way.add(key)
+        self._nodes += 1
+        if self._nodes > NODES_MAX:
+            raise SchemaUnusable(f"the schema has more than {NODES_MAX} parts")
         steps = 1 + sum(self.of(each, depth, level + 1) for each in self._in_place(node))
         if depth > 0:
             # Of properties an instance's place is below one alone; of the others it may be below all.

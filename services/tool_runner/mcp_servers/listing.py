@@ -12,6 +12,8 @@ from mesh.tools.schema_cost import SchemaUnusable, cost
 
 REASON_CHARACTERS_MAX = 300
 _SHOWN_CHARACTERS_MAX = 64
+PAGE_TOOLS_MAX = 1_000
+"""Tools of one page that are looked at: each takes some of the time of all other tools of the runner."""
 OUTPUT_STEPS_MAX = 1_000
 """How costly an output schema may be (`mesh.tools.schema_cost`): the client checks results in plain Python."""
 OUTPUT_DEPTH = 32
@@ -29,7 +31,9 @@ def without_broken(result: dict[str, Any], version: str) -> tuple[dict[str, Any]
         return result, {}
     kept: list[Any] = []
     broken: dict[str, str] = {}
-    for at, tool in enumerate(tools):
+    if len(tools) > PAGE_TOOLS_MAX:
+        broken[f"[{PAGE_TOOLS_MAX}]"] = f"a page of {len(tools)} tools: no more than {PAGE_TOOLS_MAX} are read"
+    for at, tool in enumerate(tools[:PAGE_TOOLS_MAX]):
         reason = _broken(result, tool, version)
         if reason is None:
             kept.append(_with_cheap_output(tool))

@@ -48,6 +48,7 @@ LIST_AGAIN_SECONDS = 1.0
 TOOLS_MAX = 100
 """Of one server. Each has a consumer, and TOOLS has room for 256."""
 PAGES_MAX = 20
+SKIPPED_SAID_MAX = 20
 RECONNECT_POLICY = RetryPolicy(tries_max=1_000_000, delay_seconds_first=0.5, delay_seconds_max=30.0)
 _CLOSED = mcp_types.CONNECTION_CLOSED
 _TIMED_OUT = mcp_types.REQUEST_TIMEOUT
@@ -293,10 +294,12 @@ class McpServer:
             self._on_tools()
 
     def _say_skipped(self, skipped: dict[str, str]) -> None:
-        """Say once of each tool why it is not offered."""
-        for name, reason in skipped.items():
-            if self._skipped.get(name) != reason:
-                log.warning("mcp.tool_skipped", server=self.name, tool=name, error=reason)
+        """Say once of each tool why it is not offered; of many, how many there are."""
+        new = [(name, reason) for name, reason in skipped.items() if self._skipped.get(name) != reason]
+        for name, reason in new[:SKIPPED_SAID_MAX]:
+            log.warning("mcp.tool_skipped", server=self.name, tool=name, error=reason)
+        if len(new) > SKIPPED_SAID_MAX:
+            log.warning("mcp.tools_skipped", server=self.name, more=len(new) - SKIPPED_SAID_MAX)
         self._skipped = skipped
 
     def _transport(self, signs: _Signs) -> Transport:

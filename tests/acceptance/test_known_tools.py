@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from contracts.records.tools import ToolDeclaration
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import last_sequence
 from tests.support import children
+from tests.support.agents import Agents
 from tests.support.http_client import PatientClient
 from tests.support.processes import running_mesh
 
@@ -116,3 +118,21 @@ async def test_meshctl_lists_the_tools(bench: Bench) -> None:
     tools = [json.loads(line) for line in listed.stdout.splitlines()]
     assert "ask_user" in [tool["name"] for tool in tools]
     assert all(tool["parameters"] for tool in tools)
+
+
+async def test_a_task_without_a_tool_that_it_names_says_so_in_its_journal_and_in_the_log(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.toml"
+    file.write_text("[pools.default]\ntool_wait_seconds = 0.1")
+    async with (
+        running_mesh(tmp_path, "inference_worker", MESH_CONFIG=str(file)) as mesh,
+        connect(mesh.settings, "test") as connection,
+    ):
+        agents = Agents(connection)
+        task = await agents.submit("hello", tools=["away_tool", "ask_user"])
+        completed = (await agents.until_status(task, "completed")).turn(1).completed
+        await agents.close()
+        assert completed is not None
+        assert completed.missing_tools == ["away_tool"]
+        [said] = mesh.logs_of("turn.tools_missing")
+        assert said["tools"] == ["away_tool"]
+        assert mesh.tracebacks() == []

@@ -23,6 +23,7 @@ BUDGET_TOKENS_MAX = 1_000_000_000
 
 Priority = Literal["high", "normal", "low"]
 ApprovalMode = Literal["never", "destructive", "always"]
+UnknownTools = Literal["refuse", "allow"]
 Role = Literal["system", "user", "assistant"]
 
 
@@ -41,7 +42,8 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """The body of `POST /v1/tasks`. Unknown fields are refused: a misspelt limit must not be ignored.
 
     `input` is text or messages. `deadline_seconds` counts from acceptance. `budget_tokens` are read and put
-    out, over all turns. `metadata` comes back unchanged.
+    out, over all turns. `metadata` comes back unchanged. `unknown_tools`: whether `tools` may have names that nobody
+    has declared yet, and that no configuration knows.
     """
 
     input: RequestInput
@@ -50,6 +52,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     priority: Priority = "normal"
     instructions: Annotated[str, Meta(min_length=1)] | None = None
     tools: Annotated[list[Annotated[str, exactly(LANE_NAME_PATTERN, 48)]], Meta(max_length=64)] | None = None
+    unknown_tools: UnknownTools = "refuse"
     approval: ApprovalMode | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_turns: Annotated[int, Meta(ge=1, le=1000)] | None = None

@@ -22,6 +22,7 @@ from meshctl.commands import (
     storage,
     streams,
     tasks,
+    tools,
     transfer,
     triggers,
     up,
@@ -66,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
     replies.add_commands(commands, common)
+    tools.add_commands(commands, common)
     dead_letters.add_commands(commands, common)
     repair.add_commands(commands)
     streams.add_commands(commands)

@@ -29,6 +29,7 @@ from contracts.errors import InvalidPayload, Problem, problem
 from contracts.journal.edge_events import Snapshot
 from contracts.journal.events import TERMINAL_TYPES, EventHead
 from contracts.records.status import TaskAccepted, TaskCounts, TaskRecord
+from contracts.records.tools import ToolList
 from mesh.configuration.broker_urls import without_login
 from meshctl.errors import ApiError, StreamBroken, Unreachable
 
@@ -200,6 +201,11 @@ class Client:
         """`GET /v1/tasks/counts`. Raises `ApiError`, `Unreachable`."""
         raw = await self._call("GET", "/v1/tasks/counts")
         return Answer(decode(raw, TaskCounts), raw)
+
+    async def tools(self, query: Mapping[str, str]) -> Answer[ToolList]:
+        """`GET /v1/tools`: one page. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("GET", "/v1/tools", params=dict(query))
+        return Answer(decode(raw, ToolList), raw)
 
     async def dead_letters(self, query: Mapping[str, str]) -> Answer[DeadLetterList]:
         """`GET /v1/dead-letters`: one page. Raises `ApiError`, `Unreachable`."""

@@ -24,6 +24,7 @@ from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
 from ingress.journals import checked_task, packed_record, read_journal
+from ingress.known_tools import KnownTools
 from ingress.lane_statistics import Lanes
 from ingress.links import task_links, task_path
 from ingress.listing.lists import Lists
@@ -33,6 +34,7 @@ from ingress.parsing import (
     parse_task_filter,
     parse_task_input,
     parse_task_request,
+    parse_tool_cursor,
     parse_wait_seconds,
 )
 from ingress.pool_availability import Providers
@@ -88,6 +90,7 @@ class Ingress:
         self._storage = storage
         self._providers = providers
         self._stopping = stopping
+        self._tools = KnownTools(requests, settings.configuration.tools)
         self._journals = WarmJournals(requests)
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
@@ -114,7 +117,12 @@ class Ingress:
             traceparent = traces.current_traceparent() or incoming or traces.new_traceparent()
             try:
                 submitted = await self._submission.submit(
-                    task_request, tenant, key, traceparent, admit=lambda: self._admit(tenant, task_request)
+                    # For the door alone: it is not stored, where an older worker would not know it.
+                    msgspec.structs.replace(task_request, unknown_tools="refuse"),
+                    tenant,
+                    key,
+                    traceparent,
+                    admit=lambda: self._admit(tenant, task_request),
                 )
             except QueueFull as error:
                 retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)
@@ -158,6 +166,13 @@ class Ingress:
         counts = await self.lists.counts(tenant_of_request(request))
         return json_response(counts, 200, {"Cache-Control": "no-store"})
 
+    async def tools(self, request: AnyRequest) -> Response[bytes]:
+        """`GET /v1/tools`"""
+        tenant_of_request(request)
+        query = request.query_params
+        page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
+        return json_response(page, 200, {"Cache-Control": "no-store"})
+
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
         tenant = tenant_of_request(request)
@@ -197,10 +212,13 @@ class Ingress:
         input_decisions.was_carried_out(journal.state, said, message_id)
 
     async def _admit(self, tenant: str, request: TaskRequest) -> None:
-        """Refuse a task that no provider could run in time, or that continues one which is not there, or goes on."""
+        """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end."""
         refusal = self._providers.refusal(request)
         if refusal is not None:
             raise RequestRefused("pool-unavailable", refusal.reason, retry_after_seconds=refusal.retry_after_seconds)
+        unknown = await self._tools.refusal(request.tools or ()) if request.unknown_tools == "refuse" else None
+        if unknown is not None:
+            raise RequestRefused("tool-unknown", unknown)
         if request.continues is None:
             return
         journal = await read_journal(
@@ -306,6 +324,10 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def counts(request: AnyRequest) -> Response[bytes]:
         return await ingress.counts(request)
 
+    @get("/v1/tools")
+    async def tools(request: AnyRequest) -> Response[bytes]:
+        return await ingress.tools(request)
+
     @get("/v1/tasks/{task:str}")
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
@@ -327,7 +349,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(submit, tasks, counts, task, events, cancel, inputs, schema),
+        *(submit, tasks, counts, tools, task, events, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
         *health_routes("ingress", probe),
     ]

@@ -125,3 +125,11 @@ def parse_limit(value: str | None) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= 4 and 1 <= int(value) <= LIST_MAX):  # noqa: PLR2004 - digits
         raise InvalidPayload(f"limit: must be between 1 and {LIST_MAX}")
     return int(value)
+
+
+def parse_tool_cursor(value: str | None) -> str:
+    """The name of the tool that a page begins behind; empty at the beginning. Raises `InvalidPayload`."""
+    try:
+        return "" if value is None else check_tool(value)
+    except InvalidName:
+        raise InvalidPayload("cursor: must be the cursor of the page before") from None

@@ -10,7 +10,13 @@ from tool_runner.serving import Serving
 async def main(service: Service) -> None:
     """Run tool calls until told to stop."""
     serving = Serving(service)
-    async with heartbeats(service, lambda: serving.calls_running, tools=lambda: serving.names):
+    async with heartbeats(
+        service,
+        lambda: serving.calls_running,
+        tools=lambda: serving.names,
+        mcp_servers=lambda: serving.servers,
+        changed=serving.servers_changed,
+    ):
         await serving.run(service.ready)
 
 

@@ -18,7 +18,7 @@ from contracts.streams import (
     tool_consumer,
 )
 from mesh.broker import key_value
-from mesh.broker.consumer_lists import all_consumer_names, all_consumers
+from mesh.broker.consumer_lists import all_consumers
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerError
@@ -29,7 +29,6 @@ log = structlog.get_logger("tool_runner.declaring")
 AT_ONCE_MAX = 32
 """Tools that are declared at the same time: with 1,000 of them one after another would take two minutes at 120 ms."""
 
-_PREFIX = "tool-"
 _IDLE_NANOSECONDS = TOOL_CONSUMER_IDLE_SECONDS * 1_000_000_000
 
 
@@ -80,9 +79,3 @@ async def _bind(requests: Requests, settings: Settings, tool: str, existing: dic
     await requests.api(f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.{name}", body)
     if existing is None:
         log.info("tool.consumer_created", consumer=f"{TOOLS.name}/{name}")
-
-
-async def consumers_of_tools(requests: Requests) -> list[str]:
-    """The tools that have a consumer, whoever made it. Raises `BrokerUnavailable`, `BrokerError`."""
-    names = await all_consumer_names(requests, TOOLS.name)
-    return sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))

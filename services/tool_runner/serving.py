@@ -20,11 +20,12 @@ from contracts.records.tools import ASK_USER, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
 from mesh.broker.lanes import ConsumerSpec
-from mesh.configuration.tool_tables import variable_of
+from mesh.configuration.tool_tables import header_of, variable_of
 from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service
 from mesh.steps.work_loop import WorkLoop
-from tool_runner.declaring import consumers_of_tools, declare
+from mesh.tools.toolbox import consumers_of_tools
+from tool_runner.declaring import declare
 from tool_runner.handler import CallHandler
 from tool_runner.result_store import ResultStore
 from tool_runner.tools.registry import built_in_tools
@@ -69,6 +70,8 @@ class Serving:
         # The calls of a turn write to one journal, whichever loop they came by.
         self._journals = WarmJournals(service.requests)
         self._wake = asyncio.Event()
+        self.servers_changed = asyncio.Event()
+        """Set when a server goes away, or comes back."""
         self._servers = self._configured_servers()
         service.connection.on_reconnected(self._wake.set)
         store = ResultStore(service.requests, service.settings.configuration.results.tenant_share)
@@ -78,6 +81,11 @@ class Serving:
     def names(self) -> tuple[str, ...]:
         """The tools that are served at present."""
         return tuple(name for name in self._tools if name not in self._absent)
+
+    @property
+    def servers(self) -> dict[str, str | None]:
+        """The configured MCP servers, each with why it is away; None while it is there."""
+        return {each.name: each.server.away for each in self._servers if each.server is not None}
 
     @property
     def calls_running(self) -> int:
@@ -187,10 +195,12 @@ class Serving:
         servers = []
         for name, configuration in configured.items():
             key = f"{self._settings.configuration.source}: mcp.{name}"
-            for variable in (*configuration.env_from, *filter(None, [configuration.api_key_env])):
+            for variable in configuration.env_from:
                 variable_of(os.environ, variable, key)
+            for variable in (*configuration.headers_env.values(), *filter(None, [configuration.api_key_env])):
+                header_of(os.environ, variable, key)
             served = _Served(name)
-            served.server = McpServer(name, configuration, os.environ, served.changed.set)
+            served.server = McpServer(name, configuration, os.environ, served.changed.set, self.servers_changed.set)
             servers.append(served)
         return servers
 

@@ -207,7 +207,7 @@ async def test_its_model_is_told_what_to_do_and_given_one_tool_and_the_record_as
     shown = json.loads(record["content"])
     assert (record["role"], shown["task"], shown["request"]["input"]) == ("user", task, POISON)
     assert shown["errors"][-1]["code"] == CODE
-    assert [tool["function"]["name"] for tool in body["tools"]] == ["propose_replay"]
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["propose_replay", "ask_user"]
     assert (await bench.agents.state(task)).status == "dead_lettered"
     await bench.judge()
 

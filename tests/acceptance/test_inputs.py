@@ -267,7 +267,7 @@ async def test_meshctl_says_in_one_line_why_not(bench: Bench) -> None:
 async def test_meshctl_submits_with_tools_approval_turns_and_a_task_to_continue(bench: Bench) -> None:
     ended = await bench.ended()
     flags = ("--tool", "shell", "--tool", "add", "--approval", "always", "--max-turns", "3", "--continues", ended)
-    submitted = await meshctl(bench, "submit", "and now?", *flags)
+    submitted = await meshctl(bench, "submit", "and now?", "--unknown-tools", "allow", *flags)
     assert (submitted.status, submitted.errors) == (0, "")
     page = await read_page(bench.connection.requests, "TASKS", "tasks.>", await bench.last("TASKS") - 1)
     assert json.loads(page.messages[-1].payload)["request"] == {
@@ -379,7 +379,7 @@ async def test_a_task_that_was_accepted_stays_so_when_the_one_it_continues_is_go
 
 async def test_a_task_may_ask_for_tools_approval_and_turns(bench: Bench) -> None:
     wanted = {"tools": ["shell", "no_such_tool"], "approval": "always", "max_turns": 3}
-    accepted = await bench.client.post("/v1/tasks", json={"input": "hello", **wanted})
+    accepted = await bench.client.post("/v1/tasks", json={"input": "hello", "unknown_tools": "allow", **wanted})
     assert accepted.status_code == 202
     page = await read_page(bench.connection.requests, "TASKS", "tasks.>", await bench.last("TASKS") - 1)
     request = json.loads(page.messages[-1].payload)["request"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,6 +23,7 @@ from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import Declared, apply
 from mesh.configuration.mesh_toml import load_configuration
 from mesh.tools.toolbox import Toolbox
+from meshctl.commands.doctor import seen_mcp_servers
 from meshctl.commands.workers import read_bucket
 from tests.support import children
 from tests.support.broker import free_port
@@ -173,6 +176,18 @@ async def test_a_call_is_run_and_large_results_lie_in_the_object_store(bench: Be
     assert len(stored) == large.object.size > 1_000_000
 
 
+async def test_an_image_is_told_by_type_and_size_and_its_bytes_are_kept(bench: Bench) -> None:
+    drawn = await bench.calls.run("local_draw", {})
+    assert isinstance(drawn, ToolCompleted)
+    told = drawn.result
+    assert told[0] == {"type": "text", "text": "A dot."}
+    assert told[1] == {"type": "image", "mimeType": "image/png", "bytes": 200_004}
+    assert drawn.object is not None
+    store = await bench.connection.client.jetstream().object_store(drawn.object.bucket)
+    kept = json.loads((await store.get(drawn.object.name)).data or b"")
+    assert base64.b64decode(kept[1]["data"]) == b"\x89PNG" + bytes(200_000)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_progress_is_told(bench: Bench, transport: str) -> None:
     asked = await bench.calls.ask(f"{transport}_count_up", {"to": 50})
@@ -279,6 +294,17 @@ async def test_the_runners_heartbeat_names_what_it_serves(bench: Bench) -> None:
         return any({"add", "local_shout", "remote_shout"} <= set(record.tools or ()) for record in records)
 
     await until(named)
+
+
+async def test_the_heartbeat_says_which_servers_are_away_and_why_and_so_does_the_doctor(bench: Bench) -> None:
+    async def told() -> bool:
+        seen = await seen_mcp_servers(bench.connection)
+        away = (seen.get("absent") or [None])[-1]
+        # A runner that was killed is listed for a while.
+        there = {*seen.get("local", ["?"]), *seen.get("remote", ["?"])} == {None}
+        return there and "there-is-no-such-program is not there" in (away or "")
+
+    await until(told)
 
 
 async def test_a_runner_that_stops_takes_its_servers_with_it(bench: Bench) -> None:

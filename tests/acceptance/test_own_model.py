@@ -139,7 +139,7 @@ async def test_a_model_of_anthropics_that_calls_a_tool_is_told_what_came_of_it(t
     assert of_type(journal, "task.completed")[0]["usage"] == {"input_tokens": 18, "output_tokens": 7}
     assert of_type(journal, "turn.completed")[0]["blocks"] == [signed]
     first, second = (exchange.body for exchange in server.exchanges)
-    assert "tools" not in first
+    assert [tool["name"] for tool in first["tools"]] == ["ask_user"]
     told, result = second["messages"][1:]
     used = {"type": "tool_use", "id": "c00000100", "name": "add", "input": {"a": 1, "b": 2}}
     assert told == {"role": "assistant", "content": [signed, used]}

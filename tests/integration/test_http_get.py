@@ -53,6 +53,14 @@ async def test_the_charset_is_the_one_that_the_server_names(web: WebServer) -> N
     assert (await get(f"http://127.0.0.1:{web.port}/b", f"127.0.0.1:{web.port}")).body == "\ufffd"
 
 
+@pytest.mark.parametrize(
+    "charset", ["punycode", "idna", "rot13", "base64", "unicode_escape", "undefined", "zlib", "utf-7"]
+)
+async def test_a_codec_that_is_no_charset_is_not_used(web: WebServer, charset: str) -> None:
+    web.answer("/a", b"a-b" * 1_000, content_type=f"text/plain; charset={charset}")
+    assert (await get(f"http://127.0.0.1:{web.port}/a", f"127.0.0.1:{web.port}")).body == "a-b" * 1_000
+
+
 async def test_an_error_page_is_a_page(web: WebServer) -> None:
     assert (await get(f"http://127.0.0.1:{web.port}/none", f"127.0.0.1:{web.port}")).status == 404
 

@@ -23,9 +23,9 @@ from mesh.clock import lease_clock
 from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.settings import Settings
 from mesh.configuration.tool_tables import ToolsConfiguration
-from mesh.tools.toolbox import Toolbox
+from mesh.tools.toolbox import Toolbox, consumers_of_tools
 from tests.support.waiting import until
-from tool_runner.declaring import consumers_of_tools, declare
+from tool_runner.declaring import declare
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver import Context, Image, MCPServer
 from mcp.types import ToolAnnotations
 
 # Its logs would be in those of the runner that started it.
@@ -81,6 +81,12 @@ def dies_once() -> str:
     if Path(os.environ["TRACE_FILE"]).read_text().count("dies_once") == 1:
         os._exit(3)
     return "alive"
+
+
+@server.tool(annotations=READ_ONLY, structured_output=False)
+def draw() -> list[Any]:
+    """Gives an image, and a word on it."""
+    return ["A dot.", Image(data=b"\x89PNG" + bytes(200_000), format="png")]
 
 
 @server.tool()

@@ -209,7 +209,9 @@ class HandMadeJournal:
 
     # What agents do.
 
-    def asks(self, *asked: parts.ToolCall, turn: int = 1, usage: Usage | None = None) -> events.TurnCompleted:
+    def asks(
+        self, *asked: parts.ToolCall, turn: int = 1, usage: Usage | None = None, missing_tools: list[str] | None = None
+    ) -> events.TurnCompleted:
         """A turn that is completed with these calls."""
         return self.add(
             events.TurnCompleted,
@@ -219,6 +221,7 @@ class HandMadeJournal:
             finish_reason="tool_calls",
             usage=usage or Usage(1, 2),
             timings=Timings(),
+            missing_tools=missing_tools,
         )
 
     def tool_failed(self, call: str = "1-0", tool: str = "add", code: str = "tool-timeout") -> events.ToolFailed:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
+from contracts.errors import ErrorInfo
 from contracts.journal import events
-from contracts.journal.parts import Usage
+from contracts.journal.parts import ToolCall, Usage
 from contracts.tasks import Message, TaskRequest
 from inference_worker.models.chunks import Chunk, Finished, RequestedCall, TextDelta, TurnInput
+from inference_worker.turn.calls import OfferedTool
+from mesh.configuration.mesh_toml import PoolConfiguration
+from tests.unit.journals import FoldedStep, HandMadeJournal, turn_work
 from tests.unit.played import (
     DECLARED,
     STOP,
+    Declared,
     PlayedProvider,
     claimed_step,
     last,
@@ -55,6 +60,56 @@ async def test_calls_are_recorded_with_what_was_decided_on_them_and_the_task_goe
         "tool.failed",
     ]
     assert step.state.status == "waiting"
+
+
+async def test_every_model_is_offered_ask_user_unless_its_pool_says_otherwise() -> None:
+    for pool, names in ((PoolConfiguration(), ["add", "ask_user"]), (PoolConfiguration(ask_user=False), ["add"])):
+        provider = PlayedProvider(STOP)
+        step = claimed_step(request=TaskRequest(input="hello", tools=["add", "ask_user"]))
+        await turn_handler(provider, DECLARED, pool=pool).perform(step)
+        assert [tool.name for tool in provider.asked[0].tools] == names
+        assert last(step, events.TurnCompleted).missing_tools is None
+
+
+async def test_a_tool_that_nobody_serves_is_told_to_the_model_and_to_the_journal() -> None:
+    provider = PlayedProvider(STOP)
+    step = claimed_step(request=TaskRequest(input="hello", instructions="Be brief.", tools=["away", "add", "gone"]))
+    await turn_handler(provider, DECLARED, pool=PoolConfiguration(tool_wait_seconds=0)).perform(step)
+    instructions, note, said = provider.asked[0].messages
+    assert (instructions, said) == (Message("system", "Be brief."), Message("user", "hello"))
+    assert isinstance(note, Message)
+    assert note.role == "system"
+    assert "not available at present: away, gone." in note.content
+    assert last(step, events.TurnCompleted).missing_tools == ["away", "gone"]
+
+
+async def test_a_turn_waits_for_a_tool_that_comes_and_the_next_turn_not_for_one_that_did_not() -> None:
+    class Coming(Declared):
+        looks = 0
+
+        async def offered(self, names: Sequence[str]) -> dict[str, OfferedTool]:
+            self.looks += 1
+            return await DECLARED.offered(names) if self.looks > 2 else {}
+
+    provider, tools = PlayedProvider(STOP), Coming()
+    step = claimed_step(request=TaskRequest(input="hello", tools=["add"]))
+    await turn_handler(provider, tools, pool=PoolConfiguration(tool_wait_seconds=60)).perform(step)
+    assert [tool.name for tool in provider.asked[0].tools] == ["add", "ask_user"]
+    assert (tools.looks, last(step, events.TurnCompleted).missing_tools) == (3, None)
+
+
+async def test_what_a_turn_has_waited_for_in_vain_the_next_does_not_wait_for() -> None:
+    journal = HandMadeJournal()
+    journal.queued(TaskRequest(input="hello", tools=["away"]))
+    journal.claimed()
+    journal.asks(ToolCall("1-0", "away", {}, error=ErrorInfo("tool-unknown", "")), missing_tools=["away"])
+    journal.tool_failed(tool="away", code="tool-unknown")
+    provider = PlayedProvider(STOP)
+    step = FoldedStep(journal, turn_work(turn=2), journal.claimed("2"))
+    await turn_handler(provider, Declared(), pool=PoolConfiguration(tool_wait_seconds=3600)).perform(step)
+    completed = journal.state.turn(2).completed
+    assert completed is not None
+    assert completed.missing_tools == ["away"]
 
 
 @pytest.mark.parametrize("deltas", [0, 2])

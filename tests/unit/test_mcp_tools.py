@@ -10,6 +10,7 @@ import pytest
 from contracts import subjects
 from tool_runner.mcp_servers.declarations import declaration, mesh_names, result_of
 from tool_runner.serving import server_of
+from tool_runner.tools.tool import Shortened
 
 
 def test_a_name_that_fits_is_the_servers_name_and_its_own() -> None:
@@ -64,11 +65,29 @@ def test_what_a_tool_does_not_say_counts_as_the_worse(
 
 def test_results_are_structured_content_or_text_or_all_there_is() -> None:
     text = mcp_types.TextContent(text="a")
-    image = mcp_types.ImageContent(data="AAAA", mime_type="image/png")
     assert result_of(mcp_types.CallToolResult(content=[text], structured_content={"x": 1})) == {"x": 1}
     assert result_of(mcp_types.CallToolResult(content=[text, text])) == "a\na"
     assert result_of(mcp_types.CallToolResult(content=[])) == ""
-    assert result_of(mcp_types.CallToolResult(content=[text, image])) == [
+    link = mcp_types.ResourceLink(uri="file:///a", name="a")
+    assert result_of(mcp_types.CallToolResult(content=[text, link])) == [
         {"type": "text", "text": "a"},
-        {"type": "image", "data": "AAAA", "mimeType": "image/png"},
+        {"type": "resource_link", "uri": "file:///a", "name": "a"},
     ]
+
+
+def test_images_audio_and_files_are_told_by_type_and_size_and_kept_whole() -> None:
+    text = mcp_types.TextContent(text="a")
+    image = mcp_types.ImageContent(data="AAAAAAA=", mime_type="image/png")
+    audio = mcp_types.AudioContent(data="AAAA", mime_type="audio/wav")
+    blob = mcp_types.BlobResourceContents(uri="file:///a", blob="AAA=", mime_type="application/pdf")
+    content: list[Any] = [text, image, audio, mcp_types.EmbeddedResource(resource=blob)]
+    given = result_of(mcp_types.CallToolResult(content=content, structured_content={"x": 1}))
+    assert isinstance(given, Shortened)
+    assert given.told == [
+        {"type": "text", "text": "a"},
+        {"type": "image", "mimeType": "image/png", "bytes": 5},
+        {"type": "audio", "mimeType": "audio/wav", "bytes": 3},
+        {"type": "resource", "resource": {"uri": "file:///a", "mimeType": "application/pdf", "bytes": 2}},
+        {"structuredContent": {"x": 1}},
+    ]
+    assert given.whole[1] == {"type": "image", "data": "AAAAAAA=", "mimeType": "image/png"}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from contracts.journal import events, parts
 from contracts.journal.parts import Usage
+from contracts.records.tools import ASK_USER_DECLARATION
 from contracts.streams import MESSAGE_BYTES_MAX
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
 from inference_worker.dialects.scripted.model import ScriptedProvider
@@ -60,6 +61,7 @@ async def test_the_provider_is_asked_for_what_the_request_says() -> None:
         TurnInput(
             messages=[Message("system", "Be brief."), Message("user", "hi")],
             model="large",
+            tools=(ASK_USER_DECLARATION,),
             max_output_tokens=7,
             temperature=0.5,
             prefix="",

@@ -30,6 +30,7 @@ from contracts.generation.openapi_tasks import (
     count_tasks,
     follow_task,
     list_tasks,
+    list_tools,
     read_task,
     send_input,
     submit_task,
@@ -61,6 +62,7 @@ def openapi() -> dict[str, Any]:
         "security": [],
         "tags": [
             {"name": "tasks", "description": "What was asked for, and how it stands."},
+            {"name": "tools", "description": "What models may call."},
             {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
             {"name": "events", "description": "A task's journal as Server-Sent Events."},
             {"name": "health", "description": "For supervisors and load balancers."},
@@ -73,6 +75,7 @@ def openapi() -> dict[str, Any]:
             "/v1/tasks/{id}/cancel": {"post": cancel_task()},
             "/v1/tasks/{id}/inputs": {"post": send_input()},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": follow_task()},
+            "/v1/tools": {"get": list_tools()},
             "/v1/dead-letters": {"get": list_dead_letters()},
             "/v1/dead-letters/{id}": {"get": read_dead_letters(), "delete": drop_dead_letters()},
             "/v1/dead-letters/{id}/replay": {"post": replay_task()},

@@ -10,7 +10,7 @@ from msgspec import Struct
 from contracts import errors, headers, subjects, tasks
 from contracts.api import dead_letters, inputs
 from contracts.generation.schemas import components, exact_pattern
-from contracts.records import status
+from contracts.records import status, tools
 
 LIST_DEFAULT = 50
 LIST_MAX = 100
@@ -107,6 +107,7 @@ def component_schemas() -> dict[str, Any]:
         status.TaskRecord,
         status.TaskList,
         status.TaskCounts,
+        tools.ToolList,
         dead_letters.DeadLetterList,
         dead_letters.TaskDeadLetters,
         dead_letters.ReplayRequest,

@@ -101,6 +101,30 @@ def count_tasks() -> dict[str, Any]:
     }
 
 
+def list_tools() -> dict[str, Any]:
+    limit = {"type": "integer", "minimum": 1, "maximum": LIST_MAX, "default": LIST_DEFAULT}
+    name = string(subjects.LANE_NAME_PATTERN) | {"maxLength": 48}
+    return {
+        "operationId": "listTools",
+        "tags": ["tools"],
+        "summary": "List the tools that tasks may name",
+        "description": (
+            "Those that are served at present, by name: the mesh's own, and those of runners and MCP servers. "
+            "`approval`, `idempotent` and `timeout_seconds` are as the operator's settings have them. They are the "
+            "same for each tenant. A tool is missing from it ten minutes after its last runner has gone."
+        ),
+        "parameters": [
+            parameter("Tenant"),
+            query("limit", limit, "Most tools on a page. A page may have fewer, if they are large."),
+            query("cursor", name, "The `cursor` of the page before."),
+        ],
+        "responses": {
+            "200": json_answer("A page of tools.", "ToolList", headers=("NoStore",)),
+            **problems("400", "503"),
+        },
+    }
+
+
 def read_task() -> dict[str, Any]:
     return {
         "operationId": "getTask",

@@ -51,6 +51,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "task_record": status.TaskRecord,
     "task_list": status.TaskList,
     "task_counts": status.TaskCounts,
+    "tool_list": tools.ToolList,
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,

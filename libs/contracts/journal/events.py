@@ -141,6 +141,8 @@ class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
     timings: Timings
     budget_left_tokens: Count | None = None
     """What was left of the task's budget then, of which its sub-tasks have used their part. Absent without a budget."""
+    missing_tools: list[LaneName] | None = None
+    """Tools of the request that nobody served when the turn was generated: the model was told so. Absent if none."""
 
 
 class ToolProgress(Event, frozen=True, kw_only=True, tag="tool.progress"):

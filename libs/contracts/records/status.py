@@ -182,6 +182,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """A process that takes work, in the bucket `workers`, written again every 10 s and gone 30 s after the last time.
 
     `pools` and `tools` are what it serves, `concurrency` how many steps it takes at once, `running` how many it has.
+    `mcp_servers`: the MCP servers that it is to reach, each with why it is away, or null while it is there.
     """
 
     worker: str
@@ -191,6 +192,7 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     host: str
     pools: tuple[LaneName, ...] = ()
     tools: tuple[LaneName, ...] = ()
+    mcp_servers: dict[str, str | None] = {}
     concurrency: Ordinal
     running: Count
     started_at: Time

@@ -56,6 +56,35 @@ class ToolDeclaration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     approval: ApprovalMode = "destructive"
 
 
+class ToolList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the tools that are served at present, by name, the operator's settings applied.
+
+    `cursor` is null on the last page.
+    """
+
+    tools: list[ToolDeclaration]
+    cursor: str | None
+
+
+ASK_USER_DECLARATION = ToolDeclaration(
+    name=ASK_USER,
+    description="Asks the user a question, and waits for the answer, which may take long. Use it only for what you "
+    "need to go on and can't find out otherwise.",
+    parameters={
+        "type": "object",
+        "properties": {
+            "question": {"type": "string", "minLength": 1, "description": "The question, as the user reads it."}
+        },
+        "required": ["question"],
+        "additionalProperties": False,
+    },
+    idempotent=True,
+    destructive=False,
+    approval="never",
+)
+"""How `ask_user` is offered to a model. It is in no bucket: the mesh itself serves it."""
+
+
 def needs_approval(tool: ToolDeclaration, task: ApprovalMode | None, operator: ApprovalMode | None) -> bool:
     """Whether a person has to agree to a call.
 

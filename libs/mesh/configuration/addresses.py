@@ -10,8 +10,25 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DEFAULT_PORTS = (80, 443)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# For protocols, not for hosts; Python 3.11 knows only parts of it.
-_SPECIAL = ipaddress.ip_network("192.0.0.0/24")
+# Not for hosts of the Internet, whatever `is_global` says: Python 3.11 does not know all of the IANA's registries.
+_SPECIAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/8",
+        "100.64.0.0/10",
+        "192.0.0.0/24",
+        "192.88.99.0/24",  # 6to4 relays, given up (RFC 7526)
+        "::/96",  # IPv4-compatible, given up (RFC 4291)
+        "64:ff9b:1::/48",  # translation in a network of one's own (RFC 8215)
+        "100::/64",
+        "100:0:0:1::/64",
+        "2001:2::/48",
+        "2001:db8::/32",
+        "3fff::/20",  # documentation (RFC 9637)
+        "5f00::/16",  # SRv6 (RFC 9602)
+        "fec0::/10",  # site-local, given up (RFC 3879)
+    )
+)
 # The one metadata service whose address is a public one (Azure's WireServer); all others are link-local or private.
 _METADATA = frozenset({ipaddress.ip_address("168.63.129.16")})
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -64,7 +81,9 @@ def is_public(text: str) -> bool:
 
 
 def _is_public(address: Address) -> bool:
-    special = address in _METADATA or (isinstance(address, ipaddress.IPv4Address) and address in _SPECIAL)
+    special = address in _METADATA or any(
+        address in network for network in _SPECIAL if network.version == address.version
+    )
     return address.is_global and not address.is_multicast and not address.is_reserved and not special
 
 

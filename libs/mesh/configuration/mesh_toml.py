@@ -10,7 +10,6 @@ it. API keys are never in this file: it names the variables that hold them.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,7 +27,7 @@ from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
-from mesh.configuration.toml_tables import convert, named_tables
+from mesh.configuration.toml_tables import HEADER_NAME, HEADER_VALUE, convert, named_tables
 from mesh.configuration.tool_tables import ToolsConfiguration, parse_tools
 from mesh.configuration.webhook_tables import WebhookConfiguration, parse_webhooks
 from mesh.errors import SettingsError
@@ -42,8 +41,6 @@ FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
 Name = Annotated[str, exactly(LANE_NAME_PATTERN, 48)]
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
 _RESERVED_HEADERS = frozenset({"authorization", "content-type", "content-length", "host", "transfer-encoding"})
 _RESERVED_OF_ANTHROPIC = frozenset({"x-api-key", "anthropic-version"})
 
@@ -192,6 +189,10 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """
     slow_seconds: Seconds = SLOW_SECONDS
     """How long a model may give no token before `on_slow` acts."""
+    ask_user: bool = True
+    """Whether the models are offered the tool `ask_user`. Off for models, or servers, that take no tools at all."""
+    tool_wait_seconds: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    """How long a turn waits for a tool of its task that nobody serves. Then the model is told, and does without."""
     deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
     """How long a task may take from its acceptance. Then it ends with what there is. A request may ask for less."""
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
@@ -354,7 +355,7 @@ def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:
         # Not shown: what is in there may be a password.
         raise SettingsError(f"{source}: {key}.base_url: takes no user, no query and no fragment")
     for name, value in provider.headers.items():
-        if _HEADER_NAME.fullmatch(name) is None or _HEADER_VALUE.fullmatch(value) is None:
+        if HEADER_NAME.fullmatch(name) is None or HEADER_VALUE.fullmatch(value) is None:
             raise SettingsError(f"{source}: {key}.headers.{name!r}: is no header's name, or its value is none")
         if name.lower() in _RESERVED_HEADERS:
             raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")

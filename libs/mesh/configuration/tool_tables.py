@@ -18,7 +18,7 @@ from contracts.fields import SignalFilter
 from contracts.records.tools import SEND_SIGNAL, TOOL_TIMEOUT_SECONDS, ToolDeclaration
 from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import ApprovalMode
-from mesh.configuration.toml_tables import convert, named_tables
+from mesh.configuration.toml_tables import HEADER_NAME, HEADER_VALUE, convert, named_tables
 from mesh.errors import SettingsError
 
 HTTP_GET = "http_get"
@@ -32,6 +32,10 @@ ServerName = Annotated[str, exactly(r"[a-z0-9][a-z0-9_-]{0,23}", 24)]
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
 Variable = Annotated[str, exactly("[A-Za-z_][A-Za-z0-9_]{0,127}")]
 _HOST = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
+_RESERVED_HEADERS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "last-event-id"}
+    | {"te", "trailer", "transfer-encoding", "upgrade"}
+)
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
@@ -82,8 +86,14 @@ class McpServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     """Variables for the program, beside HOME, LOGNAME, PATH, SHELL, TERM and USER. Only with `command`."""
     env_from: Annotated[list[Variable], Meta(max_length=256)] = []
     """Names of the runner's own variables that the program gets too, such as keys. Only with `command`."""
+    cwd: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """The folder that the program runs in; unset is the runner's. Only with `command`."""
     api_key_env: Variable | None = None
     """Name of the variable that holds the bearer token, never the token itself. Only with `url`."""
+    headers: dict[str, str] = {}
+    """Headers of each request, such as `X-Team = "blue"`. They hold no secrets: see `headers_env`. Only with `url`."""
+    headers_env: dict[str, Variable] = {}
+    """Headers whose values are secrets: the name of the variable that holds each. Only with `url`."""
     timeout_seconds: Seconds = TOOL_TIMEOUT_SECONDS
     """How long a call of any of its tools may take."""
 
@@ -144,6 +154,14 @@ def variable_of(environment: Mapping[str, str], variable: str, key: str) -> str:
     return value
 
 
+def header_of(environment: Mapping[str, str], variable: str, key: str) -> str:
+    """The value of a variable that goes into a header. Raises `SettingsError`, which never shows a value."""
+    value = variable_of(environment, variable, key)
+    if HEADER_VALUE.fullmatch(value) is None:
+        raise SettingsError(f"{key}: the variable {variable} holds what can't be in a header")
+    return value
+
+
 def is_host_pattern(pattern: str) -> bool:
     """Whether it can be an entry of `allowed_hosts`; names are in lower case, as in a URL's ASCII form."""
     host, colon, port = pattern.rpartition(":")
@@ -158,11 +176,16 @@ def _check_server(server: McpServerConfiguration, key: str, source: str) -> None
     if server.command is not None:
         if server.api_key_env is not None:
             raise SettingsError(f"{source}: {key}.api_key_env: is for a url; a command takes env_from")
-        if any("\0" in part for part in (*server.command, *server.env.values())):
+        if server.headers or server.headers_env:
+            raise SettingsError(f"{source}: {key}: headers and headers_env are for a url")
+        if any("\0" in part for part in (*server.command, *server.env.values(), server.cwd or "")):
             raise SettingsError(f"{source}: {key}: holds a NUL character")
         return
     if server.env or server.env_from:
         raise SettingsError(f"{source}: {key}: env and env_from are for a command")
+    if server.cwd is not None:
+        raise SettingsError(f"{source}: {key}.cwd: is for a command")
+    _check_headers(server, key, source)
     url = server.url or ""
     try:
         parts = urlsplit(url)
@@ -174,3 +197,20 @@ def _check_server(server: McpServerConfiguration, key: str, source: str) -> None
     if parts.username is not None or parts.fragment:
         # Not shown: what is in there may be a password.
         raise SettingsError(f"{source}: {key}.url: takes no user and no fragment")
+
+
+def _check_headers(server: McpServerConfiguration, key: str, source: str) -> None:
+    seen: set[str] = set()
+    for field, names in (("headers", server.headers), ("headers_env", server.headers_env)):
+        for name in names:
+            where = f"{source}: {key}.{field}.{name!r}"
+            if HEADER_NAME.fullmatch(name) is None or HEADER_VALUE.fullmatch(server.headers.get(name, "x")) is None:
+                raise SettingsError(f"{where}: is no header's name, or its value is none")
+            lower = name.lower()
+            if lower in _RESERVED_HEADERS or lower.startswith("mcp-"):
+                raise SettingsError(f"{where}: can't be set here")
+            if lower == "authorization" and (field == "headers" or server.api_key_env is not None):
+                raise SettingsError(f"{where}: a bearer token is api_key_env, anything else headers_env")
+            if lower in seen:
+                raise SettingsError(f"{where}: is there twice")
+            seen.add(lower)

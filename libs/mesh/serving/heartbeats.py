@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import sys
@@ -15,7 +16,7 @@ from contracts.codec import encode
 from contracts.errors import TaskmeshError
 from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET
-from mesh.background import background, repeatedly
+from mesh.background import background, first_of
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -37,11 +38,13 @@ async def heartbeats(
     *,
     pools: tuple[str, ...] = (),
     tools: Callable[[], tuple[str, ...]] = tuple,
+    mcp_servers: Callable[[], dict[str, str | None]] = dict,
+    changed: asyncio.Event | None = None,
 ) -> AsyncIterator[None]:
     """Write this process's record at once and every 30 s beside the body, and delete it at the end.
 
-    `running` says how many steps are in hand, `tools` which tools are served at present. A heartbeat that fails is only
-    said: no work hangs on it.
+    `running` says how many steps are in hand, `tools` which tools are served at present, `mcp_servers` which servers
+    are away, and why. It is written at once when `changed` is set. One that fails is only said: no work hangs on it.
     """
     started_at = now()
     key = subjects.worker_key(service.worker)
@@ -55,6 +58,7 @@ async def heartbeats(
             host=platform.node() or sys.platform,
             pools=pools,
             tools=tools(),
+            mcp_servers=mcp_servers(),
             concurrency=service.settings.worker_concurrency,
             running=running(),
             started_at=started_at,
@@ -62,18 +66,22 @@ async def heartbeats(
         )
 
     try:
-        async with background(_beat(service.requests, key, record)):
+        async with background(_beat(service.requests, key, record, changed or asyncio.Event())):
             yield
     finally:
         await _say_goodbye(service, key)
 
 
-async def _beat(requests: Requests, key: str, record: Callable[[], WorkerRecord]) -> None:
-    await repeatedly(
-        lambda: key_value.put(requests, WORKERS_BUCKET.name, key, encode(record())),
-        HEARTBEAT_SECONDS,
-        LoopHealth(log, "heartbeat.not_written"),
-    )
+async def _beat(requests: Requests, key: str, record: Callable[[], WorkerRecord], changed: asyncio.Event) -> None:
+    health = LoopHealth(log, "heartbeat.not_written")
+    while True:
+        try:
+            changed.clear()
+            await key_value.put(requests, WORKERS_BUCKET.name, key, encode(record()))
+            health.succeeded()
+        except TaskmeshError as error:
+            health.failed(error)
+        await first_of(changed, seconds=HEARTBEAT_SECONDS)
 
 
 async def _say_goodbye(service: Service, key: str) -> None:

@@ -24,6 +24,7 @@ from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
 from mesh.configuration.settings import Settings, load_settings, worker_name
 from mesh.errors import SettingsError
+from mesh.serving.privacy import has_secrets, keep_private
 from mesh.telemetry import traces
 
 log = structlog.get_logger("mesh.serving.service")
@@ -79,6 +80,8 @@ def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:
     """Run a service until SIGTERM or SIGINT; a second one hurries. A wrong setting ends it with one line, status 2."""
     try:
         settings = load_settings()
+        if has_secrets(settings.configuration, name):
+            keep_private()
         traces.configure(settings, name)
         _event_loop_runner()(_serve(name, settings, main))
     except SettingsError as error:

@@ -166,7 +166,9 @@ def tool_answer(asked: parts.ToolCall, result: CallResult) -> ToolAnswer:
         case events.ToolCompleted():
             text = result.result if isinstance(result.result, str) else encode(result.result).decode()
             if result.object is not None:
-                text += f"\n[the beginning of {result.object.size} bytes]"
+                # A result with images and the like is told as a list of what it holds, any other by its beginning.
+                part = "the beginning" if isinstance(result.result, str) else "what can be told"
+                text += f"\n[{part} of {result.object.size} bytes]"
             return ToolAnswer(asked.call, asked.tool, text)
         case events.ToolFailed():
             unknown = " (it may have had its effect)" if result.outcome == "unknown" else ""

@@ -11,9 +11,10 @@ from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.records.tools import ToolDeclaration
-from contracts.streams import TOOLS_BUCKET
+from contracts.streams import TOOLS, TOOLS_BUCKET
 from contracts.tasks import ApprovalMode
 from mesh.broker import key_value
+from mesh.broker.consumer_lists import all_consumer_names
 from mesh.broker.requests import Requests
 from mesh.configuration.tool_tables import ToolsConfiguration
 
@@ -23,6 +24,9 @@ CACHE_SECONDS = 5.0
 """How old a declaration may be: a turn reads up to 64 of them."""
 CACHE_TOOLS_MAX = 1_024
 """More than a mesh has consumers for: beyond it the cache begins anew."""
+
+_PREFIX = "tool-"
+"""Of the names of consumers of tools (`contracts.streams.tool_consumer`)."""
 
 
 class Toolbox:
@@ -76,3 +80,12 @@ async def read_declaration(requests: Requests, name: str) -> ToolDeclaration | N
         log.warning("tool.declaration_invalid", tool=name, error=f"it is that of {declared.name}")
         return None
     return declared
+
+
+async def consumers_of_tools(requests: Requests) -> list[str]:
+    """The tools that have a consumer, whoever made it: it stays for a day after the last runner.
+
+    Raises `BrokerUnavailable`, `BrokerError`.
+    """
+    names = await all_consumer_names(requests, TOOLS.name)
+    return sorted(name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))

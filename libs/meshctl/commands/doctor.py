@@ -18,7 +18,8 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from contracts.errors import InvalidPayload, TaskmeshError
-from contracts.streams import EVENTS, MESSAGE_BYTES_MAX
+from contracts.records.status import WorkerRecord
+from contracts.streams import EVENTS, MESSAGE_BYTES_MAX, WORKERS_BUCKET
 from mesh.broker.connection import Connection
 from mesh.broker.levels import Level, read_disk_level, read_levels
 from mesh.broker.provisioning import compare, declared
@@ -30,6 +31,7 @@ from mesh.configuration.settings import Settings, load_settings
 from mesh.errors import BrokerError, BrokerRefused
 from mesh.journal.reconciliation import Reconciliation
 from mesh.telemetry import traces
+from meshctl.commands.workers import read_bucket
 from meshctl.diagnosis import disk
 from meshctl.diagnosis.checks import (
     BrokerInfo,
@@ -73,7 +75,7 @@ _SETTINGS = (
 _DESCRIPTION = """\
 Look at a mesh and say of each thing that it is well, or what to do: the broker, its version, JetStream, the
 streams and how full they are, when writes are synced, how fast the disk is and the ceiling that follows, the
-services, tasks whose message is gone, the clock, and the limit of open files. Changes nothing.
+services, MCP servers, tasks whose message is gone, the clock, and the limit of open files. Changes nothing.
 
 Ends with 1 if a line says fail. Into a pipe each line is a JSON object: check, status (ok, warn or fail),
 detail, remedy.
@@ -127,6 +129,7 @@ async def gather(settings: Settings) -> Facts:
     refusal = ""
     foreign: list[Foreign] = []
     missing: list[str] = []
+    mcp_servers: dict[str, list[str | None]] = {}
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
@@ -140,6 +143,7 @@ async def gather(settings: Settings) -> Facts:
                     levels += [disk_level] if disk_level is not None else []
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
+                        mcp_servers = await seen_mcp_servers(connection)
         except BrokerRefused as error:
             refusal = str(error)
         except (TaskmeshError, nats.errors.Error) as error:
@@ -160,7 +164,17 @@ async def gather(settings: Settings) -> Facts:
         refusal=refusal,
         foreign=foreign,
         missing_rights=missing,
+        mcp_servers=mcp_servers,
     )
+
+
+async def seen_mcp_servers(connection: Connection) -> dict[str, list[str | None]]:
+    """What each runner says of each MCP server: why it is away, or None. Raises `BrokerUnavailable`."""
+    seen: dict[str, list[str | None]] = {}
+    for worker in await read_bucket(connection.requests, WORKERS_BUCKET, WorkerRecord):
+        for server, away in worker.mcp_servers.items():
+            seen.setdefault(server, []).append(away)
+    return seen
 
 
 async def probe(url: str) -> BrokerInfo | str:

@@ -98,6 +98,11 @@ def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
         "--tool", metavar="NAME", action="append", help="a tool that the model may call; may be repeated"
     )
     submit.add_argument(
+        "--unknown-tools",
+        choices=("refuse", "allow"),
+        help="what follows on a tool that nobody has ever declared: refuse the task, or take it all the same [refuse]",
+    )
+    submit.add_argument(
         "--approval",
         metavar="MODE",
         choices=APPROVAL_MODES,
@@ -175,6 +180,7 @@ async def _submit(arguments: argparse.Namespace) -> int:
         "max_output_tokens": arguments.max_output_tokens,
         "deadline_seconds": arguments.deadline,
         "tools": arguments.tool,
+        "unknown_tools": arguments.unknown_tools,
         "approval": arguments.approval,
         "max_turns": arguments.max_turns,
         "budget_tokens": arguments.budget_tokens,

@@ -15,9 +15,11 @@ from mesh.configuration.broker_urls import without_password
 from mesh.configuration.mesh_toml import check_api_keys
 from mesh.configuration.settings import Settings, load_settings
 from mesh.configuration.webhook_tables import signing_keys
+from mesh.serving.privacy import has_secrets, keep_private
 from mesh.telemetry import traces
 from meshctl.client import Client
 from meshctl.commands.first_task import run_first_task
+from meshctl.diagnosis.checks import SERVICES
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.interrupts import STATUS_INTERRUPTED
@@ -55,6 +57,8 @@ def _run_up(arguments: argparse.Namespace) -> int:
     # The services would say so too, but only once everything else has been started.
     check_api_keys(settings.configuration, environment)
     signing_keys(settings.configuration.webhooks, environment, settings.configuration.source)
+    if any(has_secrets(settings.configuration, service) for service in SERVICES):
+        keep_private()
     traces.configure(settings, "meshctl")
     return asyncio.run(_up(settings, environment, first_task=arguments.first_task))
 

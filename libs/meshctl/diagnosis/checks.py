@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final, Literal, NamedTuple
 
@@ -106,6 +106,8 @@ class Facts(NamedTuple):
     """Why the broker does not let us in; empty if it does."""
     foreign: Sequence[Foreign] = ()
     missing_rights: Sequence[str] = ()
+    mcp_servers: Mapping[str, Sequence[str | None]] = {}
+    """MCP servers, each with what its runners say: why it is away, or None."""
 
 
 def diagnose(facts: Facts) -> list[Check]:
@@ -127,6 +129,8 @@ def diagnose(facts: Facts) -> list[Check]:
     checks.append(check_disk(facts.fsyncs_per_second, facts.sync_interval))
     if facts.services is not None:
         checks.append(check_services(facts.services))
+    if facts.mcp_servers:
+        checks.append(check_mcp_servers(facts.mcp_servers))
     if facts.tasks is not None:
         checks.append(check_tasks(facts.tasks))
     checks.append(check_open_files(facts.open_files, facts.open_files_hard))
@@ -286,6 +290,23 @@ def check_services(services: Sequence[SeenService]) -> Check:
         remedy = "start what is missing: " + ", ".join(f"`python -m {name}`" for name in missing)
         return Check("services", "warn", f"{seen}, all {versions[0]}; none of {', '.join(missing)}", remedy)
     return Check("services", "ok", f"{seen}, all {versions[0]}")
+
+
+def check_mcp_servers(servers: Mapping[str, Sequence[str | None]]) -> Check:
+    """Which MCP servers are away, for all of the runners or for some, and why."""
+    away = {name: [reason for reason in said if reason is not None] for name, said in sorted(servers.items())}
+    told = [
+        f"{name} is away ({reasons[0]})"
+        if len(reasons) == len(servers[name])
+        else f"{name} is away for {len(reasons)} of {len(servers[name])} runners ({reasons[0]})"
+        for name, reasons in away.items()
+        if reasons
+    ]
+    if not told:
+        return Check("mcp_servers", "ok", f"{_names(sorted(servers))} answer")
+    more = f" and {len(told) - _NAMES_MAX} more" if len(told) > _NAMES_MAX else ""
+    remedy = "start what is away, or mend its table [mcp.<server>] in mesh.toml; calls of its tools fail meanwhile"
+    return Check("mcp_servers", "warn", "; ".join(told[:_NAMES_MAX]) + more, remedy)
 
 
 def check_tasks(tasks: TasksSeen) -> Check:

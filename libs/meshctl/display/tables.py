@@ -12,11 +12,13 @@ from rich.text import Text
 from contracts.api.dead_letters import ListedDeadLetter
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import LaneStatistics, TaskCounts, TaskRecord, WorkerRecord
+from contracts.records.tools import ToolDeclaration
 from meshctl.diagnosis.checks import Check
 from meshctl.display.output import printable
 from meshctl.display.rendering import first_words, time_text
 
 _STATUS_STYLES: Final = {"failed": "red", "dead_lettered": "red", "waiting": "yellow", "completed": "green"}
+_ABOUT_CHARACTERS_MAX: Final = 80
 _BREAKER_STYLES: Final = {"open": "red", "half_open": "yellow", "closed": "green"}
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -110,6 +112,27 @@ def workers_table(workers: Sequence[WorkerRecord], at: datetime) -> Table:
             f"{_duration((at - worker.time).total_seconds())} ago",
         )
     return table
+
+
+def tools_table(tools: Sequence[ToolDeclaration]) -> Table:
+    """One line for each tool."""
+    table = plain_table("TOOL", "APPROVAL", "AGAIN", "TIMEOUT", "ABOUT")
+    for tool in tools:
+        asks = "never" if tool.approval == "destructive" and not tool.destructive else tool.approval
+        table.add_row(
+            cell(tool.name),
+            cell(asks),
+            cell("yes" if tool.idempotent else "no"),
+            f"{tool.timeout_seconds:g} s",
+            cell(shortened(tool.description)),
+        )
+    return table
+
+
+def shortened(text: str) -> str:
+    """A text on one line, and cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= _ABOUT_CHARACTERS_MAX else f"{line[: _ABOUT_CHARACTERS_MAX - 1]}…"
 
 
 def lanes_table(lanes: Sequence[LaneStatistics], at: datetime) -> Table:

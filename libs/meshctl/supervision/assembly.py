@@ -13,6 +13,7 @@ import structlog
 
 from contracts.records.storage import StoreRoom
 from mesh.background import first_of
+from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import Address, Settings
 from meshctl.errors import StartFailed
 from meshctl.supervision import private_files
@@ -77,9 +78,8 @@ class Assembly:
         else:
             self._progress("starting nats-server")
             room = await self._room()
-            self._broker = Broker(
-                settings, self.home, with_memory_limit(self._environment, room.memory_bytes), self._lock
-            )
+            environment = environment_for("nats_server", self._environment, settings.configuration)
+            self._broker = Broker(settings, self.home, with_memory_limit(environment, room.memory_bytes), self._lock)
             self._supervisor.start(self._broker)
             await self._until_ready([self._broker], give_up_at)
             self.nats_url = self._broker.url
@@ -151,7 +151,8 @@ class Assembly:
     def _start_service(
         self, service: str, name: str | None = None, address_variable: str | None = None
     ) -> ServiceProcess:
-        process = ServiceProcess(name or service, service, self.home, dict(self._environment), address_variable)
+        environment = environment_for(service, self._environment, self._settings.configuration)
+        process = ServiceProcess(name or service, service, self.home, environment, address_variable)
         self._services.append(process)
         self._supervisor.start(process)
         return process

@@ -72,7 +72,8 @@ def _decided(call: str, asked: RequestedCall, tools: Mapping[str, OfferedTool], 
     offered = tools.get(name)
     if offered is None:
         there = ", ".join(sorted(tools)) or "none"
-        error = ErrorInfo("tool-unknown", f"the task has no tool {name}; it has: {there}")
+        why = "nobody serves the tool" if name in (request.tools or ()) else "the task has no tool"
+        error = ErrorInfo("tool-unknown", f"{why} {name}; there are: {there}")
         return ToolCall(call, name, asked.arguments, error=error)
     approval = needs_approval(offered.declaration, request.approval, offered.approval)
     return ToolCall(call, name, asked.arguments, approval=approval)

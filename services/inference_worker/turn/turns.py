@@ -9,7 +9,8 @@ each is an event first, so that whoever takes the turn over goes on so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
@@ -21,7 +22,7 @@ from contracts.journal import events
 from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
-from contracts.records.tools import ASK_USER
+from contracts.records.tools import ASK_USER, ASK_USER_DECLARATION
 from contracts.retries import AWAY_CODES
 from contracts.tasks import TaskRequest
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG
@@ -32,6 +33,7 @@ from inference_worker.turn.calls import ConversationSource, OfferedTool, Offers,
 from inference_worker.turn.compaction import COMPACTIONS_MAX, compacted
 from inference_worker.turn.history import text_bytes
 from inference_worker.turn.observing import observed_call
+from inference_worker.turn.offers import missing_from, with_note_of_missing
 from inference_worker.turn.racing import Asked, Race
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep, StepRecalled
@@ -48,6 +50,9 @@ log = structlog.get_logger("inference_worker.turn.turns")
 
 SUPERSEDED = ErrorInfo("called-off", "the user has said something else")
 WAITING_SECONDS = 24 * 3600.0
+
+TOOL_POLL_SECONDS = 0.5
+"""How often a tool that is waited for is looked for."""
 
 WANTED_RESTARTS = ("redirect", "edit")
 """Where somebody wants another text than the one that there is."""
@@ -174,7 +179,10 @@ class TurnHandler:
         """Generate the turn up to `turn.completed`."""
         attempt = Attempt(step, work.turn, queued)
         request = step.state.request or queued.request
-        tools = await self._tools_of(request)
+        tools = await self._tools_of(step, attempt, request)
+        missing = missing_from(request.tools, tools)
+        if missing:
+            log.warning("turn.tools_missing", tools=missing)
         # Its sub-tasks may have used up more than they were given: then no model is asked.
         ending = Ending("length") if budget_left(step.state) == 0 else None
         if ending is None:
@@ -183,7 +191,7 @@ class TurnHandler:
             if step.is_recalled:
                 raise StepRecalled
             candidate = self._candidates_of(step.state).of_turn(step.state, work.turn)
-            turn_input = await self._prepare(step, work, candidate, tools)
+            turn_input = await self._prepare(step, work, candidate, tools, missing)
             if turn_input is None:
                 ending = Ending("length", Usage(output_tokens=tokens_of(step.state.turn(work.turn))))
                 break
@@ -191,7 +199,7 @@ class TurnHandler:
                 ending = await self._ask(step, attempt, candidate, turn_input)
             except StepFailed as error:
                 if error.code == CONTEXT_TOO_LONG:
-                    await self._go_on_after_overflow(step, work, candidate, turn_input, error)
+                    await self._go_on_after_overflow(step, work, candidate, error)
                 elif error.code in AWAY_CODES:
                     await self._go_on_elsewhere(step, work, candidate, error)
                 else:
@@ -212,6 +220,7 @@ class TurnHandler:
                 usage=end.usage,
                 timings=timings,
                 budget_left_tokens=budget_left_with(step.state, end.usage),
+                missing_tools=missing or None,
             )
         )
 
@@ -287,7 +296,7 @@ class TurnHandler:
         await self._switch(step, work.turn, candidate, after, "unavailable")
 
     async def _go_on_after_overflow(
-        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, turn_input: TurnInput, error: StepFailed
+        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, error: StepFailed
     ) -> None:
         """Record with which model, or with how much of the conversation, the turn goes on. Raises the error if not."""
         after = self._candidates_of(step.state).next_after(candidate, self._available)
@@ -296,8 +305,9 @@ class TurnHandler:
             return
         if not self._pool.compacts_on_context or step.state.compactions >= COMPACTIONS_MAX:
             raise error
-        before = text_bytes(turn_input.messages)
-        kept = text_bytes(compacted(await self._conversation(step.state, work.turn, candidate), before // 2))
+        entries = await self._conversation(step.state, work.turn, candidate)
+        before = text_bytes(compacted(entries, step.state.context_bytes_max))
+        kept = text_bytes(compacted(entries, before // 2))
         if kept >= before:
             raise error
         await step.append(
@@ -309,11 +319,33 @@ class TurnHandler:
         before = shown_to(await self._history.before(state), candidate.provider)
         return continued(before, conversation(state, turn, candidate.provider))
 
-    async def _tools_of(self, request: TaskRequest) -> dict[str, OfferedTool]:
-        return await self._toolbox.offered(request.tools) if request.tools else {}
+    async def _tools_of(self, step: ClaimedStep, attempt: Attempt, request: TaskRequest) -> dict[str, OfferedTool]:
+        """The task's tools that are served. What is not is waited for, unless the turn before has done so in vain."""
+        names = [name for name in dict.fromkeys(request.tools or ()) if name != ASK_USER]
+        if not names:
+            return {}
+        tools = await self._toolbox.offered(names)
+        before = step.state.turn(step.work.turn - 1).completed
+        in_vain = before.missing_tools or [] if before is not None else []
+        if all(name in in_vain for name in missing_from(names, tools)):
+            return tools
+        waited = await attempt.wait(self._all_offered(names), self._pool.tool_wait_seconds)
+        return waited if isinstance(waited, dict) else await self._toolbox.offered(names)
+
+    async def _all_offered(self, names: Sequence[str]) -> dict[str, OfferedTool]:
+        while True:
+            tools = await self._toolbox.offered(names)
+            if not missing_from(names, tools):
+                return tools
+            await asyncio.sleep(TOOL_POLL_SECONDS)
 
     async def _prepare(
-        self, step: ClaimedStep, work: TurnWork, candidate: Candidate, tools: dict[str, OfferedTool]
+        self,
+        step: ClaimedStep,
+        work: TurnWork,
+        candidate: Candidate,
+        tools: dict[str, OfferedTool],
+        missing: Sequence[str],
     ) -> TurnInput | None:
         """What the model is asked; what it can't continue, or must not, is taken back first.
 
@@ -341,10 +373,12 @@ class TurnHandler:
             log.info("turn.restarted", reason=reason, discarded_tokens=discarded)
         state = step.state
         turn, tokens_max = state.turn(work.turn), output_tokens_max(state)
+        entries = compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max)
+        questions = (ASK_USER_DECLARATION,) if self._pool.ask_user else ()
         return TurnInput(
-            messages=compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max),
+            messages=with_note_of_missing(entries, missing),
             model=candidate.model,
-            tools=tuple(offered.declaration for offered in tools.values()),
+            tools=(*(offered.declaration for offered in tools.values()), *questions),
             # A redirect may have taken back the last of the budget: the model is asked all the same, and then cut.
             max_output_tokens=None if tokens_max is None else max(1, tokens_max),
             temperature=state.request.temperature if state.request is not None else None,

@@ -12,6 +12,7 @@ import mcp_types
 
 from contracts.records.tools import ToolDeclaration
 from contracts.subjects import LANE_NAME_PATTERN
+from tool_runner.tools.tool import Shortened
 
 NAME_CHARACTERS_MAX = 48
 DESCRIPTION_CHARACTERS_MAX = 8_000
@@ -53,13 +54,34 @@ def declaration(name: str, tool: mcp_types.Tool, timeout_seconds: float) -> Tool
 
 
 def result_of(answer: mcp_types.CallToolResult) -> Any:
-    """What the call gave: its structured content, or its text, or all of its content."""
+    """What the call gave: its structured content, or its text, or all of its content.
+
+    Images, audio and files are no text for a model: of each it is told the type and size, and all of it is kept.
+    """
+    blocks = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in answer.content]
+    told = [_told(block) for block in blocks]
+    if told != blocks:
+        if answer.structured_content is not None:
+            structured = {"structuredContent": answer.structured_content}
+            return Shortened(told=[*told, structured], whole=[*blocks, structured])
+        return Shortened(told=told, whole=blocks)
     if answer.structured_content is not None:
         return answer.structured_content
     texts = [block.text for block in answer.content if isinstance(block, mcp_types.TextContent)]
-    if len(texts) == len(answer.content):
-        return "\n".join(texts)
-    return [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in answer.content]
+    return "\n".join(texts) if len(texts) == len(answer.content) else blocks
+
+
+def _told(block: dict[str, Any]) -> dict[str, Any]:
+    """A content block as a model is told of it: `bytes` in place of what is base64 (RFC 4648)."""
+    resource = block.get("resource")
+    if isinstance(resource, dict) and isinstance(resource.get("blob"), str):
+        return {**block, "resource": _without_data(resource, "blob")}
+    return _without_data(block, "data") if isinstance(block.get("data"), str) else block
+
+
+def _without_data(block: dict[str, Any], field: str) -> dict[str, Any]:
+    data = block[field].rstrip("=")
+    return {name: value for name, value in block.items() if name != field} | {"bytes": len(data) * 3 // 4}
 
 
 def error_text(answer: mcp_types.CallToolResult) -> str:

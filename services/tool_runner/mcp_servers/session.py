@@ -18,15 +18,18 @@ import anyio
 import httpx2
 import mcp_types
 import structlog
-from mcp import Client, MCPError, StdioServerParameters
+from mcp import Client, MCPError
 from mcp.client import Transport
-from mcp.client.stdio import stdio_client
-from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from mcp.shared.message import SessionMessage
 
 from contracts.retries import RetryPolicy
-from mesh.background import first_of
+from mesh.background import background, first_of
 from mesh.configuration.tool_tables import McpServerConfiguration, variable_of
 from tool_runner.mcp_servers.declarations import error_text, result_of
+from tool_runner.mcp_servers.http import Exchanges, http_streams
+from tool_runner.mcp_servers.listing import not_offered, without_broken
+from tool_runner.mcp_servers.process import Program, ProgramMissing, environment_for, program_streams
 from tool_runner.tools.tool import Call, ToolBroke, ToolRefused
 
 log = structlog.get_logger("tool_runner.mcp")
@@ -40,9 +43,12 @@ WAIT_SECONDS_MAX = 10.0
 CHECK_SECONDS = 60.0
 """How often an idle connection is tried, and the list of tools read again."""
 CHECK_SECONDS_MAX = 10.0
+LIST_AGAIN_SECONDS = 1.0
+"""How long a list counts before a server that says it has changed is asked again."""
 TOOLS_MAX = 100
 """Of one server. Each has a consumer, and TOOLS has room for 256."""
 PAGES_MAX = 20
+SKIPPED_SAID_MAX = 20
 RECONNECT_POLICY = RetryPolicy(tries_max=1_000_000, delay_seconds_first=0.5, delay_seconds_max=30.0)
 _CLOSED = mcp_types.CONNECTION_CLOSED
 _TIMED_OUT = mcp_types.REQUEST_TIMEOUT
@@ -52,8 +58,59 @@ class _Unavailable(Exception):
     """The connection broke under a call."""
 
 
+class _Signs:
+    """What one connection has shown of itself, beside its answers. `wake` is called when somebody should look."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self.exchanges = Exchanges(self.went)
+        self.version = "2025-11-25"
+        self.gone = False
+        """The server has forgotten the session."""
+        self.changed = False
+        """The server says that its tools have changed."""
+        self.ended_by: str | None = None
+        """Why nothing more is read of it."""
+        self.broken: dict[str, str] = {}
+        """Tools of the list under way that can't be read, and why."""
+
+    def went(self) -> None:
+        """The session is gone."""
+        self.gone = True
+        self._wake()
+
+    def ended(self, reason: str | None) -> None:
+        """It has closed its output."""
+        self.ended_by = reason
+        self._wake()
+
+    async def told(self, message: object) -> None:
+        """A notification."""
+        if isinstance(message, mcp_types.ToolListChangedNotification):
+            self.changed = True
+            self._wake()
+
+    async def hear(self, client: Client) -> None:
+        """Hear of changes where the protocol has a stream for that; where it has none, or none any more, do nothing."""
+        try:
+            async with client.listen(tools_list_changed=True) as events:
+                async for _ in events:
+                    self.changed = True
+                    self._wake()
+        except (ListenNotSupportedError, SubscriptionLost, MCPError, TimeoutError):
+            return
+
+    def why(self, error: BaseException | None) -> str:
+        """Why the connection is not there, for people."""
+        said = "its connection broke" if error is None else _said(error)
+        return ": ".join(filter(None, [self.ended_by, self.exchanges.problem, said]))
+
+
 class McpServer:
-    """A configured server. `tools` is what it offered last; `on_tools` is called when that has changed."""
+    """A configured server. `tools` is what it offered last; `on_tools` is called when that has changed.
+
+    `away` says why it is not there; None while it is. `on_away` is called when that has changed.
+    """
 
     def __init__(
         self,
@@ -61,39 +118,61 @@ class McpServer:
         configuration: McpServerConfiguration,
         environment: Mapping[str, str],
         on_tools: Callable[[], None],
+        on_away: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.timeout_seconds = configuration.timeout_seconds
         self.tools: dict[str, mcp_types.Tool] = {}
+        self.away: str | None = "it is being started"
         self._configuration = configuration
         self._environment = environment
         self._on_tools = on_tools
-        self._client: Client | None = None
+        self._on_away = on_away
+        self._client: tuple[Client, _Signs] | None = None
         self._usable = asyncio.Event()
         self._check = asyncio.Event()
         self._calls_running = 0
+        self._skipped: dict[str, str] = {}
+        self._was_there = False
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Keep a connection until `stopping`; then close it, in bounded time. Raises nothing that a server causes."""
         this_task = asyncio.current_task()
         failures = 0
         while not stopping.is_set():
+            signs = _Signs(self._check.set)
             try:
-                async with AsyncExitStack() as stack:
-                    async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                        client = await stack.enter_async_context(Client(self._transport(), cache=None))
-                        await self._list(client)
-                    log.info("mcp.connected", server=self.name, tools=len(self.tools), after_failures=failures)
+                await self._connect(signs, stopping, failures)
+                if signs.gone:
+                    log.info("mcp.session_gone", server=self.name)
                     failures = 0
-                    await self._keep(client, stopping)
+                    continue  # It is there, and wants a new one: at once.
             except asyncio.CancelledError:
                 if this_task is not None and this_task.cancelling():
                     raise
-                self._lost("its connection broke", failures)
+                self._lost(signs.why(None))
             except Exception as error:
-                self._lost(_said(error), failures)
-            failures += 1
+                self._lost(signs.why(error))
+            # One that was there a moment ago is tried again soon.
+            failures = 1 if self._was_there else failures + 1
+            self._was_there = False
             await first_of(stopping, seconds=RECONNECT_POLICY.delay_seconds(failures, random.random()))
+
+    async def _connect(self, signs: _Signs, stopping: asyncio.Event, failures: int) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                    opened = Client(self._transport(signs), cache=None, message_handler=signs.told)
+                    client = await stack.enter_async_context(opened)
+                    signs.version = client.protocol_version
+                    await self._list(client, signs)
+            except TimeoutError:
+                raise _Unavailable(f"no list of tools within {CONNECT_SECONDS_MAX:g} s") from None
+            log.info("mcp.connected", server=self.name, tools=len(self.tools), after_failures=failures)
+            self._was_there = True
+            self._set_away(None)
+            await stack.enter_async_context(background(signs.hear(client)))
+            await self._keep(client, signs, stopping)
 
     async def call(self, tool: str, arguments: dict[str, Any], call: Call, *, idempotent: bool) -> object:
         """Run a call. Raises `ToolRefused` if it can't have had an effect, `ToolBroke` if it may have had one."""
@@ -108,15 +187,16 @@ class McpServer:
             raise ToolBroke(f"{self.name}: {error}", code="tool-unavailable") from None
 
     async def _call(self, tool: str, arguments: dict[str, Any], call: Call) -> object:
-        client = await self._connected()
+        client, signs = await self._connected()
         self._calls_running += 1
         try:
             answer = await client.call_tool(tool, arguments, progress_callback=_reporting(call))
         except MCPError as error:
-            if error.code in (_CLOSED, _TIMED_OUT):
+            if error.code in (_CLOSED, _TIMED_OUT) or signs.gone:
                 self._suspect()
                 raise _Unavailable(error.message) from None
-            raise ToolBroke(f"{self.name}: {error.message}") from None
+            status = f" ({signs.exchanges.problem})" if signs.exchanges.problem is not None else ""
+            raise ToolBroke(f"{self.name}: {error.message}{status}") from None
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, httpx2.HTTPError, OSError) as error:
             self._suspect()
             raise _Unavailable(_said(error)) from None
@@ -133,7 +213,7 @@ class McpServer:
             raise ToolBroke(error_text(answer))
         return result_of(answer)
 
-    async def _connected(self) -> Client:
+    async def _connected(self) -> tuple[Client, _Signs]:
         try:
             async with asyncio.timeout(WAIT_SECONDS_MAX):
                 while self._client is None or not self._usable.is_set():
@@ -147,40 +227,65 @@ class McpServer:
         self._usable.clear()
         self._check.set()
 
-    def _lost(self, reason: str, failures: int) -> None:
-        if failures == 0:
+    def _lost(self, reason: str) -> None:
+        if reason != self.away:
             log.warning("mcp.unavailable", server=self.name, error=reason)
+        self._set_away(reason)
 
-    async def _keep(self, client: Client, stopping: asyncio.Event) -> None:
-        """Let calls go over a connection until it breaks, which raises, or `stopping`."""
-        self._client = client
+    def _set_away(self, reason: str | None) -> None:
+        if reason != self.away:
+            self.away = reason
+            self._on_away()
+
+    async def _keep(self, client: Client, signs: _Signs, stopping: asyncio.Event) -> None:
+        """Let calls go over a connection until it breaks, which raises, or until it is gone, or `stopping`."""
+        loop = asyncio.get_running_loop()
+        self._client = client, signs
         self._check.clear()
         self._usable.set()
+        listed_at = loop.time()
         try:
             while True:
                 await first_of(stopping, self._check, seconds=CHECK_SECONDS)
-                if stopping.is_set():
+                if stopping.is_set() or signs.gone:
                     return
+                if signs.changed:
+                    # A server that says so without end is asked once in a while.
+                    await first_of(stopping, seconds=max(0.0, listed_at + LIST_AGAIN_SECONDS - loop.time()))
                 self._check.clear()
                 # While a call runs the server may be too busy to answer, and its connection stands: a break would
                 # have ended the call.
-                if self._calls_running == 0:
-                    async with asyncio.timeout(CHECK_SECONDS_MAX):
-                        await self._list(client)
+                if self._calls_running == 0 or signs.changed:
+                    await self._list_again(client, signs)
+                    listed_at = loop.time()
                 self._usable.set()
         finally:
             self._usable.clear()
             self._client = None
 
-    async def _list(self, client: Client) -> None:
-        tools: dict[str, mcp_types.Tool] = {}
+    async def _list_again(self, client: Client, signs: _Signs) -> None:
+        signs.changed = False
+        try:
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                await self._list(client, signs)
+        except TimeoutError:
+            if self._calls_running == 0:
+                raise _Unavailable(f"no list of tools within {CHECK_SECONDS_MAX:g} s") from None
+            signs.changed = True
+
+    async def _list(self, client: Client, signs: _Signs) -> None:
+        listed: dict[str, mcp_types.Tool] = {}
+        signs.broken = {}
         cursor: str | None = None
         for _ in range(PAGES_MAX):
             page = await client.list_tools(cursor=cursor)
-            tools |= {tool.name: tool for tool in page.tools}
+            listed |= {tool.name: tool for tool in page.tools}
             cursor = page.next_cursor
             if cursor is None:
                 break
+        refused = {name: reason for name, tool in listed.items() if (reason := not_offered(tool)) is not None}
+        self._say_skipped(signs.broken | refused)
+        tools = {name: tool for name, tool in listed.items() if name not in refused}
         if len(tools) > TOOLS_MAX:
             log.warning("mcp.too_many_tools", server=self.name, tools=len(tools), limit=TOOLS_MAX)
             tools = dict(list(tools.items())[:TOOLS_MAX])
@@ -188,50 +293,41 @@ class McpServer:
             self.tools = tools
             self._on_tools()
 
-    def _transport(self) -> Transport:
+    def _say_skipped(self, skipped: dict[str, str]) -> None:
+        """Say once of each tool why it is not offered; of many, how many there are."""
+        new = [(name, reason) for name, reason in skipped.items() if self._skipped.get(name) != reason]
+        for name, reason in new[:SKIPPED_SAID_MAX]:
+            log.warning("mcp.tool_skipped", server=self.name, tool=name, error=reason)
+        if len(new) > SKIPPED_SAID_MAX:
+            log.warning("mcp.tools_skipped", server=self.name, more=len(new) - SKIPPED_SAID_MAX)
+        self._skipped = skipped
+
+    def _transport(self, signs: _Signs) -> Transport:
         configuration = self._configuration
         if configuration.url is not None:
-            return cast(Transport, _http(configuration, self._environment))
-        program, *arguments = configuration.command or [""]
+            return cast(Transport, _read_by(signs, http_streams(configuration, self._environment, signs.exchanges)))
         passed = {name: variable_of(self._environment, name, "env_from") for name in configuration.env_from}
-        parameters = StdioServerParameters(
-            command=program,
-            args=arguments,
-            env={**passed, **configuration.env},
-            # Bytes that are no text make one line that is no message; strict, they would end the reader unseen.
-            encoding_error_handler="replace",
+        program = Program(
+            configuration.command or [""],
+            environment_for({**passed, **configuration.env}, self._environment),
+            configuration.cwd,
         )
-        return cast(Transport, _stdio(parameters, self._check.set))
+        return cast(Transport, _read_by(signs, program_streams(program, signs.ended)))
 
 
 @asynccontextmanager
-async def _http(configuration: McpServerConfiguration, environment: Mapping[str, str]) -> AsyncIterator[Any]:
-    headers = {}
-    if configuration.api_key_env is not None:
-        headers["Authorization"] = f"Bearer {variable_of(environment, configuration.api_key_env, 'api_key_env')}"
-    # Calls have clocks of their own, and a stream may be silent for as long as a call takes.
-    timeout = httpx2.Timeout(CHECK_SECONDS_MAX, read=None)
-    async with (
-        httpx2.AsyncClient(headers=headers, timeout=timeout) as client,
-        streamable_http_client(configuration.url or "", http_client=client) as streams,
-    ):
-        yield streams
-
-
-@asynccontextmanager
-async def _stdio(parameters: StdioServerParameters, on_end: Callable[[], None]) -> AsyncIterator[Any]:
-    """A server process; `on_end` is called when it closes its output, which the client tells nobody between calls."""
-    async with stdio_client(parameters) as (read, write):
+async def _read_by(signs: _Signs, streams: Any) -> AsyncIterator[Any]:
+    """A server's messages, and of its lists of tools only what can be read."""
+    async with streams as (read, write):
         sender, receiver = anyio.create_memory_object_stream[Any](0)
 
         async def relay() -> None:
             try:
                 async with sender:
                     async for message in read:
-                        await sender.send(message)
+                        await sender.send(_readable(message, signs))
             except (anyio.ClosedResourceError, anyio.BrokenResourceError):
                 pass  # The session is over.
-            on_end()
 
         async with anyio.create_task_group() as group, receiver:
             group.start_soon(relay)
@@ -239,6 +335,14 @@ async def _stdio(parameters: StdioServerParameters, on_end: Callable[[], None]) 
                 yield receiver, write
             finally:
                 group.cancel_scope.cancel()
+
+
+def _readable(received: Any, signs: _Signs) -> Any:
+    answer = received.message if isinstance(received, SessionMessage) else None
+    if isinstance(answer, mcp_types.JSONRPCResponse):
+        answer.result, broken = without_broken(answer.result, signs.version)
+        signs.broken |= broken
+    return received
 
 
 def _reporting(call: Call) -> Any:
@@ -251,4 +355,6 @@ def _reporting(call: Call) -> Any:
 def _said(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, _Unavailable | ProgramMissing):
+        return str(error)[:500]
     return f"{type(error).__name__}: {error}"[:500]

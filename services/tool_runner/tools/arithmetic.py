@@ -87,31 +87,40 @@ def evaluate(expression: str) -> Number:
         tree = ast.parse(expression.strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ToolRefused("not an arithmetic expression") from None
+    if _depth(tree.body) > DEPTH_MAX:
+        raise ToolRefused(f"nested deeper than {DEPTH_MAX}")
     try:
-        return _value(tree.body, 0)
+        return _value(tree.body)
     except ZeroDivisionError:
         raise ToolRefused("division by zero") from None
     except (ValueError, OverflowError, TypeError) as error:
         raise ToolRefused(f"has no value: {error}") from None
 
 
-def _value(node: ast.expr, depth: int) -> Number:
-    if depth > DEPTH_MAX:
-        raise ToolRefused(f"nested deeper than {DEPTH_MAX}")
+def _depth(root: ast.AST) -> int:
+    """How deep a tree is nested, without recursion: it may be far deeper than Python goes."""
+    depth = 0
+    level: list[ast.AST] = [root]
+    while level := [each for node in level for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]:
+        depth += 1
+    return depth
+
+
+def _value(node: ast.expr) -> Number:
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
             return _bounded(number)
         case ast.Name(id=name) if name in _CONSTANTS:
             return _CONSTANTS[name]
         case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
-            value = _value(operand, depth + 1)
+            value = _value(operand)
             return -value if isinstance(sign, ast.USub) else value
         case ast.BinOp(op=ast.Pow(), left=left, right=right):
-            return _power(_value(left, depth + 1), _value(right, depth + 1))
+            return _power(_value(left), _value(right))
         case ast.BinOp(op=kind, left=left, right=right) if type(kind) in _OPERATORS:
-            return _bounded(_OPERATORS[type(kind)](_value(left, depth + 1), _value(right, depth + 1)))
+            return _bounded(_OPERATORS[type(kind)](_value(left), _value(right)))
         case ast.Call(func=ast.Name(id=name), args=given, keywords=[]) if name in _FUNCTIONS:
-            return _call(name, [_value(each, depth + 1) for each in given])
+            return _call(name, [_value(each) for each in given])
         case _:
             raise ToolRefused(f"{ast.unparse(node)[:100]!r} is no arithmetic")
 

@@ -24,6 +24,20 @@ BODY_BYTES_MAX = 1024 * 1024
 """More is cut off, and the result says so."""
 REDIRECTS_MAX = 5
 TIMEOUT_SECONDS = 20.0
+CHARSETS = frozenset(
+    codecs.lookup(name).name
+    for name in (
+        *("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "ascii", "latin-1", "mac-roman"),
+        *(f"iso8859-{part}" for part in range(2, 17) if part != 12),  # noqa: PLR2004 - there is no part 12
+        *(f"cp{page}" for page in (437, 850, 852, 855, 858, 866, 874, *range(1250, 1259))),
+        *("koi8-r", "koi8-u", "gb2312", "gbk", "gb18030", "big5", "big5hkscs", "euc-jp", "euc-kr", "cp949"),
+        *("shift_jis", "cp932", "iso2022-jp", "tis-620"),
+    )
+)
+"""Charsets of pages (WHATWG Encoding, and some older ones), by the names of Python's codecs.
+
+Python has others that are no charsets, or take a time that grows with the square of the text: punycode, idna, rot13.
+"""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -104,12 +118,12 @@ async def _page(response: httpx.Response) -> Page:
 
 
 def _charset(response: httpx.Response) -> str:
+    """The charset that the page names, if it is one of text that is read in one go; else UTF-8."""
     try:
         name = codecs.lookup(response.charset_encoding or "utf-8").name
-        b"".decode(name)
     except (LookupError, ValueError):
         return "utf-8"
-    return name
+    return name if name in CHARSETS else "utf-8"
 
 
 def _checked_target(configuration: HttpGetConfiguration, at: str) -> Target:

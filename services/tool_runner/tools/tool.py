@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -43,6 +43,13 @@ class _Awaited:
 
 AWAITED: Final = _Awaited()
 """What a tool returns whose call goes on elsewhere: its result is somebody else's to record."""
+
+
+class Shortened(NamedTuple):
+    """A result of which the event tells less than there is: `whole` is kept in the object store, however small."""
+
+    told: Any
+    whole: Any
 
 
 class Report(Protocol):

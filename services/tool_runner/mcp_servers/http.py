@@ -1,0 +1,83 @@
+"""An MCP server at a URL: what its answers say of the connection, and how large they may be."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+from mcp.client.streamable_http import MCP_SESSION_ID, streamable_http_client
+
+from mesh.configuration.tool_tables import McpServerConfiguration, header_of
+from tool_runner.mcp_servers.process import MESSAGE_BYTES_MAX
+
+CONNECT_SECONDS = 10.0
+_NOT_FOUND = 404
+_BAD = 400
+
+
+class Exchanges:
+    """What the answers of one connection say: `problem` is the last status that was an error."""
+
+    def __init__(self, on_gone: Callable[[], None]) -> None:
+        self._on_gone = on_gone
+        self.problem: str | None = None
+
+    async def look(self, response: httpx2.Response) -> None:
+        """Take note of an answer before it is read, and bound what is read of it."""
+        request = response.request
+        if response.status_code >= _BAD and request.method == "POST":
+            self.problem = f"HTTP {response.status_code}"
+            if response.status_code == _NOT_FOUND and MCP_SESSION_ID in request.headers:
+                # The server has forgotten the session (streamable HTTP, "Session Management"): a new one is wanted.
+                self._on_gone()
+        elif response.status_code < _BAD:
+            self.problem = None
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            raise httpx2.DecodingError("the server sends compressed content unasked", request=request)
+        if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+            stream = response.stream
+            if isinstance(stream, httpx2.AsyncByteStream):
+                response.stream = _Bounded(stream)
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body that ends with an error where it is longer than a message may be."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = MESSAGE_BYTES_MAX
+        async for part in self._stream:
+            left -= len(part)
+            if left < 0:
+                raise httpx2.StreamError(f"an answer of more than {MESSAGE_BYTES_MAX} bytes")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+@asynccontextmanager
+async def http_streams(
+    configuration: McpServerConfiguration, environment: Mapping[str, str], exchanges: Exchanges
+) -> AsyncIterator[Any]:
+    """Speak with a server at a URL. Raises `SettingsError` if a variable that holds a header is not set."""
+    # What is compressed has no bound until it is unpacked.
+    headers = {"Accept-Encoding": "identity", **configuration.headers}
+    for name, variable in configuration.headers_env.items():
+        headers[name] = header_of(environment, variable, "headers_env")
+    if configuration.api_key_env is not None:
+        headers["Authorization"] = f"Bearer {header_of(environment, configuration.api_key_env, 'api_key_env')}"
+    # Calls have clocks of their own, and a stream may be silent for as long as a call takes.
+    timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
+    hooks = {"response": [exchanges.look]}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=timeout, event_hooks=hooks) as client,
+        streamable_http_client(
+            configuration.url or "", http_client=client, max_sse_event_size=MESSAGE_BYTES_MAX
+        ) as streams,
+    ):
+        yield streams

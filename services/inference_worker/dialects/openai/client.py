@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import httpx
 import msgspec
+import structlog
 
 from inference_worker.dialects import exchange
 from inference_worker.dialects.continuing import BeganAnew, is_continuable, only_new
@@ -19,8 +21,11 @@ from inference_worker.dialects.exchange import ModelServer
 from inference_worker.dialects.openai.kept import CallFields
 from inference_worker.dialects.openai.messages import request_body
 from inference_worker.dialects.openai.stream import Answer
+from inference_worker.dialects.toolless import only_asks, refuses_tools
 from inference_worker.models.chunks import Chunk, Finished, TurnInput
 from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
+
+log = structlog.get_logger("inference_worker.dialects.openai.client")
 
 
 def open_client(configuration: OpenAIProviderConfiguration, key: str | None, connections_max: int) -> httpx.AsyncClient:
@@ -38,6 +43,8 @@ class OpenAIProvider:
         self.name = name
         self._continues = configuration.continue_prefix is not None
         self._configuration = configuration
+        self._without_tools: set[str] = set()
+        """Models that have refused tools as such."""
         url = f"{configuration.base_url.rstrip('/')}/chat/completions"
         self._server = ModelServer(url, configuration, client, key)
 
@@ -57,6 +64,22 @@ class OpenAIProvider:
             raise error.at(self._configuration) from None
 
     async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        plain = replace(turn, tools=()) if only_asks(turn) else turn
+        is_known = turn.model in self._without_tools
+        try:
+            async with aclosing(self._exchange(plain if is_known else turn)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except ProviderFailed as error:
+            if is_known or plain is turn or not refuses_tools(error):
+                raise
+            self._without_tools.add(turn.model)
+            log.warning("model.takes_no_tools", provider=self.name, model=turn.model)
+            async with aclosing(self._exchange(plain)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def _exchange(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         answer = AnswerWithFields()
         async with aclosing(self._server.stream(request_body(self._configuration, turn), answer)) as chunks:
             async for chunk in chunks:

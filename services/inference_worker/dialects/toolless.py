@@ -13,7 +13,7 @@ from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import TurnInput
 
 _TEXT = re.compile(
-    r"(?:not|n['’]t|no endpoints found that) support(?:ed)?\b[^.]{0,60}\btool|\btool[^.]{0,60}\b(?:not|n['’]t) support"
+    r"(?:not|n't|no endpoints found that) support(?:ed)?\b[^.]{0,60}\btool|\btool[^.]{0,60}\b(?:not|n't) support"
     r"|\btool[^.]{0,60}\bunsupported|unsupported[^.]{0,60}\btool"
     r"|\btool[^.]{0,60}\brequires? --|requires? --enable-auto-tool-choice"
 )

@@ -30,3 +30,13 @@ Count = Annotated[int, Meta(ge=0)]
 Ordinal = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Time = Annotated[datetime, Meta(tz=True)]
+DIGITS_MAX = 19
+"""Of a number of 63 bits."""
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a stranger's text of digits stands for, below 10**19; None if it is another text.
+
+    `isdigit` takes digits of other scripts, which `int` does not all read, nor does it read thousands of digits.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX else None

@@ -26,6 +26,7 @@ from contracts.api.inputs import TaskInput
 from contracts.api.sse import RETRY_MILLISECONDS, Decoder, Frame
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
+from contracts.fields import whole_number
 from contracts.journal.edge_events import Snapshot
 from contracts.journal.events import TERMINAL_TYPES, EventHead
 from contracts.records.status import TaskAccepted, TaskCounts, TaskRecord
@@ -93,10 +94,10 @@ class Cursor:
             # It has no id: the cursor moves with the snapshot that follows.
             self._in_gap = True
             return Received(self.sequence, frame.event_type, payload)
-        identifier = frame.last_event_id
-        if not (identifier.isascii() and identifier.isdigit()):
-            raise StreamBroken(f"a frame of type {frame.event_type} has no sequence as its id: {identifier!r:.40}")
-        sequence = int(identifier)
+        sequence = whole_number(frame.last_event_id)
+        if sequence is None:
+            shown = repr(frame.last_event_id)[:40]
+            raise StreamBroken(f"a frame of type {frame.event_type} has no sequence as its id: {shown}")
         # A snapshot may lead back: to the end of a stream that was created anew.
         if sequence <= self.sequence and not (self._in_gap and frame.event_type == "snapshot"):
             raise StreamBroken(f"sequence {sequence} ({frame.event_type}) came after {self.sequence}")

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from contracts import headers, subjects
 from contracts.codec import decode
 from contracts.errors import TaskmeshError
+from contracts.fields import whole_number
 from contracts.journal import events
 from contracts.messages.control import Hold
 from mesh.broker.connection import Connection
@@ -138,10 +139,10 @@ class _Told:
             log.info("hold.refused", subject=message.subject, error=str(error))
 
     async def on_milestone(self, message: Msg) -> None:
-        sequence = (message.headers or {}).get(headers.SEQUENCE, "")
+        sequence = whole_number((message.headers or {}).get(headers.SEQUENCE, ""))
         # What has no sequence is not the broker's.
-        if sequence.isascii() and sequence.isdigit() and int(sequence) > self._sequence:
-            self._sequence = int(sequence)
+        if sequence is not None and sequence > self._sequence:
+            self._sequence = sequence
             self._news.set()
 
     async def next(self, timeout_seconds: float) -> int | None:

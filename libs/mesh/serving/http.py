@@ -24,6 +24,7 @@ from litestar.types import ASGIApp, ExceptionHandlersMap, Message, Receive, Scop
 from contracts import VERSION, subjects
 from contracts.codec import encode
 from contracts.errors import HTTP_STATUS_BY_CODE, InvalidName, TaskmeshError, problem
+from contracts.fields import whole_number
 from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
 from contracts.records.status import Health, HealthCheck
 from mesh.background import background
@@ -194,8 +195,8 @@ async def read_json_body(request: AnyRequest, bytes_max: int, absent: bytes | No
     media_type = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json"):
         raise RequestRefused("unsupported-media-type", f"the content type must be {JSON}")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > bytes_max:
+    declared = whole_number(request.headers.get("content-length", ""))
+    if declared is not None and declared > bytes_max:
         raise _too_large(bytes_max)
     body = bytearray()
     try:

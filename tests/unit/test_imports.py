@@ -34,7 +34,7 @@ IMPORTS = {
     "stream_edge": {"litestar", "opentelemetry", "structlog"},
     "inference_worker": {"httpx", "msgspec", "nats", "opentelemetry", "structlog"},
     "tool_runner": {
-        "anyio", "httpx", "httpx2", "jsonschema_rs", "mcp", "mcp_types", "msgspec", "structlog",
+        "anyio", "httpx", "httpx2", "jsonschema_rs", "mcp", "mcp_types", "msgspec", "pydantic", "structlog",
     },
     "steward": {"httpx", "msgspec", "nats", "opentelemetry", "structlog"},
 }  # fmt: skip
@@ -44,6 +44,7 @@ COME_WITH = {
     "anyio": "mcp",
     "httpx2": "mcp",
     "mcp_types": "mcp",
+    "pydantic": "mcp",
 }
 
 # Libraries that are slow to load: the packages in whose processes they are.

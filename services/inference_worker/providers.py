@@ -73,10 +73,11 @@ async def open_providers(
         for name in sorted({name for pool in configuration.pools for name in configuration.providers_of(pool)}):
             key = api_key(configuration, name, environment)
             endpoints.know(name, configuration.providers[name])
-            source = guard(await _open(stack, settings, name, configuration.providers[name], key))
+            source = await _open(stack, settings, name, configuration.providers[name], key)
             if requests is not None and takes_images(configuration.providers[name]):
+                # Behind the guard: a request that was refused for its images is no fault of the provider's.
                 source = SeeingSource(source, requests)
-            sources[name] = source
+            sources[name] = guard(source)
         yield {name: _of_pool(sources, pool) for name, pool in configuration.pools.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -19,12 +20,15 @@ from inference_worker.dialects import seeing
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.seeing import IMAGES_BYTES_MAX, IMAGES_MAX, SeeingSource
 from inference_worker.models.candidates import Source
-from inference_worker.models.chunks import TextDelta, TurnInput
+from inference_worker.models.chunks import Chunk, TextDelta, TurnInput
+from inference_worker.providers import open_providers
 from mesh.broker import object_store
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import subjects_of
 from mesh.broker.object_store import CHUNK_BYTES
 from mesh.broker.requests import Requests
+from mesh.configuration.mesh_toml import parse_configuration
+from mesh.configuration.settings import Settings
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support import anthropic_provider, messages_server, model_server, openai_provider
 from tests.support.model_server import Exchange
@@ -234,6 +238,54 @@ async def test_what_is_not_the_fault_of_images_fails_as_ever(
         with pytest.raises(ProviderFailed) as failed:
             await said_by(SeeingSource(provider, connection.requests), HI, *entries)
     assert (failed.value.code, len(server.exchanges)) == (code, 1)
+
+
+class Counting:
+    """A guard that counts how streams end."""
+
+    def __init__(self, source: Source) -> None:
+        self.name = source.name
+        self.outcomes: list[str] = []
+        self._source = source
+
+    def continues(self, text: str) -> bool:
+        return self._source.continues(text)
+
+    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        try:
+            async with aclosing(self._source.stream(turn)) as chunks:
+                async for each in chunks:
+                    yield each
+        except ProviderFailed as error:
+            self.outcomes.append(error.code)
+            raise
+        self.outcomes.append("ok")
+
+
+@pytest.mark.parametrize(("images", "requests"), [("true", 2), ("false", 1)])
+async def test_a_refusal_of_images_is_no_fault_of_the_providers(
+    connection: Connection, images: str, requests: int
+) -> None:
+    async def refusing(exchange: Exchange) -> None:
+        if seen(exchange.body["messages"]):
+            await exchange.refuse(500, {"error": {"message": "image input is not supported"}})
+        else:
+            await model_server.openai(exchange)
+
+    entries = await called(connection.requests, 1, png(1))
+    guards: list[Counting] = []
+
+    def guard(source: Source) -> Source:
+        guards.append(Counting(source))
+        return guards[-1]
+
+    async with model_server.model_server(refusing) as server:
+        provider = f"providers.a = {{ kind = 'openai', base_url = '{server.base_url}', images = {images} }}"
+        configuration = parse_configuration(f"{provider}\npools.default = {{ provider = 'a', model = 'm' }}".encode())
+        settings = Settings(configuration=configuration)
+        async with open_providers(settings, guard=guard, requests=connection.requests) as pools:
+            assert await said_by(pools["default"].all[0].source, HI, *entries) == "Hello"
+    assert ([guard.outcomes for guard in guards], len(server.exchanges)) == ([["ok"]], requests)
 
 
 # The object store

@@ -46,7 +46,7 @@ async def main(service: Service) -> None:
     reporter = LaneReporter(service.connection, service.worker)
     breakers = Breakers(service.requests, settings.configuration.breakers, service.worker)
     async with (
-        open_providers(settings, guard=breakers.guard) as providers,
+        open_providers(settings, guard=breakers.guard, requests=service.requests) as providers,
         background(reporter.run(), breakers.run(service.stopping)),
     ):
         handlers = {

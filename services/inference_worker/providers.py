@@ -21,9 +21,11 @@ from inference_worker.dialects.anthropic.client import AnthropicProvider
 from inference_worker.dialects.openai import client as openai
 from inference_worker.dialects.openai.client import OpenAIProvider
 from inference_worker.dialects.scripted.model import ScriptedProvider
+from inference_worker.dialects.seeing import SeeingSource, takes_images
 from inference_worker.models import endpoints
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.chunks import Chunk, TurnInput
+from mesh.broker.requests import Requests
 from mesh.configuration.mesh_toml import (
     AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
@@ -59,10 +61,11 @@ async def open_providers(
     settings: Settings,
     environment: Mapping[str, str] = os.environ,
     guard: Callable[[Source], Source] = lambda source: source,
+    requests: Requests | None = None,
 ) -> AsyncIterator[dict[str, Candidates]]:
     """The models of each pool; connections are closed at the end. Raises `SettingsError` for a missing key.
 
-    `guard` may put something before each source, such as its breaker.
+    `guard` may put something before each source, such as its breaker. Images of tools are read with `requests`.
     """
     configuration = settings.configuration
     async with AsyncExitStack() as stack:
@@ -70,7 +73,11 @@ async def open_providers(
         for name in sorted({name for pool in configuration.pools for name in configuration.providers_of(pool)}):
             key = api_key(configuration, name, environment)
             endpoints.know(name, configuration.providers[name])
-            sources[name] = guard(await _open(stack, settings, name, configuration.providers[name], key))
+            source = await _open(stack, settings, name, configuration.providers[name], key)
+            if requests is not None and takes_images(configuration.providers[name]):
+                # Behind the guard: a request that was refused for its images is no fault of the provider's.
+                source = SeeingSource(source, requests)
+            sources[name] = guard(source)
         yield {name: _of_pool(sources, pool) for name, pool in configuration.pools.items()}
 
 

@@ -29,6 +29,7 @@ from tests.support import children
 from tests.support.broker import free_port
 from tests.support.calls import Calls
 from tests.support.checker import read_stored
+from tests.support.mcp_server import PNG
 from tests.support.processes import ROOT, Mesh, running_mesh
 from tests.support.waiting import until
 
@@ -181,11 +182,11 @@ async def test_an_image_is_told_by_type_and_size_and_its_bytes_are_kept(bench: B
     assert isinstance(drawn, ToolCompleted)
     told = drawn.result
     assert told[0] == {"type": "text", "text": "A dot."}
-    assert told[1] == {"type": "image", "mimeType": "image/png", "bytes": 200_004}
+    assert told[1] == {"type": "image", "mimeType": "image/png", "bytes": 200_008}
     assert drawn.object is not None
     store = await bench.connection.client.jetstream().object_store(drawn.object.bucket)
     kept = json.loads((await store.get(drawn.object.name)).data or b"")
-    assert base64.b64decode(kept[1]["data"]) == b"\x89PNG" + bytes(200_000)
+    assert base64.b64decode(kept[1]["data"]) == PNG
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -14,6 +14,7 @@ from mcp.types import ToolAnnotations
 # Its logs would be in those of the runner that started it.
 server = MCPServer("test", log_level="CRITICAL")
 READ_ONLY = ToolAnnotations(read_only_hint=True)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(200_000)
 
 
 def trace(line: str) -> None:
@@ -86,7 +87,7 @@ def dies_once() -> str:
 @server.tool(annotations=READ_ONLY, structured_output=False)
 def draw() -> list[Any]:
     """Gives an image, and a word on it."""
-    return ["A dot.", Image(data=b"\x89PNG" + bytes(200_000), format="png")]
+    return ["A dot.", Image(data=PNG, format="png")]
 
 
 @server.tool()

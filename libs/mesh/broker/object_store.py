@@ -15,7 +15,13 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.identifiers import new_id
 from contracts.journal.parts import ObjectReference
-from mesh.broker.direct_get import LAST_SUBJECTS_MAX, last_from_leader, last_of_each
+from mesh.broker.direct_get import (
+    LAST_SUBJECTS_MAX,
+    first_from_leader,
+    last_from_leader,
+    last_of_each,
+    read_page,
+)
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.errors import NoRoom
@@ -44,7 +50,7 @@ async def put(
     chunks_id = chunks_id or new_id()
     chunk_bytes = requests.fitting(CHUNK_BYTES)
     chunks = [payload[start : start + chunk_bytes] for start in range(0, len(payload), chunk_bytes)]
-    digest = "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(payload).digest()).decode()
+    digest = _digest(payload)
     information = {
         "name": name,
         "bucket": bucket,
@@ -68,6 +74,41 @@ async def put(
             await requests.purge(f"OBJ_{bucket}", subject)
         raise
     return ObjectReference(bucket, name, len(payload), digest)
+
+
+async def get(requests: Requests, reference: ObjectReference) -> bytes | None:
+    """Read an object; None if it is not there any more, or not what the reference says.
+
+    It reads no more than the size that the reference names, and one page. Raises `BrokerError`, `BrokerUnavailable`.
+    """
+    stream = f"OBJ_{reference.bucket}"
+    subject = result_objects.information_subject(reference.bucket, reference.name)
+    found = await last_of_each(requests, stream, subject)
+    # A replica may be behind: that there is nothing is the leader's to say.
+    told = found[0] if found else await last_from_leader(requests, stream, subject)
+    try:
+        nuid = decode(told.payload, _Information).nuid if told is not None else ""
+    except InvalidPayload:
+        nuid = ""
+    if not result_objects.is_chunks_id(nuid):
+        return None
+    chunks = result_objects.chunks_subject(reference.bucket, nuid)
+    payload, after = bytearray(), 0
+    while len(payload) < reference.size:
+        some = (await read_page(requests, stream, chunks, after)).messages
+        if not some:
+            next_one = await first_from_leader(requests, stream, chunks, after)
+            if next_one is None:
+                return None
+            some = [next_one]
+        for chunk in some:
+            payload += chunk.payload
+        after = some[-1].sequence
+    return bytes(payload) if _digest(payload) == reference.digest else None
+
+
+def _digest(payload: bytes | bytearray) -> str:
+    return "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(payload).digest()).decode()
 
 
 async def purge_objects(requests: Requests, bucket: str, names: Iterable[str]) -> int:

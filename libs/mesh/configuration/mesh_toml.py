@@ -76,6 +76,12 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Sent beside tools. Unset: it is not, which means `auto`. With `required` no turn ends without a call."""
     parallel_tool_calls: bool | None = None
     """Sent beside tools: whether a turn may ask for several calls. Unset: it is not sent."""
+    images: bool | None = None
+    """Whether its models are given the images that tools return. Unset: at api.openai.com and api.anthropic.com.
+
+    A request has up to 8 of them, the newest, and 3.75 MiB in all. Otherwise a model reads their types and sizes; so it
+    does if the server refuses a request with images.
+    """
     headers: dict[str, str] = {}
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()

@@ -8,7 +8,10 @@ from typing import Any
 
 from contracts.codec import encode
 from contracts.journal import events, parts
+from contracts.records.tools import RESULTS_BUCKET
+from contracts.result_objects import parse_result_name
 from contracts.tasks import Message, TaskRequest
+from mesh.task.images import Image, are_told
 from mesh.task.state import CallResult, TaskState, TurnState
 
 
@@ -29,12 +32,18 @@ class AssistantTurn:
 
 @dataclass(frozen=True, slots=True)
 class ToolAnswer:
-    """What came of a call, as text for the model."""
+    """What came of a call, as text for the model.
+
+    `kept`: where its images lie in the bucket `results`, if it has any. `images`: those of them that a
+    model is given beside the text, which only the input of a single request has; a conversation stays small.
+    """
 
     call: str
     tool: str
     content: str
     is_error: bool = False
+    kept: parts.ObjectReference | None = None
+    images: tuple[Image, ...] = ()
 
 
 ConversationItem = Message | AssistantTurn | ToolAnswer
@@ -169,7 +178,7 @@ def tool_answer(asked: parts.ToolCall, result: CallResult) -> ToolAnswer:
                 # A result with images and the like is told as a list of what it holds, any other by its beginning.
                 part = "the beginning" if isinstance(result.result, str) else "what can be told"
                 text += f"\n[{part} of {result.object.size} bytes]"
-            return ToolAnswer(asked.call, asked.tool, text)
+            return ToolAnswer(asked.call, asked.tool, text, kept=_images_of(result))
         case events.ToolFailed():
             unknown = " (it may have had its effect)" if result.outcome == "unknown" else ""
             text = f"{result.error.code}: {result.error.message}{unknown}"
@@ -184,3 +193,12 @@ def tool_answer(asked: parts.ToolCall, result: CallResult) -> ToolAnswer:
             why = f": {result.error.code}: {result.error.message}" if result.error else ""
             text = f"the sub-task is {result.status}{why}" + (f"\n{result.output}" if result.output else "")
     return ToolAnswer(asked.call, asked.tool, text, is_error=True)
+
+
+def _images_of(completed: events.ToolCompleted) -> parts.ObjectReference | None:
+    """Where the images of a result lie; None without any, and for an object that is not its tenant's."""
+    kept = completed.object
+    if kept is None or kept.bucket != RESULTS_BUCKET or not are_told(completed.result):
+        return None
+    name = parse_result_name(kept.name)
+    return kept if name is not None and name.tenant == completed.tenant else None

@@ -17,6 +17,7 @@ from inference_worker.dialects.tool_schemas import shown
 from inference_worker.models.chunks import TurnInput
 from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
+from mesh.task.images import Image
 
 NO_TEXT = "(no text)"
 """Stands for blank text of the user, which is refused."""
@@ -79,11 +80,8 @@ def rendered(entries: Sequence[ConversationItem]) -> tuple[str, list[dict[str, A
                 _add(messages, role, [_text(content if content.strip() else NO_TEXT)])
             case AssistantTurn():
                 _add(messages, "assistant", _of_turn(entry, ids))
-            case ToolAnswer(call, content=content, is_error=is_error):
-                result: Block = {"type": "tool_result", "tool_use_id": ids.of_answer(call)}
-                # Empty text is refused, an answer without any is not.
-                result |= {"content": content} if content.strip() else {}
-                _add(messages, "user", [result | ({"is_error": True} if is_error else {})])
+            case ToolAnswer():
+                _add(messages, "user", [_result(entry, ids)])
     return "\n\n".join(said for said in system if said.strip()), messages
 
 
@@ -105,6 +103,21 @@ def _of_turn(turn: AssistantTurn, ids: CallIds) -> list[Block]:
     spoken = [block for block in blocks if block["type"] != "text" or block["text"].strip()]
     # Thinking alone is no message.
     return spoken if any(block["type"] not in THINKING_TYPES for block in spoken) else []
+
+
+def _result(answer: ToolAnswer, ids: CallIds) -> Block:
+    result: Block = {"type": "tool_result", "tool_use_id": ids.of_answer(answer.call)}
+    # Empty text is refused, an answer without any is not.
+    said = answer.content if answer.content.strip() else None
+    if answer.images:
+        result["content"] = [*([_text(said)] if said else []), *(_image(image) for image in answer.images)]
+    elif said:
+        result["content"] = said
+    return result | ({"is_error": True} if answer.is_error else {})
+
+
+def _image(image: Image) -> Block:
+    return {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.data}}
 
 
 def _next(calls: Iterator[Block]) -> list[Block]:

@@ -57,8 +57,13 @@ def request_body(configuration: OpenAIProviderConfiguration, turn: TurnInput) ->
 def rendered(entries: Sequence[ConversationItem], reasoning: ReasoningField = "none") -> list[ChatMessage]:
     """A conversation as chat completions have it. That an answer is an error is in its text; they have no field."""
     messages: list[ChatMessage] = []
+    images: list[ChatMessage] = []
     ids = CallIds()
     for entry in entries:
+        if images and not isinstance(entry, ToolAnswer):
+            # Behind all answers of a turn, which no other message may part.
+            messages.append({"role": "user", "content": images})
+            images = []
         match entry:
             # An assistant that says nothing is refused by Mistral and Kimi: a turn may have thought alone.
             case Message("assistant", text) | AssistantTurn(text, ()) if not text.strip():
@@ -69,7 +74,17 @@ def rendered(entries: Sequence[ConversationItem], reasoning: ReasoningField = "n
                 messages.append(_of_turn(entry, ids, reasoning))
             case ToolAnswer(call, content=content):
                 messages.append({"role": "tool", "tool_call_id": ids.of_answer(call), "content": content})
-    return messages
+                images += _images(entry, ids)
+    return [*messages, {"role": "user", "content": images}] if images else messages
+
+
+def _images(answer: ToolAnswer, ids: CallIds) -> list[dict[str, Any]]:
+    """The images of an answer as parts of a user's message: one of a tool takes text alone."""
+    if not answer.images:
+        return []
+    said = f"The images that {answer.tool} returned, call {ids.of_answer(answer.call)}:"
+    urls = (f"data:{image.media_type};base64,{image.data}" for image in answer.images)
+    return [{"type": "text", "text": said}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
 
 
 def in_roles(messages: list[ChatMessage], wanted: Roles) -> list[ChatMessage]:
@@ -94,8 +109,14 @@ def in_roles(messages: list[ChatMessage], wanted: Roles) -> list[ChatMessage]:
 
 
 def _merged(first: ChatMessage, second: ChatMessage) -> ChatMessage:
-    content = "\n\n".join(each["content"] for each in (first, second) if each["content"])
-    return {**first, **second, "content": content or second["content"]}
+    contents = [each["content"] for each in (first, second) if each["content"]]
+    if any(isinstance(content, list) for content in contents):
+        return {**first, **second, "content": [part for content in contents for part in _parts(content)]}
+    return {**first, **second, "content": "\n\n".join(contents) or second["content"]}
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _of_turn(turn: AssistantTurn, ids: CallIds, reasoning: ReasoningField) -> ChatMessage:

@@ -168,7 +168,7 @@ async def test_a_conversation_is_answered_turn_by_turn(tmp_path: Path, family: s
 
 
 async def test_a_tool_is_called_and_its_answer_taken(tmp_path: Path) -> None:
-    """So small a model calls nothing by itself: it repeats a call. The second turn shows what it is told of the first."""
+    """So small a model calls nothing by itself, but repeats a call. Its second turn shows what it is told of that."""
     recorded = Recorded()
     async with llama_mesh(tmp_path, "mistral", pool="ask_user = false") as (mesh, _):
         options = {"tools": ["current_time"], "max_turns": 2, "max_output_tokens": 120, "temperature": 0}

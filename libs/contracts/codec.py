@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.errors import InvalidPayload
-from contracts.nulls import drop_nulls
+from contracts.leniency import mend
 
 T = TypeVar("T")
 
@@ -38,10 +38,10 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-def decode(payload: bytes, kind: type[T]) -> T:
+def decode(payload: bytes, kind: type[T], *, whole_numbers: bool = False) -> T:
     """Decode JSON into a wire type.
 
-    An optional field that is null is absent (PROTOCOL.md, section 5).
+    An optional field that is null is absent (PROTOCOL.md, section 5). `whole_numbers`: 27.0 is an integer.
 
     Raises `InvalidPayload` for whatever is wrong with the bytes: not JSON, bad UTF-8, nesting deeper
     than the interpreter takes, a missing field or a wrong type. The message names the path.
@@ -55,7 +55,7 @@ def decode(payload: bytes, kind: type[T]) -> T:
         except msgspec.ValidationError:
             # Most fields that may be absent have no null in their type, but a default. Rare, so it costs only these.
             value = msgspec.json.decode(payload)
-            if not drop_nulls(value, kind):
+            if not mend(value, kind, whole_numbers=whole_numbers):
                 raise
             return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

@@ -25,7 +25,7 @@ _RECORD = re.compile(r"[1-9][0-9]{0,17}")
 
 def parse_task_request(body: bytes, pools: tuple[str, ...]) -> TaskRequest:
     """The task that a body asks for. Raises `InvalidPayload`."""
-    request = decode(body, TaskRequest)
+    request = decode(body, TaskRequest, whole_numbers=True)
     if request.pool not in pools:
         raise InvalidPayload(f"there is no pool {request.pool!r}; there is {', '.join(pools)}")
     return request
@@ -33,13 +33,13 @@ def parse_task_request(body: bytes, pools: tuple[str, ...]) -> TaskRequest:
 
 def parse_task_input(body: bytes) -> TaskInput:
     """What a body says to a task. Raises `InvalidPayload`."""
-    said: TaskInput = decode(body, TaskInput)  # type: ignore[arg-type]  # a union is no type to mypy
+    said: TaskInput = decode(body, TaskInput, whole_numbers=True)  # type: ignore[arg-type]  # a union is no type to mypy
     return said
 
 
 def parse_replay_request(body: bytes) -> ReplayRequest:
     """What a replay is to do. Raises `InvalidPayload`."""
-    return decode(body, ReplayRequest)
+    return decode(body, ReplayRequest, whole_numbers=True)
 
 
 def parse_task_filter(query: Iterable[tuple[str, str]]) -> TaskFilter:

@@ -22,10 +22,10 @@ def main(service: str) -> None:
     """Run the service. Whoever decodes, decodes as a version would that knows the field."""
     as_now = codec.decode
 
-    def decode(payload: bytes, kind: Any) -> Any:
+    def decode(payload: bytes, kind: Any, *, whole_numbers: bool = False) -> Any:
         if f'"{FIELD}"'.encode() in payload:
             payload = json.dumps(_without(json.loads(payload))).encode()
-        return as_now(payload, kind)
+        return as_now(payload, kind, whole_numbers=whole_numbers)
 
     # Before any module that takes it by name is imported.
     codec.decode = decode

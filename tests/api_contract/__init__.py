@@ -1,0 +1,1 @@
+"""Both HTTP services, held against openapi.json by schemathesis: `make api`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contracts.tasks import TaskRequest
@@ -170,6 +170,8 @@ def test_arguments_are_whole_with_their_last_brace_however_they_are_cut(value: A
         VALUES.map(lambda value: json.dumps({"error": value, "detail": value, "message": value}).encode()),
     ),
 )
+@example(503, {"retry-after": "0\x1f", "retry-after-ms": "0\x1f"}, b"")
+@example(503, {"retry-after": "0\x1f"}, b"")
 def test_a_body_of_an_error_is_read_whatever_it_is(status: int, headers: dict[str, str], body: bytes) -> None:
     parse_error_body(body)
     failed = failure_of_status(status, headers, body, datetime.now(UTC))

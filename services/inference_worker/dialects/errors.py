@@ -273,7 +273,8 @@ def parse_duration(text: str) -> float | None:
 
 
 def _milliseconds(text: str | None) -> float | None:
-    return float(text) / 1000 if text is not None and _NUMBER.fullmatch(text.strip()) else None
+    text = (text or "").strip()
+    return float(text) / 1000 if _NUMBER.fullmatch(text) else None
 
 
 def _reset_seconds(headers: Mapping[str, str], now: datetime) -> float | None:

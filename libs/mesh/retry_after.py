@@ -13,7 +13,7 @@ def parse_retry_after(text: str | None, now: datetime) -> float | None:
     """The seconds until then, at least 0; None if the header is missing or says neither seconds nor a date."""
     if text is None:
         return None
-    text = text.strip()  # Of more than `float` passes over: a separator of units, U+001F, is white space to `strip` alone.
+    text = text.strip()  # Before `float`, which passes over less white space: not over U+001F.
     if _NUMBER.fullmatch(text):
         return float(text)
     try:

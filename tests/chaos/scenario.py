@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from tests.chaos.points import Point
 
-IDEMPOTENT = frozenset({"add", "mend", "patient"})
+IDEMPOTENT = frozenset({"add", "large", "mend", "patient"})
 KEY = "KEY"
 """Stands for the run's name in all that clients send."""
 LONG = "LONG"

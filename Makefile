@@ -43,9 +43,12 @@ model: $(INSTALLED) ## check the rules of the protocol in a model of it, about a
 
 # 0.1.13 is the last version that runs with Node 20. What fails, and may, is in baseline.yml with its reason. One after
 # another: `--suite all` runs them all at once, and one of them measures time.
-mcp: $(INSTALLED) ## run the MCP project's conformance suite against a tool runner's connection, about a minute (needs Node 20 and npm)
+build/mcp_conformance/node_modules/.bin/conformance: tests/mcp_conformance/package.json
 	@mkdir -p build/mcp_conformance && cp tests/mcp_conformance/package.json build/mcp_conformance/
 	@npm install --prefix build/mcp_conformance --no-package-lock --no-audit --no-fund --loglevel error
+	@touch $@
+
+mcp: $(INSTALLED) build/mcp_conformance/node_modules/.bin/conformance ## run the MCP project's conformance suite against a tool runner's connection, about a minute (needs Node 20 and npm)
 	@set -e; for which in --scenario=initialize --scenario=tools_call --scenario=sse-retry --suite=auth \
 	    --scenario=elicitation-sep1034-client-defaults; do \
 	    build/mcp_conformance/node_modules/.bin/conformance client $$which \

@@ -34,9 +34,9 @@ DIGITS_MAX = 19
 """Of a number of 63 bits."""
 
 
-def whole_number(text: str) -> int | None:
-    """The number that a stranger's text of digits stands for, below 10**19; None if it is another text.
+def whole_number(text: str, digits_max: int = DIGITS_MAX) -> int | None:
+    """The number that a stranger's text of digits stands for; None if it is another text, or longer.
 
     `isdigit` takes digits of other scripts, which `int` does not all read, nor does it read thousands of digits.
     """
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits_max else None

@@ -11,6 +11,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from contracts import headers, subjects
 from contracts.errors import InvalidName, InvalidPayload, TaskmeshError
+from contracts.fields import whole_number
 from mesh.journal.following import Following, TaskNotFound
 from mesh.serving.http import (
     EXCEPTION_HANDLERS,
@@ -111,9 +112,10 @@ def _cursor_of(request: AnyRequest) -> int:
     raw = request.headers.get(headers.HTTP_LAST_EVENT_ID) or request.query_params.get("after")
     if raw is None or raw == "":
         return 0
-    if not (raw.isascii() and raw.isdigit() and len(raw) <= CURSOR_DIGITS_MAX):
+    cursor = whole_number(raw, CURSOR_DIGITS_MAX)
+    if cursor is None:
         raise InvalidPayload("the cursor must be a sequence, as in a frame's id")
-    return int(raw)
+    return cursor
 
 
 def create_app(edge: Edge, probe: Probe) -> Litestar:

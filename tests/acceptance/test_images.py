@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.test_model_servers import configured as on_server
 from tests.acceptance.test_own_model import SERVICES, journal_of, of_type, run_task
 from tests.support import messages_server
 from tests.support.checker import Recorded
@@ -32,25 +33,20 @@ DATA = base64.b64encode(PNG).decode()
 def configured(folder: Path, server: ModelServer, kind: str, more: str) -> dict[str, str]:
     """A mesh with one tool server, whose pool is on that server of models."""
     base_url = server.base_url if kind == "openai" else server.base_url.removesuffix("/v1")
+    variables = on_server(folder, base_url, more, kind)
     trace = folder / "trace"
     trace.touch()
-    file = folder / "mesh.toml"
-    file.write_text(
-        f"""
-        [providers.local]
-        kind = "{kind}"
-        base_url = "{base_url}"
-        {more}
-        [pools.default]
-        provider = "local"
-        model = "tiny"
+    with (folder / "mesh.toml").open("a") as file:
+        # Behind the table of the pool, which the first line belongs to.
+        file.write(
+            f"""
         tool_wait_seconds = 60
         [mcp.local]
         command = ["{sys.executable}", "-m", "tests.support.mcp_server", "stdio"]
         env = {{ TRACE_FILE = "{trace}", PYTHONPATH = "{ROOT}" }}
         """
-    )
-    return {"MESH_CONFIG": str(file), "MESH_LOG_LEVEL": "debug"}
+        )
+    return variables | {"MESH_LOG_LEVEL": "debug"}
 
 
 async def calling(exchange: Exchange) -> None:

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import resource
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from mesh.configuration.tool_tables import McpServerConfiguration
-from tests.support.patience import within
+from tests.support.mcp_connection import running
 from tests.support.processes import ROOT
 from tests.support.scripted_mcp import CHANGED, scripted_mcp, tool
 from tests.support.waiting import until
 from tool_runner.mcp_servers import process
-from tool_runner.mcp_servers.session import McpServer
 from tool_runner.tools.tool import ToolBroke
 
 pytestmark = pytest.mark.integration
 
 UNUSED: Any = None
-
-
-@asynccontextmanager
-async def running(environment: dict[str, str] | None = None, **configuration: Any) -> AsyncIterator[McpServer]:
-    """A connection to a server that is configured so; it must end when it is told to."""
-    stopping = asyncio.Event()
-    configured = McpServerConfiguration(**configuration)
-    server = McpServer("test", configured, {"PATH": "/usr/bin:/bin"} | (environment or {}), lambda: None)
-    task = asyncio.create_task(server.run(stopping))
-    try:
-        yield server
-    finally:
-        stopping.set()
-        async with within(20):
-            await task
 
 
 def program(tools: list[Any], **script: Any) -> dict[str, Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from mesh.configuration.tool_tables import McpServerConfiguration
 from tests.support.broker import free_port
-from tests.support.patience import stretched, within
+from tests.support.mcp_connection import running
+from tests.support.patience import stretched
 from tests.support.waiting import until
 from tests.support.web_server import web_server
 from tool_runner.mcp_servers import session
@@ -29,20 +27,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter bounds than anybody would want for real servers."""
     monkeypatch.setattr(session, "CONNECT_SECONDS_MAX", stretched(0.5))
     monkeypatch.setattr(session, "WAIT_SECONDS_MAX", stretched(1.0))
-
-
-@asynccontextmanager
-async def running(**configuration: Any) -> AsyncIterator[McpServer]:
-    """A connection to a server that is configured so; it must end when it is told to."""
-    stopping = asyncio.Event()
-    server = McpServer("test", McpServerConfiguration(**configuration), {}, lambda: None)
-    task = asyncio.create_task(server.run(stopping))
-    try:
-        yield server
-    finally:
-        stopping.set()
-        async with within(20):
-            await task
 
 
 async def assert_unavailable(server: McpServer) -> None:

@@ -7,7 +7,7 @@ import pytest
 from contracts.records.tools import ASK_USER_DECLARATION, ToolDeclaration
 from inference_worker.dialects.errors import ProviderFailed
 from tests.support import model_server as dialects
-from tests.support.model_server import Exchange
+from tests.support.model_server import Exchange, chunk
 from tests.support.openai_provider import connected, generate, text, turn
 
 pytestmark = pytest.mark.integration
@@ -45,6 +45,20 @@ async def test_a_plain_task_is_asked_again_without_ask_user_and_then_at_once_wit
 async def test_another_error_is_none_of_tools() -> None:
     async def behave(exchange: Exchange) -> None:
         await exchange.refuse(400, {"error": {"message": "max_tokens: must not be above 8"}})
+
+    async with connected(behave) as (provider, server):
+        with pytest.raises(ProviderFailed):
+            await generate(provider, turn(tools=(ASK_USER_DECLARATION,)))
+        assert len(server.exchanges) == 1
+
+
+async def test_what_fails_behind_the_first_word_is_not_asked_again() -> None:
+    """Else it would be said twice."""
+
+    async def behave(exchange: Exchange) -> None:
+        await exchange.begin()
+        await exchange.say(chunk({"content": "Hel"}), {"error": {"message": "m does not support tools", "code": 400}})
+        await exchange.end()
 
     async with connected(behave) as (provider, server):
         with pytest.raises(ProviderFailed):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contracts import headers, subjects
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
+from contracts.fields import whole_number
 from contracts.records.archive import PackDirectory, PackedTask, PackLocation
 from contracts.streams import ARCHIVE, ARCHIVE_BUCKET
 from mesh.archive.pack import read_directory, read_task
@@ -59,9 +60,10 @@ def directory_of(stored: Stored) -> PackDirectory | None:
     at = stored.headers.get(headers.PACK_DIRECTORY)
     if at is None:
         return None
-    if not (at.isascii() and at.isdigit() and len(at) <= OFFSET_DIGITS_MAX):
+    offset = whole_number(at, OFFSET_DIGITS_MAX)
+    if offset is None:
         raise InvalidPayload(f"{headers.PACK_DIRECTORY}: not an offset: {at!r:.40}")
-    return read_directory(stored.payload, int(at))
+    return read_directory(stored.payload, offset)
 
 
 async def locate(requests: Requests, tenant: str, task: str) -> PackLocation | None:

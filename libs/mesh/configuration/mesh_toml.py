@@ -87,6 +87,11 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     breaker: BreakerSettings = BreakerSettings()
     """When the provider counts as down, for all workers."""
 
+    @property
+    def host(self) -> str | None:
+        """The name of the server's host: of some it is known what they demand."""
+        return urlsplit(self.base_url).hostname
+
 
 Roles = Literal["free", "merged", "strict"]
 ReasoningField = Literal["reasoning_content", "reasoning", "none"]

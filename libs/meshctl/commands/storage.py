@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from contracts.codec import decode
-from contracts.headers import PACK_DIRECTORY
 from contracts.records.storage import SAMPLES_KEY, StorageSample, StorageSamples
 from contracts.streams import ARCHIVE, STORAGE_BUCKET
-from mesh.archive.pack import read_directory
+from mesh.archive.lookup import directory_of
 from mesh.broker import key_value
 from mesh.broker.direct_get import read_next
 from mesh.broker.levels import Level, read_all_levels
@@ -111,9 +110,8 @@ async def look_at_packs(requests: Requests, levels: dict[str, Level]) -> tuple[L
         if message is None:
             break
         size_bytes += len(message.payload)
-        offset = message.headers.get(PACK_DIRECTORY)
-        if offset is not None:
-            tasks += len(read_directory(message.payload, int(offset)).tasks)
+        directory = directory_of(message)
+        tasks += len(directory.tasks) if directory is not None else 0
     return none._replace(used_bytes=size_bytes), tasks
 
 

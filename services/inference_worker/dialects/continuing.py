@@ -8,10 +8,13 @@ that continues, and so whoever continues has to be known, or opted for.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from inference_worker.dialects.errors import ProviderFailed
-from inference_worker.models.chunks import Begun, Chunk, Finished, TextDelta
+from inference_worker.models.chunks import Begun, Chunk, Finished, TextDelta, TurnInput
+from mesh.configuration.mesh_toml import ServerConfiguration
 
 CHARACTERS_MIN = 16
 """The shortest text that is continued, and the shortest repetition of its beginning that is no chance: of a shorter one
@@ -25,6 +28,34 @@ class BeganAnew(ProviderFailed):
         super().__init__(
             "provider-error", "the server began anew instead of continuing: so does the next try", retryable=True
         )
+
+
+class ContinuingProvider(ABC):
+    """What both kinds of provider do with a prefix. `continues`: whether the server is known to go on behind one."""
+
+    def __init__(self, configuration: ServerConfiguration, *, continues: bool) -> None:
+        self._server_configuration = configuration
+        self._continues = continues
+        """Until the server has begun anew, or a model has refused to."""
+
+    def continues(self, text: str) -> bool:
+        """Whether the server can go on behind this text."""
+        return self._continues and is_continuable(text)
+
+    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        """Generate a turn. Raises `ProviderFailed`. Closing the generator closes the connection at once."""
+        try:
+            async with aclosing(self._ask(turn)) as said, aclosing(only_new(turn.prefix, said)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except ProviderFailed as error:
+            if isinstance(error, BeganAnew):
+                self._continues = False
+            raise error.at(self._server_configuration) from None
+
+    @abstractmethod
+    def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        """What the server says, as it comes. Raises `ProviderFailed`."""
 
 
 def is_continuable(text: str) -> bool:

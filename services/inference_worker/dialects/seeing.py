@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
 from contracts.errors import TaskmeshError
 from contracts.journal.parts import ObjectReference
+from inference_worker.dialects.asking_again import or_plain
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG, ProviderFailed
 from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, TurnInput
@@ -46,7 +46,7 @@ def takes_images(configuration: ProviderConfiguration) -> bool:
         return False
     if configuration.images is not None:
         return configuration.images
-    return urlsplit(configuration.base_url).hostname in _HOSTS
+    return configuration.host in _HOSTS
 
 
 class SeeingSource:
@@ -64,20 +64,17 @@ class SeeingSource:
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises what the source does; a turn does not fail for the sake of its images."""
         messages = await self._with_images(turn)
-        if messages is not None:
-            spoke = False
-            try:
-                async with aclosing(self._source.stream(replace(turn, messages=messages))) as chunks:
-                    async for chunk in chunks:
-                        spoke = True
-                        yield chunk
-                return
-            except ProviderFailed as error:
-                if spoke or not _may_be_refused(error):
-                    raise
-                log.warning("model.images_refused", provider=self.name, model=turn.model, code=error.code)
-            messages = None  # So many bytes are not kept for as long as a model speaks.
-        async with aclosing(self._source.stream(turn)) as chunks:
+        wanted = self._source.stream(turn if messages is None else replace(turn, messages=messages))
+        sees = messages is not None
+        del messages  # So many bytes are not kept for as long as a model speaks without them.
+
+        def refuses_images(error: ProviderFailed) -> bool:
+            if not sees or not _may_be_refused(error):
+                return False
+            log.warning("model.images_refused", provider=self.name, model=turn.model, code=error.code)
+            return True
+
+        async with aclosing(or_plain(wanted, lambda: self._source.stream(turn), refuses_images)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

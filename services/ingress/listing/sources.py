@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from contracts import headers, subjects
+from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import InvalidName, InvalidPayload
 from contracts.records.archive import PackEntry
@@ -15,7 +15,8 @@ from contracts.records.status import TaskRecord
 from contracts.streams import ARCHIVE, DEAD_LETTERS, TASKS_BUCKET
 from ingress.listing.index import HotRecord, Index
 from ingress.listing.letter_records import listed
-from mesh.archive.pack import PACK_TASKS_MAX, read_directory
+from mesh.archive.lookup import directory_of
+from mesh.archive.pack import PACK_TASKS_MAX
 from mesh.broker.direct_get import Stored
 
 log = structlog.get_logger("ingress.listing.sources")
@@ -66,14 +67,12 @@ def put_letters(index: Index, created: str, messages: Sequence[Stored]) -> None:
 
 def _entries(message: Stored) -> list[PackEntry]:
     """The directory of a pack; empty for a part, and for what can't be read."""
-    offset = message.headers.get(headers.PACK_DIRECTORY)
-    if offset is None:
-        return []
     try:
-        return read_directory(message.payload, int(offset)).tasks
-    except (InvalidPayload, ValueError) as error:
+        directory = directory_of(message)
+    except InvalidPayload as error:
         log.error("listing.unreadable", subject=message.subject, sequence=message.sequence, error=str(error))
         return []
+    return directory.tasks if directory is not None else []
 
 
 TASKS_SOURCE = Source(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from urllib.parse import urlsplit
 
 import httpx
 
 from inference_worker.dialects import exchange
 from inference_worker.dialects.anthropic.messages import request_of, resumed
 from inference_worker.dialects.anthropic.stream import Answer, finished, is_paused, said
-from inference_worker.dialects.continuing import BeganAnew, is_continuable, only_new
+from inference_worker.dialects.continuing import ContinuingProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.exchange import ModelServer
 from inference_worker.models.chunks import Chunk, TurnInput
@@ -35,7 +34,7 @@ def open_client(
     return exchange.open_client(configuration, headers, connections_max)
 
 
-class AnthropicProvider:
+class AnthropicProvider(ContinuingProvider):
     """One server. `name` is the one that the configuration gives it."""
 
     def __init__(
@@ -46,25 +45,10 @@ class AnthropicProvider:
         key: str | None = None,
     ) -> None:
         self.name = name
-        self._continues = _continues(configuration)
+        super().__init__(configuration, continues=_continues(configuration))
         self._configuration = configuration
         url = f"{configuration.base_url.rstrip('/')}/v1/messages"
         self._server = ModelServer(url, configuration, client, key)
-
-    def continues(self, text: str) -> bool:
-        """Whether the server can go on behind this text: until it has begun anew, or a model has refused to."""
-        return self._continues and is_continuable(text)
-
-    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        """Generate a turn. Raises `ProviderFailed`. Closing the generator closes the connection at once."""
-        try:
-            async with aclosing(self._ask(turn)) as said, aclosing(only_new(turn.prefix, said)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except ProviderFailed as error:
-            if isinstance(error, BeganAnew):
-                self._continues = False
-            raise error.at(self._configuration) from None
 
     async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         request = request_of(self._configuration, turn)
@@ -95,7 +79,7 @@ def _continues(configuration: AnthropicProviderConfiguration) -> bool:
         return False
     if configuration.prefill is not None:
         return configuration.prefill
-    return urlsplit(configuration.base_url).hostname == _ANTHROPIC_HOST
+    return configuration.host == _ANTHROPIC_HOST
 
 
 def _is_refused_prefix(error: ProviderFailed) -> bool:

@@ -15,7 +15,8 @@ import msgspec
 import structlog
 
 from inference_worker.dialects import exchange
-from inference_worker.dialects.continuing import BeganAnew, is_continuable, only_new
+from inference_worker.dialects.asking_again import or_plain
+from inference_worker.dialects.continuing import ContinuingProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.exchange import ModelServer
 from inference_worker.dialects.openai.kept import CallFields
@@ -34,50 +35,35 @@ def open_client(configuration: OpenAIProviderConfiguration, key: str | None, con
     return exchange.open_client(configuration, headers, connections_max)
 
 
-class OpenAIProvider:
+class OpenAIProvider(ContinuingProvider):
     """One server. `name` is the one that the configuration gives it."""
 
     def __init__(
         self, name: str, configuration: OpenAIProviderConfiguration, client: httpx.AsyncClient, key: str | None = None
     ) -> None:
         self.name = name
-        self._continues = configuration.continue_prefix is not None
+        super().__init__(configuration, continues=configuration.continue_prefix is not None)
         self._configuration = configuration
         self._without_tools: set[str] = set()
         """Models that have refused tools as such."""
         url = f"{configuration.base_url.rstrip('/')}/chat/completions"
         self._server = ModelServer(url, configuration, client, key)
 
-    def continues(self, text: str) -> bool:
-        """Whether the server can go on behind this text: until it has begun anew instead."""
-        return self._continues and is_continuable(text)
-
-    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        """Generate a turn. Raises `ProviderFailed`. Closing the generator closes the connection at once."""
-        try:
-            async with aclosing(self._ask(turn)) as said, aclosing(only_new(turn.prefix, said)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except ProviderFailed as error:
-            if isinstance(error, BeganAnew):
-                self._continues = False
-            raise error.at(self._configuration) from None
-
     async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         plain = replace(turn, tools=()) if only_asks(turn) else turn
         is_known = turn.model in self._without_tools
-        try:
-            async with aclosing(self._exchange(plain if is_known else turn)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except ProviderFailed as error:
+
+        def takes_no_tools(error: ProviderFailed) -> bool:
             if is_known or plain is turn or not refuses_tools(error):
-                raise
+                return False
             self._without_tools.add(turn.model)
             log.warning("model.takes_no_tools", provider=self.name, model=turn.model)
-            async with aclosing(self._exchange(plain)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            return True
+
+        said = or_plain(self._exchange(plain if is_known else turn), lambda: self._exchange(plain), takes_no_tools)
+        async with aclosing(said) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def _exchange(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         answer = AnswerWithFields()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -169,22 +168,18 @@ def _max_tokens_field(configuration: OpenAIProviderConfiguration) -> str:
     """OpenAI's newer models refuse the old name; many other servers ignore the new one."""
     if configuration.max_tokens_field is not None:
         return configuration.max_tokens_field
-    return "max_completion_tokens" if _host(configuration) == _OPENAI_HOST else "max_tokens"
+    return "max_completion_tokens" if configuration.host == _OPENAI_HOST else "max_tokens"
 
 
 def reasoning_field(configuration: OpenAIProviderConfiguration) -> ReasoningField:
     """Where a turn's reasoning goes back: those who do not want it refuse a field that they don't know."""
     if configuration.reasoning_field is not None:
         return configuration.reasoning_field
-    return "reasoning_content" if _host(configuration) in _REASONING_HOSTS else "none"
+    return "reasoning_content" if configuration.host in _REASONING_HOSTS else "none"
 
 
 def roles(configuration: OpenAIProviderConfiguration) -> Roles:
     """Which order of roles the server takes."""
     if configuration.roles is not None:
         return configuration.roles
-    return "strict" if _host(configuration) in _STRICT_HOSTS else "merged"
-
-
-def _host(configuration: OpenAIProviderConfiguration) -> str | None:
-    return urlsplit(configuration.base_url).hostname
+    return "strict" if configuration.host in _STRICT_HOSTS else "merged"

@@ -161,6 +161,7 @@ def _join(state: TaskState, command: ChildDoneCommand) -> Outcome:
             child=command.child,
             status=command.status,
             output=command.output,
+            incomplete=command.incomplete,
             error=command.error,
             usage=command.usage,
             uncounted_tokens=command.uncounted_tokens,

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from contracts import retries, streams
+from contracts.journal import parts
 from contracts.messages.work import DeadLetter
 from contracts.streams import webhook_consumers
 from mesh.broker.connection import Connection
@@ -71,9 +72,11 @@ async def notifying(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def ended_task(connection: Connection, tenant: str = "default") -> str:
+async def ended_task(
+    connection: Connection, tenant: str = "default", incomplete: parts.Incomplete | None = None
+) -> str:
     journal = await begin_journal(connection.requests, turn_work(tenant=tenant))
-    await end_task(journal)
+    await end_task(journal, incomplete)
     return journal.state.task
 
 
@@ -121,6 +124,17 @@ async def test_what_is_wanted_arrives_once_signed_and_nothing_else_does(
     }, "whoever is told is no client of the ingress, so paths would lead nowhere"
     assert before != task, "what was there before the webhook is not told"
     assert await dead_letters(connection) == []
+
+
+async def test_an_end_by_a_filter_says_so(
+    connection: Connection, settings: Settings, receiver: WebhookReceiver
+) -> None:
+    async with notifying(connection, settings, {"ops": configured(receiver.url)}):
+        await ended_task(connection)
+        await ended_task(connection, incomplete="content_filter")
+        await until_none_is_left(connection)
+    told = {each.body["data"]["event"].get("incomplete") for each in receiver.received}
+    assert told == {None, "content_filter"}
 
 
 async def test_a_failed_try_is_made_again_under_the_same_id(

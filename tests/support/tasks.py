@@ -9,7 +9,7 @@ from contracts import subjects
 from contracts.codec import encode
 from contracts.identifiers import new_id
 from contracts.journal.events import OutputDelta, StepClaimed, TaskCompleted, TurnCompleted
-from contracts.journal.parts import Timings, Usage
+from contracts.journal.parts import Incomplete, Timings, Usage
 from contracts.messages.work import TurnWork
 from contracts.tasks import TaskRequest
 from mesh.broker.requests import PubAck, Requests
@@ -91,8 +91,9 @@ async def until_written(journal: Journal, n: int) -> None:
         await asyncio.sleep(0)
 
 
-async def end_task(journal: Journal) -> None:
+async def end_task(journal: Journal, incomplete: Incomplete | None = None) -> None:
     """The terminal event."""
     await journal.append(
-        lambda stamp: TaskCompleted(*stamp, output="", usage=Usage(), timings=Timings()), lambda _: True
+        lambda stamp: TaskCompleted(*stamp, output="", incomplete=incomplete, usage=Usage(), timings=Timings()),
+        lambda _: True,
     )

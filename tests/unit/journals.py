@@ -204,8 +204,14 @@ class HandMadeJournal:
             edits=parts.RecordedEdits(**edits) if edits else None,
         )
 
-    def completed(self, output: str = "done") -> events.TaskCompleted:
-        return self.add(events.TaskCompleted, output=output, usage=Usage(1, 2), timings=Timings(total_seconds=1.0))
+    def completed(self, output: str = "done", incomplete: parts.Incomplete | None = None) -> events.TaskCompleted:
+        return self.add(
+            events.TaskCompleted,
+            output=output,
+            incomplete=incomplete,
+            usage=Usage(1, 2),
+            timings=Timings(total_seconds=1.0),
+        )
 
     # What agents do.
 

@@ -275,6 +275,13 @@ def test_the_end_of_a_sub_task_is_its_calls_result() -> None:
     assert carried_out(journal, child_done()) == ([], CarriedOut(("1-0",)))
 
 
+def test_half_an_answer_of_a_sub_task_says_that_it_is_one() -> None:
+    journal = journal_of(asks(SPAWN), child_started)
+    (event,), _ = carried_out(journal, child_done(incomplete="content_filter"))
+    assert isinstance(event, SubtaskCompleted)
+    assert (event.output, event.incomplete) == ("42", "content_filter")
+
+
 def test_a_sub_task_that_failed_brings_its_error() -> None:
     journal = journal_of(asks(SPAWN), child_started)
     error = ErrorInfo("invalid-script", "no")

@@ -213,6 +213,13 @@ def test_an_answer_to_a_question_is_the_calls_and_no_message_of_its_own() -> Non
         (SubtaskCompleted(*STAMP, call="1-0", child=CHILD, status="completed", output="42"), "42", False),
         (SubtaskCompleted(*STAMP, call="1-0", child=CHILD, status="completed"), "", False),
         (
+            SubtaskCompleted(
+                *STAMP, call="1-0", child=CHILD, status="completed", output="4", incomplete="content_filter"
+            ),
+            "4\n[incomplete: content_filter]",
+            False,
+        ),
+        (
             SubtaskCompleted(*STAMP, call="1-0", child=CHILD, status="cancelled", output="so far"),
             "the sub-task is cancelled\nso far",
             True,

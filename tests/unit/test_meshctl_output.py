@@ -163,6 +163,12 @@ def test_a_turn_shows_each_call_and_what_was_decided_on_it() -> None:
             f"call 1-0: task {TASK} is completed: forty-two",
         ),
         (
+            events.SubtaskCompleted(
+                *stamp(1), call="1-0", child=TASK, status="completed", output="forty", incomplete="budget"
+            ),
+            f"call 1-0: task {TASK} is completed (incomplete: budget): forty",
+        ),
+        (
             events.ApprovalResolved(*stamp(1), call="1-0", decision="denied", by="Ada", reason="too much"),
             "call 1-0 is denied, by Ada: too much",
         ),

@@ -274,6 +274,16 @@ def test_the_end_of_a_sub_task_is_told_to_its_parent(
     )
 
 
+def test_a_parent_is_told_that_its_sub_task_has_only_half_an_answer() -> None:
+    journal = HandMadeJournal()
+    journal.queued(parent=Parent(PARENT, "3-1", 1))
+    journal.claimed()
+    journal.completed("4", incomplete="content_filter")
+    (due,) = messages_after(journal.state, "1")
+    assert isinstance(due.payload, control.ChildDoneCommand)
+    assert (due.payload.status, due.payload.incomplete) == ("completed", "content_filter")
+
+
 def test_nothing_is_due_in_a_journal_that_has_not_begun() -> None:
     assert messages_after(TaskState(TENANT, TASK), "1") == []
 

@@ -227,6 +227,7 @@ class SubtaskStarted(Event, frozen=True, kw_only=True, tag="subtask.started"):
 class SubtaskCompleted(Event, frozen=True, kw_only=True, tag="subtask.completed"):
     """A child has ended: the result of the call that it stands for. `usage` is that of its whole tree.
 
+    `incomplete`, of a completed one, says why there is not more of its output, as in its own end.
     `uncounted_tokens` is the most that it may have used beyond that: a turn that was cut off, sub-tasks that still ran.
     """
 
@@ -234,6 +235,7 @@ class SubtaskCompleted(Event, frozen=True, kw_only=True, tag="subtask.completed"
     child: Id
     status: str
     output: str | None = None
+    incomplete: Incomplete | None = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
     uncounted_tokens: Ordinal | None = None

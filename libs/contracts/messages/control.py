@@ -16,7 +16,7 @@ from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
 from contracts.fields import Call, Count, Id, Ordinal, Step, Tenant
 from contracts.identifiers import derived_id
-from contracts.journal.parts import RecordedEdits, StepGen, Usage
+from contracts.journal.parts import Incomplete, RecordedEdits, StepGen, Usage
 
 BY_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 2_000
@@ -74,6 +74,7 @@ class ChildDoneCommand(Command, frozen=True, kw_only=True, omit_defaults=True, t
     child: Id
     status: str
     output: str | None = None
+    incomplete: Incomplete | None = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
     uncounted_tokens: Ordinal | None = None

@@ -189,7 +189,9 @@ def tool_answer(asked: parts.ToolCall, result: CallResult) -> ToolAnswer:
             return ToolAnswer(asked.call, asked.tool, result.text)
         case events.SubtaskCompleted():
             if result.status == "completed":
-                return ToolAnswer(asked.call, asked.tool, result.output or "")
+                # Half an answer must not read as a whole one.
+                cut = f"\n[incomplete: {result.incomplete}]" if result.incomplete else ""
+                return ToolAnswer(asked.call, asked.tool, (result.output or "") + cut)
             why = f": {result.error.code}: {result.error.message}" if result.error else ""
             text = f"the sub-task is {result.status}{why}" + (f"\n{result.output}" if result.output else "")
     return ToolAnswer(asked.call, asked.tool, text, is_error=True)

@@ -290,6 +290,7 @@ def _after_the_end(state: TaskState) -> list[OutboxMessage]:
             child=state.task,
             status=state.status,
             output=output,
+            incomplete=end.incomplete if isinstance(end, events.TaskCompleted) else None,
             error=end.error if isinstance(end, events.TaskFailed) else None,
             usage=tree_usage(state),
             uncounted_tokens=uncounted_tokens(state) or None,

@@ -146,7 +146,10 @@ def _call_went_on(
             return f"call {event.call} is task {event.child}{share}"
         case events.SubtaskCompleted():
             said = event.error.message if event.error else event.output
-            return f"call {event.call}: task {event.child} is {event.status}" + (f": {_short(said)}" if said else "")
+            cut = f" (incomplete: {event.incomplete})" if event.incomplete else ""
+            return f"call {event.call}: task {event.child} is {event.status}{cut}" + (
+                f": {_short(said)}" if said else ""
+            )
 
 
 def _person(

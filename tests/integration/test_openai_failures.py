@@ -150,6 +150,18 @@ async def test_an_answer_that_is_no_stream_is_a_failure() -> None:
     assert (failed.code, failed.retryable, failed.terminal) == ("provider-error", False, False)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+async def test_an_error_in_place_of_a_stream_is_read_as_one(*, listed: bool) -> None:
+    """Proxies turn every status into 200; Gemini lists its errors."""
+    error = {"error": {"code": 401, "message": "bad key", "status": "UNAUTHENTICATED"}}
+
+    async def refusing(exchange: Exchange) -> None:
+        await exchange.refuse(200, [error] if listed else error)
+
+    failed = await failure_of(refusing)
+    assert (failed.code, failed.retryable, failed.info().detail) == ("provider-unauthorized", False, "bad key")
+
+
 async def test_a_server_that_is_not_there_is_a_failure() -> None:
     async with connected(dialects.openai) as (_, server):
         gone = server.base_url

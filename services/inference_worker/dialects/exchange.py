@@ -229,7 +229,9 @@ def _no_stream(said: bytes, content_type: str) -> ProviderFailed:
         value = msgspec.json.decode(said)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         value = None
-    if isinstance(value, dict) and (value.get("error") or value.get("object") == "error"):
+    # Gemini lists its errors.
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, dict) and (first.get("error") or first.get("object") == "error"):
         return failure_in_stream(value)
     return ProviderFailed("provider-error", f"the answer is {content_type}, and no stream: is base_url right?")
 

@@ -40,6 +40,18 @@ async def test_a_session_that_is_gone_is_begun_anew_at_once_and_an_idempotent_ca
         assert ("mcp.session_gone" in events, "mcp.unavailable" in events) == (True, False)
 
 
+async def test_a_session_whose_end_the_look_at_its_tools_finds_is_begun_anew_at_once() -> None:
+    async with scripted_mcp() as web, running(url=web.url) as server:
+        await until(lambda: server.away is None and web.listeners == 1)
+        with capture_logs() as logs:
+            web.forget()
+            await web.say(CHANGED)
+            await until(lambda: web.begun == 2)
+            await until(lambda: server.away is None)
+        events = [entry["event"] for entry in logs]
+        assert ("mcp.session_gone" in events, "mcp.unavailable" in events) == (True, False)
+
+
 async def test_a_call_that_must_not_run_twice_is_not_repeated_in_a_new_session() -> None:
     async with scripted_mcp() as web, running(url=web.url) as server:
         await until(lambda: server.away is None)

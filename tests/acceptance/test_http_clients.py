@@ -278,16 +278,18 @@ async def test_a_request_names_its_host_once(bench: Bench) -> None:
     ids=str,
 )
 async def test_a_page_elsewhere_can_send_nothing_that_changes_something(bench: Bench, headers: dict[str, str]) -> None:
-    task = bench.foreign_task
+    task = (await bench.ingress.post("/v1/tasks", content=SOUND, headers=JSON)).json()["id"]
     for method, path in (
         ("POST", "/v1/tasks"),
         ("POST", f"/v1/tasks/{task}/cancel"),
         ("POST", f"/v1/dead-letters/{task}/replay"),
         ("DELETE", f"/v1/dead-letters/{task}"),
     ):
-        response = await bench.ingress.request(method, path, headers={**headers, "Mesh-Tenant": "acme"})
+        response = await bench.ingress.request(method, path, headers=headers)
         assert_problem(response, "forbidden")
         assert "access-control-allow-origin" not in response.headers
+    # Who is no page may; 200 says that the task has ended by itself.
+    assert (await bench.ingress.post(f"/v1/tasks/{task}/cancel")).status_code in (200, 202)
 
 
 async def test_a_page_of_the_services_own_origin_may_send(bench: Bench) -> None:

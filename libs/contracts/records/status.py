@@ -178,11 +178,23 @@ class LaneSample(msgspec.Struct, frozen=True, kw_only=True):
     wait_seconds: list[Seconds]
 
 
-class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A process that takes work, in the bucket `workers`, written again every 10 s and gone 30 s after the last time.
+class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing that must be well. `detail` says what is not."""
 
-    `pools` and `tools` are what it serves, `concurrency` how many steps it takes at once, `running` how many it has.
+    name: str
+    ok: bool
+    detail: str | None = None
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A process, in the bucket `workers`, written again every 30 s and gone 90 s after the last time.
+
+    `pools` and `tools` are what it serves, `concurrency` how many steps it takes at once, if it takes any, `running`
+    how many it has.
     `mcp_servers`: the MCP servers that it is to reach, each with why it is away, or null while it is there.
+    `build` and `configuration` are digests, alike in a fleet that runs one code with one configuration.
+    `clock_ahead_seconds`: its machine's clock less the broker's. `checks`: what is not well with it at present.
+    `draining`: it takes no more work, and ends. `http`: where it serves HTTP, `<host>:<port>`.
     """
 
     worker: str
@@ -193,18 +205,16 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     pools: tuple[LaneName, ...] = ()
     tools: tuple[LaneName, ...] = ()
     mcp_servers: dict[str, str | None] = {}
-    concurrency: Ordinal
+    concurrency: Ordinal | None = None
     running: Count
     started_at: Time
     time: Time
-
-
-class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One thing that must be well. `detail` says what is not."""
-
-    name: str
-    ok: bool
-    detail: str | None = None
+    build: str | None = None
+    configuration: str | None = None
+    clock_ahead_seconds: float | None = None
+    checks: list[HealthCheck] = []
+    draining: bool = False
+    http: str | None = None
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

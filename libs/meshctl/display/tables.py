@@ -107,7 +107,7 @@ def workers_table(workers: Sequence[WorkerRecord], at: datetime) -> Table:
             cell(worker.worker),
             cell(worker.version),
             cell(", ".join([*worker.pools, *worker.tools])),
-            f"{worker.running}/{worker.concurrency}",
+            f"{worker.running}/{worker.concurrency}" if worker.concurrency else "",
             _duration((at - worker.started_at).total_seconds()),
             f"{_duration((at - worker.time).total_seconds())} ago",
         )

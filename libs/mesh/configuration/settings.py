@@ -62,6 +62,10 @@ class Settings:
     addresses and the names in the public URLs always may. Unset: no others on a loopback address, else all."""
     edge_streams_max: int = 4096
     """Streams open at once on one edge; one more gets 429."""
+    ops_address: Address | None = None
+    """Where a process of any service serves its operators: `/health/live`, `/health/ready` and `/metrics`. Unset:
+    nowhere. Under `meshctl up` each process has a port of its own: this one and those after it, or with port 0 a free
+    one."""
     workers: int = 1
     """Processes of inference_worker that `meshctl up` starts."""
     runners: int = 1
@@ -97,6 +101,9 @@ class Settings:
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
     drain_seconds: float = 120.0
     """After SIGTERM running steps go on for as long as steps take, and so long at most; then they are handed over."""
+    watchdog_seconds: float = 60.0
+    """A process whose event loop stands still for so long is ended, with its stacks in the log; 0: never. Time in which
+    the process was stopped, or its machine slept, does not count."""
     index_folder: Path | None = None
     """Where the ingress keeps its index of tasks, for lists: some 300 bytes for each. `meshctl up` has it in MESH_HOME.
     Unset: a temporary file, built anew at each start."""
@@ -169,6 +176,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "high_water_percent": (0, 100),
     "filling_percent": (0, 100),
     "drain_seconds": (0, 3600),
+    "watchdog_seconds": (0, 86_400),
 }
 """The least and the most that each number may be."""
 CHOICES: Mapping[str, tuple[str, ...]] = {

@@ -23,6 +23,7 @@ from contracts.streams import (
 from mesh.broker.config_changes import obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
 from mesh.broker.levels import STREAM_NOT_FOUND, stream_info
+from mesh.broker.mesh_identity import with_new_id
 from mesh.broker.requests import Requests
 from mesh.broker.sizing import Sizes, account_limit_bytes, sizes_by_default
 from mesh.configuration.settings import Settings
@@ -200,6 +201,8 @@ async def _apply(requests: Requests, difference: Difference, config: dict[str, A
         verb = "CREATE" if difference.missing else "UPDATE"
         if not difference.missing:
             config = await _changed(requests, f"STREAM.INFO.{difference.name}", difference)
+        elif difference.name == EVENTS.name:
+            config = with_new_id(config)
         await requests.api(f"STREAM.{verb}.{difference.name}", config)
         return
     stream, name = difference.name.split("/")

@@ -66,6 +66,7 @@ _INFO_LINE_BYTES_MAX: Final = 64 * 1024
 _SETTINGS = (
     "home",
     "nats_url",
+    "nats_domain",
     "nats_port",
     "ack_wait_seconds",
     "max_deliver",

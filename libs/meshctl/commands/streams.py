@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
+from mesh.broker.other_meshes import check_alone
 from mesh.broker.provisioning import Declared, Difference, apply, compare, declared
 from mesh.broker.requests import Requests
 from mesh.broker.sizing import find_sizes
@@ -23,7 +24,7 @@ from meshctl.supervision.broker_setup import connected
 
 STATUS_DIFFERS: Final = 3
 """Apart from 1, "it did not work": a script can tell a mesh that differs from one that is away."""
-_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port", "ack_wait_seconds", "max_deliver")
 
 
 def add_commands(commands: Any) -> None:
@@ -92,6 +93,7 @@ async def _plan(settings: Settings) -> int:
 async def _apply(settings: Settings) -> int:
     async with connected(settings) as connection:
         await check_start(connection)
+        await check_alone(connection)
         wanted = await _wanted(connection.requests, settings)
         done = await apply(connection.requests, wanted, update=True)
         left = await compare(connection.requests, wanted)

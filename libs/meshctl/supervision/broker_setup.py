@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from mesh.broker.connection import Connection, connect
+from mesh.broker.other_meshes import check_alone
 from mesh.broker.provisioning import apply, compare, declared
 from mesh.broker.sizing import find_sizes
 from mesh.broker.suitability import check_start
@@ -42,6 +43,7 @@ async def provision(settings: Settings, *, ours: bool) -> None:
     """
     async with connected(settings) as connection:
         await check_start(connection)
+        await check_alone(connection)
         wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
         for difference in await apply(connection.requests, wanted, update=False, grow=ours):
             if not difference.missing:

@@ -115,6 +115,22 @@ class Requests:
             if waiter.subject.lower() == subject.lower() and not waiter.future.done():
                 waiter.future.set_exception(NotAllowed(f"the broker's user may not publish to {waiter.subject}"))
 
+    @property
+    def servers(self) -> int:
+        """How many servers JetStream has at least, as the one that this process is at tells; 1 if it is no cluster.
+
+        0 if it can't tell: a cluster that advertises no others, or the domain of another server.
+        """
+        # What a server says first: nats-py hands it out nowhere else.
+        told = self._client._server_info
+        if self._domain and told.get("domain") != self._domain:
+            return 0
+        if not told.get("cluster"):
+            return 1
+        discovered = len(self._client.discovered_servers)
+        known = max(len(told.get("connect_urls") or ()), discovered, len(self._client.servers) - discovered)
+        return known if known > 1 else 0
+
     def api_subject(self, call: str) -> str:
         """The subject of a call of the JetStream API, such as `STREAM.INFO.TASKS`, in the domain that is meant."""
         return self._api + call

@@ -41,7 +41,8 @@ def add_commands(commands: Any) -> None:
     plan.set_defaults(run=_run_plan)
     text = (
         "Create what is missing, update what differs, and say what was done. Nothing is ever deleted: what could lose"
-        f" stored messages, and what the server can't change, is left and said. Ends with {STATUS_DIFFERS} then."
+        " stored messages, and what the server can't change, is left and said. New copies on a cluster are waited for,"
+        f" a minute at most. Ends with {STATUS_DIFFERS} if something is left."
     )
     parser = actions.add_parser("apply", help="make them as declared", description=text)
     add_setting_flags(parser, _SETTINGS)

@@ -7,9 +7,8 @@ import asyncio
 import structlog
 
 from contracts.errors import TaskmeshError
-from mesh.broker.provisioning import apply, compare, declared
+from mesh.broker.provisioning import apply, compare, find_declared
 from mesh.broker.requests import Requests
-from mesh.broker.sizing import find_sizes
 from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
 
@@ -24,7 +23,7 @@ async def check_provisioning(requests: Requests, settings: Settings) -> None:
     health = LoopHealth(log, "provisioning.unavailable")
     while True:
         try:
-            wanted = declared(settings, sizes=await find_sizes(requests, settings.configuration))
+            wanted = await find_declared(requests, settings)
             for created in await apply(requests, wanted, update=False):
                 log.warning("provisioning.created", kind=created.kind, name=created.name)
             differences = {str(difference) for difference in await compare(requests, wanted)}

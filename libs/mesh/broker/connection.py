@@ -36,11 +36,17 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"
 class Connection:
     """A NATS client, the requests over it, and who wants to know when it was away."""
 
-    def __init__(self, client: Client, role: str, refused: str = "the broker refuses the login") -> None:
-        """`refused`: what to say if the broker does not take the login."""
+    def __init__(
+        self,
+        client: Client,
+        role: str,
+        refused: str = "the broker refuses the login",
+        domain: str | None = None,
+    ) -> None:
+        """`refused`: what to say if the broker does not take the login. `domain`: that of its JetStream."""
         self.client = client
         self.role = role
-        self.requests = Requests(client)
+        self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []
@@ -158,7 +164,7 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     except ValueError as error:
         raise SettingsError(f"MESH_NATS_URL={without_password(settings.broker_url)!r}: {error}") from None
     client = Client()
-    connection = Connection(client, role, _refusal(settings.broker_url, login))
+    connection = Connection(client, role, _refusal(settings.broker_url, login), settings.nats_domain)
     try:
         await _open(client, connection, settings, servers, login)
     except BrokerRefused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -18,6 +19,7 @@ from mesh.configuration.mesh_toml import Configuration, default_configuration, l
 from mesh.errors import SettingsError
 
 PORT_MAX = 65_535
+_DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Settings:
     nats_url: str | None = None
     """A NATS of your own; servers of a cluster with commas. Unset: `meshctl up` embeds one, and a service that runs
     alone looks on MESH_NATS_PORT."""
+    nats_domain: str | None = None
+    """The JetStream domain of the streams, if it is not that of the server at MESH_NATS_URL: a leaf's, or a hub's."""
     nats_server: str | None = None
     """The nats-server program to embed; unset looks on the PATH, then in the `broker` extra."""
     nats_port: int = 4222
@@ -216,6 +220,8 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if not low <= value <= high:
             raise SettingsError(f"MESH_{name.upper()}={value}: must be between {low:g} and {high:g}")
+    if settings.nats_domain is not None and _DOMAIN.fullmatch(settings.nats_domain) is None:
+        raise SettingsError(f"MESH_NATS_DOMAIN={settings.nats_domain!r}: must be letters, digits, - and _")
     for name, allowed in CHOICES.items():
         word = getattr(settings, name)
         if word not in allowed:

@@ -26,6 +26,7 @@ from mesh.broker.suitability import check_start
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, worker_name
 from mesh.errors import SettingsError
+from mesh.serving.neighbours import Neighbours
 from mesh.serving.notifying import Notifier
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.serving.watchdog import watched
@@ -64,9 +65,11 @@ class Service:
         self.connection = connection
         self.worker = worker_name(name)
         self.configuration = configuration_digest(settings)
+        self.neighbours = Neighbours(connection)
         self.wellness = wellness or Wellness()
         self.wellness.connection = connection
         self._notifier = notifier or Notifier({})
+        self.wellness.add_look(self.neighbours.checks)
         self.http: str | None = None
         """Where it serves HTTP, `<host>:<port>`, if anywhere."""
         self.ops: str | None = None
@@ -84,18 +87,21 @@ class Service:
         """Show up in `nats micro ls`, and tell the parent process if it wants to know. `address`: where HTTP is."""
         self.http = address or self.http
         optional = {"http": self.http, "ops": self.ops}
+        # It tells this very dictionary: what is learnt later, such as the mesh, is told from then on.
+        metadata = self.neighbours.metadata
+        metadata |= {
+            "pid": str(os.getpid()),
+            "worker": self.worker,
+            "build": BUILD,
+            "configuration": self.configuration,
+            **{key: value for key, value in optional.items() if value is not None},
+        }
         await nats.micro.add_service(
             self.connection.client,
             name=self.name,
             version=VERSION,
             description=f"taskmesh {self.name}",
-            metadata={
-                "pid": str(os.getpid()),
-                "worker": self.worker,
-                "build": BUILD,
-                "configuration": self.configuration,
-                **{key: value for key, value in optional.items() if value is not None},
-            },
+            metadata=metadata,
         )
         address = self.http
         log.info("service.ready", version=VERSION, build=BUILD, pid=os.getpid(), address=address, ops=self.ops)
@@ -174,6 +180,9 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
             await check_start(connection)
             service = Service(name, settings, connection, wellness, notifier)
             service.ops = ops
+            await service.neighbours.check_start()
+            looking = asyncio.create_task(service.neighbours.keep_looking())
+            stack.callback(looking.cancel)
             await main(service)
     except asyncio.CancelledError:
         if not stop_asked:
@@ -192,6 +201,11 @@ async def _operators(settings: Settings, name: str, wellness: Wellness) -> Async
 
     async with operators(settings, name, wellness) as address:
         yield str(address)
+
+
+async def probe_mesh(service: Service) -> list[HealthCheck]:
+    """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
+    return [*await probe_broker(service.connection), *service.neighbours.checks()]
 
 
 _NEEDED = (

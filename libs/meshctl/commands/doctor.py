@@ -19,11 +19,14 @@ from nats.aio.msg import Msg
 
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.records.status import WorkerRecord
+from contracts.sizes import SIZES
 from contracts.streams import EVENTS, MESSAGE_BYTES_MAX, WORKERS_BUCKET
 from mesh.broker.connection import Connection
 from mesh.broker.levels import Level, read_disk_level, read_levels
-from mesh.broker.provisioning import compare, declared
-from mesh.broker.sizing import find_sizes
+from mesh.broker.mesh_identity import mesh_id
+from mesh.broker.other_meshes import look
+from mesh.broker.provisioning import compare, find_declared
+from mesh.broker.replication import read_copies
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
@@ -36,6 +39,7 @@ from meshctl.diagnosis import disk
 from meshctl.diagnosis.checks import (
     BrokerInfo,
     Check,
+    ClusterSeen,
     Facts,
     SeenService,
     StreamsSeen,
@@ -44,6 +48,7 @@ from meshctl.diagnosis.checks import (
     diagnose,
     exit_status,
 )
+from meshctl.diagnosis.cluster_checks import diagnose_cluster
 from meshctl.display import output
 from meshctl.display.tables import checks_table
 from meshctl.errors import MeshGone
@@ -66,6 +71,7 @@ _INFO_LINE_BYTES_MAX: Final = 64 * 1024
 _SETTINGS = (
     "home",
     "nats_url",
+    "nats_domain",
     "nats_port",
     "ack_wait_seconds",
     "max_deliver",
@@ -98,7 +104,8 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     settings = load_settings(environment_with(arguments, os.environ))
     # What the connection has to say is said by the lines.
     traces.configure(replace(settings, log_level="error"), "meshctl")
-    checks = diagnose(asyncio.run(gather(settings)))
+    facts = asyncio.run(gather(settings))
+    checks = [*diagnose(facts), *diagnose_cluster(facts)]
     _show(checks)
     return exit_status(checks)
 
@@ -130,6 +137,7 @@ async def gather(settings: Settings) -> Facts:
     foreign: list[Foreign] = []
     missing: list[str] = []
     mcp_servers: dict[str, list[str | None]] = {}
+    cluster: ClusterSeen | None = None
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
@@ -141,6 +149,7 @@ async def gather(settings: Settings) -> Facts:
                     levels = await read_levels(connection.requests)
                     disk_level = await read_disk_level(connection.requests)
                     levels += [disk_level] if disk_level is not None else []
+                    cluster = await seen_cluster(connection, settings)
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
                         mcp_servers = await seen_mcp_servers(connection)
@@ -165,7 +174,15 @@ async def gather(settings: Settings) -> Facts:
         foreign=foreign,
         missing_rights=missing,
         mcp_servers=mcp_servers,
+        cluster=cluster,
     )
+
+
+async def seen_cluster(connection: Connection, settings: Settings) -> ClusterSeen:
+    """The copies of each stream, and other meshes in the account. Raises `BrokerUnavailable`, `BrokerError`."""
+    copies = await read_copies(connection.requests, SIZES)
+    seen = await look(connection.client, await mesh_id(connection.requests), SERVICES_SECONDS)
+    return ClusterSeen(copies, settings.configuration.storage.replicas == 1, str(seen))
 
 
 async def seen_mcp_servers(connection: Connection) -> dict[str, list[str | None]]:
@@ -183,13 +200,12 @@ async def probe(url: str) -> BrokerInfo | str:
         servers = parse_broker_url(url).servers
     except ValueError as error:
         return str(error)
-    answers = []
-    for server in servers:
-        answer = await _probe(server)
+    answers = dict(zip(servers, await asyncio.gather(*map(_probe, servers)), strict=True))
+    away = tuple(f"{server}: {answer}" for server, answer in answers.items() if isinstance(answer, str))
+    for answer in answers.values():
         if isinstance(answer, BrokerInfo):
-            return answer
-        answers.append(answer)
-    return answers[0]
+            return answer._replace(servers=len(answers), away=away)
+    return "; ".join(away) if len(away) > 1 else str(answers[servers[0]])
 
 
 async def _probe(server: str) -> BrokerInfo | str:
@@ -223,7 +239,7 @@ async def _probe(server: str) -> BrokerInfo | str:
 async def seen_streams(connection: Connection, settings: Settings) -> StreamsSeen | str:
     """What JetStream says of streams and consumers, and its clock; an error's text if it says nothing."""
     try:
-        wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
+        wanted = await find_declared(connection.requests, settings)
         differences = await compare(connection.requests, wanted)
         asked_at = wall_clock()
         try:

@@ -32,7 +32,7 @@ from meshctl.supervision.broker_setup import connected
 
 RECORDS_MAX: Final = 10_000
 """So many are read, and no more: each is about 400 bytes."""
-_SETTINGS = ("home", "nats_url", "nats_port")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port")
 
 Record = TypeVar("Record", WorkerRecord, LaneStatistics, ProviderRecord)
 

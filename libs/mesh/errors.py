@@ -20,6 +20,13 @@ class BrokerUnavailable(TaskmeshError):
     retryable = True
 
 
+class NoLeader(BrokerUnavailable):
+    """A cluster answers that it can't answer: what was asked for has no leader at present, or is being moved.
+
+    An election is under way (4 to 9 s after its leader's death), or too many servers are away for one.
+    """
+
+
 class BrokerError(TaskmeshError):
     """The broker answered with an error. `number` is its JetStream error code, e.g. 10071."""
 

@@ -79,6 +79,9 @@ def problem_response(code: str, detail: str | None, retry_after_seconds: float |
 
 def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
     if isinstance(error, TaskmeshError):
+        if http_code(error) == "internal":
+            # What it says is all there is to know: it was raised for a reason that is not the client's.
+            log.error("http.internal_error", path=request.url.path, code=error.code, error=str(error))
         return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
     if isinstance(error, MethodNotAllowedException):
         response = problem_response("method-not-allowed", f"{request.method} is not served here")
@@ -261,11 +264,40 @@ def bind(address: Address, variable: str) -> socket.socket:
     return listener
 
 
+def _answering(app: ASGIApp) -> ASGIApp:
+    """An application that answers its own failures: a line in the log, and a problem where no answer has begun."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, send_noting)
+        except asyncio.CancelledError:
+            # The server stops, and has waited for long enough; what is waited for here is the broker's answer.
+            if has_begun:
+                raise
+            log.warning("http.cut_off", path=scope["path"])
+            await _send_response(send, problem_response("broker-unavailable", "the service stops, and had no answer"))
+        except Exception:
+            # By itself uvicorn answers in plain text, and its line is none of this log's.
+            log.exception("http.internal_error", path=scope["path"])
+            if has_begun:
+                raise  # The connection ends in the middle of the answer, so that nobody takes it for a whole one.
+            await _send_response(send, problem_response("internal", None))
+
+    return answer
+
+
 async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, on_started: Awaitable[None]) -> None:
     """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`."""
     connections = Connections(raise_descriptor_limit())
     config = uvicorn.Config(
-        app,
+        _answering(app),
         http=partial(Protocol, connections),  # type: ignore[arg-type]  # it is called as the class would be
         ws="none",
         lifespan="off",

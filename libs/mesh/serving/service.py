@@ -21,11 +21,12 @@ from contracts.records.status import HealthCheck
 from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
 from mesh import faults
 from mesh.broker.connection import Connection, connect
+from mesh.broker.replicas import lacks_quorum
 from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, worker_name
-from mesh.errors import SettingsError
+from mesh.errors import NoLeader, SettingsError
 from mesh.serving.neighbours import Neighbours
 from mesh.serving.notifying import Notifier
 from mesh.serving.privacy import has_secrets, keep_private
@@ -235,10 +236,13 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
             return _silent(stream)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                await connection.requests.api(f"STREAM.INFO.{stream}")
+                info = await connection.requests.api(f"STREAM.INFO.{stream}")
+        except NoLeader as error:
+            return HealthCheck(name=stream, ok=False, detail=f"no leader: {error}")
         except (TaskmeshError, TimeoutError) as error:
             return HealthCheck(name=stream, ok=False, detail=str(error) or "no answer in time")
-        return HealthCheck(name=stream, ok=True)
+        lacking = lacks_quorum(info)
+        return HealthCheck(name=stream, ok=lacking is None, detail=lacking)
 
     checks = await asyncio.gather(*(probe(stream, prefix) for stream, prefix in _NEEDED))
     return [HealthCheck(name="broker", ok=True), *checks]

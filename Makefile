@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run demo quick test model mcp api real-models bench chaos check schemas lock clean
+.PHONY: help install run demo quick test model mcp api real-models bench chaos soak check schemas lock clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,8 +77,11 @@ real-models: $(INSTALLED) $(if $(LLAMA_SERVER),,$(LLAMA)) ## try llama.cpp's ser
 bench: $(INSTALLED) ## measure, each figure beside its limit, a quarter of an hour (ARGS="accept resume", ARGS=--quick)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
-chaos: $(INSTALLED) ## kill each process at each point of eight runs, about a quarter of an hour (ARGS="--run agent", ARGS=--quick)
+chaos: $(INSTALLED) ## kill each process at each point of eight runs, about a quarter of an hour (ARGS="--run agent", "--run cluster", --quick)
 	@exec $(BIN)/python -m tests.chaos $(ARGS)
+
+soak: $(INSTALLED) ## twenty minutes of load and random kills, and what grows (ARGS="--seed 7", ARGS=--quick)
+	@exec $(BIN)/python -m tests.soak $(ARGS)
 
 check: $(INSTALLED) ## check format, lint, types, generated schemas and reference pages, layering
 	@echo "check: format"

@@ -138,6 +138,7 @@ class Connection:
 
     async def _on_disconnected(self) -> None:
         self.requests.on_disconnected()
+        self.line.on_disconnected()
         if not self.client.is_closed:
             log.warning("broker.disconnected", role=self.role)
         for callback in list(self._disconnected):
@@ -203,7 +204,7 @@ async def _open(
         return login.token or (embedded.token_for(settings.home, servers[0]) if len(servers) == 1 else None)
 
     await client.connect(
-        # Each process in an order of its own; the client then goes through it, and comes last to the one that it left.
+        # Each process in an order of its own, which the client then goes through.
         random.sample(servers, len(servers)),
         dont_randomize=True,
         user=login.user,

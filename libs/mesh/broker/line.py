@@ -16,7 +16,7 @@ from nats.aio.client import Client
 
 log = structlog.get_logger("mesh.broker.line")
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 """How often a server is asked whether it is there, where there are others."""
 ANSWER_SECONDS = 0.75
 """How long its answer may take, so often:"""
@@ -50,6 +50,13 @@ class Line:
         if self._has_choice and (self._leaving is None or self._leaving.done()):
             # Not here: the client reads nothing more until this returns.
             self._leaving = asyncio.create_task(self._leave())
+
+    def on_disconnected(self) -> None:
+        """Have the client come back to the server that it left last of all: it may swallow what is sent to it."""
+        pool, left = self._client._server_pool, self._client._current_server
+        if left in pool:
+            pool.remove(left)
+            pool.append(left)
 
     @property
     def _has_choice(self) -> bool:

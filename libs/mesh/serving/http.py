@@ -283,12 +283,12 @@ def _answering(app: ASGIApp) -> ASGIApp:
                 raise
             log.warning("http.cut_off", path=scope["path"])
             await _send_response(send, problem_response("broker-unavailable", "the service stops, and had no answer"))
-        except Exception:
+        except Exception as error:
             # By itself uvicorn answers in plain text, and its line is none of this log's.
-            log.exception("http.internal_error", path=scope["path"])
+            response = _on_error(Request(scope), error)
             if has_begun:
                 raise  # The connection ends in the middle of the answer, so that nobody takes it for a whole one.
-            await _send_response(send, problem_response("internal", None))
+            await _send_response(send, response)
 
     return answer
 

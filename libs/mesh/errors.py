@@ -33,6 +33,8 @@ class BrokerError(TaskmeshError):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"{message} ({number})")
         self.number = number
+        self.said = message
+        """The description alone."""
 
 
 class NoRoom(BrokerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -24,7 +25,7 @@ from mesh.broker.config_changes import obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
 from mesh.broker.levels import STREAM_NOT_FOUND, stream_info
 from mesh.broker.mesh_identity import with_new_id
-from mesh.broker.replication import Replication, explained, find_replicas
+from mesh.broker.replication import Replication, find_replicas, placed
 from mesh.broker.requests import Requests
 from mesh.broker.sizing import Sizes, account_limit_bytes, find_sizes, sizes_by_default
 from mesh.configuration.settings import Settings
@@ -170,10 +171,10 @@ async def apply(requests: Requests, wanted: Declared, *, update: bool, grow: boo
     await _check_account(requests, differences, configs, replicas)
     for difference in differences:
         try:
-            await _apply(requests, difference, configs[difference.name])
+            await placed(requests, replicas, partial(_apply, requests, difference, configs[difference.name]))
         except BrokerError as error:
             log.error("provisioning.refused", kind=difference.kind, name=difference.name, error=str(error))
-            refused.append(explained(error, replicas))
+            refused.append(error)
             continue
         done.append(difference._replace(fields=difference.changes, obstacles={}))
     if refused:

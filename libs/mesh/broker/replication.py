@@ -8,7 +8,7 @@ consumers, take some ten seconds longer until all copies are current.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 from mesh.broker.consumer_lists import all_consumers
@@ -23,6 +23,8 @@ NOT_CLUSTERED, NO_PEERS = 10074, 10005
 CURRENT_SECONDS_MAX = 60.0
 """How long `meshctl streams apply` waits for new copies: longer than an empty mesh takes, while a full one goes on."""
 LOOK_SECONDS = 0.5
+PLACE_SECONDS_MAX = 10.0
+"""How long a cluster may count a server as away that has just started: it hears of it within seconds."""
 
 
 class Replication(NamedTuple):
@@ -117,9 +119,23 @@ async def _late_consumers(requests: Requests, streams: Iterable[str]) -> list[st
     return late
 
 
-def explained(error: BrokerError, replicas: int) -> BrokerError:
-    """The error of a stream that could not be created, with what to do if it is for want of servers."""
-    if error.number not in (NOT_CLUSTERED, NO_PEERS) or replicas <= 1:
-        return error
-    said = f"{error}: no {replicas} servers with room: start them, or set storage.replicas in mesh.toml"
-    return BrokerError(error.number, said)
+async def placed(requests: Requests, replicas: int, act: Callable[[], Awaitable[None]]) -> None:
+    """Create or change a stream: again for a while if the cluster has the servers, and counts one of them as away.
+
+    A cluster that has just started does so, and one whose list of streams has just got another leader. Raises what
+    `act` does; for want of servers `BrokerError` with what to do.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + PLACE_SECONDS_MAX
+    while True:
+        try:
+            return await act()
+        except BrokerError as error:
+            if error.number not in (NOT_CLUSTERED, NO_PEERS) or replicas <= 1:
+                raise
+            if loop.time() >= give_up_at or requests.servers < replicas:
+                said = (
+                    f"no {replicas} servers with room: start them, or set storage.replicas in mesh.toml: {error.said}"
+                )
+                raise BrokerError(error.number, said) from None
+            await asyncio.sleep(LOOK_SECONDS)

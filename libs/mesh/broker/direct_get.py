@@ -132,8 +132,14 @@ async def subjects_of(requests: Requests, stream: str, subject_filter: str) -> d
 
 
 async def read_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
-    """Read the message at a sequence; None if it is not, or no longer, there."""
+    """Read the message at a sequence; None if it is not there, or the replica that answers is behind."""
     return await _one(requests, stream, {"seq": sequence})
+
+
+async def find_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
+    """Read the message at a sequence; None is the truth: a replica that does not have it may be behind."""
+    stored = await read_sequence(requests, stream, sequence)
+    return stored if stored is not None else await sequence_from_leader(requests, stream, sequence)
 
 
 async def read_next(requests: Requests, stream: str, subject_filter: str, after: int) -> Stored | None:

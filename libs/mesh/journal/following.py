@@ -29,12 +29,11 @@ from mesh.background import is_seen
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import (
     Stored,
+    find_sequence,
     first_traceparent,
     journal_exists,
     last_sequence,
     read_page,
-    read_sequence,
-    sequence_from_leader,
 )
 from mesh.errors import BrokerUnavailable
 from mesh.journal.journal import Journal
@@ -315,8 +314,7 @@ class Follower:
         if self._packed:
             return next((each for each in self._packed if each.sequence == sequence), None)
         # The reader may have it from a replica that is ahead of the one that answers here.
-        found = await read_sequence(self._requests, "EVENTS", sequence)
-        return found or await sequence_from_leader(self._requests, "EVENTS", sequence)
+        return await find_sequence(self._requests, "EVENTS", sequence)
 
     async def _first_milestone(self, after: int) -> Stored | None:
         """The first milestone behind a cursor. A journal begins with one."""

@@ -23,12 +23,11 @@ import httpx
 from contracts.errors import TaskmeshError
 from contracts.identifiers import new_id
 from mesh.broker.connection import Connection, connect
-from mesh.broker.provisioning import apply, declared
 from tests.chaos.separation import Cables, can_separate, separate
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer
 from tests.support.cluster import Cluster, Node
-from tests.support.cluster_mesh import REPLICAS, ClusterMesh, replicate
+from tests.support.cluster_mesh import REPLICAS, ClusterMesh, provision
 from tests.support.waiting import QUEUES, until
 
 SERVICES = ("ingress", "stream_edge", "steward", "steward", "inference_worker", "inference_worker")
@@ -266,8 +265,7 @@ async def _stage(folder: Path, incident: Incident, seed: int) -> AsyncIterator[S
         stack.push_async_callback(cluster.stop)
         await cluster.start()
         connection = await stack.enter_async_context(connect(mesh.settings, "chaos"))
-        await apply(connection.requests, declared(mesh.settings), update=False)
-        await replicate(connection.requests)
+        await provision(connection.requests, mesh.settings)
         stack.push_async_callback(_stop, mesh)
         for service in SERVICES:
             await mesh.start(service)

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mesh.broker.connection import connect
-from mesh.broker.provisioning import apply, declared
+from mesh.broker.provisioning import apply, find_declared
+from mesh.broker.replication import until_current
 from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
 from tests.support.cluster import Cluster
 from tests.support.processes import Mesh
-from tests.support.waiting import until
 
 REPLICAS = 3
 
@@ -33,8 +34,7 @@ async def cluster_mesh(folder: Path, *services: str, extra: str = "", **variable
     try:
         await cluster.start()
         async with connect(mesh.settings, "test") as connection:
-            await apply(connection.requests, declared(mesh.settings), update=False)
-            await replicate(connection.requests)
+            await provision(connection.requests, mesh.settings)
         for service in services:
             await mesh.start(service)
         yield mesh
@@ -43,18 +43,9 @@ async def cluster_mesh(folder: Path, *services: str, extra: str = "", **variable
         await cluster.stop()
 
 
-async def replicate(requests: Requests, replicas: int = REPLICAS) -> None:
-    """Give each stream so many replicas, and wait until all of them have all there is."""
-    names: list[str] = (await requests.api("STREAM.NAMES"))["streams"]
-    for name in names:
-        config = (await requests.api(f"STREAM.INFO.{name}"))["config"]
-        if config["num_replicas"] != replicas:
-            await requests.api(f"STREAM.UPDATE.{name}", {**config, "num_replicas": replicas})
-
-    async def current(name: str) -> bool:
-        cluster = (await requests.api(f"STREAM.INFO.{name}")).get("cluster") or {}
-        others = cluster.get("replicas") or []
-        return bool(cluster.get("leader")) and len(others) == replicas - 1 and all(each["current"] for each in others)
-
-    for name in names:
-        await until(lambda name=name: current(name))  # type: ignore[misc]  # mypy can't infer it
+async def provision(requests: Requests, settings: Settings) -> None:
+    """Create all streams as `meshctl streams apply` does, and wait until each copy has all there is."""
+    wanted = await find_declared(requests, settings)
+    await apply(requests, wanted, update=True)
+    late = await until_current(requests, [stream.name for stream in wanted.streams])
+    assert not late, late

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mesh.broker.replicas import lacks_quorum
+from mesh.broker.replication import lacks_quorum
 
 SECOND = 1_000_000_000
 
@@ -24,15 +24,15 @@ def replica(name: str, active_seconds: float = 0.4, **more: Any) -> dict[str, An
         ({"leader": "n1", "replicas": [replica("n2"), replica("n3", 60, offline=True)]}, None),
         (
             {"leader": "n1", "replicas": [replica("n3", 7.4), replica("n2", 7.3)]},
-            "no quorum: of 3 replicas these are away: n2, n3",
+            "no quorum: of 3 copies these are away: n2, n3",
         ),
         (
             {"leader": "n1", "replicas": [replica("n2", offline=True), replica("n3", offline=True)]},
-            "no quorum: of 3 replicas these are away: n2, n3",
+            "no quorum: of 3 copies these are away: n2, n3",
         ),
         (
             {"replicas": [replica("n1", 0, current=False), replica("n2", 0, current=False), replica("n3", 5.6)]},
-            "no leader: 1 of 3 replicas answer",
+            "no leader: 1 of 3 copies answer",
         ),
         ({"leader": "n1", "replicas": [replica(name, 9) for name in ("n2", "n3", "n4", "n5")]}, "no quorum"),
         ({"leader": "n1", "replicas": [replica("n2", 9), replica("n3", 9), replica("n4"), replica("n5")]}, None),

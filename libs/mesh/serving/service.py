@@ -21,7 +21,7 @@ from contracts.records.status import HealthCheck
 from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
 from mesh import faults
 from mesh.broker.connection import Connection, connect
-from mesh.broker.replicas import lacks_quorum
+from mesh.broker.replication import lacks_quorum
 from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
 from mesh.configuration.digest import configuration_digest
@@ -232,16 +232,15 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
         return [HealthCheck(name="broker", ok=False, detail="not connected")]
 
     async def probe(stream: str, prefix: str) -> HealthCheck:
-        if connection.requests.is_silent(prefix):
-            return _silent(stream)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                info = await connection.requests.api(f"STREAM.INFO.{stream}")
+                lacking = lacks_quorum(await connection.requests.api(f"STREAM.INFO.{stream}"))
         except NoLeader as error:
-            return HealthCheck(name=stream, ok=False, detail=f"no leader: {error}")
+            lacking = f"no leader: {error}"
         except (TaskmeshError, TimeoutError) as error:
-            return HealthCheck(name=stream, ok=False, detail=str(error) or "no answer in time")
-        lacking = lacks_quorum(info)
+            lacking = str(error) or "no answer in time"
+        if lacking is None and connection.requests.is_silent(prefix):
+            return _silent(stream)
         return HealthCheck(name=stream, ok=lacking is None, detail=lacking)
 
     checks = await asyncio.gather(*(probe(stream, prefix) for stream, prefix in _NEEDED))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -16,7 +17,7 @@ from mesh.broker.clock_keeper import ClockKeeper
 from mesh.broker.requests import Requests
 from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerRefused, SettingsError
+from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 
 log = structlog.get_logger("mesh.broker.connection")
 
@@ -24,6 +25,7 @@ RECONNECT_WAIT_SECONDS = 0.2
 PING_INTERVAL_SECONDS = 20
 PING_ANSWER_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
+CLOSE_SECONDS_MAX = 2.0
 REFUSALS_MAX = 5
 """So often in a row, a second in all, the first login is tried: a broker that is just starting, or whose password is
 being changed, may take it by then."""
@@ -36,8 +38,10 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"
 class Connection:
     """A NATS client, the requests over it, and who wants to know when it was away."""
 
-    def __init__(self, client: Client, role: str, refused: str = "the broker refuses the login") -> None:
-        """`refused`: what to say if the broker does not take the login."""
+    def __init__(
+        self, client: Client, role: str, refused: str = "the broker refuses the login", at: str = "its URL"
+    ) -> None:
+        """`refused`: what to say if the broker does not take the login. `at`: its URL, without a password."""
         self.client = client
         self.role = role
         self.requests = Requests(client)
@@ -48,6 +52,7 @@ class Connection:
         self._answer: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._refused = refused
+        self._at = at
         self._refusals = 0
         self._was_connected = False
         self._not_heard: set[str] = set()
@@ -108,6 +113,11 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         said = str(error) or type(error).__name__
+        if isinstance(error, ssl.SSLCertVerificationError):
+            said = self._distrusted(error)
+            if not self._was_connected:
+                # At once: the client would wait for ever for the end of that connection (nats-py 2.16).
+                raise BrokerDistrusted(said)
         if "authorization violation" in said.lower():
             said = self._refused
             self._refusals += 1
@@ -126,6 +136,12 @@ class Connection:
         if said != self._last_error:
             log.warning("broker.error", role=self.role, error=said)
         self._last_error = said
+
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
+        return (
+            f"the broker at {self._at} shows a certificate that is not trusted here: {error.verify_message or error};"
+            " SSL_CERT_FILE names the file with its authority"
+        )
 
     async def _on_disconnected(self) -> None:
         self.requests.on_disconnected()
@@ -158,7 +174,8 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     except ValueError as error:
         raise SettingsError(f"MESH_NATS_URL={without_password(settings.broker_url)!r}: {error}") from None
     client = Client()
-    connection = Connection(client, role, _refusal(settings.broker_url, login))
+    at = without_password(settings.broker_url)
+    connection = Connection(client, role, _refusal(settings.broker_url, login), at)
     try:
         await _open(client, connection, settings, servers, login)
     except BrokerRefused:
@@ -228,6 +245,7 @@ async def _close(client: Client) -> None:
         if client.is_connected:
             # What was published without waiting, such as a last nak, goes out first.
             await client.flush(timeout=1)
-        await client.close()
+        # Bounded: after a failed TLS handshake the client waits for ever for the end of its connection.
+        await asyncio.wait_for(client.close(), CLOSE_SECONDS_MAX)
     except (TimeoutError, nats.errors.Error, OSError):
         pass  # The broker is gone; there is nothing left to hand over.

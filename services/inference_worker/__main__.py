@@ -63,7 +63,12 @@ async def main(service: Service) -> None:
             for pool, candidates in providers.items()
         }
         loop = WorkLoop(service.connection, settings, lanes(settings, breakers), PoolHandlers(handlers), service.worker)
-        async with heartbeats(service, lambda: loop.steps_running, pools=settings.pools):
+        async with heartbeats(
+            service,
+            lambda: loop.steps_running,
+            concurrency=settings.worker_concurrency,
+            pools=settings.pools,
+        ):
             await service.ready()
             await loop.run(service.stopping, service.hurrying)
 

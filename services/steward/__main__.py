@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mesh.background import background
+from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
@@ -38,7 +39,7 @@ async def main(service: Service) -> None:
     provisioning = check_provisioning(service.requests, settings)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
-    async with background(
+    jobs = background(
         control.run(),
         timers.run(),
         triggers.run(),
@@ -56,7 +57,9 @@ async def main(service: Service) -> None:
         webhooks.run(),
         provisioning,
         *critic,
-    ):
+    )
+    # The record stays until what is in hand has ended.
+    async with heartbeats(service), jobs:
         await service.ready()
         await service.stopping.wait()
 

@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 import nats.errors
@@ -15,6 +15,7 @@ import nats.micro
 import structlog
 
 from contracts import VERSION
+from contracts.build import BUILD
 from contracts.errors import TaskmeshError
 from contracts.records.status import HealthCheck
 from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
@@ -22,9 +23,11 @@ from mesh import faults
 from mesh.broker.connection import Connection, connect
 from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
+from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, worker_name
 from mesh.errors import SettingsError
 from mesh.serving.privacy import has_secrets, keep_private
+from mesh.serving.wellness import Wellness
 from mesh.telemetry import traces
 
 log = structlog.get_logger("mesh.serving.service")
@@ -46,11 +49,18 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
 class Service:
     """A running service: its settings, its broker, and the events that say stop."""
 
-    def __init__(self, name: str, settings: Settings, connection: Connection) -> None:
+    def __init__(self, name: str, settings: Settings, connection: Connection, wellness: Wellness | None = None) -> None:
         self.name = name
         self.settings = settings
         self.connection = connection
         self.worker = worker_name(name)
+        self.configuration = configuration_digest(settings)
+        self.wellness = wellness or Wellness()
+        self.wellness.connection = connection
+        self.http: str | None = None
+        """Where it serves HTTP, `<host>:<port>`, if anywhere."""
+        self.ops: str | None = None
+        """Where it serves operators."""
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         """Told to stop a second time: what still runs is not waited for."""
@@ -61,15 +71,24 @@ class Service:
         return self.connection.requests
 
     async def ready(self, address: str | None = None) -> None:
-        """Show up in `nats micro ls`, and tell the parent process if it wants to know."""
+        """Show up in `nats micro ls`, and tell the parent process if it wants to know. `address`: where HTTP is."""
+        self.http = address or self.http
+        optional = {"http": self.http, "ops": self.ops}
         await nats.micro.add_service(
             self.connection.client,
             name=self.name,
             version=VERSION,
             description=f"taskmesh {self.name}",
-            metadata={"pid": str(os.getpid()), "worker": self.worker, **({"http": address} if address else {})},
+            metadata={
+                "pid": str(os.getpid()),
+                "worker": self.worker,
+                "build": BUILD,
+                "configuration": self.configuration,
+                **{key: value for key, value in optional.items() if value is not None},
+            },
         )
-        log.info("service.ready", version=VERSION, pid=os.getpid(), address=address)
+        address = self.http
+        log.info("service.ready", version=VERSION, build=BUILD, pid=os.getpid(), address=address, ops=self.ops)
         descriptor = os.environ.pop(READY_FD_VARIABLE, "")
         if descriptor:
             with os.fdopen(int(descriptor), "wb") as pipe:
@@ -107,12 +126,14 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     if faults.CLOCK_OFF:
         log.error("service.clock_off", seconds=faults.clock_off_seconds())
     this_task = asyncio.current_task()
+    wellness = Wellness()
     service: Service | None = None
     stop_asked = False
 
     def stop() -> None:
         nonlocal stop_asked
         again, stop_asked = stop_asked, True
+        wellness.is_draining = True
         if service is not None:
             if again:
                 service.hurrying.set()
@@ -128,18 +149,50 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
         loop.add_signal_handler(number, stop)
     try:
         async with AsyncExitStack() as stack:
+            ops = await stack.enter_async_context(_operators(settings, name, wellness))
             try:
                 connection = await stack.enter_async_context(connect(settings, name))
             except nats.errors.Error as error:
                 # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
                 raise SettingsError(f"MESH_NATS_URL: {error}") from None
             await check_start(connection)
-            service = Service(name, settings, connection)
+            service = Service(name, settings, connection, wellness)
+            service.ops = ops
             await main(service)
     except asyncio.CancelledError:
         if not stop_asked:
             raise
     log.info("service.stopped")
+
+
+@asynccontextmanager
+async def _operators(settings: Settings, name: str, wellness: Wellness) -> AsyncIterator[str | None]:
+    """Serve operators during the body, if they are to be served. Yields where."""
+    if settings.ops_address is None:
+        yield None
+        return
+    # A web server's import takes a worker a third of a second and some megabytes: only where it is asked for.
+    from mesh.serving.ops import operators  # noqa: PLC0415 - see above
+
+    async with operators(settings, name, wellness) as address:
+        yield str(address)
+
+
+_NEEDED = (
+    (TASKS.name, "tasks"),
+    (EVENTS.name, "events"),
+    (TASKS_BUCKET.stream_name, f"$KV.{TASKS_BUCKET.name}"),
+)
+"""The streams that a submission needs, each with the beginning of its subjects."""
+
+
+def silent_streams(connection: Connection) -> list[HealthCheck]:
+    """The streams that gave no answer to the last publish, by what is known here."""
+    return [_silent(stream) for stream, prefix in _NEEDED if connection.requests.is_silent(prefix)]
+
+
+def _silent(stream: str) -> HealthCheck:
+    return HealthCheck(name=stream, ok=False, detail="the last publish got no answer: is the broker's disk full?")
 
 
 async def probe_broker(connection: Connection) -> list[HealthCheck]:
@@ -149,9 +202,7 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
 
     async def probe(stream: str, prefix: str) -> HealthCheck:
         if connection.requests.is_silent(prefix):
-            return HealthCheck(
-                name=stream, ok=False, detail="the last publish got no answer: is the broker's disk full?"
-            )
+            return _silent(stream)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                 await connection.requests.api(f"STREAM.INFO.{stream}")
@@ -159,9 +210,5 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
             return HealthCheck(name=stream, ok=False, detail=str(error) or "no answer in time")
         return HealthCheck(name=stream, ok=True)
 
-    checks = await asyncio.gather(
-        probe(TASKS.name, "tasks"),
-        probe(EVENTS.name, "events"),
-        probe(TASKS_BUCKET.stream_name, f"$KV.{TASKS_BUCKET.name}"),
-    )
+    checks = await asyncio.gather(*(probe(stream, prefix) for stream, prefix in _NEEDED))
     return [HealthCheck(name="broker", ok=True), *checks]

@@ -27,6 +27,7 @@ from meshctl.commands import (
     transfer,
     triggers,
     up,
+    why,
     workers,
 )
 from meshctl.display import output
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     up.add_commands(commands)
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
+    why.add_commands(commands, common)
     replies.add_commands(commands, common)
     tools.add_commands(commands, common)
     dead_letters.add_commands(commands, common)

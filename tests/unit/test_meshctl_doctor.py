@@ -13,12 +13,8 @@ import pytest
 from rich.console import Console
 
 from contracts.records.providers import Probe, ProviderRecord
-<<<<<<< HEAD
-from contracts.records.status import LaneStatistics, WorkerRecord
-from mesh.broker.dead_streams import DeadStream
-=======
 from contracts.records.status import HealthCheck, LaneStatistics, WorkerRecord
->>>>>>> a777240 (All five services tell how they are: records with build, configuration, clock and ailments, health over HTTP on MESH_OPS_ADDRESS)
+from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import Level
 from mesh.broker.provisioning import Difference
 from mesh.configuration.settings import Settings

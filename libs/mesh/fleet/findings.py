@@ -237,11 +237,14 @@ def _queues(fleet: Fleet) -> Finding | None:
     idle = [queue for queue in fleet.queues if queue.waiting + queue.running and not fleet.serves(queue)]
     if not idle:
         return None
-    detail = names(
-        [f"nobody who answers pulls from {queue.label}, where {queue.waiting + queue.running:,} wait" for queue in idle]
-    )
+    detail = names([f"nobody who answers pulls from {queue.label} ({_messages(queue)})" for queue in idle])
     wanted = ["`python -m inference_worker`" if queue.is_lane else _runner_of(queue.name) for queue in idle]
     return Finding("queues", detail, f"start {names([*dict.fromkeys(wanted)])}")
+
+
+def _messages(queue: Queue) -> str:
+    count = queue.waiting + queue.running
+    return f"{count:,} message{'' if count == 1 else 's'}"
 
 
 def _runner_of(tool: str) -> str:

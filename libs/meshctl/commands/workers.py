@@ -20,7 +20,7 @@ from contracts.streams import LANES_BUCKET, PROVIDERS_BUCKET, WORKERS_BUCKET, Bu
 from contracts.subjects import PRIORITIES
 from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.configuration.settings import load_settings
+from mesh.configuration.settings import load_variables
 from mesh.fleet.records import read_records
 from mesh.telemetry import traces
 from meshctl.display import output
@@ -80,7 +80,7 @@ def _run(
     place: Callable[[Record], Any],
     table: Callable[[Sequence[Record], datetime], Table],
 ) -> int:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     traces.configure(replace(settings, log_level="error"), "meshctl")
 
     async def read() -> list[Record]:

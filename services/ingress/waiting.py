@@ -43,6 +43,9 @@ class Waits:
         fleet = self._fleet.fleet
         if waiting.on == "retry":
             waiting = _after_its_time(waiting, fleet)
+        if waiting.on == "provider" or (waiting.on == "retry" and waiting.until is None and waiting.tool is None):
+            down = self._providers.down(state.pool)
+            return waiting if down is None else _instead(waiting, "provider", f"and {down}.")
         if waiting.on == "step":
             return waiting if fleet is None else _with_worker(waiting, state, fleet)
         if waiting.on in ("worker", "runner"):

@@ -103,6 +103,29 @@ def test_a_later_try_says_when_and_what_failed() -> None:
     assert "after 1 failed try (" in found.detail
 
 
+def test_a_try_that_has_failed_is_not_carried_out_and_a_provider_that_is_away_is_named() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    journal.retrying(1)
+    found = waiting_of(journal.state)
+    assert found is not None
+    assert (found.on, found.until) == ("retry", None)
+    assert "for its next try, after 1 failed try (provider-error)" in found.detail
+    journal.claimed(delivery=2)
+    found = waiting_of(journal.state)
+    assert found is not None
+    assert found.on == "step"
+    away = HandMadeJournal()
+    away.queued()
+    away.claimed()
+    away.retrying(1, reason="provider-unreachable")
+    found = waiting_of(away.state)
+    assert found is not None
+    assert found.on == "provider"
+    assert "for its provider, after 1 failed try (provider-unreachable)" in found.detail
+
+
 def test_a_task_that_has_ended_waits_for_nothing_and_none_of_it_is_stored() -> None:
     journal = HandMadeJournal()
     assert waiting_of(journal.state) is None

@@ -22,7 +22,7 @@ NEEDED: Final = ("ingress", "inference_worker", "steward")
 _NAMES_MAX: Final = 4
 _START: Final = "`meshctl up` starts again what has ended; by hand: `python -m {}`"
 CHECKS: Final = (
-    "services", "answers", "versions", "builds", "configurations", "clocks", "processes",
+    "services", "answers", "versions", "builds", "configurations", "variables", "clocks", "streams", "processes",
     "statistics", "queues", "lanes", "providers", "mcp_servers",
 )  # fmt: skip
 """What is looked at. A finding has one of these names."""
@@ -95,14 +95,14 @@ def findings(fleet: Fleet) -> list[Finding]:
         _versions(fleet),
         *(_alike(fleet, check, value, remedy) for check, value, remedy in _ALIKE),
         _clocks(fleet),
-        _processes(fleet),
+        *_ailments(fleet),
         _statistics(fleet),
         _queues(fleet),
         _lanes(fleet),
         _providers(fleet),
         _mcp_servers(fleet),
     ]
-    return [each for each in found if each is not None]
+    return sorted((each for each in found if each is not None), key=lambda each: CHECKS.index(each.check))
 
 
 def _services(fleet: Fleet) -> Finding | None:
@@ -192,7 +192,9 @@ def _by(members: Iterable[Member], value: Callable[[Member], str | None]) -> dic
 
 
 def _groups(groups: dict[str, list[str]]) -> str:
-    return "; ".join(f"{value}: {names(workers)}" for value, workers in sorted(groups.items())[:_NAMES_MAX])
+    """What most have comes first."""
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    return "; ".join(f"{value}: {names(workers)}" for value, workers in ordered[:_NAMES_MAX])
 
 
 def _clocks(fleet: Fleet) -> Finding | None:
@@ -208,16 +210,22 @@ def clock_ahead(member: Member) -> float:
     return (member.record.clock_ahead_seconds or 0.0) if member.record is not None else 0.0
 
 
-def _processes(fleet: Fleet) -> Finding | None:
-    """What living processes say is not well with themselves, but for what a check of its own says."""
-    told = [
-        f"{member.worker}: {check.detail or check.name}"
-        for member in fleet.alive
-        if member.record is not None
-        for check in member.record.checks
-        if not check.ok and check.name not in ("clock", "draining")
-    ]
-    return Finding("processes", names(told), "look into the logs of these processes") if told else None
+def _ailments(fleet: Fleet) -> list[Finding]:
+    """What living processes say is not well with themselves, but for what is looked at otherwise."""
+    told: dict[str, list[str]] = {check: [] for check in _REMEDIES}
+    for member in fleet.alive:
+        for ailment in member.record.checks if member.record is not None else ():
+            if not ailment.ok and ailment.name not in ("clock", "draining"):
+                check = ailment.name if ailment.name in _REMEDIES else "processes"
+                told[check].append(f"{member.worker}: {ailment.detail or ailment.name}")
+    return [Finding(check, names(details), _REMEDIES[check]) for check, details in told.items() if details]
+
+
+_REMEDIES: Final = {
+    "variables": "mend or unset them: nobody reads them",
+    "streams": "see what with `meshctl streams plan`, and change it with `meshctl streams apply`",
+    "processes": "look into the logs of these processes",
+}
 
 
 def _statistics(fleet: Fleet) -> Finding | None:

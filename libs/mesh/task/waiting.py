@@ -10,7 +10,7 @@ from datetime import datetime
 
 from contracts.identifiers import turn_of
 from contracts.journal import parts
-from contracts.records.status import Waiting
+from contracts.records.status import Waiting, WaitsFor
 from mesh.task.state import TaskState
 
 
@@ -34,7 +34,7 @@ def waiting_of(state: TaskState) -> Waiting | None:
     )
 
 
-_URGENCY = ("repair", "approval", "question", "runner", "retry", "subtask", "step")
+_URGENCY = ("repair", "approval", "question", "provider", "runner", "retry", "subtask", "step")
 
 
 def _on_people(state: TaskState) -> list[Waiting]:
@@ -122,20 +122,9 @@ def _on_step(state: TaskState, step: str, since: datetime) -> Waiting:
     step_gen = (step, state.gen(step))
     name, tool = _name(state, step), _tool_of(state, step)
     claim = state.claims.get(step_gen)
-    retry_at = state.retry_at.get(step_gen)
-    if retry_at is not None:
-        failures = state.failures.get(step_gen)
-        why = f" ({failures[-1].code})" if failures else ""
-        tries = state.tries.get(step_gen, 1)
-        failed = f"{tries} failed tr{'y' if tries == 1 else 'ies'}{why}"
-        return Waiting(
-            on="retry",
-            since=state.changed_at or since,
-            step=step,
-            tool=tool,
-            until=retry_at,
-            detail=f"{name} is tried again at {clock(retry_at)}, after {failed}.",
-        )
+    retry = _next_try(state, step, since)
+    if retry is not None:
+        return retry
     if claim is not None and state.owns(claim):
         return Waiting(
             on="step",
@@ -152,6 +141,30 @@ def _on_step(state: TaskState, step: str, since: datetime) -> Waiting:
         tool=tool,
         detail=f"{name} waits since {clock(since)} for a free {'runner' if tool is not None else 'worker'}.",
     )
+
+
+def _next_try(state: TaskState, step: str, since: datetime) -> Waiting | None:
+    """A step whose last try has failed, and waits for the next one; None if it has not, or that is under way."""
+    step_gen = (step, state.gen(step))
+    tries = state.tries.get(step_gen, 0)
+    if tries == 0 or tries < state.claim_counts.get(step_gen, 0):
+        return None
+    name, tool = _name(state, step), _tool_of(state, step)
+    failures = state.failures.get(step_gen)
+    why = f" ({failures[-1].code})" if failures else ""
+    failed = f"after {tries} failed tr{'y' if tries == 1 else 'ies'}{why}"
+    retry_at = state.retry_at.get(step_gen)
+    away_since = state.away_since(step, step_gen[1])
+    if retry_at is not None:
+        on: WaitsFor = "retry"
+        detail = f"{name} is tried again at {clock(retry_at)}, {failed}."
+    elif away_since is not None:
+        on, since = "provider", away_since
+        detail = f"{name} waits since {clock(since)} for its provider, {failed}."
+    else:
+        on, since = "retry", state.changed_at or since
+        detail = f"{name} waits since {clock(since)} for its next try, {failed}."
+    return Waiting(on=on, since=since, step=step, tool=tool, until=retry_at, detail=detail)
 
 
 def _name(state: TaskState, step: str) -> str:

@@ -26,6 +26,7 @@ from mesh.broker.sizing import find_sizes
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
+from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.settings import Settings, load_settings
 from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused
 from mesh.fleet.findings import Fleet
@@ -166,6 +167,7 @@ async def gather(settings: Settings) -> Facts:
         missing_rights=missing,
         distrust=distrust,
         dead=dead,
+        unknown_variables=unknown_variables(os.environ, named_variables(settings.configuration)),
     )
 
 

@@ -14,6 +14,7 @@ _LINES: Final = (
     ("services", "versions"),
     ("answers",),
     ("builds", "configurations"),
+    ("variables",),
     ("clocks",),
     ("processes",),
     ("statistics",),
@@ -21,7 +22,8 @@ _LINES: Final = (
     ("providers",),
     ("mcp_servers",),
 )
-"""What one line says where all of these are well. What is not well has a line of its own each."""
+"""What one line says where all of these are well. What is not well has a line of its own each. Whether streams are as
+declared the doctor looks at itself."""
 
 
 def check_fleet(fleet: Fleet | str) -> list[Check]:

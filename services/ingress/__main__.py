@@ -14,7 +14,7 @@ from mesh.journal.submission import Submission
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.http import address_of, bind, serve
-from mesh.serving.service import Service, probe_broker, run, silent_streams
+from mesh.serving.service import Service, probe_mesh, run, silent_streams
 
 
 async def main(service: Service) -> None:
@@ -30,7 +30,7 @@ async def main(service: Service) -> None:
     ingress = Ingress(settings, service.requests, submission, following, lanes, storage, providers, service.stopping)
 
     async def probe() -> list[HealthCheck]:
-        return fleet.marked(storage.marked(await probe_broker(service.connection)))
+        return fleet.marked(storage.marked(await probe_mesh(service)))
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.ingress_public_url])

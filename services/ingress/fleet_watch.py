@@ -19,7 +19,7 @@ from mesh.broker.connection import Connection
 from mesh.broker.dead_streams import DeadStream, dead_streams
 from mesh.clock import lease_clock
 from mesh.fleet.findings import CHECKS, Finding, Fleet, findings
-from mesh.fleet.looking import look
+from mesh.fleet.looking import read_fleet
 from mesh.fleet.statistics import age_seconds
 from mesh.loop_health import LoopHealth
 from mesh.telemetry import metrics
@@ -94,7 +94,7 @@ class FleetWatch:
 
     async def _look(self) -> None:
         fleet, self._dead = await asyncio.gather(
-            look(self._connection, self._pools), dead_streams(self._connection.requests)
+            read_fleet(self._connection, self._pools), dead_streams(self._connection.requests)
         )
         self._fleet, self._looked_at = fleet, lease_clock()
         self._pause_seconds = max(self._pause_seconds, PAUSE_PER_MEMBER_SECONDS * len(fleet.members))

@@ -8,9 +8,8 @@ import structlog
 
 from contracts.errors import TaskmeshError
 from contracts.records.status import HealthCheck
-from mesh.broker.provisioning import apply, compare, declared
+from mesh.broker.provisioning import apply, compare, find_declared
 from mesh.broker.requests import Requests
-from mesh.broker.sizing import find_sizes
 from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
 
@@ -51,7 +50,7 @@ class Provisioning:
         return [HealthCheck(name="streams", ok=False, detail=detail)]
 
     async def _look(self) -> None:
-        wanted = declared(self._settings, sizes=await find_sizes(self._requests, self._settings.configuration))
+        wanted = await find_declared(self._requests, self._settings)
         count = len(wanted.streams) + len(wanted.consumers)
         self._interval_seconds = min(INTERVAL_SECONDS_MAX, max(INTERVAL_SECONDS_MIN, count / DECLARED_PER_SECOND))
         for created in await apply(self._requests, wanted, update=False):

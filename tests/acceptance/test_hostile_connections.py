@@ -99,6 +99,24 @@ async def test_a_connection_without_a_request_ends(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("sent", [b"\r\n", b"\r\n\r\n\r\n", b"G"], ids=["a line break", "line breaks", "a letter"])
+async def test_what_comes_behind_an_answer_does_not_keep_its_connection(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.2)
+    async with serving(short) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(GET)
+        async with within(10):
+            await reader.readuntil(b"\r\n\r\n")
+        # Only now: what comes along with the request is there before the clock of an idle connection is set.
+        writer.write(sent)
+        assert await is_closed(reader)
+        writer.close()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("rest", [b"", b"x", b"x" * 100], ids=["nothing", "a byte", "some bytes"])
 async def test_a_body_that_nobody_reads_and_that_never_ends_ends_the_connection(
     monkeypatch: pytest.MonkeyPatch, rest: bytes

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from meshctl.supervision.home import LOG_BYTES_MAX
 from tests.support.broker import Broker
 from tests.support.http_client import PatientClient
 from tests.support.up import ENVIRONMENT, FREE_PORTS, SERVICES, Up, meshctl, runs, up
@@ -45,6 +46,15 @@ async def test_up_prints_one_line_into_a_pipe_and_sigint_ends_it_all(mesh: Up) -
     assert {path.stem for path in (mesh.home / "logs").glob("*.log")} == {
         "ingress", "stream_edge", "inference_worker-1", "tool_runner-1", "steward", "nats_server",
     }  # fmt: skip
+
+
+async def test_a_log_that_has_grown_too_long_is_rotated_while_its_process_runs(mesh: Up) -> None:
+    logs = mesh.home / "logs"
+    for name in ("ingress", "inference_worker-1"):
+        with (logs / f"{name}.log").open("ab") as log:
+            log.write(b"x" * LOG_BYTES_MAX + b"\n")
+    await until(lambda: all((logs / f"{name}.log.1").exists() for name in ("ingress", "inference_worker-1")))
+    assert "process.restarted" not in mesh.log.read_text()
 
 
 async def test_sigterm_ends_it_too_also_with_a_service_that_does_not_listen(mesh: Up) -> None:

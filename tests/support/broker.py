@@ -37,6 +37,7 @@ jetstream {{
   sync_interval: {sync_interval}
   max_file_store: 64GB
   max_memory_store: 64MB
+  {jetstream}
 }}
 """
 
@@ -73,8 +74,15 @@ def free_port() -> int:
 class Broker:
     """A nats-server process of a test's own."""
 
-    def __init__(self, folder: Path, sync_interval: str = "1s", extra: str = "", max_payload: str = "1MB") -> None:
-        """`extra`: more lines of its configuration, such as users."""
+    def __init__(
+        self,
+        folder: Path,
+        sync_interval: str = "1s",
+        extra: str = "",
+        max_payload: str = "1MB",
+        domain: str | None = None,
+    ) -> None:
+        """`extra`: more lines of its configuration, such as users. `domain`: that of its JetStream."""
         self.port = free_port()
         self.monitoring_port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
@@ -90,6 +98,7 @@ class Broker:
                 sync_interval=sync_interval,
                 max_payload=max_payload,
                 extra=extra,
+                jetstream=f"domain: {domain}" if domain else "",
             )
         )
         self.process: subprocess.Popen[bytes] | None = None

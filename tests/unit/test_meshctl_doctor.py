@@ -17,18 +17,21 @@ from contracts.records.status import HealthCheck, LaneStatistics, WorkerRecord
 from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import Level
 from mesh.broker.provisioning import Difference
+from mesh.broker.replication import Copies, copies_of
 from mesh.configuration.settings import Settings
 from meshctl.commands.doctor import probe
 from meshctl.diagnosis import checks, disk
 from meshctl.diagnosis.check import Check
 from meshctl.diagnosis.checks import (
     BrokerInfo,
+    ClusterSeen,
     Facts,
     StreamsSeen,
     TasksSeen,
     diagnose,
     exit_status,
 )
+from meshctl.diagnosis.cluster_checks import check_servers, diagnose_cluster
 from meshctl.display.tables import checks_table, lanes_table, providers_table, workers_table
 from meshctl.supervision import discovery
 from meshctl.supervision.home import Home
@@ -160,7 +163,7 @@ async def test_a_probe_tells_who_listens() -> None:
         server = await asyncio.start_server(lambda reader, writer: answer(reader, writer, line), "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            return await probe(f"nats://user:pass@127.0.0.1:{port},nats://elsewhere:1")
+            return await probe(f"nats://user:pass@127.0.0.1:{port}")
 
     assert await told(b'INFO {"version":"2.15.1","jetstream":true} \r\n') == BrokerInfo("2.15.1", jetstream=True)
     assert await told(b'INFO {"version":"2.15.1"}\r\n') == BrokerInfo("2.15.1", jetstream=False)
@@ -170,6 +173,61 @@ async def test_a_probe_tells_who_listens() -> None:
     assert await told(b"") == stranger
     assert await probe(f"127.0.0.1:{free_port()}") == "Connection refused"
     assert "port" in str(await probe("nats://127.0.0.1:many")).lower()
+
+
+async def test_of_a_list_each_server_is_asked_and_who_is_away_is_named() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"version":"2.15.1","jetstream":true}\r\n')
+        await writer.drain()
+        writer.close()
+
+    away = f"127.0.0.1:{free_port()}"
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        there = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        seen = await probe(f"nats://user:pass@{away},{there}")
+    assert seen == BrokerInfo("2.15.1", jetstream=True, servers=2, away=(f"nats://{away}: Connection refused",))
+    assert isinstance(seen, BrokerInfo)
+    assert check_servers(seen).status == "warn"
+    assert check_servers(seen._replace(away=())).status == "ok"
+    other = f"127.0.0.1:{free_port()}"
+    refused = f"nats://{away}: Connection refused; nats://{other}: Connection refused"
+    assert await probe(f"{away},{other}") == refused
+
+
+def test_copies_on_a_cluster_are_told_by_name_and_of_a_single_server_nothing_is_said() -> None:
+    def said(*copies: Copies, one_is_asked_for: bool = False, other_meshes: str = "") -> list[tuple[str, str, str]]:
+        seen = ClusterSeen(copies, one_is_asked_for, other_meshes)
+        return [(each.check, each.status, each.detail) for each in diagnose_cluster(WELL._replace(cluster=seen))]
+
+    one, three = Copies("A", 1, "", is_on_cluster=True), Copies("B", 3, "", is_on_cluster=True)
+    assert said(Copies("A", 1, "", is_on_cluster=False)) == []
+    [(check, status, detail)] = said(one, three)
+    assert (check, status) == ("replicas", "fail")
+    assert detail.startswith("R1 on a cluster: 1 of 2 streams and buckets have one copy")
+    assert said(one, one_is_asked_for=True)[0][1] == "warn"
+    late = three._replace(behind="n3 behind")
+    assert said(late) == [("replicas", "warn", "not all copies are current: B: n3 behind")]
+    assert said(three) == [("replicas", "ok", "3 copies of each stream and bucket, all current")]
+    assert said(other_meshes="mesh x (steward-1@a)")[0][:2] == ("other_mesh", "fail")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "behind"),
+    [
+        (None, ""),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n2", "current": True}, {"name": "n3", "current": True}]},
+         ""),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n3", "current": False}, {"name": "n2", "current": True}]},
+         "n3 behind"),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n3", "current": True, "offline": True},
+                                                    {"name": "n2", "current": True}]}, "n3 behind"),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n2", "current": True}]}, "1 of 3 copies missing"),
+        ({"name": "c", "replicas": []}, "no leader"),
+    ],
+)  # fmt: skip
+def test_what_a_stream_says_of_its_copies(cluster: dict[str, Any] | None, behind: str) -> None:
+    info = {"config": {"name": "S", "num_replicas": 3}, "cluster": cluster}
+    assert copies_of(info) == Copies("S", 3, behind, is_on_cluster=cluster is not None)
 
 
 def test_the_embedded_broker_of_a_home_is_found_while_it_lives(tmp_path: Path) -> None:

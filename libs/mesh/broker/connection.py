@@ -39,12 +39,20 @@ class Connection:
     """A NATS client, the requests over it, and who wants to know when it was away."""
 
     def __init__(
-        self, client: Client, role: str, refused: str = "the broker refuses the login", at: str = "its URL"
+        self,
+        client: Client,
+        role: str,
+        refused: str = "the broker refuses the login",
+        at: str = "its URL",
+        domain: str | None = None,
     ) -> None:
-        """`refused`: what to say if the broker does not take the login. `at`: its URL, without a password."""
+        """`refused`: what to say if the broker does not take the login. `at`: its URL, without a password.
+
+        `domain`: that of its JetStream.
+        """
         self.client = client
         self.role = role
-        self.requests = Requests(client)
+        self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []
@@ -175,7 +183,7 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         raise SettingsError(f"MESH_NATS_URL={without_password(settings.broker_url)!r}: {error}") from None
     client = Client()
     at = without_password(settings.broker_url)
-    connection = Connection(client, role, _refusal(settings.broker_url, login), at)
+    connection = Connection(client, role, _refusal(settings.broker_url, login), at, settings.nats_domain)
     try:
         await _open(client, connection, settings, servers, login)
     except BrokerRefused:

@@ -24,8 +24,7 @@ class KeyValueEntry(NamedTuple):
 
 async def get(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None:
     """Read a value by direct get, from any replica; None if the key was never there."""
-    subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"
-    answer = await requests.one(subject)
+    answer = await requests.one(requests.api_subject(f"DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"))
     message_headers = answer.headers or {}
     status = message_headers.get(headers.STATUS)
     if status == "404":

@@ -70,8 +70,11 @@ class _Waiter:
 class Requests:
     """All requests of one connection."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, domain: str | None = None) -> None:
+        """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
+        self._api = f"$JS.{domain}.API." if domain else "$JS.API."
+        self._domain = domain
         self._prefix = ""
         self._numbers = itertools.count()
         self._waiters: dict[str, _Waiter] = {}
@@ -111,6 +114,26 @@ class Requests:
         for waiter in list(self._waiters.values()):
             if waiter.subject.lower() == subject.lower() and not waiter.future.done():
                 waiter.future.set_exception(NotAllowed(f"the broker's user may not publish to {waiter.subject}"))
+
+    @property
+    def servers(self) -> int:
+        """How many servers JetStream has at least, as the one that this process is at tells; 1 if it is no cluster.
+
+        0 if it can't tell: a cluster that advertises no others, or the domain of another server.
+        """
+        # What a server says first: nats-py hands it out nowhere else.
+        told = self._client._server_info
+        if self._domain and told.get("domain") != self._domain:
+            return 0
+        if not told.get("cluster"):
+            return 1
+        discovered = len(self._client.discovered_servers)
+        known = max(len(told.get("connect_urls") or ()), discovered, len(self._client.servers) - discovered)
+        return known if known > 1 else 0
+
+    def api_subject(self, call: str) -> str:
+        """The subject of a call of the JetStream API, such as `STREAM.INFO.TASKS`, in the domain that is meant."""
+        return self._api + call
 
     @property
     def payload_bytes_max(self) -> int:
@@ -162,7 +185,7 @@ class Requests:
         prefix = _prefix(subject)
         faults.reach("before-publish", subject)
         try:
-            answer = await self.one(subject, payload, message_headers, timeout_seconds)
+            answer = await self.one(self._stored_by(subject), payload, message_headers, timeout_seconds)
         except NotAllowed:
             raise
         except BrokerUnavailable:
@@ -173,7 +196,7 @@ class Requests:
         try:
             ack = _decode_pub_ack(answer.data)
         except msgspec.DecodeError:
-            raise BrokerUnavailable(f"no stream answers on {subject}") from None
+            raise BrokerUnavailable(f"no stream answers on {subject}{self._where}") from None
         if ack.error is not None:
             raise _broker_error(ack.error)
         faults.reach("after-publish", subject)
@@ -184,11 +207,11 @@ class Requests:
     ) -> dict[str, Any]:
         """Call the JetStream API, e.g. `STREAM.INFO.TASKS`. Raises `BrokerError` or `BrokerUnavailable`."""
         payload = msgspec.json.encode(body) if body is not None else b""
-        answer = await self.one(f"$JS.API.{subject}", payload, timeout_seconds=timeout_seconds)
+        answer = await self.one(self.api_subject(subject), payload, timeout_seconds=timeout_seconds)
         try:
             result = _decode_answer(answer.data)
         except msgspec.DecodeError:
-            raise BrokerUnavailable(f"JetStream does not answer on {subject}") from None
+            raise BrokerUnavailable(f"JetStream does not answer on {subject}{self._where}") from None
         if "error" in result:
             raise _broker_error(result["error"])
         return result
@@ -230,6 +253,14 @@ class Requests:
         if below is not None:
             body["seq"] = below
         await self.api(f"STREAM.PURGE.{stream}", body)
+
+    def _stored_by(self, subject: str) -> str:
+        """Where to publish what a stream of the domain stores: servers keep `$KV.>` within a domain (NATS ADR-8)."""
+        return self._api + subject if self._domain and subject.startswith("$KV.") else subject
+
+    @property
+    def _where(self) -> str:
+        return f" in domain {self._domain}" if self._domain else ""
 
     async def _send(
         self,

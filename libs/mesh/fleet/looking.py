@@ -16,7 +16,7 @@ from mesh.fleet.queues import read_queues
 from mesh.fleet.records import read_records
 
 
-async def look(connection: Connection, pools: Sequence[str]) -> Fleet:
+async def read_fleet(connection: Connection, pools: Sequence[str]) -> Fleet:
     """What there is to see of a mesh with these pools. Takes 2 s if a process does not answer.
 
     Raises `BrokerUnavailable`, `BrokerError`.

@@ -34,13 +34,18 @@ async def operators(settings: Settings, service: str, wellness: Wellness) -> Asy
     async def on_started() -> None:
         started.set()
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(serve(app, listener, ending, on_started()))
-        await started.wait()
-        try:
-            yield address
-        finally:
-            ending.set()
+    # No task group: what ends a start with one line would leave it as a group of errors.
+    serving = asyncio.create_task(serve(app, listener, ending, on_started()))
+    try:
+        starting = asyncio.create_task(started.wait())
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        if serving.done():
+            await serving  # Which raises: it has not come to serve.
+        yield address
+    finally:
+        ending.set()
+        await serving
 
 
 def _create_app(service: str, wellness: Wellness) -> Litestar:

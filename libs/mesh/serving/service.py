@@ -27,7 +27,10 @@ from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, worker_name
 from mesh.errors import SettingsError
+from mesh.serving.neighbours import Neighbours
+from mesh.serving.notifying import Notifier
 from mesh.serving.privacy import has_secrets, keep_private
+from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
 from mesh.telemetry import traces
 
@@ -52,14 +55,24 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
 class Service:
     """A running service: its settings, its broker, and the events that say stop."""
 
-    def __init__(self, name: str, settings: Settings, connection: Connection, wellness: Wellness | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        connection: Connection,
+        wellness: Wellness | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         self.name = name
         self.settings = settings
         self.connection = connection
         self.worker = worker_name(name)
         self.configuration = configuration_digest(settings)
+        self.neighbours = Neighbours(connection)
         self.wellness = wellness or Wellness()
         self.wellness.connection = connection
+        self._notifier = notifier or Notifier({})
+        self.wellness.add_look(self.neighbours.checks)
         unknown = _unknown_variables(settings)
         self.wellness.add_remark(lambda: unknown)
         self.http: str | None = None
@@ -79,21 +92,25 @@ class Service:
         """Show up in `nats micro ls`, and tell the parent process if it wants to know. `address`: where HTTP is."""
         self.http = address or self.http
         optional = {"http": self.http, "ops": self.ops}
+        # It tells this very dictionary: what is learnt later, such as the mesh, is told from then on.
+        metadata = self.neighbours.metadata
+        metadata |= {
+            "pid": str(os.getpid()),
+            "worker": self.worker,
+            "build": BUILD,
+            "configuration": self.configuration,
+            **{key: value for key, value in optional.items() if value is not None},
+        }
         await nats.micro.add_service(
             self.connection.client,
             name=self.name,
             version=VERSION,
             description=f"taskmesh {self.name}",
-            metadata={
-                "pid": str(os.getpid()),
-                "worker": self.worker,
-                "build": BUILD,
-                "configuration": self.configuration,
-                **{key: value for key, value in optional.items() if value is not None},
-            },
+            metadata=metadata,
         )
         address = self.http
         log.info("service.ready", version=VERSION, build=BUILD, pid=os.getpid(), address=address, ops=self.ops)
+        self._notifier.ready()
         descriptor = os.environ.pop(READY_FD_VARIABLE, "")
         if descriptor:
             with os.fdopen(int(descriptor), "wb") as pipe:
@@ -136,13 +153,16 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     if faults.CLOCK_OFF:
         log.error("service.clock_off", seconds=faults.clock_off_seconds())
     this_task = asyncio.current_task()
-    wellness = Wellness()
+    wellness, notifier = Wellness(), Notifier()
     service: Service | None = None
     stop_asked = False
 
-    def stop() -> None:
+    def stop(number: signal.Signals) -> None:
         nonlocal stop_asked
         again, stop_asked = stop_asked, True
+        if not again:
+            log.info("service.stopping", signal=number.name)
+            notifier.stopping(settings.drain_seconds)
         wellness.is_draining = True
         if service is not None:
             if again:
@@ -152,13 +172,15 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
             # Still waiting for a broker, which may take for ever: there is nothing to drain. Python 3.11's wait_for,
             # which the client connects with, loses a cancellation that comes just as a connection opens: insist.
             this_task.cancel()
-            loop.call_later(STOP_INSISTS_SECONDS, stop)
+            loop.call_later(STOP_INSISTS_SECONDS, stop, number)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     try:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(watched(settings.watchdog_seconds))
+            await stack.enter_async_context(notifier.kept_up())
             ops = await stack.enter_async_context(_operators(settings, name, wellness))
             try:
                 connection = await stack.enter_async_context(connect(settings, name))
@@ -166,8 +188,11 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
                 # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
                 raise SettingsError(f"MESH_NATS_URL: {error}") from None
             await check_start(connection)
-            service = Service(name, settings, connection, wellness)
+            service = Service(name, settings, connection, wellness, notifier)
             service.ops = ops
+            await service.neighbours.check_start()
+            looking = asyncio.create_task(service.neighbours.keep_looking())
+            stack.callback(looking.cancel)
             await main(service)
     except asyncio.CancelledError:
         if not stop_asked:
@@ -186,6 +211,11 @@ async def _operators(settings: Settings, name: str, wellness: Wellness) -> Async
 
     async with operators(settings, name, wellness) as address:
         yield str(address)
+
+
+async def probe_mesh(service: Service) -> list[HealthCheck]:
+    """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
+    return [*await probe_broker(service.connection), *service.neighbours.checks()]
 
 
 _NEEDED = (

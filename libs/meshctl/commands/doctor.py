@@ -17,12 +17,15 @@ import msgspec
 import nats.errors
 
 from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.sizes import SIZES
 from contracts.streams import EVENTS, MESSAGE_BYTES_MAX
 from mesh.broker.connection import Connection
 from mesh.broker.dead_streams import DeadStream, dead_streams
 from mesh.broker.levels import Level, read_disk_level, read_levels
-from mesh.broker.provisioning import compare, declared
-from mesh.broker.sizing import find_sizes
+from mesh.broker.mesh_identity import mesh_id
+from mesh.broker.other_meshes import look
+from mesh.broker.provisioning import compare, find_declared
+from mesh.broker.replication import read_copies
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
@@ -30,13 +33,14 @@ from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.settings import Settings, load_settings
 from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused
 from mesh.fleet.findings import Fleet
-from mesh.fleet.looking import look
+from mesh.fleet.looking import read_fleet
 from mesh.journal.reconciliation import Reconciliation
 from mesh.telemetry import traces
 from meshctl.diagnosis import disk
 from meshctl.diagnosis.check import Check
 from meshctl.diagnosis.checks import (
     BrokerInfo,
+    ClusterSeen,
     Facts,
     StreamsSeen,
     TasksSeen,
@@ -44,6 +48,7 @@ from meshctl.diagnosis.checks import (
     diagnose,
     exit_status,
 )
+from meshctl.diagnosis.cluster_checks import diagnose_cluster
 from meshctl.display import output
 from meshctl.display.tables import checks_table
 from meshctl.errors import MeshGone
@@ -54,6 +59,8 @@ from meshctl.supervision.home import Home
 
 PROBE_SECONDS_MAX: Final = 3.0
 """How long a broker may take for its first line."""
+OTHERS_SECONDS: Final = 0.5
+"""How long to gather answers on `$SRV.INFO` of other meshes: nobody says which one is the last."""
 RECORDS_AT_ONCE_MAX: Final = 200
 OPEN_MAX: Final = 1_000
 """Each costs some requests: more of them are `meshctl repair`'s to look at."""
@@ -63,6 +70,7 @@ _INFO_LINE_BYTES_MAX: Final = 64 * 1024
 _SETTINGS = (
     "home",
     "nats_url",
+    "nats_domain",
     "nats_port",
     "ack_wait_seconds",
     "max_deliver",
@@ -97,7 +105,8 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     settings = load_settings(environment_with(arguments, os.environ))
     # What the connection has to say is said by the lines.
     traces.configure(replace(settings, log_level="error"), "meshctl")
-    checks = diagnose(asyncio.run(gather(settings)))
+    facts = asyncio.run(gather(settings))
+    checks = [*diagnose(facts), *diagnose_cluster(facts)]
     _show(checks)
     return exit_status(checks)
 
@@ -129,6 +138,7 @@ async def gather(settings: Settings) -> Facts:
     refusal = distrust = ""
     foreign: list[Foreign] = []
     missing: list[str] = []
+    cluster: ClusterSeen | None = None
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
@@ -141,6 +151,7 @@ async def gather(settings: Settings) -> Facts:
                     levels += [disk_level] if disk_level is not None else []
                     dead = await dead_streams(connection.requests)
                     fleet = await seen_fleet(connection, settings)
+                    cluster = await seen_cluster(connection, settings)
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
         except BrokerDistrusted as error:
@@ -168,7 +179,15 @@ async def gather(settings: Settings) -> Facts:
         distrust=distrust,
         dead=dead,
         unknown_variables=unknown_variables(os.environ, named_variables(settings.configuration)),
+        cluster=cluster,
     )
+
+
+async def seen_cluster(connection: Connection, settings: Settings) -> ClusterSeen:
+    """The copies of each stream, and other meshes in the account. Raises `BrokerUnavailable`, `BrokerError`."""
+    copies = await read_copies(connection.requests, SIZES)
+    seen = await look(connection.client, await mesh_id(connection.requests), OTHERS_SECONDS)
+    return ClusterSeen(copies, settings.configuration.storage.replicas == 1, str(seen))
 
 
 async def probe(url: str) -> BrokerInfo | str:
@@ -177,13 +196,12 @@ async def probe(url: str) -> BrokerInfo | str:
         servers = parse_broker_url(url).servers
     except ValueError as error:
         return str(error)
-    answers = []
-    for server in servers:
-        answer = await _probe(server)
+    answers = dict(zip(servers, await asyncio.gather(*map(_probe, servers)), strict=True))
+    away = tuple(f"{server}: {answer}" for server, answer in answers.items() if isinstance(answer, str))
+    for answer in answers.values():
         if isinstance(answer, BrokerInfo):
-            return answer
-        answers.append(answer)
-    return answers[0]
+            return answer._replace(servers=len(answers), away=away)
+    return "; ".join(away) if len(away) > 1 else str(answers[servers[0]])
 
 
 async def _probe(server: str) -> BrokerInfo | str:
@@ -217,7 +235,7 @@ async def _probe(server: str) -> BrokerInfo | str:
 async def seen_streams(connection: Connection, settings: Settings) -> StreamsSeen | str:
     """What JetStream says of streams and consumers, and its clock; an error's text if it says nothing."""
     try:
-        wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
+        wanted = await find_declared(connection.requests, settings)
         differences = await compare(connection.requests, wanted)
         asked_at = wall_clock()
         try:
@@ -261,7 +279,7 @@ async def seen_tasks(connection: Connection, settings: Settings) -> TasksSeen | 
 async def seen_fleet(connection: Connection, settings: Settings) -> Fleet | str:
     """The processes, queues and models; an error's text if they can't be looked at."""
     try:
-        return await look(connection, settings.pools)
+        return await read_fleet(connection, settings.pools)
     except TaskmeshError as error:
         return str(error)
 

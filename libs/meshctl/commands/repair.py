@@ -19,7 +19,7 @@ from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
 RECORDS_AT_ONCE_MAX: Final = 200
-_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "reconcile_after_seconds")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port", "ack_wait_seconds", "reconcile_after_seconds")
 
 
 def add_commands(commands: Any) -> None:

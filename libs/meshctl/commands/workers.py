@@ -29,7 +29,7 @@ from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
-_SETTINGS = ("home", "nats_url", "nats_port")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port")
 
 Record = TypeVar("Record", WorkerRecord, LaneStatistics, ProviderRecord)
 

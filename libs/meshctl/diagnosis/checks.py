@@ -12,6 +12,7 @@ from mesh.broker.connection import SERVER_VERSION_MIN
 from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing
 from mesh.broker.provisioning import Difference
+from mesh.broker.replication import Copies
 from mesh.broker.suitability import PAYLOAD_BYTES_LEAST, Foreign, check_payload
 from mesh.configuration.storage_table import storage_key
 from mesh.fleet.findings import CLOCK_SECONDS_MAX, Fleet, names
@@ -48,6 +49,10 @@ class BrokerInfo(NamedTuple):
     version: str
     jetstream: bool
     max_payload_bytes: int = MESSAGE_BYTES_MAX
+    servers: int = 1
+    """How many MESH_NATS_URL names."""
+    away: tuple[str, ...] = ()
+    """Those of them that give no answer, and why."""
 
 
 class StreamsSeen(NamedTuple):
@@ -57,6 +62,14 @@ class StreamsSeen(NamedTuple):
     declared: int
     persist_mode: str
     clock_ahead_seconds: float
+
+
+class ClusterSeen(NamedTuple):
+    """The copies of each stream, whether mesh.toml asks for a single one, and which other meshes are there."""
+
+    copies: Sequence[Copies]
+    is_one_asked_for: bool
+    other_meshes: str
 
 
 class TasksSeen(NamedTuple):
@@ -93,6 +106,7 @@ class Facts(NamedTuple):
     dead: Sequence[DeadStream] | None = None
     unknown_variables: Sequence[str] = ()
     """One line for each variable MESH_* that nobody reads."""
+    cluster: ClusterSeen | None = None
 
 
 def diagnose(facts: Facts) -> list[Check]:

@@ -15,6 +15,7 @@ from contracts.records.storage import StoreRoom
 from mesh.background import first_of
 from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import Address, Settings
+from mesh.errors import SettingsError
 from meshctl.errors import StartFailed
 from meshctl.supervision import private_files
 from meshctl.supervision.broker_setup import provision
@@ -66,6 +67,11 @@ class Assembly:
     async def start(self) -> None:
         """Start everything and wait until it serves. Raises `StartFailed`, `SettingsError`, `BrokerUnavailable`."""
         settings = self._settings
+        if settings.nats_url is None and settings.nats_domain is not None:
+            raise SettingsError(
+                f"MESH_NATS_DOMAIN={settings.nats_domain!r}: the embedded broker has no domain: name a NATS of your own"
+                " with MESH_NATS_URL"
+            )
         self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")

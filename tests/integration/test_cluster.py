@@ -1,0 +1,133 @@
+"""A client of a cluster of three servers: which of them is there does not matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import ParseResult
+
+import pytest
+
+from mesh.broker.connection import Connection, connect
+from mesh.broker.provisioning import apply, compare, declared, find_declared
+from mesh.broker.replication import read_copies, until_current
+from mesh.configuration.mesh_toml import NO_FILE
+from mesh.configuration.settings import load_settings
+from mesh.errors import BrokerError, SettingsError
+from tests.support import children
+from tests.support.broker import Broker
+from tests.support.cluster import Cluster, running_cluster
+from tests.support.waiting import until
+
+CONNECTIONS = 4
+"""The client tries servers in an order of its own: so often, it has begun with the one that is away."""
+
+
+async def test_which_node_is_away_makes_no_difference_to_who_starts_or_is_connected(tmp_path: Path) -> None:
+    async with running_cluster(tmp_path) as cluster:
+        settings = load_settings({"MESH_NATS_URL": cluster.url, "MESH_HOME": str(tmp_path)})
+        # It knows of one server by its URL, and hears of the others from that.
+        first_alone = load_settings({"MESH_NATS_URL": cluster.nodes[0].url, "MESH_HOME": str(tmp_path)})
+        async with connect(first_alone, "early") as early:
+            config = {"name": "T", "subjects": ["t.>"], "num_replicas": 3, "storage": "file"}
+            await early.requests.api("STREAM.CREATE.T", config)
+            await cluster.nodes[0].kill()
+            await until(lambda: early.is_connected and port_of(early.client.connected_url) != cluster.nodes[0].port)
+            await cluster.until_led("T")
+            for _ in range(CONNECTIONS):
+                async with connect(settings, "late") as late:
+                    await late.requests.publish("t.1", b"")
+            await move_on(cluster, early)
+
+
+async def move_on(cluster: Cluster, connection: Connection) -> None:
+    """Let the node that it is at come to an end, after the one that was away is back."""
+    await cluster.nodes[0].start()
+    await cluster.until_serving()
+    port = port_of(connection.client.connected_url)
+    await next(node for node in cluster.nodes if node.port == port).kill()
+    await until(lambda: connection.is_connected and port_of(connection.client.connected_url) != port)
+    await cluster.until_led("T")
+    await connection.requests.publish("t.2", b"")
+
+
+def port_of(url: ParseResult | None) -> int | None:
+    return url.port if url is not None else None
+
+
+async def test_a_stream_of_one_copy_on_a_cluster_is_named_and_one_command_gives_it_three(tmp_path: Path) -> None:
+    async with running_cluster(tmp_path) as cluster:
+        environment = {"MESH_NATS_URL": cluster.url, "MESH_HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
+        settings = load_settings({**environment, "MESH_CONFIG": NO_FILE})
+        async with connect(settings, "test") as connection:
+            requests = connection.requests
+            # As an earlier version made them on any broker.
+            await apply(requests, declared(settings), update=False)
+            planned = await meshctl("streams", "plan", **environment)
+            assert planned.returncode == 3
+            lines = [json.loads(line) for line in planned.stdout.splitlines()]
+            [said] = [line for line in lines if line["event"] == "streams.one_copy_on_a_cluster"]
+            assert len(said["streams"]) == len(declared(settings).streams)
+            doctor = await meshctl("doctor", **environment)
+            assert doctor.returncode == 1
+            assert check_of(doctor.stdout, "replicas")["detail"].startswith(
+                "R1 on a cluster: all 20 streams and buckets"
+            )
+
+            applied = await meshctl("streams", "apply", **environment)
+            assert applied.returncode == 0, applied.stdout + applied.stderr
+            lines = [json.loads(line) for line in applied.stdout.splitlines()]
+            assert {"event": "streams.copied", "replicas": 3, "behind": []} in lines
+            for stream in ("TASKS", "EVENTS", "KV_tasks", "OBJ_results"):
+                info = await requests.api(f"STREAM.INFO.{stream}")
+                assert [each["current"] for each in info["cluster"]["replicas"]] == [True, True]
+            consumer = await requests.api("CONSUMER.INFO.TASKS.default-normal")
+            assert len(consumer["cluster"]["replicas"]) == 2
+            doctor = await meshctl("doctor", **environment)
+            assert check_of(doctor.stdout, "replicas")["status"] == "ok"
+
+            (tmp_path / "mesh.toml").write_text("[storage]\nreplicas = 1\n")
+            one = {**environment, "MESH_CONFIG": str(tmp_path / "mesh.toml")}
+            assert (await meshctl("streams", "apply", **one)).returncode == 0
+            assert (await requests.api("STREAM.INFO.TASKS"))["config"]["num_replicas"] == 1
+            assert check_of((await meshctl("doctor", **one)).stdout, "replicas")["status"] == "warn"
+
+
+async def test_a_cluster_gets_three_copies_from_the_start_and_no_server_alone_does(tmp_path: Path) -> None:
+    (tmp_path / "mesh.toml").write_text("[storage]\nreplicas = 5\n")
+    async with running_cluster(tmp_path) as cluster:
+        settings = load_settings({"MESH_NATS_URL": cluster.url, "MESH_CONFIG": NO_FILE})
+        async with connect(settings, "test") as connection:
+            requests = connection.requests
+            wanted = await find_declared(requests, settings)
+            assert await apply(requests, wanted, update=False) != []
+            assert await until_current(requests, [stream.name for stream in wanted.streams]) == []
+            assert {copies.replicas for copies in await read_copies(requests, ["TASKS", "KV_tasks"])} == {3}
+            assert await compare(requests, wanted) == []
+            # Nobody asked for one: what is there has enough.
+            assert await compare(requests, declared(settings)) == []
+            await requests.api("STREAM.DELETE.KV_walks")
+            five = load_settings({"MESH_NATS_URL": cluster.url, "MESH_CONFIG": str(tmp_path / "mesh.toml")})
+            with pytest.raises(BrokerError, match=r"no 5 servers with room: start them, or set storage\.replicas"):
+                await apply(requests, await find_declared(requests, five), update=False)
+    broker = Broker(tmp_path / "alone")
+    await broker.start()
+    try:
+        alone = load_settings({"MESH_NATS_URL": broker.url, "MESH_CONFIG": str(tmp_path / "mesh.toml")})
+        async with connect(alone, "test") as connection:
+            with pytest.raises(SettingsError, match=r"storage\.replicas: 5 copies need a cluster of 5 servers"):
+                await find_declared(connection.requests, alone)
+    finally:
+        await broker.stop()
+
+
+async def meshctl(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return await children.run([sys.executable, "-m", "meshctl", *arguments], environment)
+
+
+def check_of(printed: str, name: str) -> dict[str, str]:
+    """The doctor's line of that name."""
+    return next(line for line in map(json.loads, printed.splitlines()) if line["check"] == name)

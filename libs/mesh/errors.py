@@ -10,7 +10,11 @@ class SettingsError(TaskmeshError):
 
 
 class BrokerRefused(SettingsError):
-    """The broker is there, and does not take the login that it was shown."""
+    """The broker is there, and does not take the login that it was shown, or is not trusted."""
+
+
+class BrokerDistrusted(BrokerRefused):
+    """Something listens there whose certificate nobody that this machine trusts has signed."""
 
 
 class BrokerUnavailable(TaskmeshError):

@@ -14,6 +14,7 @@ from contracts.build import BUILD
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
 from meshctl.commands import (
+    config,
     dead_letters,
     demo,
     doctor,
@@ -27,6 +28,7 @@ from meshctl.commands import (
     transfer,
     triggers,
     up,
+    why,
     workers,
 )
 from meshctl.display import output
@@ -67,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     up.add_commands(commands)
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
+    why.add_commands(commands, common)
     replies.add_commands(commands, common)
     tools.add_commands(commands, common)
     dead_letters.add_commands(commands, common)
@@ -77,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     transfer.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)
+    config.add_commands(commands)
     example.add_commands(commands)
     return parser
 

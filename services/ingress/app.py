@@ -40,6 +40,7 @@ from ingress.parsing import (
 from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
+from ingress.waiting import Waits
 from mesh.broker import key_value
 from mesh.broker.direct_get import find_sequence
 from mesh.broker.requests import Requests
@@ -94,6 +95,7 @@ class Ingress:
         self._tools = KnownTools(requests, settings.configuration.tools)
         self._pool_loads = PoolLoads(requests, settings.worker_concurrency)
         self._journals = WarmJournals(requests)
+        self._waits = Waits(requests, lanes.fleet, providers)
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
 
@@ -141,7 +143,8 @@ class Ingress:
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}`"""
         tenant = tenant_of_request(request)
-        return json_response(await self._record(tenant, checked_task(task)), 200, {"Cache-Control": "no-store"})
+        shown = await self._record(tenant, checked_task(task), says_waiting=True)
+        return json_response(shown, 200, {"Cache-Control": "no-store"})
 
     def events(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}/events`: they are at the stream edge."""
@@ -253,8 +256,11 @@ class Ingress:
         )
         return json_response(accepted, 202, {"Location": task_path(submitted.task)})
 
-    async def _record(self, tenant: str, task: str) -> TaskRecord:
-        """A task's status, folded from its journal. That of one that has ended does not change any more."""
+    async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:
+        """A task's status, folded from its journal. That of one that has ended does not change any more.
+
+        `says_waiting`: with what it waits for.
+        """
         if not self._journals.is_warm(tenant, task):
             entry = await key_value.get(self._requests, TASKS_BUCKET.name, subjects.task_key(tenant, task))
             projected = _readable_record(entry.value) if entry is not None and entry.value else None
@@ -263,8 +269,9 @@ class Ingress:
             packed = await packed_record(self._requests, tenant, task) if entry is None else None
             if packed is not None:
                 return self._linked(packed)
-        journal = await read_journal(self._journals, tenant, task)
-        return self._linked(record(journal.state))
+        state = (await read_journal(self._journals, tenant, task)).state
+        shown = self._linked(record(state))
+        return msgspec.structs.replace(shown, waiting=await self._waits.of(state)) if says_waiting else shown
 
     async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
         """The finished task; None if it does not end in time, or can't be seen: it is accepted all the same."""

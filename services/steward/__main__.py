@@ -9,7 +9,7 @@ from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
 from steward.critic import Critic
 from steward.lane_statistics import LaneKeeper
-from steward.provisioning_check import check_provisioning
+from steward.provisioning_check import Provisioning
 from steward.reconciling import Reconciling
 from steward.result_sweep import ResultSweep
 from steward.retention import Retention
@@ -36,7 +36,8 @@ async def main(service: Service) -> None:
     configured = settings.configuration.critic
     critic = [Critic(service.connection, settings, configured).run()] if configured is not None else []
     reconciling = Reconciling(service.requests, settings)
-    provisioning = check_provisioning(service.requests, settings)
+    provisioning = Provisioning(service.requests, settings)
+    service.wellness.add_remark(provisioning.check)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
     jobs = background(
@@ -55,7 +56,7 @@ async def main(service: Service) -> None:
         Waking(service.requests).run(),
         StorageSampling(service.requests).run(),
         webhooks.run(),
-        provisioning,
+        provisioning.run(),
         *critic,
     )
     # The record stays until what is in hand has ended.

@@ -43,6 +43,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.rules": _BELOW_THE_JOURNAL,
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.serving": _BELOW_THE_JOURNAL,
+    "mesh.fleet": _BELOW_THE_JOURNAL,
     "mesh.steps": (
         *_BELOW_THE_JOURNAL,
         "mesh.archive",

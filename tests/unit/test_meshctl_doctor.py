@@ -14,18 +14,18 @@ from rich.console import Console
 
 from contracts.records.providers import Probe, ProviderRecord
 from contracts.records.status import HealthCheck, LaneStatistics, WorkerRecord
+from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import Level
 from mesh.broker.provisioning import Difference
 from mesh.broker.replication import Copies, copies_of
 from mesh.configuration.settings import Settings
 from meshctl.commands.doctor import probe
 from meshctl.diagnosis import checks, disk
+from meshctl.diagnosis.check import Check
 from meshctl.diagnosis.checks import (
     BrokerInfo,
-    Check,
     ClusterSeen,
     Facts,
-    SeenService,
     StreamsSeen,
     TasksSeen,
     diagnose,
@@ -36,13 +36,14 @@ from meshctl.display.tables import checks_table, lanes_table, providers_table, w
 from meshctl.supervision import discovery
 from meshctl.supervision.home import Home
 from tests.support.broker import free_port
+from tests.unit.small_fleet import WELL as WELL_FLEET
 
-ALL_SERVICES = tuple(SeenService(name, "0.1.0", "7") for name in checks.SERVICES)
 WELL = Facts(
     url="nats://127.0.0.1:4222",
     broker=BrokerInfo("2.15.1", jetstream=True),
     streams=StreamsSeen([], declared=25, persist_mode="", clock_ahead_seconds=0.002),
-    services=ALL_SERVICES,
+    fleet=WELL_FLEET,
+    dead=[],
     sync_interval="always",
     fsyncs_per_second=4_000.0,
     open_files=65_536,
@@ -68,8 +69,8 @@ def seen(**more: Any) -> StreamsSeen:
 def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
     told = diagnose(WELL)
     assert [check.check for check in told] == [
-        "broker", "version", "jetstream", "streams", "persist_mode", "clock", "storage", "sync", "disk", "services",
-        "open_files",
+        "broker", "version", "jetstream", "streams", "persist_mode", "clock", "stored", "storage", "sync", "disk",
+        "services", "builds", "clocks", "statistics", "queues", "open_files",
     ]  # fmt: skip
     assert {(check.status, check.remedy) for check in told} == {("ok", "")}
     assert exit_status(told) == 0
@@ -86,7 +87,7 @@ def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
         ({"broker": BrokerInfo("2.15.1", jetstream=False)}, "jetstream", "fail", "is off", "jetstream {"),
         ({"streams": seen(differences=[missing("TASKS"), differs("EVENTS")])}, "streams", "fail",
          "missing: TASKS; not as declared: EVENTS", "streams apply"),
-        ({"streams": seen(differences=[differs(f"S{n}") for n in range(6)])}, "streams", "warn",
+        ({"streams": seen(differences=[differs(f"S{n}") for n in range(6)])}, "streams", "fail",
          "S0, S1, S2, S3 and 2 more", "streams plan"),
         ({"streams": "no responders"}, "streams", "fail", "no responders", "log"),
         ({"levels": [Level("TIMERS", 75, 100)]}, "storage", "warn", "from 90 % on: TIMERS 75 %", "approval"),
@@ -107,18 +108,15 @@ def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
         ({"fsyncs_per_second": 60.0, "sync_interval": "1s"}, "disk", "ok", "no ceiling", ""),
         ({"fsyncs_per_second": None}, "disk", "ok", "not measured", ""),
         ({"fsyncs_per_second": "can't write to .mesh"}, "disk", "fail", "can't write", "MESH_HOME"),
-        ({"services": []}, "services", "warn", "none answers", "meshctl up"),
-        ({"services": ALL_SERVICES[1:]}, "services", "warn", "none of ingress", "python -m ingress"),
-        ({"services": [*ALL_SERVICES, SeenService("ingress", "0.2.0", "9")]}, "services", "warn",
-         "more than one version: 0.1.0: ingress (pid 7), ", "restart"),
-        ({"services": [*ALL_SERVICES, SeenService("somebody_elses", "9.9.9", "9")]}, "services", "ok", "0.1.0", ""),
+        ({"fleet": "no answer in time"}, "services", "fail", "can't be looked at: no answer", "above"),
+        ({"fleet": WELL_FLEET._replace(members=[])}, "services", "fail", "none answers", "meshctl up"),
+        ({"dead": [DeadStream("EVENTS", "no space left on device")]}, "stored", "fail", "EVENTS takes nothing any",
+         "restart nats-server"),
+        ({"unknown_variables": ["MESH_WORKER: there is no such setting"]}, "variables", "fail", "MESH_WORKER", "unset"),
+        ({"refusal": "refuses the user"}, "login", "fail", "refuses the user", "MESH_NATS_URL"),
+        ({"distrust": "a certificate that is not trusted"}, "certificate", "fail", "not trusted", "SSL_CERT_FILE"),
         ({"tasks": TasksSeen(7, 0)}, "tasks", "ok", "none of 7", ""),
         ({"tasks": TasksSeen(1_007, 6)}, "tasks", "warn", "6 of 1,007", "meshctl repair"),
-        ({"mcp_servers": {"files": [None, None], "search": [None]}}, "mcp_servers", "ok", "files, search answer", ""),
-        ({"mcp_servers": {"files": ["HTTP 401", "HTTP 401"], "search": [None]}}, "mcp_servers", "warn",
-         "files is away (HTTP 401)", "start what is away"),
-        ({"mcp_servers": {"files": [None, "HTTP 401"]}}, "mcp_servers", "warn",
-         "files is away for 1 of 2 runners (HTTP 401)", "[mcp.<server>]"),
         ({"open_files": 1024}, "open_files", "warn", "up to 1,024", "ulimit -n 4096"),
         ({"open_files": 1024, "open_files_hard": 2048}, "open_files", "warn", "1,024", "hard limit is 2,048"),
         ({"open_files": -1}, "open_files", "ok", "no limit", ""),
@@ -137,7 +135,7 @@ def test_what_is_not_well_is_said_with_what_to_do(
 
 
 def test_without_a_broker_nothing_is_said_of_what_is_on_it() -> None:
-    told = diagnose(WELL._replace(broker="refused", streams=None, services=None, fsyncs_per_second=None))
+    told = diagnose(WELL._replace(broker="refused", streams=None, fleet=None, fsyncs_per_second=None))
     assert [line.check for line in told] == ["broker", "disk", "open_files"]
 
 

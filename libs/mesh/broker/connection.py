@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -18,7 +19,7 @@ from mesh.broker.line import Line
 from mesh.broker.requests import Requests
 from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerRefused, SettingsError
+from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 
 log = structlog.get_logger("mesh.broker.connection")
 
@@ -26,6 +27,7 @@ RECONNECT_WAIT_SECONDS = 0.2
 PING_INTERVAL_SECONDS = 20
 PING_ANSWER_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
+CLOSE_SECONDS_MAX = 2.0
 REFUSALS_MAX = 5
 """So often in a row, a second in all, the first login is tried: a broker that is just starting, or whose password is
 being changed, may take it by then."""
@@ -43,9 +45,13 @@ class Connection:
         client: Client,
         role: str,
         refused: str = "the broker refuses the login",
+        at: str = "its URL",
         domain: str | None = None,
     ) -> None:
-        """`refused`: what to say if the broker does not take the login. `domain`: that of its JetStream."""
+        """`refused`: what to say if the broker does not take the login. `at`: its URL, without a password.
+
+        `domain`: that of its JetStream.
+        """
         self.client = client
         self.role = role
         self.requests = Requests(client, domain)
@@ -57,6 +63,7 @@ class Connection:
         self._answer: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._refused = refused
+        self._at = at
         self._refusals = 0
         self._was_connected = False
         self._not_heard: set[str] = set()
@@ -117,6 +124,11 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         said = str(error) or type(error).__name__
+        if isinstance(error, ssl.SSLCertVerificationError):
+            said = self._distrusted(error)
+            if not self._was_connected:
+                # At once: the client would wait for ever for the end of that connection (nats-py 2.16).
+                raise BrokerDistrusted(said)
         if "authorization violation" in said.lower():
             said = self._refused
             self._refusals += 1
@@ -135,6 +147,12 @@ class Connection:
         if said != self._last_error:
             log.warning("broker.error", role=self.role, error=said)
         self._last_error = said
+
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
+        return (
+            f"the broker at {self._at} shows a certificate that is not trusted here: {error.verify_message or error};"
+            " SSL_CERT_FILE names the file with its authority"
+        )
 
     async def _on_disconnected(self) -> None:
         self.requests.on_disconnected()
@@ -168,7 +186,8 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     except ValueError as error:
         raise SettingsError(f"MESH_NATS_URL={without_password(settings.broker_url)!r}: {error}") from None
     client = Client()
-    connection = Connection(client, role, _refusal(settings.broker_url, login), settings.nats_domain)
+    at = without_password(settings.broker_url)
+    connection = Connection(client, role, _refusal(settings.broker_url, login), at, settings.nats_domain)
     try:
         await _open(client, connection, settings, servers, login)
     except BrokerRefused:
@@ -242,6 +261,7 @@ async def _close(client: Client) -> None:
         if client.is_connected:
             # What was published without waiting, such as a last nak, goes out first.
             await client.flush(timeout=1)
-        await client.close()
+        # Bounded: after a failed TLS handshake the client waits for ever for the end of its connection.
+        await asyncio.wait_for(client.close(), CLOSE_SECONDS_MAX)
     except (TimeoutError, nats.errors.Error, OSError):
         pass  # The broker is gone; there is nothing left to hand over.

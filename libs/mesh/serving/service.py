@@ -24,6 +24,7 @@ from mesh.broker.connection import Connection, connect
 from mesh.broker.replication import lacks_quorum
 from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
+from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, worker_name
 from mesh.errors import NoLeader, SettingsError
@@ -40,6 +41,8 @@ READY_FD_VARIABLE = "MESH_READY_FD"
 """A file descriptor that a service writes one `Ready` line to, and closes, once it serves."""
 PROBE_TIMEOUT_SECONDS = 2.0
 STOP_INSISTS_SECONDS = 0.2
+UNKNOWN_VARIABLES_MAX = 4
+"""So many variables are named that nobody reads."""
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -71,6 +74,8 @@ class Service:
         self.wellness.connection = connection
         self._notifier = notifier or Notifier({})
         self.wellness.add_look(self.neighbours.checks)
+        unknown = _unknown_variables(settings)
+        self.wellness.add_remark(lambda: unknown)
         self.http: str | None = None
         """Where it serves HTTP, `<host>:<port>`, if anywhere."""
         self.ops: str | None = None
@@ -111,6 +116,11 @@ class Service:
         if descriptor:
             with os.fdopen(int(descriptor), "wb") as pipe:
                 pipe.write(msgspec.json.encode(Ready(self.name, os.getpid(), address)) + b"\n")
+
+
+def _unknown_variables(settings: Settings) -> list[HealthCheck]:
+    unknown = unknown_variables(os.environ, named_variables(settings.configuration))
+    return [HealthCheck(name="variables", ok=not unknown, detail="; ".join(unknown[:UNKNOWN_VARIABLES_MAX]) or None)]
 
 
 def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:

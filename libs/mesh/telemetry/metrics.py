@@ -222,6 +222,24 @@ _storage_level = _observable_gauge(
 )
 
 
+_findings: dict[str, bool] = {}
+_finding = _observable_gauge(
+    "taskmesh.fleet.findings",
+    "{finding}",
+    "1 while a check of the mesh is not well, as `meshctl doctor` would say it, else 0; by each ingress.",
+    ("taskmesh.check",),
+    lambda: [(float(found), {"taskmesh.check": check}) for check, found in _findings.items()],
+)
+_statistics_age: list[float] = []
+_statistics = _observable_gauge(
+    "taskmesh.statistics.age",
+    "s",
+    "How old the statistics of lanes are that an ingress estimates waits by.",
+    (),
+    lambda: [(age, {}) for age in _statistics_age],
+)
+
+
 def queue_waited(pool: str, priority: str, seconds: float) -> None:
     """A first turn was claimed for the first time."""
     if traces.enabled():
@@ -286,6 +304,14 @@ def storage_level(stream: str, level: float) -> None:
     """How full a stream, or the account, is: 0 to 1, or above."""
     if traces.enabled():
         _storage_levels[stream] = level
+
+
+def found(checks: Mapping[str, bool], statistics_age_seconds: float | None) -> None:
+    """Which checks of the mesh are not well; how old the statistics of its lanes are, None if there are none."""
+    if traces.enabled():
+        _findings.clear()
+        _findings.update(checks)
+        _statistics_age[:] = [] if statistics_age_seconds is None else [statistics_age_seconds]
 
 
 def breaker_moved(provider: str, state: str) -> None:

@@ -7,7 +7,8 @@ from typing import Final
 
 from mesh.broker.other_meshes import REMEDY
 from mesh.broker.replication import Copies
-from meshctl.diagnosis.checks import BrokerInfo, Check, ClusterSeen, Facts
+from meshctl.diagnosis.check import Check
+from meshctl.diagnosis.checks import BrokerInfo, ClusterSeen, Facts
 
 _NAMES_MAX: Final = 4
 

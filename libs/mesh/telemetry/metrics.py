@@ -197,7 +197,7 @@ _storage_level = _observable_gauge(
     "1",
     "How full storage is, as a part of its limit: streams, the records, the account, the disk.",
     ("taskmesh.stream",),
-    lambda: [(level, {"taskmesh.stream": stream}) for stream, level in _storage_levels.items()],
+    lambda: [(level, {"taskmesh.stream": stream}) for stream, level in list(_storage_levels.items())],
 )
 
 

@@ -9,6 +9,7 @@ https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetric
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -18,6 +19,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `exposition` gives."""
 
 _registry = CollectorRegistry()
+_one_at_a_time = threading.Lock()
 
 
 def reader() -> PrometheusMetricReader:
@@ -28,5 +30,10 @@ def reader() -> PrometheusMetricReader:
 
 
 def exposition() -> bytes:
-    """What this process has measured, as Prometheus' text format 0.0.4. Some milliseconds, and no I/O."""
-    return generate_latest(_registry)
+    """What this process has measured, as Prometheus' text format 0.0.4. For any thread, and best for one of its own.
+
+    Without I/O; a few milliseconds, and for a steward with as many lanes and tools as are told about half a second.
+    """
+    # The exporter hands what it has collected to whichever call comes next.
+    with _one_at_a_time:
+        return generate_latest(_registry)

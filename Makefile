@@ -55,6 +55,11 @@ mcp: $(INSTALLED) build/mcp_conformance/node_modules/.bin/conformance ## run the
 	    --command "$(BIN)/python -m tests.support.mcp_conformance_client" \
 	    --expected-failures tests/mcp_conformance/baseline.yml $(ARGS); done
 
+# Debian's package, without starting what is in it. Its tests are skipped, and say so, where it can't be had.
+build/prometheus/usr/bin/promtool:
+	@mkdir -p build/prometheus && cd build/prometheus && { apt-get download -qq prometheus || \
+	    { apt-get update -qq && apt-get download -qq prometheus; } } && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+
 build/schemathesis/bin/st: | $(INSTALLED)
 	@$(BIN)/python -m venv build/schemathesis && build/schemathesis/bin/python -m pip install --quiet schemathesis==4.32.5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contracts.records.status import HealthCheck
 from ingress.app import Ingress, create_app
+from ingress.figures import figure_rounds
 from ingress.fleet_watch import FleetWatch
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
@@ -40,7 +41,7 @@ async def main(service: Service) -> None:
     async with (
         heartbeats(service),
         ingress.lists.open(),
-        background(fleet.run(), lanes.run(), storage.run(), providers.run()),
+        background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(create_app(ingress, probe), Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"))
         await serve(app, listener, service.stopping, service.ready())

@@ -51,7 +51,9 @@ async def operators(settings: Settings, service: str, wellness: Wellness) -> Asy
 def _create_app(service: str, wellness: Wellness) -> Litestar:
     @get("/metrics", include_in_schema=False)
     async def metrics() -> Response[bytes]:
-        return Response(_exposition(), media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"})
+        return Response(
+            await asyncio.to_thread(_exposition), media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"}
+        )
 
     return Litestar(
         route_handlers=[metrics, *health_routes(service, wellness.readiness)],  # type: ignore[list-item]  # handlers of mixed kinds

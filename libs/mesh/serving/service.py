@@ -33,7 +33,7 @@ from mesh.serving.notifying import Notifier
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
-from mesh.telemetry import traces
+from mesh.telemetry import metrics, traces
 
 log = structlog.get_logger("mesh.serving.service")
 
@@ -80,6 +80,7 @@ class Service:
         """Where it serves HTTP, `<host>:<port>`, if anywhere."""
         self.ops: str | None = None
         """Where it serves operators."""
+        metrics.watch_broker(lambda: connection.is_connected, lambda: connection.requests.round_trip_seconds)
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         """Told to stop a second time: what still runs is not waited for."""

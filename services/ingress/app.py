@@ -38,6 +38,7 @@ from ingress.parsing import (
     parse_wait_seconds,
 )
 from ingress.pool_availability import Providers
+from ingress.pool_load import PoolLoads
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from mesh.broker import key_value
 from mesh.broker.direct_get import read_sequence
@@ -91,6 +92,7 @@ class Ingress:
         self._providers = providers
         self._stopping = stopping
         self._tools = KnownTools(requests, settings.configuration.tools)
+        self._pool_loads = PoolLoads(requests, settings.worker_concurrency)
         self._journals = WarmJournals(requests)
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
@@ -172,6 +174,12 @@ class Ingress:
         query = request.query_params
         page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
         return json_response(page, 200, {"Cache-Control": "no-store"})
+
+    async def pool_load(self, request: AnyRequest, pool: str) -> Response[bytes]:
+        """`GET /v1/pools/{pool}/load`"""
+        tenant_of_request(request)
+        load = await self._pool_loads.load(pool, self._settings.pools)
+        return json_response(load, 200, {"Cache-Control": "no-store"})
 
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
@@ -328,6 +336,10 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def tools(request: AnyRequest) -> Response[bytes]:
         return await ingress.tools(request)
 
+    @get("/v1/pools/{pool:str}/load")
+    async def pool_load(request: AnyRequest, pool: str) -> Response[bytes]:
+        return await ingress.pool_load(request, pool)
+
     @get("/v1/tasks/{task:str}")
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
@@ -349,7 +361,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(submit, tasks, counts, tools, task, events, cancel, inputs, schema),
+        *(submit, tasks, counts, tools, pool_load, task, events, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
         *health_routes("ingress", probe),
     ]

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,18 +102,29 @@ def test_a_brokers_configuration_is_one(path: str) -> None:
 
 
 async def test_the_streams_fit_into_what_the_broker_in_a_container_offers(tmp_path: Path) -> None:
+    for ended in await applied(tmp_path, (DEPLOY / "docker" / "nats.conf").read_text(), "apply", "plan"):
+        assert ended.returncode == 0, ended.stderr
+
+
+async def test_a_broker_without_room_for_the_streams_is_told_with_what_to_do(tmp_path: Path) -> None:
+    # Its account has no limit: so nobody knows before how much there is.
+    text = (DEPLOY / "docker" / "nats.conf").read_text().replace("max_file: 20GB, max_mem: 64MB", "")
+    [ended] = await applied(tmp_path, text.replace("max_file_store: 20GB", "max_file_store: 1GB"), "apply")
+    assert ended.returncode == 2
+    assert "set storage.total in mesh.toml" in ended.stderr.splitlines()[-1]
+
+
+async def applied(tmp_path: Path, configuration: str, *commands: str) -> list[subprocess.CompletedProcess[str]]:
+    """How these commands of `meshctl streams` ended, on a broker with this configuration, but for its addresses."""
     port = free_port()
-    text = (DEPLOY / "docker" / "nats.conf").read_text()
-    text = text.replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("/data", str(tmp_path / "data"))
+    text = configuration.replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("/data", str(tmp_path / "data"))
     (tmp_path / "nats.conf").write_text(text.replace("0.0.0.0:8222", f"127.0.0.1:{free_port()}"))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     variables = {**kept, "NATS_PASSWORD": "p1", "MESH_NATS_URL": f"nats://mesh:p1@127.0.0.1:{port}"}
     variables |= {"MESH_CONFIG": str(DEPLOY / "docker" / "mesh.toml"), "MESH_HOME": str(tmp_path / "home")}
     with children.start([PROGRAM, "-c", tmp_path / "nats.conf"], variables, stderr=children.DEVNULL) as broker:
         try:
-            for command in ("apply", "plan"):
-                ended = await children.run([*MESHCTL, "streams", command], variables)
-                assert ended.returncode == 0, ended.stderr
+            return [await children.run([*MESHCTL, "streams", command], variables) for command in commands]
         finally:
             broker.terminate()
 

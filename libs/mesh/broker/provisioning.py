@@ -33,6 +33,9 @@ from mesh.errors import BrokerError, SettingsError
 
 log = structlog.get_logger("mesh.broker.provisioning")
 
+_STORAGE_EXCEEDED = 10047
+"""The server has less storage to reserve than a stream's `max_bytes`."""
+
 WEBHOOK_LEFT = "delete it with `nats consumer rm`: a webhook of that name would be told of all since it was taken away"
 
 
@@ -177,6 +180,13 @@ async def apply(requests: Requests, wanted: Declared, *, update: bool, grow: boo
             refused.append(error)
             continue
         done.append(difference._replace(fields=difference.changes, obstacles={}))
+    full = next((error for error in refused if error.number == _STORAGE_EXCEEDED), None)
+    if full is not None:
+        raise SettingsError(
+            f"storage: {full}: the broker's max_file_store is less than the streams are to have, and its account has no"
+            " limit that says so: give the account a limit (streams then share 90 % of it), or set storage.total in"
+            " mesh.toml"
+        )
     if refused:
         raise refused[0]
     return done

@@ -14,7 +14,8 @@ from mesh.journal.following import Following
 from mesh.journal.submission import Submission
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
-from mesh.serving.http import address_of, bind, serve
+from mesh.serving.http import serve
+from mesh.serving.listening import address_of, bind
 from mesh.serving.service import Service, probe_mesh, run, silent_streams
 
 

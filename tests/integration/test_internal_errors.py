@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from mesh.configuration.settings import Address
 from mesh.errors import BrokerUnavailable, JournalCorrupt
 from mesh.serving import http
-from mesh.serving.http import EXCEPTION_HANDLERS, AnyRequest, address_of, answer_directly, bind, serve
+from mesh.serving.http import EXCEPTION_HANDLERS, AnyRequest, answer_directly, serve
+from mesh.serving.listening import address_of, bind
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration

@@ -28,17 +28,16 @@ from contracts.fields import whole_number
 from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
 from contracts.records.status import Health, HealthCheck
 from mesh.background import background
-from mesh.configuration.settings import Address
-from mesh.errors import SettingsError
 from mesh.serving.connections import Connections, raise_descriptor_limit
 from mesh.serving.http_protocol import PROBLEM_JSON, Protocol
+from mesh.serving.listening import BACKLOG
 
 log = structlog.get_logger("mesh.serving.http")
 
 JSON = "application/json"
-BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 5
+LET_GO_SECONDS = 1.0
 BODY_SECONDS_MAX = 60.0
 """How long a body may take to come."""
 
@@ -253,17 +252,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(address: Address, variable: str) -> socket.socket:
-    """A listening socket. Raises `SettingsError`, naming the variable, if the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        listener = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise SettingsError(f"{variable}={str(address)!r}: can't listen: {error.strerror or error}") from None
-    listener.setblocking(False)
-    return listener
-
-
 def _answering(app: ASGIApp) -> ASGIApp:
     """An application that answers its own failures: a line in the log, and a problem where no answer has begun."""
 
@@ -294,7 +282,10 @@ def _answering(app: ASGIApp) -> ASGIApp:
 
 
 async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, on_started: Awaitable[None]) -> None:
-    """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`."""
+    """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`.
+
+    Connections without a request have `LET_GO_SECONDS` to send one that is on its way: it is answered, and the last.
+    """
     connections = Connections(raise_descriptor_limit())
     config = uvicorn.Config(
         _answering(app),
@@ -314,12 +305,11 @@ async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, 
         await on_started
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
         stop.cancel()
+        for each in getattr(server, "servers", ()):
+            each.close()
+        # Where nobody else has it, who connects from now on is refused; else whoever has it serves them.
+        listener.close()
+        await connections.let_go(LET_GO_SECONDS)
+        server.should_exit = True
         await serving
-
-
-def address_of(listener: socket.socket) -> Address:
-    """Where a socket listens, with the port it was given."""
-    host, port = listener.getsockname()[:2]
-    return Address(host, port)

@@ -15,7 +15,8 @@ from litestar import Litestar, Response, get
 
 from mesh.configuration.settings import Address, Settings
 from mesh.serving.browsers import Access, guarded, hosts_of
-from mesh.serving.http import EXCEPTION_HANDLERS, RequestRefused, address_of, bind, health_routes, serve
+from mesh.serving.http import EXCEPTION_HANDLERS, RequestRefused, health_routes, serve
+from mesh.serving.listening import address_of, bind
 from mesh.serving.wellness import Wellness
 
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from mesh.broker.connection import Connection
 from mesh.clock import now
-from mesh.fleet.looking import look
+from mesh.fleet.looking import read_fleet
 from mesh.fleet.members import SERVICES, Member
 from mesh.telemetry import figures, metrics
 
@@ -25,7 +25,7 @@ class FleetFigures:
 
     async def tell(self) -> None:
         """Tell how they are. Takes 2 s if one of them does not answer. Raises `BrokerUnavailable`, `BrokerError`."""
-        fleet = await look(self._connection, self._pools)
+        fleet = await read_fleet(self._connection, self._pools)
         closed = dict.fromkeys(self._breakers, 0.0)
         seen = {record.provider: float(record.state != "closed") for record in fleet.providers}
         figures.breakers_open.tell({(name,): value for name, value in (closed | seen).items()})

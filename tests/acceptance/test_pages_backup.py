@@ -66,7 +66,7 @@ async def every_kind(agents: Agents) -> dict[str, str]:
         "approval": await agents.submit(CALLS, tools=["add"], approval="always"),
         "later try": await agents.submit("!fail rate_limit 1 5\n!say 1"),
         "sub-task": await agents.submit(CHILD, tools=["spawn_task"]),
-        "deadline": await agents.submit(CALLS, tools=["add"], approval="always", deadline_seconds=20),
+        "deadline": await agents.submit(CALLS, tools=["add"], approval="always", deadline_seconds=10),
         "stream": await agents.submit("!rate 3\n!say 20"),
         "queue": await agents.submit("!say 1", pool="unserved"),
     }

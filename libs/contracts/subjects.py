@@ -282,6 +282,11 @@ def lane_waiting(stream: str, consumer: str) -> str:
     return LANES_WAITING_PREFIX + ".".join(names)
 
 
+def process_order(worker: str, order: str) -> str:
+    """Core subject `process.<worker>.<order>`: an order to one process, such as `drain`. The worker as in its key."""
+    return f"process.{worker_key(worker)}.{_checked('order', _LANE_NAME, order)}"
+
+
 def provider_changed(provider: str) -> str:
     """Core subject `providers.changed.<provider>`: a provider's breaker is in another state."""
     return f"{PROVIDERS_CHANGED_PREFIX}{_checked('provider', _LANE_NAME, provider)}"

@@ -19,6 +19,7 @@ from meshctl.commands import (
     demo,
     doctor,
     example,
+    processes,
     repair,
     replies,
     storage,
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     streams.add_commands(commands)
     storage.add_commands(commands)
     workers.add_commands(commands)
+    processes.add_commands(commands)
     transfer.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)

@@ -70,7 +70,7 @@ async def main(service: Service) -> None:
             pools=settings.pools,
         ):
             await service.ready()
-            await loop.run(service.stopping, service.hurrying)
+            await loop.run(service.stopping, service.hurrying, service.patient)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contracts.records.status import HealthCheck
 from ingress.app import Ingress, create_app
+from ingress.figures import figure_rounds
 from ingress.fleet_watch import FleetWatch
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
@@ -13,7 +14,8 @@ from mesh.journal.following import Following
 from mesh.journal.submission import Submission
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
-from mesh.serving.http import address_of, bind, serve
+from mesh.serving.http import serve
+from mesh.serving.listening import address_of, bind
 from mesh.serving.service import Service, probe_mesh, run, silent_streams
 
 
@@ -40,7 +42,7 @@ async def main(service: Service) -> None:
     async with (
         heartbeats(service),
         ingress.lists.open(),
-        background(fleet.run(), lanes.run(), storage.run(), providers.run()),
+        background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(create_app(ingress, probe), Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"))
         await serve(app, listener, service.stopping, service.ready())

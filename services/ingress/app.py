@@ -42,7 +42,7 @@ from ingress.pool_load import PoolLoads
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from ingress.waiting import Waits
 from mesh.broker import key_value
-from mesh.broker.direct_get import read_sequence
+from mesh.broker.direct_get import find_sequence
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, QueueFull
@@ -215,7 +215,7 @@ class Ingress:
         self, tenant: str, task: str, said: MessageInput, message_id: str, sequence: int
     ) -> None:
         """Hold a message whose key is known against the one that CONTROL has, or had, at `sequence`."""
-        stored = await read_sequence(self._requests, "CONTROL", sequence)
+        stored = await find_sequence(self._requests, "CONTROL", sequence)
         if stored is not None:
             input_decisions.check_same(said, decode(stored.payload, InputCommand))
             return

@@ -8,6 +8,7 @@ from mesh.serving.service import Service, run
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
 from steward.critic import Critic
+from steward.figures.rounds import figure_rounds
 from steward.lane_statistics import LaneKeeper
 from steward.provisioning_check import Provisioning
 from steward.reconciling import Reconciling
@@ -58,6 +59,7 @@ async def main(service: Service) -> None:
         webhooks.run(),
         provisioning.run(),
         *critic,
+        *figure_rounds(service.connection, settings, retention.lags),
     )
     # The record stays until what is in hand has ended.
     async with heartbeats(service), jobs:

@@ -6,7 +6,8 @@ from contracts.records.status import HealthCheck
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
-from mesh.serving.http import address_of, bind, serve
+from mesh.serving.http import serve
+from mesh.serving.listening import address_of, bind
 from mesh.serving.service import Service, probe_mesh, run
 from stream_edge.app import Edge, create_app
 

@@ -73,9 +73,9 @@ class Edge:
     ) -> AbstractContextManager[Span | None]:
         """The span of a stream, in the task's own trace; in the client's, and linked to the task's, if it brings one.
 
-        The task's trace is that of its first event: one small read for each stream, and none while telemetry is off.
+        The task's trace is that of its first event: one small read for each stream, and none while no spans are made.
         """
-        if not traces.enabled():
+        if not traces.spans_enabled():
             return nullcontext()
         of_task: str | None = None
         with suppress(TaskmeshError):  # A stream without its trace is better than none.

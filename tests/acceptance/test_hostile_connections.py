@@ -14,7 +14,7 @@ from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from mesh.configuration.settings import Address
-from mesh.serving import connections, http, http_protocol
+from mesh.serving import connections, http, http_protocol, listening
 from mesh.serving.connections import CONNECTIONS_SPARE, DESCRIPTORS_RESERVED, Connections
 from tests.support.bad_input import assert_problem, exchange
 from tests.support.http_client import PatientClient
@@ -42,7 +42,7 @@ async def serving(answer: Callable[[Send], Awaitable[None]]) -> AsyncIterator[Ad
 @asynccontextmanager
 async def serving_app(app: ASGIApp) -> AsyncIterator[Address]:
     """The server of the services, with an application of a test's own."""
-    listener = http.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
+    listener = listening.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
     stopping, started = asyncio.Event(), asyncio.Event()
 
     async def on_started() -> None:
@@ -51,7 +51,7 @@ async def serving_app(app: ASGIApp) -> AsyncIterator[Address]:
     server = asyncio.create_task(http.serve(app, listener, stopping, on_started()))
     await started.wait()
     try:
-        yield http.address_of(listener)
+        yield listening.address_of(listener)
     finally:
         stopping.set()
         await server

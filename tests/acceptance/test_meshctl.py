@@ -116,17 +116,26 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path, flag: str) -> None
     assert flag in last
 
 
-async def test_a_service_that_does_not_start_shows_what_it_said(tmp_path: Path, broker: Broker) -> None:
-    """Both listen on one port: the second can't, and its log says why."""
+async def test_two_services_on_one_address_are_told_before_anything_is_started(tmp_path: Path, broker: Broker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url}
     same = ("--ingress-address", address, "--edge-address", address)
     answer = await meshctl("up", "--home", str(tmp_path / "home"), *same, environment=variables)
+    assert answer.returncode == 2
+    last = answer.stderr.splitlines()[-1]
+    assert last == f"meshctl: MESH_INGRESS_ADDRESS='{address}': can't listen: Address already in use"
+
+
+async def test_a_service_that_does_not_start_shows_what_it_said(tmp_path: Path, broker: Broker) -> None:
+    """A variable that only tool runners read is not there."""
+    file = tmp_path / "mesh.toml"
+    file.write_text('[mcp.files]\ncommand = ["true"]\nenv_from = ["SURELY_NOT_SET"]\n')
+    variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url, "MESH_CONFIG": str(file)}
+    answer = await meshctl("up", "--home", str(tmp_path / "home"), *FREE_PORTS, environment=variables)
     assert answer.returncode == 1
-    assert address in answer.stderr
-    assert "in use" in answer.stderr
-    assert answer.stderr.splitlines()[-1] in ("meshctl: ingress does not start", "meshctl: stream_edge does not start")
+    assert "SURELY_NOT_SET" in answer.stderr
+    assert answer.stderr.splitlines()[-1] == "meshctl: tool_runner-1 does not start"
 
 
 async def test_a_wrong_setting_ends_with_2(tmp_path: Path) -> None:

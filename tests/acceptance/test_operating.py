@@ -117,8 +117,12 @@ async def test_a_broker_of_ones_own_has_a_disk_and_a_sync_of_its_own(broker: Bro
 
 async def test_workers_come_with_their_process_and_go_with_it(shared: Up) -> None:
     environment = shared.environment
-    [worker, runner] = await listed("workers", environment)
     pids = shared.pids()
+    told = {line["service"]: line for line in await listed("workers", environment)}
+    assert {service: line["pid"] for service, line in told.items()} == {
+        service: found[0] for service, found in pids.items() if service not in ("meshctl", "nats_server")
+    }
+    worker, runner = told["inference_worker"], told["tool_runner"]
     assert (worker["service"], worker["pid"]) == ("inference_worker", pids["inference_worker"][0])
     assert (worker["pools"], worker["running"], worker["version"]) == (["default"], 0, VERSION)
     assert (runner["service"], runner["pid"], runner["tools"]) == (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mesh.faults import ORDER_FILE, POINTS_VARIABLE
-from mesh.serving.watchdog import STATUS_STOOD_STILL
+from mesh.serving.statuses import STATUS_STOOD_STILL
 from tests.support.clients import post_task
 from tests.support.http_client import PatientClient
 from tests.support.patience import stretched

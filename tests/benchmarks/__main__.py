@@ -27,6 +27,7 @@ from tests.benchmarks import (
     fan_out,
     first_token,
     fleet,
+    footprint,
     fsyncs,
     journal,
     long_runs,
@@ -64,6 +65,7 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "commands": commands.measure,
     "commands_beside": commands.measure_beside,
     "fleet": fleet.measure,
+    "footprint": footprint.measure,
     "fsyncs": fsyncs.measure,
 }
 SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {"months": months.seconds_max}

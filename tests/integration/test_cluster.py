@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from urllib.parse import ParseResult
 
@@ -19,39 +20,22 @@ from mesh.configuration.settings import load_settings
 from mesh.errors import BrokerError, SettingsError
 from tests.support import children
 from tests.support.broker import Broker
-from tests.support.cluster import Cluster, running_cluster
+from tests.support.cluster import running_cluster
 from tests.support.waiting import until
 
-CONNECTIONS = 4
-"""The client tries servers in an order of its own: so often, it has begun with the one that is away."""
 
-
-async def test_which_node_is_away_makes_no_difference_to_who_starts_or_is_connected(tmp_path: Path) -> None:
+async def test_a_connection_that_knows_one_node_hears_of_the_others_and_moves_on(tmp_path: Path) -> None:
     async with running_cluster(tmp_path) as cluster:
-        settings = load_settings({"MESH_NATS_URL": cluster.url, "MESH_HOME": str(tmp_path)})
-        # It knows of one server by its URL, and hears of the others from that.
-        first_alone = load_settings({"MESH_NATS_URL": cluster.nodes[0].url, "MESH_HOME": str(tmp_path)})
-        async with connect(first_alone, "early") as early:
-            config = {"name": "T", "subjects": ["t.>"], "num_replicas": 3, "storage": "file"}
-            await early.requests.api("STREAM.CREATE.T", config)
-            await cluster.nodes[0].kill()
-            await until(lambda: early.is_connected and port_of(early.client.connected_url) != cluster.nodes[0].port)
-            await cluster.until_led("T")
-            for _ in range(CONNECTIONS):
-                async with connect(settings, "late") as late:
-                    await late.requests.publish("t.1", b"")
-            await move_on(cluster, early)
+        settings = load_settings({"MESH_NATS_URL": cluster.nodes[0].url, "MESH_HOME": str(tmp_path)})
+        async with connect(settings, "test") as connection:
+            for _ in range(2):
+                port = port_of(connection.client.connected_url)
+                await next(node for node in cluster.nodes if node.port == port).kill()
+                await until(partial(has_moved, connection, port))
 
 
-async def move_on(cluster: Cluster, connection: Connection) -> None:
-    """Let the node that it is at come to an end, after the one that was away is back."""
-    await cluster.nodes[0].start()
-    await cluster.until_serving()
-    port = port_of(connection.client.connected_url)
-    await next(node for node in cluster.nodes if node.port == port).kill()
-    await until(lambda: connection.is_connected and port_of(connection.client.connected_url) != port)
-    await cluster.until_led("T")
-    await connection.requests.publish("t.2", b"")
+def has_moved(connection: Connection, was: int | None) -> bool:
+    return connection.is_connected and port_of(connection.client.connected_url) != was
 
 
 def port_of(url: ParseResult | None) -> int | None:

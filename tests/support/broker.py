@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -102,11 +103,13 @@ class Broker:
             )
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: Mapping[str, str] | None = None
+        """What its configuration may name as variables; None is this process's own environment."""
 
     async def start(self, seconds: float = READY_SECONDS) -> None:
         """Start, and wait until it accepts connections. `seconds`: how long that may take, with much stored."""
         with self.log.open("ab") as log:
-            self.process = children.start([PROGRAM, "-c", str(self._config)], stdout=log, stderr=log)
+            self.process = children.start([PROGRAM, "-c", str(self._config)], self.environment, stdout=log, stderr=log)
         async with within(seconds):
             while True:
                 if self.process.poll() is not None:

@@ -128,11 +128,26 @@ class Cluster:
                         return self.node(leader)
         return None
 
+    async def leaders(self) -> dict[str, str | None]:
+        """Who leads each stream of any account, as the nodes that live say; None while nobody does who lives."""
+        leaders: dict[str, str | None] = {}
+        for node in self.living:
+            told = await node.monitored("/jsz?streams=1")
+            for account in (told or {}).get("account_details") or []:
+                for detail in account.get("stream_detail") or []:
+                    leader = (detail.get("cluster") or {}).get("leader")
+                    if leader and self.node(leader).is_running:
+                        leaders[detail["name"]] = leader
+                    else:
+                        leaders.setdefault(detail["name"], None)
+        return leaders
+
     async def until_led(self, *streams: str, seconds: float = READY_SECONDS) -> None:
-        """Wait until each of these streams has a leader that lives. An election takes 4 to 9 s after a kill."""
+        """Wait until each of these streams, all without any, has a leader that lives. A kill: 4 to 9 s."""
 
         async def led() -> bool:
-            return None not in [await self.leader_of(stream) for stream in streams]
+            leaders = await self.leaders()
+            return bool(leaders) and None not in [leaders.get(stream) for stream in streams or leaders]
 
         await until(led, seconds)
 

@@ -35,6 +35,18 @@ def nats_cli() -> Path:
     return program
 
 
+def prometheus(program: str) -> Path:
+    """`prometheus` or `promtool`: the one on the PATH, or that of `make build/prometheus/usr/bin/promtool`.
+
+    Skips without either, also in CI: not every package index has it.
+    """
+    on_path = shutil.which(program)
+    fetched = REPOSITORY / "build" / "prometheus" / "usr" / "bin" / program
+    if on_path is None and not fetched.exists():
+        pytest.skip(f"{program} is not there (make build/prometheus/usr/bin/promtool): alerts are not tried in it")
+    return Path(on_path) if on_path is not None else fetched
+
+
 def go_tools() -> list[str]:
     """The command of examples/go, built. Skips without Go; in CI that is an error."""
     _demand("go", "examples/go")

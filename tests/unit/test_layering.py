@@ -90,6 +90,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "steward.walks": (),
     "steward.archiving": ("steward.walks",),
     "steward.sweeps": ("steward.walks",),
+    "steward.figures": (),
     "tool_runner.tools": (),
     "tool_runner.mcp_servers": ("tool_runner.tools",),
 }

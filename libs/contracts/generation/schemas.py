@@ -11,7 +11,7 @@ from contracts import errors, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
 from contracts.messages import control, notifications, work
-from contracts.records import archive, providers, status, storage, tools
+from contracts.records import archive, orders, providers, status, storage, tools
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -55,6 +55,8 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,
+    "drain_order": orders.DrainOrder,
+    "drain_answer": orders.DrainAnswer,
     "webhook": notifications.Notification,
     "packed_task": archive.PackedTask,
     "pack_directory": archive.PackDirectory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from nats.aio.client import Client
 
 from mesh.broker import embedded
 from mesh.broker.clock_keeper import ClockKeeper
+from mesh.broker.line import Line
 from mesh.broker.requests import Requests
 from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.settings import Settings
@@ -54,6 +56,7 @@ class Connection:
         self.role = role
         self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
+        self.line = Line(client, role)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []
         self._is_back = asyncio.Event()
@@ -153,6 +156,7 @@ class Connection:
 
     async def _on_disconnected(self) -> None:
         self.requests.on_disconnected()
+        self.line.on_disconnected()
         if not self.client.is_closed:
             log.warning("broker.disconnected", role=self.role)
         for callback in list(self._disconnected):
@@ -196,13 +200,14 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
-        keeping = asyncio.create_task(connection.clock.keep())
+        keeping = [asyncio.create_task(connection.clock.keep()), asyncio.create_task(connection.line.watch())]
         try:
             yield connection
         finally:
-            keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeping
+            for task in keeping:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
     finally:
         connection.wait_no_more()
         await _close(client)
@@ -218,7 +223,9 @@ async def _open(
         return login.token or (embedded.token_for(settings.home, servers[0]) if len(servers) == 1 else None)
 
     await client.connect(
-        list(servers),
+        # Each process in an order of its own, which the client then goes through.
+        random.sample(servers, len(servers)),
+        dont_randomize=True,
         user=login.user,
         password=login.password,
         token=token,  # type: ignore[arg-type]  # None is sent as none
@@ -231,6 +238,7 @@ async def _open(
         error_cb=connection._on_error,
         disconnected_cb=connection._on_disconnected,
         reconnected_cb=connection._on_reconnected,
+        lame_duck_mode_cb=connection.line.on_lame_duck,
     )
     connection._was_connected = True
 

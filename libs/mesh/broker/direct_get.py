@@ -131,9 +131,25 @@ async def subjects_of(requests: Requests, stream: str, subject_filter: str) -> d
             return counts
 
 
+async def count_of(requests: Requests, stream: str, subject_filter: str) -> int:
+    """How many messages a filter has, as any replica counts them. Raises `BrokerUnavailable`.
+
+    The server goes through all subjects for that: some 0.2 µs each, in which nobody can write (measured; ADR-19).
+    """
+    body = {"seq": 1, "batch": 1, "next_by_subj": subject_filter}
+    messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
+    return len(messages) + int((last.headers or {}).get(headers.NUM_PENDING, "0"))
+
+
 async def read_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
-    """Read the message at a sequence; None if it is not, or no longer, there."""
+    """Read the message at a sequence; None if it is not there, or the replica that answers is behind."""
     return await _one(requests, stream, {"seq": sequence})
+
+
+async def find_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
+    """Read the message at a sequence; None is the truth: a replica that does not have it may be behind."""
+    stored = await read_sequence(requests, stream, sequence)
+    return stored if stored is not None else await sequence_from_leader(requests, stream, sequence)
 
 
 async def read_next(requests: Requests, stream: str, subject_filter: str, after: int) -> Stored | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -24,13 +25,16 @@ from mesh.broker.config_changes import obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
 from mesh.broker.levels import STREAM_NOT_FOUND, stream_info
 from mesh.broker.mesh_identity import with_new_id
-from mesh.broker.replication import Replication, explained, find_replicas
+from mesh.broker.replication import Replication, find_replicas, placed
 from mesh.broker.requests import Requests
 from mesh.broker.sizing import Sizes, account_limit_bytes, find_sizes, sizes_by_default
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerError, SettingsError
 
 log = structlog.get_logger("mesh.broker.provisioning")
+
+_STORAGE_EXCEEDED = 10047
+"""The server has less storage to reserve than a stream's `max_bytes`."""
 
 WEBHOOK_LEFT = "delete it with `nats consumer rm`: a webhook of that name would be told of all since it was taken away"
 
@@ -170,12 +174,19 @@ async def apply(requests: Requests, wanted: Declared, *, update: bool, grow: boo
     await _check_account(requests, differences, configs, replicas)
     for difference in differences:
         try:
-            await _apply(requests, difference, configs[difference.name])
+            await placed(requests, replicas, partial(_apply, requests, difference, configs[difference.name]))
         except BrokerError as error:
             log.error("provisioning.refused", kind=difference.kind, name=difference.name, error=str(error))
-            refused.append(explained(error, replicas))
+            refused.append(error)
             continue
         done.append(difference._replace(fields=difference.changes, obstacles={}))
+    full = next((error for error in refused if error.number == _STORAGE_EXCEEDED), None)
+    if full is not None:
+        raise SettingsError(
+            f"storage: {full}: the broker's max_file_store is less than the streams are to have, and its account has no"
+            " limit that says so: give the account a limit (streams then share 90 % of it), or set storage.total in"
+            " mesh.toml"
+        )
     if refused:
         raise refused[0]
     return done

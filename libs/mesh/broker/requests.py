@@ -22,13 +22,17 @@ from contracts import headers
 from contracts.streams import MESSAGE_BYTES_MAX
 from mesh import faults
 from mesh.broker.levels import TimerRoom
-from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoRoom, NotAllowed
+from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoLeader, NoRoom, NotAllowed
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's error numbers for an expected revision that is not the last one."""
 MESSAGE_TOO_LARGE = 10054
 NO_ROOM = (10077, 10047, 10023)
 """Maximum messages or bytes of a subject or stream; no storage left. All mean: not now (`NoRoom`)."""
+NOT_NOW = (10004, 10007, 10008, 10009, 10041, 10075, 10118, 10119, 10158, 10163, 10167, 10194, 10195)
+"""Not a word on what was asked: the stream or the whole cluster has no leader, the one that is asked is none any more,
+a replica is not ready, the same message is just being stored, or too many ask. The same request may succeed later.
+(nats-server's errors.json; 10158 and 10163 come for some milliseconds after a leader was elected.)"""
 NO_MESSAGE_FOUND = (10037, 10043, 10057)
 """No message has that sequence: never stored, or deleted by now."""
 REQUEST_TIMEOUT_SECONDS = 5.0
@@ -321,7 +325,9 @@ def _time_out(future: asyncio.Future[Msg], subject: str) -> None:
         future.set_exception(BrokerUnavailable(f"no answer in time on {subject}"))
 
 
-def _broker_error(error: dict[str, Any]) -> BrokerError:
+def _broker_error(error: dict[str, Any]) -> BrokerError | NoLeader:
     number = int(error.get("err_code") or error.get("code") or 0)
+    if number in NOT_NOW:
+        return NoLeader(f"{error.get('description', 'not available')} ({number})")
     kind = NoRoom if number in NO_ROOM else MessageTooLarge if number == MESSAGE_TOO_LARGE else BrokerError
     return kind(number, str(error.get("description", "error")))

@@ -29,11 +29,11 @@ from mesh.background import is_seen
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import (
     Stored,
+    find_sequence,
     first_traceparent,
     journal_exists,
     last_sequence,
     read_page,
-    read_sequence,
 )
 from mesh.errors import BrokerUnavailable
 from mesh.journal.journal import Journal
@@ -50,6 +50,9 @@ READS_MAX = 64
 """Journal pages read at once by one process, so that a storm of reconnects queues here and not at the broker."""
 PAGE_BYTES_MAX = 128 * 1024
 BROKER_RETRY_SECONDS = 0.25
+LOOK_SECONDS_MIN = 1.0
+"""How long after an event the journal is looked into; if nothing is there, after twice as long, and so on. What a
+stream's leader had stored when it died, and not yet told, nobody is told."""
 STALE_RETRY_SECONDS = 0.02
 STALE_READS_UNTIL_PACKED = 5
 """Reads in vain until the archive is looked into."""
@@ -267,6 +270,7 @@ class Follower:
         """Its milestones, once it is packed: nothing of it is in EVENTS any more."""
         self._must_reach = -1
         """n of an event that was seen live behind a hole."""
+        self._look_seconds = LOOK_SECONDS_MIN
         self._gap = False
         self._ended = False
 
@@ -309,7 +313,8 @@ class Follower:
         """The event at a sequence, of whatever task."""
         if self._packed:
             return next((each for each in self._packed if each.sequence == sequence), None)
-        return await read_sequence(self._requests, "EVENTS", sequence)
+        # The reader may have it from a replica that is ahead of the one that answers here.
+        return await find_sequence(self._requests, "EVENTS", sequence)
 
     async def _first_milestone(self, after: int) -> Stored | None:
         """The first milestone behind a cursor. A journal begins with one."""
@@ -397,12 +402,14 @@ class Follower:
     async def _from_live(self, idle_seconds: float) -> AsyncGenerator[list[Followed], None]:
         """Live events as they come; returns when the journal must be read again."""
         while not self._ended:
-            taken = await self._buffer.take(idle_seconds)
+            taken = await self._buffer.take(min(self._look_seconds, idle_seconds))
             if not taken:
-                # Overflowed, or idle: core messages carry no promise, so an idle reader looks into the journal too.
+                # Overflowed, or quiet: core messages carry no promise, so a quiet reader looks into the journal too.
                 if not self._buffer.overflowed:
+                    self._look_seconds = min(2 * self._look_seconds, idle_seconds)
                     yield []
                 return
+            self._look_seconds = LOOK_SECONDS_MIN
             batch: list[Followed] = []
             hole = False
             for live in taken:

@@ -15,7 +15,8 @@ from litestar import Litestar, Response, get
 
 from mesh.configuration.settings import Address, Settings
 from mesh.serving.browsers import Access, guarded, hosts_of
-from mesh.serving.http import EXCEPTION_HANDLERS, RequestRefused, address_of, bind, health_routes, serve
+from mesh.serving.http import EXCEPTION_HANDLERS, RequestRefused, health_routes, serve
+from mesh.serving.listening import address_of, bind
 from mesh.serving.wellness import Wellness
 
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -51,7 +52,9 @@ async def operators(settings: Settings, service: str, wellness: Wellness) -> Asy
 def _create_app(service: str, wellness: Wellness) -> Litestar:
     @get("/metrics", include_in_schema=False)
     async def metrics() -> Response[bytes]:
-        return Response(_exposition(), media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"})
+        return Response(
+            await asyncio.to_thread(_exposition), media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"}
+        )
 
     return Litestar(
         route_handlers=[metrics, *health_routes(service, wellness.readiness)],  # type: ignore[list-item]  # handlers of mixed kinds

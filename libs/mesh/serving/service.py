@@ -17,22 +17,26 @@ import structlog
 from contracts import VERSION
 from contracts.build import BUILD
 from contracts.errors import TaskmeshError
+from contracts.records.orders import DrainAnswer, DrainOrder
 from contracts.records.status import HealthCheck
 from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
 from mesh import faults
 from mesh.broker.connection import Connection, connect
+from mesh.broker.replication import lacks_quorum
 from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
 from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, worker_name
-from mesh.errors import SettingsError
+from mesh.errors import NoLeader, SettingsError
 from mesh.serving.neighbours import Neighbours
 from mesh.serving.notifying import Notifier
+from mesh.serving.orders import drain_endpoint
 from mesh.serving.privacy import has_secrets, keep_private
+from mesh.serving.statuses import STATUS_DRAINED, STATUS_STOPPED, STATUS_WRONG_SETTING
 from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
-from mesh.telemetry import traces
+from mesh.telemetry import metrics, traces
 
 log = structlog.get_logger("mesh.serving.service")
 
@@ -79,9 +83,16 @@ class Service:
         """Where it serves HTTP, `<host>:<port>`, if anywhere."""
         self.ops: str | None = None
         """Where it serves operators."""
+        metrics.watch_broker(lambda: connection.is_connected, lambda: connection.requests.round_trip_seconds)
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         """Told to stop a second time: what still runs is not waited for."""
+        self.patient = asyncio.Event()
+        """Set while what still runs is waited for however long it takes: it was told to drain so, and not to stop."""
+        self.is_drained = False
+        """Whether it was told to drain: it stays away then, once it has ended."""
+        self.running: Callable[[], int] = int
+        """How much it has in hand."""
 
     @property
     def requests(self) -> Requests:
@@ -101,7 +112,7 @@ class Service:
             "configuration": self.configuration,
             **{key: value for key, value in optional.items() if value is not None},
         }
-        await nats.micro.add_service(
+        micro = await nats.micro.add_service(
             self.connection.client,
             name=self.name,
             version=VERSION,
@@ -109,12 +120,28 @@ class Service:
             metadata=metadata,
         )
         address = self.http
+        await micro.add_endpoint(drain_endpoint(self.worker, self._drain))
         log.info("service.ready", version=VERSION, build=BUILD, pid=os.getpid(), address=address, ops=self.ops)
         self._notifier.ready()
         descriptor = os.environ.pop(READY_FD_VARIABLE, "")
         if descriptor:
             with os.fdopen(int(descriptor), "wb") as pipe:
                 pipe.write(msgspec.json.encode(Ready(self.name, os.getpid(), address)) + b"\n")
+
+    def stop(self) -> None:
+        """Take no more work, and end when what is in hand has, or has been handed over."""
+        self.patient.clear()
+        self.wellness.is_draining = True
+        self.stopping.set()
+
+    def _drain(self, order: DrainOrder) -> DrainAnswer:
+        log.info("service.draining", running=self.running(), wait=order.wait)
+        if order.wait and not self.stopping.is_set():
+            self.patient.set()
+        self.is_drained = True
+        self.wellness.is_draining = True
+        self.stopping.set()
+        return DrainAnswer(worker=self.worker, running=self.running())
 
 
 def _unknown_variables(settings: Settings) -> list[HealthCheck]:
@@ -123,21 +150,25 @@ def _unknown_variables(settings: Settings) -> list[HealthCheck]:
 
 
 def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:
-    """Run a service until SIGTERM or SIGINT; a second one hurries. A wrong setting ends it with one line, status 2."""
+    """Run a service until SIGTERM or SIGINT; a second one hurries. Ends the process, as `statuses` has it.
+
+    A wrong setting ends it with one line.
+    """
     try:
         settings = load_settings()
         if has_secrets(settings.configuration, name):
             keep_private()
         traces.configure(settings, name)
-        _event_loop_runner()(_serve(name, settings, main))
+        status = _event_loop_runner()(_serve(name, settings, main))
     except SettingsError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the one line, for people, before or instead of logs
-        sys.exit(2)
+        sys.exit(STATUS_WRONG_SETTING)
     finally:
         traces.shut_down()
+    sys.exit(status)
 
 
-def _event_loop_runner() -> Callable[[Awaitable[None]], None]:
+def _event_loop_runner() -> Callable[[Awaitable[int]], int]:
     try:
         import uvloop  # noqa: PLC0415 - not on every platform
     except ImportError:
@@ -145,7 +176,8 @@ def _event_loop_runner() -> Callable[[Awaitable[None]], None]:
     return uvloop.run  # type: ignore[return-value]  # the same
 
 
-async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaitable[None]]) -> None:
+async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaitable[None]]) -> int:
+    """Serve until told to stop; the status that the process ends with."""
     if faults.SWITCHED_OFF:
         log.error("service.safeguards_off", off=sorted(faults.SWITCHED_OFF))
     if faults.POINTS_ON:
@@ -167,7 +199,7 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
         if service is not None:
             if again:
                 service.hurrying.set()
-            service.stopping.set()
+            service.stop()
         elif this_task is not None:
             # Still waiting for a broker, which may take for ever: there is nothing to drain. Python 3.11's wait_for,
             # which the client connects with, loses a cancellation that comes just as a connection opens: insist.
@@ -198,6 +230,7 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
         if not stop_asked:
             raise
     log.info("service.stopped")
+    return STATUS_DRAINED if service is not None and service.is_drained else STATUS_STOPPED
 
 
 @asynccontextmanager
@@ -241,14 +274,16 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
         return [HealthCheck(name="broker", ok=False, detail="not connected")]
 
     async def probe(stream: str, prefix: str) -> HealthCheck:
-        if connection.requests.is_silent(prefix):
-            return _silent(stream)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                await connection.requests.api(f"STREAM.INFO.{stream}")
+                lacking = lacks_quorum(await connection.requests.api(f"STREAM.INFO.{stream}"))
+        except NoLeader as error:
+            lacking = f"no leader: {error}"
         except (TaskmeshError, TimeoutError) as error:
-            return HealthCheck(name=stream, ok=False, detail=str(error) or "no answer in time")
-        return HealthCheck(name=stream, ok=True)
+            lacking = str(error) or "no answer in time"
+        if lacking is None and connection.requests.is_silent(prefix):
+            return _silent(stream)
+        return HealthCheck(name=stream, ok=lacking is None, detail=lacking)
 
     checks = await asyncio.gather(*(probe(stream, prefix) for stream, prefix in _NEEDED))
     return [HealthCheck(name="broker", ok=True), *checks]

@@ -26,10 +26,10 @@ from typing import Final
 
 import structlog
 
+from mesh.serving.statuses import STATUS_STOOD_STILL
+
 log = structlog.get_logger("mesh.serving.watchdog")
 
-STATUS_STOOD_STILL: Final = 4
-"""How a process ends that its watchdog has ended."""
 TICKS: Final = 20
 """So often in its bound the loop is asked."""
 TICK_SECONDS_MIN, TICK_SECONDS_MAX = 0.05, 1.0

@@ -51,6 +51,7 @@ class Home:
         self.jetstream = self.path / "jetstream"
         self.index = self.path / "index"
         self.configuration = self.path / "mesh.toml"
+        self.control = self.path / "control.sock"
 
     def create(self) -> None:
         """Make the folders; readable for their owner alone, since journals hold what users wrote."""

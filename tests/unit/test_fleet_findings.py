@@ -37,6 +37,8 @@ def test_nothing_is_found_of_a_fleet_that_is_well() -> None:
         ({"members": but(member("steward", answers=False), without="steward")}, "services", True,
          "steward-1@host does not answer: frozen, or gone", "kill -9"),
         ({"members": [each._replace(answers=False) for each in MEMBERS]}, "services", True, "do not answer", "start"),
+        ({"members": but(member("inference_worker", draining=True), without="inference_worker")}, "services", True,
+         "no worker of pool default answers", "inference_worker"),
         ({"pools": ("default", "large")}, "services", True, "no worker of pool large answers", "inference_worker"),
         ({"members": but(member("inference_worker", 2, answers=False))}, "answers", False, "worker-2@host", "90 s"),
         ({"members": but(member("steward", 2, version="0.1.0"))}, "versions", True, "0.1.0: steward-2@host", "older"),

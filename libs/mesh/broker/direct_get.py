@@ -137,7 +137,7 @@ async def count_of(requests: Requests, stream: str, subject_filter: str) -> int:
     The server goes through all subjects for that: some 0.2 µs each, in which nobody can write (measured; ADR-19).
     """
     body = {"seq": 1, "batch": 1, "next_by_subj": subject_filter}
-    messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
+    messages, last = await requests.many(requests.api_subject(f"DIRECT.GET.{stream}"), encode(body))
     return len(messages) + int((last.headers or {}).get(headers.NUM_PENDING, "0"))
 
 

@@ -58,14 +58,19 @@ class Fleet(NamedTuple):
         return any(member.service == service for member in self.alive)
 
     def serves_pool(self, pool: str) -> bool:
-        """Whether a worker of a pool answers. One without a record may serve any."""
+        """Whether a worker of a pool answers, and does not drain. One without a record may serve any."""
         workers = [member.record for member in self.alive if member.service == "inference_worker"]
-        return any(record is None or pool in record.pools for record in workers)
+        return any(record is None or (pool in record.pools and not record.draining) for record in workers)
 
     def serves_tool(self, tool: str) -> bool:
-        """Whether a runner of a tool answers, of whatever program. One of ours without a record may serve any."""
+        """Whether a runner of a tool answers, of whatever program, and does not drain.
+
+        One of ours without a record may serve any.
+        """
         return any(
-            tool in member.record.tools if member.record is not None else member.service == "tool_runner"
+            tool in member.record.tools and not member.record.draining
+            if member.record is not None
+            else member.service == "tool_runner"
             for member in self.alive
         )
 
@@ -268,7 +273,9 @@ def _lanes(fleet: Fleet) -> Finding | None:
         return None
     remedies = ["`nats consumer resume <stream> <consumer>`"] if paused else []
     remedies += (
-        ["start more workers, or have its clients wait: new tasks are refused there (429)"] if fleet.full else []
+        ["start more workers, or have its clients wait: new tasks are refused there (503, queue-full)"]
+        if fleet.full
+        else []
     )
     return Finding("lanes", names(told), "; ".join(remedies))
 

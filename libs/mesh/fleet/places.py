@@ -37,7 +37,7 @@ async def ahead_of(
         "batch": FOUND_MAX,
         "max_bytes": FOUND_BYTES_MAX,
     }
-    messages, _ = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body), ANSWER_SECONDS_MAX)
+    messages, _ = await requests.many(requests.api_subject(f"DIRECT.GET.{stream}"), encode(body), ANSWER_SECONDS_MAX)
     for message in messages:
         try:
             found = msgspec.json.decode(message.data, type=_Work).task == task

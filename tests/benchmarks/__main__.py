@@ -35,6 +35,7 @@ from tests.benchmarks import (
     packing,
     resume,
     retention,
+    rolling,
     takeover,
 )
 from tests.benchmarks.bench import Run
@@ -59,6 +60,7 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "retention": retention.measure,
     "fold": journal.measure_fold,
     "takeover": takeover.measure,
+    "rolling": rolling.measure,
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
     "long_runs": long_runs.measure,
@@ -68,7 +70,10 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "footprint": footprint.measure,
     "fsyncs": fsyncs.measure,
 }
-SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {"months": months.seconds_max}
+SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {
+    "months": months.seconds_max,
+    "rolling": rolling.seconds_max,
+}
 """The same of those whose size can be chosen."""
 
 

@@ -45,7 +45,13 @@ async def measure(run: Run) -> list[Figure]:
         ):
             feeding = _Feeding(client)
             feeders = [asyncio.create_task(feeding.run()) for _ in range(AT_ONCE)]
-            took = [await _restart(mesh) for _ in range(restarts)]
+            try:
+                took = [await _restart(mesh) for _ in range(restarts)]
+            except BaseException:
+                for feeder in feeders:
+                    feeder.cancel()
+                await asyncio.gather(*feeders, return_exceptions=True)
+                raise
             feeding.is_over = True
             await asyncio.gather(*feeders)
             counts = (await client.get("/v1/tasks/counts")).json()["counts"]

@@ -26,6 +26,8 @@ from tests.support.cluster import running_cluster
 from tests.support.patience import within
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.integration
+
 
 async def test_a_connection_that_knows_one_node_hears_of_the_others_and_moves_on(tmp_path: Path) -> None:
     async with running_cluster(tmp_path) as cluster:

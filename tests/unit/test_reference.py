@@ -15,6 +15,7 @@ import opentelemetry.sdk.environment_variables
 import pytest
 
 import mesh.configuration
+from mesh.configuration.checking import unknown_variables
 from mesh.configuration.mesh_toml import KEYS, Configuration, ServerConfiguration, parse_configuration
 from mesh.configuration.settings import BOUNDS, CHOICES, load_settings, variable_fields
 from mesh.configuration.tool_tables import ToolsConfiguration
@@ -26,7 +27,14 @@ from meshctl.reference.mesh_toml_page import TABLES, Table
 
 PAGES = (SETTINGS, MESH_TOML)
 # For the processes of one mesh among themselves, and for tests: nobody sets these.
-INTERNAL_VARIABLES = {"MESH_LISTENERS", "MESH_READY_FD", "MESH_TEST_CLOCK", "MESH_TEST_POINTS", "MESH_TEST_SWITCH_OFF"}
+INTERNAL_VARIABLES = {
+    "MESH_LISTENERS",
+    "MESH_READY_FD",
+    "MESH_CONFIG_SOURCE",
+    "MESH_TEST_CLOCK",
+    "MESH_TEST_POINTS",
+    "MESH_TEST_SWITCH_OFF",
+}
 # No key of the file takes a time, so that reading one is an error that tells a known key from an unknown one.
 NO_VALUE = "1979-05-27T07:32:00Z"
 # What has to stand before a key for its table to be read at all. A list of tables is written inside of its own.
@@ -167,9 +175,15 @@ def test_what_is_beyond_a_settings_bounds_is_refused(name: str) -> None:
 
 
 def test_every_variable_that_the_code_names_is_documented() -> None:
-    named = {text for text in strings() if re.fullmatch(r"MESH_[A-Z_]+|OTEL_[A-Z_]+|NO_COLOR", text)}
+    named = {text for text in strings() if re.fullmatch(r"MESH_[A-Z_]*[A-Z]|OTEL_[A-Z_]+|NO_COLOR", text)}
     assert named >= INTERNAL_VARIABLES | {"OTEL_SDK_DISABLED", "NO_COLOR"}, "the scan sees them"
     assert named - INTERNAL_VARIABLES <= set(first_column(text_of(SETTINGS)))
+
+
+def test_no_variable_that_the_code_names_is_taken_for_a_mistake() -> None:
+    named = {text for text in strings() if re.fullmatch(r"MESH_[A-Z]+(_[A-Z]+)*", text)}
+    assert named >= INTERNAL_VARIABLES
+    assert unknown_variables(dict.fromkeys(named, "1")) == []
 
 
 def test_every_standard_variable_is_one_that_is_read() -> None:

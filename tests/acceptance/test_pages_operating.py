@@ -37,6 +37,9 @@ WALKS = (PAGE, PROCESSES, *SLOW)
 VARIES = (
     r"\d+[smhd] ago",
     r"\d+[smhd]\s*\d+[smhd] ago",
+    r"all of build [0-9a-f]{12}, with configuration [0-9a-f]{12}",
+    r"within \d+\.\d\d s",
+    r"at most \d+ s old",
     # What a disk gives, and how many files a process may open, is this machine's affair.
     r"(?:ok|warn)\s*disk\s*[\d,]+ fsyncs a second: at most about [\d,]+ tasks of one turn a second \(10 fsyncs each\)"
     r"(?:\s*→.*?)?",

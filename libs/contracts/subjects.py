@@ -47,6 +47,7 @@ EVENTS_LOG = "events.*.*.log"
 """The milestones of all journals, as a filter."""
 EVENTS_ALL = (EVENTS_LOG, "events.*.*.delta")
 LIVE_PREFIX = "live."
+PREVIEW = "preview"
 CRON = "cron"
 """The kind of timers that are schedules of trigger rules, and no commands."""
 CRON_ALL = "timers.at.cron.>"
@@ -181,6 +182,11 @@ def live(tenant: str, task: str) -> str:
 def live_log(tenant: str, task: str) -> str:
     """The milestones alone of what is republished: `live.events.<tenant>.<task>.log`."""
     return LIVE_PREFIX + journal_log(tenant, task)
+
+
+def live_preview(tenant: str, task: str) -> str:
+    """Where a worker tells what it can't store at present: `live.events.<tenant>.<task>.preview`, of core NATS."""
+    return f"{LIVE_PREFIX}events.{check_tenant(tenant)}.{check_task(task)}.{PREVIEW}"
 
 
 def hold(tenant: str, task: str) -> str:

@@ -192,7 +192,7 @@ class Ingress:
             return json_response(record, 200, {"Cache-Control": "no-store"})
         command = CancelCommand(task=record.id, tenant=tenant, by=input_decisions.BY)
         await commands.send(self._requests, command, cancel_message_id(record.id), request, "/v1/tasks/{task}/cancel")
-        log.info("task.cancel_asked", task=record.id, tenant=tenant)
+        log.debug("task.cancel_asked", task=record.id, tenant=tenant)
         return json_response(record, 202, {"Cache-Control": "no-store"})
 
     async def input(self, request: AnyRequest, task: str) -> Response[bytes]:
@@ -208,7 +208,7 @@ class Ingress:
             ack = await commands.send(self._requests, command, message_id, request, "/v1/tasks/{task}/inputs")
             if ack.duplicate and isinstance(said, MessageInput):
                 await self._check_duplicate(tenant, task, said, message_id, ack.seq)
-            log.info("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
+            log.debug("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
         return json_response(self._linked(record(journal.state)), 202, {"Cache-Control": "no-store"})
 
     async def _check_duplicate(

@@ -19,7 +19,7 @@ from tests.support.deployed import EDGE_PASSWORD, deployed_cluster, deployed_edg
 from tests.support.processes import Mesh, serving
 from tests.support.waiting import until, until_no_work_is_left
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 SERVICES = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
 TASKS = 5

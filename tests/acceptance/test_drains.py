@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.clients import Viewer, post_task
 from tests.support.http_client import PatientClient
+from tests.support.model_server import DONE, Exchange, chunk, model_server, usage
 from tests.support.processes import running_mesh
 from tests.support.up import Up, meshctl, runs, up
 from tests.support.waiting import until
@@ -54,32 +55,64 @@ async def worker_of(mesh: Up, service: str) -> str:
     return str(name)
 
 
+class HeldModel:
+    """A model that says nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await exchange.begin()
+        await self.go.wait()
+        await exchange.say(chunk({"content": "done"}, usage=None))
+        await exchange.say(chunk(finish_reason="stop", usage=None), usage(9, 1))
+        await exchange.send(DONE)
+        await exchange.end()
+
+
 async def test_a_drained_worker_ends_its_step_leaves_and_stays_away(tmp_path: Path) -> None:
-    variables = {"MESH_DRAIN_SECONDS": "1", "MESH_LOG_FORMAT": "json"}
-    async with up(tmp_path / "home", variables=variables) as mesh, PatientClient() as client:
-        task = await begun(client, mesh, "!say 1\n!hang 4\n!say 1")
-        worker, pid = await worker_of(mesh, "inference_worker"), mesh.pids()["inference_worker"][0]
-        # Its step takes longer than a stop waits for, and is not handed over: it is waited for.
-        drained = await meshctl("drain", "--wait", worker, environment=mesh.environment)
-        assert (drained.returncode, drained.stderr) == (0, "")
-        said = lines(drained.stdout)
-        assert [(line["event"], line["worker"]) for line in said] == [
-            ("process.draining", worker),
-            ("process.left", worker),
-        ]
-        assert said[0]["running"] == 1
-        record = (await client.get(f"{mesh.ready['ingress_url']}/v1/tasks/{task}")).json()
-        assert record["status"] == "completed"
-        await until(lambda: bool(logged(mesh, "process.drained")))
-        assert not runs(pid)
-        assert mesh.pids()["inference_worker"] == []
-        assert logged(mesh, "process.died") == logged(mesh, "process.ended") == []
-        # A restart leaves the place empty, too; and who is not there can't be drained.
-        assert (await meshctl("restart", "--rolling", environment=mesh.environment)).returncode == 0
-        assert mesh.pids()["inference_worker"] == []
-        again = await meshctl("drain", worker, environment=mesh.environment)
-        assert (again.returncode, again.stdout) == (1, "")
-        assert again.stderr == f"meshctl: there is no process '{worker}': `meshctl workers` lists them\n"
+    file, model = tmp_path / "mesh.toml", HeldModel()
+    variables = {"MESH_DRAIN_SECONDS": "1", "MESH_LOG_FORMAT": "json", "MESH_CONFIG": str(file)}
+    async with model_server(model) as server:
+        file.write_text(
+            f'[providers.local]\nkind = "openai"\nbase_url = "{server.base_url}"\n'
+            '[pools.default]\nprovider = "local"\nmodel = "tiny"\n'
+        )
+        async with up(tmp_path / "home", variables=variables) as mesh, PatientClient() as client:
+            await drain_and_stay_away(mesh, client, model)
+
+
+async def drain_and_stay_away(mesh: Up, client: PatientClient, model: HeldModel) -> None:
+    """Drain the worker of a mesh that runs a step of this model, and have nobody in its place."""
+    task = await begun(client, mesh, "Hello")
+    worker, pid = await worker_of(mesh, "inference_worker"), mesh.pids()["inference_worker"][0]
+    draining = asyncio.create_task(meshctl("drain", "--wait", worker, environment=mesh.environment))
+    log = mesh.home / "logs" / "inference_worker-1.log"
+    await until(lambda: "service.draining" in log.read_text())
+    # Its step takes longer than a stop would wait for, and is not handed over: that much time passes here.
+    await asyncio.sleep(3)
+    assert runs(pid)
+    model.go.set()
+    drained = await draining
+    assert (drained.returncode, drained.stderr) == (0, "")
+    said = lines(drained.stdout)
+    assert [(line["event"], line["worker"]) for line in said] == [
+        ("process.draining", worker),
+        ("process.left", worker),
+    ]
+    assert said[0]["running"] == 1
+    record = (await client.get(f"{mesh.ready['ingress_url']}/v1/tasks/{task}")).json()
+    assert record["status"] == "completed"
+    await until(lambda: bool(logged(mesh, "process.drained")))
+    assert not runs(pid)
+    assert mesh.pids()["inference_worker"] == []
+    assert logged(mesh, "process.died") == logged(mesh, "process.ended") == []
+    # A restart leaves the place empty, too; and who is not there can't be drained.
+    assert (await meshctl("restart", "--rolling", environment=mesh.environment)).returncode == 0
+    assert mesh.pids()["inference_worker"] == []
+    again = await meshctl("drain", worker, environment=mesh.environment)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr == f"meshctl: there is no process '{worker}': `meshctl workers` lists them\n"
 
 
 async def test_all_workers_of_a_machine_are_drained_and_a_frozen_one_is_called_so(tmp_path: Path) -> None:

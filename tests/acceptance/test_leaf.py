@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from mesh.broker.provisioning import apply, compare, declared
 from mesh.broker.scanning import Scan
 from mesh.configuration.settings import load_settings
 from mesh.errors import BrokerUnavailable
-from mesh.serving.neighbours import Neighbours
+from mesh.serving.service import Service, probe_mesh
 from tests.support import children
 from tests.support.agents import Agents
 from tests.support.broker import Broker
@@ -118,7 +119,8 @@ async def test_meshes_that_come_to_share_an_account_say_so(tmp_path: Path) -> No
                 mesh = await mesh_id(connection.requests)
                 assert mesh is not None
                 await pair.until_linked()
-                neighbours = Neighbours(connection)
+                service = Service("steward", first.settings, connection)
+                neighbours = service.neighbours
                 neighbours.metadata["mesh"] = mesh
                 assert neighbours.checks() == []
 
@@ -130,6 +132,13 @@ async def test_meshes_that_come_to_share_an_account_say_so(tmp_path: Path) -> No
                 [check] = neighbours.checks()
                 assert (check.name, check.ok) == ("other_mesh", False)
                 assert "ingress-" in (check.detail or "")
+                # So say the process's record, and the readiness of whoever serves HTTP.
+                assert check in service.wellness.ailments()
+                assert check in await probe_mesh(service)
+                told = await children.run([sys.executable, "-m", "meshctl", "doctor"], first.environment)
+                assert told.returncode == 1
+                lines = [json.loads(line) for line in told.stdout.splitlines()]
+                assert [line["status"] for line in lines if line["check"] == "other_mesh"] == ["fail"]
                 await second.processes[0].stop()
                 await neighbours.look_again()
                 assert neighbours.checks() == []

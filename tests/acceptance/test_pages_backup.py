@@ -16,6 +16,7 @@ import pytest
 
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import subjects_of
+from mesh.broker.mesh_identity import mesh_id
 from tests.support import children
 from tests.support.agents import Agents
 from tests.support.broker import Broker
@@ -66,7 +67,7 @@ async def every_kind(agents: Agents) -> dict[str, str]:
         "approval": await agents.submit(CALLS, tools=["add"], approval="always"),
         "later try": await agents.submit("!fail rate_limit 1 5\n!say 1"),
         "sub-task": await agents.submit(CHILD, tools=["spawn_task"]),
-        "deadline": await agents.submit(CALLS, tools=["add"], approval="always", deadline_seconds=20),
+        "deadline": await agents.submit(CALLS, tools=["add"], approval="always", deadline_seconds=10),
         "stream": await agents.submit("!rate 3\n!say 20"),
         "queue": await agents.submit("!say 1", pool="unserved"),
     }
@@ -130,6 +131,7 @@ async def test_a_mesh_that_is_copied_while_it_runs_goes_on_at_another_broker(tmp
         agents = Agents(connection)
         tasks = await every_kind(agents)
         await typed(mesh.broker, mesh, tmp_path, backup)
+        mesh_before = await mesh_id(connection.requests)
         await agents.close()
         for process in mesh.processes:
             await process.kill()
@@ -137,6 +139,7 @@ async def test_a_mesh_that_is_copied_while_it_runs_goes_on_at_another_broker(tmp
             for service in SERVICES:
                 await restored.start(service)
             async with connect(restored.settings, "test") as there:
+                assert await mesh_id(there.requests) == mesh_before is not None
                 agents = Agents(there)
                 await all_end(agents, tasks)
                 await judged(there, tasks.values())

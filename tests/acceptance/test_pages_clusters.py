@@ -38,7 +38,9 @@ async def test_a_new_cluster_gets_three_copies_of_all_by_the_pages_commands(tmp_
         real = dict(zip(HOSTS, (first, *others), strict=True))
         for command in commands:
             terminal = Terminal(["sh", "-c", command.text], environment, tmp_path)
-            assert await terminal.run() == 0, terminal.output
+            status = await terminal.run()
+            # The doctor misses the services, which nobody has started here.
+            assert status == (1 if "doctor" in command.text else 0), terminal.output
             expected = command.output
             assert expected
             for host, address in real.items():

@@ -75,6 +75,10 @@ async def test_each_process_tells_what_it_is_and_how_it_is(tmp_path: Path) -> No
             assert (await health(said["ops"], "/health/live"))[0] == 200
             status, ready = await health(said["ops"], "/health/ready")
             assert (status, ready.ok, ready.service) == (200, True, service), ready
+            async with PatientClient(base_url=f"http://{said['ops']}") as client:
+                exposed = await client.get("/metrics")
+                assert exposed.status_code == 200
+                assert b"process_resident_memory_bytes" in exposed.content
 
 
 async def test_a_process_that_waits_for_its_broker_lives_and_is_not_ready(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ async def test_a_loop_that_stands_still_ends_its_process_which_says_where_it_sto
         assert "in reach" in str(line["stack"])
         # Another one goes on with the step.
         await mesh.start("inference_worker")
-        await until(lambda: bool(mesh.logs_of("step.completed")), 60)
+        await until(lambda: bool(mesh.logs_of("task.ended")), 60)
 
 
 async def test_a_loop_that_stands_still_with_the_interpreters_lock_ends_its_process_too(tmp_path: Path) -> None:
@@ -72,6 +72,6 @@ async def test_a_process_that_was_stopped_for_longer_than_the_bound_goes_on(tmp_
             os.kill(process.pid, signal.SIGCONT)
         async with PatientClient() as client:
             assert (await post_task(client, mesh.ingress_url, "Hello")).status_code == 202
-        await until(lambda: bool(mesh.logs_of("step.completed")), 60)
+        await until(lambda: bool(mesh.logs_of("task.ended")), 60)
         assert all(process.is_running for process in mesh.processes)
         assert mesh.logs_of("loop.stood_still") == []

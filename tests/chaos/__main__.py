@@ -75,7 +75,8 @@ def main() -> int:
     passed = all(report.passed for report in reports.values()) and not any(each.violations for each in clusters)
     _say(f"{took_seconds:.0f} s, seed {seed}, commit {_commit()}: {'ok' if passed else 'FAILED'}")
     if not passed:
-        _say(f'again: make chaos ARGS="--seed {seed}", or --points "…" for some of the points')
+        run = f"--run {arguments.run} " if arguments.run else ""
+        _say(f'again: make chaos ARGS="{run}--seed {seed}", or --points "…" for some of the points')
     return 0 if passed else 1
 
 

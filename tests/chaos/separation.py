@@ -29,7 +29,7 @@ _LOCAL = "127.0.0.1"
 def can_separate() -> bool:
     """Whether this process may make network namespaces."""
     try:
-        return os.geteuid() == 0 and subprocess.run(["ip", "netns"], check=False, capture_output=True).returncode == 0
+        return os.geteuid() == 0 and children.run_blocking(["ip", "netns"]).returncode == 0
     except FileNotFoundError:
         return False
 
@@ -125,4 +125,4 @@ def separate(cluster: Cluster, folder: Path, cables: Cables) -> SeparateNode:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    children.run_blocking(["ip", *arguments]).check_returncode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -20,8 +21,12 @@ from mesh.configuration.settings import load_settings
 from mesh.errors import BrokerError, SettingsError
 from tests.support import children
 from tests.support.broker import Broker
+from tests.support.certificates import make_certificate
 from tests.support.cluster import running_cluster
+from tests.support.patience import within
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.integration
 
 
 async def test_a_connection_that_knows_one_node_hears_of_the_others_and_moves_on(tmp_path: Path) -> None:
@@ -32,6 +37,52 @@ async def test_a_connection_that_knows_one_node_hears_of_the_others_and_moves_on
                 port = port_of(connection.client.connected_url)
                 await next(node for node in cluster.nodes if node.port == port).kill()
                 await until(partial(has_moved, connection, port))
+
+
+async def test_names_of_certificates_hold_for_servers_that_are_only_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path, "localhost")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    tls = f'tls {{ cert_file: "{certificate}", key_file: "{certificate}" }}'
+    async with running_cluster(tmp_path / "cluster", extra=tls) as cluster:
+        settings = load_settings({"MESH_NATS_URL": f"tls://localhost:{cluster.nodes[0].port}"})
+        async with connect(settings, "test") as connection:
+            # The others tell their addresses, and show the same name.
+            for _ in range(2):
+                port = port_of(connection.client.connected_url)
+                await next(node for node in cluster.nodes if node.port == port).kill()
+                await until(partial(has_moved, connection, port))
+
+
+async def test_a_server_that_ends_while_it_greets_costs_a_start_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever pings the server that has gone waits for longer than the test.
+    monkeypatch.setattr("mesh.broker.connection.PING_ANSWER_SECONDS", 600.0)
+    greeted = 0
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal greeted
+        greeted += 1
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","headers":true,"max_payload":1048576}\r\n')
+        await writer.drain()
+        await reader.readline()
+        writer.close()
+
+    broker = Broker(tmp_path)
+    await broker.start()
+    try:
+        async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+            ending = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            settings = load_settings({"MESH_NATS_URL": f"{ending},{broker.url}"})
+            async with within(10):
+                # Each try has an order of its own: at last one begins with the server that ends.
+                while not greeted:
+                    async with connect(settings, "test") as connection:
+                        await connection.requests.api("INFO")
+    finally:
+        await broker.stop()
 
 
 def has_moved(connection: Connection, was: int | None) -> bool:

@@ -21,8 +21,9 @@ STREAMED_EVENT_TYPES: tuple[type[msgspec.Struct], ...] = (
     *events.EVENT_TYPES,
     edge_events.StreamGap,
     edge_events.Snapshot,
+    edge_events.OutputPreview,
 )
-"""Whatever a client may receive: what is stored, and the two that only the stream edge sends."""
+"""Whatever a client may receive: what is stored, and the three that only the stream edge sends."""
 
 _RECORDS: dict[str, type[msgspec.Struct]] = {
     "work.turn": work.TurnWork,
@@ -103,8 +104,8 @@ def _event_document() -> dict[str, Any]:
         "$id": ID_PREFIX + "event",
         "title": "Event",
         "description": (
-            "Any event of this version, told apart by `type`; stream.gap and snapshot are sent by the stream edge "
-            "and never stored. Later versions add types: a reader skips those that it doesn't know."
+            "Any event of this version, told apart by `type`; stream.gap, snapshot and output.preview are sent by the "
+            "edge and never stored. Later versions add types: a reader skips those that it doesn't know."
         ),
         "oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in STREAMED_EVENT_TYPES],
         "$defs": components(list(STREAMED_EVENT_TYPES), "#/$defs/{name}"),

@@ -240,6 +240,8 @@ async def _open(
         reconnected_cb=connection._on_reconnected,
         lame_duck_mode_cb=connection.line.on_lame_duck,
     )
+    # A server that ends while it greets leaves the client without one, though it says that it has connected.
+    await connection.connected()
     connection._was_connected = True
 
 

@@ -220,11 +220,11 @@ class Requests:
             raise _broker_error(result["error"])
         return result
 
-    async def announce(self, subject: str) -> None:
+    async def announce(self, subject: str, payload: bytes = b"") -> None:
         """Tell those who listen, on core NATS. Nobody may hang on it: it is not stored, and may be lost."""
         if self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.publish(subject)
+                await self._client.publish(subject, payload)
 
     async def on_announced(self, subject: str, listener: Callable[[str | None], None]) -> None:
         """Call `listener` with each announcement's subject; with None after a reconnect: some may be lost."""

@@ -7,7 +7,6 @@ where `MESH_OPS_ADDRESS` is set is any of this imported.
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,9 +14,10 @@ from litestar import Litestar, Response, get
 
 from mesh.configuration.settings import Address, Settings
 from mesh.serving.browsers import Access, guarded, hosts_of
-from mesh.serving.http import EXCEPTION_HANDLERS, RequestRefused, health_routes, serve
+from mesh.serving.http import EXCEPTION_HANDLERS, health_routes, serve
 from mesh.serving.listening import address_of, bind
 from mesh.serving.wellness import Wellness
+from mesh.telemetry import prometheus
 
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' text format."""
@@ -52,9 +52,8 @@ async def operators(settings: Settings, service: str, wellness: Wellness) -> Asy
 def _create_app(service: str, wellness: Wellness) -> Litestar:
     @get("/metrics", include_in_schema=False)
     async def metrics() -> Response[bytes]:
-        return Response(
-            await asyncio.to_thread(_exposition), media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"}
-        )
+        text = await asyncio.to_thread(prometheus.exposition)
+        return Response(text, media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"})
 
     return Litestar(
         route_handlers=[metrics, *health_routes(service, wellness.readiness)],  # type: ignore[list-item]  # handlers of mixed kinds
@@ -63,12 +62,3 @@ def _create_app(service: str, wellness: Wellness) -> Litestar:
         logging_config=None,
         debug=False,
     )
-
-
-def _exposition() -> bytes:
-    try:
-        prometheus = importlib.import_module("mesh.telemetry.prometheus")
-    except ImportError:
-        raise RequestRefused("not-found", "this process has no metrics") from None
-    exposition: bytes = prometheus.exposition()
-    return exposition

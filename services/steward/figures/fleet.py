@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from contracts.records.providers import ProviderRecord
+from contracts.streams import PROVIDERS_BUCKET
 from mesh.broker.connection import Connection
 from mesh.clock import now
-from mesh.fleet.looking import read_fleet
-from mesh.fleet.members import SERVICES, Member
+from mesh.fleet.members import SERVICES, Member, read_members
+from mesh.fleet.records import read_records
 from mesh.telemetry import figures, metrics
 
 
@@ -24,13 +26,14 @@ class FleetFigures:
         self._seen: set[str] = set()
 
     async def tell(self) -> None:
-        """Tell how they are. Takes 2 s if one of them does not answer. Raises `BrokerUnavailable`, `BrokerError`."""
-        fleet = await read_fleet(self._connection, self._pools)
+        """Tell how they are. Takes 2 s if one of them does not answer. Raises `BrokerUnavailable`."""
+        members = await read_members(self._connection)
+        providers = await read_records(self._connection.requests, PROVIDERS_BUCKET, ProviderRecord)
         closed = dict.fromkeys(self._breakers, 0.0)
-        seen = {record.provider: float(record.state != "closed") for record in fleet.providers}
+        seen = {record.provider: float(record.state != "closed") for record in providers}
         figures.breakers_open.tell({(name,): value for name, value in (closed | seen).items()})
-        self._tell_processes(fleet.members)
-        self._count_starts(fleet.members)
+        self._tell_processes(members)
+        self._count_starts(members)
 
     def _tell_processes(self, members: Sequence[Member]) -> None:
         alive = [member for member in members if member.answers]

@@ -60,7 +60,7 @@ async def listed(command: str, environment: dict[str, str]) -> list[dict[str, An
 async def test_the_doctor_finds_a_mesh_by_its_home_and_then_what_is_missing(mesh: Up) -> None:
     environment = {**ENVIRONMENT, "MESH_HOME": str(mesh.home)}
     status, lines = await doctor(environment)
-    assert status == 0
+    assert status == 0, [line for line in lines.values() if line["status"] == "fail"]
     # How fast the disk is, and how many files a process may open, is this machine's affair.
     machines = {"disk", "open_files"}
     assert {name: line for name, line in lines.items() if line["status"] != "ok" and name not in machines} == {}

@@ -37,6 +37,9 @@ WALKS = (PAGE, PROCESSES, *SLOW)
 VARIES = (
     r"\d+[smhd] ago",
     r"\d+[smhd]\s*\d+[smhd] ago",
+    r"all of build [0-9a-f]{12}, with configuration [0-9a-f]{12}",
+    r"within \d+\.\d\d s",
+    r"at most \d+ s old",
     # What a disk gives, and how many files a process may open, is this machine's affair.
     r"(?:ok|warn)\s*disk\s*[\d,]+ fsyncs a second: at most about [\d,]+ tasks of one turn a second \(10 fsyncs each\)"
     r"(?:\s*→.*?)?",
@@ -188,15 +191,16 @@ async def test_services_run_alone_on_a_nats_of_ones_own(tmp_path: Path) -> None:
         "NO_COLOR": "1",
     }
 
-    async def printed(command: str) -> str:
+    async def printed(command: str, status: int = 0) -> str:
         terminal = Terminal(["sh", "-c", f"{exports}; {command}"], environment, tmp_path)
-        assert await terminal.run() == 0, terminal.output
+        assert await terminal.run() == status, terminal.output
         return " ".join(terminal.output.split())
 
     services: dict[str, Alone] = {}
     try:
         assert (await printed(applies)).endswith("everything is as declared now")
-        assert f"answers at {broker.url}" in await printed(looks)
+        # Nothing runs yet, which the doctor does not call well.
+        assert f"answers at {broker.url}" in await printed(looks, status=1)
         for command in alone:
             log = tmp_path / f"{command.rpartition(' ')[2]}.log"
             services[command] = Alone(f"{exports}; exec {command}", environment, log)

@@ -24,8 +24,8 @@ def member(service: str, number: int = 1, *, answers: bool = True, **fields: Any
         "tool_runner": {"tools": ("add", "files_read")},
     }
     record = WorkerRecord(
-        worker=worker, service=service, version="0.2.0", pid=number, host="host", running=0, started_at=AT, time=AT,
-        build="b1", configuration="c1", clock_ahead_seconds=0.01,
+        worker=worker, service=service, version="0.2.0", pid=number, host="host", running=0,
+        started_at=AT - timedelta(hours=1), time=AT, build="b1", configuration="c1", clock_ahead_seconds=0.01,
     )  # fmt: skip
     record = msgspec.structs.replace(record, **{**serves.get(service, {}), **fields})
     return Member(worker, service, record.version, str(number), record, answers)

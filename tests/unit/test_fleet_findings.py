@@ -98,9 +98,10 @@ def test_each_thing_is_found_with_what_to_do(
         {"queues": [Queue("idle", "low")]},
         {"providers": [msgspec.structs.replace(BREAKER, state="closed")]},
         {"statistics": [lane("normal", age_seconds=34.0)]},
+        {"statistics": [], "members": but(member("steward", started_at=AT), without="steward")},
     ],
     ids=["a deploy that goes on", "no clock told", "a foreign runner", "no records", "a foreign pull", "in other hands",
-         "busy", "an idle lane of nobody", "closed again", "a quiet lane"],
+         "busy", "an idle lane of nobody", "closed again", "a quiet lane", "a new steward"],
 )  # fmt: skip
 def test_what_may_be_well_is_not_found(change: dict[str, Any]) -> None:
     assert findings(WELL._replace(**change)) == []

@@ -15,6 +15,7 @@ import opentelemetry.sdk.environment_variables
 import pytest
 
 import mesh.configuration
+from mesh.configuration.checking import unknown_variables
 from mesh.configuration.mesh_toml import KEYS, Configuration, ServerConfiguration, parse_configuration
 from mesh.configuration.settings import BOUNDS, CHOICES, load_settings, variable_fields
 from mesh.configuration.tool_tables import ToolsConfiguration
@@ -27,9 +28,9 @@ from meshctl.reference.mesh_toml_page import TABLES, Table
 PAGES = (SETTINGS, MESH_TOML)
 # For the processes of one mesh among themselves, and for tests: nobody sets these.
 INTERNAL_VARIABLES = {
-    "MESH_CONFIG_SOURCE",
     "MESH_LISTENERS",
     "MESH_READY_FD",
+    "MESH_CONFIG_SOURCE",
     "MESH_TEST_CLOCK",
     "MESH_TEST_POINTS",
     "MESH_TEST_SWITCH_OFF",
@@ -177,6 +178,12 @@ def test_every_variable_that_the_code_names_is_documented() -> None:
     named = {text for text in strings() if re.fullmatch(r"MESH_[A-Z_]*[A-Z]|OTEL_[A-Z_]+|NO_COLOR", text)}
     assert named >= INTERNAL_VARIABLES | {"OTEL_SDK_DISABLED", "NO_COLOR"}, "the scan sees them"
     assert named - INTERNAL_VARIABLES <= set(first_column(text_of(SETTINGS)))
+
+
+def test_no_variable_that_the_code_names_is_taken_for_a_mistake() -> None:
+    named = {text for text in strings() if re.fullmatch(r"MESH_[A-Z]+(_[A-Z]+)*", text)}
+    assert named >= INTERNAL_VARIABLES
+    assert unknown_variables(dict.fromkeys(named, "1")) == []
 
 
 def test_every_standard_variable_is_one_that_is_read() -> None:

@@ -16,7 +16,15 @@ from mesh.errors import SettingsError
 MISTAKES_MAX: Final = 200
 """A file with more is told of so many."""
 OTHER_VARIABLES: Final = frozenset(
-    {"MESH_BUILD", "MESH_READY_FD", SOURCE_VARIABLE, "MESH_INGRESS_URL", "MESH_EDGE_URL"}
+    {
+        "MESH_BUILD",
+        "MESH_LISTENERS",
+        "MESH_NATS_SERVER",
+        "MESH_READY_FD",
+        SOURCE_VARIABLE,
+        "MESH_INGRESS_URL",
+        "MESH_EDGE_URL",
+    }
 )
 """Variables that are no settings: of the build, between `meshctl up` and its processes, and of meshctl's commands."""
 TEST_PREFIX: Final = "MESH_TEST_"

@@ -237,12 +237,18 @@ def _statistics(fleet: Fleet) -> Finding | None:
     """Whether estimates stand on anything: statistics of lanes are the steward's."""
     age = age_seconds((each for each in fleet.statistics if each.pool in fleet.pools), fleet.at)
     old_after = old_after_seconds(len(fleet.pools) * len(PRIORITIES))
+    if any(_is_new(member, fleet.at, old_after) for member in fleet.alive if member.service == "steward"):
+        return None  # It is about to write them.
     remedy = "start a steward (`python -m steward`); no wait is estimated meanwhile, and the figures of lanes are old"
     if age is None:
         return Finding("statistics", "there are none of any lane", remedy)
     if age <= old_after:
         return None
     return Finding("statistics", f"those of lanes are {age:.0f} s old: nobody counts", remedy)
+
+
+def _is_new(member: Member, at: datetime, seconds: float) -> bool:
+    return member.record is not None and (at - member.record.started_at).total_seconds() < seconds
 
 
 def _queues(fleet: Fleet) -> Finding | None:

@@ -13,6 +13,7 @@ from contracts import VERSION
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
 from meshctl.commands import (
+    config,
     dead_letters,
     demo,
     doctor,
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     transfer.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)
+    config.add_commands(commands)
     example.add_commands(commands)
     return parser
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.checking import file_mistakes
 from mesh.configuration.mesh_toml import (
     NO_FILE,
     AnthropicProviderConfiguration,
@@ -41,6 +42,7 @@ def error_of(text: str) -> str:
         parse(text)
     said = str(failed.value)
     assert "\n" not in said, "one line"
+    assert said in file_mistakes(text.encode(), "mesh.toml"), "who looks for all mistakes finds it, too"
     return said
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -257,27 +257,41 @@ def default_configuration() -> Configuration:
 
 def load_configuration(named: Path | None) -> Configuration:
     """Read the file that MESH_CONFIG names, or `mesh.toml` if it is there. Raises `SettingsError`."""
+    return parse_configuration(read_file(named), str(named if named is not None else DEFAULT_FILE))
+
+
+def read_file(named: Path | None) -> bytes:
+    """What that file holds; nothing, if none is named and none is there. Raises `SettingsError`."""
     path = named if named is not None else Path(DEFAULT_FILE)
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
     except FileNotFoundError:
         if named is None:
-            return default_configuration()
+            return b""
         raise SettingsError(f"{CONFIG_VARIABLE}='{path}': there is no such file") from None
     except OSError as error:
         raise SettingsError(f"{CONFIG_VARIABLE}='{path}': {error.strerror}") from None
     if len(content) > FILE_BYTES_MAX:
         raise SettingsError(f"{path}: more than {FILE_BYTES_MAX} bytes")
-    return parse_configuration(content, str(path))
+    return content
 
 
 def parse_configuration(content: bytes, source: str = DEFAULT_FILE) -> Configuration:
     """Read a configuration. Raises `SettingsError`: one line, with the source and the key at fault."""
+    return configuration_of(tables_of(content, source), source)
+
+
+def tables_of(content: bytes, source: str = DEFAULT_FILE) -> dict[str, Any]:
+    """The tables of a file, unread. Raises `SettingsError`."""
     try:
-        tables = msgspec.toml.decode(content)
+        return msgspec.toml.decode(content)  # type: ignore[no-any-return]  # a document is a table
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{source}: not valid TOML: {_one_line(error)}") from None
+
+
+def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> Configuration:
+    """Read the tables of a file. Raises `SettingsError`: one line, with the source and the key at fault."""
     unknown = sorted(tables.keys() - set(KEYS))
     if unknown:
         raise SettingsError(f"{source}: {unknown[0]}: there is no such key; there are {', '.join(KEYS)}")

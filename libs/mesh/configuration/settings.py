@@ -9,15 +9,19 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from contracts.retries import STEP_POLICY
 from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
 from mesh.configuration.broker_urls import parse_broker_url, without_password
-from mesh.configuration.mesh_toml import Configuration, default_configuration, load_configuration
+from mesh.configuration.mesh_toml import DEFAULT_FILE, Configuration, default_configuration, load_configuration
 from mesh.errors import SettingsError
 
 PORT_MAX = 65_535
+SOURCE_VARIABLE: Final = "MESH_CONFIG_SOURCE"
+"""Set by `meshctl up` for its processes: MESH_CONFIG is then a copy of the file that this names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,41 +189,64 @@ def variable_fields() -> list[Field[Any]]:
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read settings from variables, and the configuration file. Raises `SettingsError` that names what is at fault."""
+    settings = load_variables(environment)
+    configuration = load_configuration(settings.config)
+    if SOURCE_VARIABLE in environment:
+        configuration = msgspec.structs.replace(configuration, source=environment[SOURCE_VARIABLE] or DEFAULT_FILE)
+    return replace(settings, configuration=configuration)
+
+
+def load_variables(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read settings from variables alone: for who needs nothing of the file, and shall not fail for a mistake in it.
+
+    Raises `SettingsError` that names the variable.
+    """
     values: dict[str, object] = {}
     for setting in variable_fields():
-        variable = f"MESH_{setting.name.upper()}"
-        raw = environment.get(variable)
-        if raw is None or raw == "":
-            continue
+        raw = environment.get(f"MESH_{setting.name.upper()}")
+        if raw:
+            values[setting.name] = _value(setting, raw)
+    return Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
+
+
+def variable_mistakes(environment: Mapping[str, str]) -> list[str]:
+    """What is wrong with each of the variables that there are, one line each; empty if all is well."""
+    mistakes: list[str] = []
+    for setting in variable_fields():
+        raw = environment.get(f"MESH_{setting.name.upper()}")
         try:
-            values[setting.name] = _parse(str(setting.type), raw)
-            if setting.name == "nats_url":
-                parse_broker_url(raw)
-        except ValueError as error:
-            shown = without_password(raw) if setting.name == "nats_url" else raw
-            raise SettingsError(f"{variable}={shown!r}: {error}") from None
-    settings = Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
-    _check(settings)
-    return replace(settings, configuration=load_configuration(settings.config))
+            if raw:
+                _value(setting, raw)
+        except SettingsError as error:
+            mistakes.append(str(error))
+    return mistakes
 
 
-def _check(settings: Settings) -> None:
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(settings, name)
-        if not low <= value <= high:
-            raise SettingsError(f"MESH_{name.upper()}={value}: must be between {low:g} and {high:g}")
-    for name, allowed in CHOICES.items():
-        word = getattr(settings, name)
-        if word not in allowed:
-            raise SettingsError(f"MESH_{name.upper()}={word!r}: must be one of {', '.join(allowed)}")
+def _value(setting: Field[Any], raw: str) -> object:
+    """The value of a variable, within its bounds. Raises `SettingsError`."""
+    name, variable = setting.name, f"MESH_{setting.name.upper()}"
+    try:
+        value = _parse(str(setting.type), raw)
+        if name == "nats_url":
+            parse_broker_url(raw)
+    except ValueError as error:
+        shown = without_password(raw) if name == "nats_url" else raw
+        raise SettingsError(f"{variable}={shown!r}: {error}") from None
+    low, high = BOUNDS.get(name, (None, None))
+    if low is not None and high is not None and not low <= value <= high:  # type: ignore[operator]  # it is a number
+        raise SettingsError(f"{variable}={value}: must be between {low:g} and {high:g}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise SettingsError(f"{variable}={value!r}: must be one of {', '.join(CHOICES[name])}")
+    return value
 
 
 def _parse(kind: str, raw: str) -> object:
     kind = kind.removesuffix(" | None")
-    if kind == "int":
-        return int(raw)
-    if kind == "float":
-        return float(raw)
+    if kind in ("int", "float"):
+        try:
+            return int(raw) if kind == "int" else float(raw)
+        except ValueError:
+            raise ValueError("must be a whole number" if kind == "int" else "must be a number") from None
     if kind == "bool":
         if raw.lower() in ("1", "true", "yes", "on"):
             return True

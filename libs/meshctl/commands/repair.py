@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from contracts.errors import TaskmeshError
-from mesh.configuration.settings import Settings, load_settings
+from mesh.configuration.settings import Settings, load_variables
 from mesh.errors import BrokerUnavailable
 from mesh.journal.reconciliation import Found, Reconciliation
 from mesh.telemetry import traces
@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     # What the connection has to say is said by the error, in one line.
     traces.configure(replace(settings, log_level="error"), "meshctl")
     return asyncio.run(_repair(settings, dry_run=arguments.dry_run))

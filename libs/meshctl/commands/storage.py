@@ -19,7 +19,7 @@ from mesh.broker.levels import Level, read_all_levels
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import ALL
 from mesh.clock import now
-from mesh.configuration.settings import Settings, load_settings
+from mesh.configuration.settings import Settings, load_variables
 from mesh.telemetry import traces
 from meshctl.diagnosis.capacity import TaskBytes, TasksADay, days_left, growth, kept, task_bytes, tasks_a_day
 from meshctl.display import output
@@ -63,7 +63,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _run_storage(arguments: argparse.Namespace) -> int:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     traces.configure(replace(settings, log_level="error"), "meshctl")
     return asyncio.run(_storage(settings, as_json=arguments.json or not output.for_people()))
 

@@ -20,7 +20,7 @@ from contracts.journal.events import TERMINAL_TYPES
 from contracts.records.status import ENDED, STATUSES, TaskRecord
 from contracts.subjects import PRIORITIES
 from contracts.tasks import BODY_BYTES_MAX, ApprovalMode
-from mesh.configuration.settings import load_settings
+from mesh.configuration.settings import load_variables
 from meshctl.client import Client, Received
 from meshctl.display import output
 from meshctl.display.rendering import MARK, StreamText, accepted_text, record_text
@@ -139,7 +139,7 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
 def client_of(arguments: argparse.Namespace) -> Client:
     """A client of the mesh that the command line or the environment names, else of the one on MESH_HOME."""
     urls = discovery.at_services(
-        load_settings(environment_with(arguments, os.environ)),
+        load_variables(environment_with(arguments, os.environ)),
         getattr(arguments, "url", None) or os.environ.get(INGRESS_URL_VARIABLE) or None,
         getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or None,
     )

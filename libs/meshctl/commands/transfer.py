@@ -18,7 +18,7 @@ from contracts.codec import encode
 from contracts.errors import InvalidName, TaskmeshError
 from contracts.records.status import STATUSES
 from mesh.archive.contents import Unreadable
-from mesh.configuration.settings import load_settings
+from mesh.configuration.settings import load_variables
 from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
@@ -58,7 +58,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> int:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     traces.configure(replace(settings, log_level="error"), "meshctl")
     wanted = Wanted(
         tenant=arguments.tenant,
@@ -88,7 +88,7 @@ def _run_export(arguments: argparse.Namespace) -> int:
 
 
 def _run_import(arguments: argparse.Namespace) -> int:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     traces.configure(replace(settings, log_level="error"), "meshctl")
 
     async def take(lines: Iterable[bytes]) -> Imported:

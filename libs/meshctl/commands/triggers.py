@@ -22,7 +22,7 @@ from contracts.triggers import rules
 from contracts.triggers.rules import Signal, TriggerRule
 from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.configuration.settings import load_settings
+from mesh.configuration.settings import load_variables
 from mesh.rules.trigger_bucket import RuleBook, RuleUnknown, add, remove
 from mesh.telemetry import traces
 from meshctl.display import output
@@ -233,7 +233,7 @@ async def _stored(requests: Requests, tenant: str, name: str) -> TriggerRule:
 
 
 def _at_broker(arguments: argparse.Namespace, act: Callable[[Requests], Awaitable[Result]]) -> Result:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     # A rule that can't be read is said on standard error; what the connection has to say, by the error.
     traces.configure(replace(settings, log_level="error"), "meshctl")
 

@@ -22,7 +22,7 @@ from contracts.subjects import PRIORITIES
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import Scan
 from mesh.clock import now
-from mesh.configuration.settings import load_settings
+from mesh.configuration.settings import load_variables
 from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.display.tables import lanes_table, providers_table, workers_table
@@ -80,7 +80,7 @@ def _run(
     place: Callable[[Record], Any],
     table: Callable[[Sequence[Record], datetime], Table],
 ) -> int:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     traces.configure(replace(settings, log_level="error"), "meshctl")
 
     async def read() -> list[Record]:

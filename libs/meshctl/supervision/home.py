@@ -50,6 +50,7 @@ class Home:
         self.token = self.path / TOKEN_FILE
         self.jetstream = self.path / "jetstream"
         self.index = self.path / "index"
+        self.configuration = self.path / "mesh.toml"
 
     def create(self) -> None:
         """Make the folders; readable for their owner alone, since journals hold what users wrote."""

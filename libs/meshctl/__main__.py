@@ -18,6 +18,7 @@ from meshctl.commands import (
     demo,
     doctor,
     example,
+    reload,
     repair,
     replies,
     storage,
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     triggers.add_commands(commands)
     doctor.add_commands(commands)
     config.add_commands(commands)
+    reload.add_commands(commands)
     example.add_commands(commands)
     return parser
 

@@ -26,6 +26,8 @@ async def main(service: Service) -> None:
     following = Following(service.connection)
     ingress = Ingress(settings, service.requests, submission, following, lanes, storage, providers, service.stopping)
 
+    service.reloading.add(lambda _: None, ingress.take)
+
     async def probe() -> list[HealthCheck]:
         return storage.marked(await probe_broker(service.connection))
 

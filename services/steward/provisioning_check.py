@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -18,15 +19,22 @@ log = structlog.get_logger("steward.provisioning_check")
 INTERVAL_SECONDS = 60.0
 
 
-async def check_provisioning(requests: Requests, settings: Settings) -> None:
+async def create_missing(requests: Requests, settings: Settings) -> None:
+    """Create what is missing for these settings. Raises `TaskmeshError`."""
+    wanted = declared(settings, sizes=await find_sizes(requests, settings.configuration))
+    for created in await apply(requests, wanted, update=False):
+        log.warning("provisioning.created", kind=created.kind, name=created.name)
+
+
+async def check_provisioning(requests: Requests, settings_now: Callable[[], Settings]) -> None:
     """Create what is missing, and say what differs, now and then until cancelled. Changes nothing that exists."""
     said: set[str] = set()
     health = LoopHealth(log, "provisioning.unavailable")
     while True:
         try:
+            settings = settings_now()
             wanted = declared(settings, sizes=await find_sizes(requests, settings.configuration))
-            for created in await apply(requests, wanted, update=False):
-                log.warning("provisioning.created", kind=created.kind, name=created.name)
+            await create_missing(requests, settings)
             differences = {str(difference) for difference in await compare(requests, wanted)}
             for difference in sorted(differences - said):
                 log.warning("provisioning.differs", difference=difference, remedy="meshctl streams apply")

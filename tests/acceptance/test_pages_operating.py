@@ -31,7 +31,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
 PAGE = read_page("docs/operating.md")
 SLOW = (read_page("docs/guarantees.md"), read_page("docs/performance.md"))
-WALKS = (PAGE, *SLOW)
+CONFIGURATION = read_page("docs/configuration.md")
+WALKS = (PAGE, CONFIGURATION, *SLOW)
 VARIES = (
     r"\d+[smhd] ago",
     r"\d+[smhd]\s*\d+[smhd] ago",
@@ -89,6 +90,11 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
 @pytest.mark.parametrize("title", ["Is it well?", "Workers, lanes and providers", "Sizes"])
 async def test_what_a_mesh_says_of_itself_is_as_printed(house: House, title: str) -> None:
     await house.walk().through(PAGE.section(title))
+
+
+async def test_a_configuration_is_checked_shown_and_reloaded_as_printed(house: House) -> None:
+    for title in ("Is it right?", "Reload"):
+        await house.walk().through(CONFIGURATION.section(title))
 
 
 async def test_streams_are_compared_and_applied_as_printed(house: House) -> None:

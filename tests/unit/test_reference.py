@@ -26,7 +26,13 @@ from meshctl.reference.mesh_toml_page import TABLES, Table
 
 PAGES = (SETTINGS, MESH_TOML)
 # For the processes of one mesh among themselves, and for tests: nobody sets these.
-INTERNAL_VARIABLES = {"MESH_READY_FD", "MESH_TEST_CLOCK", "MESH_TEST_POINTS", "MESH_TEST_SWITCH_OFF"}
+INTERNAL_VARIABLES = {
+    "MESH_READY_FD",
+    "MESH_CONFIG_SOURCE",
+    "MESH_TEST_CLOCK",
+    "MESH_TEST_POINTS",
+    "MESH_TEST_SWITCH_OFF",
+}
 # No key of the file takes a time, so that reading one is an error that tells a known key from an unknown one.
 NO_VALUE = "1979-05-27T07:32:00Z"
 # What has to stand before a key for its table to be read at all. A list of tables is written inside of its own.
@@ -47,6 +53,7 @@ BEFORE = {
     "[results]": "[results]\n",
     "[storage]": "[storage]\n",
     "[storage.buckets]": "[storage.buckets]\n",
+    "[logs]": "[logs]\n",
 }
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from contracts.build import BUILD_VARIABLE
 from mesh.configuration.mesh_toml import Configuration, ServerConfiguration, api_key, configuration_of, tables_of
 from mesh.configuration.settings import SOURCE_VARIABLE, variable_fields
 from mesh.configuration.tool_tables import header_of, variable_of
@@ -16,10 +17,10 @@ from mesh.errors import SettingsError
 MISTAKES_MAX: Final = 200
 """A file with more is told of so many."""
 OTHER_VARIABLES: Final = frozenset(
-    {"MESH_BUILD", "MESH_READY_FD", SOURCE_VARIABLE, "MESH_INGRESS_URL", "MESH_EDGE_URL"}
+    {BUILD_VARIABLE, "MESH_READY_FD", SOURCE_VARIABLE, "MESH_INGRESS_URL", "MESH_EDGE_URL"}
 )
 """Variables that are no settings: of the build, between `meshctl up` and its processes, and of meshctl's commands."""
-TEST_PREFIX: Final = "MESH_TEST_"
+TEST_PREFIX: Final = "MESH_" + "TEST_"
 SIMILAR_FROM: Final = 0.7
 """From which likeness on (0 to 1, as `difflib` measures it) a name is one that may have been meant."""
 

@@ -135,6 +135,11 @@ class Settings:
         return (self.edge_public_url or f"http://{self.edge_address}").rstrip("/")
 
     @property
+    def logged_level(self) -> str:
+        """The least level that is logged: of the file, else of the variable."""
+        return self.configuration.logs.level or self.log_level
+
+    @property
     def waiting_seconds(self) -> float:
         """How long an approval or a question stays open."""
         return self.waiting_hours * 3600

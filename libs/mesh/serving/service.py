@@ -25,6 +25,7 @@ from mesh.broker.suitability import check_start
 from mesh.configuration.settings import Settings, load_settings, worker_name
 from mesh.errors import SettingsError
 from mesh.serving.privacy import has_secrets, keep_private
+from mesh.serving.reloading import Reloading
 from mesh.telemetry import traces
 
 log = structlog.get_logger("mesh.serving.service")
@@ -54,6 +55,8 @@ class Service:
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         """Told to stop a second time: what still runs is not waited for."""
+        self.reloading = Reloading(self)
+        """Takes over a changed configuration file; `settings` are then others. What goes by it is added as a part."""
 
     @property
     def requests(self) -> Requests:
@@ -109,6 +112,7 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     this_task = asyncio.current_task()
     service: Service | None = None
     stop_asked = False
+    hung_up = asyncio.Event()
 
     def stop() -> None:
         nonlocal stop_asked
@@ -126,6 +130,9 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        # Who was started on a terminal ends with it.
+        loop.add_signal_handler(signal.SIGHUP, stop if _on_terminal() else hung_up.set)
     try:
         async with AsyncExitStack() as stack:
             try:
@@ -135,11 +142,16 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
                 raise SettingsError(f"MESH_NATS_URL: {error}") from None
             await check_start(connection)
             service = Service(name, settings, connection)
-            await main(service)
+            async with service.reloading.running(connection, hung_up):
+                await main(service)
     except asyncio.CancelledError:
         if not stop_asked:
             raise
     log.info("service.stopped")
+
+
+def _on_terminal() -> bool:
+    return any(os.isatty(descriptor) for descriptor in (0, 1, 2))
 
 
 async def probe_broker(connection: Connection) -> list[HealthCheck]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from dataclasses import replace
 from typing import Any, Final
 
 from rich.text import Text
@@ -59,7 +58,7 @@ def _run_apply(arguments: argparse.Namespace) -> int:
 def _settings(arguments: argparse.Namespace) -> Settings:
     settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
     # What the connection has to say is said by the error, in one line.
-    traces.configure(replace(settings, log_level="error"), "meshctl")
+    traces.configure(settings, "meshctl", least="error")
     return settings
 
 

@@ -18,6 +18,7 @@ from mesh.configuration.settings import Address, Settings
 from meshctl.errors import StartFailed
 from meshctl.supervision import private_files
 from meshctl.supervision.broker_setup import provision
+from meshctl.supervision.configuration_copy import ConfigurationCopy
 from meshctl.supervision.embedded_broker import Broker, check_port, with_memory_limit
 from meshctl.supervision.home import Addresses, Home
 from meshctl.supervision.log_watch import watch_logs
@@ -57,6 +58,7 @@ class Assembly:
         self.edge_url = ""
         self._settings = settings
         self._environment = dict(environment)
+        self._configuration = ConfigurationCopy(settings, self._environment, home)
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
         self._broker: Broker | None = None
@@ -69,6 +71,8 @@ class Assembly:
         self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
+        self._configuration.read()
+        settings = self._settings = self._configuration.settings
         give_up_at = asyncio.get_running_loop().time() + READY_SECONDS_MAX
         # nats-server rotates its log itself.
         logs = watch_logs(self.home, lambda: [each.name for each in self._services])
@@ -87,6 +91,8 @@ class Assembly:
         self._progress("looking at the streams")
         await provision(replace(settings, nats_url=self.nats_url), ours=self._broker is not None)
 
+        self._watches.append(asyncio.create_task(self._configuration.serve(self.nats_url, self._reconfigure)))
+        self._environment |= self._configuration.variables
         self._environment["MESH_HOME"] = str(self.home.path)
         self._environment["MESH_NATS_URL"] = self.nats_url
         # An ingress that is started again goes on with the index of its predecessor.
@@ -156,6 +162,20 @@ class Assembly:
         self._services.append(process)
         self._supervisor.start(process)
         return process
+
+    def read_configuration(self) -> None:
+        """Start processes with mesh.toml as it is now, from now on: for who starts all of them again, one by one.
+
+        Raises `SettingsError`, `StartFailed`; then what held before still does.
+        """
+        self._configuration.read()
+        self._reconfigure(self._configuration.settings)
+
+    def _reconfigure(self, settings: Settings) -> None:
+        """Start processes with these settings from now on: what each may know is by them."""
+        self._settings = settings
+        for process in self._services:
+            process.environment = environment_for(process.service, self._environment, settings.configuration)
 
     async def _room(self) -> StoreRoom:
         """How much room the store has, before the broker takes any."""

@@ -195,7 +195,8 @@ class ServiceProcess(Supervised):
         # cut off anywhere is what the journal is for. Nothing may be left behind.
         super().__init__(name, service, home, signal.SIGKILL)
         self.address: str | None = None
-        self._environment = environment
+        self.environment = environment
+        """What the next process gets."""
         self._address_variable = address_variable
         self._ready_read: int | None = None
         self._ready_write: int | None = None
@@ -205,7 +206,7 @@ class ServiceProcess(Supervised):
         if self._ready_read is not None:  # Of a predecessor that died before anybody read it.
             os.close(self._ready_read)
         self._ready_read, self._ready_write = os.pipe()
-        environment = {**self._environment, READY_FD_VARIABLE: str(self._ready_write)}
+        environment = {**self.environment, READY_FD_VARIABLE: str(self._ready_write)}
         if self._address_variable is not None and self.address is not None:
             environment[self._address_variable] = self.address
         return Launch([sys.executable, "-m", self.service], environment, (self._ready_write,))

@@ -8,12 +8,21 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 REMIND_SECONDS = 300.0
 """A failure that lasts is told again this often: seen by whoever looks at the last minutes of a log, and no flood."""
 
 _all: weakref.WeakSet[LoopHealth] = weakref.WeakSet()
+
+
+class Failing(NamedTuple):
+    """A loop that fails: its name, for how long without a break, why last, and the fields of its log line."""
+
+    name: str
+    seconds: float
+    error: str
+    fields: dict[str, object]
 
 
 class LoopHealth:
@@ -30,6 +39,7 @@ class LoopHealth:
         self._fields = fields
         self._failing_since: float | None = None
         self._told_at = 0.0
+        self._error = ""
         _all.add(self)
 
     @property
@@ -40,6 +50,7 @@ class LoopHealth:
     def failed(self, error: Exception) -> None:
         """A round failed. Told if it is the first, or if the last line is a while ago."""
         at = self._clock()
+        self._error = str(error)
         if self._failing_since is None:
             self._failing_since = self._told_at = at
             self._log.warning(self._event, error=str(error), **self._fields)
@@ -55,6 +66,22 @@ class LoopHealth:
             failed_seconds = round(self._clock() - self._failing_since, 3)
             self._failing_since = None
             self._log.info("loop.well_again", loop=self.name, failed_seconds=failed_seconds, **self._fields)
+
+    @property
+    def failing(self) -> Failing | None:
+        """How it fails; None while it is well."""
+        if self._failing_since is None:
+            return None
+        return Failing(self.name, self.failing_seconds, self._error, self._fields)
+
+
+def failing() -> list[Failing]:
+    """The loops that fail in this process, of each name the one that has failed longest."""
+    longest: dict[str, Failing] = {}
+    for each in filter(None, (health.failing for health in list(_all))):
+        if each.name not in longest or each.seconds > longest[each.name].seconds:
+            longest[each.name] = each
+    return list(longest.values())
 
 
 def failing_seconds() -> dict[str, float]:

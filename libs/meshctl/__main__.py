@@ -10,6 +10,7 @@ import sys
 from typing import Final
 
 from contracts import VERSION
+from contracts.build import BUILD
 from contracts.errors import TaskmeshError
 from mesh.errors import SettingsError
 from meshctl.commands import (
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"meshctl {VERSION}")
+    parser.add_argument("--version", action="version", version=f"meshctl {VERSION} (build {BUILD})")
     tasks.add_address_options(parser)
     common = argparse.ArgumentParser(add_help=False)
     tasks.add_address_options(common)

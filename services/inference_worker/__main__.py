@@ -101,7 +101,12 @@ async def main(service: Service) -> None:
     try:
         async with (
             background(worker.reporter.run(), worker.breakers.run(service.stopping)),
-            heartbeats(service, lambda: loop.steps_running, pools=settings.pools),
+            heartbeats(
+                service,
+                lambda: loop.steps_running,
+                concurrency=settings.worker_concurrency,
+                pools=settings.pools,
+            ),
         ):
             await service.ready()
             await loop.run(service.stopping, service.hurrying)

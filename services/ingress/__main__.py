@@ -11,8 +11,9 @@ from mesh.background import background
 from mesh.journal.following import Following
 from mesh.journal.submission import Submission
 from mesh.serving.browsers import Access, guarded, hosts_of
+from mesh.serving.heartbeats import heartbeats
 from mesh.serving.http import address_of, bind, serve
-from mesh.serving.service import Service, probe_broker, run
+from mesh.serving.service import Service, probe_broker, run, silent_streams
 
 
 async def main(service: Service) -> None:
@@ -33,9 +34,16 @@ async def main(service: Service) -> None:
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.ingress_public_url])
-    async with ingress.lists.open(), background(lanes.run(), storage.run(), providers.run()):
+    service.http = str(address)
+    service.wellness.ready_by(probe)
+    service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([])])
+    async with (
+        heartbeats(service),
+        ingress.lists.open(),
+        background(lanes.run(), storage.run(), providers.run()),
+    ):
         app = guarded(create_app(ingress, probe), Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"))
-        await serve(app, listener, service.stopping, service.ready(str(address)))
+        await serve(app, listener, service.stopping, service.ready())
     await submission.close()
 
 

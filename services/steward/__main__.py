@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mesh.background import background
 from mesh.configuration.settings import Settings
+from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
@@ -48,7 +49,7 @@ async def main(service: Service) -> None:
         critic.take(settings)
 
     service.reloading.add(webhooks.check, take)
-    async with background(
+    jobs = background(
         control.run(),
         timers.run(),
         triggers.run(),
@@ -66,7 +67,9 @@ async def main(service: Service) -> None:
         webhooks.run(),
         provisioning,
         critic.run(),
-    ):
+    )
+    # The record stays until what is in hand has ended.
+    async with heartbeats(service), jobs:
         await service.ready()
         await service.stopping.wait()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contracts.records.status import HealthCheck
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
+from mesh.serving.heartbeats import heartbeats
 from mesh.serving.http import address_of, bind, serve
 from mesh.serving.service import Service, probe_broker, run
 from stream_edge.app import Edge, create_app
@@ -22,7 +23,10 @@ async def main(service: Service) -> None:
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
     app = guarded(create_app(edge, probe), Access(hosts, settings.edge_cors_origins))
-    await serve(app, listener, service.stopping, service.ready(str(address)))
+    service.http = str(address)
+    service.wellness.ready_by(probe)
+    async with heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max):
+        await serve(app, listener, service.stopping, service.ready())
 
 
 if __name__ == "__main__":

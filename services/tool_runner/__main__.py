@@ -14,6 +14,7 @@ async def main(service: Service) -> None:
     async with heartbeats(
         service,
         lambda: serving.calls_running,
+        concurrency=service.settings.worker_concurrency,
         tools=lambda: serving.names,
         mcp_servers=lambda: serving.servers,
         changed=serving.servers_changed,

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from contracts import VERSION
+from contracts.build import BUILD
 from tests.support import children
 from tests.support.patience import ended, within
 from tests.support.up import FREE_PORTS, MESHCTL, Up, meshctl, runs, up
@@ -171,4 +172,4 @@ async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
     assert answer.stderr.startswith("meshctl: unreachable: http://127.0.0.1:1: ")
     assert len(answer.stderr.splitlines()) == 1
     version = await meshctl("--version")
-    assert version.stdout == f"meshctl {VERSION}\n"
+    assert version.stdout == f"meshctl {VERSION} (build {BUILD})\n"

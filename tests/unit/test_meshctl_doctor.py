@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from contracts.records.providers import Probe, ProviderRecord
-from contracts.records.status import LaneStatistics, WorkerRecord
+from contracts.records.status import HealthCheck, LaneStatistics, WorkerRecord
 from mesh.broker.levels import Level
 from mesh.broker.provisioning import Difference
 from mesh.configuration.settings import Settings
@@ -211,10 +211,12 @@ def test_workers_and_lanes_are_told_as_of_now() -> None:
     worker = WorkerRecord(
         worker="inference_worker-7@host", service="inference_worker", version="0.1.0", pid=7, host="host",
         pools=("default", "large"), concurrency=64, running=3, started_at=TIME, time=TIME + timedelta(hours=2),
+        build="0123456789ab", draining=True, checks=[HealthCheck(name="loop.consumer", ok=False, detail="fails")],
     )  # fmt: skip
     at = TIME + timedelta(hours=2, seconds=4)
     assert shown(workers_table([worker], at))[1].split() == [
-        "inference_worker-7@host", "0.1.0", "default,", "large", "3/64", "2h", "4s", "ago",
+        "inference_worker-7@host", "0.1.0", "0123456789ab", "default,", "large", "3/64", "2h", "4s", "ago",
+        "draining;", "loop.consumer:", "fails",
     ]  # fmt: skip
     lane = LaneStatistics(
         pool="default", priority="high", time=TIME, depth=5, running=2, drain_per_second=1.25, wait_seconds_p50=0.5

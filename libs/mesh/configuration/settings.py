@@ -66,6 +66,10 @@ class Settings:
     addresses and the names in the public URLs always may. Unset: no others on a loopback address, else all."""
     edge_streams_max: int = 4096
     """Streams open at once on one edge; one more gets 429."""
+    ops_address: Address | None = None
+    """Where a process of any service serves its operators: `/health/live`, `/health/ready` and `/metrics`. Unset:
+    nowhere. Under `meshctl up` each process has a port of its own: this one and those after it, or with port 0 a free
+    one."""
     workers: int = 1
     """Processes of inference_worker that `meshctl up` starts."""
     runners: int = 1

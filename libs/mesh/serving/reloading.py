@@ -56,6 +56,10 @@ class Reloadable(Protocol):
     worker: str
     settings: Settings
 
+    def reloaded(self, configuration: str) -> None:
+        """Another configuration holds: its digest."""
+        ...
+
 
 class Offer(NamedTuple):
     """What a file came to when it was checked."""
@@ -74,8 +78,6 @@ class Reloading:
     """The reloads of one process. Parts that are added later are asked, too."""
 
     def __init__(self, process: Reloadable, environment: Mapping[str, str] = os.environ) -> None:
-        self.changed: Callable[[], None] = lambda: None
-        """Called when another configuration holds."""
         self._process = process
         self._environment = environment
         self._parts: list[Part] = []
@@ -187,7 +189,7 @@ class Reloading:
                     done = False
                     log.error("configuration.half_taken", error=str(error))
             log.info("configuration.taken", configuration=configuration_digest(settings), before=before)
-            self.changed()
+            self._process.reloaded(configuration_digest(settings))
             return done
 
 

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from contracts import VERSION
+from contracts.build import BUILD
 from mesh.configuration.settings import worker_name
 from mesh.telemetry import variables
 from mesh.telemetry.variables import METRIC_INTERVAL_SECONDS, SPAN_DELAY_SECONDS
@@ -42,6 +43,7 @@ class Exporting:
             {
                 "service.name": f"taskmesh-{service}",
                 "service.version": VERSION,
+                "taskmesh.build": BUILD,
                 # Two workers' counters must not be taken for one.
                 "service.instance.id": worker_name(service),
             }

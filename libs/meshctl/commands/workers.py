@@ -39,8 +39,11 @@ Record = TypeVar("Record", WorkerRecord, LaneStatistics, ProviderRecord)
 
 def add_commands(commands: Any) -> None:
     """Register `workers`, `lanes` and `providers`."""
-    text = "Print the workers and runners that live, by their heartbeats. One that was killed is listed for 90 s more."
-    workers = commands.add_parser("workers", help="list workers and runners", description=text)
+    text = (
+        "Print the processes of all services that live, by their heartbeats: what each serves, its build, and what is "
+        "not well with it. One that was killed is listed for 90 s more."
+    )
+    workers = commands.add_parser("workers", help="list the processes of all services", description=text)
     add_setting_flags(workers, _SETTINGS)
     workers.set_defaults(run=_run_workers)
 

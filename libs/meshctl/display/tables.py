@@ -101,17 +101,27 @@ def dead_letters_table(letters: Sequence[ListedDeadLetter], *, with_head: bool =
 
 def workers_table(workers: Sequence[WorkerRecord], at: datetime) -> Table:
     """One line for each process. Times are told as they are at `at`."""
-    table = plain_table("WORKER", "VERSION", "SERVES", "STEPS", "UP", "SEEN")
-    for worker in workers:
+    states = [_state_of(worker) for worker in workers]
+    # Rarely is there anything to say: the column is there when there is.
+    table = plain_table("WORKER", "VERSION", "BUILD", "SERVES", "STEPS", "UP", "SEEN", *(["STATE"] * any(states)))
+    for worker, state in zip(workers, states, strict=True):
         table.add_row(
             cell(worker.worker),
             cell(worker.version),
-            cell(", ".join([*worker.pools, *worker.tools])),
+            cell(worker.build or ""),
+            cell(", ".join([*worker.pools, *worker.tools]) or worker.http or ""),
             f"{worker.running}/{worker.concurrency}" if worker.concurrency else "",
             _duration((at - worker.started_at).total_seconds()),
             f"{_duration((at - worker.time).total_seconds())} ago",
+            *([cell(state)] * any(states)),
         )
     return table
+
+
+def _state_of(worker: WorkerRecord) -> str:
+    """Whether it drains, and what is not well with it."""
+    unwell = [f"{check.name}: {check.detail}" if check.detail else check.name for check in worker.checks]
+    return shortened("; ".join([*(["draining"] if worker.draining else []), *unwell]))
 
 
 def tools_table(tools: Sequence[ToolDeclaration]) -> Table:

@@ -158,6 +158,10 @@ class Assembly:
         self, service: str, name: str | None = None, address_variable: str | None = None
     ) -> ServiceProcess:
         environment = environment_for(service, self._environment, self._settings.configuration)
+        ops = self._settings.ops_address
+        if ops is not None:
+            port = ops.port + len(self._services) if ops.port else 0
+            environment["MESH_OPS_ADDRESS"] = str(replace(ops, port=port))
         process = ServiceProcess(name or service, service, self.home, environment, address_variable)
         self._services.append(process)
         self._supervisor.start(process)

@@ -1,8 +1,10 @@
-"""Variables that `meshctl` itself reads, beside the settings of the mesh."""
+"""Variables beside the settings of the mesh: those that `meshctl` itself reads, and those of every process."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+
+from contracts.build import BUILD_VARIABLE
 
 INGRESS_URL_VARIABLE: Final = "MESH_INGRESS_URL"
 EDGE_URL_VARIABLE: Final = "MESH_EDGE_URL"
@@ -23,3 +25,12 @@ OWN_VARIABLES: Final = (
     Variable(EDGE_URL_VARIABLE, "URL", "unset", "The edge that streams are read from; the flag is `--edge-url`."),
     Variable(NO_COLOR_VARIABLE, "anything", "unset", "Set, it keeps colours and spinners away."),
 )
+EVERY_PROCESS: Final = (
+    Variable(
+        BUILD_VARIABLE,
+        "text",
+        "a digest of the code",
+        "What this build is called, such as the commit that an image was made of: 64 characters at most.",
+    ),
+)
+"""None has a flag: they come with an installation, and no two processes of it have different ones."""

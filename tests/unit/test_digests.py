@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from contracts.build import BUILD_VARIABLE, digest_of
 from mesh.configuration.digest import ALIKE, configuration_digest
 from mesh.configuration.mesh_toml import load_configuration
 from mesh.configuration.settings import Address, Settings
+from tests.support import children
 
 FILES = [("a.py", b"1"), ("b.py", b"2")]
 
@@ -43,14 +43,8 @@ def test_other_code_is_another_build(other: list[tuple[str, bytes]]) -> None:
 def test_a_build_may_be_named(given: str, build: str | None) -> None:
     environment = {**os.environ, BUILD_VARIABLE: given}
     program = "from contracts.build import BUILD; print(BUILD)"
-    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    unnamed = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**environment, BUILD_VARIABLE: ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    told = children.run_blocking([sys.executable, "-c", program], environment)
+    unnamed = children.run_blocking([sys.executable, "-c", program], {**environment, BUILD_VARIABLE: ""})
     assert told.stdout.strip() == (build or unnamed.stdout.strip())
     assert len(unnamed.stdout.strip()) == 12
 

@@ -10,7 +10,7 @@ from mesh.telemetry.variables import STANDARD_VARIABLES
 from meshctl.flags import setting_flags
 from meshctl.reference.markdown import GENERATED, alternatives, block, code, page, paragraphs, table
 from meshctl.reference.values import number_text
-from meshctl.variables import OWN_VARIABLES
+from meshctl.variables import EVERY_PROCESS, OWN_VARIABLES
 
 _TITLES: Final = ("variable", "value", "default", "meaning")
 _UNITS: Final = frozenset({"seconds", "hours", "days", "percent"})
@@ -35,6 +35,7 @@ start. A wrong one stops the start with one line that names it.
 Models, pools, tools and webhooks are in a file: [mesh.toml](mesh-toml.md)."""
 _SETTINGS: Final = "`meshctl up` takes all of them as flags. The other commands take those that they use."
 _MESHCTL: Final = "Commands that ask a running mesh find it by `MESH_HOME`. The two URLs name another one."
+_EVERY_PROCESS: Final = "None has a flag: it comes with an installation."
 _TELEMETRY: Final = """\
 The names and meanings are OpenTelemetry's. One of the three endpoints switches telemetry on. Without one it costs
 nothing. The standard's further variables for batches, limits and OTLP over HTTP hold, too."""
@@ -53,6 +54,9 @@ def render() -> str:
         "## Variables of meshctl alone",
         _MESHCTL,
         table(_TITLES, ((code(each.name), each.value, each.default, each.description) for each in OWN_VARIABLES)),
+        "## Variables of every process",
+        _EVERY_PROCESS,
+        table(_TITLES, ((code(each.name), each.value, each.default, each.description) for each in EVERY_PROCESS)),
         "## Traces and metrics",
         paragraphs(_TELEMETRY),
         table(

@@ -20,14 +20,17 @@ INTERVAL_SECONDS = 60.0
 
 
 async def create_missing(requests: Requests, settings: Settings) -> None:
-    """Create what is missing for these settings. Raises `TaskmeshError`."""
+    """Create what is missing, and give streams of an earlier version what they lack. Raises `TaskmeshError`."""
     wanted = declared(settings, sizes=await find_sizes(requests, settings.configuration))
-    for created in await apply(requests, wanted, update=False):
-        log.warning("provisioning.created", kind=created.kind, name=created.name)
+    for done in await apply(requests, wanted, update=False, widen=settings.upgrade_streams):
+        if done.missing:
+            log.warning("provisioning.created", kind=done.kind, name=done.name)
+        else:
+            log.warning("provisioning.upgraded", difference=str(done))
 
 
 async def check_provisioning(requests: Requests, settings_now: Callable[[], Settings]) -> None:
-    """Create what is missing, and say what differs, now and then until cancelled. Changes nothing that exists."""
+    """Create what is missing, and say what differs, now and then until cancelled. Takes nothing of what exists."""
     said: set[str] = set()
     health = LoopHealth(log, "provisioning.unavailable")
     while True:

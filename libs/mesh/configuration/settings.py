@@ -103,6 +103,9 @@ class Settings:
     """From here on storage counts as filling: the log, `meshctl doctor` and `meshctl storage` warn."""
     sync_interval: str = "always"
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
+    upgrade_streams: bool = True
+    """Whether `meshctl up` and the steward give streams of a broker of your own what a new version needs of them, as
+    far as it takes nothing. With 0 they name it, and `meshctl up` does not start before `meshctl streams apply`."""
     drain_seconds: float = 120.0
     """After SIGTERM running steps go on for as long as steps take, and so long at most; then they are handed over."""
     index_folder: Path | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -80,14 +81,7 @@ class Assembly:
         if settings.nats_url is not None:
             self.nats_url = settings.nats_url
         else:
-            self._progress("starting nats-server")
-            room = await self._room()
-            environment = environment_for("nats_server", self._environment, settings.configuration)
-            self._broker = Broker(settings, self.home, with_memory_limit(environment, room.memory_bytes), self._lock)
-            self._supervisor.start(self._broker)
-            await self._until_ready([self._broker], give_up_at)
-            self.nats_url = self._broker.url
-            await self._watch_store(room, give_up_at)
+            await self.start_broker(give_up_at)
         self._progress("looking at the streams")
         await provision(replace(settings, nats_url=self.nats_url), ours=self._broker is not None)
 
@@ -114,6 +108,18 @@ class Assembly:
         self.edge_url = _url(edge.address)
         nats_url = None if "@" in self.nats_url else self.nats_url
         self.home.write_addresses(Addresses(self.ingress_url, self.edge_url, nats_url))
+
+    async def start_broker(self, give_up_at: float) -> None:
+        """Start the embedded broker alone, and tell how much room it has. `give_up_at` is the loop's time."""
+        self._progress("starting nats-server")
+        room = await self._room()
+        environment = environment_for("nats_server", self._environment, self._settings.configuration)
+        environment = with_memory_limit(environment, room.memory_bytes)
+        self._broker = Broker(self._settings, self.home, environment, self._lock)
+        self._supervisor.start(self._broker)
+        await self._until_ready([self._broker], give_up_at)
+        self.nats_url = self._broker.url
+        await self._watch_store(room, give_up_at)
 
     async def stop(self) -> None:
         """End the services, then the broker that they drain into."""
@@ -229,6 +235,23 @@ async def run_mesh(
             for line in mesh.log_tails(error.failed):
                 print(line, file=sys.stderr)
             raise
+        finally:
+            await mesh.stop()
+
+
+@asynccontextmanager
+async def broker_for_a_look(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[str]:
+    """The embedded broker of a home whose mesh does not run, on a free port, while the block lasts. Yields its URL.
+
+    Raises `HomeBusy` if a mesh runs there, and `StartFailed`.
+    """
+    home = Home(settings.home)
+    home.create()
+    with home.locked() as lock:
+        mesh = Assembly(replace(settings, nats_port=0), environment, home, lock)
+        try:
+            await mesh.start_broker(asyncio.get_running_loop().time() + READY_SECONDS_MAX)
+            yield mesh.nats_url
         finally:
             await mesh.stop()
 

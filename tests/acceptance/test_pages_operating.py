@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 PAGE = read_page("docs/operating.md")
 SLOW = (read_page("docs/guarantees.md"), read_page("docs/performance.md"))
 CONFIGURATION = read_page("docs/configuration.md")
-WALKS = (PAGE, CONFIGURATION, *SLOW)
+UPGRADING = read_page("docs/upgrading.md")
+WALKS = (PAGE, CONFIGURATION, UPGRADING, *SLOW)
 VARIES = (
     r"\d+[smhd] ago",
     r"\d+[smhd]\s*\d+[smhd] ago",
@@ -95,6 +96,7 @@ async def test_what_a_mesh_says_of_itself_is_as_printed(house: House, title: str
 async def test_a_configuration_is_checked_shown_and_reloaded_as_printed(house: House) -> None:
     for title in ("Is it right?", "Reload"):
         await house.walk().through(CONFIGURATION.section(title))
+    await house.walk().through(UPGRADING.section("On one machine"))
 
 
 async def test_streams_are_compared_and_applied_as_printed(house: House) -> None:

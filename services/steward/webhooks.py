@@ -179,7 +179,11 @@ class Webhooks:
 
     async def take(self, settings: Settings) -> None:
         """Notify as these settings say. What an endpoint is being sent is waited for, one that stays goes on."""
-        await create_missing(self._service.requests, settings)
+        try:
+            await create_missing(self._service.requests, settings)
+        except TaskmeshError as error:
+            # The provisioning check makes it within a minute; until then its loop waits for it.
+            log.warning("webhook.no_consumer_yet", error=str(error))
         self._start(settings)
 
     def check(self, settings: Settings) -> None:

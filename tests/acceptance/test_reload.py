@@ -121,6 +121,12 @@ async def test_all_processes_of_a_mesh_take_a_file_or_none_does(tmp_path: Path) 
         [taken] = await reload(mesh)
         assert (taken["processes"], taken["changed"], taken["late"]) == (5, 5, [])
         assert mesh.pids() == before
+
+        async def digests() -> bool:
+            told = (await meshctl("workers", environment=mesh.environment)).stdout.splitlines()
+            return bool([json.loads(line)["configuration"] for line in told] == taken["configurations"] * 5)
+
+        await until(digests)
         # The ingress, the steward, and worker and runner go by it.
         assert "deadline" in await task()
         await until(lambda: len(receiver.received) == 1)

@@ -94,7 +94,6 @@ async def test_a_plan_is_made_before_the_mesh_runs(tmp_path: Path) -> None:
     async with up(home, variables=environment):
         pass
     for arguments, status in (
-        (("plan",), 0),
         (("plan", "--ack-wait-seconds", "7"), 3),
         (("apply", "--ack-wait-seconds", "7"), 0),
         (("plan", "--ack-wait-seconds", "7"), 0),

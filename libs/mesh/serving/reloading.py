@@ -83,6 +83,7 @@ class Reloading:
         self._parts: list[Part] = []
         self._held: tuple[str, Settings, float] | None = None
         self._taking = asyncio.Lock()
+        self._is_half_taken = False
 
     def add(self, check: Callable[[Settings], None], take: Callable[[Settings], Awaitable[None]]) -> None:
         """One more part that goes by the configuration."""
@@ -174,7 +175,7 @@ class Reloading:
 
     async def _take(self, settings: Settings) -> bool:
         async with self._taking:
-            if settings.configuration == self._process.settings.configuration:
+            if settings.configuration == self._process.settings.configuration and not self._is_half_taken:
                 return True
             before = configuration_digest(self._process.settings)
             if has_secrets(settings.configuration, self._process.name):
@@ -188,6 +189,7 @@ class Reloading:
                 except (TaskmeshError, OSError) as error:
                     done = False
                     log.error("configuration.half_taken", error=str(error))
+            self._is_half_taken = not done
             log.info("configuration.taken", configuration=configuration_digest(settings), before=before)
             self._process.reloaded(configuration_digest(settings))
             return done

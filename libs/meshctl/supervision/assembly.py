@@ -16,6 +16,7 @@ from contracts.records.storage import StoreRoom
 from mesh.background import first_of
 from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import Address, Settings
+from mesh.telemetry import traces
 from meshctl.errors import StartFailed
 from meshctl.supervision import private_files
 from meshctl.supervision.broker_setup import provision
@@ -184,6 +185,7 @@ class Assembly:
     def _reconfigure(self, settings: Settings) -> None:
         """Start processes with these settings from now on: what each may know is by them."""
         self._settings = settings
+        traces.set_level(settings.logged_level)
         for process in self._services:
             process.environment = environment_for(process.service, self._environment, settings.configuration)
 

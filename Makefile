@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 .SUFFIXES:
 .DELETE_ON_ERROR:
-.PHONY: help install run demo quick test model mcp api real-models bench chaos check schemas lock clean
+.PHONY: help install run demo quick test model mcp api real-models bench chaos soak check schemas lock clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ mcp: $(INSTALLED) build/mcp_conformance/node_modules/.bin/conformance ## run the
 	    --command "$(BIN)/python -m tests.support.mcp_conformance_client" \
 	    --expected-failures tests/mcp_conformance/baseline.yml $(ARGS); done
 
+# Debian's package, without starting what is in it. Its tests are skipped, and say so, where it can't be had.
+build/prometheus/usr/bin/promtool:
+	@mkdir -p build/prometheus && cd build/prometheus && { apt-get download -qq prometheus || \
+	    { apt-get update -qq && apt-get download -qq prometheus; } } && dpkg -x prometheus_*.deb . && rm prometheus_*.deb
+
 build/schemathesis/bin/st: | $(INSTALLED)
 	@$(BIN)/python -m venv build/schemathesis && build/schemathesis/bin/python -m pip install --quiet schemathesis==4.32.5
 
@@ -77,8 +82,11 @@ real-models: $(INSTALLED) $(if $(LLAMA_SERVER),,$(LLAMA)) ## try llama.cpp's ser
 bench: $(INSTALLED) ## measure, each figure beside its limit, a quarter of an hour (ARGS="accept resume", ARGS=--quick)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
-chaos: $(INSTALLED) ## kill each process at each point of eight runs, about a quarter of an hour (ARGS="--run agent", ARGS=--quick)
+chaos: $(INSTALLED) ## kill each process at each point of eight runs, about a quarter of an hour (ARGS="--run agent", "--run cluster", --quick)
 	@exec $(BIN)/python -m tests.chaos $(ARGS)
+
+soak: $(INSTALLED) ## twenty minutes of load and random kills, and what grows (ARGS="--seed 7", ARGS=--quick)
+	@exec $(BIN)/python -m tests.soak $(ARGS)
 
 check: $(INSTALLED) ## check format, lint, types, generated schemas and reference pages, layering
 	@echo "check: format"

@@ -47,6 +47,7 @@ EVENTS_LOG = "events.*.*.log"
 """The milestones of all journals, as a filter."""
 EVENTS_ALL = (EVENTS_LOG, "events.*.*.delta")
 LIVE_PREFIX = "live."
+PREVIEW = "preview"
 CRON = "cron"
 """The kind of timers that are schedules of trigger rules, and no commands."""
 CRON_ALL = "timers.at.cron.>"
@@ -185,6 +186,11 @@ def live_log(tenant: str, task: str) -> str:
     return LIVE_PREFIX + journal_log(tenant, task)
 
 
+def live_preview(tenant: str, task: str) -> str:
+    """Where a worker tells what it can't store at present: `live.events.<tenant>.<task>.preview`, of core NATS."""
+    return f"{LIVE_PREFIX}events.{check_tenant(tenant)}.{check_task(task)}.{PREVIEW}"
+
+
 def hold(tenant: str, task: str) -> str:
     """Core subject on which who works on a task is asked to append nothing for a moment: `hold.<tenant>.<task>`."""
     return f"hold.{check_tenant(tenant)}.{check_task(task)}"
@@ -282,6 +288,11 @@ def lane_waiting(stream: str, consumer: str) -> str:
     """Core subject `lanes.waiting.<stream in lower case>.<consumer>`: messages wait there, and nobody has asked."""
     names = (_checked("stream", _SERVER_NAME, stream).lower(), _checked("consumer", _SERVER_NAME, consumer))
     return LANES_WAITING_PREFIX + ".".join(names)
+
+
+def process_order(worker: str, order: str) -> str:
+    """Core subject `process.<worker>.<order>`: an order to one process, such as `drain`. The worker as in its key."""
+    return f"process.{worker_key(worker)}.{_checked('order', _LANE_NAME, order)}"
 
 
 def provider_changed(provider: str) -> str:

@@ -10,7 +10,11 @@ class SettingsError(TaskmeshError):
 
 
 class BrokerRefused(SettingsError):
-    """The broker is there, and does not take the login that it was shown."""
+    """The broker is there, and does not take the login that it was shown, or is not trusted."""
+
+
+class BrokerDistrusted(BrokerRefused):
+    """Something listens there whose certificate nobody that this machine trusts has signed."""
 
 
 class BrokerUnavailable(TaskmeshError):
@@ -20,12 +24,21 @@ class BrokerUnavailable(TaskmeshError):
     retryable = True
 
 
+class NoLeader(BrokerUnavailable):
+    """A cluster answers that it can't answer: what was asked for has no leader at present, or is being moved.
+
+    An election is under way (4 to 9 s after its leader's death), or too many servers are away for one.
+    """
+
+
 class BrokerError(TaskmeshError):
     """The broker answered with an error. `number` is its JetStream error code, e.g. 10071."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(f"{message} ({number})")
         self.number = number
+        self.said = message
+        """The description alone."""
 
 
 class NoRoom(BrokerError):

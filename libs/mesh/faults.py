@@ -9,12 +9,14 @@ written there in mid-run is a clock that jumps. Clocks that only go forward are 
 
 `MESH_TEST_POINTS` names a folder. Each point that the process comes to is a line in the file `reached` there, and an
 order in the file `crash` is carried out at the point that it names: `<name of the order> <point> <which time, from 1>
-<signal> <process id, 0 for this one>`. The order's file is removed just before. Such a process says so, too.
+<signal> <process id, 0 for this one>`. In place of a signal `block` has the loop of this process stand still, and
+`spin` with the interpreter's lock held. The order's file is removed just before. Such a process says so, too.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -33,6 +35,7 @@ CLOCK_OFF = os.environ.get(CLOCK_VARIABLE, "")
 POINTS_VARIABLE = "MESH_TEST_POINTS"
 REACHED_FILE = "reached"
 ORDER_FILE = "crash"
+_STANDSTILL_SECONDS = 3600.0
 _NAMED_ELSEWHERE = ("events.", "archive.", "$KV.")
 """Subjects of appends, packs and projections, which are points of their own, and of records that no work hangs on."""
 
@@ -71,7 +74,12 @@ class _Points:
                 self._order_file.unlink()
             except FileNotFoundError:
                 return  # Another process of the service was a moment sooner.
-            os.kill(int(pid) or os.getpid(), int(number))
+            if number == "block":
+                time.sleep(_STANDSTILL_SECONDS)
+            elif number == "spin":
+                re.match(r"(a+)+$", "a" * 64 + "b")
+            else:
+                os.kill(int(pid) or os.getpid(), int(number))
 
 
 POINTS_ON = bool(os.environ.get(POINTS_VARIABLE))

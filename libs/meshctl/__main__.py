@@ -19,6 +19,7 @@ from meshctl.commands import (
     demo,
     doctor,
     example,
+    processes,
     reload,
     repair,
     replies,
@@ -29,6 +30,7 @@ from meshctl.commands import (
     transfer,
     triggers,
     up,
+    why,
     workers,
 )
 from meshctl.display import output
@@ -69,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     up.add_commands(commands)
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
+    why.add_commands(commands, common)
     replies.add_commands(commands, common)
     tools.add_commands(commands, common)
     dead_letters.add_commands(commands, common)
@@ -76,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     streams.add_commands(commands)
     storage.add_commands(commands)
     workers.add_commands(commands)
+    processes.add_commands(commands)
     transfer.add_commands(commands)
     triggers.add_commands(commands)
     doctor.add_commands(commands)

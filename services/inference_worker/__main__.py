@@ -109,7 +109,7 @@ async def main(service: Service) -> None:
             ),
         ):
             await service.ready()
-            await loop.run(service.stopping, service.hurrying)
+            await loop.run(service.stopping, service.hurrying, service.patient)
     finally:
         await handlers.close()
 

@@ -20,8 +20,9 @@ from inference_worker.dialects.anthropic import client as anthropic
 from inference_worker.dialects.anthropic.client import AnthropicProvider
 from inference_worker.dialects.openai import client as openai
 from inference_worker.dialects.openai.client import OpenAIProvider
+from inference_worker.dialects.room import Room
 from inference_worker.dialects.scripted.model import ScriptedProvider
-from inference_worker.dialects.seeing import SeeingSource, takes_images
+from inference_worker.dialects.seeing import HELD_BYTES_MAX, SeeingSource, takes_images
 from inference_worker.models import endpoints
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.chunks import Chunk, TurnInput
@@ -70,13 +71,14 @@ async def open_providers(
     configuration = settings.configuration
     async with AsyncExitStack() as stack:
         sources: dict[str, Source] = {}
+        room = Room(HELD_BYTES_MAX)
         for name in sorted({name for pool in configuration.pools for name in configuration.providers_of(pool)}):
             key = api_key(configuration, name, environment)
             endpoints.know(name, configuration.providers[name])
             source = await _open(stack, settings, name, configuration.providers[name], key)
             if requests is not None and takes_images(configuration.providers[name]):
                 # Behind the guard: a request that was refused for its images is no fault of the provider's.
-                source = SeeingSource(source, requests)
+                source = SeeingSource(source, requests, room)
             sources[name] = guard(source)
         yield {name: _of_pool(sources, pool) for name, pool in configuration.pools.items()}
 

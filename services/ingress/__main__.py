@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contracts.records.status import HealthCheck
 from ingress.app import Ingress, create_app
+from ingress.figures import figure_rounds
+from ingress.fleet_watch import FleetWatch
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from ingress.storage import Storage
@@ -12,15 +14,17 @@ from mesh.journal.following import Following
 from mesh.journal.submission import Submission
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
-from mesh.serving.http import address_of, bind, serve
-from mesh.serving.service import Service, probe_broker, run, silent_streams
+from mesh.serving.http import serve
+from mesh.serving.listening import address_of, bind
+from mesh.serving.service import Service, probe_mesh, run, silent_streams
 
 
 async def main(service: Service) -> None:
     """Accept tasks until told to stop."""
     settings = service.settings
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
-    lanes = Lanes(service.requests, settings.pools)
+    fleet = FleetWatch(service.connection, settings.pools)
+    lanes = Lanes(service.requests, settings.pools, fleet)
     submission = Submission(service.requests, settings.configuration.pools)
     storage = Storage(service.requests, settings.high_water_percent, settings.filling_percent)
     providers = Providers(service.requests, settings.configuration, lanes)
@@ -30,17 +34,17 @@ async def main(service: Service) -> None:
     service.reloading.add(lambda _: None, ingress.take)
 
     async def probe() -> list[HealthCheck]:
-        return storage.marked(await probe_broker(service.connection))
+        return fleet.marked(storage.marked(await probe_mesh(service)))
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.ingress_public_url])
     service.http = str(address)
     service.wellness.ready_by(probe)
-    service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([])])
+    service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([]), *fleet.dead()])
     async with (
         heartbeats(service),
         ingress.lists.open(),
-        background(lanes.run(), storage.run(), providers.run()),
+        background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(create_app(ingress, probe), Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"))
         await serve(app, listener, service.stopping, service.ready())

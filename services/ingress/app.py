@@ -38,9 +38,11 @@ from ingress.parsing import (
     parse_wait_seconds,
 )
 from ingress.pool_availability import Providers
+from ingress.pool_load import PoolLoads
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
+from ingress.waiting import Waits
 from mesh.broker import key_value
-from mesh.broker.direct_get import read_sequence
+from mesh.broker.direct_get import find_sequence
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, QueueFull
@@ -91,7 +93,9 @@ class Ingress:
         self._providers = providers
         self._stopping = stopping
         self._tools = KnownTools(requests, settings.configuration.tools)
+        self._pool_loads = PoolLoads(requests, settings.worker_concurrency)
         self._journals = WarmJournals(requests)
+        self._waits = Waits(requests, lanes.fleet, providers)
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
 
@@ -146,7 +150,8 @@ class Ingress:
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}`"""
         tenant = tenant_of_request(request)
-        return json_response(await self._record(tenant, checked_task(task)), 200, {"Cache-Control": "no-store"})
+        shown = await self._record(tenant, checked_task(task), says_waiting=True)
+        return json_response(shown, 200, {"Cache-Control": "no-store"})
 
     def events(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}/events`: they are at the stream edge."""
@@ -180,6 +185,12 @@ class Ingress:
         page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
         return json_response(page, 200, {"Cache-Control": "no-store"})
 
+    async def pool_load(self, request: AnyRequest, pool: str) -> Response[bytes]:
+        """`GET /v1/pools/{pool}/load`"""
+        tenant_of_request(request)
+        load = await self._pool_loads.load(pool, self._settings.pools)
+        return json_response(load, 200, {"Cache-Control": "no-store"})
+
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
         tenant = tenant_of_request(request)
@@ -188,7 +199,7 @@ class Ingress:
             return json_response(record, 200, {"Cache-Control": "no-store"})
         command = CancelCommand(task=record.id, tenant=tenant, by=input_decisions.BY)
         await commands.send(self._requests, command, cancel_message_id(record.id), request, "/v1/tasks/{task}/cancel")
-        log.info("task.cancel_asked", task=record.id, tenant=tenant)
+        log.debug("task.cancel_asked", task=record.id, tenant=tenant)
         return json_response(record, 202, {"Cache-Control": "no-store"})
 
     async def input(self, request: AnyRequest, task: str) -> Response[bytes]:
@@ -204,14 +215,14 @@ class Ingress:
             ack = await commands.send(self._requests, command, message_id, request, "/v1/tasks/{task}/inputs")
             if ack.duplicate and isinstance(said, MessageInput):
                 await self._check_duplicate(tenant, task, said, message_id, ack.seq)
-            log.info("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
+            log.debug("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
         return json_response(self._linked(record(journal.state)), 202, {"Cache-Control": "no-store"})
 
     async def _check_duplicate(
         self, tenant: str, task: str, said: MessageInput, message_id: str, sequence: int
     ) -> None:
         """Hold a message whose key is known against the one that CONTROL has, or had, at `sequence`."""
-        stored = await read_sequence(self._requests, "CONTROL", sequence)
+        stored = await find_sequence(self._requests, "CONTROL", sequence)
         if stored is not None:
             input_decisions.check_same(said, decode(stored.payload, InputCommand))
             return
@@ -252,8 +263,11 @@ class Ingress:
         )
         return json_response(accepted, 202, {"Location": task_path(submitted.task)})
 
-    async def _record(self, tenant: str, task: str) -> TaskRecord:
-        """A task's status, folded from its journal. That of one that has ended does not change any more."""
+    async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:
+        """A task's status, folded from its journal. That of one that has ended does not change any more.
+
+        `says_waiting`: with what it waits for.
+        """
         if not self._journals.is_warm(tenant, task):
             entry = await key_value.get(self._requests, TASKS_BUCKET.name, subjects.task_key(tenant, task))
             projected = _readable_record(entry.value) if entry is not None and entry.value else None
@@ -262,8 +276,9 @@ class Ingress:
             packed = await packed_record(self._requests, tenant, task) if entry is None else None
             if packed is not None:
                 return self._linked(packed)
-        journal = await read_journal(self._journals, tenant, task)
-        return self._linked(record(journal.state))
+        state = (await read_journal(self._journals, tenant, task)).state
+        shown = self._linked(record(state))
+        return msgspec.structs.replace(shown, waiting=await self._waits.of(state)) if says_waiting else shown
 
     async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
         """The finished task; None if it does not end in time, or can't be seen: it is accepted all the same."""
@@ -335,6 +350,10 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def tools(request: AnyRequest) -> Response[bytes]:
         return await ingress.tools(request)
 
+    @get("/v1/pools/{pool:str}/load")
+    async def pool_load(request: AnyRequest, pool: str) -> Response[bytes]:
+        return await ingress.pool_load(request, pool)
+
     @get("/v1/tasks/{task:str}")
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
@@ -356,7 +375,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(submit, tasks, counts, tools, task, events, cancel, inputs, schema),
+        *(submit, tasks, counts, tools, pool_load, task, events, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
         *health_routes("ingress", probe),
     ]

@@ -10,7 +10,7 @@ from contracts.api.dead_letters import RECORDS_SHOWN_BYTES_MAX, RECORDS_SHOWN_MA
 from contracts.records.status import OpenDeadLetter
 from contracts.streams import DEAD_LETTERS
 from ingress.listing.letter_records import read, shown
-from mesh.broker.direct_get import PAGE_EVENTS_MAX, read_page, read_sequence
+from mesh.broker.direct_get import PAGE_EVENTS_MAX, find_sequence, read_page
 from mesh.broker.requests import Requests
 from mesh.broker.stream_states import messages_on
 
@@ -50,7 +50,7 @@ async def read_dead_letters(
 
 async def read_malformed(requests: Requests, tenant: str, record_sequence: int) -> ShownDeadLetter | None:
     """The record of a message that was no work; None if there is none of the tenant. Raises `BrokerUnavailable`."""
-    message = await read_sequence(requests, DEAD_LETTERS.name, record_sequence)
+    message = await find_sequence(requests, DEAD_LETTERS.name, record_sequence)
     if message is None or message.subject != subjects.malformed_dead_letter(tenant):
         return None
     letter = read(message)

@@ -65,6 +65,18 @@ class Providers:
             is_idle=self._lanes.is_idle(request.pool),
         )
 
+    def down(self, pool: str) -> str | None:
+        """Why no provider of a pool is called at present, for people; None if one is, or the pool has none."""
+        configured = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
+        records = [self._records.sighting(name).record for name in configured]
+        if not records or any(record is None or record.state == "closed" for record in records):
+            return None
+        return ", ".join(
+            f"the breaker of {each.provider} is {each.state.replace('_', '-')} since {each.since:%Y-%m-%d %H:%M:%S} UTC"
+            for each in records
+            if each is not None
+        )
+
     async def _refresh(self) -> None:
         for provider in self._records.providers:
             await self._records.refresh(provider)

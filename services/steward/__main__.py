@@ -9,8 +9,9 @@ from mesh.serving.service import Service, run
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
 from steward.critic import Critics
+from steward.figures.rounds import figure_rounds
 from steward.lane_statistics import LaneKeeper
-from steward.provisioning_check import check_provisioning
+from steward.provisioning_check import Provisioning
 from steward.reconciling import Reconciling
 from steward.result_sweep import ResultSweep
 from steward.retention import Retention
@@ -36,7 +37,8 @@ async def main(service: Service) -> None:
     webhooks = Webhooks(service)
     critic = Critics(service.connection, settings)
     reconciling = Reconciling(service.requests, settings)
-    provisioning = check_provisioning(service.requests, lambda: service.settings)
+    provisioning = Provisioning(service.requests, lambda: service.settings)
+    service.wellness.add_remark(provisioning.check)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
     sweeps = Sweeps(service.requests, settings, service.worker)
@@ -65,8 +67,9 @@ async def main(service: Service) -> None:
         Waking(service.requests).run(),
         StorageSampling(service.requests).run(),
         webhooks.run(),
-        provisioning,
+        provisioning.run(),
         critic.run(),
+        *figure_rounds(service.connection, settings, retention.lags),
     )
     # The record stays until what is in hand has ended.
     async with heartbeats(service), jobs:

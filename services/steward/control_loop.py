@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
 from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.journal.events import TERMINAL_TYPES
 from contracts.messages.control import (
     AnyCommand,
     ApprovalCommand,
@@ -114,7 +115,9 @@ class ControlLoop:
 
         def appended(event_type: str) -> None:
             carried_out.append(event_type)
-            log.info("command.carried_out", kind=_kind(command), appended=event_type, by=command.by)
+            # What ends a task is its one line, as where a worker ends it.
+            said = log.info if event_type in TERMINAL_TYPES else log.debug
+            said("command.carried_out", kind=_kind(command), appended=event_type, by=command.by)
 
         try:
             outcome = await journal.advance(next_of, lambda: delivery.lease_held, make_way)

@@ -17,17 +17,11 @@ from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.broker.consumer_lists import all_consumers
 from mesh.clock import lease_clock, now
+from mesh.fleet.statistics import look_seconds, unchanged_seconds_max
 from mesh.loop_health import LoopHealth
 from steward.statistics import LaneWindow
 
 log = structlog.get_logger("steward.lane_statistics")
-
-INTERVAL_SECONDS = 1.0
-LANES_PER_SECOND = 90
-"""Lanes that are looked at in a second, so that many pools do not keep the broker busy: 300 are looked at each 10 s."""
-UNCHANGED_SECONDS_MAX = 15.0
-"""A lane where nothing happens is written this often, so that an idle mesh does not wear out its disk; many lanes, once
-in ten looks."""
 
 
 class LaneKeeper:
@@ -41,8 +35,8 @@ class LaneKeeper:
             for priority in subjects.PRIORITIES
         }
         self._written: dict[str, tuple[float, LaneStatistics]] = {}
-        self._interval_seconds = max(INTERVAL_SECONDS, len(self._windows) / LANES_PER_SECOND)
-        self._unchanged_seconds_max = max(UNCHANGED_SECONDS_MAX, 10 * self._interval_seconds)
+        self._interval_seconds = look_seconds(len(self._windows))
+        self._unchanged_seconds_max = unchanged_seconds_max(len(self._windows))
 
     async def run(self) -> None:
         """Keep statistics until cancelled."""

@@ -8,20 +8,23 @@ from collections.abc import Callable
 import structlog
 
 from contracts.errors import TaskmeshError
-from mesh.broker.provisioning import apply, compare, declared
+from contracts.records.status import HealthCheck
+from mesh.broker.provisioning import apply, compare, find_declared
 from mesh.broker.requests import Requests
-from mesh.broker.sizing import find_sizes
 from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("steward.provisioning_check")
 
-INTERVAL_SECONDS = 60.0
+INTERVAL_SECONDS_MIN, INTERVAL_SECONDS_MAX = 10.0, 60.0
+DECLARED_PER_SECOND = 4
+"""Streams and consumers that are looked at in a second: a mesh of one pool is looked at each 10 s."""
+NAMES_MAX = 4
 
 
 async def create_missing(requests: Requests, settings: Settings) -> None:
     """Create what is missing, and give streams of an earlier version what they lack. Raises `TaskmeshError`."""
-    wanted = declared(settings, sizes=await find_sizes(requests, settings.configuration))
+    wanted = await find_declared(requests, settings)
     for done in await apply(requests, wanted, update=False, widen=settings.upgrade_streams):
         if done.missing:
             log.warning("provisioning.created", kind=done.kind, name=done.name)
@@ -29,22 +32,43 @@ async def create_missing(requests: Requests, settings: Settings) -> None:
             log.warning("provisioning.upgraded", difference=str(done))
 
 
-async def check_provisioning(requests: Requests, settings_now: Callable[[], Settings]) -> None:
-    """Create what is missing, and say what differs, now and then until cancelled. Takes nothing of what exists."""
-    said: set[str] = set()
-    health = LoopHealth(log, "provisioning.unavailable")
-    while True:
-        try:
-            settings = settings_now()
-            wanted = declared(settings, sizes=await find_sizes(requests, settings.configuration))
-            await create_missing(requests, settings)
-            differences = {str(difference) for difference in await compare(requests, wanted)}
-            for difference in sorted(differences - said):
-                log.warning("provisioning.differs", difference=difference, remedy="meshctl streams apply")
-            if not differences and said:
-                log.info("provisioning.as_declared")
-            said = differences
-            health.succeeded()
-        except TaskmeshError as error:
-            health.failed(error)
-        await asyncio.sleep(INTERVAL_SECONDS)
+class Provisioning:
+    """Creates what is missing, gives streams of an earlier version what they lack, and says what differs."""
+
+    def __init__(self, requests: Requests, settings_now: Callable[[], Settings]) -> None:
+        self._requests = requests
+        self._settings_now = settings_now
+        self._said: set[str] = set()
+        self._interval_seconds = INTERVAL_SECONDS_MIN
+
+    async def run(self) -> None:
+        """Look now and then until cancelled."""
+        health = LoopHealth(log, "provisioning.unavailable")
+        while True:
+            try:
+                await self._look()
+                health.succeeded()
+            except TaskmeshError as error:
+                health.failed(error)
+            await asyncio.sleep(self._interval_seconds)
+
+    def check(self) -> list[HealthCheck]:
+        """Whether all was as declared at the last look."""
+        if not self._said:
+            return [HealthCheck(name="streams", ok=True)]
+        more = f" and {len(self._said) - NAMES_MAX} more" if len(self._said) > NAMES_MAX else ""
+        detail = f"not as declared: {'; '.join(sorted(self._said)[:NAMES_MAX])}{more}"
+        return [HealthCheck(name="streams", ok=False, detail=detail)]
+
+    async def _look(self) -> None:
+        settings = self._settings_now()
+        wanted = await find_declared(self._requests, settings)
+        count = len(wanted.streams) + len(wanted.consumers)
+        self._interval_seconds = min(INTERVAL_SECONDS_MAX, max(INTERVAL_SECONDS_MIN, count / DECLARED_PER_SECOND))
+        await create_missing(self._requests, settings)
+        differences = {str(difference) for difference in await compare(self._requests, wanted)}
+        for difference in sorted(differences - self._said):
+            log.warning("provisioning.differs", difference=difference, remedy="meshctl streams apply")
+        if not differences and self._said:
+            log.info("provisioning.as_declared")
+        self._said = differences

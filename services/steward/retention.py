@@ -89,6 +89,14 @@ class Retention:
                 if at is not None:
                     await self._packing.leave(at)
 
+    async def lags(self, at: datetime) -> dict[str, timedelta]:
+        """How far each walk is behind. Raises `TaskmeshError`."""
+        return {
+            "packing": await self._packing.lag(at),
+            "deltas": await self._deltas.lag(at),
+            "packs": await self._packs.lag(at),
+        }
+
     async def round(self) -> bool:
         """Do the next piece of each walk; whether more may be due. Raises `TaskmeshError`."""
         at = self._clock()

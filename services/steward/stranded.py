@@ -21,7 +21,7 @@ from contracts.messages.envelope import read_envelope
 from contracts.messages.work import Work, decode_work
 from mesh.background import repeatedly
 from mesh.broker.consumer_lists import all_consumers
-from mesh.broker.direct_get import Stored, read_sequence
+from mesh.broker.direct_get import Stored, find_sequence
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import Scan
 from mesh.clock import now
@@ -108,7 +108,7 @@ class Stranded:
 
         Raises `BrokerUnavailable`.
         """
-        stored = await read_sequence(self._requests, stream, sequence)
+        stored = await find_sequence(self._requests, stream, sequence)
         if stored is not None:
             await self._try(_message(stream, stored, deliveries))
 

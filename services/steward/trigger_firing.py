@@ -167,7 +167,7 @@ class Triggers:
             submitted = await self._submission.start(request, rule.tenant, task, traceparent, trigger, room)
         if not submitted.existing:
             metrics.trigger_started()
-        log.info(
+        log.debug(
             "trigger.started",
             rule=rule.name,
             tenant=rule.tenant,

@@ -131,7 +131,8 @@ class WebhookLoop:
             return await self._give_up(delivery, _EXHAUSTED)
         failure = await self._endpoint.post(message_id, body)
         if failure is None:
-            log.info("webhook.delivered", tries=tries)
+            # One that arrives at once is one of many.
+            (log.debug if tries == 1 else log.info)("webhook.delivered", tries=tries)
             return Ack()
         match decide_failure(failure, tries, random.random()):
             case Again(delay_seconds):

@@ -6,8 +6,9 @@ from contracts.records.status import HealthCheck
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
-from mesh.serving.http import address_of, bind, serve
-from mesh.serving.service import Service, probe_broker, run
+from mesh.serving.http import serve
+from mesh.serving.listening import address_of, bind
+from mesh.serving.service import Service, probe_mesh, run
 from stream_edge.app import Edge, create_app
 
 
@@ -18,7 +19,7 @@ async def main(service: Service) -> None:
     edge = Edge(Following(service.connection), settings.edge_streams_max, service.stopping)
 
     async def probe() -> list[HealthCheck]:
-        return await probe_broker(service.connection)
+        return await probe_mesh(service)
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])

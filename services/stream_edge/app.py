@@ -42,12 +42,13 @@ class Edge:
         tenant = tenant_of_request(request, otherwise=request.query_params.get("tenant"))
         checked_task = _task_of(task)
         after = _cursor_of(request)
+        previews = _previews_of(request)
         if self._stopping.is_set() or self.streams >= self._streams_max:
             raise RequestRefused("rate-limited", "this edge has as many streams as it may")
         self._count(1)
         try:
             span = await self._span(request, tenant, checked_task, after)
-            follower = await self._following.open(tenant, checked_task, after)
+            follower = await self._following.open(tenant, checked_task, after, previews=previews)
         except BaseException:
             self._count(-1)
             raise
@@ -73,9 +74,9 @@ class Edge:
     ) -> AbstractContextManager[Span | None]:
         """The span of a stream, in the task's own trace; in the client's, and linked to the task's, if it brings one.
 
-        The task's trace is that of its first event: one small read for each stream, and none while telemetry is off.
+        The task's trace is that of its first event: one small read for each stream, and none while no spans are made.
         """
-        if not traces.enabled():
+        if not traces.spans_enabled():
             return nullcontext()
         of_task: str | None = None
         with suppress(TaskmeshError):  # A stream without its trace is better than none.
@@ -116,6 +117,13 @@ def _cursor_of(request: AnyRequest) -> int:
     if cursor is None:
         raise InvalidPayload("the cursor must be a sequence, as in a frame's id")
     return cursor
+
+
+def _previews_of(request: AnyRequest) -> bool:
+    said = request.query_params.get("previews", "false")
+    if said not in ("true", "false"):
+        raise InvalidPayload("previews must be true or false")
+    return said == "true"
 
 
 def create_app(edge: Edge, probe: Probe) -> Litestar:

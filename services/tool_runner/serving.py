@@ -108,7 +108,7 @@ class Serving:
         stopping = self._service.stopping
         await self._declare()
         async with _running(self._servers), background(self._keep_declaring()), asyncio.TaskGroup() as loops:
-            loops.create_task(self._loop(tuple(self._tools)).run(stopping, self._service.hurrying))
+            loops.create_task(self._run(self._loop(tuple(self._tools))))
             for served in self._servers:
                 loops.create_task(self._serve(served, loops, stopping))
             await ready()
@@ -121,6 +121,9 @@ class Serving:
         loop = WorkLoop(service.connection, self._settings, lanes, self._handler, service.worker, self._journals)
         self._loops.append(loop)
         return loop
+
+    async def _run(self, loop: WorkLoop) -> None:
+        await loop.run(self._service.stopping, self._service.hurrying, self._service.patient)
 
     async def _serve(self, served: _Served, loops: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         """Begin to pull for tools as their server offers them."""
@@ -139,7 +142,7 @@ class Serving:
             served.looped.update(new)
             if served.loop is None:
                 served.loop = self._loop(new)
-                loops.create_task(served.loop.run(stopping, self._service.hurrying))
+                loops.create_task(self._run(served.loop))
                 continue
             for name in new:
                 served.loop.add(_lane(name))

@@ -10,7 +10,7 @@ import pytest_asyncio
 from litestar import Litestar
 
 from mesh.configuration.settings import Address
-from mesh.serving import http, http_protocol
+from mesh.serving import http, http_protocol, listening
 from tests.support.bad_input import (
     ABSENT_TASK,
     HEAD_TOO_LARGE,
@@ -150,8 +150,8 @@ async def test_a_slow_head_delays_nobody_and_is_answered_in_the_end(bench: Bench
 
 async def test_a_head_that_takes_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.1)
-    listener = http.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
-    address = http.address_of(listener)
+    listener = listening.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
+    address = listening.address_of(listener)
     stopping, started = asyncio.Event(), asyncio.Event()
 
     async def on_started() -> None:

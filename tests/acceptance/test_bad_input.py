@@ -145,6 +145,14 @@ async def test_a_cursor_that_is_none_is_refused(bench: Bench, cursor: str) -> No
 
 
 @pytest.mark.usefixtures("unharmed")
+async def test_previews_are_asked_for_by_true_or_false_alone(bench: Bench) -> None:
+    for said, status in (("true", 200), ("false", 200), ("1", 400), ("", 400), ("TRUE", 400)):
+        sent = {"tenant": "acme", "previews": said}
+        answer = await bench.edge.get(f"/v1/tasks/{bench.foreign_task}/events", params=sent)
+        assert answer.status_code == status, said
+
+
+@pytest.mark.usefixtures("unharmed")
 async def test_a_cursor_far_beyond_the_end_is_told_of_the_gap(bench: Bench) -> None:
     acme = {"Mesh-Tenant": "acme"}
     response = await bench.edge.get(f"/v1/tasks/{bench.foreign_task}/events?after={10**17}", headers=acme)

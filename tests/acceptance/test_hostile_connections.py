@@ -14,7 +14,7 @@ from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from mesh.configuration.settings import Address
-from mesh.serving import connections, http, http_protocol
+from mesh.serving import connections, http, http_protocol, listening
 from mesh.serving.connections import CONNECTIONS_SPARE, DESCRIPTORS_RESERVED, Connections
 from tests.support.bad_input import assert_problem, exchange
 from tests.support.http_client import PatientClient
@@ -42,7 +42,7 @@ async def serving(answer: Callable[[Send], Awaitable[None]]) -> AsyncIterator[Ad
 @asynccontextmanager
 async def serving_app(app: ASGIApp) -> AsyncIterator[Address]:
     """The server of the services, with an application of a test's own."""
-    listener = http.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
+    listener = listening.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
     stopping, started = asyncio.Event(), asyncio.Event()
 
     async def on_started() -> None:
@@ -51,7 +51,7 @@ async def serving_app(app: ASGIApp) -> AsyncIterator[Address]:
     server = asyncio.create_task(http.serve(app, listener, stopping, on_started()))
     await started.wait()
     try:
-        yield http.address_of(listener)
+        yield listening.address_of(listener)
     finally:
         stopping.set()
         await server
@@ -96,6 +96,24 @@ async def test_a_connection_without_a_request_ends(monkeypatch: pytest.MonkeyPat
             writer.write(before + sent)
             assert await is_closed(reader)
             writer.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("sent", [b"\r\n", b"\r\n\r\n\r\n", b"G"], ids=["a line break", "line breaks", "a letter"])
+async def test_what_comes_behind_an_answer_does_not_keep_its_connection(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.2)
+    async with serving(short) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(GET)
+        async with within(10):
+            await reader.readuntil(b"\r\n\r\n")
+        # Only now: what comes along with the request is there before the clock of an idle connection is set.
+        writer.write(sent)
+        assert await is_closed(reader)
+        writer.close()
 
 
 @pytest.mark.asyncio

@@ -22,8 +22,9 @@ from contracts.streams import WORKERS_BUCKET, consumers
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import Declared, apply
 from mesh.configuration.mesh_toml import load_configuration
+from mesh.fleet.findings import findings
+from mesh.fleet.looking import read_fleet
 from mesh.tools.toolbox import Toolbox
-from meshctl.commands.doctor import seen_mcp_servers
 from meshctl.commands.workers import read_bucket
 from tests.support import children
 from tests.support.broker import free_port
@@ -299,11 +300,10 @@ async def test_the_runners_heartbeat_names_what_it_serves(bench: Bench) -> None:
 
 async def test_the_heartbeat_says_which_servers_are_away_and_why_and_so_does_the_doctor(bench: Bench) -> None:
     async def told() -> bool:
-        seen = await seen_mcp_servers(bench.connection)
-        away = (seen.get("absent") or [None])[-1]
-        # A runner that was killed is listed for a while.
-        there = {*seen.get("local", ["?"]), *seen.get("remote", ["?"])} == {None}
-        return there and "there-is-no-such-program is not there" in (away or "")
+        [line] = [
+            each.detail for each in findings(await read_fleet(bench.connection, ())) if each.check == "mcp_servers"
+        ]
+        return "absent is away" in line and "there-is-no-such-program is not there" in line and "local" not in line
 
     await until(told)
 

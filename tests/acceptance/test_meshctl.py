@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from meshctl.supervision.home import LOG_BYTES_MAX
 from tests.support.broker import Broker
 from tests.support.http_client import PatientClient
 from tests.support.up import ENVIRONMENT, FREE_PORTS, SERVICES, Up, meshctl, runs, up
@@ -45,6 +46,15 @@ async def test_up_prints_one_line_into_a_pipe_and_sigint_ends_it_all(mesh: Up) -
     assert {path.stem for path in (mesh.home / "logs").glob("*.log")} == {
         "ingress", "stream_edge", "inference_worker-1", "tool_runner-1", "steward", "nats_server",
     }  # fmt: skip
+
+
+async def test_a_log_that_has_grown_too_long_is_rotated_while_its_process_runs(mesh: Up) -> None:
+    logs = mesh.home / "logs"
+    for name in ("ingress", "inference_worker-1"):
+        with (logs / f"{name}.log").open("ab") as log:
+            log.write(b"x" * LOG_BYTES_MAX + b"\n")
+    await until(lambda: all((logs / f"{name}.log.1").exists() for name in ("ingress", "inference_worker-1")))
+    assert "process.restarted" not in mesh.log.read_text()
 
 
 async def test_sigterm_ends_it_too_also_with_a_service_that_does_not_listen(mesh: Up) -> None:
@@ -106,17 +116,26 @@ async def test_a_taken_port_is_one_clear_line(tmp_path: Path, flag: str) -> None
     assert flag in last
 
 
-async def test_a_service_that_does_not_start_shows_what_it_said(tmp_path: Path, broker: Broker) -> None:
-    """Both listen on one port: the second can't, and its log says why."""
+async def test_two_services_on_one_address_are_told_before_anything_is_started(tmp_path: Path, broker: Broker) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url}
     same = ("--ingress-address", address, "--edge-address", address)
     answer = await meshctl("up", "--home", str(tmp_path / "home"), *same, environment=variables)
+    assert answer.returncode == 2
+    last = answer.stderr.splitlines()[-1]
+    assert last == f"meshctl: MESH_INGRESS_ADDRESS='{address}': can't listen: Address already in use"
+
+
+async def test_a_service_that_does_not_start_shows_what_it_said(tmp_path: Path, broker: Broker) -> None:
+    """A variable that only tool runners read is not there."""
+    file = tmp_path / "mesh.toml"
+    file.write_text('[mcp.files]\ncommand = ["true"]\nenv_from = ["SURELY_NOT_SET"]\n')
+    variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url, "MESH_CONFIG": str(file)}
+    answer = await meshctl("up", "--home", str(tmp_path / "home"), *FREE_PORTS, environment=variables)
     assert answer.returncode == 1
-    assert address in answer.stderr
-    assert "in use" in answer.stderr
-    assert answer.stderr.splitlines()[-1] in ("meshctl: ingress does not start", "meshctl: stream_edge does not start")
+    assert "SURELY_NOT_SET" in answer.stderr
+    assert answer.stderr.splitlines()[-1] == "meshctl: tool_runner-1 does not start"
 
 
 async def test_a_wrong_setting_ends_with_2(tmp_path: Path) -> None:

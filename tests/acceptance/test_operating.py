@@ -78,7 +78,7 @@ async def test_the_doctor_finds_a_mesh_by_its_home_and_then_what_is_missing(mesh
     assert lines["streams"]["status"] == "fail"
     assert lines["streams"]["detail"] == "missing: SIGNALS, SIGNALS/steward"
     assert "meshctl streams apply" in lines["streams"]["remedy"]
-    assert lines["services"]["status"] == "warn"
+    assert lines["services"]["status"] == "fail"
     assert "steward" in lines["services"]["remedy"]
 
     plan = await meshctl("streams", "plan", environment=environment)
@@ -109,16 +109,20 @@ async def test_a_broker_of_ones_own_has_a_disk_and_a_sync_of_its_own(broker: Bro
     environment = {**ENVIRONMENT, "MESH_NATS_URL": broker.url}
     assert (await meshctl("streams", "apply", environment=environment)).returncode == 0
     status, lines = await doctor(environment)
-    assert status == 0
+    assert status == 1, "nobody works"
     assert lines["sync"]["status"] == "warn"
     assert lines["disk"]["detail"] == "not measured: it is not ours"
-    assert lines["services"]["detail"] == "none answers"
+    assert (lines["services"]["status"], lines["services"]["detail"]) == ("fail", "none answers")
 
 
 async def test_workers_come_with_their_process_and_go_with_it(shared: Up) -> None:
     environment = shared.environment
-    [worker, runner] = await listed("workers", environment)
     pids = shared.pids()
+    told = {line["service"]: line for line in await listed("workers", environment)}
+    assert {service: line["pid"] for service, line in told.items()} == {
+        service: found[0] for service, found in pids.items() if service not in ("meshctl", "nats_server")
+    }
+    worker, runner = told["inference_worker"], told["tool_runner"]
     assert (worker["service"], worker["pid"]) == ("inference_worker", pids["inference_worker"][0])
     assert (worker["pools"], worker["running"], worker["version"]) == (["default"], 0, VERSION)
     assert (runner["service"], runner["pid"], runner["tools"]) == (

@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
 
 SERVICES = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
 SMALL = 128 * 1024
+OLD_FORM = "$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<sequence>.<time>.<pending>"
 
 
 @asynccontextmanager
@@ -113,6 +114,14 @@ async def test_the_newer_form_of_acknowledgements_is_understood(tmp_path: Path) 
         running_mesh(tmp_path, *SERVICES, broker_extra=flag) as mesh,
         PatientClient(base_url=mesh.ingress_url) as client,
     ):
+        async with connect(mesh.settings, "test") as connection:
+            # An unknown flag is no error, and the older form would be no test.
+            stream = connection.client.jetstream()
+            await stream.add_stream(name="PROBE", subjects=["probe"])
+            await stream.publish("probe", b"")
+            [message] = await (await stream.pull_subscribe("probe", "probe")).fetch(1)
+            assert message.reply.count(".") > OLD_FORM.count("."), message.reply
+            await stream.delete_stream("PROBE")
         script = '!call calculator {"expression": "6 * 7"}\n!say 3'
         answer = await client.post(
             "/v1/tasks", json={"input": script, "tools": ["calculator"]}, headers={"Prefer": "wait=60"}

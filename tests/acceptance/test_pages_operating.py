@@ -1,4 +1,5 @@
-"""docs/operating.md: each command as printed, against a mesh of `meshctl up`, and against a broker of the reader's own.
+"""docs/operating.md and docs/processes.md: each command as printed, against a mesh of `meshctl up`, and against a
+broker of the reader's own.
 
 Of docs/guarantees.md and docs/performance.md the commands take minutes: they are only parsed here.
 """
@@ -30,10 +31,11 @@ from tests.support.walks import PageMesh, Walk, page_mesh
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
 PAGE = read_page("docs/operating.md")
+PROCESSES = read_page("docs/processes.md")
 SLOW = (read_page("docs/guarantees.md"), read_page("docs/performance.md"))
 CONFIGURATION = read_page("docs/configuration.md")
 UPGRADING = read_page("docs/upgrading.md")
-WALKS = (PAGE, CONFIGURATION, UPGRADING, *SLOW)
+WALKS = (PAGE, PROCESSES, CONFIGURATION, UPGRADING, *SLOW)
 VARIES = (
     r"\d+[smhd] ago",
     r"\d+[smhd]\s*\d+[smhd] ago",
@@ -218,6 +220,10 @@ async def test_services_run_alone_on_a_nats_of_ones_own(tmp_path: Path) -> None:
             each.kill()
         await broker.stop()
     assert not (tmp_path / "home").exists(), "none of them keeps anything on its disk"
+
+
+async def test_processes_are_replaced_as_the_page_says(house: House) -> None:
+    await house.walk(shows={"meshctl restart --rolling": ["serves", "has left after"]}).through(PROCESSES)
 
 
 async def test_what_takes_minutes_is_a_command_that_there_is(house: House) -> None:

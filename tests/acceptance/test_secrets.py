@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,28 @@ pytestmark = [
 ]
 
 KEYS = {"MODEL_KEY": "model-key", "HOOK_SECRET": "whsec_" + "a" * 43 + "=", "FILES_TOKEN": "files-token"}
-PROGRAM = "import json, os, sys; open('seen', 'w').write(json.dumps(dict(os.environ))); sys.stdin.read()"
+PROGRAM = """
+import json, os, sys
+
+
+def variables(pid):
+    try:
+        return open(f"/proc/{pid}/environ").read()
+    except PermissionError:
+        return ""
+
+
+parent = os.getppid()
+grandparent = int(open(f"/proc/{parent}/stat").read().rpartition(")")[2].split()[1])
+seen = {"own": dict(os.environ), "own file": variables("self"), "others": [variables(parent), variables(grandparent)]}
+open("seen.new", "w").write(json.dumps(seen))
+os.rename("seen.new", "seen")
+sys.stdin.read()
+"""
+
+# Root reads everything: without capabilities it is as any other user. A mesh that had them would be out of reach for a
+# program without, whether it keeps private or not.
+AS_A_USER = ("setpriv", "--bounding-set=-all") if os.geteuid() == 0 else ()
 
 
 def environment_of(pid: int) -> str:
@@ -29,6 +51,7 @@ def environment_of(pid: int) -> str:
 
 
 async def test_no_service_and_no_program_has_the_secrets_of_another(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
     file = tmp_path / "mesh.toml"
     file.write_text(
         f"""
@@ -44,13 +67,15 @@ async def test_no_service_and_no_program_has_the_secrets_of_another(tmp_path: Pa
         secret_env = "HOOK_SECRET"
         on = ["task.completed"]
         [mcp.files]
-        command = ["{sys.executable}", "-c", {json.dumps(PROGRAM)}]
+        command = ["{sys.executable}", "{tmp_path}/program.py"]
         env_from = ["FILES_TOKEN"]
         cwd = "{tmp_path}"
         """
     )
     owners = {"inference_worker": "MODEL_KEY", "steward": "HOOK_SECRET", "tool_runner": "FILES_TOKEN"}
-    async with up(tmp_path / "home", *FREE_PORTS, variables={"MESH_CONFIG": str(file), **KEYS}) as mesh:
+    async with up(
+        tmp_path / "home", *FREE_PORTS, variables={"MESH_CONFIG": str(file), **KEYS}, under=AS_A_USER
+    ) as mesh:
         for service, pids in mesh.pids().items():
             if service == "meshctl":
                 continue
@@ -58,7 +83,10 @@ async def test_no_service_and_no_program_has_the_secrets_of_another(tmp_path: Pa
                 seen = environment_of(pid)
                 assert {name for name in KEYS if f"{name}=" in seen} <= {owners.get(service)}, service
         program = tmp_path / "seen"
-        await until(lambda: program.exists() and program.read_text().endswith("}"))
-    given = json.loads(program.read_text())
+        await until(program.exists)
+    seen = json.loads(program.read_text())
+    given = seen["own"]
     assert set(KEYS) & set(given) == {"FILES_TOKEN"}
     assert not any(name.startswith(("MESH_", "OTEL_")) for name in given)
+    assert KEYS["FILES_TOKEN"] in seen["own file"], "it can read the variables of a process that lets it"
+    assert seen["others"] == ["", ""], "neither the runner's, which has started it, nor those of meshctl up"

@@ -119,7 +119,7 @@ async def test_a_steward_that_dies_anywhere_starts_the_task_once(tmp_path: Path,
     folder = tmp_path / "points"
     folder.mkdir()
     async with (
-        running_mesh(tmp_path, "inference_worker", MESH_ACK_WAIT_SECONDS="1") as mesh,
+        running_mesh(tmp_path, "inference_worker", MESH_ACK_WAIT_SECONDS="1", MESH_LOG_LEVEL="debug") as mesh,
         connect(mesh.settings, "test") as connection,
     ):
         source = rules.TriggerSource(signal="stock.*")

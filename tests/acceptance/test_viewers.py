@@ -13,8 +13,9 @@ import pytest
 from contracts.api.sse import Decoder
 from mesh.broker.connection import connect
 from mesh.configuration.settings import Address
-from mesh.journal.following import BUFFER_BYTES_MAX, PAGE_BYTES_MAX
+from mesh.journal.following import PAGE_BYTES_MAX
 from mesh.journal.journal import Journal
+from mesh.journal.live_buffer import BUFFER_BYTES_MAX
 from stream_edge.stream import WRITE_BYTES_MAX
 from tests.support.checker import ClientHistory, Frame, Recorded, check, check_history, read_stored
 from tests.support.clients import Chunks, PostingConnection, Viewer

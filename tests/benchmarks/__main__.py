@@ -27,6 +27,7 @@ from tests.benchmarks import (
     fan_out,
     first_token,
     fleet,
+    footprint,
     fsyncs,
     journal,
     long_runs,
@@ -34,6 +35,7 @@ from tests.benchmarks import (
     packing,
     resume,
     retention,
+    rolling,
     takeover,
 )
 from tests.benchmarks.bench import Run
@@ -58,15 +60,22 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "retention": retention.measure,
     "fold": journal.measure_fold,
     "takeover": takeover.measure,
+    "rolling": rolling.measure,
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
     "long_runs": long_runs.measure,
     "commands": commands.measure,
     "commands_beside": commands.measure_beside,
     "fleet": fleet.measure,
+    "footprint": footprint.measure,
     "fsyncs": fsyncs.measure,
 }
-SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {"months": months.seconds_max}
+ONLY_IF_NAMED = ("rolling",)
+"""Longer than all others together, unless it is quick."""
+SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {
+    "months": months.seconds_max,
+    "rolling": rolling.seconds_max,
+}
 """The same of those whose size can be chosen."""
 
 
@@ -108,7 +117,7 @@ def environment(seed: int, quick: bool) -> dict[str, Any]:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (all)")
+    parser.add_argument("names", nargs="*", help=f"which: {', '.join(BENCHMARKS)} (all but rolling)")
     parser.add_argument("--quick", action="store_true", help="few and short rounds: whether it works, not how well")
     parser.add_argument("--json", type=Path, help="where to write (tests/benchmarks/results/<time>.json)")
     parser.add_argument("--seed", type=int, default=0, help="of what is shuffled (0)")
@@ -117,7 +126,7 @@ def main() -> int:
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    names = arguments.names or list(BENCHMARKS)
+    names = arguments.names or [name for name in BENCHMARKS if arguments.quick or name not in ONLY_IF_NAMED]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     about = environment(arguments.seed, arguments.quick)
     figures, failures = uvloop.run(measure(names, arguments.quick, arguments.seed, arguments.tasks))

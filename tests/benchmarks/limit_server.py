@@ -16,7 +16,8 @@ from contracts.tasks import Message
 from inference_worker.dialects.scripted.model import ScriptedProvider
 from inference_worker.models.chunks import TextDelta, TurnInput
 from mesh.configuration.settings import Address
-from mesh.serving.http import EXCEPTION_HANDLERS, AnyRequest, address_of, bind, serve
+from mesh.serving.http import EXCEPTION_HANDLERS, AnyRequest, serve
+from mesh.serving.listening import address_of, bind
 from mesh.serving.service import Service, run
 from stream_edge.stream import HEADERS
 

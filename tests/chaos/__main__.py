@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--run NAME] [--points SUBSTRING] [--quick]`: run the kill matrix."""
+"""`python -m tests.chaos [--seed N] [--run NAME] [--points SUBSTRING] [--quick]`: the kill matrix, and `cluster`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from tests.benchmarks.figures import percentile
+from tests.chaos.cluster import INCIDENTS, ClusterReport, Load, row, run_cluster
 from tests.chaos.matrix import CONTROLS, SCENARIOS, Matrix, Report
 from tests.chaos.points import Point
 from tests.chaos.runs import Outcome
@@ -25,6 +26,9 @@ from tests.support import children
 from tests.support.processes import ROOT
 
 QUICK_SHARE = 0.1
+CLUSTER = "cluster"
+"""The run that is none of the matrix: its points are incidents of servers."""
+CLUSTER_LOAD, CLUSTER_QUICK_LOAD = Load(50, 180), Load(10, 20)
 PROGRESS_RUNS = 20
 """After so many runs a line is printed."""
 
@@ -33,9 +37,12 @@ def main() -> int:
     """Exit status 1 if anything was found, or a point was not covered, or a control found nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="order of the points, and choice of --quick")
-    parser.add_argument("--run", default="", choices=[each.name for each in SCENARIOS], help="only points of this run")
+    names = [*(each.name for each in SCENARIOS), CLUSTER]
+    parser.add_argument("--run", default="", choices=names, help="only points of this run")
     parser.add_argument("--points", default="", help='only points whose name contains this, e.g. "kill steward"')
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SHARE:.0%} of the points")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SHARE:.0%} of the points, little load")
+    parser.add_argument("--rate", type=float, help=f"tasks a second of `{CLUSTER}`")
+    parser.add_argument("--seconds", type=float, help=f"how long each incident of `{CLUSTER}` has load")
     parser.add_argument("--meshes", type=int, default=2 * (os.cpu_count() or 1), help="meshes beside each other")
     parser.add_argument("--keep", type=Path, help="folder for logs and stores of meshes in which something went wrong")
     arguments = parser.parse_args()
@@ -47,7 +54,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         folder = arguments.keep or Path(scratch)
         reports = asyncio.run(_run(folder, seed, arguments))
-    _say(f"\n{table(reports)}\n")
+        clusters = asyncio.run(_run_clusters(folder / CLUSTER, seed, arguments))
+    if reports:
+        _say(f"\n{table(reports)}\n")
+    for each in clusters:
+        for problem in each.violations:
+            _say(f"VIOLATION {CLUSTER}: {each.incident}: {problem}")
     for name, report in reports.items():
         for point, problem in report.violations:
             _say(f"VIOLATION {name}: {point or 'undisturbed'}: {problem}")
@@ -60,10 +72,11 @@ def main() -> int:
     unknown = sum(outcome.unknown_calls for report in reports.values() for outcome in report.outcomes)
     _say(f"{unknown} calls that must not run twice ended as unknown, since their runner died or slept meanwhile")
     took_seconds = time.monotonic() - started_at
-    passed = all(report.passed for report in reports.values())
+    passed = all(report.passed for report in reports.values()) and not any(each.violations for each in clusters)
     _say(f"{took_seconds:.0f} s, seed {seed}, commit {_commit()}: {'ok' if passed else 'FAILED'}")
     if not passed:
-        _say(f'again: make chaos ARGS="--seed {seed}", or --points "…" for some of the points')
+        run = f"--run {arguments.run} " if arguments.run else ""
+        _say(f'again: make chaos ARGS="{run}--seed {seed}", or --points "…" for some of the points')
     return 0 if passed else 1
 
 
@@ -74,6 +87,18 @@ async def _run(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[s
         if arguments.run in ("", scenario.name):
             reports[scenario.name] = await _run_scenario(folder / scenario.name, scenario, seed, arguments)
     return {name: report for name, report in reports.items() if report.points or not arguments.points}
+
+
+async def _run_clusters(folder: Path, seed: int, arguments: argparse.Namespace) -> list[ClusterReport]:
+    """Each incident of a cluster, one after the other, each on a mesh of its own."""
+    reports: list[ClusterReport] = []
+    rate, seconds = CLUSTER_QUICK_LOAD if arguments.quick else CLUSTER_LOAD
+    load = Load(arguments.rate or rate, arguments.seconds or seconds)
+    for name in INCIDENTS if arguments.run == CLUSTER else ():
+        if arguments.points in name:
+            reports.append(await run_cluster(folder / name.replace(" ", "-"), name, load, seed))
+            _say(f"  {CLUSTER}: {row(reports[-1])}")
+    return reports
 
 
 async def _run_scenario(folder: Path, scenario: Scenario, seed: int, arguments: argparse.Namespace) -> Report:

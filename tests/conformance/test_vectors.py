@@ -55,7 +55,7 @@ SPEC = Path(__file__).resolve().parents[2] / "libs" / "contracts" / "spec"
 EVENT_TYPES = [str(kind.__struct_config__.tag) for kind in STREAMED_EVENT_TYPES]
 NAMED = ("cases", "encode", "decode")
 """Sections whose cases have names."""
-EDGE_ONLY = {"stream.gap", "snapshot"}
+EDGE_ONLY = {"stream.gap", "snapshot", "output.preview"}
 
 
 @functools.cache

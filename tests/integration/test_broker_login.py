@@ -12,10 +12,12 @@ import pytest
 from mesh.broker.connection import connect
 from mesh.broker.embedded import PORTS_FOLDER, TOKEN_FILE
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerRefused, SettingsError
+from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 from meshctl.commands.doctor import gather
 from meshctl.diagnosis.checks import diagnose
 from tests.support.broker import Broker, free_port
+from tests.support.certificates import make_certificate
+from tests.support.patience import within
 
 pytestmark = pytest.mark.integration
 
@@ -70,6 +72,30 @@ async def test_a_wrong_login_reads_as_such(guarded: Broker, tmp_path: Path, logi
     assert checks["broker"].status == "ok"
     assert checks["login"].status == "fail"
     assert "streams" not in checks
+
+
+async def test_a_certificate_that_is_not_trusted_reads_as_such_and_one_that_is_connects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = make_certificate(tmp_path, "localhost")
+    broker = Broker(tmp_path / "nats", extra=f'tls {{ cert_file: "{certificate}", key_file: "{certificate}" }}')
+    await broker.start()
+    try:
+        settings = Settings(nats_url=f"tls://localhost:{broker.port}", home=tmp_path)
+        async with within(5):
+            with pytest.raises(BrokerDistrusted, match="a certificate that is not trusted here: self-signed"):
+                async with connect(settings, "test"):
+                    pytest.fail("it was trusted")
+        checks = {check.check: check for check in diagnose(await gather(settings))}
+        assert checks["broker"].status == "ok"
+        assert checks["certificate"].status == "fail"
+        assert "SSL_CERT_FILE" in checks["certificate"].remedy
+        assert not checks.keys() & {"login", "streams"}
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with connect(settings, "test") as connection:
+            assert connection.is_connected
+    finally:
+        await broker.stop()
 
 
 async def test_a_token_of_the_url_connects(tokened: Broker) -> None:

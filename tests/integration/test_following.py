@@ -15,7 +15,7 @@ from contracts.identifiers import new_id
 from contracts.journal.edge_events import Snapshot, StreamGap
 from mesh.broker.connection import Connection, connect
 from mesh.configuration.settings import Settings
-from mesh.journal import following
+from mesh.journal import live_buffer
 from mesh.journal.following import Followed, Follower, Following, TaskNotFound
 from mesh.journal.journal import Journal
 from tests.support.broker import Broker
@@ -99,7 +99,7 @@ async def test_an_unknown_task_and_a_foreign_one_look_the_same(connection: Conne
 async def test_a_reader_that_is_too_slow_gets_everything_from_the_journal(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "BUFFER_EVENTS_MAX", 4)
+    monkeypatch.setattr(live_buffer, "BUFFER_EVENTS_MAX", 4)
     hub = Following(connection)
     work = turn_work()
     journal = await begin_journal(connection.requests, work)
@@ -236,3 +236,48 @@ async def test_a_subscription_that_all_have_left_while_it_was_under_way_is_given
             await leave(follower)
             assert hub._subjects == {}
         await until(lambda: set(distant.client._subs) == before)
+
+
+async def test_who_asks_is_told_what_a_worker_can_not_store_and_only_behind_the_last_event(
+    connection: Connection,
+) -> None:
+    hub = Following(connection)
+    work = turn_work()
+    journal = await begin_journal(connection.requests, work)
+    asking, plain = [await hub.open("default", work.task, 0, previews=each) for each in (True, False)]
+    assert asking is not None
+    assert plain is not None
+    subject = subjects.live_preview("default", work.task)
+
+    async def tell(n: int, text: str, **more: str) -> None:
+        said = {"type": "output.preview", "task": work.task, "tenant": "default", "n": n, "turn": 1, "text": text}
+        await connection.client.publish(subject, msgspec.json.encode({**said, **more}))
+
+    received: list[Followed] = []
+
+    async def read(follower: Follower, into: list[Followed]) -> None:
+        async with aclosing(follower.batches(0.2)) as batches:
+            async for batch in batches:
+                into += batch
+
+    others: list[Followed] = []
+    reading = asyncio.gather(read(asking, received), read(plain, others))
+    last = journal.state.next_n - 1
+    await until(lambda: len(received) == last + 1)
+    await connection.client.publish(subject, b"rubbish")
+    await tell(last - 1, "of yesterday")
+    await tell(last, "of another", task=new_id())
+    await tell(last, "It is ")
+    await until(lambda: received[-1].type == "output.preview")
+    await tell(last, "It is so.")
+    await until(lambda: b"so." in received[-1].payload)
+    await append_text(journal, "It is so.")
+    await complete_turn(journal)
+    await end_task(journal)
+    async with within(20):
+        await reading
+    seen = [str(msgspec.json.decode(each.payload)["text"]) for each in received if each.sequence is None]
+    assert seen == ["It is ", "It is so."]
+    expected = await stored_frames(connection, work.task)
+    assert [(each.sequence, each.payload) for each in received if each.sequence is not None] == expected
+    assert [(each.sequence, each.payload) for each in others] == expected

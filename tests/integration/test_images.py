@@ -18,6 +18,7 @@ from contracts.result_objects import ResultName
 from contracts.tasks import Message
 from inference_worker.dialects import seeing
 from inference_worker.dialects.errors import ProviderFailed
+from inference_worker.dialects.room import Room
 from inference_worker.dialects.seeing import IMAGES_BYTES_MAX, IMAGES_MAX, SeeingSource
 from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, TextDelta, TurnInput
@@ -31,6 +32,7 @@ from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.settings import Settings
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support import anthropic_provider, messages_server, model_server, openai_provider
+from tests.support.messages_server import ended, saying, started, text
 from tests.support.model_server import Exchange
 from tests.support.patience import within
 from tool_runner.result_store import ResultStore
@@ -76,7 +78,7 @@ async def said_by(source: Source, *entries: ConversationItem) -> str:
 async def asked(requests: Requests, *entries: ConversationItem, **options: Any) -> list[dict[str, Any]]:
     """The messages that a server with chat completions is sent."""
     async with openai_provider.connected(model_server.openai, **options) as (provider, server):
-        assert await said_by(SeeingSource(provider, requests), *entries) == "Hello"
+        assert await said_by(SeeingSource(provider, requests, Room(seeing.HELD_BYTES_MAX)), *entries) == "Hello"
     assert len(server.exchanges) == 1
     messages: list[dict[str, Any]] = server.exchanges[0].body["messages"]
     return messages
@@ -128,7 +130,10 @@ async def test_the_messages_api_has_images_in_the_result_of_their_call(connectio
     silent = ToolAnswer("2-0", "draw", "", kept=await stored(connection.requests, png(2)))
     entries += [AssistantTurn("", (ToolCall("2-0", "draw", {}),)), silent]
     async with anthropic_provider.connected(messages_server.hello) as (provider, server):
-        assert await said_by(SeeingSource(provider, connection.requests), HI, *entries) == "Hello"
+        assert (
+            await said_by(SeeingSource(provider, connection.requests, Room(seeing.HELD_BYTES_MAX)), HI, *entries)
+            == "Hello"
+        )
     first, second = server.exchanges[0].body["messages"][2::2]
 
     def source(mark: int) -> dict[str, Any]:
@@ -142,6 +147,24 @@ async def test_the_messages_api_has_images_in_the_result_of_their_call(connectio
         }
     ]
     assert second["content"][0]["content"] == [{"type": "image", "source": source(2)}]
+
+
+async def test_a_request_behind_a_pause_has_the_images_again(connection: Connection) -> None:
+    entries = await called(connection.requests, 1, png(1))
+    async with anthropic_provider.connected(messages_server.hello) as (provider, server):
+
+        async def pausing(exchange: Exchange) -> None:
+            pauses = len(server.exchanges) <= 2
+            events = (text(0, "One. "), ended("pause_turn", 3)) if pauses else (text(0, "Two."), ended("end_turn", 4))
+            await saying(started(), *events)(exchange)
+
+        server.behave = pausing
+        source = SeeingSource(provider, connection.requests, Room(seeing.HELD_BYTES_MAX))
+        assert await said_by(source, HI, *entries) == "One. One. Two."
+    first, second, third = (exchange.body["messages"] for exchange in server.exchanges)
+    assert second[:-1] == third[:-1] == first
+    assert first[2]["content"][0]["content"][1]["type"] == "image"
+    assert [len(each[-1]["content"]) for each in (second, third)] == [1, 2]
 
 
 async def test_without_images_nothing_is_sent_otherwise(connection: Connection) -> None:
@@ -218,7 +241,10 @@ async def test_a_server_that_refuses_images_is_asked_again_without(
     entries = await called(connection.requests, 1, png(1))
     async with openai_provider.connected(refusing) as (provider, server):
         with capture_logs() as logs:
-            assert await said_by(SeeingSource(provider, connection.requests), HI, *entries) == "Hello"
+            assert (
+                await said_by(SeeingSource(provider, connection.requests, Room(seeing.HELD_BYTES_MAX)), HI, *entries)
+                == "Hello"
+            )
     assert len(server.exchanges) == 2
     assert [line["event"] for line in logs] == ["model.images_refused"]
 
@@ -236,7 +262,7 @@ async def test_what_is_not_the_fault_of_images_fails_as_ever(
     entries = await called(connection.requests, 1, png(1))
     async with openai_provider.connected(failing) as (provider, server):
         with pytest.raises(ProviderFailed) as failed:
-            await said_by(SeeingSource(provider, connection.requests), HI, *entries)
+            await said_by(SeeingSource(provider, connection.requests, Room(seeing.HELD_BYTES_MAX)), HI, *entries)
     assert (failed.value.code, len(server.exchanges)) == (code, 1)
 
 

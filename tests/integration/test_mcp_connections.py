@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,18 @@ async def test_a_session_that_is_gone_is_begun_anew_at_once_and_an_idempotent_ca
             web.forget()
             assert await server.call("look", {}, UNUSED, idempotent=True) == "look done"
         assert web.begun == 2
+        events = [entry["event"] for entry in logs]
+        assert ("mcp.session_gone" in events, "mcp.unavailable" in events) == (True, False)
+
+
+async def test_a_session_whose_end_the_look_at_its_tools_finds_is_begun_anew_at_once() -> None:
+    async with scripted_mcp() as web, running(url=web.url) as server:
+        await until(lambda: server.away is None and web.listeners == 1)
+        with capture_logs() as logs:
+            web.forget()
+            await web.say(CHANGED)
+            await until(lambda: web.begun == 2)
+            await until(lambda: server.away is None)
         events = [entry["event"] for entry in logs]
         assert ("mcp.session_gone" in events, "mcp.unavailable" in events) == (True, False)
 
@@ -169,9 +180,22 @@ async def test_a_program_runs_in_its_folder_with_its_own_environment_alone(tmp_p
     assert not {"KEY", "MESH_NATS_URL"} & set(got)
 
 
+def memory_kib(name: str) -> int:
+    """A line of this process's status."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1])
+
+
+def memory_peak_from_here() -> int:
+    """What is taken now, in KiB, which `VmHWM` begins with anew: tests before this one may have taken more."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory_kib("VmRSS")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 async def test_a_line_without_end_ends_its_connection_and_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "MESSAGE_BYTES_MAX", 4 * 1024 * 1024)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory_peak_from_here()
     with capture_logs() as logs:
         async with running(**program([tool("flood"), tool("look")])) as server:
             await until(lambda: server.away is None)
@@ -181,7 +205,7 @@ async def test_a_line_without_end_ends_its_connection_and_takes_no_memory(monkey
             assert await server.call("look", {}, UNUSED, idempotent=True) == "look done"
     [said] = [entry["error"] for entry in logs if entry["event"] == "mcp.unavailable"]
     assert "a line of more than 4194304 bytes" in said
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # In KiB.
+    assert memory_kib("VmHWM") - before < 64 * 1024
 
 
 async def test_an_answer_over_http_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

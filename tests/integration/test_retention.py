@@ -54,6 +54,8 @@ async def ended_task(connection: Connection) -> Journal:
     return journal
 
 
+ROUNDS_MAX = 20
+"""Far more than a few tasks need."""
 SOON = timedelta(seconds=5)
 """Later than all that was stored, however the clocks of test and broker are rounded."""
 
@@ -350,3 +352,30 @@ async def test_of_many_tasks_exactly_the_due_ones_go(
         if past not in due:
             expected |= stored_subjects(task, past, deltas=past in young)
     assert left == expected
+
+
+async def test_how_far_retention_is_behind_is_told_until_it_has_caught_up(
+    connection: Connection, settings: Settings
+) -> None:
+    """A task that has not ended is passed over, and is no lag."""
+    at = now() + timedelta(days=40, seconds=5)
+    await ended_task(connection)
+    living = await begin_journal(connection.requests, turn_work())
+    keeper = Retention(connection.requests, replace(settings, retention_days=30), "test", lambda: at)
+    assert {walk: round(lag / timedelta(days=1)) for walk, lag in (await keeper.lags(at)).items()} == {
+        "packing": 39,
+        "deltas": 39,
+        "packs": 0,
+    }
+    packs = 0.0
+    for _ in range(ROUNDS_MAX):
+        await keeper.round()
+        lags = await keeper.lags(at)
+        packs = max(packs, lags["packs"] / timedelta(days=1))
+        if not any(lags.values()):
+            break
+    # Once it was packed its pack was due to go, for ten days.
+    assert (round(packs), any(lags.values())) == (10, False)
+    assert await stored_messages(connection.requests, "ARCHIVE") == {}
+    assert set((await read_stored(connection.requests)).journals) == {living.state.task}
+    assert not any((await keeper.lags(now() + timedelta(seconds=5))).values())

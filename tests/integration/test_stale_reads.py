@@ -10,18 +10,22 @@ from contracts.codec import encode
 from contracts.journal.parts import Parent
 from contracts.messages.control import CancelCommand, cancel_message_id
 from contracts.messages.work import TurnWork
+from contracts.records.tools import RESULTS_BUCKET
+from contracts.triggers.rules import TriggerRule, TriggerSource
 from mesh.background import background
+from mesh.broker import object_store
 from mesh.broker.connection import Connection
-from mesh.broker.direct_get import last_sequence
+from mesh.broker.direct_get import find_sequence, last_sequence
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
+from mesh.rules import trigger_bucket
 from mesh.steps.postponement import NOT_VISIBLE_DELIVERIES_MAX
 from mesh.task.decisions import queued_event
 from mesh.task.outbox import BY_MESH
 from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, working
 from tests.support.checker import read_stored
-from tests.support.stale import replicas_behind
+from tests.support.stale import empty_replicas, replicas_behind
 from tests.support.tasks import begin_journal, complete_turn, end_task, publish_work, turn_work
 from tests.support.waiting import until
 
@@ -110,3 +114,24 @@ async def test_a_strangers_message_pauses_no_task(connection: Connection, settin
     [letter] = (await read_stored(connection.requests)).dead_letters
     assert (letter.get("task"), letter["errors"][-1]["code"]) == (None, "journal-missing")
     assert await status_of(connection, work.task) == "running"
+
+
+async def test_what_only_the_leader_has_is_found_all_the_same(connection: Connection) -> None:
+    """Results, packs, rules and single messages: a replica that is behind says of them that there are none."""
+    requests = connection.requests
+    payload = b"r" * (object_store.CHUNK_BYTES + 1)
+    reference = await object_store.put(requests, RESULTS_BUCKET, "default.behind", payload)
+    sequence = (await requests.publish(subjects.control("cancel", "default"), b"{}")).seq
+    rule = TriggerRule(name="behind", tenant="default", on=TriggerSource(signal="probe"), task={"input": "hello"})
+    with empty_replicas(connection) as asked:
+        assert await object_store.get(requests, reference) == payload
+        found = await find_sequence(requests, "CONTROL", sequence)
+        assert found is not None
+        await trigger_bucket.add(requests, rule, replace=False)
+        with pytest.raises(trigger_bucket.RuleExists):
+            await trigger_bucket.add(requests, rule, replace=False)
+        await trigger_bucket.remove(requests, "default", "behind")
+        assert await object_store.purge_objects(requests, RESULTS_BUCKET, ["default.behind"]) == 1
+        assert await object_store.get(requests, reference) is None
+    assert asked
+    await requests.delete_message("CONTROL", sequence)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -250,6 +252,26 @@ async def test_a_schedule_fires_again_and_again_until_its_rule_is_removed(
     state = (await connection.requests.api("STREAM.INFO.TIMERS"))["state"]
     assert state["messages"] == 0, "neither the schedule nor what it fired is left"
     assert await letters(connection) == []
+
+
+async def test_of_two_firings_with_one_local_time_the_second_starts_a_task(
+    connection: Connection, settings: Settings
+) -> None:
+    nightly = rule(
+        "nightly", on={"schedule": "0 30 2 * * *", "time_zone": "Europe/Berlin"}, task={"input": "At {{time}}"}
+    )
+    await bucket.add(connection.requests, nightly, replace=False)
+    subject = subjects.cron_fired("acme", "nightly")
+    triggers = Triggers(connection, settings, "steward-1")
+    # The clock goes from 03:00 back to 02:00 between them.
+    for sequence, fired_at in enumerate(("2026-10-25T02:30:00+02:00", "2026-10-25T02:30:00+01:00"), 1):
+        firing = SimpleNamespace(
+            subject=subject, stored_at=datetime.fromisoformat(fired_at), sequence=sequence, headers={}, lease_held=False
+        )
+        await triggers.handle_firing(firing)  # type: ignore[arg-type]  # what it reads of a delivery
+    [task] = await started(connection)
+    assert task.trigger is not None
+    assert task.trigger.signal == 2
 
 
 async def test_a_schedule_is_made_that_of_its_rule_whoever_died_between_the_two(connection: Connection) -> None:

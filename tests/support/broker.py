@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +38,7 @@ jetstream {{
   sync_interval: {sync_interval}
   max_file_store: 64GB
   max_memory_store: 64MB
+  {jetstream}
 }}
 """
 
@@ -73,8 +75,15 @@ def free_port() -> int:
 class Broker:
     """A nats-server process of a test's own."""
 
-    def __init__(self, folder: Path, sync_interval: str = "1s", extra: str = "", max_payload: str = "1MB") -> None:
-        """`extra`: more lines of its configuration, such as users."""
+    def __init__(
+        self,
+        folder: Path,
+        sync_interval: str = "1s",
+        extra: str = "",
+        max_payload: str = "1MB",
+        domain: str | None = None,
+    ) -> None:
+        """`extra`: more lines of its configuration, such as users. `domain`: that of its JetStream."""
         self.port = free_port()
         self.monitoring_port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
@@ -90,14 +99,17 @@ class Broker:
                 sync_interval=sync_interval,
                 max_payload=max_payload,
                 extra=extra,
+                jetstream=f"domain: {domain}" if domain else "",
             )
         )
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: Mapping[str, str] | None = None
+        """What its configuration may name as variables; None is this process's own environment."""
 
     async def start(self, seconds: float = READY_SECONDS) -> None:
         """Start, and wait until it accepts connections. `seconds`: how long that may take, with much stored."""
         with self.log.open("ab") as log:
-            self.process = children.start([PROGRAM, "-c", str(self._config)], stdout=log, stderr=log)
+            self.process = children.start([PROGRAM, "-c", str(self._config)], self.environment, stdout=log, stderr=log)
         async with within(seconds):
             while True:
                 if self.process.poll() is not None:

@@ -25,13 +25,13 @@ class StreamRefused(Exception):
 
 
 async def open_stream(
-    address: str, task: str, after: int | None, buffer_bytes_max: int = 65536
+    address: str, task: str, after: int | None, buffer_bytes_max: int = 65536, query: str = ""
 ) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a stream; returns the HTTP status, and the connection."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=buffer_bytes_max)
     cursor = f"Last-Event-ID: {after}\r\n" if after is not None else ""
-    writer.write(f"GET /v1/tasks/{task}/events HTTP/1.1\r\nHost: {address}\r\n{cursor}\r\n".encode())
+    writer.write(f"GET /v1/tasks/{task}/events{query} HTTP/1.1\r\nHost: {address}\r\n{cursor}\r\n".encode())
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except BaseException:
@@ -66,6 +66,9 @@ class Chunks:
 class Viewer:
     """Follows one task over any number of connections, and records what it received."""
 
+    query = ""
+    """Of its requests, from the `?` on."""
+
     def __init__(self, address: str, task: str) -> None:
         self.address = address
         self.history = ClientHistory(task)
@@ -90,7 +93,7 @@ class Viewer:
         return self.history
 
     async def _connect(self, cut: Callable[[int], bool]) -> None:
-        status, reader, writer = await open_stream(self.address, self.history.task, self.cursor)
+        status, reader, writer = await open_stream(self.address, self.history.task, self.cursor, query=self.query)
         self.connections += 1
         decoder = Decoder()
         chunks = Chunks()

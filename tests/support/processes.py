@@ -216,11 +216,20 @@ async def distant_mesh(
     mesh = Mesh(folder, broker, variables)
     async with mesh.at_a_distance(rtt_seconds):
         try:
-            async with connect(mesh.settings, "test") as connection:
-                await apply(connection.requests, declared(mesh.settings), update=False)
-            for service in services:
-                await mesh.start(service)
-            yield mesh
+            async with serving(mesh, *services):
+                yield mesh
         finally:
-            await asyncio.gather(*(process.stop() for process in mesh.processes if process._popen is not None))
             await broker.stop()
+
+
+@asynccontextmanager
+async def serving(mesh: Mesh, *services: str) -> AsyncIterator[None]:
+    """A block in which a mesh has all its streams, and these services run."""
+    try:
+        async with connect(mesh.settings, "test") as connection:
+            await apply(connection.requests, declared(mesh.settings), update=False)
+        for service in services:
+            await mesh.start(service)
+        yield
+    finally:
+        await asyncio.gather(*(process.stop() for process in mesh.processes if process._popen is not None))

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+from nats.aio.msg import Msg
+
+from contracts.headers import STATUS
+from mesh.broker.connection import Connection
 from mesh.broker.direct_get import Page, Stored, last_of_each, read_page
 from mesh.journal import reading
 
@@ -29,3 +33,23 @@ def replicas_behind(sequence: int) -> Iterator[list[str]]:
 
     with mock.patch.object(reading, "read_page", page_of), mock.patch.object(reading, "last_of_each", last_of):
         yield reads
+
+
+@contextmanager
+def empty_replicas(connection: Connection) -> Iterator[list[str]]:
+    """Let each direct get say that there is nothing, as replicas do that are behind; yields their subjects.
+
+    Whatever reads is imitated alike, since it is the request that is answered so. Leaders answer as ever.
+    """
+    requests = connection.requests
+    asked: list[str] = []
+    send = requests._send
+
+    async def answered(subject: str, *rest: Any) -> Msg:
+        if ".DIRECT.GET." not in subject:
+            return await send(subject, *rest)
+        asked.append(subject)
+        return Msg(_client=connection.client, headers={STATUS: "404", "Description": "Message Not Found"})
+
+    with mock.patch.object(requests, "_send", answered):
+        yield asked

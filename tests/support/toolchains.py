@@ -35,6 +35,18 @@ def nats_cli() -> Path:
     return program
 
 
+def prometheus(program: str) -> Path:
+    """`prometheus` or `promtool`: the one on the PATH, or that of `make build/prometheus/usr/bin/promtool`.
+
+    Skips without either, also in CI: not every package index has it.
+    """
+    on_path = shutil.which(program)
+    fetched = REPOSITORY / "build" / "prometheus" / "usr" / "bin" / program
+    if on_path is None and not fetched.exists():
+        pytest.skip(f"{program} is not there (make build/prometheus/usr/bin/promtool): alerts are not tried in it")
+    return Path(on_path) if on_path is not None else fetched
+
+
 def go_tools() -> list[str]:
     """The command of examples/go, built. Skips without Go; in CI that is an error."""
     _demand("go", "examples/go")
@@ -69,9 +81,10 @@ def _generated_go(build: Path) -> list[str]:
     _demand("go", what)
     (build / "api").mkdir(exist_ok=True)
     generate = ("-generate", "types,client", "-package", "api", "-o", str(build / "api" / "api.go"), str(_OPENAPI))
-    _build(what, "go", "-C", str(build), "tool", "oapi-codegen", *generate)
-    _build(what, "go", "-C", str(build), "vet", "./...")
-    _build(what, "go", "-C", str(build), "build", "-o", "client", ".")
+    _build(what, "go", "-C", str(build), "mod", "download")
+    _compile(what, "go", "-C", str(build), "tool", "oapi-codegen", *generate)
+    _compile(what, "go", "-C", str(build), "vet", "./...")
+    _compile(what, "go", "-C", str(build), "build", "-o", "client", ".")
     return [str(build / "client")]
 
 
@@ -81,8 +94,8 @@ def _generated_typescript(build: Path) -> list[str]:
     npm = ("npm", "--prefix", str(build))
     if not (build / "node_modules" / "openapi-typescript").exists():
         _build(what, *npm, "ci", "--no-audit", "--no-fund")
-    _build(what, *npm, "exec", "--", "openapi-typescript", str(_OPENAPI), "-o", str(build / "api.ts"))
-    _build(what, *npm, "exec", "--", "tsc", "--project", str(build))
+    _compile(what, *npm, "exec", "--", "openapi-typescript", str(_OPENAPI), "-o", str(build / "api.ts"))
+    _compile(what, *npm, "exec", "--", "tsc", "--project", str(build))
     return ["node", str(build / "dist" / "main.js")]
 
 
@@ -95,10 +108,10 @@ def _generated_python(build: Path) -> list[str]:
         _build(what, sys.executable, "-m", "venv", str(environment))
         _build(what, str(python), "-m", "pip", "install", "--quiet", "-r", str(build / "requirements.txt"))
     generate = ("generate", "--path", str(_OPENAPI), "--output-path", str(build / "generated_client"), "--overwrite")
-    _build(what, str(generator), *generate, "--meta", "none", "--config", str(build / "generator.json"))
+    _compile(what, str(generator), *generate, "--meta", "none", "--config", str(build / "generator.json"))
     main = str(build / "main.py")
     check = ("--strict", "--python-executable", str(python), "--config-file", os.devnull, "--follow-imports", "silent")
-    _build(what, sys.executable, "-m", "mypy", *check, main)
+    _compile(what, sys.executable, "-m", "mypy", *check, main)
     return [str(python), main]
 
 
@@ -118,6 +131,13 @@ def _build(what: str, *command: str) -> None:
     built = children.run_blocking(command, seconds=BUILD_SECONDS_MAX)
     if built.returncode != 0:
         miss(f"{command[0]} can't build {what}: {(built.stdout + built.stderr)[-2000:]}")
+
+
+def _compile(what: str, *command: str) -> None:
+    """Make a client of our own description: once its tools are there, what does not compile is an error everywhere."""
+    built = children.run_blocking(command, seconds=BUILD_SECONDS_MAX)
+    if built.returncode != 0:
+        pytest.fail(f"{what} does not compile: {(built.stdout + built.stderr)[-2000:]}")
 
 
 def miss(complaint: str) -> None:

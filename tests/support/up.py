@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -94,12 +94,14 @@ class Up:
 
 
 @asynccontextmanager
-async def up(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> AsyncIterator[Up]:
-    """`meshctl up` into a pipe, ready; stopped at the end if it still runs."""
+async def up(
+    home: Path, *arguments: str, variables: Mapping[str, str] | None = None, under: Sequence[str] = ()
+) -> AsyncIterator[Up]:
+    """`meshctl up` into a pipe, ready; stopped at the end if it still runs. `under`: a command that becomes it."""
     log = home.with_suffix(".log")
     with log.open("ab") as errors:
         process = await children.begin(
-            [*MESHCTL, "up", "--home", str(home), *FREE_PORTS, *arguments],
+            [*under, *MESHCTL, "up", "--home", str(home), *FREE_PORTS, *arguments],
             {**ENVIRONMENT, **(variables or {})},
             stdout=children.PIPE,
             stderr=errors,

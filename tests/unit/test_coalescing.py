@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_worker.turn import coalescing
 from inference_worker.turn.coalescing import DELTA_CHARACTERS_MAX, PENDING_CHARACTERS_MAX, DeltaKind, DeltaWriter
+from tests.support.waiting import until
 
 
 class Appends:
@@ -227,3 +229,30 @@ def runs(parts: list[tuple[DeltaKind, str]]) -> list[tuple[DeltaKind, str]]:
         else:
             joined.append((kind, text))
     return joined
+
+
+async def test_what_an_append_keeps_waiting_is_previewed_as_a_whole_until_it_is_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coalescing, "PREVIEW_SECONDS", 0.01)
+    stored = asyncio.Event()
+    previews: list[str] = []
+
+    async def append(kind: DeltaKind, text: str) -> None:
+        await stored.wait()
+
+    async def preview(text: str) -> None:
+        previews.append(text)
+
+    async with DeltaWriter(append, preview) as writer:
+        await writer.write("output", "one ")
+        await until(lambda: bool(previews))
+        await writer.write("reasoning", "and so ")
+        await writer.write("output", "two ")
+        await until(lambda: previews[-1] == "one two ")
+        assert previews[0] == "one "
+        stored.set()
+    ended = len(previews)
+    async with DeltaWriter(append, preview) as writer:
+        await writer.write("output", "three ")
+    assert len(previews) == ended

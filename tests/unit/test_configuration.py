@@ -397,6 +397,13 @@ def test_the_file_is_the_one_that_is_named(tmp_path: Path) -> None:
     assert settings.configuration.pools["default"].provider == "local"
 
 
+@pytest.mark.parametrize("domain", ["a.b", "a b", "*", ">", "x" * 65])
+def test_a_domain_is_one_name(domain: str) -> None:
+    assert load_settings({"MESH_CONFIG": NO_FILE, "MESH_NATS_DOMAIN": "edge-1"}).nats_domain == "edge-1"
+    with pytest.raises(SettingsError, match=r"MESH_NATS_DOMAIN=.*: must be letters, digits, - and _"):
+        load_settings({"MESH_CONFIG": NO_FILE, "MESH_NATS_DOMAIN": domain})
+
+
 def test_the_file_is_mesh_toml_where_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_settings({}).configuration == default_configuration()

@@ -130,8 +130,17 @@ def test_a_schema_needs_no_other(name: str) -> None:
 def test_every_type_of_the_wire_has_a_schema_of_its_name() -> None:
     names = set(documents())
     assert {str(kind.__struct_config__.tag) for kind in EVENT_TYPES} < names
-    assert names > {"stream.gap", "snapshot", "event", "work.turn", "work.tool", "dead_letter", "task_request"}
-    assert len(documents()["event"]["oneOf"]) == len(EVENT_TYPES) + 2
+    assert names > {
+        "stream.gap",
+        "snapshot",
+        "output.preview",
+        "event",
+        "work.turn",
+        "work.tool",
+        "dead_letter",
+        "task_request",
+    }
+    assert len(documents()["event"]["oneOf"]) == len(EVENT_TYPES) + 3
 
 
 def test_only_requests_refuse_unknown_fields() -> None:
@@ -173,6 +182,7 @@ def test_the_api_is_what_this_version_serves() -> None:
         "get /v1/tasks",
         "get /v1/tasks/counts",
         "get /v1/tools",
+        "get /v1/pools/{pool}/load",
         "get /v1/tasks/{id}",
         "post /v1/tasks/{id}/cancel",
         "post /v1/tasks/{id}/inputs",

@@ -26,8 +26,8 @@ PACKAGES = {
 IMPORTS = {
     "contracts": {"msgspec"},
     "mesh": {
-        "httptools", "httpx", "jsonschema_rs", "litestar", "msgspec", "nats", "opentelemetry", "structlog", "uvicorn",
-        "uvloop",
+        "httptools", "httpx", "jsonschema_rs", "litestar", "msgspec", "nats", "opentelemetry", "prometheus_client",
+        "structlog", "uvicorn", "uvloop",
     },
     "meshctl": {"httpx", "msgspec", "nats", "rich", "structlog"},
     "ingress": {"litestar", "msgspec", "opentelemetry", "structlog"},

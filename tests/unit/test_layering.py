@@ -43,6 +43,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.rules": _BELOW_THE_JOURNAL,
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.serving": _BELOW_THE_JOURNAL,
+    "mesh.fleet": _BELOW_THE_JOURNAL,
     "mesh.steps": (
         *_BELOW_THE_JOURNAL,
         "mesh.archive",
@@ -89,6 +90,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "steward.walks": (),
     "steward.archiving": ("steward.walks",),
     "steward.sweeps": ("steward.walks",),
+    "steward.figures": (),
     "tool_runner.tools": (),
     "tool_runner.mcp_servers": ("tool_runner.tools",),
 }
@@ -288,3 +290,9 @@ def late() -> None:
         from ingress import routes as _
 """
     assert sorted(imports_of(source)) == [(2, "json"), (2, "mesh"), (3, "contracts"), (9, "ingress")]
+
+
+def test_the_prefix_of_the_jetstream_api_is_written_in_one_place() -> None:
+    """What writes it itself forgets MESH_NATS_DOMAIN, and finds nobody, or another server's streams, at a leaf."""
+    written = [str(module) for module in modules_in(*ROOTS) if '"$JS.API.' in (REPOSITORY / module).read_text()]
+    assert written == ["libs/mesh/broker/requests.py"]

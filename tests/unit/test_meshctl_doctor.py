@@ -14,32 +14,36 @@ from rich.console import Console
 
 from contracts.records.providers import Probe, ProviderRecord
 from contracts.records.status import HealthCheck, LaneStatistics, WorkerRecord
+from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import Level
 from mesh.broker.provisioning import Difference
+from mesh.broker.replication import Copies, copies_of
 from mesh.configuration.settings import Settings
 from meshctl.commands.doctor import probe
 from meshctl.diagnosis import checks, disk
+from meshctl.diagnosis.check import Check
 from meshctl.diagnosis.checks import (
     BrokerInfo,
-    Check,
+    ClusterSeen,
     Facts,
-    SeenService,
     StreamsSeen,
     TasksSeen,
     diagnose,
     exit_status,
 )
+from meshctl.diagnosis.cluster_checks import check_servers, diagnose_cluster
 from meshctl.display.tables import checks_table, lanes_table, providers_table, workers_table
 from meshctl.supervision import discovery
 from meshctl.supervision.home import Home
 from tests.support.broker import free_port
+from tests.unit.small_fleet import WELL as WELL_FLEET
 
-ALL_SERVICES = tuple(SeenService(name, "0.1.0", "7") for name in checks.SERVICES)
 WELL = Facts(
     url="nats://127.0.0.1:4222",
     broker=BrokerInfo("2.15.1", jetstream=True),
     streams=StreamsSeen([], declared=25, persist_mode="", clock_ahead_seconds=0.002),
-    services=ALL_SERVICES,
+    fleet=WELL_FLEET,
+    dead=[],
     sync_interval="always",
     fsyncs_per_second=4_000.0,
     open_files=65_536,
@@ -65,8 +69,8 @@ def seen(**more: Any) -> StreamsSeen:
 def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
     told = diagnose(WELL)
     assert [check.check for check in told] == [
-        "broker", "version", "jetstream", "streams", "persist_mode", "clock", "storage", "sync", "disk", "services",
-        "open_files",
+        "broker", "version", "jetstream", "streams", "persist_mode", "clock", "stored", "storage", "sync", "disk",
+        "services", "builds", "clocks", "statistics", "queues", "open_files",
     ]  # fmt: skip
     assert {(check.status, check.remedy) for check in told} == {("ok", "")}
     assert exit_status(told) == 0
@@ -83,7 +87,7 @@ def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
         ({"broker": BrokerInfo("2.15.1", jetstream=False)}, "jetstream", "fail", "is off", "jetstream {"),
         ({"streams": seen(differences=[missing("TASKS"), differs("EVENTS")])}, "streams", "fail",
          "missing: TASKS; not as declared: EVENTS", "streams apply"),
-        ({"streams": seen(differences=[differs(f"S{n}") for n in range(6)])}, "streams", "warn",
+        ({"streams": seen(differences=[differs(f"S{n}") for n in range(6)])}, "streams", "fail",
          "S0, S1, S2, S3 and 2 more", "streams plan"),
         ({"streams": "no responders"}, "streams", "fail", "no responders", "log"),
         ({"levels": [Level("TIMERS", 75, 100)]}, "storage", "warn", "from 90 % on: TIMERS 75 %", "approval"),
@@ -104,18 +108,15 @@ def test_a_mesh_that_is_well_gets_an_ok_on_each_line() -> None:
         ({"fsyncs_per_second": 60.0, "sync_interval": "1s"}, "disk", "ok", "no ceiling", ""),
         ({"fsyncs_per_second": None}, "disk", "ok", "not measured", ""),
         ({"fsyncs_per_second": "can't write to .mesh"}, "disk", "fail", "can't write", "MESH_HOME"),
-        ({"services": []}, "services", "warn", "none answers", "meshctl up"),
-        ({"services": ALL_SERVICES[1:]}, "services", "warn", "none of ingress", "python -m ingress"),
-        ({"services": [*ALL_SERVICES, SeenService("ingress", "0.2.0", "9")]}, "services", "warn",
-         "more than one version: 0.1.0: ingress (pid 7), ", "restart"),
-        ({"services": [*ALL_SERVICES, SeenService("somebody_elses", "9.9.9", "9")]}, "services", "ok", "0.1.0", ""),
+        ({"fleet": "no answer in time"}, "services", "fail", "can't be looked at: no answer", "above"),
+        ({"fleet": WELL_FLEET._replace(members=[])}, "services", "fail", "none answers", "meshctl up"),
+        ({"dead": [DeadStream("EVENTS", "no space left on device")]}, "stored", "fail", "EVENTS takes nothing any",
+         "restart nats-server"),
+        ({"unknown_variables": ["MESH_WORKER: there is no such setting"]}, "variables", "fail", "MESH_WORKER", "unset"),
+        ({"refusal": "refuses the user"}, "login", "fail", "refuses the user", "MESH_NATS_URL"),
+        ({"distrust": "a certificate that is not trusted"}, "certificate", "fail", "not trusted", "SSL_CERT_FILE"),
         ({"tasks": TasksSeen(7, 0)}, "tasks", "ok", "none of 7", ""),
         ({"tasks": TasksSeen(1_007, 6)}, "tasks", "warn", "6 of 1,007", "meshctl repair"),
-        ({"mcp_servers": {"files": [None, None], "search": [None]}}, "mcp_servers", "ok", "files, search answer", ""),
-        ({"mcp_servers": {"files": ["HTTP 401", "HTTP 401"], "search": [None]}}, "mcp_servers", "warn",
-         "files is away (HTTP 401)", "start what is away"),
-        ({"mcp_servers": {"files": [None, "HTTP 401"]}}, "mcp_servers", "warn",
-         "files is away for 1 of 2 runners (HTTP 401)", "[mcp.<server>]"),
         ({"open_files": 1024}, "open_files", "warn", "up to 1,024", "ulimit -n 4096"),
         ({"open_files": 1024, "open_files_hard": 2048}, "open_files", "warn", "1,024", "hard limit is 2,048"),
         ({"open_files": -1}, "open_files", "ok", "no limit", ""),
@@ -134,7 +135,7 @@ def test_what_is_not_well_is_said_with_what_to_do(
 
 
 def test_without_a_broker_nothing_is_said_of_what_is_on_it() -> None:
-    told = diagnose(WELL._replace(broker="refused", streams=None, services=None, fsyncs_per_second=None))
+    told = diagnose(WELL._replace(broker="refused", streams=None, fleet=None, fsyncs_per_second=None))
     assert [line.check for line in told] == ["broker", "disk", "open_files"]
 
 
@@ -162,7 +163,7 @@ async def test_a_probe_tells_who_listens() -> None:
         server = await asyncio.start_server(lambda reader, writer: answer(reader, writer, line), "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            return await probe(f"nats://user:pass@127.0.0.1:{port},nats://elsewhere:1")
+            return await probe(f"nats://user:pass@127.0.0.1:{port}")
 
     assert await told(b'INFO {"version":"2.15.1","jetstream":true} \r\n') == BrokerInfo("2.15.1", jetstream=True)
     assert await told(b'INFO {"version":"2.15.1"}\r\n') == BrokerInfo("2.15.1", jetstream=False)
@@ -172,6 +173,61 @@ async def test_a_probe_tells_who_listens() -> None:
     assert await told(b"") == stranger
     assert await probe(f"127.0.0.1:{free_port()}") == "Connection refused"
     assert "port" in str(await probe("nats://127.0.0.1:many")).lower()
+
+
+async def test_of_a_list_each_server_is_asked_and_who_is_away_is_named() -> None:
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"version":"2.15.1","jetstream":true}\r\n')
+        await writer.drain()
+        writer.close()
+
+    away = f"127.0.0.1:{free_port()}"
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        there = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        seen = await probe(f"nats://user:pass@{away},{there}")
+    assert seen == BrokerInfo("2.15.1", jetstream=True, servers=2, away=(f"nats://{away}: Connection refused",))
+    assert isinstance(seen, BrokerInfo)
+    assert check_servers(seen).status == "warn"
+    assert check_servers(seen._replace(away=())).status == "ok"
+    other = f"127.0.0.1:{free_port()}"
+    refused = f"nats://{away}: Connection refused; nats://{other}: Connection refused"
+    assert await probe(f"{away},{other}") == refused
+
+
+def test_copies_on_a_cluster_are_told_by_name_and_of_a_single_server_nothing_is_said() -> None:
+    def said(*copies: Copies, one_is_asked_for: bool = False, other_meshes: str = "") -> list[tuple[str, str, str]]:
+        seen = ClusterSeen(copies, one_is_asked_for, other_meshes)
+        return [(each.check, each.status, each.detail) for each in diagnose_cluster(WELL._replace(cluster=seen))]
+
+    one, three = Copies("A", 1, "", is_on_cluster=True), Copies("B", 3, "", is_on_cluster=True)
+    assert said(Copies("A", 1, "", is_on_cluster=False)) == []
+    [(check, status, detail)] = said(one, three)
+    assert (check, status) == ("replicas", "fail")
+    assert detail.startswith("R1 on a cluster: 1 of 2 streams and buckets have one copy")
+    assert said(one, one_is_asked_for=True)[0][1] == "warn"
+    late = three._replace(behind="n3 behind")
+    assert said(late) == [("replicas", "warn", "not all copies are current: B: n3 behind")]
+    assert said(three) == [("replicas", "ok", "3 copies of each stream and bucket, all current")]
+    assert said(other_meshes="mesh x (steward-1@a)")[0][:2] == ("other_mesh", "fail")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "behind"),
+    [
+        (None, ""),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n2", "current": True}, {"name": "n3", "current": True}]},
+         ""),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n3", "current": False}, {"name": "n2", "current": True}]},
+         "n3 behind"),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n3", "current": True, "offline": True},
+                                                    {"name": "n2", "current": True}]}, "n3 behind"),
+        ({"name": "c", "leader": "n1", "replicas": [{"name": "n2", "current": True}]}, "1 of 3 copies missing"),
+        ({"name": "c", "replicas": []}, "no leader"),
+    ],
+)  # fmt: skip
+def test_what_a_stream_says_of_its_copies(cluster: dict[str, Any] | None, behind: str) -> None:
+    info = {"config": {"name": "S", "num_replicas": 3}, "cluster": cluster}
+    assert copies_of(info) == Copies("S", 3, behind, is_on_cluster=cluster is not None)
 
 
 def test_the_embedded_broker_of_a_home_is_found_while_it_lives(tmp_path: Path) -> None:

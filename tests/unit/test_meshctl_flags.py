@@ -61,7 +61,13 @@ def test_no_command_says_seconds_of_anything_else() -> None:
         for flag in action.option_strings
         if action.metavar == "SECONDS"
     }
-    assert in_seconds == {"--ack-wait-seconds", "--drain-seconds", "--reconcile-after-seconds", "--deadline"}
+    assert in_seconds == {
+        "--ack-wait-seconds",
+        "--drain-seconds",
+        "--reconcile-after-seconds",
+        "--watchdog-seconds",
+        "--deadline",
+    }
 
 
 def test_flags_win_over_variables_and_the_rest_stays() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from meshctl.errors import HomeBusy, MeshctlError
+from meshctl.supervision import home as home_module
 from meshctl.supervision.home import LOG_BYTES_MAX, LOG_TAIL_LINES, Addresses, Home
 from meshctl.supervision.processes import LIVED_SECONDS, Backoff
 
@@ -62,6 +63,43 @@ def test_a_log_is_rotated_while_its_process_writes(home: Home) -> None:
     os.close(descriptor)
     assert home.log_path("ingress").read_bytes() == b"after\n"
     assert (home.logs / "ingress.log.1").read_bytes() == b"x" * LOG_BYTES_MAX + b"one more\n"
+
+
+def sizes(home: Home) -> int:
+    return sum(path.stat().st_size for path in home.logs.iterdir())
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A bound of all logs that a test can come to quickly."""
+    monkeypatch.setattr(home_module, "LOGS_BYTES_MAX", 4 * LOG_BYTES_MAX)
+    return 4 * LOG_BYTES_MAX
+
+
+def test_the_logs_of_many_processes_stay_within_a_bound_together(home: Home, small: int) -> None:
+    names = [f"inference_worker-{number}" for number in range(40)]
+    for _ in range(4):
+        for name in names:
+            with home.log_path(name).open("ab") as log:
+                log.write(b"x" * (small // 60))
+        home.rotate_logs(names)
+        assert sizes(home) <= small
+    assert all(home.log_path(name).exists() for name in names)
+
+
+def test_logs_of_places_that_are_gone_go_once_there_are_too_many_the_oldest_first(home: Home, small: int) -> None:
+    for number in range(10):
+        descriptor = home.open_log(f"inference_worker-{number}")
+        os.truncate(descriptor, LOG_BYTES_MAX)
+        os.close(descriptor)
+        os.utime(home.log_path(f"inference_worker-{number}"), (number, number))
+    home.log_path("nats_server").touch()
+    os.utime(home.log_path("nats_server"), (0, 0))
+    home.rotate_logs(["inference_worker-0"])
+    assert sizes(home) == small
+    left = {int(path.stem.rpartition("-")[2]) for path in home.logs.glob("inference_worker-*.log")}
+    assert left == {0, 7, 8, 9}
+    assert home.log_path("nats_server").exists()
 
 
 @pytest.mark.parametrize("name", ["pids.json", "addresses.json", "broker.token", "nats.conf", "pids.json.new"])

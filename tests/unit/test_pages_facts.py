@@ -16,6 +16,7 @@ from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.settings import Settings, variable_fields
 from tests.benchmarks.__main__ import BENCHMARKS
+from tests.chaos.cluster import INCIDENTS
 from tests.chaos.matrix import SCENARIOS
 from tests.support.pages import ROOT
 
@@ -118,6 +119,10 @@ def test_every_benchmark_and_every_run_of_the_matrix_is_explained() -> None:
     assert names(column(table("performance.md", BENCHMARK_HEADS), 0)) == list(BENCHMARKS)
     runs = names(column(table("guarantees.md", "| run | what happens in it |"), 0))
     assert runs == [scenario.name for scenario in SCENARIOS]
+    incidents = table("guarantees.md", "| incident | what is done | silent for at most |")
+    assert names(column(incidents, 0)) == list(INCIDENTS)
+    silent = [float(cell.split(" ")[0]) for cell in column(incidents, 2)]
+    assert silent == [incident.gap_seconds_max for incident in INCIDENTS.values()]
 
 
 def test_every_figure_of_the_table_has_its_benchmark() -> None:

@@ -67,6 +67,8 @@ def test_a_total_may_be_a_part_of_the_disk() -> None:
         ('total = "100%"', "storage.total: '100%' is no size: must be a number .*, or a part of the disk from \"1%\""),
         ('total = "0%"', "storage.total: '0%' is no size"),
         ('event = "1GiB"', "unknown field `event`"),
+        ("replicas = 2", "storage.replicas: "),
+        ('replicas = "3"', "storage.replicas: "),
         ('events = "10MiB"', "storage.events: 10MiB is too little: at least 64MiB"),
         ('results = "1MiB"', "storage.results: 1MiB is too little: at least 32MiB"),
         ('[storage.buckets]\ntasks = "1GB"', "storage.buckets.tasks: '1GB' is no size"),
@@ -77,6 +79,12 @@ def test_a_total_may_be_a_part_of_the_disk() -> None:
 def test_what_is_wrong_is_told_with_its_key(text: str, said: str) -> None:
     with pytest.raises(SettingsError, match=said.replace("|", r"\|") if "|" in said else said):
         storage_of(text)
+
+
+def test_copies_are_one_three_or_five_and_no_size() -> None:
+    assert [storage_of(f"replicas = {number}").replicas for number in (1, 3, 5)] == [1, 3, 5]
+    assert storage_of("").replicas is None
+    assert storage_of("replicas = 3").sizes == {}
 
 
 def test_a_table_that_is_none_is_told() -> None:

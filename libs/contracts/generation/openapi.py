@@ -25,6 +25,7 @@ from contracts.generation.openapi_parts import (
     problems,
     response_headers,
 )
+from contracts.generation.openapi_pools import read_pool_load
 from contracts.generation.openapi_tasks import (
     cancel_task,
     count_tasks,
@@ -63,6 +64,7 @@ def openapi() -> dict[str, Any]:
         "tags": [
             {"name": "tasks", "description": "What was asked for, and how it stands."},
             {"name": "tools", "description": "What models may call."},
+            {"name": "pools", "description": "What takes tasks, and how loaded it is."},
             {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
             {"name": "events", "description": "A task's journal as Server-Sent Events."},
             {"name": "health", "description": "For supervisors and load balancers."},
@@ -76,6 +78,7 @@ def openapi() -> dict[str, Any]:
             "/v1/tasks/{id}/inputs": {"post": send_input()},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": follow_task()},
             "/v1/tools": {"get": list_tools()},
+            "/v1/pools/{pool}/load": {"get": read_pool_load()},
             "/v1/dead-letters": {"get": list_dead_letters()},
             "/v1/dead-letters/{id}": {"get": read_dead_letters(), "delete": drop_dead_letters()},
             "/v1/dead-letters/{id}/replay": {"post": replay_task()},

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from contracts import errors, headers, subjects, tasks
-from contracts.api import dead_letters, inputs
+from contracts.api import dead_letters, inputs, pools
 from contracts.generation.schemas import components, exact_pattern
 from contracts.records import status, tools
 
@@ -108,6 +108,7 @@ def component_schemas() -> dict[str, Any]:
         status.TaskList,
         status.TaskCounts,
         tools.ToolList,
+        pools.PoolLoad,
         dead_letters.DeadLetterList,
         dead_letters.TaskDeadLetters,
         dead_letters.ReplayRequest,

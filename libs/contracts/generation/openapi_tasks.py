@@ -183,6 +183,7 @@ def send_input() -> dict[str, Any]:
 
 def follow_task() -> dict[str, Any]:
     after = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "default": 0}
+    previews = "Also `output.preview`, without an id: what a model says while nothing can be stored."
     tenant = "As the header Mesh-Tenant, for clients that can't set one; the header outranks it."
     return {
         "operationId": "followTask",
@@ -200,6 +201,7 @@ def follow_task() -> dict[str, Any]:
             parameter("Tenant"),
             query("tenant", string(subjects.TENANT_PATTERN), tenant),
             query("after", after, "Sequence to go on after; 0 is the beginning. Last-Event-ID outranks it."),
+            query("previews", {"type": "boolean", "default": False}, previews),
             parameter("LastEventId"),
         ],
         "responses": {

@@ -11,7 +11,7 @@ from contracts import errors, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
 from contracts.messages import control, notifications, reloading, work
-from contracts.records import archive, providers, status, storage, tools
+from contracts.records import archive, orders, providers, status, storage, tools
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -21,8 +21,9 @@ STREAMED_EVENT_TYPES: tuple[type[msgspec.Struct], ...] = (
     *events.EVENT_TYPES,
     edge_events.StreamGap,
     edge_events.Snapshot,
+    edge_events.OutputPreview,
 )
-"""Whatever a client may receive: what is stored, and the two that only the stream edge sends."""
+"""Whatever a client may receive: what is stored, and the three that only the stream edge sends."""
 
 _RECORDS: dict[str, type[msgspec.Struct]] = {
     "work.turn": work.TurnWork,
@@ -55,6 +56,8 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
     "worker_record": status.WorkerRecord,
+    "drain_order": orders.DrainOrder,
+    "drain_answer": orders.DrainAnswer,
     "webhook": notifications.Notification,
     "packed_task": archive.PackedTask,
     "pack_directory": archive.PackDirectory,
@@ -103,8 +106,8 @@ def _event_document() -> dict[str, Any]:
         "$id": ID_PREFIX + "event",
         "title": "Event",
         "description": (
-            "Any event of this version, told apart by `type`; stream.gap and snapshot are sent by the stream edge "
-            "and never stored. Later versions add types: a reader skips those that it doesn't know."
+            "Any event of this version, told apart by `type`; stream.gap, snapshot and output.preview are sent by the "
+            "edge and never stored. Later versions add types: a reader skips those that it doesn't know."
         ),
         "oneOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in STREAMED_EVENT_TYPES],
         "$defs": components(list(STREAMED_EVENT_TYPES), "#/$defs/{name}"),

@@ -1,4 +1,4 @@
-"""What the stream edge tells a client beside the journal: a gap, and a snapshot that stands for it."""
+"""What the stream edge tells a client beside the journal: a gap, a snapshot that stands for it, and previews."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     n: Count
     status: str
     turns: list[SnapshotTurn]
+
+
+class OutputPreview(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output.preview"):
+    """Sent to who asks for previews, never stored: what a model has said since event `n`, while nothing can be stored.
+
+    `text` is all of it, and stands in for that of the preview before. It is gone with the next event that is stored:
+    that may hold the same text, more of it, or none, where its worker has died.
+    """
+
+    task: Id
+    tenant: Tenant
+    n: Count
+    turn: Ordinal
+    text: str

@@ -74,12 +74,53 @@ class OpenDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     code: str
 
 
+WaitsFor = Literal[
+    "worker",
+    "no-worker",
+    "runner",
+    "no-runner",
+    "pause",
+    "provider",
+    "retry",
+    "approval",
+    "question",
+    "subtask",
+    "repair",
+    "step",
+]
+"""
+worker, runner: its turn, or its call, waits in a queue for a free place.  no-worker, no-runner: nobody who lives takes
+from that queue.  pause: somebody has paused it.  provider: no provider of its pool is called at present.
+retry: a try failed, and a timer brings the next one.  approval, question: a person has to say something.
+subtask: a child has to end.  repair: a step gave up.  step: a turn or call is being carried out.
+"""
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a task that has not ended waits for, and since when. `detail` says it in one sentence, for people.
+
+    `step` is the turn or call in question, `tool` that of a call; `until` when the wait ends by itself; `ahead` how
+    many messages stand before it in its queue; `worker` who carries it out; `task` the child that has to end.
+    """
+
+    on: WaitsFor
+    since: Time
+    detail: str
+    step: Step | None = None
+    tool: LaneName | None = None
+    until: Time | None = None
+    ahead: Count | None = None
+    worker: str | None = None
+    task: Id | None = None
+
+
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task's status, folded from its journal up to stream sequence `sequence`.
 
     In the bucket `tasks` under `<tenant>.<task>`, where a record is only ever replaced by one with a higher
-    `sequence`; over HTTP with `links`. `usage` is of the task's own turns, `tree_usage` of its sub-tasks' too;
-    `over_budget_tokens` is what they have used beyond its budget.
+    `sequence`; over HTTP with `links`, and one that has not ended and is read by its id with `waiting`. `usage` is of
+    the task's own turns, `tree_usage` of its sub-tasks' too; `over_budget_tokens` is what they have used beyond its
+    budget.
     """
 
     id: Id
@@ -105,6 +146,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: Parent | None = None
     tree_usage: Usage | None = None
     over_budget_tokens: Ordinal | None = None
+    waiting: Waiting | None = None
     links: Links | None = None
 
 

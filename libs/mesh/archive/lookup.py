@@ -17,7 +17,7 @@ from contracts.records.archive import PackDirectory, PackedTask, PackLocation
 from contracts.streams import ARCHIVE, ARCHIVE_BUCKET
 from mesh.archive.pack import read_directory, read_task
 from mesh.broker import key_value
-from mesh.broker.direct_get import Stored, last_from_leader, read_sequence, sequence_from_leader
+from mesh.broker.direct_get import Stored, find_sequence, last_from_leader
 from mesh.broker.levels import STREAM_NOT_FOUND
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerError
@@ -111,9 +111,7 @@ async def member_of(requests: Requests, place: PackLocation, pack: Stored | None
 
 
 async def _message(requests: Requests, sequence: int) -> bytes | None:
-    stored = await read_sequence(requests, ARCHIVE.name, sequence)
-    if stored is None:
-        stored = await sequence_from_leader(requests, ARCHIVE.name, sequence)
+    stored = await find_sequence(requests, ARCHIVE.name, sequence)
     return None if stored is None else stored.payload
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -13,10 +15,11 @@ from nats.aio.client import Client
 
 from mesh.broker import embedded
 from mesh.broker.clock_keeper import ClockKeeper
+from mesh.broker.line import Line
 from mesh.broker.requests import Requests
 from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerRefused, SettingsError
+from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 
 log = structlog.get_logger("mesh.broker.connection")
 
@@ -24,6 +27,7 @@ RECONNECT_WAIT_SECONDS = 0.2
 PING_INTERVAL_SECONDS = 20
 PING_ANSWER_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
+CLOSE_SECONDS_MAX = 2.0
 REFUSALS_MAX = 5
 """So often in a row, a second in all, the first login is tried: a broker that is just starting, or whose password is
 being changed, may take it by then."""
@@ -36,18 +40,30 @@ _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"
 class Connection:
     """A NATS client, the requests over it, and who wants to know when it was away."""
 
-    def __init__(self, client: Client, role: str, refused: str = "the broker refuses the login") -> None:
-        """`refused`: what to say if the broker does not take the login."""
+    def __init__(
+        self,
+        client: Client,
+        role: str,
+        refused: str = "the broker refuses the login",
+        at: str = "its URL",
+        domain: str | None = None,
+    ) -> None:
+        """`refused`: what to say if the broker does not take the login. `at`: its URL, without a password.
+
+        `domain`: that of its JetStream.
+        """
         self.client = client
         self.role = role
-        self.requests = Requests(client)
+        self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
+        self.line = Line(client, role)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []
         self._is_back = asyncio.Event()
         self._answer: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._refused = refused
+        self._at = at
         self._refusals = 0
         self._was_connected = False
         self._not_heard: set[str] = set()
@@ -108,6 +124,11 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         said = str(error) or type(error).__name__
+        if isinstance(error, ssl.SSLCertVerificationError):
+            said = self._distrusted(error)
+            if not self._was_connected:
+                # At once: the client would wait for ever for the end of that connection (nats-py 2.16).
+                raise BrokerDistrusted(said)
         if "authorization violation" in said.lower():
             said = self._refused
             self._refusals += 1
@@ -127,8 +148,15 @@ class Connection:
             log.warning("broker.error", role=self.role, error=said)
         self._last_error = said
 
+    def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
+        return (
+            f"the broker at {self._at} shows a certificate that is not trusted here: {error.verify_message or error};"
+            " SSL_CERT_FILE names the file with its authority"
+        )
+
     async def _on_disconnected(self) -> None:
         self.requests.on_disconnected()
+        self.line.on_disconnected()
         if not self.client.is_closed:
             log.warning("broker.disconnected", role=self.role)
         for callback in list(self._disconnected):
@@ -158,7 +186,8 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
     except ValueError as error:
         raise SettingsError(f"MESH_NATS_URL={without_password(settings.broker_url)!r}: {error}") from None
     client = Client()
-    connection = Connection(client, role, _refusal(settings.broker_url, login))
+    at = without_password(settings.broker_url)
+    connection = Connection(client, role, _refusal(settings.broker_url, login), at, settings.nats_domain)
     try:
         await _open(client, connection, settings, servers, login)
     except BrokerRefused:
@@ -171,13 +200,14 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
-        keeping = asyncio.create_task(connection.clock.keep())
+        keeping = [asyncio.create_task(connection.clock.keep()), asyncio.create_task(connection.line.watch())]
         try:
             yield connection
         finally:
-            keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeping
+            for task in keeping:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
     finally:
         connection.wait_no_more()
         await _close(client)
@@ -193,7 +223,9 @@ async def _open(
         return login.token or (embedded.token_for(settings.home, servers[0]) if len(servers) == 1 else None)
 
     await client.connect(
-        list(servers),
+        # Each process in an order of its own, which the client then goes through.
+        random.sample(servers, len(servers)),
+        dont_randomize=True,
         user=login.user,
         password=login.password,
         token=token,  # type: ignore[arg-type]  # None is sent as none
@@ -206,7 +238,10 @@ async def _open(
         error_cb=connection._on_error,
         disconnected_cb=connection._on_disconnected,
         reconnected_cb=connection._on_reconnected,
+        lame_duck_mode_cb=connection.line.on_lame_duck,
     )
+    # A server that ends while it greets leaves the client without one, though it says that it has connected.
+    await connection.connected()
     connection._was_connected = True
 
 
@@ -228,6 +263,7 @@ async def _close(client: Client) -> None:
         if client.is_connected:
             # What was published without waiting, such as a last nak, goes out first.
             await client.flush(timeout=1)
-        await client.close()
+        # Bounded: after a failed TLS handshake the client waits for ever for the end of its connection.
+        await asyncio.wait_for(client.close(), CLOSE_SECONDS_MAX)
     except (TimeoutError, nats.errors.Error, OSError):
         pass  # The broker is gone; there is nothing left to hand over.

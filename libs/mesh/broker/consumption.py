@@ -107,11 +107,11 @@ class Consumption:
         self._lanes[lane] = len(self._lanes)
         self._has_some(lane)
 
-    async def run(self, hurrying: asyncio.Event | None = None) -> None:
+    async def run(self, hurrying: asyncio.Event | None = None, patient: asyncio.Event | None = None) -> None:
         """Work until cancelled; then pull no more, and let what was begun end, for as long as such things take.
 
         Never longer than `MESH_DRAIN_SECONDS`, and not once `hurrying` is set. What does not end in time is handed
-        over: it goes back at once, for another process.
+        over: it goes back at once, for another process. While `patient` is set, there is no such time.
         """
         await self._connection.requests.on_announced(subjects.LANES_WAITING, self._look_again)
         async with background(self._leases.run()):
@@ -120,14 +120,14 @@ class Consumption:
                     await self._fill()
             finally:
                 # Leases are kept until the last delivery is out of hand.
-                await self._drain(hurrying or asyncio.Event())
+                await self._drain(hurrying or asyncio.Event(), patient)
 
-    async def _drain(self, hurrying: asyncio.Event) -> None:
+    async def _drain(self, hurrying: asyncio.Event, patient: asyncio.Event | None) -> None:
         self._waiting.close()
         self._in_hand.close()
         # First of all: what goes back must not come here again.
         await asyncio.gather(*(lane.close() for lane in self._lanes))
-        await self._in_hand.let_end(hurrying)
+        await self._in_hand.let_end(hurrying, patient)
         if self._hands_over:
             await self._in_hand.recall()
         await self._in_hand.cancel()

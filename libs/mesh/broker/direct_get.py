@@ -65,7 +65,7 @@ async def read_page(
 ) -> Page:
     """Read messages of the filter with a sequence above `after`. Raises `BrokerUnavailable`."""
     body = {"seq": after + 1, "batch": messages_max, "max_bytes": bytes_max, "next_by_subj": subject_filter}
-    messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
+    messages, last = await requests.many(requests.api_subject(f"DIRECT.GET.{stream}"), encode(body))
     status_headers = last.headers or {}
     status = status_headers.get(headers.STATUS)
     if status == "404":
@@ -81,7 +81,7 @@ async def last_of_each(requests: Requests, stream: str, *filters: str) -> list[S
 
     It costs the same wherever in the stream they lie: 0.3 to 0.5 ms (measured). Raises `BrokerUnavailable`.
     """
-    messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode({"multi_last": filters}))
+    messages, last = await requests.many(requests.api_subject(f"DIRECT.GET.{stream}"), encode({"multi_last": filters}))
     status = (last.headers or {}).get(headers.STATUS)
     if status not in ("204", "404"):
         raise BrokerUnavailable(f"direct get from {stream} answered {status}")
@@ -101,7 +101,7 @@ async def last_of_many(
     found: dict[str, Stored] = {}
     while missing:
         body = {"multi_last": missing, "max_bytes": bytes_max}
-        messages, last = await requests.many(f"$JS.API.DIRECT.GET.{stream}", encode(body))
+        messages, last = await requests.many(requests.api_subject(f"DIRECT.GET.{stream}"), encode(body))
         for message in messages:
             stored = _stored(message.headers or {}, message.data)
             found[stored.subject] = stored
@@ -131,9 +131,25 @@ async def subjects_of(requests: Requests, stream: str, subject_filter: str) -> d
             return counts
 
 
+async def count_of(requests: Requests, stream: str, subject_filter: str) -> int:
+    """How many messages a filter has, as any replica counts them. Raises `BrokerUnavailable`.
+
+    The server goes through all subjects for that: some 0.2 µs each, in which nobody can write (measured; ADR-19).
+    """
+    body = {"seq": 1, "batch": 1, "next_by_subj": subject_filter}
+    messages, last = await requests.many(requests.api_subject(f"DIRECT.GET.{stream}"), encode(body))
+    return len(messages) + int((last.headers or {}).get(headers.NUM_PENDING, "0"))
+
+
 async def read_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
-    """Read the message at a sequence; None if it is not, or no longer, there."""
+    """Read the message at a sequence; None if it is not there, or the replica that answers is behind."""
     return await _one(requests, stream, {"seq": sequence})
+
+
+async def find_sequence(requests: Requests, stream: str, sequence: int) -> Stored | None:
+    """Read the message at a sequence; None is the truth: a replica that does not have it may be behind."""
+    stored = await read_sequence(requests, stream, sequence)
+    return stored if stored is not None else await sequence_from_leader(requests, stream, sequence)
 
 
 async def read_next(requests: Requests, stream: str, subject_filter: str, after: int) -> Stored | None:
@@ -142,7 +158,7 @@ async def read_next(requests: Requests, stream: str, subject_filter: str, after:
 
 
 async def _one(requests: Requests, stream: str, body: dict[str, Any]) -> Stored | None:
-    answer = await requests.one(f"$JS.API.DIRECT.GET.{stream}", encode(body))
+    answer = await requests.one(requests.api_subject(f"DIRECT.GET.{stream}"), encode(body))
     status = (answer.headers or {}).get(headers.STATUS)
     if status == "404":
         return None
@@ -154,7 +170,7 @@ async def _one(requests: Requests, stream: str, body: dict[str, Any]) -> Stored 
 async def first_traceparent(requests: Requests, tenant: str, task: str) -> str | None:
     """The `traceparent` of a journal's first event: that of the task's submission. None if it tells none."""
     body = {"seq": 1, "next_by_subj": subjects.journal_log(tenant, task)}
-    answer = await requests.one("$JS.API.DIRECT.GET.EVENTS", encode(body))
+    answer = await requests.one(requests.api_subject("DIRECT.GET.EVENTS"), encode(body))
     return (answer.headers or {}).get(headers.TRACEPARENT)
 
 

@@ -19,6 +19,8 @@ from mesh.broker.step_times import StepTimes
 
 log = structlog.get_logger("mesh.broker.in_hand")
 
+PATIENCE_LOOK_SECONDS = 0.5
+"""How often a wait without a bound looks whether it still has none."""
 RECALL_SECONDS_MAX = 1.5
 """How long a handler may take to let go of a delivery that is recalled: an append, a publish and an ack."""
 
@@ -79,8 +81,12 @@ class InHand:
         self.is_closed = True
         self._changed.set()
 
-    async def let_end(self, hurrying: asyncio.Event) -> None:
-        """Wait for what was begun, for as long as it may take, or until somebody hurries."""
+    async def let_end(self, hurrying: asyncio.Event, patient: asyncio.Event | None = None) -> None:
+        """Wait for what was begun, for as long as it may take, or until somebody hurries.
+
+        While `patient` is set the wait has no bound; from its end on it is as long as it would have been at first.
+        """
+        await self._let_end_patiently(hurrying, patient or asyncio.Event())
         loop = asyncio.get_running_loop()
         running = [
             (held.delivery.consumer, loop.time() - held.begun_at)
@@ -97,6 +103,23 @@ class InHand:
         finally:
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
+
+    async def _let_end_patiently(self, hurrying: asyncio.Event, patient: asyncio.Event) -> None:
+        if patient.is_set() and self._held:
+            log.info("drain.waiting", steps=len(self._held))
+        while patient.is_set() and self._held and not hurrying.is_set():
+            ended = asyncio.create_task(self._until_ended(PATIENCE_LOOK_SECONDS))
+            hurried = asyncio.create_task(hurrying.wait())
+            try:
+                await asyncio.wait({ended, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                hurried.cancel()
+                await asyncio.gather(ended, hurried, return_exceptions=True)
+
+    async def _until_ended(self, seconds: float) -> None:
+        if self._held:
+            await asyncio.wait(self._held, timeout=seconds)
 
     async def recall(self) -> None:
         """Have the handlers let go of what is left, in a moment."""

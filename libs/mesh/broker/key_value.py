@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from contracts import headers
 from contracts.codec import encode
-from mesh.broker.direct_get import last_of_many
+from mesh.broker.direct_get import last_from_leader, last_of_many
 from mesh.broker.requests import REQUEST_TIMEOUT_SECONDS, WRONG_LAST_SEQUENCE, Requests
 from mesh.errors import BrokerError, BrokerUnavailable
 
@@ -24,8 +24,7 @@ class KeyValueEntry(NamedTuple):
 
 async def get(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None:
     """Read a value by direct get, from any replica; None if the key was never there."""
-    subject = f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"
-    answer = await requests.one(subject)
+    answer = await requests.one(requests.api_subject(f"DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}"))
     message_headers = answer.headers or {}
     status = message_headers.get(headers.STATUS)
     if status == "404":
@@ -34,6 +33,14 @@ async def get(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None
         raise BrokerUnavailable(f"bucket {bucket} answered {status}")
     value = None if headers.KV_OPERATION in message_headers else answer.data
     return KeyValueEntry(value, int(message_headers[headers.SEQUENCE]))
+
+
+async def get_from_leader(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None:
+    """Read a value from the bucket's leader; None, which is the truth, if the key was never there."""
+    stored = await last_from_leader(requests, f"KV_{bucket}", f"$KV.{bucket}.{key}")
+    if stored is None:
+        return None
+    return KeyValueEntry(None if headers.KV_OPERATION in stored.headers else stored.payload, stored.sequence)
 
 
 async def get_many(requests: Requests, bucket: str, keys: Sequence[str]) -> dict[str, KeyValueEntry]:

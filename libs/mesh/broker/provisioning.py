@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -24,8 +25,10 @@ from contracts.streams import (
 from mesh.broker.config_changes import COULD_LOSE, is_widened, obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
 from mesh.broker.levels import STREAM_NOT_FOUND, stream_info
+from mesh.broker.mesh_identity import with_new_id
+from mesh.broker.replication import Replication, find_replicas, placed
 from mesh.broker.requests import Requests
-from mesh.broker.sizing import Sizes, account_limit_bytes, sizes_by_default
+from mesh.broker.sizing import Sizes, account_limit_bytes, find_sizes, sizes_by_default
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerError, SettingsError
 
@@ -34,6 +37,9 @@ log = structlog.get_logger("mesh.broker.provisioning")
 PER_SUBJECT: Final = "max_msgs_per_subject"
 SUBJECTS_MAX: Final = 10_000
 """With more subjects than these nobody counts what each holds."""
+_STORAGE_EXCEEDED = 10047
+"""The server has less storage to reserve than a stream's `max_bytes`."""
+
 WEBHOOK_LEFT = "delete it with `nats consumer rm`: a webhook of that name would be told of all since it was taken away"
 
 
@@ -67,10 +73,21 @@ class Declared(NamedTuple):
     streams: list[StreamDeclaration]
     consumers: list[ConsumerDeclaration]
     sized: frozenset[str] = frozenset()
+    replication: Replication = Replication()
+
+
+async def find_declared(requests: Requests, settings: Settings) -> Declared:
+    """The declarations for these settings on this broker: its sizes, and its copies on a cluster.
+
+    Raises `BrokerUnavailable`, `BrokerError`, and `SettingsError` if mesh.toml asks for what the broker can't have.
+    """
+    replication = find_replicas(requests, settings.configuration)
+    sizes = await find_sizes(requests, settings.configuration, replication.replicas)
+    return declared(settings, sizes=sizes)._replace(replication=replication)
 
 
 def declared(settings: Settings, tools: tuple[str, ...] = BUILT_IN_TOOLS, sizes: Sizes | None = None) -> Declared:
-    """The declarations for these settings, tools and sizes (`mesh.broker.sizing.find_sizes`)."""
+    """The declarations for these settings, tools and sizes (`mesh.broker.sizing.find_sizes`), with one copy."""
     sizes = sizes or sizes_by_default()
     wanted = [
         *consumers(settings.pools, tools, settings.ack_wait_seconds, settings.max_deliver),
@@ -91,7 +108,7 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
     for stream in wanted.streams:
         info = await stream_info(requests, stream.name)
         existing = info["config"] if info else None
-        replicas = existing["num_replicas"] if existing else 1
+        replicas = wanted.replication.of_existing(existing["num_replicas"] if existing else 1)
         messages = int(info["state"]["messages"]) if info else 0
         config = stream.as_config(replicas)
         if existing and stream.name not in wanted.sized:
@@ -167,22 +184,30 @@ async def apply(
     Raises `BrokerError` where the server refuses one of them, once all the others are done, and `SettingsError` before
     anything is done if the account has no room for the sizes.
     """
-    configs = {stream.name: stream.as_config() for stream in wanted.streams} | {
+    replicas = wanted.replication.replicas
+    configs = {stream.name: stream.as_config(replicas) for stream in wanted.streams} | {
         f"{consumer.stream}/{consumer.name}": consumer.as_config() for consumer in wanted.consumers
     }
     done: list[Difference] = []
     refused: list[BrokerError] = []
     due = [_due(difference, update, grow, widen) for difference in await compare(requests, wanted)]
     differences = [difference for difference in due if difference is not None]
-    await _check_account(requests, differences, configs)
+    await _check_account(requests, differences, configs, replicas)
     for difference in differences:
         try:
-            await _apply(requests, difference, configs[difference.name])
+            await placed(requests, replicas, partial(_apply, requests, difference, configs[difference.name]))
         except BrokerError as error:
             log.error("provisioning.refused", kind=difference.kind, name=difference.name, error=str(error))
             refused.append(error)
             continue
         done.append(difference._replace(fields=difference.changes, obstacles={}))
+    full = next((error for error in refused if error.number == _STORAGE_EXCEEDED), None)
+    if full is not None:
+        raise SettingsError(
+            f"storage: {full}: the broker's max_file_store is less than the streams are to have, and its account has no"
+            " limit that says so: give the account a limit (streams then share 90 % of it), or set storage.total in"
+            " mesh.toml"
+        )
     if refused:
         raise refused[0]
     return done
@@ -232,21 +257,30 @@ async def renew_consumers(requests: Requests, differences: Sequence[Difference])
     return done
 
 
-async def _check_account(requests: Requests, due: list[Difference], configs: dict[str, dict[str, Any]]) -> None:
-    """Raise `SettingsError` if the account's limit leaves no room for what new and grown streams reserve."""
-    more = 0
+async def _check_account(
+    requests: Requests, due: list[Difference], configs: dict[str, dict[str, Any]], replicas: int
+) -> None:
+    """Raise `SettingsError` if the account's limit leaves no room for what new, grown and copied streams reserve.
+
+    Each copy counts against the limit; what the account says of itself leaves copies out (tried with 2.15.1).
+    """
+    more, copies_now = 0, replicas
     for difference in due:
         if difference.kind == "stream":
-            new, existing = difference.changes.get("max_bytes", (0, 0))
-            more += configs[difference.name]["max_bytes"] if difference.missing else new - existing
+            size = configs[difference.name]["max_bytes"]
+            new, existing = difference.changes.get("max_bytes", (size, size))
+            copies, copies_before = difference.changes.get("num_replicas", (replicas, replicas))
+            more += copies * size if difference.missing else copies * new - copies_before * existing
+            copies_now = min(copies_now, copies_before)
     limit = await account_limit_bytes(requests) if more > 0 else None
     if limit is None:
         return
-    reserved = int((await requests.api("INFO")).get("reserved_storage", 0))
+    reserved = copies_now * int((await requests.api("INFO")).get("reserved_storage", 0))
     if reserved + more > limit:
+        of = f", {replicas} copies of each," if replicas > 1 else ""
         raise SettingsError(
             f"storage: the account has a limit of {text(limit)}, of which streams have {text(reserved)}, and"
-            f" {text(more)} more are wanted: raise the limit, or lower storage.total in mesh.toml"
+            f" {text(more)} more are wanted{of}: raise the limit, or lower storage.total in mesh.toml"
         )
 
 
@@ -255,6 +289,8 @@ async def _apply(requests: Requests, difference: Difference, config: dict[str, A
         verb = "CREATE" if difference.missing else "UPDATE"
         if not difference.missing:
             config = await _changed(requests, f"STREAM.INFO.{difference.name}", difference)
+        elif difference.name == EVENTS.name:
+            config = with_new_id(config)
         await requests.api(f"STREAM.{verb}.{difference.name}", config)
         return
     stream, name = difference.name.split("/")

@@ -93,7 +93,7 @@ class PullConsumer:
             if pull.is_withdrawn or not self._connection.is_connected:
                 return 0
             await self._connection.client.publish(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}",
+                self._connection.requests.api_subject(f"CONSUMER.MSG.NEXT.{self.stream}.{self.consumer}"),
                 encode(request),
                 reply=f"{self._inbox}.{pull.number}",
             )

@@ -22,13 +22,17 @@ from contracts import headers
 from contracts.streams import MESSAGE_BYTES_MAX
 from mesh import faults
 from mesh.broker.levels import TimerRoom
-from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoRoom, NotAllowed
+from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoLeader, NoRoom, NotAllowed
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's error numbers for an expected revision that is not the last one."""
 MESSAGE_TOO_LARGE = 10054
 NO_ROOM = (10077, 10047, 10023)
 """Maximum messages or bytes of a subject or stream; no storage left. All mean: not now (`NoRoom`)."""
+NOT_NOW = (10004, 10007, 10008, 10009, 10041, 10075, 10118, 10119, 10158, 10163, 10167, 10194, 10195)
+"""Not a word on what was asked: the stream or the whole cluster has no leader, the one that is asked is none any more,
+a replica is not ready, the same message is just being stored, or too many ask. The same request may succeed later.
+(nats-server's errors.json; 10158 and 10163 come for some milliseconds after a leader was elected.)"""
 NO_MESSAGE_FOUND = (10037, 10043, 10057)
 """No message has that sequence: never stored, or deleted by now."""
 REQUEST_TIMEOUT_SECONDS = 5.0
@@ -70,8 +74,11 @@ class _Waiter:
 class Requests:
     """All requests of one connection."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, domain: str | None = None) -> None:
+        """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
+        self._api = f"$JS.{domain}.API." if domain else "$JS.API."
+        self._domain = domain
         self._prefix = ""
         self._numbers = itertools.count()
         self._waiters: dict[str, _Waiter] = {}
@@ -111,6 +118,26 @@ class Requests:
         for waiter in list(self._waiters.values()):
             if waiter.subject.lower() == subject.lower() and not waiter.future.done():
                 waiter.future.set_exception(NotAllowed(f"the broker's user may not publish to {waiter.subject}"))
+
+    @property
+    def servers(self) -> int:
+        """How many servers JetStream has at least, as the one that this process is at tells; 1 if it is no cluster.
+
+        0 if it can't tell: a cluster that advertises no others, or the domain of another server.
+        """
+        # What a server says first: nats-py hands it out nowhere else.
+        told = self._client._server_info
+        if self._domain and told.get("domain") != self._domain:
+            return 0
+        if not told.get("cluster"):
+            return 1
+        discovered = len(self._client.discovered_servers)
+        known = max(len(told.get("connect_urls") or ()), discovered, len(self._client.servers) - discovered)
+        return known if known > 1 else 0
+
+    def api_subject(self, call: str) -> str:
+        """The subject of a call of the JetStream API, such as `STREAM.INFO.TASKS`, in the domain that is meant."""
+        return self._api + call
 
     @property
     def payload_bytes_max(self) -> int:
@@ -162,7 +189,7 @@ class Requests:
         prefix = _prefix(subject)
         faults.reach("before-publish", subject)
         try:
-            answer = await self.one(subject, payload, message_headers, timeout_seconds)
+            answer = await self.one(self._stored_by(subject), payload, message_headers, timeout_seconds)
         except NotAllowed:
             raise
         except BrokerUnavailable:
@@ -173,7 +200,7 @@ class Requests:
         try:
             ack = _decode_pub_ack(answer.data)
         except msgspec.DecodeError:
-            raise BrokerUnavailable(f"no stream answers on {subject}") from None
+            raise BrokerUnavailable(f"no stream answers on {subject}{self._where}") from None
         if ack.error is not None:
             raise _broker_error(ack.error)
         faults.reach("after-publish", subject)
@@ -184,20 +211,20 @@ class Requests:
     ) -> dict[str, Any]:
         """Call the JetStream API, e.g. `STREAM.INFO.TASKS`. Raises `BrokerError` or `BrokerUnavailable`."""
         payload = msgspec.json.encode(body) if body is not None else b""
-        answer = await self.one(f"$JS.API.{subject}", payload, timeout_seconds=timeout_seconds)
+        answer = await self.one(self.api_subject(subject), payload, timeout_seconds=timeout_seconds)
         try:
             result = _decode_answer(answer.data)
         except msgspec.DecodeError:
-            raise BrokerUnavailable(f"JetStream does not answer on {subject}") from None
+            raise BrokerUnavailable(f"JetStream does not answer on {subject}{self._where}") from None
         if "error" in result:
             raise _broker_error(result["error"])
         return result
 
-    async def announce(self, subject: str) -> None:
+    async def announce(self, subject: str, payload: bytes = b"") -> None:
         """Tell those who listen, on core NATS. Nobody may hang on it: it is not stored, and may be lost."""
         if self._client.is_connected:
             with contextlib.suppress(nats.errors.Error, OSError):
-                await self._client.publish(subject)
+                await self._client.publish(subject, payload)
 
     async def on_announced(self, subject: str, listener: Callable[[str | None], None]) -> None:
         """Call `listener` with each announcement's subject; with None after a reconnect: some may be lost."""
@@ -230,6 +257,14 @@ class Requests:
         if below is not None:
             body["seq"] = below
         await self.api(f"STREAM.PURGE.{stream}", body)
+
+    def _stored_by(self, subject: str) -> str:
+        """Where to publish what a stream of the domain stores: servers keep `$KV.>` within a domain (NATS ADR-8)."""
+        return self._api + subject if self._domain and subject.startswith("$KV.") else subject
+
+    @property
+    def _where(self) -> str:
+        return f" in domain {self._domain}" if self._domain else ""
 
     async def _send(
         self,
@@ -290,7 +325,9 @@ def _time_out(future: asyncio.Future[Msg], subject: str) -> None:
         future.set_exception(BrokerUnavailable(f"no answer in time on {subject}"))
 
 
-def _broker_error(error: dict[str, Any]) -> BrokerError:
+def _broker_error(error: dict[str, Any]) -> BrokerError | NoLeader:
     number = int(error.get("err_code") or error.get("code") or 0)
+    if number in NOT_NOW:
+        return NoLeader(f"{error.get('description', 'not available')} ({number})")
     kind = NoRoom if number in NO_ROOM else MessageTooLarge if number == MESSAGE_TOO_LARGE else BrokerError
     return kind(number, str(error.get("description", "error")))

@@ -49,14 +49,17 @@ def sizes_of(storage: StorageConfiguration, total_bytes: int, memory_bytes: int 
     return Sizes(by_stream, frozenset(given if storage.total is None else by_stream), total_bytes)
 
 
-async def find_sizes(requests: Requests, configuration: Configuration) -> Sizes:
-    """The sizes for this mesh and its broker. Raises `BrokerUnavailable`, `BrokerError`, `SettingsError`."""
+async def find_sizes(requests: Requests, configuration: Configuration, replicas: int = 1) -> Sizes:
+    """The sizes for this mesh and its broker. Raises `BrokerUnavailable`, `BrokerError`, `SettingsError`.
+
+    `replicas`: how many copies there are to be; each counts against the account's limit.
+    """
     storage = configuration.storage
     room = await store_room(requests)
     if room is not None:
         total = storage.total_of(room.share_bytes, DISK_PERCENT)
         return sizes_of(storage, total, room.memory_bytes, configuration.source)
-    total = storage.total_bytes or await _account_total(requests, storage, configuration.source)
+    total = storage.total_bytes or await _account_total(requests, storage, configuration.source, replicas)
     return sizes_of(storage, total, None, configuration.source)
 
 
@@ -67,10 +70,10 @@ async def account_limit_bytes(requests: Requests) -> int | None:
     return limit if limit > 0 else None
 
 
-async def _account_total(requests: Requests, storage: StorageConfiguration, source: str) -> int:
+async def _account_total(requests: Requests, storage: StorageConfiguration, source: str, replicas: int) -> int:
     limit = await account_limit_bytes(requests)
     if limit is not None:
-        return storage.total_of(limit, ACCOUNT_PERCENT)
+        return storage.total_of(limit // replicas, ACCOUNT_PERCENT)
     if storage.total is not None:
         raise SettingsError(
             f"{source}: storage.total: {storage.total!r} of what? The broker's account has no limit, and nobody here"

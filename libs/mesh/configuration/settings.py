@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
@@ -22,6 +23,7 @@ from mesh.errors import SettingsError
 PORT_MAX = 65_535
 SOURCE_VARIABLE: Final = "MESH_CONFIG_SOURCE"
 """Set by `meshctl up` for its processes: MESH_CONFIG is then a copy of the file that this names."""
+_DOMAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Settings:
     nats_url: str | None = None
     """A NATS of your own; servers of a cluster with commas. Unset: `meshctl up` embeds one, and a service that runs
     alone looks on MESH_NATS_PORT."""
+    nats_domain: str | None = None
+    """The JetStream domain of the streams, if it is not that of the server at MESH_NATS_URL: a leaf's, or a hub's."""
     nats_server: str | None = None
     """The nats-server program to embed; unset looks on the PATH, then in the `broker` extra."""
     nats_port: int = 4222
@@ -108,6 +112,9 @@ class Settings:
     far as it takes nothing. With 0 they name it, and `meshctl up` does not start before `meshctl streams apply`."""
     drain_seconds: float = 120.0
     """After SIGTERM running steps go on for as long as steps take, and so long at most; then they are handed over."""
+    watchdog_seconds: float = 60.0
+    """A process whose event loop stands still for so long is ended, with its stacks in the log; 0: never. Time in which
+    the process was stopped, or its machine slept, does not count."""
     index_folder: Path | None = None
     """Where the ingress keeps its index of tasks, for lists: some 300 bytes for each. `meshctl up` has it in MESH_HOME.
     Unset: a temporary file, built anew at each start."""
@@ -185,6 +192,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "high_water_percent": (0, 100),
     "filling_percent": (0, 100),
     "drain_seconds": (0, 3600),
+    "watchdog_seconds": (0, 86_400),
 }
 """The least and the most that each number may be."""
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -249,6 +257,8 @@ def _value(setting: Field[Any], raw: str) -> object:
         raise SettingsError(f"{variable}={value}: must be between {low:g} and {high:g}")
     if name in CHOICES and value not in CHOICES[name]:
         raise SettingsError(f"{variable}={value!r}: must be one of {', '.join(CHOICES[name])}")
+    if name == "nats_domain" and _DOMAIN.fullmatch(raw) is None:
+        raise SettingsError(f"{variable}={raw!r}: must be letters, digits, - and _")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ SIZE_PATTERN: Final = r"[0-9]{1,7}(\.[0-9]{1,3})?(MiB|GiB|TiB)"
 TOTAL_PATTERN: Final = rf"([1-9][0-9]?%|{SIZE_PATTERN})"
 
 SizeText = Annotated[str, exactly(SIZE_PATTERN)]
+Replicas = Literal[1, 3, 5]
 TotalText = Annotated[str, exactly(TOTAL_PATTERN)]
 
 _SIZE: Final = re.compile(r"([0-9.]+)(MiB|GiB|TiB)")
@@ -56,6 +57,11 @@ class StorageConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
     Unset: 75 % of what the disk of the embedded broker has left for it; with a broker of your own 90 % of its account's
     limit, or 24GiB if that has none.
+    """
+    replicas: Replicas | None = None
+    """How many servers of a cluster have a copy of each stream and bucket: 1, 3 or 5.
+
+    Unset: 3 on a cluster of three servers or more, else 1.
     """
     events: SizeText | None = None
     """EVENTS: journals, until their tasks are packed."""
@@ -106,7 +112,7 @@ class StorageConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
         return share_of(room_bytes, self.total_percent or percent_by_default)
 
 
-_NO_STREAMS: Final = ("total", "buckets")
+_NO_STREAMS: Final = ("total", "replicas", "buckets")
 
 
 def size_bytes(value: str) -> int:

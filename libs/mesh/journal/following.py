@@ -10,7 +10,6 @@ slow reader costs at most its buffer.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -29,27 +28,28 @@ from mesh.background import is_seen
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import (
     Stored,
+    find_sequence,
     first_traceparent,
     journal_exists,
     last_sequence,
     read_page,
-    read_sequence,
 )
 from mesh.errors import BrokerUnavailable
 from mesh.journal.journal import Journal
+from mesh.journal.live_buffer import Live, LiveBuffer, read_preview
 from mesh.journal.reading import JournalTail, PackedTail, Place, TailPage, read_last
 from mesh.task.records import snapshot_turns
 
 log = structlog.get_logger("mesh.journal.following")
 
-BUFFER_EVENTS_MAX = 256
-BUFFER_BYTES_MAX = 256 * 1024
-"""Live events that may wait for one reader. On overflow they are dropped, and read from the journal again."""
 PAGE_EVENTS_MAX = 128
 READS_MAX = 64
 """Journal pages read at once by one process, so that a storm of reconnects queues here and not at the broker."""
 PAGE_BYTES_MAX = 128 * 1024
 BROKER_RETRY_SECONDS = 0.25
+LOOK_SECONDS_MIN = 1.0
+"""How long after an event the journal is looked into; if nothing is there, after twice as long, and so on. What a
+stream's leader had stored when it died, and not yet told, nobody is told."""
 STALE_RETRY_SECONDS = 0.02
 STALE_READS_UNTIL_PACKED = 5
 """Reads in vain until the archive is looked into."""
@@ -76,60 +76,6 @@ class TaskNotFound(TaskmeshError):
     code = "not-found"
 
 
-class _Live(NamedTuple):
-    sequence: int
-    n: int
-    type: str
-    payload: bytes
-
-
-class LiveBuffer:
-    """Live events on their way to one reader, within bounds."""
-
-    def __init__(self) -> None:
-        self._events: deque[_Live] = deque()
-        self._bytes = 0
-        self._wake = asyncio.Event()
-        self.overflowed = False
-
-    def put(self, event: _Live) -> None:
-        """Add an event; too much marks the buffer as overflowed, and empties it."""
-        if self.overflowed:
-            return
-        if len(self._events) >= BUFFER_EVENTS_MAX or self._bytes + len(event.payload) > BUFFER_BYTES_MAX:
-            self.overflow()
-            return
-        self._events.append(event)
-        self._bytes += len(event.payload)
-        self._wake.set()
-
-    def overflow(self) -> None:
-        """Events are missing here: the journal has them."""
-        self._events.clear()
-        self._bytes = 0
-        self.overflowed = True
-        self._wake.set()
-
-    def reset(self) -> None:
-        """Begin anew. Call before reading the journal, so that nothing falls between."""
-        self.overflowed = False
-        self._wake.clear()
-
-    async def take(self, timeout_seconds: float) -> list[_Live]:
-        """All that has gathered, or nothing after the timeout or an overflow."""
-        if not self._events and not self.overflowed:
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._wake.wait()
-            except TimeoutError:
-                return []
-        taken = list(self._events)
-        self._events.clear()
-        self._bytes = 0
-        return taken
-
-
 @dataclass(slots=True)
 class _Subject:
     """A subscription that all followers of one task in this process share."""
@@ -149,14 +95,14 @@ class Following:
         self._reads = asyncio.Semaphore(READS_MAX)
         connection.on_reconnected(self._on_reconnected)
 
-    async def open(self, tenant: str, task: str, after: int) -> Follower | None:
-        """Follow a task from behind sequence `after` (0: from its first event).
+    async def open(self, tenant: str, task: str, after: int, *, previews: bool = False) -> Follower | None:
+        """Follow a task from behind sequence `after` (0: from its first event); with `output.preview` if asked for.
 
         None if the cursor is at or behind the end: there is nothing more to come. Raises `TaskNotFound`,
         `BrokerUnavailable`, `InvalidName`.
         """
         subject = subjects.live(tenant, task)
-        buffer = LiveBuffer()
+        buffer = LiveBuffer(previews=previews)
         await self._subscribe(subject, buffer)
         follower = Follower(self, tenant, task, subject, buffer)
         try:
@@ -208,13 +154,20 @@ class Following:
         buffers = entry.buffers
 
         async def on_message(message: Msg) -> None:
+            _, _, tenant, task, part = message.subject.split(".")
+            if part == subjects.PREVIEW:
+                preview = read_preview(tenant, task, message.data)
+                if preview is not None:
+                    for each in buffers:
+                        each.put_preview(preview)
+                return
             try:
                 head = decode_head(message.data)
                 sequence = int((message.headers or {})[headers.SEQUENCE])
             except (TaskmeshError, KeyError, ValueError):
                 # Not a republished event: anybody may publish on a subject. The journal is the truth.
                 return
-            live = _Live(sequence, head.n, head.type, message.data)
+            live = Live(sequence, head.n, head.type, message.data)
             for each in buffers:
                 each.put(live)
 
@@ -267,6 +220,7 @@ class Follower:
         """Its milestones, once it is packed: nothing of it is in EVENTS any more."""
         self._must_reach = -1
         """n of an event that was seen live behind a hole."""
+        self._look_seconds = LOOK_SECONDS_MIN
         self._gap = False
         self._ended = False
 
@@ -309,7 +263,8 @@ class Follower:
         """The event at a sequence, of whatever task."""
         if self._packed:
             return next((each for each in self._packed if each.sequence == sequence), None)
-        return await read_sequence(self._requests, "EVENTS", sequence)
+        # The reader may have it from a replica that is ahead of the one that answers here.
+        return await find_sequence(self._requests, "EVENTS", sequence)
 
     async def _first_milestone(self, after: int) -> Stored | None:
         """The first milestone behind a cursor. A journal begins with one."""
@@ -397,12 +352,17 @@ class Follower:
     async def _from_live(self, idle_seconds: float) -> AsyncGenerator[list[Followed], None]:
         """Live events as they come; returns when the journal must be read again."""
         while not self._ended:
-            taken = await self._buffer.take(idle_seconds)
-            if not taken:
-                # Overflowed, or idle: core messages carry no promise, so an idle reader looks into the journal too.
+            taken = await self._buffer.take(min(self._look_seconds, idle_seconds))
+            preview = self._buffer.take_preview()
+            if preview is not None and preview.n == self._next_n - 1 and not taken:
+                yield [Followed(None, "output.preview", preview.payload)]
+            if not taken and preview is None:
+                # Overflowed, or quiet: core messages carry no promise, so a quiet reader looks into the journal too.
                 if not self._buffer.overflowed:
+                    self._look_seconds = min(2 * self._look_seconds, idle_seconds)
                     yield []
                 return
+            self._look_seconds = LOOK_SECONDS_MIN
             batch: list[Followed] = []
             hole = False
             for live in taken:

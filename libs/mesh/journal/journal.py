@@ -34,6 +34,9 @@ from mesh.telemetry import metrics, traces
 
 APPEND_SECONDS_MAX = 60.0
 """How long an append is tried again while the broker does not answer, or has no room."""
+APPEND_ANSWER_SECONDS = 2.0
+"""How long one try waits for its answer: one that was on its way to a leader when that died has none, and a cluster has
+another leader after 4 to 9 s. The next try is fenced, and finds what this one has stored."""
 BEHIND_SECONDS_MAX = 5.0
 """How long the replicas may be behind the leader before who wants all of a journal is told that nobody answers."""
 
@@ -290,7 +293,8 @@ class Journal:
             message_headers[headers.TRACEPARENT] = self._traceparent
         payload = encode(event)
         self._payload_bytes = len(payload)
-        ack = await self._requests.publish(self._delta if delta else self._log, payload, message_headers)
+        subject = self._delta if delta else self._log
+        ack = await self._requests.publish(subject, payload, message_headers, APPEND_ANSWER_SECONDS)
         return ack.seq
 
     def _measure(self, event: JournalEvent, started_at: float) -> None:

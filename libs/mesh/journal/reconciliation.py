@@ -14,7 +14,7 @@ import structlog
 
 from contracts import subjects
 from contracts.codec import decode, encode
-from contracts.errors import TaskmeshError
+from contracts.errors import InvalidName, TaskmeshError
 from contracts.identifiers import new_id
 from contracts.journal import events
 from contracts.journal.events import Stamp
@@ -24,13 +24,14 @@ from contracts.messages.envelope import read_envelope
 from contracts.messages.work import DeadLetter
 from contracts.records.status import ENDED, Status, TaskRecord
 from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
-from mesh.archive.lookup import journal_of
+from mesh.archive.lookup import journal_of, locate
 from mesh.broker.direct_get import (
     Stored,
     first_from_leader,
     last_from_leader,
     read_page,
     sequence_from_leader,
+    subjects_of,
 )
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import Scan
@@ -55,11 +56,11 @@ RECONCILED = "reconciliation"
 
 @dataclass(frozen=True, slots=True)
 class OpenTask:
-    """A task that has not ended, by its record."""
+    """A task that has not ended, by its record. `status` is that of the record; None: there is none."""
 
     tenant: str
     task: str
-    status: Status
+    status: Status | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,28 @@ class Reconciliation:
             if record.status not in ENDED:
                 found.append(OpenTask(record.tenant, record.id, record.status))
         return Walk(cursor, page.more, looked_at, found)
+
+    async def unrecorded(self) -> list[OpenTask]:
+        """Tasks that have a journal and no record. Raises `BrokerUnavailable`.
+
+        Whoever begins a journal writes the record soon, and no walk along the records would ever come upon one that has
+        none: after a restore from copies of the two streams that were made at different times.
+        """
+        prefix = f"$KV.{TASKS_BUCKET.name}."
+        journals = await subjects_of(self._requests, EVENTS.name, subjects.EVENTS_LOG)
+        records = await subjects_of(self._requests, TASKS_BUCKET.stream_name, f"{prefix}>")
+        found: list[OpenTask] = []
+        for subject in journals:
+            try:
+                journal = subjects.parse_journal(subject)
+            except InvalidName:
+                continue  # No journal of ours.
+            if prefix + subjects.task_key(journal.tenant, journal.task) in records:
+                continue
+            # Of one that is packed the journal is about to go, or was restored after it had gone: the pack is the task.
+            if await locate(self._requests, journal.tenant, journal.task) is None:
+                found.append(OpenTask(journal.tenant, journal.task, None))
+        return found
 
     async def examine(self, task: OpenTask, at: datetime) -> Found | None:
         """What a task waits for in vain; None if it waits for nothing that is gone. Raises `TaskmeshError`."""

@@ -42,7 +42,7 @@ from mesh.task.decisions import queued_event
 from mesh.task.outbox import deadline_timer
 from mesh.task.records import record
 from mesh.task.state import TaskState
-from mesh.telemetry import traces
+from mesh.telemetry import metrics, traces
 
 log = structlog.get_logger("mesh.journal.submission")
 
@@ -167,10 +167,13 @@ class Submission:
         )
 
     async def _publish(self, work: TurnWork, traceparent: str | None) -> PubAck:
-        attributes = _span_attributes(work) if traces.enabled() else None
+        attributes = _span_attributes(work) if traces.spans_enabled() else None
         with traces.span("publish tasks", kind=SpanKind.PRODUCER, attributes=attributes):
             # The worker's spans hang under this one.
-            return await self._commit(work, traces.current_traceparent() or traceparent)
+            ack = await self._commit(work, traces.current_traceparent() or traceparent)
+        if not ack.duplicate:
+            metrics.task_accepted(work.pool, work.priority)
+        return ack
 
     async def _commit(self, work: TurnWork, traceparent: str | None) -> PubAck:
         """Publish into TASKS, again and again under one message id while nobody knows whether it is there."""

@@ -140,7 +140,7 @@ async def add(requests: Requests, rule: TriggerRule, *, replace: bool) -> Trigge
     """
     trigger_rules.check_rule(rule)
     key = subjects.trigger_key(rule.tenant, rule.name)
-    entry = await key_value.get(requests, BUCKET, key)
+    entry = await key_value.get_from_leader(requests, BUCKET, key)
     existing = _readable(entry.value) if entry is not None else None
     if entry is not None and entry.value is not None and not replace:
         raise RuleExists(f"there is a rule {rule.name} of tenant {rule.tenant}")
@@ -166,7 +166,7 @@ async def add(requests: Requests, rule: TriggerRule, *, replace: bool) -> Trigge
 
 async def remove(requests: Requests, tenant: str, name: str) -> None:
     """Take a rule away, and its schedule. Raises `RuleUnknown`, `BrokerUnavailable`."""
-    entry = await key_value.get(requests, BUCKET, subjects.trigger_key(tenant, name))
+    entry = await key_value.get_from_leader(requests, BUCKET, subjects.trigger_key(tenant, name))
     if entry is None or entry.value is None:
         raise RuleUnknown(f"tenant {tenant} has no rule {name}")
     await key_value.delete(requests, BUCKET, subjects.trigger_key(tenant, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
@@ -69,6 +70,9 @@ class Connections:
         self._quiet: dict[Connection, None] = {}
         """Those without a request, the longest quiet first."""
         self._next_log = 0.0
+        self.is_ending = False
+        """Whether each answer is the last of its connection."""
+        self._none_is_quiet = asyncio.Event()
 
     def add(self, connection: Connection) -> None:
         """A client has connected."""
@@ -84,10 +88,12 @@ class Connections:
         """A connection has ended."""
         self._all.pop(connection, None)
         self._quiet.pop(connection, None)
+        self._tell_whether_quiet()
 
     def busy(self, connection: Connection) -> None:
         """A request has come on it."""
         self._quiet.pop(connection, None)
+        self._tell_whether_quiet()
 
     def quiet(self, connection: Connection) -> None:
         """It has no request under way."""
@@ -111,6 +117,18 @@ class Connections:
         ]
         await send({"type": "http.response.start", "status": 503, "headers": head, "trailers": False})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def let_go(self, seconds_max: float) -> None:
+        """From now on a connection ends with its answer; wait until none is left without a request, so long at most."""
+        self.is_ending = True
+        self._tell_whether_quiet()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                await self._none_is_quiet.wait()
+
+    def _tell_whether_quiet(self) -> None:
+        if self.is_ending and not self._quiet:
+            self._none_is_quiet.set()
 
     async def watch(self) -> None:
         """Close what takes nothing, until cancelled."""

@@ -54,6 +54,7 @@ async def heartbeats(
     `mcp_servers` which servers are away, and why. It is written at once when `changed` is set, and within a second when
     something in it has changed but `running`. One that fails is only said: no work hangs on it.
     """
+    service.running = running
     started_at = now()
     key = subjects.worker_key(service.worker)
 

@@ -28,17 +28,16 @@ from contracts.fields import whole_number
 from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
 from contracts.records.status import Health, HealthCheck
 from mesh.background import background
-from mesh.configuration.settings import Address
-from mesh.errors import SettingsError
 from mesh.serving.connections import Connections, raise_descriptor_limit
 from mesh.serving.http_protocol import PROBLEM_JSON, Protocol
+from mesh.serving.listening import BACKLOG
 
 log = structlog.get_logger("mesh.serving.http")
 
 JSON = "application/json"
-BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 5
+LET_GO_SECONDS = 1.0
 BODY_SECONDS_MAX = 60.0
 """How long a body may take to come."""
 
@@ -79,6 +78,9 @@ def problem_response(code: str, detail: str | None, retry_after_seconds: float |
 
 def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
     if isinstance(error, TaskmeshError):
+        if http_code(error) == "internal":
+            # What it says is all there is to know: it was raised for a reason that is not the client's.
+            log.error("http.internal_error", path=request.url.path, code=error.code, error=str(error))
         return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
     if isinstance(error, MethodNotAllowedException):
         response = problem_response("method-not-allowed", f"{request.method} is not served here")
@@ -250,22 +252,43 @@ class _Server(uvicorn.Server):
         yield
 
 
-def bind(address: Address, variable: str) -> socket.socket:
-    """A listening socket. Raises `SettingsError`, naming the variable, if the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    try:
-        listener = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise SettingsError(f"{variable}={str(address)!r}: can't listen: {error.strerror or error}") from None
-    listener.setblocking(False)
-    return listener
+def _answering(app: ASGIApp) -> ASGIApp:
+    """An application that answers its own failures: a line in the log, and a problem where no answer has begun."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, send_noting)
+        except asyncio.CancelledError:
+            # The server stops, and has waited for long enough; what is waited for here is the broker's answer.
+            if has_begun:
+                raise
+            log.warning("http.cut_off", path=scope["path"])
+            await _send_response(send, problem_response("broker-unavailable", "the service stops, and had no answer"))
+        except Exception as error:
+            # By itself uvicorn answers in plain text, and its line is none of this log's.
+            response = _on_error(Request(scope), error)
+            if has_begun:
+                raise  # The connection ends in the middle of the answer, so that nobody takes it for a whole one.
+            await _send_response(send, response)
+
+    return answer
 
 
 async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, on_started: Awaitable[None]) -> None:
-    """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`."""
+    """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`.
+
+    Connections without a request have `LET_GO_SECONDS` to send one that is on its way: it is answered, and the last.
+    """
     connections = Connections(raise_descriptor_limit())
     config = uvicorn.Config(
-        app,
+        _answering(app),
         http=partial(Protocol, connections),  # type: ignore[arg-type]  # it is called as the class would be
         ws="none",
         lifespan="off",
@@ -282,12 +305,11 @@ async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, 
         await on_started
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
         stop.cancel()
+        for each in getattr(server, "servers", ()):
+            each.close()
+        # Where nobody else has it, who connects from now on is refused; else whoever has it serves them.
+        listener.close()
+        await connections.let_go(LET_GO_SECONDS)
+        server.should_exit = True
         await serving
-
-
-def address_of(listener: socket.socket) -> Address:
-    """Where a socket listens, with the port it was given."""
-    host, port = listener.getsockname()[:2]
-    return Address(host, port)

@@ -181,7 +181,7 @@ class Protocol(HttpToolsProtocol):
             event: MutableMapping[str, Any] = message  # type: ignore[assignment]  # a dict, which mypy takes for closed
             if event["type"] == "http.response.start":
                 names = {name.lower() for name, _ in event["headers"]}
-                if cycle.more_body and b"connection" not in names:
+                if (cycle.more_body or self._all.is_ending) and b"connection" not in names:
                     event = {**event, "headers": [*event["headers"], (b"connection", b"close")]}
                 if cycle.scope["http_version"] == "1.0" and b"content-length" not in names:
                     ends_by_close, cycle.chunked_encoding = True, False

@@ -7,7 +7,6 @@ where `MESH_OPS_ADDRESS` is set is any of this imported.
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,8 +14,10 @@ from litestar import Litestar, Response, get
 
 from mesh.configuration.settings import Address, Settings
 from mesh.serving.browsers import Access, guarded, hosts_of
-from mesh.serving.http import EXCEPTION_HANDLERS, RequestRefused, address_of, bind, health_routes, serve
+from mesh.serving.http import EXCEPTION_HANDLERS, health_routes, serve
+from mesh.serving.listening import address_of, bind
 from mesh.serving.wellness import Wellness
+from mesh.telemetry import prometheus
 
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' text format."""
@@ -34,19 +35,25 @@ async def operators(settings: Settings, service: str, wellness: Wellness) -> Asy
     async def on_started() -> None:
         started.set()
 
-    async with asyncio.TaskGroup() as group:
-        group.create_task(serve(app, listener, ending, on_started()))
-        await started.wait()
-        try:
-            yield address
-        finally:
-            ending.set()
+    # No task group: what ends a start with one line would leave it as a group of errors.
+    serving = asyncio.create_task(serve(app, listener, ending, on_started()))
+    try:
+        starting = asyncio.create_task(started.wait())
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        if serving.done():
+            await serving  # Which raises: it has not come to serve.
+        yield address
+    finally:
+        ending.set()
+        await serving
 
 
 def _create_app(service: str, wellness: Wellness) -> Litestar:
     @get("/metrics", include_in_schema=False)
     async def metrics() -> Response[bytes]:
-        return Response(_exposition(), media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"})
+        text = await asyncio.to_thread(prometheus.exposition)
+        return Response(text, media_type=EXPOSITION_TYPE, headers={"Cache-Control": "no-store"})
 
     return Litestar(
         route_handlers=[metrics, *health_routes(service, wellness.readiness)],  # type: ignore[list-item]  # handlers of mixed kinds
@@ -55,12 +62,3 @@ def _create_app(service: str, wellness: Wellness) -> Litestar:
         logging_config=None,
         debug=False,
     )
-
-
-def _exposition() -> bytes:
-    try:
-        prometheus = importlib.import_module("mesh.telemetry.prometheus")
-    except ImportError:
-        raise RequestRefused("not-found", "this process has no metrics") from None
-    exposition: bytes = prometheus.exposition()
-    return exposition

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import msgspec
 import nats.errors
@@ -17,19 +18,27 @@ import structlog
 from contracts import VERSION
 from contracts.build import BUILD
 from contracts.errors import TaskmeshError
+from contracts.records.orders import DrainAnswer, DrainOrder
 from contracts.records.status import HealthCheck
 from contracts.streams import EVENTS, TASKS, TASKS_BUCKET
 from mesh import faults
 from mesh.broker.connection import Connection, connect
+from mesh.broker.replication import lacks_quorum
 from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
+from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, worker_name
-from mesh.errors import SettingsError
+from mesh.errors import NoLeader, SettingsError
+from mesh.serving.neighbours import Neighbours
+from mesh.serving.notifying import Notifier
+from mesh.serving.orders import drain_endpoint
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.serving.reloading import Reloading
+from mesh.serving.statuses import STATUS_DRAINED, STATUS_STOPPED, STATUS_WRONG_SETTING
+from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
-from mesh.telemetry import traces
+from mesh.telemetry import metrics, traces
 
 log = structlog.get_logger("mesh.serving.service")
 
@@ -37,6 +46,8 @@ READY_FD_VARIABLE = "MESH_READY_FD"
 """A file descriptor that a service writes one `Ready` line to, and closes, once it serves."""
 PROBE_TIMEOUT_SECONDS = 2.0
 STOP_INSISTS_SECONDS = 0.2
+UNKNOWN_VARIABLES_MAX = 4
+"""So many variables are named that nobody reads."""
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -50,23 +61,40 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
 class Service:
     """A running service: its settings, its broker, and the events that say stop."""
 
-    def __init__(self, name: str, settings: Settings, connection: Connection, wellness: Wellness | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        connection: Connection,
+        wellness: Wellness | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
         self.name = name
         self.settings = settings
         self.connection = connection
         self.worker = worker_name(name)
         self.configuration = configuration_digest(settings)
+        self.neighbours = Neighbours(connection)
         self.wellness = wellness or Wellness()
         self.wellness.connection = connection
+        self._notifier = notifier or Notifier({})
+        self.wellness.add_look(self.neighbours.checks)
+        unknown = _unknown_variables(settings)
+        self.wellness.add_remark(lambda: unknown)
         self.http: str | None = None
         """Where it serves HTTP, `<host>:<port>`, if anywhere."""
         self.ops: str | None = None
         """Where it serves operators."""
+        metrics.watch_broker(lambda: connection.is_connected, lambda: connection.requests.round_trip_seconds)
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         """Told to stop a second time: what still runs is not waited for."""
-        self._metadata: dict[str, str] = {}
-        """What `nats micro info` shows: it is read anew for each answer."""
+        self.patient = asyncio.Event()
+        """Set while what still runs is waited for however long it takes: it was told to drain so, and not to stop."""
+        self.is_drained = False
+        """Whether it was told to drain: it stays away then, once it has ended."""
+        self.running: Callable[[], int] = int
+        """How much it has in hand."""
         self.reloading = Reloading(self)
         """Takes over a changed configuration file; `settings` are then others. What goes by it is added as a part."""
 
@@ -77,50 +105,78 @@ class Service:
 
     def reloaded(self, configuration: str) -> None:
         """Another configuration holds: its digest."""
-        self.configuration = self._metadata["configuration"] = configuration
+        self.configuration = self.neighbours.metadata["configuration"] = configuration
 
     async def ready(self, address: str | None = None) -> None:
         """Show up in `nats micro ls`, and tell the parent process if it wants to know. `address`: where HTTP is."""
         self.http = address or self.http
         optional = {"http": self.http, "ops": self.ops}
-        self._metadata |= {
+        # It tells this very dictionary: what is learnt later, such as the mesh, is told from then on.
+        metadata = self.neighbours.metadata
+        metadata |= {
             "pid": str(os.getpid()),
             "worker": self.worker,
             "build": BUILD,
             "configuration": self.configuration,
             **{key: value for key, value in optional.items() if value is not None},
         }
-        await nats.micro.add_service(
+        micro = await nats.micro.add_service(
             self.connection.client,
             name=self.name,
             version=VERSION,
             description=f"taskmesh {self.name}",
-            metadata=self._metadata,
+            metadata=metadata,
         )
         address = self.http
+        await micro.add_endpoint(drain_endpoint(self.worker, self._drain))
         log.info("service.ready", version=VERSION, build=BUILD, pid=os.getpid(), address=address, ops=self.ops)
+        self._notifier.ready()
         descriptor = os.environ.pop(READY_FD_VARIABLE, "")
         if descriptor:
             with os.fdopen(int(descriptor), "wb") as pipe:
                 pipe.write(msgspec.json.encode(Ready(self.name, os.getpid(), address)) + b"\n")
 
+    def stop(self) -> None:
+        """Take no more work, and end when what is in hand has, or has been handed over."""
+        self.patient.clear()
+        self.wellness.is_draining = True
+        self.stopping.set()
+
+    def _drain(self, order: DrainOrder) -> DrainAnswer:
+        log.info("service.draining", running=self.running(), wait=order.wait)
+        if order.wait and not self.stopping.is_set():
+            self.patient.set()
+        self.is_drained = True
+        self.wellness.is_draining = True
+        self.stopping.set()
+        return DrainAnswer(worker=self.worker, running=self.running())
+
+
+def _unknown_variables(settings: Settings) -> list[HealthCheck]:
+    unknown = unknown_variables(os.environ, named_variables(settings.configuration))
+    return [HealthCheck(name="variables", ok=not unknown, detail="; ".join(unknown[:UNKNOWN_VARIABLES_MAX]) or None)]
+
 
 def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:
-    """Run a service until SIGTERM or SIGINT; a second one hurries. A wrong setting ends it with one line, status 2."""
+    """Run a service until SIGTERM or SIGINT; a second one hurries. Ends the process, as `statuses` has it.
+
+    A wrong setting ends it with one line.
+    """
     try:
         settings = load_settings()
         if has_secrets(settings.configuration, name):
             keep_private()
         traces.configure(settings, name)
-        _event_loop_runner()(_serve(name, settings, main))
+        status = _event_loop_runner()(_serve(name, settings, main))
     except SettingsError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the one line, for people, before or instead of logs
-        sys.exit(2)
+        sys.exit(STATUS_WRONG_SETTING)
     finally:
         traces.shut_down()
+    sys.exit(status)
 
 
-def _event_loop_runner() -> Callable[[Awaitable[None]], None]:
+def _event_loop_runner() -> Callable[[Awaitable[int]], int]:
     try:
         import uvloop  # noqa: PLC0415 - not on every platform
     except ImportError:
@@ -128,7 +184,8 @@ def _event_loop_runner() -> Callable[[Awaitable[None]], None]:
     return uvloop.run  # type: ignore[return-value]  # the same
 
 
-async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaitable[None]]) -> None:
+async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaitable[None]]) -> int:
+    """Serve until told to stop; the status that the process ends with."""
     if faults.SWITCHED_OFF:
         log.error("service.safeguards_off", off=sorted(faults.SWITCHED_OFF))
     if faults.POINTS_ON:
@@ -136,33 +193,39 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     if faults.CLOCK_OFF:
         log.error("service.clock_off", seconds=faults.clock_off_seconds())
     this_task = asyncio.current_task()
-    wellness = Wellness()
+    wellness, notifier = Wellness(), Notifier()
     service: Service | None = None
     stop_asked = False
     hung_up = asyncio.Event()
 
-    def stop() -> None:
+    def stop(number: signal.Signals) -> None:
         nonlocal stop_asked
         again, stop_asked = stop_asked, True
+        if not again:
+            log.info("service.stopping", signal=number.name)
+            notifier.stopping(settings.drain_seconds)
         wellness.is_draining = True
         if service is not None:
             if again:
                 service.hurrying.set()
-            service.stopping.set()
+            service.stop()
         elif this_task is not None:
             # Still waiting for a broker, which may take for ever: there is nothing to drain. Python 3.11's wait_for,
             # which the client connects with, loses a cancellation that comes just as a connection opens: insist.
             this_task.cancel()
-            loop.call_later(STOP_INSISTS_SECONDS, stop)
+            loop.call_later(STOP_INSISTS_SECONDS, stop, number)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         # Who was started on a terminal ends with it.
-        loop.add_signal_handler(signal.SIGHUP, stop if _on_terminal() else hung_up.set)
+        act = partial(stop, signal.SIGHUP) if _on_terminal() else hung_up.set
+        loop.add_signal_handler(signal.SIGHUP, act)
     try:
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(watched(settings.watchdog_seconds))
+            await stack.enter_async_context(notifier.kept_up())
             ops = await stack.enter_async_context(_operators(settings, name, wellness))
             try:
                 connection = await stack.enter_async_context(connect(settings, name))
@@ -170,14 +233,18 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
                 # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
                 raise SettingsError(f"MESH_NATS_URL: {error}") from None
             await check_start(connection)
-            service = Service(name, settings, connection, wellness)
+            service = Service(name, settings, connection, wellness, notifier)
             service.ops = ops
+            await service.neighbours.check_start()
+            looking = asyncio.create_task(service.neighbours.keep_looking())
+            stack.callback(looking.cancel)
             async with service.reloading.running(connection, hung_up):
                 await main(service)
     except asyncio.CancelledError:
         if not stop_asked:
             raise
     log.info("service.stopped")
+    return STATUS_DRAINED if service is not None and service.is_drained else STATUS_STOPPED
 
 
 def _on_terminal() -> bool:
@@ -195,6 +262,11 @@ async def _operators(settings: Settings, name: str, wellness: Wellness) -> Async
 
     async with operators(settings, name, wellness) as address:
         yield str(address)
+
+
+async def probe_mesh(service: Service) -> list[HealthCheck]:
+    """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
+    return [*await probe_broker(service.connection), *service.neighbours.checks()]
 
 
 _NEEDED = (
@@ -220,14 +292,16 @@ async def probe_broker(connection: Connection) -> list[HealthCheck]:
         return [HealthCheck(name="broker", ok=False, detail="not connected")]
 
     async def probe(stream: str, prefix: str) -> HealthCheck:
-        if connection.requests.is_silent(prefix):
-            return _silent(stream)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
-                await connection.requests.api(f"STREAM.INFO.{stream}")
+                lacking = lacks_quorum(await connection.requests.api(f"STREAM.INFO.{stream}"))
+        except NoLeader as error:
+            lacking = f"no leader: {error}"
         except (TaskmeshError, TimeoutError) as error:
-            return HealthCheck(name=stream, ok=False, detail=str(error) or "no answer in time")
-        return HealthCheck(name=stream, ok=True)
+            lacking = str(error) or "no answer in time"
+        if lacking is None and connection.requests.is_silent(prefix):
+            return _silent(stream)
+        return HealthCheck(name=stream, ok=lacking is None, detail=lacking)
 
     checks = await asyncio.gather(*(probe(stream, prefix) for stream, prefix in _NEEDED))
     return [HealthCheck(name="broker", ok=True), *checks]

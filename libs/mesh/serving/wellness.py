@@ -28,11 +28,16 @@ class Wellness:
         self.is_draining = False
         """Whether it takes no more work, and ends."""
         self._looks: list[Look] = []
+        self._remarks: list[Look] = []
         self._probe: Probe | None = None
 
     def add_look(self, look: Look) -> None:
         """Have something looked at that is known here: `look` asks nobody, and is called about once a second."""
         self._looks.append(look)
+
+    def add_remark(self, look: Look) -> None:
+        """Have something told to operators that hinders no work: who is unwell by it alone is ready all the same."""
+        self._remarks.append(look)
 
     def ready_by(self, probe: Probe) -> None:
         """Be ready by these checks in place of its own: a service that others send to knows better what they need."""
@@ -40,7 +45,8 @@ class Wellness:
 
     def ailments(self) -> list[HealthCheck]:
         """What is not well, by what is known here. Empty while all is."""
-        return [check for check in self._checks() if not check.ok][:CHECKS_MAX]
+        remarks = [check for look in self._remarks for check in look()]
+        return [check for check in [*self._checks(), *remarks] if not check.ok][:CHECKS_MAX]
 
     async def readiness(self) -> list[HealthCheck]:
         """What has to be well for work to be taken, each with whether it is."""

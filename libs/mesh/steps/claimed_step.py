@@ -8,7 +8,10 @@ from typing import Protocol
 
 import structlog
 
+from contracts import subjects
+from contracts.codec import encode
 from contracts.journal import events
+from contracts.journal.edge_events import OutputPreview
 from contracts.journal.events import JournalEvent
 from contracts.messages.work import Work
 from mesh import faults
@@ -68,6 +71,14 @@ class ClaimedStep:
             if not self.state.owns(self.claim):
                 raise
             return None
+
+    async def preview(self, turn: int, text: str) -> None:
+        """Tell those who listen what a turn has said since its last event, while nothing can be stored. May be lost."""
+        state = self.state
+        said = OutputPreview(task=state.task, tenant=state.tenant, n=max(state.next_n - 1, 0), turn=turn, text=text)
+        payload = encode(said)
+        if len(payload) <= self._journal.requests.payload_bytes_max:
+            await self._journal.requests.announce(subjects.live_preview(state.tenant, state.task), payload)
 
     async def publish(self, subject: str, payload: bytes, message_headers: dict[str, str]) -> None:
         """Publish what a step is there to publish, under a message id: nothing fences it.

@@ -26,8 +26,8 @@ def claim_of(work: Work) -> str:
 
 
 def attributes_of(work: Work, delivery: Delivery) -> dict[str, str | int] | None:
-    """The attributes of both of a step's spans; None while telemetry is off."""
-    if not traces.enabled():
+    """The attributes of both of a step's spans; None while no spans are made."""
+    if not traces.spans_enabled():
         return None
     attributes: dict[str, str | int] = {
         "messaging.system": "nats",

@@ -137,7 +137,7 @@ class StepLife:
             lambda state: self._next(state, work, delivery, permit), lambda: delivery.lease_held
         )
         if isinstance(decided, events.StepClaimed):
-            log.info("step.claimed", delivery=delivery.deliveries, message=delivery.sequence)
+            log.debug("step.claimed", delivery=delivery.deliveries, message=delivery.sequence)
             self._projection.submit(record(journal.state))
             return ClaimedStep(journal, work, decided, delivery)
         if isinstance(decided, events.Event):
@@ -236,7 +236,7 @@ class StepLife:
             if journal.state.terminal is None or not journal.state.is_last_claim(step.claim):
                 raise
             # Somebody has ended the task, and nobody else has its message: who meets the end settles (rule 2).
-            log.info("step.ended_from_outside", status=journal.state.status)
+            log.debug("step.ended_from_outside", status=journal.state.status)
             return await self._settle(journal.state, step.work)
 
     async def _perform_or_fail(self, step: ClaimedStep, journal: Journal, delivery: Delivery, permit: Permit) -> Answer:
@@ -256,7 +256,10 @@ class StepLife:
             log.exception("step.broke")
             unknown = StepFailed("internal", f"{type(error).__name__}: {error}", retryable=True)
             return await self._failed(step, unknown, delivery, permit)
-        log.info("step.completed")
+        log.debug("step.completed")
+        if journal.state.terminal is not None:
+            # The one line of a task that went well, whatever it did.
+            log.info("task.ended", status=journal.state.status)
         return await self._settle(journal.state, step.work)
 
     async def _failed(self, step: ClaimedStep, error: StepFailed, delivery: Delivery, permit: Permit) -> Answer:

@@ -49,13 +49,18 @@ class WorkLoop:
         """Pull one more consumer."""
         self._consumption.add(consumer)
 
-    async def run(self, stopping: asyncio.Event, hurrying: asyncio.Event | None = None) -> None:
+    async def run(
+        self,
+        stopping: asyncio.Event,
+        hurrying: asyncio.Event | None = None,
+        patient: asyncio.Event | None = None,
+    ) -> None:
         """Work until `stopping`; then pull no more, let running steps end, and hand over what does not.
 
-        Once `hurrying` is set they are not waited for.
+        Once `hurrying` is set they are not waited for; while `patient` is, for as long as they take.
         """
         try:
-            async with background(self._consumption.run(hurrying)):
+            async with background(self._consumption.run(hurrying, patient)):
                 await stopping.wait()
                 log.info("work.draining", steps=self.steps_running)
         finally:

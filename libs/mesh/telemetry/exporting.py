@@ -1,4 +1,4 @@
-"""Exporting spans and metrics by OTLP over HTTP. Imported only where an endpoint is set.
+"""Exporting spans and metrics by OTLP over HTTP, and metrics for Prometheus. Imported only where either is asked for.
 
 The standard `OTEL_*` variables hold: `variables` lists those that matter here. A collector that is
 away or hangs costs a bounded queue, one log line for each process, and `FLUSH_SECONDS_MAX` at the end; no task waits.
@@ -16,7 +16,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -36,7 +36,8 @@ FLUSH_SECONDS_MAX = 2.0
 class Exporting:
     """The exporters of this process, made OpenTelemetry's global ones."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, *, otlp: bool, prometheus: bool) -> None:
+        """`otlp`: push both to the endpoint. `prometheus`: keep metrics for whoever fetches them."""
         _hush()
         # What the operator says of the resource, by the standard variables, outranks what the service knows.
         resource = Resource.create(
@@ -50,7 +51,7 @@ class Exporting:
         ).merge(OTELResourceDetector().detect())
         self._tracers: TracerProvider | None = None
         self._meters: MeterProvider | None = None
-        if _is_wanted(variables.TRACES_EXPORTER):
+        if otlp and _is_wanted(variables.TRACES_EXPORTER):
             # Neither ends at the exit of the interpreter: their own ends wait half a minute for a collector that hangs.
             self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
             self._tracers.add_span_processor(
@@ -59,12 +60,20 @@ class Exporting:
                 )
             )
             trace.set_tracer_provider(self._tracers)
-        if _is_wanted(variables.METRICS_EXPORTER):
-            reader = PeriodicExportingMetricReader(
-                OTLPMetricExporter(),
-                export_interval_millis=_unless_set(variables.METRIC_INTERVAL, METRIC_INTERVAL_SECONDS),
+        readers: list[MetricReader] = []
+        if otlp and _is_wanted(variables.METRICS_EXPORTER):
+            readers.append(
+                PeriodicExportingMetricReader(
+                    OTLPMetricExporter(),
+                    export_interval_millis=_unless_set(variables.METRIC_INTERVAL, METRIC_INTERVAL_SECONDS),
+                )
             )
-            self._meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+        if prometheus:
+            from mesh.telemetry.prometheus import reader  # noqa: PLC0415 - not loaded where nobody fetches
+
+            readers.append(reader())
+        if readers:
+            self._meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
             metrics.set_meter_provider(self._meters)
 
     def shut_down(self) -> None:

@@ -2,44 +2,24 @@
 
 Names, units and buckets are those of OpenTelemetry's conventions for generative AI where these have one, else
 `taskmesh.*`. Attributes are few and of few values: never a task, a tenant or a text. Nothing is measured, and no
-attribute built, unless `telemetry.enabled()`.
+attribute built, unless `traces.enabled()`. What is of the mesh as a whole is in `figures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
-from opentelemetry import metrics
-from opentelemetry.metrics import (
-    CallbackOptions,
-    Counter,
-    Histogram,
-    ObservableGauge,
-    Observation,
-    UpDownCounter,
-)
-
-from contracts import VERSION
 from contracts.journal.parts import Usage
+from mesh.clock import MESH_CLOCK
 from mesh.loop_health import failing_seconds
-from mesh.telemetry import traces
+from mesh.telemetry import figures, traces
+from mesh.telemetry.instruments import REGISTRY
+from mesh.telemetry.instruments import counter as _counter
+from mesh.telemetry.instruments import histogram as _histogram
+from mesh.telemetry.instruments import observable_gauge as _observable_gauge
+from mesh.telemetry.instruments import up_down_counter as _up_down_counter
 
-_meter = metrics.get_meter("taskmesh", VERSION)
-
-
-class Instrument(NamedTuple):
-    """An entry of the registry. `attributes` are the names of all that a point may carry."""
-
-    name: str
-    kind: str
-    unit: str
-    description: str
-    attributes: tuple[str, ...]
-
-
-REGISTRY: dict[str, Instrument] = {}
-"""Metric name → what it is. docs/operating.md has the same as a table."""
+__all__ = ["REGISTRY", "figures"]
 
 _GEN_AI = (
     *("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model"),
@@ -53,44 +33,12 @@ _WAIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 
 _APPEND_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 _TOKENS_PER_SECOND = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
 
-
-def _enter(name: str, kind: str, unit: str, description: str, attributes: tuple[str, ...]) -> None:
-    REGISTRY[name] = Instrument(name, kind, unit, description, attributes)
-
-
-def _histogram(
-    name: str, unit: str, description: str, attributes: tuple[str, ...], boundaries: tuple[float, ...]
-) -> Histogram:
-    _enter(name, "histogram", unit, description, attributes)
-    return _meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=boundaries)
-
-
-def _counter(name: str, unit: str, description: str, attributes: tuple[str, ...]) -> Counter:
-    _enter(name, "counter", unit, description, attributes)
-    return _meter.create_counter(name, unit, description)
-
-
-def _up_down_counter(name: str, unit: str, description: str, attributes: tuple[str, ...]) -> UpDownCounter:
-    _enter(name, "up-down counter", unit, description, attributes)
-    return _meter.create_up_down_counter(name, unit, description)
-
-
-def _observable_gauge(
-    name: str,
-    unit: str,
-    description: str,
-    attributes: tuple[str, ...],
-    observe: Callable[[], list[tuple[float, dict[str, str]]]],
-) -> ObservableGauge:
-    """A figure that is asked for when it is exported."""
-    _enter(name, "observable gauge", unit, description, attributes)
-
-    def observations(_: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(value, point) for value, point in observe()]
-
-    return _meter.create_observable_gauge(name, [observations], unit, description)
-
-
+_accepted = _counter(
+    "taskmesh.task.accepted",
+    "{task}",
+    "Tasks that this process has accepted: an ingress of clients, others of rules and of calls.",
+    ("taskmesh.pool", "taskmesh.priority"),
+)
 _queue_wait = _histogram(
     "taskmesh.queue.wait",
     "s",
@@ -211,6 +159,37 @@ _loop_failing = _observable_gauge(
     lambda: [(seconds, {"taskmesh.loop": name}) for name, seconds in failing_seconds().items()],
 )
 
+_clock_ahead = _observable_gauge(
+    "taskmesh.clock.ahead",
+    "s",
+    "How far the clock of this process's machine is ahead of the broker's; nothing hangs on it but logs.",
+    (),
+    lambda: [(MESH_CLOCK.own_clock_ahead_seconds(), {})] if MESH_CLOCK.is_learnt else [],
+)
+
+
+_broker: list[tuple[Callable[[], bool], Callable[[], float]]] = []
+"""Of this process's connection: whether it is there, and its round trip in seconds."""
+_connected = _observable_gauge(
+    "taskmesh.broker.connected",
+    "1",
+    "1 while this process is connected to the broker, else 0.",
+    (),
+    lambda: [(float(is_connected()), {}) for is_connected, _ in _broker],
+)
+_round_trip = _observable_gauge(
+    "taskmesh.broker.round_trip",
+    "s",
+    "How long requests of this process to the broker take at present, on average.",
+    (),
+    lambda: [(round_trip_seconds(), {}) for _, round_trip_seconds in _broker],
+)
+_starts = _counter(
+    "taskmesh.process.starts",
+    "{process}",
+    "Processes that have come since this steward began to look.",
+    ("taskmesh.service",),
+)
 
 _storage_levels: dict[str, float] = {}
 _storage_level = _observable_gauge(
@@ -218,8 +197,25 @@ _storage_level = _observable_gauge(
     "1",
     "How full storage is, as a part of its limit: streams, the records, the account, the disk.",
     ("taskmesh.stream",),
-    lambda: [(level, {"taskmesh.stream": stream}) for stream, level in _storage_levels.items()],
+    lambda: [(level, {"taskmesh.stream": stream}) for stream, level in list(_storage_levels.items())],
 )
+
+
+def watch_broker(is_connected: Callable[[], bool], round_trip_seconds: Callable[[], float]) -> None:
+    """Measure this process's connection. Once, when it has one."""
+    _broker[:] = [(is_connected, round_trip_seconds)]
+
+
+def task_accepted(pool: str, priority: str) -> None:
+    """A task that was not there before lies in its lane."""
+    if traces.enabled():
+        _accepted.add(1, {"taskmesh.pool": pool, "taskmesh.priority": priority})
+
+
+def processes_started(service: str, count: int) -> None:
+    """So many processes of a service have come. 0 makes the counter known, so that its first step is seen."""
+    if traces.enabled():
+        _starts.add(count, {"taskmesh.service": service})
 
 
 def queue_waited(pool: str, priority: str, seconds: float) -> None:
@@ -286,6 +282,13 @@ def storage_level(stream: str, level: float) -> None:
     """How full a stream, or the account, is: 0 to 1, or above."""
     if traces.enabled():
         _storage_levels[stream] = level
+
+
+def found(checks: Mapping[str, bool], statistics_age_seconds: float | None) -> None:
+    """Which checks of the mesh are not well; how old the statistics of its lanes are, None if there are none."""
+    if traces.enabled():
+        figures.findings.tell({(check,): float(is_found) for check, is_found in checks.items()})
+        figures.statistics_age.tell({} if statistics_age_seconds is None else {(): statistics_age_seconds})
 
 
 def breaker_moved(provider: str, state: str) -> None:

@@ -1,7 +1,8 @@
 """Logs and traces. Logs are events with fields; traces go from HTTP through NATS headers into each step.
 
-Spans and metrics are exported when an OTLP endpoint is set (`exporting`, imported only then). Otherwise no span is
-made and nothing is measured: only the `traceparent` of a request travels, from message to message.
+Spans and metrics are exported when an OTLP endpoint is set (`exporting`, imported only then). MESH_OPS_ADDRESS alone
+switches metrics on, for Prometheus to fetch. Otherwise no span is made and nothing is measured: only the `traceparent`
+of a request travels, from message to message.
 
 What a message carries is the context of a span that has ended or is about to: the publish of a submission, the claim
 of a step. A killed process takes its open spans with it, so nothing that another process does may hang under one.
@@ -38,14 +39,17 @@ Attributes = Mapping[str, str | int | float]
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 NO_SPAN = trace.INVALID_SPAN
-"""What stands for a span while telemetry is off: it takes attributes, and forgets them."""
+"""What stands for a span while none is made: it takes attributes, and forgets them."""
 _tracer = trace.get_tracer("taskmesh", VERSION)
 _exporting: Exporting | None = None
+_spans_on = False
+COMMAND = "meshctl"
+"""Nobody fetches the metrics of a command."""
 _carried: ContextVar[str | None] = ContextVar("carried_traceparent", default=None)
 
 
 def configure(settings: Settings, service: str, least: str | None = None) -> None:
-    """Set up logging to standard error, and tracing where an endpoint is set. Once, at the start.
+    """Set up logging to standard error, and telemetry where it is asked for. Once, at the start.
 
     `least`: the level from which on is logged, whatever the settings say.
     """
@@ -77,8 +81,9 @@ def configure(settings: Settings, service: str, least: str | None = None) -> Non
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
     # nats-py reports through its callbacks too; one line for each event is enough.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
-    if is_asked_for(os.environ):
-        _start_exporting(service)
+    otlp, prometheus = is_asked_for(os.environ), settings.ops_address is not None and service != COMMAND
+    if otlp or prometheus:
+        _start_exporting(service, otlp=otlp, prometheus=prometheus)
 
 
 def set_level(level: str) -> None:
@@ -97,17 +102,23 @@ def is_asked_for(environment: Mapping[str, str]) -> bool:
     return any(environment.get(variable) for variable in variables.ENDPOINTS)
 
 
-def _start_exporting(service: str) -> None:
-    global _exporting  # noqa: PLW0603 - one for each process, as OpenTelemetry's own providers are
+def _start_exporting(service: str, *, otlp: bool, prometheus: bool) -> None:
+    global _exporting, _spans_on  # noqa: PLW0603 - one for each process, as OpenTelemetry's own providers are
     # Imported here: without an endpoint a service need not pay for the exporters' start.
     from mesh.telemetry.exporting import Exporting  # noqa: PLC0415 - see above
 
-    _exporting = Exporting(service)
+    _exporting = Exporting(service, otlp=otlp, prometheus=prometheus)
+    _spans_on = otlp
 
 
 def enabled() -> bool:
-    """Whether anything is exported. Where telemetry costs something, ask first."""
+    """Whether anything is measured or exported. Where telemetry costs something, ask first."""
     return _exporting is not None
+
+
+def spans_enabled() -> bool:
+    """Whether spans are made. Where a span alone costs something, ask first."""
+    return _spans_on
 
 
 def shut_down() -> None:
@@ -129,7 +140,7 @@ def span(
     `linked_to` is the traceparent of a span in another trace that belongs to it. What leaves the body as an exception
     marks the span as failed, by its code: an exception's text may quote a payload.
     """
-    if _exporting is None:
+    if not _spans_on:
         # No span, but messages carry on what came: the next process may export.
         with carrying(traceparent or _carried.get()):
             yield NO_SPAN
@@ -170,7 +181,7 @@ def add_past_span(
 
     It ends now, unless `ended_ns` says when; `error` is the code of its failure.
     """
-    if _exporting is None:
+    if not _spans_on:
         return
     context = _context(traceparent) if traceparent else None
     past = _tracer.start_span(name, context=context, start_time=started_ns, attributes=attributes)
@@ -192,7 +203,7 @@ def carrying(traceparent: str | None) -> Iterator[None]:
 def current_traceparent() -> str | None:
     """The `traceparent` header for a message that is sent now; None outside of any trace."""
     carried = _carried.get()
-    if carried is not None or _exporting is None:
+    if carried is not None or not _spans_on:
         return carried
     carrier: dict[str, str] = {}
     inject(carrier)

@@ -14,37 +14,42 @@ from urllib.parse import urlsplit
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 
 from contracts.errors import InvalidPayload, TaskmeshError
-from contracts.records.status import WorkerRecord
-from contracts.streams import EVENTS, MESSAGE_BYTES_MAX, WORKERS_BUCKET
+from contracts.sizes import SIZES
+from contracts.streams import EVENTS, MESSAGE_BYTES_MAX
 from mesh.broker.connection import Connection
+from mesh.broker.dead_streams import DeadStream, dead_streams
 from mesh.broker.levels import Level, read_disk_level, read_levels
-from mesh.broker.provisioning import compare, declared
-from mesh.broker.sizing import find_sizes
+from mesh.broker.mesh_identity import mesh_id
+from mesh.broker.other_meshes import look
+from mesh.broker.provisioning import compare, find_declared
+from mesh.broker.replication import read_copies
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
+from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.settings import Settings, load_settings, load_variables
-from mesh.errors import BrokerError, BrokerRefused
+from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused
+from mesh.fleet.findings import Fleet
+from mesh.fleet.looking import read_fleet
 from mesh.journal.reconciliation import Reconciliation
 from mesh.telemetry import traces
 from meshctl.commands.config import mistakes_of
-from meshctl.commands.workers import read_bucket
 from meshctl.diagnosis import disk
+from meshctl.diagnosis.check import Check
 from meshctl.diagnosis.checks import (
     BrokerInfo,
-    Check,
+    ClusterSeen,
     Facts,
-    SeenService,
     StreamsSeen,
     TasksSeen,
     clock_ahead_seconds,
     diagnose,
     exit_status,
 )
+from meshctl.diagnosis.cluster_checks import diagnose_cluster
 from meshctl.diagnosis.configuration_check import SeenConfiguration, check_configuration
 from meshctl.display import output
 from meshctl.display.tables import checks_table
@@ -56,9 +61,8 @@ from meshctl.supervision.home import Home
 
 PROBE_SECONDS_MAX: Final = 3.0
 """How long a broker may take for its first line."""
-SERVICES_SECONDS: Final = 0.5
-"""How long to gather answers on `$SRV.INFO`: nobody says which one is the last."""
-SERVICES_MAX: Final = 4096
+OTHERS_SECONDS: Final = 0.5
+"""How long to gather answers on `$SRV.INFO` of other meshes: nobody says which one is the last."""
 RECORDS_AT_ONCE_MAX: Final = 200
 OPEN_MAX: Final = 1_000
 """Each costs some requests: more of them are `meshctl repair`'s to look at."""
@@ -68,6 +72,7 @@ _INFO_LINE_BYTES_MAX: Final = 64 * 1024
 _SETTINGS = (
     "home",
     "nats_url",
+    "nats_domain",
     "nats_port",
     "ack_wait_seconds",
     "max_deliver",
@@ -76,8 +81,10 @@ _SETTINGS = (
 )
 _DESCRIPTION = """\
 Look at a mesh and say of each thing that it is well, or what to do: the broker, its version, JetStream, the
-streams and how full they are, when writes are synced, how fast the disk is and the ceiling that follows, the
-services, MCP servers, tasks whose message is gone, the clock, and the limit of open files. Changes nothing.
+streams and how full they are, when writes are synced, how fast the disk is and the ceiling that follows; the
+processes, whether each answers, and whether all are of one build, one configuration and one time; queues that
+nobody pulls, that are paused or full; breakers, MCP servers, tasks whose message is gone, the clock, the limit
+of open files, and variables MESH_* that nobody reads. Changes nothing.
 
 Ends with 1 if a line says fail. Into a pipe each line is a JSON object: check, status (ok, warn or fail),
 detail, remedy.
@@ -100,7 +107,8 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     settings, seen = seen_configuration(environment_with(arguments, os.environ))
     # What the connection has to say is said by the lines.
     traces.configure(settings, "meshctl", least="error")
-    checks = [*diagnose(asyncio.run(gather(settings))), check_configuration(seen)]
+    facts = asyncio.run(gather(settings))
+    checks = [*diagnose(facts), *diagnose_cluster(facts), check_configuration(seen)]
     _show(checks)
     return exit_status(checks)
 
@@ -119,7 +127,6 @@ def seen_configuration(environment: dict[str, str]) -> tuple[Settings, SeenConfi
         running=configuration_digest(running) if running is not None else None,
         offered=configuration_digest(offered) if offered is not None else None,
         mistakes=mistakes.file,
-        unknown=mistakes.unknown,
     )
 
 
@@ -143,17 +150,17 @@ async def gather(settings: Settings) -> Facts:
     ours = discovery.running_url(home) == settings.broker_url
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     streams: StreamsSeen | str | None = None
-    services: list[SeenService] | None = None
+    fleet: Fleet | str | None = None
+    dead: list[DeadStream] | None = None
     levels: list[Level] = []
     tasks: TasksSeen | None = None
-    refusal = ""
+    refusal = distrust = ""
     foreign: list[Foreign] = []
     missing: list[str] = []
-    mcp_servers: dict[str, list[str | None]] = {}
+    cluster: ClusterSeen | None = None
     if isinstance(broker, BrokerInfo):
         try:
             async with connected(settings) as connection:
-                services = await seen_services(connection)
                 if broker.jetstream:
                     foreign = foreign_streams(await streams_of(connection.requests))
                     missing = await missing_rights(connection.requests)
@@ -161,9 +168,13 @@ async def gather(settings: Settings) -> Facts:
                     levels = await read_levels(connection.requests)
                     disk_level = await read_disk_level(connection.requests)
                     levels += [disk_level] if disk_level is not None else []
+                    dead = await dead_streams(connection.requests)
+                    fleet = await seen_fleet(connection, settings)
+                    cluster = await seen_cluster(connection, settings)
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
-                        mcp_servers = await seen_mcp_servers(connection)
+        except BrokerDistrusted as error:
+            distrust = str(error)
         except BrokerRefused as error:
             refusal = str(error)
         except (TaskmeshError, nats.errors.Error) as error:
@@ -172,7 +183,7 @@ async def gather(settings: Settings) -> Facts:
         url=without_password(settings.broker_url),
         broker=broker,
         streams=streams,
-        services=services,
+        fleet=fleet,
         sync_interval=discovery.sync_interval(home) if ours else None,
         fsyncs_per_second=await asyncio.to_thread(_measure, home) if ours else None,
         open_files=soft,
@@ -184,17 +195,18 @@ async def gather(settings: Settings) -> Facts:
         refusal=refusal,
         foreign=foreign,
         missing_rights=missing,
-        mcp_servers=mcp_servers,
+        distrust=distrust,
+        dead=dead,
+        unknown_variables=unknown_variables(os.environ, named_variables(settings.configuration)),
+        cluster=cluster,
     )
 
 
-async def seen_mcp_servers(connection: Connection) -> dict[str, list[str | None]]:
-    """What each runner says of each MCP server: why it is away, or None. Raises `BrokerUnavailable`."""
-    seen: dict[str, list[str | None]] = {}
-    for worker in await read_bucket(connection.requests, WORKERS_BUCKET, WorkerRecord):
-        for server, away in worker.mcp_servers.items():
-            seen.setdefault(server, []).append(away)
-    return seen
+async def seen_cluster(connection: Connection, settings: Settings) -> ClusterSeen:
+    """The copies of each stream, and other meshes in the account. Raises `BrokerUnavailable`, `BrokerError`."""
+    copies = await read_copies(connection.requests, SIZES)
+    seen = await look(connection.client, await mesh_id(connection.requests), OTHERS_SECONDS)
+    return ClusterSeen(copies, settings.configuration.storage.replicas == 1, str(seen))
 
 
 async def probe(url: str) -> BrokerInfo | str:
@@ -203,13 +215,12 @@ async def probe(url: str) -> BrokerInfo | str:
         servers = parse_broker_url(url).servers
     except ValueError as error:
         return str(error)
-    answers = []
-    for server in servers:
-        answer = await _probe(server)
+    answers = dict(zip(servers, await asyncio.gather(*map(_probe, servers)), strict=True))
+    away = tuple(f"{server}: {answer}" for server, answer in answers.items() if isinstance(answer, str))
+    for answer in answers.values():
         if isinstance(answer, BrokerInfo):
-            return answer
-        answers.append(answer)
-    return answers[0]
+            return answer._replace(servers=len(answers), away=away)
+    return "; ".join(away) if len(away) > 1 else str(answers[servers[0]])
 
 
 async def _probe(server: str) -> BrokerInfo | str:
@@ -243,7 +254,7 @@ async def _probe(server: str) -> BrokerInfo | str:
 async def seen_streams(connection: Connection, settings: Settings) -> StreamsSeen | str:
     """What JetStream says of streams and consumers, and its clock; an error's text if it says nothing."""
     try:
-        wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
+        wanted = await find_declared(connection.requests, settings)
         differences = await compare(connection.requests, wanted)
         asked_at = wall_clock()
         try:
@@ -284,24 +295,12 @@ async def seen_tasks(connection: Connection, settings: Settings) -> TasksSeen | 
     return TasksSeen(opened, lost)
 
 
-async def seen_services(connection: Connection) -> list[SeenService]:
-    """Every service that answers `$SRV.INFO` within `SERVICES_SECONDS`."""
-    seen: list[SeenService] = []
-
-    async def on_answer(message: Msg) -> None:
-        # A stranger on the subject may answer anything.
-        with suppress(msgspec.MsgspecError, KeyError):
-            info = msgspec.json.decode(message.data, type=dict[str, Any])
-            pid = str((info.get("metadata") or {}).get("pid", "?"))
-            if len(seen) < SERVICES_MAX:
-                seen.append(SeenService(str(info["name"]), str(info["version"]), pid))
-
-    inbox = connection.client.new_inbox()
-    subscription = await connection.client.subscribe(inbox, cb=on_answer)
-    await connection.client.publish("$SRV.INFO", reply=inbox)
-    await asyncio.sleep(SERVICES_SECONDS)
-    await subscription.unsubscribe()
-    return sorted(seen)
+async def seen_fleet(connection: Connection, settings: Settings) -> Fleet | str:
+    """The processes, queues and models; an error's text if they can't be looked at."""
+    try:
+        return await read_fleet(connection, settings.pools)
+    except TaskmeshError as error:
+        return str(error)
 
 
 def _measure(home: Home) -> float | str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 
 from contracts.errors import TaskmeshError
 from mesh.configuration.settings import Settings, load_variables
 from mesh.errors import BrokerUnavailable
-from mesh.journal.reconciliation import Found, Reconciliation
+from mesh.journal.reconciliation import Found, OpenTask, Reconciliation
 from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
@@ -19,15 +20,16 @@ from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
 RECORDS_AT_ONCE_MAX: Final = 200
-_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "reconcile_after_seconds")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port", "ack_wait_seconds", "reconcile_after_seconds")
 
 
 def add_commands(commands: Any) -> None:
     """Register `repair`."""
     text = (
         "Find tasks that wait for a message or a timer which is gone from the broker, such as after a stream was purged"
-        " by hand, and publish it again. The steward does the same by itself, a little at a time. A task that changed"
-        " within the last minute is left alone. Twice is the same as once."
+        " by hand, and publish it again; and journals without a record, as after a restore, which get one. The steward"
+        " does the first by itself, a little at a time. A task that changed within the last minute is left alone. Twice"
+        " is the same as once."
     )
     parser = commands.add_parser("repair", help="put back what is gone from the broker", description=text)
     add_setting_flags(parser, _SETTINGS)
@@ -42,8 +44,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return asyncio.run(_repair(settings, dry_run=arguments.dry_run))
 
 
+@dataclass
+class _Counts:
+    looked_at: int = 0
+    found: int = 0
+    unreadable: int = 0
+
+
 async def _repair(settings: Settings, *, dry_run: bool) -> int:
-    looked_at = found_count = unreadable = 0
+    counts = _Counts()
     async with connected(settings) as connection:
         reconciliation = Reconciliation(connection.requests, settings.reconcile_after_seconds)
         at = await reconciliation.broker_time()
@@ -51,22 +60,29 @@ async def _repair(settings: Settings, *, dry_run: bool) -> int:
         while more:
             walk = await reconciliation.walk(cursor, at, RECORDS_AT_ONCE_MAX, RECORDS_AT_ONCE_MAX)
             cursor, more = walk.cursor, walk.more
-            looked_at += walk.looked_at
-            for task in walk.open:
-                try:
-                    found = await reconciliation.examine(task, at)
-                    done = found is not None and not dry_run and await reconciliation.put_back(found)
-                except BrokerUnavailable:
-                    raise
-                except TaskmeshError as error:
-                    unreadable += 1
-                    _tell_unreadable(task.task, error)
-                    continue
-                if found is not None:
-                    found_count += 1
-                    _tell(found, done=done, dry_run=dry_run)
-    _tell_end(looked_at, found_count, unreadable, dry_run=dry_run)
-    return 1 if unreadable else 0
+            counts.looked_at += walk.looked_at
+            await _repair_each(reconciliation, walk.open, at, counts, dry_run=dry_run)
+        await _repair_each(reconciliation, await reconciliation.unrecorded(), at, counts, dry_run=dry_run)
+    _tell_end(counts.looked_at, counts.found, counts.unreadable, dry_run=dry_run)
+    return 1 if counts.unreadable else 0
+
+
+async def _repair_each(
+    reconciliation: Reconciliation, tasks: list[OpenTask], at: datetime, counts: _Counts, *, dry_run: bool
+) -> None:
+    for task in tasks:
+        try:
+            found = await reconciliation.examine(task, at)
+            done = found is not None and not dry_run and await reconciliation.put_back(found)
+        except BrokerUnavailable:
+            raise
+        except TaskmeshError as error:
+            counts.unreadable += 1
+            _tell_unreadable(task.task, error)
+            continue
+        if found is not None:
+            counts.found += 1
+            _tell(found, done=done, dry_run=dry_run)
 
 
 def _tell(found: Found, *, done: bool, dry_run: bool) -> None:

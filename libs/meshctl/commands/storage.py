@@ -33,6 +33,7 @@ PACKS_MAX: Final = 16
 _SETTINGS: Final = (
     "home",
     "nats_url",
+    "nats_domain",
     "nats_port",
     "high_water_percent",
     "filling_percent",

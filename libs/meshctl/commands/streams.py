@@ -13,9 +13,9 @@ from typing import Any, Final
 from rich.text import Text
 
 from mesh.broker.connection import Connection
-from mesh.broker.provisioning import Declared, Difference, apply, compare, declared
-from mesh.broker.requests import Requests
-from mesh.broker.sizing import find_sizes
+from mesh.broker.other_meshes import check_alone
+from mesh.broker.provisioning import Difference, apply, compare, find_declared
+from mesh.broker.replication import CURRENT_SECONDS_MAX, until_current
 from mesh.broker.suitability import check_start
 from mesh.configuration.settings import Settings, load_settings
 from mesh.telemetry import traces
@@ -28,7 +28,7 @@ from meshctl.supervision.home import Home
 
 STATUS_DIFFERS: Final = 3
 """Apart from 1, "it did not work": a script can tell a mesh that differs from one that is away."""
-_SETTINGS = ("home", "nats_url", "nats_port", "ack_wait_seconds", "max_deliver")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port", "ack_wait_seconds", "max_deliver")
 
 
 def add_commands(commands: Any) -> None:
@@ -47,7 +47,8 @@ def add_commands(commands: Any) -> None:
     plan.set_defaults(run=_run_plan)
     text = (
         "Create what is missing, update what differs, and say what was done. Nothing is ever deleted: what could lose"
-        f" stored messages, and what the server can't change, is left and said. Ends with {STATUS_DIFFERS} then."
+        " stored messages, and what the server can't change, is left and said. New copies on a cluster are waited for,"
+        f" a minute at most. Ends with {STATUS_DIFFERS} if something is left."
     )
     parser = actions.add_parser("apply", help="make them as declared", description=text)
     add_setting_flags(parser, _SETTINGS)
@@ -67,10 +68,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     # What the connection has to say is said by the error, in one line.
     traces.configure(settings, "meshctl", least="error")
     return settings
-
-
-async def _wanted(requests: Requests, settings: Settings) -> Declared:
-    return declared(settings, sizes=await find_sizes(requests, settings.configuration))
 
 
 @asynccontextmanager
@@ -93,12 +90,15 @@ async def _broker(settings: Settings) -> AsyncIterator[Connection]:
 async def _plan(settings: Settings) -> int:
     async with _broker(settings) as connection:
         await check_start(connection)
-        differences = await compare(connection.requests, await _wanted(connection.requests, settings))
+        differences = await compare(connection.requests, await find_declared(connection.requests, settings))
+    single = _with_one_copy(differences)
     if output.for_people():
         for difference in differences:
             if difference.missing or difference.changes:
                 _say("create" if difference.missing else "update", difference)
             _say_kept(difference)
+        if single:
+            print(f"R1 on a cluster: {len(single)} streams and buckets have one copy, on one of its servers")
         if not differences:
             print("everything is as declared")
         elif any(difference.missing or difference.changes for difference in differences):
@@ -108,6 +108,8 @@ async def _plan(settings: Settings) -> int:
             if difference.missing or difference.changes:
                 output.json_line(_event("stream.to_create" if difference.missing else "stream.to_update", difference))
             _tell_kept(difference)
+        if single:
+            output.json_line({"event": "streams.one_copy_on_a_cluster", "streams": single})
         _tell_end(0, len(differences))
     return STATUS_DIFFERS if differences else 0
 
@@ -115,14 +117,23 @@ async def _plan(settings: Settings) -> int:
 async def _apply(settings: Settings) -> int:
     async with _broker(settings) as connection:
         await check_start(connection)
-        wanted = await _wanted(connection.requests, settings)
+        await check_alone(connection)
+        wanted = await find_declared(connection.requests, settings)
         done = await apply(connection.requests, wanted, update=True)
         left = await compare(connection.requests, wanted)
+        copied = wanted.replication.replicas > 1 and any(map(_has_new_copies, done))
+        behind = await until_current(connection.requests, [each.name for each in wanted.streams]) if copied else []
     if output.for_people():
         for difference in done:
             _say("created" if difference.missing else "updated", difference)
         for difference in left:
             _say_kept(difference)
+        for each in behind:
+            output.show(Text.assemble((f"{'copying':<9}", "yellow"), output.printable(each)))
+        if behind:
+            print(f"not all copies are current after {CURRENT_SECONDS_MAX:g} s; the broker goes on: see meshctl doctor")
+        elif copied:
+            print(f"all {wanted.replication.replicas} copies are current")
         end = "everything is as declared" if not left else f"{len(left)} not as declared"
         print(end if not done else f"{len(done)} changed; {end}{'' if left else ' now'}")
     else:
@@ -130,8 +141,20 @@ async def _apply(settings: Settings) -> int:
             output.json_line(_event("stream.created" if difference.missing else "stream.updated", difference))
         for difference in left:
             _tell_kept(difference)
+        if copied:
+            event = "streams.copying" if behind else "streams.copied"
+            output.json_line({"event": event, "replicas": wanted.replication.replicas, "behind": behind})
         _tell_end(len(done), len(left))
     return STATUS_DIFFERS if left else 0
+
+
+def _with_one_copy(differences: list[Difference]) -> list[str]:
+    """The streams that there are with one copy where the cluster is to have more."""
+    return [each.name for each in differences if each.fields.get("num_replicas", (1, 0))[1] == 1]
+
+
+def _has_new_copies(difference: Difference) -> bool:
+    return difference.kind == "stream" and (difference.missing or "num_replicas" in difference.fields)
 
 
 def _say(verb: str, difference: Difference) -> None:

@@ -29,7 +29,7 @@ from meshctl.transfer.importing import BATCH_BYTES_MAX, BATCH_TASKS_MAX, Importe
 
 LINE_BYTES_MAX: Final = 256 * 1024 * 1024
 """Of a task: its journal has 64 MiB of milestones, and what ends it."""
-_SETTINGS = ("home", "nats_url", "nats_port")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port")
 
 
 def add_commands(commands: Any) -> None:

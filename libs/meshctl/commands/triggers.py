@@ -32,7 +32,7 @@ from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
 RULE_FILE_BYTES_MAX: Final = 1024 * 1024
-_SETTINGS = ("home", "nats_url", "nats_port")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port")
 _FLAGS: Final = ("name", "signal", "schedule", "time_zone", "when", "task", "sends", "per_minute_max")
 
 Result = TypeVar("Result")

@@ -15,11 +15,11 @@ from mesh.configuration.broker_urls import without_password
 from mesh.configuration.mesh_toml import check_api_keys
 from mesh.configuration.settings import Settings, load_settings
 from mesh.configuration.webhook_tables import signing_keys
+from mesh.fleet.members import SERVICES
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.telemetry import traces
 from meshctl.client import Client
 from meshctl.commands.first_task import run_first_task
-from meshctl.diagnosis.checks import SERVICES
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.interrupts import STATUS_INTERRUPTED

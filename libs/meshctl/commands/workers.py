@@ -9,20 +9,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from rich.table import Table
 
-from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import LaneStatistics, WorkerRecord
 from contracts.streams import LANES_BUCKET, PROVIDERS_BUCKET, WORKERS_BUCKET, BucketDeclaration
 from contracts.subjects import PRIORITIES
 from mesh.broker.requests import Requests
-from mesh.broker.scanning import Scan
 from mesh.clock import now
 from mesh.configuration.settings import load_variables
+from mesh.fleet.records import read_records
 from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.display.tables import lanes_table, providers_table, workers_table
@@ -30,9 +29,7 @@ from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
 from meshctl.supervision.broker_setup import connected
 
-RECORDS_MAX: Final = 10_000
-"""So many are read, and no more: each is about 400 bytes."""
-_SETTINGS = ("home", "nats_url", "nats_port")
+_SETTINGS = ("home", "nats_url", "nats_domain", "nats_port")
 
 Record = TypeVar("Record", WorkerRecord, LaneStatistics, ProviderRecord)
 
@@ -101,17 +98,8 @@ def _run(
 
 async def read_bucket(requests: Requests, bucket: BucketDeclaration, kind: type[Record]) -> list[Record]:
     """Every record of a bucket, by direct get. One that can't be read is said on standard error."""
-    records: list[Record] = []
-    scan = Scan(requests, bucket.stream_name)
-    after, more = 0, True
-    while more and len(records) < RECORDS_MAX:
-        messages, more = await scan.page(after)
-        for message in messages:
-            after = message.sequence
-            if not message.payload:
-                continue  # A deleted key leaves an empty marker.
-            try:
-                records.append(decode(message.payload, kind))
-            except InvalidPayload as error:
-                print(f"meshctl: {output.printable(message.subject)}: {error}", file=sys.stderr)
-    return records
+
+    def unreadable(subject: str, error: InvalidPayload) -> None:
+        print(f"meshctl: {output.printable(subject)}: {error}", file=sys.stderr)
+
+    return await read_records(requests, bucket, kind, unreadable)

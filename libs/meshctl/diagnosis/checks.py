@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from contracts.streams import MESSAGE_BYTES_MAX
 from mesh.broker.connection import SERVER_VERSION_MIN
+from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing
 from mesh.broker.provisioning import Difference
+from mesh.broker.replication import Copies
 from mesh.broker.suitability import PAYLOAD_BYTES_LEAST, Foreign, check_payload
 from mesh.configuration.storage_table import storage_key
+from mesh.fleet.findings import CLOCK_SECONDS_MAX, Fleet, names
+from meshctl.diagnosis.check import Check, Status
+from meshctl.diagnosis.fleet_checks import check_fleet
 
 FSYNCS_PER_TASK: Final = 10
 """Synchronous writes of a task of one turn, counted: TASKS takes it (1), task.queued (2), its record as queued (3),
@@ -20,8 +25,6 @@ step.claimed (4), its record as running (5), one output.delta at least (6), turn
 record as completed (9), the ack (10). The server does not group commits."""
 CEILING_TASKS_PER_SECOND_MIN: Final = 10.0
 """Below it even a small mesh feels its disk: a spinning disk of 100 fsyncs a second is just there."""
-CLOCK_SECONDS_MAX: Final = 1.0
-"""The mesh goes by the broker's clock: a machine's own tells people, logs and other programs another time."""
 _MORE_ROOM_BY_RETENTION: Final = "keep ended tasks for less long (MESH_RETENTION_DAYS)"
 _MORE_ROOM: Final = {
     "EVENTS": _MORE_ROOM_BY_RETENTION,
@@ -37,27 +40,7 @@ _MORE_ROOM: Final = {
 _MORE_ROOM_IN_QUEUES: Final = "start what takes its messages: workers, runners, stewards"
 OPEN_FILES_MIN: Final = 4096
 """An edge's 4,096 streams, and the broker's files of many streams, are each a file."""
-SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
 _NAMES_MAX: Final = 4
-
-Status = Literal["ok", "warn", "fail"]
-
-
-class Check(NamedTuple):
-    """A line of the doctor's. `remedy` says what to do, and is empty where nothing is to be done."""
-
-    check: str
-    status: Status
-    detail: str
-    remedy: str = ""
-
-
-class SeenService(NamedTuple):
-    """A process that answered on `$SRV.INFO`."""
-
-    name: str
-    version: str
-    pid: str
 
 
 class BrokerInfo(NamedTuple):
@@ -66,6 +49,10 @@ class BrokerInfo(NamedTuple):
     version: str
     jetstream: bool
     max_payload_bytes: int = MESSAGE_BYTES_MAX
+    servers: int = 1
+    """How many MESH_NATS_URL names."""
+    away: tuple[str, ...] = ()
+    """Those of them that give no answer, and why."""
 
 
 class StreamsSeen(NamedTuple):
@@ -75,6 +62,14 @@ class StreamsSeen(NamedTuple):
     declared: int
     persist_mode: str
     clock_ahead_seconds: float
+
+
+class ClusterSeen(NamedTuple):
+    """The copies of each stream, whether mesh.toml asks for a single one, and which other meshes are there."""
+
+    copies: Sequence[Copies]
+    is_one_asked_for: bool
+    other_meshes: str
 
 
 class TasksSeen(NamedTuple):
@@ -93,7 +88,7 @@ class Facts(NamedTuple):
     url: str
     broker: BrokerInfo | str
     streams: StreamsSeen | str | None
-    services: Sequence[SeenService] | None
+    fleet: Fleet | str | None
     sync_interval: str | None
     fsyncs_per_second: float | str | None
     open_files: int
@@ -104,10 +99,14 @@ class Facts(NamedTuple):
     tasks: TasksSeen | None = None
     refusal: str = ""
     """Why the broker does not let us in; empty if it does."""
+    distrust: str = ""
+    """Why we don't trust the broker's certificate; empty if we do, or there is none."""
     foreign: Sequence[Foreign] = ()
     missing_rights: Sequence[str] = ()
-    mcp_servers: Mapping[str, Sequence[str | None]] = {}
-    """MCP servers, each with what its runners say: why it is away, or None."""
+    dead: Sequence[DeadStream] | None = None
+    unknown_variables: Sequence[str] = ()
+    """One line for each variable MESH_* that nobody reads."""
+    cluster: ClusterSeen | None = None
 
 
 def diagnose(facts: Facts) -> list[Check]:
@@ -117,23 +116,27 @@ def diagnose(facts: Facts) -> list[Check]:
         checks += [check_version(facts.broker.version), check_jetstream(facts.broker.jetstream)]
         if facts.refusal:
             checks.append(check_login(facts.refusal))
+        if facts.distrust:
+            checks.append(check_certificate(facts.distrust))
         checks += check_suitable(facts)
         if facts.broker.jetstream and facts.streams is not None:
             checks.append(check_streams(facts.streams))
             if isinstance(facts.streams, StreamsSeen):
                 checks.append(check_persist_mode(facts.streams.persist_mode))
                 checks.append(check_clock(facts.streams.clock_ahead_seconds))
+            if facts.dead is not None:
+                checks.append(check_stored(facts.dead))
             if facts.levels:
                 checks.append(check_storage(facts.levels, facts.high_water_percent, facts.filling_percent))
         checks.append(check_sync(facts.sync_interval))
     checks.append(check_disk(facts.fsyncs_per_second, facts.sync_interval))
-    if facts.services is not None:
-        checks.append(check_services(facts.services))
-    if facts.mcp_servers:
-        checks.append(check_mcp_servers(facts.mcp_servers))
+    if facts.fleet is not None:
+        checks += check_fleet(facts.fleet)
     if facts.tasks is not None:
         checks.append(check_tasks(facts.tasks))
     checks.append(check_open_files(facts.open_files, facts.open_files_hard))
+    if facts.unknown_variables:
+        checks.append(check_variables(facts.unknown_variables))
     return checks
 
 
@@ -172,6 +175,12 @@ def check_login(refusal: str) -> Check:
     return Check("login", "fail", refusal, "look at the users of the broker's configuration, and at MESH_NATS_URL")
 
 
+def check_certificate(distrust: str) -> Check:
+    """Why nothing is sent to the broker: another may have taken its place."""
+    remedy = "set SSL_CERT_FILE to the file with the authority that signed it, for this command and for each service"
+    return Check("certificate", "fail", distrust, remedy)
+
+
 def check_suitable(facts: Facts) -> list[Check]:
     """What a broker of one's own lacks. Of one that lacks nothing there is nothing to say."""
     checks: list[Check] = []
@@ -182,7 +191,7 @@ def check_suitable(facts: Facts) -> list[Check]:
         remedy = "rename or delete what is in the way, or give the mesh an account of its own"
         checks.append(Check("subjects", "fail", "; ".join(each.detail for each in facts.foreign[:_NAMES_MAX]), remedy))
     if facts.missing_rights:
-        detail = f"the broker's user may not publish to {_names(facts.missing_rights)}"
+        detail = f"the broker's user may not publish to {names(facts.missing_rights)}"
         checks.append(Check("rights", "fail", detail, "allow it to: a mesh needs all of an account's subjects"))
     return checks
 
@@ -194,11 +203,11 @@ def check_streams(streams: StreamsSeen | str) -> Check:
     missing = [difference.name for difference in streams.differences if difference.missing]
     other = [difference.name for difference in streams.differences if not difference.missing]
     if missing:
-        detail = f"missing: {_names(missing)}" + (f"; not as declared: {_names(other)}" if other else "")
+        detail = f"missing: {names(missing)}" + (f"; not as declared: {names(other)}" if other else "")
         return Check("streams", "fail", detail, "create them with `meshctl streams apply`")
     if other:
         remedy = "see what with `meshctl streams plan`, and change it with `meshctl streams apply`"
-        return Check("streams", "warn", f"not as declared: {_names(other)}", remedy)
+        return Check("streams", "fail", f"not as declared: {names(other)}", remedy)
     return Check("streams", "ok", f"all {streams.declared} streams, buckets and consumers are as declared")
 
 
@@ -244,6 +253,16 @@ def _larger(name: str) -> str:
     return f"; or raise its size (`{storage_key(name)}` in mesh.toml, then `meshctl streams apply`)"
 
 
+def check_stored(dead: Sequence[DeadStream]) -> Check:
+    """Whether the streams that tasks need take what is published."""
+    if not dead:
+        return Check("stored", "ok", "the streams that tasks need take what is published")
+    detail = names([f"{each.stream} takes nothing any more: {each.reason}" for each in dead])
+    return Check(
+        "stored", "fail", detail, "make room on the broker's disk, then restart nats-server: it won't recover by itself"
+    )
+
+
 def check_sync(sync_interval: str | None) -> Check:
     """When the broker's writes reach the disk. Only the embedded broker's is known."""
     if sync_interval is None:
@@ -272,41 +291,9 @@ def check_disk(fsyncs_per_second: float | str | None, sync_interval: str | None)
     return Check("disk", "warn", detail, remedy)
 
 
-def check_services(services: Sequence[SeenService]) -> Check:
-    """Which processes of the mesh answer, and whether they are all of one version."""
-    ours = [service for service in services if service.name in SERVICES]
-    if not ours:
-        return Check(
-            "services", "warn", "none answers", "start them with `meshctl up`, or each with `python -m <service>`"
-        )
-    counts = {name: sum(service.name == name for service in ours) for name in SERVICES}
-    seen = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    versions = sorted({service.version for service in ours})
-    if len(versions) > 1:
-        which = "; ".join(f"{version}: {_processes(ours, version)}" for version in versions)
-        return Check("services", "warn", f"more than one version: {which}", "restart those of the older version")
-    missing = [name for name, count in counts.items() if not count]
-    if missing:
-        remedy = "start what is missing: " + ", ".join(f"`python -m {name}`" for name in missing)
-        return Check("services", "warn", f"{seen}, all {versions[0]}; none of {', '.join(missing)}", remedy)
-    return Check("services", "ok", f"{seen}, all {versions[0]}")
-
-
-def check_mcp_servers(servers: Mapping[str, Sequence[str | None]]) -> Check:
-    """Which MCP servers are away, for all of the runners or for some, and why."""
-    away = {name: [reason for reason in said if reason is not None] for name, said in sorted(servers.items())}
-    told = [
-        f"{name} is away ({reasons[0]})"
-        if len(reasons) == len(servers[name])
-        else f"{name} is away for {len(reasons)} of {len(servers[name])} runners ({reasons[0]})"
-        for name, reasons in away.items()
-        if reasons
-    ]
-    if not told:
-        return Check("mcp_servers", "ok", f"{_names(sorted(servers))} answer")
-    more = f" and {len(told) - _NAMES_MAX} more" if len(told) > _NAMES_MAX else ""
-    remedy = "start what is away, or mend its table [mcp.<server>] in mesh.toml; calls of its tools fail meanwhile"
-    return Check("mcp_servers", "warn", "; ".join(told[:_NAMES_MAX]) + more, remedy)
+def check_variables(unknown: Sequence[str]) -> Check:
+    """Variables that were meant to be settings, and are none."""
+    return Check("variables", "fail", "; ".join(unknown[:_NAMES_MAX]), "mend or unset them: nobody reads them")
 
 
 def check_tasks(tasks: TasksSeen) -> Check:
@@ -337,12 +324,3 @@ def exit_status(checks: Sequence[Check]) -> int:
 def clock_ahead_seconds(broker_time: datetime, asked_at: datetime, answered_at: datetime) -> float:
     """The broker's clock less ours, taken at the middle of the request."""
     return (broker_time - (asked_at + (answered_at - asked_at) / 2)).total_seconds()
-
-
-def _names(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_MAX
-    return ", ".join(names[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")
-
-
-def _processes(services: Sequence[SeenService], version: str) -> str:
-    return _names([f"{service.name} (pid {service.pid})" for service in services if service.version == version])

@@ -1,11 +1,11 @@
-"""What the doctor says of mesh.toml, and of variables that nobody reads. Pure."""
+"""What the doctor says of mesh.toml. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from meshctl.diagnosis.checks import Check
+from meshctl.diagnosis.check import Check
 
 SHOWN_MAX = 3
 
@@ -19,21 +19,16 @@ class SeenConfiguration(NamedTuple):
     running: str | None
     offered: str | None
     mistakes: Sequence[str]
-    unknown: Sequence[str]
 
 
 def check_configuration(seen: SeenConfiguration) -> Check:
-    """Whether a start would find the file that the mesh goes by, and reads all variables that there are."""
+    """Whether a start would find the file that the mesh goes by."""
     if seen.mistakes:
         detail = "; ".join(seen.mistakes[:SHOWN_MAX])
         if seen.running is not None:
             remedy = "the mesh goes on with what it has, and would not start again: meshctl config check"
             return Check("configuration", "warn", detail, remedy)
         return Check("configuration", "fail", detail, "meshctl config check")
-    if seen.unknown:
-        return Check(
-            "configuration", "fail", "; ".join(seen.unknown[:SHOWN_MAX]), "unset it, or write it as it is meant"
-        )
     if seen.running is not None and seen.running != seen.offered:
         detail = f"mesh.toml was changed since: the mesh goes by {seen.running}, the file is {seen.offered}"
         return Check("configuration", "warn", detail, "meshctl reload")

@@ -13,7 +13,7 @@ from contracts.api.dead_letters import ListedDeadLetter
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import LaneStatistics, TaskCounts, TaskRecord, WorkerRecord
 from contracts.records.tools import ToolDeclaration
-from meshctl.diagnosis.checks import Check
+from meshctl.diagnosis.check import Check
 from meshctl.display.output import printable
 from meshctl.display.rendering import first_words, time_text
 

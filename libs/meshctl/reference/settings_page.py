@@ -37,8 +37,9 @@ _SETTINGS: Final = "`meshctl up` takes all of them as flags. The other commands 
 _MESHCTL: Final = "Commands that ask a running mesh find it by `MESH_HOME`. The two URLs name another one."
 _EVERY_PROCESS: Final = "None has a flag: it comes with an installation."
 _TELEMETRY: Final = """\
-The names and meanings are OpenTelemetry's. One of the three endpoints switches telemetry on. Without one it costs
-nothing. The standard's further variables for batches, limits and OTLP over HTTP hold, too."""
+The names and meanings are OpenTelemetry's. One of the three endpoints switches telemetry on; `MESH_OPS_ADDRESS`
+switches metrics alone on, for Prometheus. Without any of them it costs nothing. The standard's further variables for
+batches, limits and OTLP over HTTP hold, too."""
 
 
 def render() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,15 +17,20 @@ from contracts.records.storage import StoreRoom
 from mesh.background import first_of
 from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import Address, Settings
+from mesh.errors import SettingsError
+from mesh.serving.listening import address_of, listen
+from mesh.serving.notifying import Notifier, without_notify
 from mesh.telemetry import traces
 from meshctl.errors import StartFailed
 from meshctl.supervision import private_files
 from meshctl.supervision.broker_setup import provision
 from meshctl.supervision.configuration_copy import ConfigurationCopy
+from meshctl.supervision.control import Order, controlled
 from meshctl.supervision.embedded_broker import Broker, check_port, with_memory_limit
 from meshctl.supervision.home import Addresses, Home
 from meshctl.supervision.log_watch import watch_logs
 from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
+from meshctl.supervision.rolling import RestartFailed, Rolling, Told
 from meshctl.supervision.stops import Stops
 from meshctl.supervision.store_room import room_at_start
 from meshctl.supervision.store_watch import watch_store
@@ -60,16 +66,25 @@ class Assembly:
         self.edge_url = ""
         self._settings = settings
         self._environment = dict(environment)
+        without_notify(self._environment)
         self._configuration = ConfigurationCopy(settings, self._environment, home)
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
         self._broker: Broker | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._services: list[ServiceProcess] = []
+        self._listeners: list[socket.socket] = []
+        self._stop_seconds = settings.drain_seconds + DRAIN_MARGIN_SECONDS
+        self._rolling = Rolling(self._supervisor, self._services, self._stop_seconds)
 
     async def start(self) -> None:
         """Start everything and wait until it serves. Raises `StartFailed`, `SettingsError`, `BrokerUnavailable`."""
         settings = self._settings
+        if settings.nats_url is None and settings.nats_domain is not None:
+            raise SettingsError(
+                f"MESH_NATS_DOMAIN={settings.nats_domain!r}: the embedded broker has no domain: name a NATS of your own"
+                " with MESH_NATS_URL"
+            )
         self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
@@ -93,12 +108,11 @@ class Assembly:
         # An ingress that is started again goes on with the index of its predecessor.
         self._environment["MESH_INDEX_FOLDER"] = str(settings.index_folder or self.home.index)
         self._progress("starting the services")
-        edge = self._start_service("stream_edge", address_variable="MESH_EDGE_ADDRESS")
-        if settings.edge_address.port == 0:
-            # The ingress tells clients where the edge is, so that has to be known first.
-            await self._until_ready([edge], give_up_at)
-            self._environment["MESH_EDGE_ADDRESS"] = str(edge.address)
-        ingress = self._start_service("ingress", address_variable="MESH_INGRESS_ADDRESS")
+        # The ingress tells clients where the edge is, and both the stewards of webhooks: all have to know the ports.
+        edge_socket = self._listen(settings.edge_address, "MESH_EDGE_ADDRESS")
+        ingress_socket = self._listen(settings.ingress_address, "MESH_INGRESS_ADDRESS")
+        edge = self._start_service("stream_edge", listeners={"MESH_EDGE_ADDRESS": edge_socket})
+        ingress = self._start_service("ingress", listeners={"MESH_INGRESS_ADDRESS": ingress_socket})
         for number in range(settings.workers):
             self._start_service("inference_worker", f"inference_worker-{number + 1}")
         for number in range(settings.runners):
@@ -131,13 +145,16 @@ class Assembly:
         is_given = self._settings.is_given("drain_seconds")
         drain_seconds = self._settings.drain_seconds if is_given else DRAIN_SECONDS
         hurry_after_seconds = None if is_given else DRAIN_SECONDS
-        await self._supervisor.stop(list(self._services), drain_seconds + DRAIN_MARGIN_SECONDS, hurry_after_seconds)
+        services = [*self._services, *self._rolling.leaving]
+        await self._supervisor.stop(services, drain_seconds + DRAIN_MARGIN_SECONDS, hurry_after_seconds)
         for watch in self._watches:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
         self._supervisor.close()
+        for listener in self._listeners:
+            listener.close()
         self.home.remove_addresses()
         self.home.remove_pids()
         log.info("mesh.stopped")
@@ -161,15 +178,36 @@ class Assembly:
                 lines += self.home.log_tail(process.name, process.log_start) or ["(empty)"]
         return lines
 
+    async def restart(self, told: Told, *, broker: bool) -> None:
+        """Replace all processes one after another, without a gap, with mesh.toml as it is now. Raises `RestartFailed`.
+
+        `broker`: the embedded broker, too, which is away for a moment.
+        """
+        if broker and self._broker is None:
+            raise RestartFailed("the broker is not of this mesh: MESH_NATS_URL names it")
+        try:
+            self.read_configuration()
+        except (SettingsError, StartFailed) as error:
+            raise RestartFailed(f"nothing was restarted: {error}") from None
+        await self._rolling.restart(told, self._broker if broker else None)
+
+    def _listen(self, address: Address, variable: str) -> socket.socket:
+        """A socket that a service is to listen on, and its successors."""
+        listener = listen(address, variable)
+        self._listeners.append(listener)
+        self._environment[variable] = str(address_of(listener))
+        return listener
+
     def _start_service(
-        self, service: str, name: str | None = None, address_variable: str | None = None
+        self, service: str, name: str | None = None, listeners: Mapping[str, socket.socket] | None = None
     ) -> ServiceProcess:
-        environment = environment_for(service, self._environment, self._settings.configuration)
+        sockets = dict(listeners or {})
         ops = self._settings.ops_address
         if ops is not None:
             port = ops.port + len(self._services) if ops.port else 0
-            environment["MESH_OPS_ADDRESS"] = str(replace(ops, port=port))
-        process = ServiceProcess(name or service, service, self.home, environment, address_variable)
+            sockets["MESH_OPS_ADDRESS"] = self._listen(replace(ops, port=port), "MESH_OPS_ADDRESS")
+        environment = environment_for(service, self._environment, self._settings.configuration)
+        process = ServiceProcess(name or service, service, self.home, environment, sockets)
         self._services.append(process)
         self._supervisor.start(process)
         return process
@@ -227,18 +265,27 @@ async def run_mesh(
     """
     home = Home(settings.home)
     home.create()
+    notifier = Notifier()
     with home.locked() as lock, Stops() as stops:
         mesh = Assembly(settings, environment, home, lock, progress)
         stops.on_insisted(mesh.kill)
-        try:
-            await stops.unless(mesh.start())
-            return await stops.unless(during(mesh, stops))
-        except StartFailed as error:
-            for line in mesh.log_tails(error.failed):
-                print(line, file=sys.stderr)
-            raise
-        finally:
-            await mesh.stop()
+
+        async def carry(order: Order, told: Told) -> None:
+            await mesh.restart(told, broker=order.broker)
+
+        async with notifier.kept_up():
+            try:
+                await stops.unless(mesh.start())
+                notifier.ready()
+                async with controlled(home, carry):
+                    return await stops.unless(during(mesh, stops))
+            except StartFailed as error:
+                for line in mesh.log_tails(error.failed):
+                    print(line, file=sys.stderr)
+                raise
+            finally:
+                notifier.stopping(settings.drain_seconds)
+                await mesh.stop()
 
 
 @asynccontextmanager

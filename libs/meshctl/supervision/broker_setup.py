@@ -10,8 +10,8 @@ from typing import Final
 import structlog
 
 from mesh.broker.connection import Connection, connect
-from mesh.broker.provisioning import Difference, apply, compare, declared, lacking, renew_consumers
-from mesh.broker.sizing import find_sizes
+from mesh.broker.other_meshes import check_alone
+from mesh.broker.provisioning import Difference, apply, compare, find_declared, lacking, renew_consumers
 from mesh.broker.suitability import check_start
 from mesh.configuration.broker_urls import without_password
 from mesh.configuration.settings import Settings
@@ -44,7 +44,8 @@ async def provision(settings: Settings, *, ours: bool) -> None:
     """
     async with connected(settings) as connection:
         await check_start(connection)
-        wanted = declared(settings, sizes=await find_sizes(connection.requests, settings.configuration))
+        await check_alone(connection)
+        wanted = await find_declared(connection.requests, settings)
         requests, upgrade = connection.requests, ours or settings.upgrade_streams
         for difference in await apply(requests, wanted, update=ours, widen=upgrade):
             if not difference.missing:

@@ -19,6 +19,11 @@ from meshctl.supervision import private_files
 
 LOG_BYTES_MAX: Final = 10 * 1024 * 1024
 """A log above it is rotated to `.1`: so a process has twice this much, and what it writes in a second."""
+LOGS_BYTES_MAX: Final = 256 * 1024 * 1024
+"""All logs of a home together: of many processes each has a smaller share, and logs of gone places go first."""
+LOG_BYTES_MIN: Final = 128 * 1024
+BROKER_LOG: Final = "nats_server"
+"""nats-server keeps its log within a bound itself."""
 TOKEN_BYTES: Final = 32
 LOG_TAIL_LINES: Final = 15
 LOG_TAIL_BYTES_MAX: Final = 16 * 1024
@@ -51,6 +56,7 @@ class Home:
         self.jetstream = self.path / "jetstream"
         self.index = self.path / "index"
         self.configuration = self.path / "mesh.toml"
+        self.control = self.path / "control.sock"
 
     def create(self) -> None:
         """Make the folders; readable for their owner alone, since journals hold what users wrote."""
@@ -168,11 +174,32 @@ class Home:
         return private_files.open_to_append(path)
 
     def rotate_logs(self, names: Iterable[str]) -> None:
-        """Put aside what these logs hold, where they have grown too long; who writes them goes on. Raises `OSError`."""
-        for path in map(self.log_path, names):
+        """Put aside what these logs hold, where they have grown too long; who writes them goes on. Raises `OSError`.
+
+        Together they stay within `LOGS_BYTES_MAX`; what others have left goes then, the oldest first.
+        """
+        living = [self.log_path(name) for name in names]
+        bytes_max = max(LOG_BYTES_MIN, min(LOG_BYTES_MAX, LOGS_BYTES_MAX // (2 * max(1, len(living)))))
+        for path in living:
             with contextlib.suppress(FileNotFoundError):
-                if path.lstat().st_size > LOG_BYTES_MAX:
+                if path.lstat().st_size > bytes_max:
                     private_files.move_content(path, path.with_name(path.name + ".1"))
+        self._remove_old_logs({path.name for path in living})
+
+    def _remove_old_logs(self, living: set[str]) -> None:
+        left: list[tuple[float, int, Path]] = []
+        total = 0
+        for path in self.logs.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found = path.lstat()
+                total += found.st_size
+                if path.name.removesuffix(".1") not in living and not path.name.startswith(BROKER_LOG):
+                    left.append((found.st_mtime, found.st_size, path))
+        for _, size, path in sorted(left):
+            if total <= LOGS_BYTES_MAX:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
 
     def log_size(self, name: str) -> int:
         """How long a log is; 0 where there is none."""

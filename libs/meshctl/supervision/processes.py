@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,7 +20,9 @@ from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.retries import PROCESS_POLICY
 from mesh.loop_health import LoopHealth
+from mesh.serving.listening import LISTENERS_VARIABLE, address_of, told_as
 from mesh.serving.service import READY_FD_VARIABLE, Ready
+from mesh.serving.statuses import STATUS_DRAINED, STATUS_STOOD_STILL, STATUS_WRONG_SETTING
 from meshctl.errors import StartFailed
 from meshctl.supervision import leash
 from meshctl.supervision.home import Home
@@ -32,11 +35,20 @@ KILL_SECONDS_MAX: Final = 0.5
 """How long a killed process may take to disappear."""
 DEATHS_BEFORE_READY_MAX: Final = 5
 """Whoever died so often without having served once will not serve: about 2 s of trying."""
-STATUS_WRONG_SETTING: Final = 2
-"""How a service ends when a setting makes no sense: starting it again would not help."""
 READY_LINE_BYTES_MAX: Final = 4096
 WRITE_AGAIN_SECONDS: Final = 1.0
 """Pause before what could not be written down is written again: a disk that is full may have room by then."""
+
+
+_TOLD_TO_END: Final = (0, -signal.SIGTERM)
+"""How a process ends that somebody has sent SIGTERM: after its drain, or while it could not catch that yet."""
+_REASONS: Final = {
+    0: "told to end, not by meshctl",
+    -signal.SIGTERM: "told to end, not by meshctl",
+    STATUS_WRONG_SETTING: "a wrong setting: its log has it",
+    STATUS_STOOD_STILL: "its loop stood still: its log has the stacks",
+    -signal.SIGPROF: "its loop stood still: its log has the stacks",
+}
 
 
 class Backoff:
@@ -72,7 +84,14 @@ class Supervised(ABC):
         self.pid: int | None = None
         self.first_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.log_start = home.log_size(name)
+        self.serves = asyncio.Event()
+        """Set while the process of this place serves."""
+        self.is_vacated = False
+        """Whether its process was drained: the place stays empty."""
         self._home = home
+        self._is_asked = False
+        """Whether meshctl has asked for the end of the process, and wants a successor."""
+        self._has_ended = asyncio.Event()
         self._death_signal = death_signal
         self._stop = asyncio.Event()
         self._died_at: float | None = None
@@ -92,15 +111,28 @@ class Supervised(ABC):
         while not self._stop.is_set():
             started_at = time.monotonic()
             status = await self._live(on_change)
+            served, is_asked = self.serves.is_set(), self._is_asked
+            self.serves.clear()
+            self._is_asked = False
+            self._has_ended.set()
             if self._stop.is_set():
+                return
+            if status == STATUS_DRAINED:
+                self.is_vacated = True
+                log.info("process.drained", process=self.name)
+                self.vacated()
                 return
             if not self.first_ready.done():
                 deaths_before_ready += 1
                 if status == STATUS_WRONG_SETTING or deaths_before_ready >= DEATHS_BEFORE_READY_MAX:
                     self.first_ready.set_exception(StartFailed(f"{self.name} does not start", (self.name,)))
                     return
-            delay_seconds = backoff.delay_seconds(time.monotonic() - started_at)
             self._died_at = time.monotonic()
+            if served and status in _TOLD_TO_END:
+                # Nothing is wrong with it, and its successor need not wait.
+                log.info("process.ended", process=self.name, **({} if is_asked else _fate(status)))
+                continue
+            delay_seconds = backoff.delay_seconds(time.monotonic() - started_at)
             log.warning("process.died", process=self.name, restart_in_seconds=delay_seconds, **_fate(status))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_seconds):
@@ -109,9 +141,23 @@ class Supervised(ABC):
     def terminate(self) -> None:
         """Ask the process to end, and start no successor."""
         self._stop.set()
+        self._ask_to_end()
+
+    async def restart(self) -> None:
+        """Ask the process to end, and wait until its successor serves."""
+        self._is_asked = True
+        self._has_ended.clear()
+        self._ask_to_end()
+        await self._has_ended.wait()
+        await self.serves.wait()
+
+    def _ask_to_end(self) -> None:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
+
+    def vacated(self) -> None:  # noqa: B027 - a hook, empty unless somebody needs it
+        """Its process was drained, and has ended."""
 
     def hurry(self) -> None:
         """Ask again: what it has in hand is not to be waited for any more."""
@@ -174,6 +220,7 @@ class Supervised(ABC):
     async def _announce(self, pid: int) -> None:
         if not await self.until_ready(pid):
             return
+        self.serves.set()
         if not self.first_ready.done():
             self.first_ready.set_result(None)
             log.debug("process.ready", process=self.name, pid=pid)
@@ -185,11 +232,17 @@ class Supervised(ABC):
 class ServiceProcess(Supervised):
     """A service, `python -m <service>`. It says over MESH_READY_FD when it serves, and where.
 
-    A restarted one listens where its predecessor did: `address_variable` is then set to that address.
+    `listeners` are sockets that it listens on, by the variable of their address. They are meshctl's, and outlive it:
+    who connects while a successor starts waits, and is neither refused nor reset.
     """
 
     def __init__(
-        self, name: str, service: str, home: Home, environment: Mapping[str, str], address_variable: str | None = None
+        self,
+        name: str,
+        service: str,
+        home: Home,
+        environment: Mapping[str, str],
+        listeners: Mapping[str, socket.socket] | None = None,
     ) -> None:
         # SIGKILL: with meshctl its broker ends too, so that there is nothing left to drain into, and a step that is
         # cut off anywhere is what the journal is for. Nothing may be left behind.
@@ -197,7 +250,7 @@ class ServiceProcess(Supervised):
         self.address: str | None = None
         self.environment = environment
         """What the next process gets."""
-        self._address_variable = address_variable
+        self._listeners = dict(listeners or {})
         self._ready_read: int | None = None
         self._ready_write: int | None = None
 
@@ -207,9 +260,21 @@ class ServiceProcess(Supervised):
             os.close(self._ready_read)
         self._ready_read, self._ready_write = os.pipe()
         environment = {**self.environment, READY_FD_VARIABLE: str(self._ready_write)}
-        if self._address_variable is not None and self.address is not None:
-            environment[self._address_variable] = self.address
-        return Launch([sys.executable, "-m", self.service], environment, (self._ready_write,))
+        if self._listeners:
+            environment[LISTENERS_VARIABLE] = told_as(self._listeners)
+            environment |= {variable: str(address_of(each)) for variable, each in self._listeners.items()}
+        descriptors = (self._ready_write, *(each.fileno() for each in self._listeners.values()))
+        return Launch([sys.executable, "-m", self.service], environment, descriptors)
+
+    def successor(self) -> ServiceProcess:
+        """Who is to take this place while this one still holds it: of the same name, log and sockets."""
+        return ServiceProcess(self.name, self.service, self._home, self.environment, self._listeners)
+
+    def vacated(self) -> None:
+        """Nobody listens there any more: who connects is refused."""
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners = {}
 
     def started(self) -> None:
         """Only the child may hold the writing end: its death is then the end of the pipe."""
@@ -279,8 +344,27 @@ class Supervisor:
         if late:
             raise StartFailed(f"not ready in time: {', '.join(late)}", late)
 
+    async def replace(self, old: Supervised, new: Supervised, ready_seconds: float) -> None:
+        """Have `new` serve beside `old`. Raises `StartFailed` if it does not: it has gone then, and `old` is there."""
+        self.start(new)
+        try:
+            await self.until_ready([new], ready_seconds)
+        except BaseException:
+            new.kill()
+            await self.forget([new])
+            raise
+        log.info("process.replaced", process=old.name, pid=old.pid, successor=new.pid)
+
+    async def forget(self, processes: Sequence[Supervised]) -> None:
+        """Wait for the end of these, which were told to end, and have them no more."""
+        await asyncio.gather(*(self._tasks[process] for process in processes), return_exceptions=True)
+        for process in processes:
+            process.first_ready.cancel()
+            del self._tasks[process]
+            self.processes.remove(process)
+
     async def stop(
-        self, processes: list[Supervised], timeout_seconds: float, hurry_after_seconds: float | None = None
+        self, processes: Sequence[Supervised], timeout_seconds: float, hurry_after_seconds: float | None = None
     ) -> None:
         """End these: first asked, maybe asked to hurry meanwhile, after the timeout killed."""
         for process in processes:
@@ -339,7 +423,8 @@ def _kill_group(pid: int) -> None:
 def _fate(status: int | None) -> dict[str, object]:
     if status is None:
         return {}
+    reason = {"reason": _REASONS[status]} if status in _REASONS else {}
     if status < 0:
         with contextlib.suppress(ValueError):
-            return {"signal": signal.Signals(-status).name}
-    return {"status": status}
+            return {"signal": signal.Signals(-status).name, **reason}
+    return {"status": status, **reason}

@@ -1,13 +1,15 @@
 """One exchange with a model's server, over httpx: the connection, the times, and the end. The dialects are elsewhere.
 
-Three clocks run: for the connection, for the first token, and for each one after it.
+Three clocks run: for the connection, for the first token, and for each one after it. A request is let go of as soon as
+it is sent: with images it is megabytes, and a model may answer for minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import httpx
@@ -18,7 +20,7 @@ from inference_worker.dialects.errors import ProviderFailed, failure_in_stream, 
 from inference_worker.dialects.event_lines import LineReader
 from inference_worker.dialects.reading import decoded
 from inference_worker.models import endpoints
-from inference_worker.models.chunks import Begun, Chunk
+from inference_worker.models.chunks import Begun, Chunk, TurnInput
 from mesh.clock import now
 from mesh.configuration.mesh_toml import ServerConfiguration
 
@@ -30,9 +32,15 @@ DRAIN_SECONDS = 0.2
 """How long the end of the response may take after the stream's own end: then the connection can be used again."""
 ERROR_BODY_BYTES_MAX = 64 * 1024
 ERROR_BODY_SECONDS = 5.0
+PART_BYTES = 256 * 1024
+"""Of a body, as it is handed to the connection: that keeps a copy of what the server does not take yet."""
 DONE = b"[DONE]"
 """The end of a chat completions stream."""
 _NO_STREAM = ("application/json", "text/html")
+
+
+BodyOf = Callable[[TurnInput], dict[str, Any]]
+"""The body of a request for a turn, as that is shown. It may be asked for more than once."""
 
 
 class Answer(Protocol):
@@ -102,12 +110,14 @@ class ModelServer:
         self._client = client
         self._key = key
 
-    async def stream(self, body: dict[str, Any], answer: Answer) -> AsyncGenerator[Chunk, None]:
-        """Post a request, and let `answer` take what comes of it. Raises `ProviderFailed`.
+    async def stream(self, turn: TurnInput, body_of: BodyOf, answer: Answer) -> AsyncGenerator[Chunk, None]:
+        """Post a request for a turn, and let `answer` take what comes of it. Raises `ProviderFailed`.
 
         Whether the answer is whole, once it has ended, is for the answer to say. Closing the generator closes the
         connection at once.
         """
+        body = await _body(turn, body_of)
+        # What is shown was read before: the server's time begins here.
         give_up_at = _clock() + self._configuration.first_token_seconds
         try:
             response = await self._open(body, give_up_at)
@@ -156,12 +166,17 @@ class ModelServer:
         for chunk in answer.end():
             yield chunk
 
-    async def _open(self, body: dict[str, Any], give_up_at: float) -> httpx.Response:
+    async def _open(self, body: _Body, give_up_at: float) -> httpx.Response:
         """Send the request, and wait for the head of the answer. Raises what an answer that is no stream stands for."""
-        request = self._client.build_request("POST", self._url, content=msgspec.json.encode(body))
-        with _translated():
-            async with asyncio.timeout_at(give_up_at):
-                response = await self._client.send(request, stream=True)
+        headers = {"Content-Length": str(body.size_bytes)}
+        try:
+            request = self._client.build_request("POST", self._url, content=body.parts(), headers=headers)
+            with _translated():
+                async with asyncio.timeout_at(give_up_at):
+                    response = await self._client.send(request, stream=True)
+        finally:
+            # A server may answer before it has read all.
+            body.let_go()
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if response.status_code == httpx.codes.OK and content_type not in _NO_STREAM:
             return response
@@ -172,6 +187,37 @@ class ModelServer:
         if response.status_code != httpx.codes.OK:
             raise failure_of_status(response.status_code, response.headers, said, now())
         raise _no_stream(said, content_type)
+
+
+class _Body:
+    """What is posted, until it is sent."""
+
+    def __init__(self, content: bytes, on_sent: Callable[[], None]) -> None:
+        self.size_bytes = len(content)
+        self._content = content
+        self._on_sent = on_sent
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """The content, once."""
+        for start in range(0, self.size_bytes, PART_BYTES):
+            yield self._content[start : start + PART_BYTES]
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Hold it no longer."""
+        self._content = b""
+        self._on_sent()
+
+
+async def _body(turn: TurnInput, body_of: BodyOf) -> _Body:
+    shown = await turn.sight.show(turn.messages) if turn.sight is not None else None
+    if shown is None:
+        return _Body(msgspec.json.encode(body_of(turn)), lambda: None)
+    try:
+        return _Body(msgspec.json.encode(body_of(replace(turn, messages=shown.messages))), shown.sent)
+    except BaseException:
+        shown.sent()
+        raise
 
 
 def _clock() -> float:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from contracts.journal.parts import FinishReason, Usage
 from contracts.records.tools import ToolDeclaration
 from mesh.task.conversation import ConversationItem
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A conversation as a single request shows it. `sent` is called, any number of times, once the request has gone."""
+
+    messages: Sequence[ConversationItem]
+    sent: Callable[[], None]
+
+
+class Sight(Protocol):
+    """What is read for a request right before it is made, and is held no longer than until it is sent."""
+
+    async def show(self, messages: Sequence[ConversationItem]) -> Shown | None:
+        """The conversation with all that a model is shown of it; None if that is the conversation alone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +47,8 @@ class TurnInput:
     """Failed tries of this turn before, over all its replays."""
     deliveries: int = 1
     """How often this turn was claimed, this time included, over all its replays."""
+    sight: Sight | None = None
+    """Where the images of the conversation come from; a model without one is shown none."""
 
 
 class Begun(msgspec.Struct, frozen=True, gc=False):

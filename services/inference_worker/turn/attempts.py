@@ -117,7 +117,7 @@ class Attempt:
         ending: Ending | None = None
         self._step.on_news = self._look_for_interruption
         try:
-            async with DeltaWriter(self._append) as writer:
+            async with DeltaWriter(self._append, self._preview) as writer:
                 try:
                     # The provider is closed first: it need not generate while the last append is under way.
                     async with self._interruptible(), aclosing(said) as chunks:
@@ -204,6 +204,10 @@ class Attempt:
         appended = await self._step.append(lambda stamp: event(*stamp, turn=self._turn, text=text))
         self._look_for_interruption()
         return appended
+
+    async def _preview(self, text: str) -> None:
+        """Tell who listens what can't be stored at present."""
+        await self._step.preview(self._turn, text)
 
 
 def became_due(state: TaskState, turn: int, queued: events.TaskQueued) -> datetime:

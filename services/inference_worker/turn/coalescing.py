@@ -11,13 +11,20 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Literal
 
+from mesh.background import is_seen
+
 DELTA_CHARACTERS_MAX = 16 * 1024
 """Largest text of one delta event."""
 PENDING_CHARACTERS_MAX = 64 * 1024
 """How much may gather before the writer of tokens has to wait."""
 
+PREVIEW_SECONDS = 1.0
+"""An append that takes so long has its text previewed, and again after as long. A broker that works takes milliseconds;
+a cluster whose leader has died takes 4 to 9 s to elect another."""
+
 DeltaKind = Literal["output", "reasoning"]
 AppendDelta = Callable[[DeltaKind, str], Awaitable[object]]
+Preview = Callable[[str], Awaitable[object]]
 
 
 class DeltaWriter:
@@ -27,8 +34,11 @@ class DeltaWriter:
     gathered is dropped: nobody has seen it yet.
     """
 
-    def __init__(self, append: AppendDelta) -> None:
+    def __init__(self, append: AppendDelta, preview: Preview | None = None) -> None:
+        """`preview` is told all the output that is not stored, while an append takes long. It may be lost."""
         self._append = append
+        self._preview = preview
+        self._previewing: asyncio.Task[None] | None = None
         self._pending: list[tuple[DeltaKind, str]] = []
         self._pending_characters = 0
         self._flusher: asyncio.Task[None] | None = None
@@ -65,7 +75,30 @@ class DeltaWriter:
     async def _flush(self) -> None:
         while self._pending:
             kind, text = self._take()
-            await self._append(kind, text)
+            slow = self._watch(text if kind == "output" else "")
+            try:
+                await self._append(kind, text)
+            finally:
+                slow.cancel()
+                if self._previewing is not None:
+                    self._previewing.cancel()
+                    self._previewing = None
+
+    def _watch(self, in_flight: str) -> asyncio.TimerHandle:
+        # A timer for each append, and a task only where it takes long: tokens come by the thousand.
+        return asyncio.get_running_loop().call_later(PREVIEW_SECONDS, self._begin_previews, in_flight)
+
+    def _begin_previews(self, in_flight: str) -> None:
+        if self._preview is not None:
+            self._previewing = asyncio.create_task(self._previews(self._preview, in_flight))
+            self._previewing.add_done_callback(is_seen)
+
+    async def _previews(self, preview: Preview, in_flight: str) -> None:
+        while True:
+            text = in_flight + "".join(text for kind, text in self._pending if kind == "output")
+            if text:
+                await preview(text)
+            await asyncio.sleep(PREVIEW_SECONDS)
 
     def _take(self) -> tuple[DeltaKind, str]:
         """As much pending text of one kind as one event may hold."""

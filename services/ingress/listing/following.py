@@ -63,6 +63,8 @@ class Following:
         """How the streams stood at that look."""
         self._asked_at: float | None = None
         """When the broker was asked what it has not answered; None if it has answered all."""
+        self._is_away = False
+        """Whether the broker had no answer for the last look that came to an end."""
         self._rows: dict[str, tuple[int, int]] = {}
         """For each stream about how many rows are here, of how many."""
 
@@ -84,7 +86,8 @@ class Following:
             async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
                 await self._look_after(self._begun)
         except TimeoutError:
-            if self._asked_at is not None and time.monotonic() - self._asked_at > SILENCE_SECONDS:
+            is_silent = self._asked_at is not None and time.monotonic() - self._asked_at > SILENCE_SECONDS
+            if is_silent or self._is_away:
                 raise BrokerUnavailable("the broker does not answer: a list would be behind") from None
             reason = f"the index of the lists is being built: {self._percent()} % of it are there"
             raise ListUnavailable(reason, retry_after_seconds=BUILDING_RETRY_AFTER_SECONDS) from None
@@ -99,7 +102,12 @@ class Following:
             if self._done <= begun:
                 self._begun += 1
                 look = self._begun
-                self._states = await self._look()
+                try:
+                    self._states = await self._look()
+                except BrokerUnavailable:
+                    self._is_away = True
+                    raise
+                self._is_away = False
                 self._done = look
 
     async def _look(self) -> dict[str, StreamState]:

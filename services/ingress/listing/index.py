@@ -194,6 +194,10 @@ class Index:
         """How many tasks a tenant has of each status."""
         return self.tasks.counts(tenant_name)
 
+    def counts_of_all(self) -> dict[Status, int]:
+        """How many tasks of each status there are, of all tenants."""
+        return self.tasks.counts_of_all()
+
 
 def _start(first: Key, until: int | None) -> Key:
     """Where a page begins: at its cursor, and below the time `until`."""

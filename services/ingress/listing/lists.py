@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from contracts.api.dead_letters import DeadLetterList
-from contracts.records.status import TaskCounts, TaskList
+from contracts.records.status import Status, TaskCounts, TaskList
 from ingress.listing.filters import LetterFilter, TaskFilter
 from ingress.listing.following import Following
 from ingress.listing.index import Index
@@ -49,6 +49,11 @@ class Lists:
         """How many tasks a tenant has of each status."""
         await self._following.catch_up()
         return TaskCounts(counts=await self._store.run(Index.counts, tenant))
+
+    async def counts_of_all(self) -> dict[Status, int]:
+        """How many tasks of each status there are, of all tenants: for operators."""
+        await self._following.catch_up()
+        return await self._store.run(Index.counts_of_all)
 
     async def dead_letters(
         self, tenant: str, wanted: LetterFilter, *, limit: int, cursor: str | None

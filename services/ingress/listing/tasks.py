@@ -107,6 +107,11 @@ class Tasks:
         found = dict(rows.fetchall())
         return {status: found.get(status_label(status), 0) for status in STATUSES}
 
+    def counts_of_all(self) -> dict[Status, int]:
+        """How many tasks of each status there are, of all tenants."""
+        found = dict(self._database.execute("SELECT status, SUM(tasks) FROM counts GROUP BY status").fetchall())
+        return {status: found.get(status_label(status), 0) for status in STATUSES}
+
     def read(self, tenant: int, key: Key) -> TaskRecord | None:
         """The task at a key."""
         row = self._database.execute(

@@ -108,6 +108,11 @@ class Deltas:
         await self._walking.give_back(piece, due.cursor, at, met_young=due.met_young)
         return True
 
+    async def lag(self, at: datetime) -> timedelta:
+        """How long the oldest event that was not looked at has been due. Raises `TaskmeshError`."""
+        first = await read_next(self._requests, EVENTS.name, ALL, await self._walking.undone_from() - 1)
+        return ages(at, self._age).overdue(first.stored_at) if first is not None else timedelta()
+
     async def _first_behind(self, after: int, seen: Ages) -> First | None:
         """The first event behind a cursor, and whether it is due, or passed over."""
         first = await read_next(self._requests, EVENTS.name, ALL, after)

@@ -111,6 +111,15 @@ class Packing:
             await self._walking.give_back(piece.taken, piece.done_to, at, met_young=piece.met_young)
         return True
 
+    async def lag(self, at: datetime) -> timedelta:
+        """How long the oldest milestone that was not looked at has been due. Raises `TaskmeshError`.
+
+        Up to a quarter of an hour is no lag: what is due waits for more (`GATHERS`).
+        """
+        due = await self._due(at)
+        first = await self._first_of_its_time(due, await self._walking.undone_from() - 1)
+        return due.seen.overdue(first.stored_at) if first is not None else timedelta()
+
     async def leave(self, at: datetime) -> None:
         """Let others go on with what is in work here. Raises `BrokerUnavailable`."""
         if self._piece is not None:

@@ -76,6 +76,11 @@ class Packs:
         await self._walking.give_back(piece, cursor, at, met_young=met_young)
         return True
 
+    async def lag(self, at: datetime) -> timedelta:
+        """How long the oldest pack has been due to go. Raises `TaskmeshError`."""
+        pack = await self._next(await self._walking.undone_from() - 1)
+        return ages(at, self._age).overdue(pack.ended_until) if pack is not None else timedelta()
+
     async def _next(self, after: int) -> _Pack | None:
         stored = await read_next(self._requests, ARCHIVE.name, ALL, after)
         if stored is None:

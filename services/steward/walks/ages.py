@@ -20,6 +20,10 @@ class Ages(NamedTuple):
         """Whether it is passed over for the stamp that it has."""
         return time > self.at + FUTURE
 
+    def overdue(self, time: datetime) -> timedelta:
+        """For how long something has been old enough; nothing of what is too young."""
+        return max(timedelta(), self.cutoff - time)
+
     def is_young(self, time: datetime) -> bool:
         """Whether a walk ends there, until later."""
         return time > self.cutoff and not self.is_from_the_future(time)

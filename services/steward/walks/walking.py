@@ -69,6 +69,11 @@ class Walking:
                 return mine
         return None
 
+    async def undone_from(self) -> int:
+        """The first sequence that nobody has gone past. Raises `BrokerUnavailable`."""
+        walk, _ = await self._read()
+        return min([walk.cursor + 1, *(piece.from_ for piece in walk.pieces)])
+
     async def keep(self, piece: WalkPiece, at: datetime) -> bool:
         """Say that a piece is still in work; False if another steward has it. Raises `BrokerUnavailable`."""
         return await self._change(

@@ -8,26 +8,35 @@ from typing import Any
 
 import httpx2
 from mcp.client.streamable_http import MCP_SESSION_ID, streamable_http_client
+from mcp.shared.inbound import MCP_METHOD_HEADER
 
 from mesh.configuration.tool_tables import McpServerConfiguration, header_of
 from tool_runner.mcp_servers.process import MESSAGE_BYTES_MAX
 
 CONNECT_SECONDS = 10.0
+LISTEN_METHOD = "subscriptions/listen"
 _NOT_FOUND = 404
 _BAD = 400
+_UNAVAILABLE = 503
 
 
 class Exchanges:
-    """What the answers of one connection say: `problem` is the last status that was an error."""
+    """What the answers of one connection say: `problem` is the last status that was an error.
 
-    def __init__(self, on_gone: Callable[[], None]) -> None:
+    `on_gone` is called when the session is forgotten, `on_listening` when a stream of notifications is opened.
+    """
+
+    def __init__(self, on_gone: Callable[[], None], on_listening: Callable[[], None]) -> None:
         self._on_gone = on_gone
+        self._on_listening = on_listening
         self.problem: str | None = None
 
     async def look(self, response: httpx2.Response) -> None:
         """Take note of an answer before it is read, and bound what is read of it."""
         request = response.request
-        if response.status_code >= _BAD and request.method == "POST":
+        if _is_listening(request):
+            pass  # A server need not let itself be listened to; that is no reason of anything else.
+        elif response.status_code >= _BAD and request.method == "POST":
             self.problem = f"HTTP {response.status_code}"
             if response.status_code == _NOT_FOUND and MCP_SESSION_ID in request.headers:
                 # The server has forgotten the session (streamable HTTP, "Session Management"): a new one is wanted.
@@ -36,10 +45,29 @@ class Exchanges:
             self.problem = None
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             raise httpx2.DecodingError("the server sends compressed content unasked", request=request)
-        if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+        is_events = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+        if is_events and request.method == "GET" and response.status_code < _BAD:
+            self._on_listening()
+        if not is_events:
             stream = response.stream
             if isinstance(stream, httpx2.AsyncByteStream):
                 response.stream = _Bounded(stream)
+
+
+class _Connections(httpx2.AsyncClient):
+    """Connections to a server. One for listening that can't be had is an answer: calls over the others go on."""
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        try:
+            return await super().send(request, **options)
+        except httpx2.RequestError:
+            if not _is_listening(request):
+                raise
+            return httpx2.Response(_UNAVAILABLE, request=request)
+
+
+def _is_listening(request: httpx2.Request) -> bool:
+    return bool(request.headers.get(MCP_METHOD_HEADER) == LISTEN_METHOD)
 
 
 class _Bounded(httpx2.AsyncByteStream):
@@ -75,7 +103,7 @@ async def http_streams(
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
     hooks = {"response": [exchanges.look]}
     async with (
-        httpx2.AsyncClient(headers=headers, timeout=timeout, event_hooks=hooks) as client,
+        _Connections(headers=headers, timeout=timeout, event_hooks=hooks) as client,
         streamable_http_client(
             configuration.url or "", http_client=client, max_sse_event_size=MESSAGE_BYTES_MAX
         ) as streams,

@@ -20,12 +20,12 @@ import mcp_types
 import structlog
 from mcp import Client, MCPError
 from mcp.client import Transport
-from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp.shared.message import SessionMessage
 
 from contracts.retries import RetryPolicy
 from mesh.background import background, first_of
 from mesh.configuration.tool_tables import McpServerConfiguration, variable_of
+from tool_runner.mcp_servers import changes
 from tool_runner.mcp_servers.declarations import error_text, result_of
 from tool_runner.mcp_servers.http import Exchanges, http_streams
 from tool_runner.mcp_servers.listing import not_offered, without_broken
@@ -63,12 +63,12 @@ class _Signs:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self.exchanges = Exchanges(self.went)
+        self.exchanges = Exchanges(self.went, changes.Reopened(self.change).opened)
         self.version = "2025-11-25"
-        self.gone = False
+        self.gone = asyncio.Event()
         """The server has forgotten the session."""
         self.changed = False
-        """The server says that its tools have changed."""
+        """The server says that its tools have changed, or it may have said so while nobody listened."""
         self.ended_by: str | None = None
         """Why nothing more is read of it."""
         self.broken: dict[str, str] = {}
@@ -76,7 +76,7 @@ class _Signs:
 
     def went(self) -> None:
         """The session is gone."""
-        self.gone = True
+        self.gone.set()
         self._wake()
 
     def ended(self, reason: str | None) -> None:
@@ -84,21 +84,15 @@ class _Signs:
         self.ended_by = reason
         self._wake()
 
+    def change(self) -> None:
+        """The tools have changed, or may have changed while nobody listened."""
+        self.changed = True
+        self._wake()
+
     async def told(self, message: object) -> None:
         """A notification."""
         if isinstance(message, mcp_types.ToolListChangedNotification):
-            self.changed = True
-            self._wake()
-
-    async def hear(self, client: Client) -> None:
-        """Hear of changes where the protocol has a stream for that; where it has none, or none any more, do nothing."""
-        try:
-            async with client.listen(tools_list_changed=True) as events:
-                async for _ in events:
-                    self.changed = True
-                    self._wake()
-        except (ListenNotSupportedError, SubscriptionLost, MCPError, TimeoutError):
-            return
+            self.change()
 
     def why(self, error: BaseException | None) -> str:
         """Why the connection is not there, for people."""
@@ -143,22 +137,25 @@ class McpServer:
             signs = _Signs(self._check.set)
             try:
                 await self._connect(signs, stopping, failures)
-                if signs.gone:
-                    log.info("mcp.session_gone", server=self.name)
-                    failures = 0
-                    continue  # It is there, and wants a new one: at once.
             except asyncio.CancelledError:
                 if this_task is not None and this_task.cancelling():
                     raise
                 self._lost(signs.why(None))
             except Exception as error:
-                self._lost(signs.why(error))
+                if not (signs.gone.is_set() and self._was_there):
+                    self._lost(signs.why(error))
+            if signs.gone.is_set() and self._was_there:
+                log.info("mcp.session_gone", server=self.name)
+                failures, self._was_there = 0, False
+                continue  # It is there, and wants a new one: at once.
             # One that was there a moment ago is tried again soon.
             failures = 1 if self._was_there else failures + 1
             self._was_there = False
             await first_of(stopping, seconds=RECONNECT_POLICY.delay_seconds(failures, random.random()))
 
     async def _connect(self, signs: _Signs, stopping: asyncio.Event, failures: int) -> None:
+        # Here, and not once it is there: a change may be told while the tools are listed for the first time.
+        self._check.clear()
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS_MAX):
@@ -171,7 +168,7 @@ class McpServer:
             log.info("mcp.connected", server=self.name, tools=len(self.tools), after_failures=failures)
             self._was_there = True
             self._set_away(None)
-            await stack.enter_async_context(background(signs.hear(client)))
+            await stack.enter_async_context(background(changes.hear(client, signs.change, self.name)))
             await self._keep(client, signs, stopping)
 
     async def call(self, tool: str, arguments: dict[str, Any], call: Call, *, idempotent: bool) -> object:
@@ -192,7 +189,7 @@ class McpServer:
         try:
             answer = await client.call_tool(tool, arguments, progress_callback=_reporting(call))
         except MCPError as error:
-            if error.code in (_CLOSED, _TIMED_OUT) or signs.gone:
+            if error.code in (_CLOSED, _TIMED_OUT) or signs.gone.is_set():
                 self._suspect()
                 raise _Unavailable(error.message) from None
             status = f" ({signs.exchanges.problem})" if signs.exchanges.problem is not None else ""
@@ -241,17 +238,17 @@ class McpServer:
         """Let calls go over a connection until it breaks, which raises, or until it is gone, or `stopping`."""
         loop = asyncio.get_running_loop()
         self._client = client, signs
-        self._check.clear()
         self._usable.set()
         listed_at = loop.time()
         try:
             while True:
                 await first_of(stopping, self._check, seconds=CHECK_SECONDS)
-                if stopping.is_set() or signs.gone:
-                    return
                 if signs.changed:
                     # A server that says so without end is asked once in a while.
-                    await first_of(stopping, seconds=max(0.0, listed_at + LIST_AGAIN_SECONDS - loop.time()))
+                    pause_seconds = max(0.0, listed_at + LIST_AGAIN_SECONDS - loop.time())
+                    await first_of(stopping, signs.gone, seconds=pause_seconds)
+                if stopping.is_set() or signs.gone.is_set():
+                    return
                 self._check.clear()
                 # While a call runs the server may be too busy to answer, and its connection stands: a break would
                 # have ended the call.

@@ -39,7 +39,7 @@ def spawn_task(pools: tuple[str, ...]) -> Tool[SpawnArguments]:
         )
         if started is None:
             raise _nothing_left()
-        log.info("subtask.started", child=child)
+        log.debug("subtask.started", child=child)
         return AWAITED
 
     return built_in(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 import httpx
 
@@ -53,11 +54,21 @@ class AnthropicProvider(ContinuingProvider):
     async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         request = request_of(self._configuration, turn)
         answers: list[Answer] = []
+
+        def body_of(shown: TurnInput) -> dict[str, Any]:
+            if shown is turn:
+                return request.body
+            # With images, which nobody holds from one request to the next.
+            asked = request_of(self._configuration, shown)
+            for before in answers[:-1]:
+                asked = resumed(asked.body, said(before), before.usage.output_tokens)
+            return asked.body
+
         while len(answers) <= PAUSES_MAX:
             answer = Answer(request.cut)
             answers.append(answer)
             try:
-                async with aclosing(self._server.stream(request.body, answer)) as chunks:
+                async with aclosing(self._server.stream(turn, body_of, answer)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             except ProviderFailed as error:

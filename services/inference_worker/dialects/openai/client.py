@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import msgspec
@@ -67,7 +68,7 @@ class OpenAIProvider(ContinuingProvider):
 
     async def _exchange(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         answer = AnswerWithFields()
-        async with aclosing(self._server.stream(request_body(self._configuration, turn), answer)) as chunks:
+        async with aclosing(self._server.stream(turn, partial(request_body, self._configuration), answer)) as chunks:
             async for chunk in chunks:
                 yield chunk
         yield answer.finished()

@@ -1,0 +1,139 @@
+"""The load of a pool, over HTTP: what an autoscaler starts and stops workers by."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from contracts.api.pools import LaneLoad, PoolLoad
+from contracts.codec import decode
+from contracts.errors import InvalidPayload
+from contracts.records.status import WorkerRecord
+from contracts.streams import WORKERS_BUCKET, lane_consumer
+from contracts.subjects import PRIORITIES
+from mesh.broker.direct_get import subjects_of
+from mesh.broker.requests import Requests
+from mesh.broker.scanning import Scan
+from mesh.clock import lease_clock, now
+from mesh.errors import BrokerError
+from mesh.serving.http import RequestRefused
+
+log = structlog.get_logger("ingress.pool_load")
+
+FRESH_SECONDS: Final = 1.0
+"""An answer serves all who ask within this time: the broker is asked once a second for each pool, whoever polls."""
+WORKERS_SECONDS: Final = 5.0
+"""Heartbeats come every 30 s, and at once when something changes: they need no closer look."""
+WORKER_SILENT_SECONDS: Final = 45.0
+"""A heartbeat and a half. A worker that was killed has a record for longer, and no place for anybody."""
+WORKERS_MAX: Final = 10_000
+"""So many records are read, and no more."""
+_CONSUMER_NOT_FOUND: Final = 10014
+_STREAMS: Final = (("TASKS", "tasks"), ("TURNS", "turns"))
+
+
+class PoolLoads:
+    """The load of each pool, no older than a second."""
+
+    def __init__(self, requests: Requests, concurrency: int) -> None:
+        """`concurrency`: how many places a worker is taken to have while none lives that says so."""
+        self._requests = requests
+        self._concurrency = concurrency
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._loads: dict[str, tuple[float, PoolLoad]] = {}
+        self._workers: tuple[float, list[WorkerRecord]] = (float("-inf"), [])
+        self._workers_lock = asyncio.Lock()
+
+    async def load(self, pool: str, pools: Sequence[str]) -> PoolLoad:
+        """The load of one of these pools. Raises `RequestRefused` of another, `BrokerUnavailable`, `BrokerError`."""
+        if pool not in pools:
+            raise RequestRefused("not-found", f"there is no pool {pool[:64]!r}; there is {', '.join(pools)}")
+        async with self._locks.setdefault(pool, asyncio.Lock()):
+            at, known = self._loads.get(pool, (float("-inf"), None))
+            if known is not None and lease_clock() - at < FRESH_SECONDS:
+                return known
+            workers, lanes = await asyncio.gather(
+                self._living(), asyncio.gather(*(self._lane(pool, priority) for priority in PRIORITIES))
+            )
+            load = judge(pool, lanes, workers, self._concurrency, now())
+            self._loads[pool] = (lease_clock(), load)
+            return load
+
+    async def _lane(self, pool: str, priority: str) -> LaneLoad:
+        counts = await asyncio.gather(*(self._counts(stream, root, pool, priority) for stream, root in _STREAMS))
+        return LaneLoad(
+            priority=priority,  # type: ignore[arg-type]  # one of PRIORITIES
+            waiting=sum(waiting for waiting, _ in counts),
+            running=sum(running for _, running in counts),
+        )
+
+    async def _counts(self, stream: str, root: str, pool: str, priority: str) -> tuple[int, int]:
+        # Of a consumer its leader answers: the counts of another replica, and those of the stream's own followers, are
+        # behind, or for ever 0.
+        try:
+            info = await self._requests.api(f"CONSUMER.INFO.{stream}.{lane_consumer(stream, pool, priority)}")
+        except BrokerError as error:
+            if error.number != _CONSUMER_NOT_FOUND:
+                raise
+            # Nobody has created it, or somebody has deleted it: all that is stored waits.
+            stored = await subjects_of(self._requests, stream, f"{root}.{pool}.{priority}.*")
+            return sum(stored.values()), 0
+        return int(info["num_pending"]), int(info["num_ack_pending"])
+
+    async def _living(self) -> list[WorkerRecord]:
+        """Workers that have told of themselves lately."""
+        async with self._workers_lock:
+            at, records = self._workers
+            if lease_clock() - at >= WORKERS_SECONDS:
+                records = await _read_workers(self._requests)
+                self._workers = (lease_clock(), records)
+        since = now() - timedelta(seconds=WORKER_SILENT_SECONDS)
+        return [record for record in records if record.time >= since]
+
+
+async def _read_workers(requests: Requests) -> list[WorkerRecord]:
+    records: list[WorkerRecord] = []
+    scan = Scan(requests, WORKERS_BUCKET.stream_name)
+    after, more = 0, True
+    while more and len(records) < WORKERS_MAX:
+        messages, more = await scan.page(after)
+        for message in messages:
+            after = message.sequence
+            if not message.payload:
+                continue  # A deleted key leaves an empty marker.
+            try:
+                records.append(decode(message.payload, WorkerRecord))
+            except InvalidPayload as error:
+                log.debug("worker.not_understood", subject=message.subject, error=str(error))
+    return records
+
+
+def judge(
+    pool: str, lanes: Iterable[LaneLoad], records: Iterable[WorkerRecord], concurrency: int, at: datetime
+) -> PoolLoad:
+    """What lanes and workers come to. Pure.
+
+    A worker of several pools counts for each of them with all its places: they are there for whichever has work.
+    """
+    lanes = list(lanes)
+    # A tool runner serves no pool, nor does any other service.
+    workers = [record for record in records if pool in record.pools and not record.draining]
+    places = sum(record.concurrency or 0 for record in workers)
+    waiting, running = sum(lane.waiting for lane in lanes), sum(lane.running for lane in lanes)
+    turns = waiting + running
+    # ⌈turns ÷ places of one worker⌉, where workers may have different numbers of places.
+    wanted = -(-turns * len(workers) // places) if places else -(-turns // concurrency)
+    return PoolLoad(
+        pool=pool,
+        time=at,
+        waiting=waiting,
+        running=running,
+        workers=len(workers),
+        places=places,
+        wanted_workers=wanted,
+        lanes=lanes,
+    )

@@ -1,0 +1,128 @@
+"""What a task waits for: what its journal says, and what the ingress knows of queues, workers and models."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+
+from contracts import subjects
+from contracts.errors import TaskmeshError
+from contracts.identifiers import turn_of
+from contracts.records.status import Waiting
+from contracts.streams import TASKS, TOOLS, TURNS, lane_consumer, tool_consumer
+from ingress.fleet_watch import FleetWatch
+from ingress.pool_availability import Providers
+from mesh.broker.requests import Requests
+from mesh.clock import now
+from mesh.fleet.findings import Fleet
+from mesh.fleet.places import ahead_of
+from mesh.fleet.queues import Queue
+from mesh.task.state import TaskState
+from mesh.task.waiting import clock, waiting_of
+
+PLACES_AT_ONCE_MAX: Final = 8
+"""Places in queues that are looked up at the same time: who asks beyond that is told without one."""
+
+
+class Waits:
+    """Says of tasks what they wait for."""
+
+    def __init__(self, requests: Requests, fleet: FleetWatch, providers: Providers) -> None:
+        self._requests = requests
+        self._fleet = fleet
+        self._providers = providers
+        self._looking = 0
+
+    async def of(self, state: TaskState) -> Waiting | None:
+        """What a task waits for; None if it has ended. Costs two requests for one that waits in a queue."""
+        waiting = waiting_of(state)
+        if waiting is None:
+            return None
+        fleet = self._fleet.fleet
+        if waiting.on == "retry":
+            waiting = _after_its_time(waiting, fleet)
+        if waiting.on == "provider" or (waiting.on == "retry" and waiting.until is None and waiting.tool is None):
+            down = self._providers.down(state.pool)
+            return waiting if down is None else _instead(waiting, "provider", f"and {down}.")
+        if waiting.on == "step":
+            return waiting if fleet is None else _with_worker(waiting, state, fleet)
+        if waiting.on in ("worker", "runner"):
+            return await self._in_queue(waiting, state, fleet)
+        return waiting
+
+    async def _in_queue(self, waiting: Waiting, state: TaskState, fleet: Fleet | None) -> Waiting:
+        name, priority = _queue_of(waiting, state)
+        queue = fleet.queue(name, priority) if fleet is not None else None
+        label = (queue or Queue(name, priority)).label
+        if queue is not None and queue.paused_seconds:
+            until = now() + timedelta(seconds=queue.paused_seconds)
+            return _instead(waiting, "pause", f"and {label} is paused until {clock(until)}.", until=until)
+        if fleet is not None and not fleet.serves(queue or Queue(name, priority)):
+            who = f"worker of pool {name}" if priority else f"runner of {name}"
+            return _instead(waiting, "no-worker" if priority else "no-runner", f"and no {who} answers.")
+        down = self._providers.down(state.pool) if priority else None
+        if down is not None:
+            return _instead(waiting, "provider", f"and no provider of pool {name} is called at present: {down}.")
+        ahead = await self._ahead(waiting, state)
+        if ahead is None:
+            return waiting
+        before = f"{ahead:,} message{'' if ahead == 1 else 's'}"
+        return msgspec.structs.replace(
+            waiting, ahead=ahead, detail=f"{waiting.detail.removesuffix('.')}, with {before} before it in {label}."
+        )
+
+    async def _ahead(self, waiting: Waiting, state: TaskState) -> int | None:
+        if self._looking >= PLACES_AT_ONCE_MAX:
+            return None
+        self._looking += 1
+        try:
+            stream, consumer, subject_filter = _place_of(waiting, state)
+            return await ahead_of(
+                self._requests, stream, consumer, subject_filter, state.task, waiting.until or waiting.since
+            )
+        except TaskmeshError:
+            return None  # It waits all the same.
+        finally:
+            self._looking -= 1
+
+
+def _queue_of(waiting: Waiting, state: TaskState) -> tuple[str, str]:
+    """The lane, or the tool, whose queue a step waits in."""
+    priority = state.queued.priority if state.queued is not None else "normal"
+    return (waiting.tool, "") if waiting.tool is not None else (state.pool, priority)
+
+
+def _place_of(waiting: Waiting, state: TaskState) -> tuple[str, str, str]:
+    """Stream, consumer and filter of that queue."""
+    name, priority = _queue_of(waiting, state)
+    if waiting.tool is not None:
+        return TOOLS.name, tool_consumer(name), subjects.tools(name)
+    stream = TASKS if waiting.step is None or turn_of(waiting.step) == 1 else TURNS
+    return stream.name, lane_consumer(stream.name, name, priority), f"{stream.name.lower()}.{name}.{priority}.*"
+
+
+def _after_its_time(waiting: Waiting, fleet: Fleet | None) -> Waiting:
+    """A try whose time has come waits in its queue, if there is a steward that brings it there."""
+    if waiting.until is None or waiting.until > now():
+        return waiting
+    if fleet is not None and not fleet.has("steward"):
+        return _instead(waiting, "retry", "and no steward answers that would bring it.")
+    return _instead(waiting, "worker" if waiting.tool is None else "runner", "and waits in its queue.")
+
+
+def _with_worker(waiting: Waiting, state: TaskState, fleet: Fleet) -> Waiting:
+    """A step that is carried out, unless by somebody who does not answer."""
+    member = next((each for each in fleet.members if each.worker == waiting.worker), None)
+    if member is None or member.answers:
+        return waiting
+    queue = Queue(*_queue_of(waiting, state))
+    if fleet.serves(queue):
+        return _instead(waiting, "step", "who does not answer: another takes it over once its lease has ended.")
+    on = "no-worker" if queue.is_lane else "no-runner"
+    return _instead(waiting, on, f"who does not answer, and nobody else does who serves {queue.label}.")
+
+
+def _instead(waiting: Waiting, on: str, more: str, **fields: object) -> Waiting:
+    return msgspec.structs.replace(waiting, on=on, detail=f"{waiting.detail.removesuffix('.')}, {more}", **fields)

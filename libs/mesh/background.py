@@ -21,6 +21,28 @@ async def background(*jobs: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.cancel()
 
 
+class Replaceable:
+    """An endless job that others take the place of. One that is cancelled may take its time to end beside the next."""
+
+    def __init__(self, job: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        self._next: asyncio.Queue[Callable[[], Coroutine[Any, Any, None]] | None] = asyncio.Queue()
+        self.put(job)
+
+    def put(self, job: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        """Run this one instead; None is no job."""
+        self._next.put_nowait(job)
+
+    async def run(self) -> None:
+        """Run what was put last, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            current: asyncio.Task[None] | None = None
+            while True:
+                job = await self._next.get()
+                if current is not None:
+                    current.cancel()
+                current = group.create_task(job()) if job is not None else None
+
+
 async def repeatedly(act: Callable[[], Awaitable[object]], pause_seconds: float, health: LoopHealth) -> None:
     """Act again and again until cancelled. `health` is told how each round went."""
     while True:

@@ -20,6 +20,7 @@ from meshctl.commands import (
     doctor,
     example,
     processes,
+    reload,
     repair,
     replies,
     storage,
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     triggers.add_commands(commands)
     doctor.add_commands(commands)
     config.add_commands(commands)
+    reload.add_commands(commands)
     example.add_commands(commands)
     return parser
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import AsyncExitStack
+
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
 from inference_worker.lane_reports import LaneReporter
 from inference_worker.models.breakers import Breakers
-from inference_worker.pools import PoolHandlers
+from inference_worker.pools import Generation, PoolHandlers
 from inference_worker.providers import open_providers
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
@@ -14,6 +17,7 @@ from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.shares import Share
+from mesh.configuration.mesh_toml import check_api_keys
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
@@ -31,7 +35,7 @@ def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
         consumers = tuple(
             (stream, lane_consumer(stream, pool, priority)) for stream in ("TURNS", "TASKS") for priority in PRIORITIES
         )
-        gate = breakers.gate(settings.configuration.providers_of(pool), consumers)
+        gate = breakers.gate(settings.configuration.providers_of(pool), consumers, pool)
         for priority in PRIORITIES:
             share = Share(pool, priority, WEIGHTS[priority])
             for stream in ("TURNS", "TASKS"):
@@ -39,38 +43,75 @@ def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
     return specs
 
 
+class Worker:
+    """What a worker's turns stand on. It goes by another configuration from one turn to the next."""
+
+    def __init__(self, service: Service) -> None:
+        configuration = service.settings.configuration
+        self._requests = service.requests
+        self._toolbox = Toolbox(service.requests, configuration.tools)
+        self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
+        self.reporter = LaneReporter(service.connection, service.worker)
+        self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
+
+    async def generation(self, settings: Settings) -> Generation:
+        """Handlers with the models of these settings. Raises `SettingsError` for a key that is missing."""
+        async with AsyncExitStack() as stack:
+            opening = open_providers(settings, guard=self.breakers.guard, requests=self._requests)
+            providers = await stack.enter_async_context(opening)
+            return Generation(
+                {
+                    pool: TurnHandler(
+                        candidates,
+                        self._tools,
+                        self._history,
+                        pool=settings.configuration.pools[pool],
+                        available=self.breakers.available,
+                        waiting_seconds=settings.waiting_seconds,
+                        on_claimed=self.reporter.claimed,
+                        on_finished=self.reporter.finished,
+                    )
+                    for pool, candidates in providers.items()
+                },
+                stack.pop_all().aclose,
+            )
+        raise AssertionError  # No context here swallows an exception.
+
+    async def take(self, settings: Settings, handlers: PoolHandlers) -> None:
+        """Go by these settings from the next turn on."""
+        configuration = settings.configuration
+        self.breakers.configure(
+            configuration.breakers, {pool: configuration.providers_of(pool) for pool in configuration.pools}
+        )
+        self._toolbox.configure(configuration.tools)
+        await handlers.replace(await self.generation(settings))
+
+
+def check(settings: Settings) -> None:
+    """Whether a worker can go by these settings. Raises `SettingsError`."""
+    check_api_keys(settings.configuration, os.environ)
+
+
 async def main(service: Service) -> None:
     """Run turns until told to stop."""
-    settings = service.settings
-    tools, history = DeclaredTools(Toolbox(service.requests, settings.configuration.tools)), History(service.requests)
-    reporter = LaneReporter(service.connection, service.worker)
-    breakers = Breakers(service.requests, settings.configuration.breakers, service.worker)
-    async with (
-        open_providers(settings, guard=breakers.guard, requests=service.requests) as providers,
-        background(reporter.run(), breakers.run(service.stopping)),
-    ):
-        handlers = {
-            pool: TurnHandler(
-                candidates,
-                tools,
-                history,
-                pool=settings.configuration.pools[pool],
-                available=breakers.available,
-                waiting_seconds=settings.waiting_seconds,
-                on_claimed=reporter.claimed,
-                on_finished=reporter.finished,
-            )
-            for pool, candidates in providers.items()
-        }
-        loop = WorkLoop(service.connection, settings, lanes(settings, breakers), PoolHandlers(handlers), service.worker)
-        async with heartbeats(
-            service,
-            lambda: loop.steps_running,
-            concurrency=settings.worker_concurrency,
-            pools=settings.pools,
+    settings, worker = service.settings, Worker(service)
+    handlers = PoolHandlers(await worker.generation(settings))
+    loop = WorkLoop(service.connection, settings, lanes(settings, worker.breakers), handlers, service.worker)
+    service.reloading.add(check, lambda settings: worker.take(settings, handlers))
+    try:
+        async with (
+            background(worker.reporter.run(), worker.breakers.run(service.stopping)),
+            heartbeats(
+                service,
+                lambda: loop.steps_running,
+                concurrency=settings.worker_concurrency,
+                pools=settings.pools,
+            ),
         ):
             await service.ready()
             await loop.run(service.stopping, service.hurrying, service.patient)
+    finally:
+        await handlers.close()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ async def main(service: Service) -> None:
     following = Following(service.connection)
     ingress = Ingress(settings, service.requests, submission, following, lanes, storage, providers, service.stopping)
 
+    service.reloading.add(lambda _: None, ingress.take)
+
     async def probe() -> list[HealthCheck]:
         return fleet.marked(storage.marked(await probe_mesh(service)))
 

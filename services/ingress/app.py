@@ -99,6 +99,13 @@ class Ingress:
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
 
+    async def take(self, settings: Settings) -> None:
+        """Go by these settings from the next request on."""
+        self._settings = settings
+        self._submission.configure(settings.configuration.pools)
+        self._providers.configure(settings.configuration)
+        self._tools = KnownTools(self._requests, settings.configuration.tools)
+
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
         try:

@@ -38,6 +38,11 @@ class Providers:
         self._configuration = configuration
         self._lanes = lanes
 
+    def configure(self, configuration: Configuration) -> None:
+        """Go by other providers of pools from now on."""
+        self._configuration = configuration
+        self._records.providers = tuple(sorted(name for name, each in configuration.breakers.items() if each.enabled))
+
     async def run(self) -> None:
         """Look at the records until cancelled."""
         await repeatedly(self._refresh, POLL_SECONDS, LoopHealth(log, "providers.unavailable"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from mesh.background import background
+from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
-from steward.critic import Critic
+from steward.critic import Critics
 from steward.figures.rounds import figure_rounds
 from steward.lane_statistics import LaneKeeper
 from steward.provisioning_check import Provisioning
@@ -34,13 +35,22 @@ async def main(service: Service) -> None:
     stranded = Stranded(service.requests, service.worker)
     advisories = Advisories(service.connection, settings, stranded, service.worker)
     webhooks = Webhooks(service)
-    configured = settings.configuration.critic
-    critic = [Critic(service.connection, settings, configured).run()] if configured is not None else []
+    critic = Critics(service.connection, settings)
     reconciling = Reconciling(service.requests, settings)
-    provisioning = Provisioning(service.requests, settings)
+    provisioning = Provisioning(service.requests, lambda: service.settings)
     service.wellness.add_remark(provisioning.check)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
+    sweeps = Sweeps(service.requests, settings, service.worker)
+
+    async def take(settings: Settings) -> None:
+        triggers.submission.configure(settings.configuration.pools)
+        await sweeps.take(settings)
+        # A webhook, or the critic, that is new has a consumer of its own, which is made there.
+        await webhooks.take(settings)
+        critic.take(settings)
+
+    service.reloading.add(webhooks.check, take)
     jobs = background(
         control.run(),
         timers.run(),
@@ -50,7 +60,7 @@ async def main(service: Service) -> None:
         stranded.run(),
         Unbegun(service.requests).run(),
         retention.run(),
-        Sweeps(service.requests, settings, service.worker).run(),
+        sweeps.run(),
         ResultSweep(service.requests).run(),
         reconciling.run(),
         lanes.run(),
@@ -58,7 +68,7 @@ async def main(service: Service) -> None:
         StorageSampling(service.requests).run(),
         webhooks.run(),
         provisioning.run(),
-        *critic,
+        critic.run(),
         *figure_rounds(service.connection, settings, retention.lags),
     )
     # The record stays until what is in hand has ended.

@@ -23,6 +23,7 @@ from contracts.messages.work import DeadLetter
 from contracts.records.tools import PROPOSE_REPLAY
 from contracts.streams import CRITIC_CONSUMER, DEAD_LETTERS
 from contracts.tasks import Message, TaskRequest
+from mesh.background import Replaceable
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
@@ -215,6 +216,33 @@ class Critic:
             admitted = await admit(self._requests, task, per_hour_max, now().timestamp())
         if not admitted:
             raise HourlyLimitReached(f"the critic gets {per_hour_max} tasks in an hour")
+
+
+class Critics:
+    """The critic that is configured, if one is; another one where the configuration changes."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._connection = connection
+        self._configured: tuple[object, ...] = ()
+        self._job = Replaceable()
+        self.take(settings)
+
+    async def run(self) -> None:
+        """Keep it running until cancelled."""
+        await self._job.run()
+
+    def take(self, settings: Settings) -> None:
+        """Go by these settings."""
+        configured = settings.configuration.critic
+        # Its tasks have the limits of its pool.
+        depends_on = (configured, settings.configuration.pools)
+        if depends_on == self._configured:
+            return
+        self._configured = depends_on
+        if configured is None:
+            self._job.put(None)
+        else:
+            self._job.put(lambda: Critic(self._connection, settings, configured).run())
 
 
 def _leave(reason: str) -> Ack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -21,12 +22,22 @@ DECLARED_PER_SECOND = 4
 NAMES_MAX = 4
 
 
-class Provisioning:
-    """Creates what is missing, and says what differs. Changes nothing that exists."""
+async def create_missing(requests: Requests, settings: Settings) -> None:
+    """Create what is missing, and give streams of an earlier version what they lack. Raises `TaskmeshError`."""
+    wanted = await find_declared(requests, settings)
+    for done in await apply(requests, wanted, update=False, widen=settings.upgrade_streams):
+        if done.missing:
+            log.warning("provisioning.created", kind=done.kind, name=done.name)
+        else:
+            log.warning("provisioning.upgraded", difference=str(done))
 
-    def __init__(self, requests: Requests, settings: Settings) -> None:
+
+class Provisioning:
+    """Creates what is missing, gives streams of an earlier version what they lack, and says what differs."""
+
+    def __init__(self, requests: Requests, settings_now: Callable[[], Settings]) -> None:
         self._requests = requests
-        self._settings = settings
+        self._settings_now = settings_now
         self._said: set[str] = set()
         self._interval_seconds = INTERVAL_SECONDS_MIN
 
@@ -50,11 +61,11 @@ class Provisioning:
         return [HealthCheck(name="streams", ok=False, detail=detail)]
 
     async def _look(self) -> None:
-        wanted = await find_declared(self._requests, self._settings)
+        settings = self._settings_now()
+        wanted = await find_declared(self._requests, settings)
         count = len(wanted.streams) + len(wanted.consumers)
         self._interval_seconds = min(INTERVAL_SECONDS_MAX, max(INTERVAL_SECONDS_MIN, count / DECLARED_PER_SECOND))
-        for created in await apply(self._requests, wanted, update=False):
-            log.warning("provisioning.created", kind=created.kind, name=created.name)
+        await create_missing(self._requests, settings)
         differences = {str(difference) for difference in await compare(self._requests, wanted)}
         for difference in sorted(differences - self._said):
             log.warning("provisioning.differs", difference=difference, remedy="meshctl streams apply")

@@ -43,6 +43,10 @@ class Sweeps:
         self._consumers = GoneConsumers(requests, {each.name for each in declared(settings).consumers})
         self._rounds = 0
 
+    async def take(self, settings: Settings) -> None:
+        """Leave alone what these settings ask for."""
+        self._consumers.wanted = {each.name for each in declared(settings).consumers}
+
     async def run(self) -> None:
         """Keep sweeping until cancelled."""
         await repeatedly(self.round, ROUND_SECONDS, LoopHealth(log, "sweeps.unavailable"))

@@ -58,7 +58,7 @@ class Triggers:
         self._requests = connection.requests
         self._settings = settings
         self._worker = worker
-        self._submission = Submission(connection.requests, settings.configuration.pools)
+        self.submission = self._submission = Submission(connection.requests, settings.configuration.pools)
         self._book = RuleBook(connection.requests)
         self._paced: dict[str, float] = {}
         """Rules without room in this minute: until when, on the loop's clock."""

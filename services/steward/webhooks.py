@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -21,6 +22,7 @@ from contracts.messages.notifications import notification
 from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY
 from contracts.streams import EVENTS, webhook_consumer
+from mesh.background import Replaceable
 from mesh.broker.answers import Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
@@ -31,6 +33,7 @@ from mesh.errors import BrokerError
 from mesh.journal import dead_letter_records
 from mesh.serving.service import Service
 from steward.endpoints import Endpoint, Failure
+from steward.provisioning_check import create_missing
 
 log = structlog.get_logger("steward.webhooks")
 
@@ -164,18 +167,54 @@ class Webhooks:
     """All that are configured. Raises `SettingsError` for a secret that is missing or wrong."""
 
     def __init__(self, service: Service) -> None:
-        configuration = service.settings.configuration
-        keys = signing_keys(configuration.webhooks, os.environ, configuration.source)
-        self._loops = [
-            WebhookLoop(service.connection, service.settings, name, webhook, keys[name], service.worker)
-            for name, webhook in configuration.webhooks.items()
-        ]
+        self._service = service
+        self._running: dict[str, tuple[WebhookConfiguration, tuple[bytes, ...], Replaceable]] = {}
+        self._jobs: asyncio.Queue[Replaceable] = asyncio.Queue()
+        self._start(service.settings)
 
     async def run(self) -> None:
         """Notify until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for loop in self._loops:
-                group.create_task(loop.run())
+            while True:
+                group.create_task((await self._jobs.get()).run())
+
+    async def take(self, settings: Settings) -> None:
+        """Notify as these settings say. What an endpoint is being sent is waited for, one that stays goes on."""
+        try:
+            await create_missing(self._service.requests, settings)
+        except TaskmeshError as error:
+            # The provisioning check makes it within a minute; until then its loop waits for it.
+            log.warning("webhook.no_consumer_yet", error=str(error))
+        self._start(settings)
+
+    def check(self, settings: Settings) -> None:
+        """Whether all of these can be signed for. Raises `SettingsError`."""
+        configuration = settings.configuration
+        signing_keys(configuration.webhooks, os.environ, configuration.source)
+
+    def _start(self, settings: Settings) -> None:
+        configuration = settings.configuration
+        keys = signing_keys(configuration.webhooks, os.environ, configuration.source)
+        for name in self._running.keys() - configuration.webhooks.keys():
+            self._running.pop(name)[2].put(None)
+        for name, webhook in configuration.webhooks.items():
+            known = self._running.get(name)
+            if known is not None and known[:2] == (webhook, keys[name]):
+                continue
+            job = partial(self._loop, settings, name, webhook, keys[name])
+            if known is None:
+                replaceable = Replaceable(job)
+                self._jobs.put_nowait(replaceable)
+            else:
+                replaceable = known[2]
+                replaceable.put(job)
+            self._running[name] = (webhook, keys[name], replaceable)
+
+    async def _loop(
+        self, settings: Settings, name: str, webhook: WebhookConfiguration, keys: tuple[bytes, ...]
+    ) -> None:
+        service = self._service
+        await WebhookLoop(service.connection, settings, name, webhook, keys, service.worker).run()
 
 
 def _head(delivery: Delivery) -> EventHead:

@@ -10,6 +10,7 @@ from tool_runner.serving import Serving
 async def main(service: Service) -> None:
     """Run tool calls until told to stop."""
     serving = Serving(service)
+    service.reloading.add(lambda _: None, serving.take)
     async with heartbeats(
         service,
         lambda: serving.calls_running,

@@ -67,6 +67,11 @@ class ResultStore:
         self._uses: OrderedDict[str, _Use] = OrderedDict()
         self._looking = asyncio.Lock()
 
+    def configure(self, tenant_share: float) -> None:
+        """Give tenants another share."""
+        self._tenant_share = tenant_share
+        self._uses.clear()
+
     async def store(self, name: result_objects.ResultName, payload: bytes) -> ObjectReference:
         """Put a result under its name. Raises `OverQuota`, `BrokerError`, `BrokerUnavailable`."""
         async with self._looking:

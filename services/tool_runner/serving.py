@@ -20,6 +20,7 @@ from contracts.records.tools import ASK_USER, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
 from mesh.broker.lanes import ConsumerSpec
+from mesh.configuration.settings import Settings
 from mesh.configuration.tool_tables import header_of, variable_of
 from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service
@@ -74,8 +75,8 @@ class Serving:
         """Set when a server goes away, or comes back."""
         self._servers = self._configured_servers()
         service.connection.on_reconnected(self._wake.set)
-        store = ResultStore(service.requests, service.settings.configuration.results.tenant_share)
-        self._handler = CallHandler(self._tools, store.store)
+        self._store = ResultStore(service.requests, service.settings.configuration.results.tenant_share)
+        self._handler = CallHandler(self._tools, self._store.store)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,6 +92,16 @@ class Serving:
     def calls_running(self) -> int:
         """Calls in this process's hands."""
         return sum(loop.steps_running for loop in self._loops)
+
+    async def take(self, settings: Settings) -> None:
+        """Go by these settings from the next call on, and declare the tools so."""
+        self._settings = settings
+        self._store.configure(settings.configuration.results.tenant_share)
+        self._tools.update(built_in_tools(settings, self._requests))
+        for served in self._servers:
+            if served.server is not None and served.server.tools:
+                served.changed.set()  # Its tools are taken over once more, with the operator's word on each.
+        self._wake.set()
 
     async def run(self, ready: Callable[[], Any]) -> None:
         """Serve until the service stops; `ready` is awaited once the built-in tools are declared, if the broker is."""

@@ -33,7 +33,9 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 PAGE = read_page("docs/operating.md")
 PROCESSES = read_page("docs/processes.md")
 SLOW = (read_page("docs/guarantees.md"), read_page("docs/performance.md"))
-WALKS = (PAGE, PROCESSES, *SLOW)
+CONFIGURATION = read_page("docs/configuration.md")
+UPGRADING = read_page("docs/upgrading.md")
+WALKS = (PAGE, PROCESSES, CONFIGURATION, UPGRADING, *SLOW)
 VARIES = (
     r"\d+[smhd] ago",
     r"\d+[smhd]\s*\d+[smhd] ago",
@@ -94,6 +96,12 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
 @pytest.mark.parametrize("title", ["Is it well?", "Workers, lanes and providers", "Sizes"])
 async def test_what_a_mesh_says_of_itself_is_as_printed(house: House, title: str) -> None:
     await house.walk().through(PAGE.section(title))
+
+
+async def test_a_configuration_is_checked_shown_and_reloaded_as_printed(house: House) -> None:
+    for title in ("Is it right?", "Reload"):
+        await house.walk().through(CONFIGURATION.section(title))
+    await house.walk().through(UPGRADING.section("On one machine"))
 
 
 async def test_streams_are_compared_and_applied_as_printed(house: House) -> None:

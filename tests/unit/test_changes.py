@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 import pytest
 
-from mesh.broker.config_changes import CANNOT_CHANGE, COULD_LOSE, COULD_ORPHAN, RENEW_WITHOUT_WORKERS, obstacles
+from mesh.broker.config_changes import (
+    CANNOT_CHANGE,
+    COULD_LOSE,
+    COULD_ORPHAN,
+    RENEW_WITHOUT_WORKERS,
+    is_widened,
+    obstacles,
+)
 
 _GIB = 1024**3
 
@@ -42,3 +49,29 @@ def test_a_change_is_made_unless_the_server_can_not_or_messages_could_go(
     kind: Literal["stream", "consumer"], name: str, new: Any, existing: Any, messages: int, why: str | None
 ) -> None:
     assert obstacles(kind, {name: (new, existing)}, messages) == ({name: why} if why else {})
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "existing", "widened"),
+    [
+        ("subjects", ["a", "b"], ["a"], True),
+        ("subjects", ["a", "b"], ["b", "c"], False),
+        ("subjects", ["a"], ["a", "b"], False),
+        ("allow_msg_schedules", True, None, True),
+        ("allow_direct", True, False, True),
+        ("deny_delete", True, None, False),
+        ("allow_direct", False, True, False),
+        ("max_age", 0, 10**9, True),
+        ("max_age", 10**9, 0, False),
+        ("max_age", 2 * 10**9, 10**9, True),
+        ("max_consumers", 10_000, 256, True),
+        ("max_msg_size", 100, 200, False),
+        ("max_msgs_per_subject", 1000, -1, False),
+        ("discard", "new", "old", False),
+        ("description", "new", "old", False),
+    ],
+)
+def test_what_an_older_version_beside_this_one_does_not_notice_gives_more_and_takes_nothing(
+    name: str, new: Any, existing: Any, widened: bool
+) -> None:
+    assert is_widened(name, new, existing) is widened

@@ -55,6 +55,7 @@ BEFORE = {
     "[results]": "[results]\n",
     "[storage]": "[storage]\n",
     "[storage.buckets]": "[storage.buckets]\n",
+    "[logs]": "[logs]\n",
 }
 
 

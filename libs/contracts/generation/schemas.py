@@ -10,7 +10,7 @@ import msgspec
 from contracts import errors, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
-from contracts.messages import control, notifications, work
+from contracts.messages import control, notifications, reloading, work
 from contracts.records import archive, orders, providers, status, storage, tools
 from contracts.triggers import rules
 
@@ -63,6 +63,8 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "pack_directory": archive.PackDirectory,
     "store_room": storage.StoreRoom,
     "storage_samples": storage.StorageSamples,
+    "reload_order": reloading.ReloadOrder,
+    "reload_answer": reloading.ReloadAnswer,
     "provider_record": providers.ProviderRecord,
     "problem": errors.Problem,
     "health": status.Health,

@@ -18,7 +18,9 @@ from contracts.streams import ARCHIVE, ARCHIVE_BUCKET
 from mesh.archive.pack import read_directory, read_task
 from mesh.broker import key_value
 from mesh.broker.direct_get import Stored, find_sequence, last_from_leader
+from mesh.broker.levels import STREAM_NOT_FOUND
 from mesh.broker.requests import Requests
+from mesh.errors import BrokerError
 
 OFFSET_DIGITS_MAX = 9
 Places = dict[str, PackLocation]
@@ -72,7 +74,13 @@ async def locate(requests: Requests, tenant: str, task: str) -> PackLocation | N
     It is the leader's word: a replica may be behind, and what hangs on "it is not packed" is a task that begins anew.
     """
     subject = f"$KV.{ARCHIVE_BUCKET.name}.{subjects.archive_key(tenant, task)}"
-    last = await last_from_leader(requests, ARCHIVE_BUCKET.stream_name, subject)
+    try:
+        last = await last_from_leader(requests, ARCHIVE_BUCKET.stream_name, subject)
+    except BrokerError as error:
+        if error.number != STREAM_NOT_FOUND:
+            raise
+        # In an upgrade: the version before packed nothing, and no steward of this one has made the bucket yet.
+        return None
     return places(last.payload).get(subjects.task_key(tenant, task)) if last is not None and last.payload else None
 
 

@@ -18,6 +18,8 @@ FIXED = {
 ONLY_ON = frozenset({"deny_delete", "deny_purge", "allow_msg_schedules", "allow_msg_ttl"})
 LIMITS = frozenset({"max_msgs", "max_msgs_per_subject", "max_bytes", "max_age"})
 """Limits that messages are deleted by, or could be. 0 and below is none."""
+LOOSER = frozenset({"max_msg_size", "max_consumers", "duplicate_window"})
+"""Limits of which more is more, and that delete nothing."""
 
 CANNOT_CHANGE = "the server can't change it: back up what is stored, and create it again"
 RENEW_WITHOUT_WORKERS = (
@@ -46,6 +48,18 @@ def obstacles(
         elif kind == "stream" and messages and name == "subjects" and not set(existing or ()) <= set(new):
             kept[name] = COULD_ORPHAN
     return kept
+
+
+def is_widened(name: str, new: Any, existing: Any) -> bool:
+    """Whether a change gives more and takes nothing: subjects are added, a feature is switched on, a limit loosened.
+
+    An older version that runs beside this one notices nothing of it.
+    """
+    if name == "subjects":
+        return set(existing or ()) < set(new)
+    if name in LIMITS | LOOSER:
+        return new != existing and not _is_tighter(new, existing)
+    return new is True and not existing and not name.startswith("deny_")
 
 
 def _is_tighter(new: int, existing: int | None) -> bool:

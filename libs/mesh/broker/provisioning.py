@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import structlog
@@ -21,7 +22,7 @@ from contracts.streams import (
     critic_consumer,
     webhook_consumers,
 )
-from mesh.broker.config_changes import obstacles
+from mesh.broker.config_changes import COULD_LOSE, is_widened, obstacles
 from mesh.broker.consumer_lists import all_consumer_names, all_consumers
 from mesh.broker.levels import STREAM_NOT_FOUND, stream_info
 from mesh.broker.mesh_identity import with_new_id
@@ -33,6 +34,9 @@ from mesh.errors import BrokerError, SettingsError
 
 log = structlog.get_logger("mesh.broker.provisioning")
 
+PER_SUBJECT: Final = "max_msgs_per_subject"
+SUBJECTS_MAX: Final = 10_000
+"""With more subjects than these nobody counts what each holds."""
 _STORAGE_EXCEEDED = 10047
 """The server has less storage to reserve than a stream's `max_bytes`."""
 
@@ -112,7 +116,7 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
             config["max_bytes"] = max(config["max_bytes"], existing["max_bytes"])
         difference = _difference("stream", stream.name, config, existing, messages)
         if difference is not None:
-            differences.append(difference)
+            differences.append(await _refined(requests, difference, info))
     by_stream = {stream: await _consumers(requests, stream) for stream in {each.stream for each in wanted.consumers}}
     for consumer in wanted.consumers:
         name = f"{consumer.stream}/{consumer.name}"
@@ -123,6 +127,19 @@ async def compare(requests: Requests, wanted: Declared) -> list[Difference]:
     if EVENTS in wanted.streams:
         differences += await _left_webhooks(requests, {consumer.name for consumer in wanted.consumers})
     return differences
+
+
+async def _refined(requests: Requests, difference: Difference, info: dict[str, Any] | None) -> Difference:
+    """The difference without an obstacle that is none: a limit for each subject that no subject comes to."""
+    if info is None or difference.obstacles.get(PER_SUBJECT) != COULD_LOSE:
+        return difference
+    if int(info["state"].get("num_subjects", 0)) > SUBJECTS_MAX:
+        return difference
+    counted = await requests.api(f"STREAM.INFO.{difference.name}", {"subjects_filter": ">"})
+    most = max((counted["state"].get("subjects") or {}).values(), default=0)
+    if most > difference.fields[PER_SUBJECT][0]:
+        return difference
+    return difference._replace(obstacles={k: why for k, why in difference.obstacles.items() if k != PER_SUBJECT})
 
 
 async def _consumers(requests: Requests, stream: str) -> dict[str, dict[str, Any]]:
@@ -156,8 +173,12 @@ async def _left_webhooks(requests: Requests, wanted: set[str]) -> list[Differenc
     ]
 
 
-async def apply(requests: Requests, wanted: Declared, *, update: bool, grow: bool = False) -> list[Difference]:
+async def apply(
+    requests: Requests, wanted: Declared, *, update: bool, grow: bool = False, widen: bool = False
+) -> list[Difference]:
     """Create what is missing and, with `update`, change what differs; with `grow` only sizes. Returns what was done.
+
+    With `widen` streams get what gives more and takes nothing (`is_widened`), and nothing else is changed.
 
     What can't be changed, or not without losing what is stored, stays, and is still in what `compare` returns.
     Raises `BrokerError` where the server refuses one of them, once all the others are done, and `SettingsError` before
@@ -169,7 +190,7 @@ async def apply(requests: Requests, wanted: Declared, *, update: bool, grow: boo
     }
     done: list[Difference] = []
     refused: list[BrokerError] = []
-    due = [_due(difference, update, grow) for difference in await compare(requests, wanted)]
+    due = [_due(difference, update, grow, widen) for difference in await compare(requests, wanted)]
     differences = [difference for difference in due if difference is not None]
     await _check_account(requests, differences, configs, replicas)
     for difference in differences:
@@ -192,14 +213,48 @@ async def apply(requests: Requests, wanted: Declared, *, update: bool, grow: boo
     return done
 
 
-def _due(difference: Difference, update: bool, grow: bool) -> Difference | None:
+def _due(difference: Difference, update: bool, grow: bool, widen: bool) -> Difference | None:
     """What of a difference is to be done; None if nothing is."""
     if difference.missing or (update and difference.changes):
         return difference
-    size = {
-        name: values for name, values in difference.changes.items() if name == "max_bytes" and values[0] > values[1]
+    fields = lacking(difference) if widen else {}
+    if grow:
+        size = difference.changes.get("max_bytes")
+        fields |= {"max_bytes": size} if size is not None and size[0] > size[1] else {}
+    return difference._replace(fields=fields, obstacles={}) if fields else None
+
+
+def lacking(difference: Difference) -> dict[str, tuple[Any, Any]]:
+    """What a stream that is there lacks of what is declared: subjects, features, room under a limit; never its size."""
+    if difference.kind != "stream":
+        return {}
+    return {
+        name: values for name, values in difference.changes.items() if name != "max_bytes" and is_widened(name, *values)
     }
-    return difference._replace(fields=size, obstacles={}) if grow and size else None
+
+
+async def renew_consumers(requests: Requests, differences: Sequence[Difference]) -> list[Difference]:
+    """Make consumers of work queues anew that can't be changed, where nobody pulls them. Returns those that were.
+
+    What waits stays in the stream, and is delivered as if for the first time. Whoever dies in between leaves one that
+    is missing. Raises `BrokerError`, `BrokerUnavailable`.
+    """
+    done: list[Difference] = []
+    queues = {stream.name: stream for stream in STREAMS if stream.retention == "workqueue"}
+    for difference in differences:
+        stream, _, name = difference.name.partition("/")
+        if difference.kind != "consumer" or "max_waiting" not in difference.obstacles or stream not in queues:
+            continue
+        info = await requests.api(f"CONSUMER.INFO.{stream}.{name}")
+        if info["num_waiting"]:
+            continue
+        await requests.api(f"CONSUMER.DELETE.{stream}.{name}")
+        config = {key: value for key, value in info["config"].items() if key != "metadata"}
+        config |= {key: new for key, (new, _) in difference.fields.items()}
+        body = {"stream_name": stream, "config": config, "action": ""}
+        await requests.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", body)
+        done.append(difference._replace(obstacles={}))
+    return done
 
 
 async def _check_account(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from contracts.build import BUILD_VARIABLE
 from mesh.configuration.mesh_toml import Configuration, ServerConfiguration, api_key, configuration_of, tables_of
 from mesh.configuration.settings import SOURCE_VARIABLE, variable_fields
 from mesh.configuration.tool_tables import header_of, variable_of
@@ -17,7 +18,7 @@ MISTAKES_MAX: Final = 200
 """A file with more is told of so many."""
 OTHER_VARIABLES: Final = frozenset(
     {
-        "MESH_BUILD",
+        BUILD_VARIABLE,
         "MESH_LISTENERS",
         "MESH_NATS_SERVER",
         "MESH_READY_FD",

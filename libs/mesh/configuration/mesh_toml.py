@@ -25,6 +25,7 @@ from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
 from mesh.configuration.addresses import is_host
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
+from mesh.configuration.logs_table import LogsConfiguration, parse_logs
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
 from mesh.configuration.toml_tables import HEADER_NAME, HEADER_VALUE, convert, named_tables
@@ -36,7 +37,7 @@ CONFIG_VARIABLE = "MESH_CONFIG"
 DEFAULT_FILE = "mesh.toml"
 NO_FILE = os.devnull
 """What MESH_CONFIG names where no file must count: it reads as an empty one."""
-KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic", "results", "storage")
+KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs")
 FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
@@ -234,6 +235,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """Absent: there is no critic."""
     results: ResultsConfiguration = ResultsConfiguration()
     storage: StorageConfiguration = StorageConfiguration()
+    logs: LogsConfiguration = LogsConfiguration()
     source: str = DEFAULT_FILE
 
     def providers_of(self, pool: str) -> tuple[str, ...]:
@@ -322,6 +324,7 @@ def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> C
         critic=parse_critic(tables, tuple(pools), source),
         results=parse_results(tables, source),
         storage=parse_storage(tables, source),
+        logs=parse_logs(tables, source),
         source=source,
     )
 

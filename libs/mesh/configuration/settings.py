@@ -107,6 +107,9 @@ class Settings:
     """From here on storage counts as filling: the log, `meshctl doctor` and `meshctl storage` warn."""
     sync_interval: str = "always"
     """The embedded broker's fsync: `always`, or a time such as `1s`."""
+    upgrade_streams: bool = True
+    """Whether `meshctl up` and the steward give streams of a broker of your own what a new version needs of them, as
+    far as it takes nothing. With 0 they name it, and `meshctl up` does not start before `meshctl streams apply`."""
     drain_seconds: float = 120.0
     """After SIGTERM running steps go on for as long as steps take, and so long at most; then they are handed over."""
     watchdog_seconds: float = 60.0
@@ -144,6 +147,11 @@ class Settings:
     def events_base_url(self) -> str:
         """What `links.events` begins with."""
         return (self.edge_public_url or f"http://{self.edge_address}").rstrip("/")
+
+    @property
+    def logged_level(self) -> str:
+        """The least level that is logged: of the file, else of the variable."""
+        return self.configuration.logs.level or self.log_level
 
     @property
     def waiting_seconds(self) -> float:

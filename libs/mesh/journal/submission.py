@@ -80,6 +80,10 @@ class Submission:
         self._projection = BackgroundProjection(requests)
         self._late: set[asyncio.Task[None]] = set()
 
+    def configure(self, pools: Mapping[str, PoolConfiguration]) -> None:
+        """Give tasks other limits from now on."""
+        self._pools = pools
+
     async def submit(
         self,
         request: TaskRequest,

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import msgspec
 import nats.errors
@@ -33,6 +34,7 @@ from mesh.serving.neighbours import Neighbours
 from mesh.serving.notifying import Notifier
 from mesh.serving.orders import drain_endpoint
 from mesh.serving.privacy import has_secrets, keep_private
+from mesh.serving.reloading import Reloading
 from mesh.serving.statuses import STATUS_DRAINED, STATUS_STOPPED, STATUS_WRONG_SETTING
 from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
@@ -93,11 +95,17 @@ class Service:
         """Whether it was told to drain: it stays away then, once it has ended."""
         self.running: Callable[[], int] = int
         """How much it has in hand."""
+        self.reloading = Reloading(self)
+        """Takes over a changed configuration file; `settings` are then others. What goes by it is added as a part."""
 
     @property
     def requests(self) -> Requests:
         """Requests to the broker."""
         return self.connection.requests
+
+    def reloaded(self, configuration: str) -> None:
+        """Another configuration holds: its digest."""
+        self.configuration = self.neighbours.metadata["configuration"] = configuration
 
     async def ready(self, address: str | None = None) -> None:
         """Show up in `nats micro ls`, and tell the parent process if it wants to know. `address`: where HTTP is."""
@@ -188,6 +196,7 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     wellness, notifier = Wellness(), Notifier()
     service: Service | None = None
     stop_asked = False
+    hung_up = asyncio.Event()
 
     def stop(number: signal.Signals) -> None:
         nonlocal stop_asked
@@ -209,6 +218,10 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        # Who was started on a terminal ends with it.
+        act = partial(stop, signal.SIGHUP) if _on_terminal() else hung_up.set
+        loop.add_signal_handler(signal.SIGHUP, act)
     try:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(watched(settings.watchdog_seconds))
@@ -225,12 +238,17 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
             await service.neighbours.check_start()
             looking = asyncio.create_task(service.neighbours.keep_looking())
             stack.callback(looking.cancel)
-            await main(service)
+            async with service.reloading.running(connection, hung_up):
+                await main(service)
     except asyncio.CancelledError:
         if not stop_asked:
             raise
     log.info("service.stopped")
     return STATUS_DRAINED if service is not None and service.is_drained else STATUS_STOPPED
+
+
+def _on_terminal() -> bool:
+    return any(os.isatty(descriptor) for descriptor in (0, 1, 2))
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
-from mesh.telemetry import variables
+from mesh.telemetry import levels, variables
 from mesh.telemetry.log_output import bounded, lossy
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 Attributes = Mapping[str, str | int | float]
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 NO_SPAN = trace.INVALID_SPAN
 """What stands for a span while none is made: it takes attributes, and forgets them."""
@@ -49,8 +48,11 @@ COMMAND = "meshctl"
 _carried: ContextVar[str | None] = ContextVar("carried_traceparent", default=None)
 
 
-def configure(settings: Settings, service: str) -> None:
-    """Set up logging to standard error, and telemetry where it is asked for. Once, at the start."""
+def configure(settings: Settings, service: str, least: str | None = None) -> None:
+    """Set up logging to standard error, and telemetry where it is asked for. Once, at the start.
+
+    `least`: the level from which on is logged, whatever the settings say.
+    """
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor
     factory: structlog.BytesLoggerFactory | structlog.PrintLoggerFactory
@@ -60,6 +62,7 @@ def configure(settings: Settings, service: str) -> None:
         # In bytes, by msgspec: a line costs a quarter of what it does with the standard library's encoder.
         renderer = structlog.processors.JSONRenderer(serializer=_log_line)
         factory = structlog.BytesLoggerFactory(file=lossy(sys.stderr.buffer))
+    levels.set_least(least or settings.logged_level)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -70,7 +73,7 @@ def configure(settings: Settings, service: str) -> None:
             bounded,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.log_level]),
+        wrapper_class=levels.BoundLogger,
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
@@ -81,6 +84,11 @@ def configure(settings: Settings, service: str) -> None:
     otlp, prometheus = is_asked_for(os.environ), settings.ops_address is not None and service != COMMAND
     if otlp or prometheus:
         _start_exporting(service, otlp=otlp, prometheus=prometheus)
+
+
+def set_level(level: str) -> None:
+    """Log from this level on: debug, info, warning or error."""
+    levels.set_least(level)
 
 
 def _log_line(event: structlog.typing.EventDict, **_: object) -> bytes:

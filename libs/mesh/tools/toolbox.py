@@ -37,6 +37,11 @@ class Toolbox:
         self._configuration = configuration
         self._cache: dict[str, tuple[float, ToolDeclaration]] = {}
 
+    def configure(self, configuration: ToolsConfiguration) -> None:
+        """Go by another word of the operator's."""
+        self._configuration = configuration
+        self._cache.clear()
+
     async def declarations(self, names: Sequence[str]) -> dict[str, ToolDeclaration]:
         """The declarations of these tools, with the operator's settings applied, in the order of the names.
 

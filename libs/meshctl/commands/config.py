@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -52,7 +52,7 @@ def add_commands(commands: Any) -> None:
 
 def _run_check(arguments: argparse.Namespace) -> int:
     environment = environment_with(arguments, os.environ)
-    mistakes = mistakes_of(environment)
+    mistakes = [line for lines in mistakes_of(environment) for line in lines]
     if output.for_people():
         for mistake in mistakes:
             print(output.printable(mistake))
@@ -65,26 +65,34 @@ def _run_check(arguments: argparse.Namespace) -> int:
     return STATUS_WRONG if mistakes else 0
 
 
-def mistakes_of(environment: dict[str, str]) -> list[str]:
-    """All that is wrong with these variables, and with the file that they lead to, one line each."""
-    mistakes = variable_mistakes(environment)
+class Mistakes(NamedTuple):
+    """What is wrong, one line each: with variables, with the file and what it names, and names that nobody reads."""
+
+    variables: list[str]
+    file: list[str]
+    unknown: list[str]
+
+
+def mistakes_of(environment: dict[str, str], *, secrets: bool = True) -> Mistakes:
+    """All that is wrong with these variables, and with the file that they lead to.
+
+    `secrets`: also that a key is not set. Who only looks at a mesh needs none.
+    """
+    variables = variable_mistakes(environment)
     named = environment.get("MESH_CONFIG")
     source = named or DEFAULT_FILE
     try:
         content = read_file(Path(named) if named else None)
     except SettingsError as error:
-        return [*mistakes, str(error), *unknown_variables(environment)]
+        return Mistakes(variables, [str(error)], unknown_variables(environment))
     found = file_mistakes(content, source)
     if found:
         # Which variables such a file names nobody knows: those whose names are anywhere in it are not held against it.
-        return [
-            *mistakes,
-            *found,
-            *unknown_variables(environment, [name for name in environment if name.encode() in content]),
-        ]
+        mentioned = [name for name in environment if name.encode() in content]
+        return Mistakes(variables, found, unknown_variables(environment, mentioned))
     configuration = parse_configuration(content, source)
-    mistakes += secret_mistakes(configuration, environment)
-    return mistakes + unknown_variables(environment, named_variables(configuration))
+    missing = secret_mistakes(configuration, environment) if secrets else []
+    return Mistakes(variables, missing, unknown_variables(environment, named_variables(configuration)))
 
 
 def _run_show(arguments: argparse.Namespace) -> int:

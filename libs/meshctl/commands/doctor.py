@@ -8,7 +8,6 @@ import os
 import resource
 import ssl
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -30,12 +29,14 @@ from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, st
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
 from mesh.configuration.checking import named_variables, unknown_variables
-from mesh.configuration.settings import Settings, load_settings
+from mesh.configuration.digest import configuration_digest
+from mesh.configuration.settings import Settings, load_settings, load_variables
 from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused
 from mesh.fleet.findings import Fleet
 from mesh.fleet.looking import read_fleet
 from mesh.journal.reconciliation import Reconciliation
 from mesh.telemetry import traces
+from meshctl.commands.config import mistakes_of
 from meshctl.diagnosis import disk
 from meshctl.diagnosis.check import Check
 from meshctl.diagnosis.checks import (
@@ -49,6 +50,7 @@ from meshctl.diagnosis.checks import (
     exit_status,
 )
 from meshctl.diagnosis.cluster_checks import diagnose_cluster
+from meshctl.diagnosis.configuration_check import SeenConfiguration, check_configuration
 from meshctl.display import output
 from meshctl.display.tables import checks_table
 from meshctl.errors import MeshGone
@@ -102,13 +104,30 @@ def add_commands(commands: Any) -> None:
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
-    settings = load_settings(environment_with(arguments, os.environ))
+    settings, seen = seen_configuration(environment_with(arguments, os.environ))
     # What the connection has to say is said by the lines.
-    traces.configure(replace(settings, log_level="error"), "meshctl")
+    traces.configure(settings, "meshctl", least="error")
     facts = asyncio.run(gather(settings))
-    checks = [*diagnose(facts), *diagnose_cluster(facts)]
+    checks = [*diagnose(facts), *diagnose_cluster(facts), check_configuration(seen)]
     _show(checks)
     return exit_status(checks)
+
+
+def seen_configuration(environment: dict[str, str]) -> tuple[Settings, SeenConfiguration]:
+    """The settings that the mesh is to be judged by, and what there is to say of them. Raises `SettingsError`.
+
+    A mesh that runs on MESH_HOME goes by what it was started with, or reloaded, whatever mesh.toml says by now.
+    """
+    settings = load_variables(environment)
+    running = discovery.running_configuration(settings)
+    mistakes = mistakes_of(environment, secrets=False)
+    offered = None if mistakes.file else load_settings(environment)
+    judged = running or offered or settings
+    return judged, SeenConfiguration(
+        running=configuration_digest(running) if running is not None else None,
+        offered=configuration_digest(offered) if offered is not None else None,
+        mistakes=mistakes.file,
+    )
 
 
 def _show(checks: list[Check]) -> None:

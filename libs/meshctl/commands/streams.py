@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
 from rich.text import Text
 
+from mesh.broker.connection import Connection
 from mesh.broker.other_meshes import check_alone
 from mesh.broker.provisioning import Difference, apply, compare, find_declared
 from mesh.broker.replication import CURRENT_SECONDS_MAX, until_current
@@ -19,7 +22,9 @@ from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
+from meshctl.supervision.assembly import broker_for_a_look
 from meshctl.supervision.broker_setup import connected
+from meshctl.supervision.home import Home
 
 STATUS_DIFFERS: Final = 3
 """Apart from 1, "it did not work": a script can tell a mesh that differs from one that is away."""
@@ -34,6 +39,7 @@ def add_commands(commands: Any) -> None:
     actions = streams.add_subparsers(metavar="ACTION", required=True)
     text = (
         "Say what apply would create and change, and what it would leave as it is. Changes nothing."
+        " The mesh need not run: the broker of its MESH_HOME is then started for the look."
         f" Ends with 0 if all is as declared, with {STATUS_DIFFERS} if it is not."
     )
     plan = actions.add_parser("plan", help="show what is not as declared", description=text)
@@ -58,14 +64,31 @@ def _run_apply(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    settings = discovery.at_broker(load_settings(environment_with(arguments, os.environ)))
+    settings = load_settings(environment_with(arguments, os.environ))
     # What the connection has to say is said by the error, in one line.
-    traces.configure(replace(settings, log_level="error"), "meshctl")
+    traces.configure(settings, "meshctl", least="error")
     return settings
 
 
+@asynccontextmanager
+async def _broker(settings: Settings) -> AsyncIterator[Connection]:
+    """The broker that is named, or of the mesh that runs; of one that does not run, started for as long as this takes.
+
+    So what an upgrade is about to change can be seen, and done, before the mesh runs.
+    """
+    home = Home(settings.home)
+    given = settings.nats_url is not None or (settings.nats_port and settings.is_given("nats_port"))
+    runs = home.is_locked() or discovery.running_url(home) is not None
+    if given or runs or not home.jetstream.is_dir():
+        async with connected(discovery.at_broker(settings)) as connection:
+            yield connection
+        return
+    async with broker_for_a_look(settings, os.environ) as url, connected(replace(settings, nats_url=url)) as connection:
+        yield connection
+
+
 async def _plan(settings: Settings) -> int:
-    async with connected(settings) as connection:
+    async with _broker(settings) as connection:
         await check_start(connection)
         differences = await compare(connection.requests, await find_declared(connection.requests, settings))
     single = _with_one_copy(differences)
@@ -92,7 +115,7 @@ async def _plan(settings: Settings) -> int:
 
 
 async def _apply(settings: Settings) -> int:
-    async with connected(settings) as connection:
+    async with _broker(settings) as connection:
         await check_start(connection)
         await check_alone(connection)
         wanted = await find_declared(connection.requests, settings)

@@ -11,6 +11,7 @@ import msgspec
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.descriptions import field_descriptions
+from mesh.configuration.logs_table import LogsConfiguration
 from mesh.configuration.mesh_toml import (
     AnthropicProviderConfiguration,
     FallbackConfiguration,
@@ -237,6 +238,15 @@ tasks = "4GiB"
 """,
         ("storage", "buckets"),
     ),
+    Table(
+        "[logs]",
+        LogsConfiguration,
+        """
+[logs]
+level = "debug"
+""",
+        ("logs",),
+    ),
 )
 """All tables, in the order of the page."""
 
@@ -246,8 +256,8 @@ meshctl example > mesh.toml     # every key, commented out
 """
 _INTRODUCTION: Final = """\
 `meshctl up` and the services read `mesh.toml` in their working folder, or the file that [`MESH_CONFIG`](settings.md)
-names. Each process reads it once, at its start. A wrong key stops the start with one line that names it. Without a file
-there is the pool `default` with the scripted model.
+names: at their start, and when they are [told to](../configuration.md#reload). A wrong key stops the start with one
+line that names it. Without a file there is the pool `default` with the scripted model.
 
 No key and no secret is ever in the file. It names the variables that hold them.
 

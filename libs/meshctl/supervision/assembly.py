@@ -6,7 +6,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -19,9 +20,11 @@ from mesh.configuration.settings import Address, Settings
 from mesh.errors import SettingsError
 from mesh.serving.listening import address_of, listen
 from mesh.serving.notifying import Notifier, without_notify
+from mesh.telemetry import traces
 from meshctl.errors import StartFailed
 from meshctl.supervision import private_files
 from meshctl.supervision.broker_setup import provision
+from meshctl.supervision.configuration_copy import ConfigurationCopy
 from meshctl.supervision.control import Order, controlled
 from meshctl.supervision.embedded_broker import Broker, check_port, with_memory_limit
 from meshctl.supervision.home import Addresses, Home
@@ -64,6 +67,7 @@ class Assembly:
         self._settings = settings
         self._environment = dict(environment)
         without_notify(self._environment)
+        self._configuration = ConfigurationCopy(settings, self._environment, home)
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
         self._broker: Broker | None = None
@@ -84,6 +88,8 @@ class Assembly:
         self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
+        self._configuration.read()
+        settings = self._settings = self._configuration.settings
         give_up_at = asyncio.get_running_loop().time() + READY_SECONDS_MAX
         # nats-server rotates its log itself.
         logs = watch_logs(self.home, lambda: [each.name for each in self._services])
@@ -91,17 +97,12 @@ class Assembly:
         if settings.nats_url is not None:
             self.nats_url = settings.nats_url
         else:
-            self._progress("starting nats-server")
-            room = await self._room()
-            environment = environment_for("nats_server", self._environment, settings.configuration)
-            self._broker = Broker(settings, self.home, with_memory_limit(environment, room.memory_bytes), self._lock)
-            self._supervisor.start(self._broker)
-            await self._until_ready([self._broker], give_up_at)
-            self.nats_url = self._broker.url
-            await self._watch_store(room, give_up_at)
+            await self.start_broker(give_up_at)
         self._progress("looking at the streams")
         await provision(replace(settings, nats_url=self.nats_url), ours=self._broker is not None)
 
+        self._watches.append(asyncio.create_task(self._configuration.serve(self.nats_url, self._reconfigure)))
+        self._environment |= self._configuration.variables
         self._environment["MESH_HOME"] = str(self.home.path)
         self._environment["MESH_NATS_URL"] = self.nats_url
         # An ingress that is started again goes on with the index of its predecessor.
@@ -122,6 +123,18 @@ class Assembly:
         self.edge_url = _url(edge.address)
         nats_url = None if "@" in self.nats_url else self.nats_url
         self.home.write_addresses(Addresses(self.ingress_url, self.edge_url, nats_url))
+
+    async def start_broker(self, give_up_at: float) -> None:
+        """Start the embedded broker alone, and tell how much room it has. `give_up_at` is the loop's time."""
+        self._progress("starting nats-server")
+        room = await self._room()
+        environment = environment_for("nats_server", self._environment, self._settings.configuration)
+        environment = with_memory_limit(environment, room.memory_bytes)
+        self._broker = Broker(self._settings, self.home, environment, self._lock)
+        self._supervisor.start(self._broker)
+        await self._until_ready([self._broker], give_up_at)
+        self.nats_url = self._broker.url
+        await self._watch_store(room, give_up_at)
 
     async def stop(self) -> None:
         """End the services, then the broker that they drain into."""
@@ -166,12 +179,16 @@ class Assembly:
         return lines
 
     async def restart(self, told: Told, *, broker: bool) -> None:
-        """Replace all processes one after another, without a gap. Raises `RestartFailed`.
+        """Replace all processes one after another, without a gap, with mesh.toml as it is now. Raises `RestartFailed`.
 
         `broker`: the embedded broker, too, which is away for a moment.
         """
         if broker and self._broker is None:
             raise RestartFailed("the broker is not of this mesh: MESH_NATS_URL names it")
+        try:
+            self.read_configuration()
+        except (SettingsError, StartFailed) as error:
+            raise RestartFailed(f"nothing was restarted: {error}") from None
         await self._rolling.restart(told, self._broker if broker else None)
 
     def _listen(self, address: Address, variable: str) -> socket.socket:
@@ -194,6 +211,21 @@ class Assembly:
         self._services.append(process)
         self._supervisor.start(process)
         return process
+
+    def read_configuration(self) -> None:
+        """Start processes with mesh.toml as it is now, from now on: for who starts all of them again, one by one.
+
+        Raises `SettingsError`, `StartFailed`; then what held before still does.
+        """
+        self._configuration.read()
+        self._reconfigure(self._configuration.settings)
+
+    def _reconfigure(self, settings: Settings) -> None:
+        """Start processes with these settings from now on: what each may know is by them."""
+        self._settings = settings
+        traces.set_level(settings.logged_level)
+        for process in self._services:
+            process.environment = environment_for(process.service, self._environment, settings.configuration)
 
     async def _room(self) -> StoreRoom:
         """How much room the store has, before the broker takes any."""
@@ -254,6 +286,23 @@ async def run_mesh(
             finally:
                 notifier.stopping(settings.drain_seconds)
                 await mesh.stop()
+
+
+@asynccontextmanager
+async def broker_for_a_look(settings: Settings, environment: Mapping[str, str]) -> AsyncIterator[str]:
+    """The embedded broker of a home whose mesh does not run, on a free port, while the block lasts. Yields its URL.
+
+    Raises `HomeBusy` if a mesh runs there, and `StartFailed`.
+    """
+    home = Home(settings.home)
+    home.create()
+    with home.locked() as lock:
+        mesh = Assembly(replace(settings, nats_port=0), environment, home, lock)
+        try:
+            await mesh.start_broker(asyncio.get_running_loop().time() + READY_SECONDS_MAX)
+            yield mesh.nats_url
+        finally:
+            await mesh.stop()
 
 
 def _check_address(address: Address, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -11,11 +11,11 @@ import structlog
 
 from mesh.broker.connection import Connection, connect
 from mesh.broker.other_meshes import check_alone
-from mesh.broker.provisioning import apply, compare, find_declared
+from mesh.broker.provisioning import Difference, apply, compare, find_declared, lacking, renew_consumers
 from mesh.broker.suitability import check_start
 from mesh.configuration.broker_urls import without_password
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerUnavailable
+from mesh.errors import BrokerUnavailable, SettingsError
 
 log = structlog.get_logger("meshctl.streams")
 
@@ -35,19 +35,36 @@ async def connected(settings: Settings) -> AsyncIterator[Connection]:
 
 
 async def provision(settings: Settings, *, ours: bool) -> None:
-    """Create what is missing. What differs stays, and is only said: a running mesh, or its operator, may need it so.
+    """Create what is missing, and bring what an earlier version made up to this one, as far as that can lose nothing.
 
-    `ours`: the broker serves this mesh alone. Then its consumers follow the settings, since workers do: a lease that
-    only one of the two sides knows of is none. And its streams grow to the sizes that there is room for.
+    `ours`: the broker serves this mesh alone, and nothing of it runs yet. Then streams and consumers follow the
+    declarations and the settings, since workers do: a lease that only one of the two sides knows of is none. On any
+    other broker streams get what this version needs and takes nothing (`MESH_UPGRADE_STREAMS`); the rest stays, and is
+    only said: a running mesh, or its operator, may need it so. Raises `SettingsError` if they must not get it.
     """
     async with connected(settings) as connection:
         await check_start(connection)
         await check_alone(connection)
         wanted = await find_declared(connection.requests, settings)
-        for difference in await apply(connection.requests, wanted, update=False, grow=ours):
+        requests, upgrade = connection.requests, ours or settings.upgrade_streams
+        for difference in await apply(requests, wanted, update=ours, widen=upgrade):
             if not difference.missing:
-                log.info("stream.grown", difference=str(difference))
+                grown = difference.fields.keys() == {"max_bytes"}
+                log.info("stream.grown" if grown else f"{difference.kind}.upgraded", difference=str(difference))
         if ours:
-            await apply(connection.requests, wanted._replace(streams=[]), update=True)
+            for difference in await renew_consumers(requests, await compare(requests, wanted)):
+                log.info("consumer.upgraded", difference=str(difference))
+        if not upgrade:
+            _check_nothing_lacks(await compare(requests, wanted))
         for difference in await compare(connection.requests, wanted):
             log.warning("stream.differs", difference=str(difference), remedy="meshctl streams apply")
+
+
+def _check_nothing_lacks(differences: Sequence[Difference]) -> None:
+    """Raise `SettingsError` if a stream lacks what this version needs."""
+    found = [f"{each.name} ({', '.join(lacking(each))})" for each in differences if lacking(each)]
+    if found:
+        raise SettingsError(
+            f"streams of an earlier version lack what this one needs: {', '.join(found)}: run meshctl streams apply, or"
+            " set MESH_UPGRADE_STREAMS=1"
+        )

@@ -10,7 +10,10 @@ import re
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+import msgspec
+
 from mesh.broker import embedded
+from mesh.configuration.mesh_toml import DEFAULT_FILE, load_configuration
 from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
 from meshctl.errors import MeshGone
@@ -61,6 +64,19 @@ def at_broker(settings: Settings) -> Settings:
             )
         url = found.nats_url if found is not None else settings.broker_url
     return replace(settings, nats_url=url)
+
+
+def running_configuration(settings: Settings) -> Settings | None:
+    """Settings with the configuration that the mesh on MESH_HOME goes by; None if none runs there, or keeps one.
+
+    For who has to know what a mesh is like: mesh.toml may have been changed since, and may be wrong by now.
+    """
+    home = Home(settings.home)
+    if not home.is_locked() or not home.configuration.exists():
+        return None
+    configuration = load_configuration(home.configuration)
+    source = str(settings.config or DEFAULT_FILE)
+    return replace(settings, configuration=msgspec.structs.replace(configuration, source=source))
 
 
 def at_services(settings: Settings, ingress_url: str | None, edge_url: str | None) -> ServiceUrls:

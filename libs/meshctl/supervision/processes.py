@@ -248,7 +248,8 @@ class ServiceProcess(Supervised):
         # cut off anywhere is what the journal is for. Nothing may be left behind.
         super().__init__(name, service, home, signal.SIGKILL)
         self.address: str | None = None
-        self._environment = environment
+        self.environment = environment
+        """What the next process gets."""
         self._listeners = dict(listeners or {})
         self._ready_read: int | None = None
         self._ready_write: int | None = None
@@ -258,7 +259,7 @@ class ServiceProcess(Supervised):
         if self._ready_read is not None:  # Of a predecessor that died before anybody read it.
             os.close(self._ready_read)
         self._ready_read, self._ready_write = os.pipe()
-        environment = {**self._environment, READY_FD_VARIABLE: str(self._ready_write)}
+        environment = {**self.environment, READY_FD_VARIABLE: str(self._ready_write)}
         if self._listeners:
             environment[LISTENERS_VARIABLE] = told_as(self._listeners)
             environment |= {variable: str(address_of(each)) for variable, each in self._listeners.items()}
@@ -267,7 +268,7 @@ class ServiceProcess(Supervised):
 
     def successor(self) -> ServiceProcess:
         """Who is to take this place while this one still holds it: of the same name, log and sockets."""
-        return ServiceProcess(self.name, self.service, self._home, self._environment, self._listeners)
+        return ServiceProcess(self.name, self.service, self._home, self.environment, self._listeners)
 
     def vacated(self) -> None:
         """Nobody listens there any more: who connects is refused."""

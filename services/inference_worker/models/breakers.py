@@ -61,19 +61,22 @@ class Breakers:
         self._breakers = {name: Breaker(name, settings) for name, settings in enabled.items()}
         self._worker = worker
         self._gates: list[PoolGate] = []
+        self._pools: dict[str, PoolGate] = {}
         self._wake = asyncio.Event()
         self._idle_seconds = POLL_SECONDS
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Follow the records, and write what this worker has to say, until cancelled. Claims no probe once stopping."""
         health = LoopHealth(log, "breaker.records_unavailable")
-        if self._breakers:
-            await self._records.on_changed(self._look_at_once)
-            await self._requests.on_announced(subjects.LANES_WAITING, lambda _: self._look_at_once())
-        while self._breakers:
+        while not self._breakers:
+            await self._wake.wait()
+            self._wake.clear()
+        await self._records.on_changed(self._look_at_once)
+        await self._requests.on_announced(subjects.LANES_WAITING, lambda _: self._look_at_once())
+        while True:
             self._wake.clear()
             try:
-                for breaker in self._breakers.values():
+                for breaker in list(self._breakers.values()):
                     await self._tend(breaker, stopping)
                 health.succeeded()
                 pause_seconds = self._pause_seconds()
@@ -98,10 +101,23 @@ class Breakers:
         probe = breaker.probe if breaker is not None else None
         return probe if probe is not None and probe.is_free and not probe.reserved else None
 
-    def gate(self, providers: tuple[str, ...], consumers: tuple[tuple[str, str], ...]) -> PoolGate:
+    def configure(self, configured: Mapping[str, BreakerSettings], pools: Mapping[str, tuple[str, ...]]) -> None:
+        """Go by other settings, and by other providers of pools. What a breaker has seen stays, if its settings do."""
+        enabled = {name: settings for name, settings in configured.items() if settings.enabled}
+        kept = {name: each for name, each in self._breakers.items() if enabled.get(name) == each.settings}
+        self._records.providers = tuple(sorted(enabled))
+        self._breakers = {name: kept.get(name) or Breaker(name, settings) for name, settings in enabled.items()}
+        for pool, providers in pools.items():
+            if pool in self._pools:
+                self._pools[pool].providers = providers
+        self.changed()
+        self._look_at_once()
+
+    def gate(self, providers: tuple[str, ...], consumers: tuple[tuple[str, str], ...], pool: str = "") -> PoolGate:
         """The gate of a pool with these providers, and with lanes that are these streams' consumers."""
         gate = PoolGate(self, providers, consumers)
         self._gates.append(gate)
+        self._pools[pool] = gate
         return gate
 
     def guard(self, source: Source) -> Source:
@@ -125,7 +141,7 @@ class Breakers:
     def _pause_seconds(self) -> float:
         """How long until there can be something to do, if nobody tells of it sooner."""
         at = lease_clock()
-        pauses = [self._pause_of(breaker, at) for breaker in self._breakers.values()]
+        pauses = [CLOSED_SECONDS, *(self._pause_of(breaker, at) for breaker in self._breakers.values())]
         if not any(breaker.is_due(at) for breaker in self._breakers.values()):
             self._idle_seconds = POLL_SECONDS
         # Workers that were started together shall not look together for ever.

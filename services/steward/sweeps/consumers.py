@@ -42,14 +42,16 @@ def is_gone(consumer: dict[str, Any], wanted: Collection[str]) -> bool:
 class GoneConsumers:
     """Deletes them. `wanted`: names of those that this mesh has by its configuration."""
 
+    wanted: Collection[str]
+
     def __init__(self, requests: Requests, wanted: Collection[str]) -> None:
         self._requests = requests
-        self._wanted = wanted
+        self.wanted = wanted
 
     async def round(self) -> None:
         """Look at all of them. Raises `TaskmeshError`."""
         for stream in (EVENTS.name, TOOLS.name):
-            gone = [each for each in await all_consumers(self._requests, stream) if is_gone(each, self._wanted)]
+            gone = [each for each in await all_consumers(self._requests, stream) if is_gone(each, self.wanted)]
             for consumer in gone:
                 await self._requests.api(f"CONSUMER.DELETE.{stream}.{consumer['name']}")
                 log.warning("consumer.swept", stream=stream, consumer=consumer["name"])

@@ -63,6 +63,9 @@ async def test_a_server_without_another_is_not_left(tmp_path: Path) -> None:
         async with connect(settings, "test") as connection:
             await connection.line.on_lame_duck()
             broker.process.send_signal(signal.SIGSTOP)
+            stat = Path(f"/proc/{broker.process.pid}/stat")
+            # The signal may come after the answer.
+            await until(lambda: stat.read_text().rpartition(") ")[2].startswith("T"))
             # Not "the connection broke", as it would be among others by then.
             with pytest.raises(BrokerUnavailable, match="no answer in time"):
                 await connection.requests.api("INFO", timeout_seconds=LEFT_SECONDS)

@@ -23,7 +23,7 @@ from tests.support import children
 from tests.support.broker import PROGRAM, free_port
 from tests.support.commands import MESHCTL
 from tests.support.deploy_tools import compose_loader, python_tool, read_yaml, rendered, scaled_object_schema
-from tests.support.toolchains import REPOSITORY, miss
+from tests.support.toolchains import REPOSITORY, demand
 
 pytestmark = [pytest.mark.acceptance]
 
@@ -265,8 +265,7 @@ def test_keda_scales_by_a_number_that_the_ingress_serves_and_is_the_only_one_who
 
 def analyzed(*arguments: str | Path) -> str:
     """What systemd-analyze says, which must be well."""
-    if shutil.which("systemd-analyze") is None:
-        miss("systemd-analyze is not on the PATH: the units are not tried")
+    demand("systemd-analyze", "deploy/systemd")
     checked = children.run_blocking(["systemd-analyze", *arguments])
     assert checked.returncode == 0, checked.stdout + checked.stderr
     return checked.stdout + checked.stderr

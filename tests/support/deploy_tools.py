@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.support import children
-from tests.support.toolchains import REPOSITORY, miss
+from tests.support.toolchains import REPOSITORY, demand, miss
 
 FOLDER = REPOSITORY / "tests" / "deploy_tools"
 BUILD = REPOSITORY / "build" / "deploy_tools"
@@ -34,7 +33,7 @@ def python_tool(name: str) -> Path:
 
 def compose_loader() -> Path:
     """The loader of `docker compose`, built with Go."""
-    _demand("go", "deploy/docker/compose.yaml")
+    demand("go", "deploy/docker/compose.yaml")
     program = BUILD / "compose"
     _do("the compose loader", "go", "-C", str(FOLDER), "build", "-o", str(program), ".")
     return program
@@ -42,7 +41,7 @@ def compose_loader() -> Path:
 
 def rendered(folder: Path) -> Path:
     """The objects that `kubectl apply --kustomize` would create, by kubectl itself. It asks no cluster."""
-    _demand("kubectl", str(folder))
+    demand("kubectl", str(folder))
     built = children.run_blocking(["kubectl", "kustomize", str(folder)])
     assert built.returncode == 0, built.stderr
     file = BUILD / f"{folder.name}.yaml"
@@ -61,7 +60,7 @@ def read_yaml(file: Path) -> list[dict[str, Any]]:
 
 def scaled_object_schema() -> dict[str, Any]:
     """The JSON Schema of a ScaledObject, as KEDA's own definition has it."""
-    _demand("go", "deploy/kubernetes/keda")
+    demand("go", "deploy/kubernetes/keda")
     answer = children.run_blocking(["go", "mod", "download", "-json", KEDA], seconds=BUILD_SECONDS_MAX)
     if answer.returncode != 0:
         miss(f"go can't fetch {KEDA}: {(answer.stdout + answer.stderr)[-2000:]}")
@@ -84,11 +83,6 @@ def _strict(schema: Any) -> Any:
     if isinstance(strict.get("properties"), dict) and strict.get("type") == "object":
         strict.setdefault("additionalProperties", False)
     return strict
-
-
-def _demand(program: str, purpose: str) -> None:
-    if shutil.which(program) is None:
-        miss(f"{program} is not on the PATH: {purpose} is not tried")
 
 
 def _do(what: str, *command: str) -> None:

@@ -11,10 +11,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import pytest
-
 from tests.support import children
-from tests.support.toolchains import REPOSITORY, required
+from tests.support.toolchains import REPOSITORY, miss
 
 COMMITS = {"0.1.0": "81302a6ad5739d9376c98e99feb7abc1fa8d96b4"}
 """Version to the last commit that was it."""
@@ -57,7 +55,5 @@ def _unpack(version: str, folder: Path) -> None:
 
 
 def _miss(said: str) -> None:
-    if required():
-        pytest.fail(said)
     warnings.warn(said, stacklevel=4)
-    pytest.skip(said)
+    miss(said)

@@ -48,16 +48,16 @@ def prometheus(program: str) -> Path:
 
 
 def go_tools() -> list[str]:
-    """The command of examples/go, built. Skips without Go; in CI that is an error."""
-    _demand("go", "examples/go")
+    """The command of examples/go, built. Skips without Go; in CI it must build where Go is."""
+    demand("go", "examples/go")
     program = REPOSITORY / "build" / "examples" / "go_tools"
     _build("examples/go", "go", "-C", str(REPOSITORY / "examples" / "go"), "build", "-o", str(program), ".")
     return [str(program)]
 
 
 def typescript_tools() -> list[str]:
-    """The command of examples/typescript, compiled. Skips without Node and npm; in CI that is an error."""
-    _demand("npm", "examples/typescript")
+    """The command of examples/typescript, compiled. Skips without Node and npm; in CI it must compile where they are."""
+    demand("npm", "examples/typescript")
     folder = REPOSITORY / "examples" / "typescript"
     if not (folder / "node_modules" / "typescript").exists():
         _build("the packages of examples/typescript", "npm", "--prefix", str(folder), "ci", "--no-audit", "--no-fund")
@@ -68,7 +68,8 @@ def typescript_tools() -> list[str]:
 def generated_client(language: str) -> list[str]:
     """A program of tests/generated_clients that runs a task through a client made of openapi.json, built.
 
-    It takes the ingress's URL. Skips without the language's toolchain, or what it has to fetch; in CI that is an error.
+    It takes the ingress's URL. Skips without the language's toolchain, or what it has to fetch: in CI that is an error
+    where the toolchain is.
     """
     source = REPOSITORY / "tests" / "generated_clients" / language
     build = REPOSITORY / "build" / "generated_clients" / language
@@ -78,7 +79,7 @@ def generated_client(language: str) -> list[str]:
 
 def _generated_go(build: Path) -> list[str]:
     what = "the generated Go client"
-    _demand("go", what)
+    demand("go", what)
     (build / "api").mkdir(exist_ok=True)
     generate = ("-generate", "types,client", "-package", "api", "-o", str(build / "api" / "api.go"), str(_OPENAPI))
     _build(what, "go", "-C", str(build), "mod", "download")
@@ -90,7 +91,7 @@ def _generated_go(build: Path) -> list[str]:
 
 def _generated_typescript(build: Path) -> list[str]:
     what = "the generated TypeScript client"
-    _demand("npm", what)
+    demand("npm", what)
     npm = ("npm", "--prefix", str(build))
     if not (build / "node_modules" / "openapi-typescript").exists():
         _build(what, *npm, "ci", "--no-audit", "--no-fund")
@@ -122,9 +123,10 @@ _GENERATED_CLIENTS: dict[str, Callable[[Path], list[str]]] = {
 }
 
 
-def _demand(program: str, purpose: str) -> None:
+def demand(program: str, purpose: str) -> None:
+    """Skip a test whose toolchain is not on this machine, also in CI, and say so aloud."""
     if shutil.which(program) is None:
-        miss(f"{program} is not on the PATH: {purpose} is not tried")
+        pytest.skip(f"{program} is not on the PATH: {purpose} is not tried")
 
 
 def _build(what: str, *command: str) -> None:
@@ -141,7 +143,7 @@ def _compile(what: str, *command: str) -> None:
 
 
 def miss(complaint: str) -> None:
-    """Skip a test that needs what is not there; in CI that is an error."""
+    """Skip a test that needs what can't be had, though its toolchain is there; in CI that is an error."""
     if required():
         pytest.fail(complaint)
     pytest.skip(complaint)

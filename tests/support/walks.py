@@ -7,7 +7,6 @@ import contextlib
 import os
 import pty
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -31,7 +30,7 @@ from tests.support.pages import (
 )
 from tests.support.patience import POLL_SECONDS, Bound
 from tests.support.terminal import Terminal
-from tests.support.toolchains import miss
+from tests.support.toolchains import demand
 
 READY_SECONDS = 60
 STOP_SECONDS = 20
@@ -165,8 +164,8 @@ class Walk:
             assert not strangers, f"{name} speaks of what {page.path} does not have: {strangers}"
         for command in self.runs(page):
             for program in PROGRAMS:
-                if re.search(rf"(?<![\w./-]){program} ", command.text) and shutil.which(program) is None:
-                    miss(f"{program} is not on the PATH: {page.path} is not tried")
+                if re.search(rf"(?<![\w./-]){program} ", command.text):
+                    demand(program, str(page.path))
         for block in page.blocks:
             check_block(block)
             for command in block.commands():

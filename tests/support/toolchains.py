@@ -56,7 +56,7 @@ def go_tools() -> list[str]:
 
 
 def typescript_tools() -> list[str]:
-    """The command of examples/typescript, compiled. Skips without Node and npm; in CI it must compile where they are."""
+    """The command of examples/typescript, compiled. Skips without Node and npm; in CI it compiles where they are."""
     demand("npm", "examples/typescript")
     folder = REPOSITORY / "examples" / "typescript"
     if not (folder / "node_modules" / "typescript").exists():

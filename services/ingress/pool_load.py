@@ -7,22 +7,16 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-import structlog
-
 from contracts.api.pools import LaneLoad, PoolLoad
-from contracts.codec import decode
-from contracts.errors import InvalidPayload
 from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET, lane_consumer
 from contracts.subjects import PRIORITIES
 from mesh.broker.direct_get import subjects_of
 from mesh.broker.requests import Requests
-from mesh.broker.scanning import Scan
 from mesh.clock import lease_clock, now
 from mesh.errors import BrokerError
+from mesh.fleet.records import read_records
 from mesh.serving.http import RequestRefused
-
-log = structlog.get_logger("ingress.pool_load")
 
 FRESH_SECONDS: Final = 1.0
 """An answer serves all who ask within this time: the broker is asked once a second for each pool, whoever polls."""
@@ -30,8 +24,6 @@ WORKERS_SECONDS: Final = 5.0
 """Heartbeats come every 30 s, and at once when something changes: they need no closer look."""
 WORKER_SILENT_SECONDS: Final = 45.0
 """A heartbeat and a half. A worker that was killed has a record for longer, and no place for anybody."""
-WORKERS_MAX: Final = 10_000
-"""So many records are read, and no more."""
 _CONSUMER_NOT_FOUND: Final = 10014
 _STREAMS: Final = (("TASKS", "tasks"), ("TURNS", "turns"))
 
@@ -89,27 +81,10 @@ class PoolLoads:
         async with self._workers_lock:
             at, records = self._workers
             if lease_clock() - at >= WORKERS_SECONDS:
-                records = await _read_workers(self._requests)
+                records = await read_records(self._requests, WORKERS_BUCKET, WorkerRecord)
                 self._workers = (lease_clock(), records)
         since = now() - timedelta(seconds=WORKER_SILENT_SECONDS)
         return [record for record in records if record.time >= since]
-
-
-async def _read_workers(requests: Requests) -> list[WorkerRecord]:
-    records: list[WorkerRecord] = []
-    scan = Scan(requests, WORKERS_BUCKET.stream_name)
-    after, more = 0, True
-    while more and len(records) < WORKERS_MAX:
-        messages, more = await scan.page(after)
-        for message in messages:
-            after = message.sequence
-            if not message.payload:
-                continue  # A deleted key leaves an empty marker.
-            try:
-                records.append(decode(message.payload, WorkerRecord))
-            except InvalidPayload as error:
-                log.debug("worker.not_understood", subject=message.subject, error=str(error))
-    return records
 
 
 def judge(

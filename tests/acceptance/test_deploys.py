@@ -14,9 +14,10 @@ from mesh.broker.connection import connect
 from tests.support.checker import Recorded, Stored, check, read_stored
 from tests.support.clients import Viewer, submit
 from tests.support.http_client import PatientClient
-from tests.support.model_server import DONE, Exchange, chunk, model_server, usage
+from tests.support.model_server import model_server
 from tests.support.patience import ended, within
 from tests.support.processes import Mesh, Process, running_mesh
+from tests.support.slow_model import SlowModel
 from tests.support.up import up
 from tests.support.waiting import until, until_no_work_is_left
 
@@ -25,29 +26,6 @@ pytestmark = pytest.mark.acceptance
 TOKENS = 30
 TASKS = 4
 ROLLS = 2
-
-
-class SlowModel:
-    """Says so many tokens, one after the other, and can't go on with a text. Counts what it has said."""
-
-    def __init__(self, token_seconds: float) -> None:
-        self.said = 0
-        self._token_seconds = token_seconds
-
-    async def __call__(self, exchange: Exchange) -> None:
-        await exchange.begin()
-        await exchange.say(chunk({"role": "assistant", "content": ""}, usage=None))
-        for number in range(TOKENS):
-            try:
-                async with asyncio.timeout(self._token_seconds):
-                    await exchange.gone.wait()
-                return
-            except TimeoutError:
-                self.said += 1
-            await exchange.say(chunk({"content": f"t{number} "}, usage=None))
-        await exchange.say(chunk(finish_reason="stop", usage=None), usage(9, TOKENS))
-        await exchange.send(DONE)
-        await exchange.end()
 
 
 async def roll(workers: list[Process]) -> None:
@@ -92,7 +70,7 @@ def of_type(stored: Stored, tasks: list[str], kind: str) -> list[dict[str, Any]]
 
 
 async def test_restarts_in_the_middle_of_turns_use_up_no_deliveries_and_what_they_waste_is_told(tmp_path: Path) -> None:
-    model = SlowModel(token_seconds=0.1)
+    model = SlowModel(TOKENS, token_seconds=0.1)
     recorded, stored, tasks = await rolled(tmp_path, model, 0.5)
     assert check(recorded, stored) == []
     assert {stored.records[task]["status"] for task in tasks} == {"completed"}
@@ -111,7 +89,7 @@ async def test_restarts_in_the_middle_of_turns_use_up_no_deliveries_and_what_the
 
 
 async def test_a_drain_waits_for_turns_and_throws_nothing_away(tmp_path: Path) -> None:
-    model = SlowModel(token_seconds=0.1)
+    model = SlowModel(TOKENS, token_seconds=0.1)
     recorded, stored, tasks = await rolled(tmp_path, model, 120)
     assert check(recorded, stored) == []
     assert model.said == TASKS * TOKENS

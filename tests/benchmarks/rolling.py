@@ -10,7 +10,8 @@ import httpx
 
 from tests.benchmarks.bench import Run
 from tests.benchmarks.figures import Figure
-from tests.support.model_server import DONE, Exchange, chunk, model_server, usage
+from tests.support.model_server import model_server
+from tests.support.slow_model import SlowModel
 from tests.support.up import Up, meshctl, up
 
 RATIO_MAX = 1.05
@@ -31,7 +32,7 @@ def seconds_max(run: Run) -> float:
 async def measure(run: Run) -> list[Figure]:
     """So many restarts one after another, with tasks that are under way all the time."""
     generation_seconds, restarts = run.scale(60, 20), _restarts(run)
-    model = _Model(generation_seconds / TOKENS)
+    model = SlowModel(TOKENS, generation_seconds / TOKENS)
     async with model_server(model) as server:
         file = run.folder / "mesh.toml"
         file.write_text(
@@ -126,26 +127,3 @@ class _Feeding:
             return answer
         self.refused += 1
         return None
-
-
-class _Model:
-    """Says so many tokens, one after the other, and can't go on with a text. Counts what it has said."""
-
-    def __init__(self, token_seconds: float) -> None:
-        self.said = 0
-        self._token_seconds = token_seconds
-
-    async def __call__(self, exchange: Exchange) -> None:
-        await exchange.begin()
-        await exchange.say(chunk({"role": "assistant", "content": ""}, usage=None))
-        for number in range(TOKENS):
-            try:
-                async with asyncio.timeout(self._token_seconds):
-                    await exchange.gone.wait()
-                return
-            except TimeoutError:
-                self.said += 1
-            await exchange.say(chunk({"content": f"t{number} "}, usage=None))
-        await exchange.say(chunk(finish_reason="stop", usage=None), usage(9, TOKENS))
-        await exchange.send(DONE)
-        await exchange.end()

@@ -92,6 +92,7 @@ async def test_an_outage_under_load_costs_probes_alone_and_no_task(tmp_path: Pat
     services = ("ingress", "stream_edge", "steward", "inference_worker", "inference_worker")
     async with model_server(switched) as server:
         variables = configured(tmp_path, server, "open_seconds = 1\nopen_seconds_max = 4", "wait_seconds = 3600")
+        variables["MESH_LOG_LEVEL"] = "debug"  # Which tells of each step that ended.
         async with running_mesh(tmp_path, *services, **variables) as mesh, PatientClient(timeout=30) as client:
             viewers: list[asyncio.Task[object]] = []
 

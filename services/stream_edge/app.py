@@ -22,7 +22,7 @@ from mesh.serving.http import (
     tenant_of_request,
 )
 from mesh.telemetry import metrics, traces
-from stream_edge.stream import stream
+from stream_edge.stream import HEADERS, stream
 
 CURSOR_DIGITS_MAX = 18
 _ROUTE = "/v1/tasks/{task}/events"
@@ -43,7 +43,9 @@ class Edge:
         checked_task = _task_of(task)
         after = _cursor_of(request)
         previews = _previews_of(request)
-        if self._stopping.is_set() or self.streams >= self._streams_max:
+        if self._stopping.is_set():
+            return _come_back
+        if self.streams >= self._streams_max:
             raise RequestRefused("rate-limited", "this edge has as many streams as it may")
         self._count(1)
         try:
@@ -92,6 +94,12 @@ class Edge:
         return traces.span(
             "GET " + _ROUTE, of_client or of_task, SpanKind.SERVER, attributes, of_task if of_client else None
         )
+
+
+async def _come_back(_: Scope, __: Receive, send: Send) -> None:
+    """A stream that ends at once, as all do when an edge stops: EventSource gives up on any other answer."""
+    await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _send_nothing(send: Send) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from mesh.fleet.members import SERVICES
 from meshctl.supervision.home import Home
 from tests.support.broker import Broker
 from tests.support.patience import within
@@ -78,7 +79,7 @@ async def test_every_command_finds_the_mesh_by_its_home(shared: Up) -> None:
     assert await person.asks("dead-letters", "list") == []
 
     assert await person.asks("triggers", "list") == []
-    assert {record["service"] for record in await person.asks("workers")} == {"inference_worker", "tool_runner"}
+    assert {record["service"] for record in await person.asks("workers")} == set(SERVICES)
     assert await person.asks("providers") == []
     assert await person.asks("lanes")
     assert (await person.asks("streams", "plan"))[-1]["event"] == "streams.as_declared"
@@ -101,10 +102,7 @@ async def test_a_broker_of_ones_own_is_found_too_unless_its_url_holds_a_password
     tmp_path: Path, broker: Broker
 ) -> None:
     async with up(tmp_path / "plain", variables={"MESH_NATS_URL": broker.url}) as mesh:
-        assert {record["service"] for record in await Person(mesh).asks("workers")} == {
-            "inference_worker",
-            "tool_runner",
-        }
+        assert {record["service"] for record in await Person(mesh).asks("workers")} == set(SERVICES)
     async with up(tmp_path / "secret", variables={"MESH_NATS_URL": broker.url.replace("//", "//me:secret@")}) as mesh:
         person = Person(mesh)
         assert "secret" not in (mesh.home / "addresses.json").read_text()

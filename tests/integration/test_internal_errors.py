@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 from litestar import Litestar, Response, get
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from mesh.configuration.settings import Address
 from mesh.errors import BrokerUnavailable, JournalCorrupt
 from mesh.serving import http
-from mesh.serving.http import EXCEPTION_HANDLERS, AnyRequest, answer_directly, serve
-from mesh.serving.listening import address_of, bind
+from mesh.serving.http import EXCEPTION_HANDLERS, AnyRequest, answer_directly
+from tests.support.serving import served
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-@asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """Its address, and what tells it to stop."""
-    listener = bind(Address("127.0.0.1", 0), "MESH_INGRESS_ADDRESS")
-    stopping, started = asyncio.Event(), asyncio.Event()
-
-    async def on_started() -> None:
-        started.set()
-
-    serving = asyncio.create_task(serve(app, listener, stopping, on_started()))
-    await started.wait()
-    try:
-        yield f"http://{address_of(listener)}", stopping
-    finally:
-        stopping.set()
-        await serving
 
 
 async def corrupt(_: AnyRequest) -> Response[bytes]:

@@ -237,6 +237,13 @@ async def test_a_successor_that_does_not_serve_leaves_its_predecessor_in_place(t
     async with up(tmp_path / "home", variables=variables) as mesh, PatientClient() as client:
         before = mesh.pids()
         file.write_text("[pools.default]\nmodel = 7\n")
+        refused = await meshctl("restart", "--rolling", environment=mesh.environment)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"meshctl: nothing was restarted: {file}: pools.default.model:")
+        file.write_text("")
+        log = mesh.home / "logs" / "stream_edge.log"
+        log.rename(log.with_suffix(".old"))
+        log.mkdir()  # Where nobody can write.
         restarted = await meshctl("restart", "--rolling", environment=mesh.environment)
         assert restarted.returncode == 1
         assert restarted.stderr.startswith("meshctl: stream_edge does not start: its predecessor goes on")

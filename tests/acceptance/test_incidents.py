@@ -124,7 +124,12 @@ class Watched:
             _, ready = await self.readiness()
             return ready.keys() >= set(checks) and all(map(self.measured, checks))
 
-        await until(told, seconds)
+        try:
+            await until(told, seconds)
+        except TimeoutError:
+            unsaid = set(checks) - (await self.readiness())[1].keys()
+            unmeasured = [check for check in checks if not self.measured(check)]
+            pytest.fail(f"readiness does not say {unsaid}, the metric does not say {unmeasured}")
         return (await self.readiness())[1]
 
 
@@ -168,6 +173,7 @@ async def watched_mesh(folder: Path) -> AsyncIterator[Watched]:
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
             "OTEL_METRIC_EXPORT_INTERVAL": "500",
             "MESH_TEST_CLOCK": "0",
+            "MESH_UPGRADE_STREAMS": "0",  # A steward would widen again what is made narrow here.
         }
         services = ("ingress", "inference_worker", "tool_runner", "steward", "stream_edge")
         mesh = await stack.enter_async_context(running_mesh(folder, *services, **variables))

@@ -98,7 +98,7 @@ async def test_no_broker_is_one_line_that_says_what_to_do(tmp_path: Path) -> Non
     environment = {**ENVIRONMENT, "MESH_HOME": str(tmp_path / "home"), "MESH_NATS_URL": f"nats://a:b@127.0.0.1:{port}"}
     status, lines = await doctor(environment)
     assert status == 1
-    assert lines.keys() == {"broker", "disk", "open_files"}
+    assert lines.keys() == {"broker", "configuration", "disk", "open_files"}
     assert lines["broker"]["status"] == "fail"
     assert lines["broker"]["detail"] == f"none at nats://***@127.0.0.1:{port}: Connection refused"
     assert "meshctl up" in lines["broker"]["remedy"]

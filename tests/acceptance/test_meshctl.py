@@ -128,13 +128,14 @@ async def test_two_services_on_one_address_are_told_before_anything_is_started(t
 
 
 async def test_a_service_that_does_not_start_shows_what_it_said(tmp_path: Path, broker: Broker) -> None:
-    """A variable that only tool runners read is not there."""
-    file = tmp_path / "mesh.toml"
-    file.write_text('[mcp.files]\ncommand = ["true"]\nenv_from = ["SURELY_NOT_SET"]\n')
-    variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url, "MESH_CONFIG": str(file)}
+    """What `meshctl up` can check by itself it says before; this is a service that is broken."""
+    broken = tmp_path / "tool_runner"
+    broken.mkdir()
+    (broken / "__main__.py").write_text('raise SystemExit("surely not installed")\n')
+    variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url, "PYTHONPATH": str(tmp_path)}
     answer = await meshctl("up", "--home", str(tmp_path / "home"), *FREE_PORTS, environment=variables)
     assert answer.returncode == 1
-    assert "SURELY_NOT_SET" in answer.stderr
+    assert "surely not installed" in answer.stderr
     assert answer.stderr.splitlines()[-1] == "meshctl: tool_runner-1 does not start"
 
 

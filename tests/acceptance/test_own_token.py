@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
+from mesh.fleet.members import SERVICES
 from tests.support import children
 from tests.support.broker import Broker
 from tests.support.toolchains import REPOSITORY, nats_cli
@@ -58,10 +59,7 @@ async def test_commands_and_a_service_that_runs_alone_find_the_token_by_the_home
     for environment in (alone, {**alone, "MESH_NATS_URL": mesh.ready["nats_url"]}):
         answer = await meshctl("workers", environment=environment)
         assert (answer.returncode, answer.stderr) == (0, "")
-        assert {json.loads(line)["service"] for line in answer.stdout.splitlines()} == {
-            "inference_worker",
-            "tool_runner",
-        }
+        assert {json.loads(line)["service"] for line in answer.stdout.splitlines()} == set(SERVICES)
     stranger = {**ENVIRONMENT, "MESH_HOME": str(tmp_path / "other"), "MESH_NATS_URL": mesh.ready["nats_url"]}
     answer = await meshctl("workers", environment=stranger)
     assert answer.returncode == 2

@@ -20,6 +20,7 @@ from mesh.configuration.settings import Address, Settings
 from mesh.errors import SettingsError
 from mesh.serving.listening import address_of, listen
 from mesh.serving.notifying import Notifier, without_notify
+from mesh.serving.service import STOP_INSISTS_SECONDS
 from mesh.telemetry import traces
 from meshctl.errors import StartFailed
 from meshctl.supervision import private_files
@@ -139,6 +140,8 @@ class Assembly:
     async def stop(self) -> None:
         """End the services, then the broker that they drain into."""
         if not self._supervisor.processes:
+            await self._end_watches()
+            self._close_listeners()
             return
         log.info("mesh.stopping")
         # Who names a time has it; the default is for one that stops while others stay.
@@ -147,17 +150,27 @@ class Assembly:
         hurry_after_seconds = None if is_given else DRAIN_SECONDS
         services = [*self._services, *self._rolling.leaving]
         await self._supervisor.stop(services, drain_seconds + DRAIN_MARGIN_SECONDS, hurry_after_seconds)
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        await self._end_watches()
         if self._broker is not None:
             await self._supervisor.stop([self._broker], BROKER_STOP_SECONDS_MAX)
         self._supervisor.close()
-        for listener in self._listeners:
-            listener.close()
+        self._close_listeners()
         self.home.remove_addresses()
         self.home.remove_pids()
         log.info("mesh.stopped")
+
+    async def _end_watches(self) -> None:
+        pending = set(self._watches)
+        while pending:
+            # Python 3.11's wait_for, which the broker's client connects with, may lose a cancellation: insist.
+            for watch in pending:
+                watch.cancel()
+            _, pending = await asyncio.wait(pending, timeout=STOP_INSISTS_SECONDS)
+        await asyncio.gather(*self._watches, return_exceptions=True)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
 
     def kill(self) -> None:
         """End everything at once."""

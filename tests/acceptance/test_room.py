@@ -32,7 +32,8 @@ async def test_calls_that_a_full_lane_refuses_hold_no_slot_and_each_becomes_its_
     tmp_path: Path,
 ) -> None:
     async with (
-        running_mesh(tmp_path, "tool_runner", "steward") as mesh,
+        # A steward would loosen again what is limited here.
+        running_mesh(tmp_path, "tool_runner", "steward", MESH_UPGRADE_STREAMS="0") as mesh,
         connect(mesh.settings, "test") as connection,
     ):
         requests, calls = connection.requests, Calls(connection)

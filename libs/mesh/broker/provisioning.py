@@ -174,10 +174,17 @@ async def _left_webhooks(requests: Requests, wanted: set[str]) -> list[Differenc
 
 
 async def apply(
-    requests: Requests, wanted: Declared, *, update: bool, grow: bool = False, widen: bool = False
+    requests: Requests,
+    wanted: Declared,
+    *,
+    update: bool,
+    grow: bool = False,
+    widen: bool = False,
+    shrink: bool = True,
 ) -> list[Difference]:
     """Create what is missing and, with `update`, change what differs; with `grow` only sizes. Returns what was done.
 
+    Without `shrink` no stream gets a smaller size, though it is empty and could lose nothing: what fits it may come.
     With `widen` streams get what gives more and takes nothing (`is_widened`), and nothing else is changed.
 
     What can't be changed, or not without losing what is stored, stays, and is still in what `compare` returns.
@@ -190,7 +197,7 @@ async def apply(
     }
     done: list[Difference] = []
     refused: list[BrokerError] = []
-    due = [_due(difference, update, grow, widen) for difference in await compare(requests, wanted)]
+    due = [_due(difference, update, grow, widen, shrink) for difference in await compare(requests, wanted)]
     differences = [difference for difference in due if difference is not None]
     await _check_account(requests, differences, configs, replicas)
     for difference in differences:
@@ -213,14 +220,18 @@ async def apply(
     return done
 
 
-def _due(difference: Difference, update: bool, grow: bool, widen: bool) -> Difference | None:
+def _due(difference: Difference, update: bool, grow: bool, widen: bool, shrink: bool) -> Difference | None:
     """What of a difference is to be done; None if nothing is."""
-    if difference.missing or (update and difference.changes):
+    size = difference.changes.get("max_bytes")
+    grows = size is not None and size[0] > size[1]
+    if difference.missing or (update and difference.changes and (shrink or size is None or grows)):
         return difference
-    fields = lacking(difference) if widen else {}
-    if grow:
-        size = difference.changes.get("max_bytes")
-        fields |= {"max_bytes": size} if size is not None and size[0] > size[1] else {}
+    if update:
+        fields = {name: values for name, values in difference.changes.items() if name != "max_bytes"}
+    else:
+        fields = lacking(difference) if widen else {}
+    if grow and size is not None and grows:
+        fields["max_bytes"] = size
     return difference._replace(fields=fields, obstacles={}) if fields else None
 
 

@@ -48,6 +48,10 @@ class BoundLogger(structlog.BoundLoggerBase):
         if _Least.level <= logging.ERROR:
             self._proxy_to_logger("error", event, **fields)
 
+    def critical(self, event: str, **fields: Any) -> None:
+        """Log at critical, whatever the least level is: the process ends of it."""
+        self._proxy_to_logger("critical", event, **fields)
+
     def exception(self, event: str, **fields: Any) -> None:
         """Log at error, with the exception that is being handled."""
         self.error(event, **{"exc_info": True, **fields})

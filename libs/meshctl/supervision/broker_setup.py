@@ -47,7 +47,7 @@ async def provision(settings: Settings, *, ours: bool) -> None:
         await check_alone(connection)
         wanted = await find_declared(connection.requests, settings)
         requests, upgrade = connection.requests, ours or settings.upgrade_streams
-        for difference in await apply(requests, wanted, update=ours, widen=upgrade):
+        for difference in await apply(requests, wanted, update=ours, widen=upgrade, shrink=False):
             if not difference.missing:
                 grown = difference.fields.keys() == {"max_bytes"}
                 log.info("stream.grown" if grown else f"{difference.kind}.upgraded", difference=str(difference))

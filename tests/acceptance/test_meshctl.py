@@ -131,6 +131,7 @@ async def test_a_service_that_does_not_start_shows_what_it_said(tmp_path: Path, 
     """What `meshctl up` can check by itself it says before; this is a service that is broken."""
     broken = tmp_path / "tool_runner"
     broken.mkdir()
+    (broken / "__init__.py").touch()
     (broken / "__main__.py").write_text('raise SystemExit("surely not installed")\n')
     variables = {**ENVIRONMENT, "MESH_NATS_URL": broker.url, "PYTHONPATH": str(tmp_path)}
     answer = await meshctl("up", "--home", str(tmp_path / "home"), *FREE_PORTS, environment=variables)

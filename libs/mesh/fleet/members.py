@@ -11,11 +11,14 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import nats.errors
 from nats.aio.msg import Msg
 
 from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET
+from mesh.background import first_of
 from mesh.broker.connection import Connection
+from mesh.errors import BrokerUnavailable
 from mesh.fleet.records import read_records
 
 SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
@@ -88,16 +91,19 @@ async def _call(expected: set[str], connection: Connection) -> dict[str, _Answer
 
     client = connection.client
     inbox = client.new_inbox()
-    subscription = await client.subscribe(inbox, cb=on_answer)
+    loop = asyncio.get_running_loop()
+    began_at = loop.time()
     try:
-        strangers = asyncio.create_task(asyncio.sleep(STRANGERS_SECONDS))
-        for _ in range(CALLS_MAX):
-            await client.publish(PING, reply=inbox)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(complete.wait() if expected else strangers, ANSWER_SECONDS_MAX)
-            if expected <= answers.keys():
-                break
-        await strangers
-    finally:
-        await subscription.unsubscribe()
+        subscription = await client.subscribe(inbox, cb=on_answer)
+        try:
+            for _ in range(CALLS_MAX if expected else 1):
+                await client.publish(PING, reply=inbox)
+                await first_of(complete, seconds=ANSWER_SECONDS_MAX if expected else 0.0)
+                if complete.is_set():
+                    break
+            await asyncio.sleep(began_at + STRANGERS_SECONDS - loop.time())
+        finally:
+            await subscription.unsubscribe()
+    except (nats.errors.Error, OSError) as error:
+        raise BrokerUnavailable(f"can't ask who is there: {error}") from error
     return answers

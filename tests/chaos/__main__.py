@@ -40,7 +40,7 @@ def main() -> int:
     names = [*(each.name for each in SCENARIOS), CLUSTER]
     parser.add_argument("--run", default="", choices=names, help="only points of this run")
     parser.add_argument("--points", default="", help='only points whose name contains this, e.g. "kill steward"')
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SHARE:.0%} of the points, little load")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SHARE:.0%}% of the points, little load")
     parser.add_argument("--rate", type=float, help=f"tasks a second of `{CLUSTER}`")
     parser.add_argument("--seconds", type=float, help=f"how long each incident of `{CLUSTER}` has load")
     parser.add_argument("--meshes", type=int, default=2 * (os.cpu_count() or 1), help="meshes beside each other")

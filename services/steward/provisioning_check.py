@@ -13,13 +13,13 @@ from mesh.broker.provisioning import apply, compare, find_declared
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
+from mesh.wording import first_few
 
 log = structlog.get_logger("steward.provisioning_check")
 
 INTERVAL_SECONDS_MIN, INTERVAL_SECONDS_MAX = 10.0, 60.0
 DECLARED_PER_SECOND = 4
 """Streams and consumers that are looked at in a second: a mesh of one pool is looked at each 10 s."""
-NAMES_MAX = 4
 
 
 async def create_missing(requests: Requests, settings: Settings) -> None:
@@ -56,8 +56,7 @@ class Provisioning:
         """Whether all was as declared at the last look."""
         if not self._said:
             return [HealthCheck(name="streams", ok=True)]
-        more = f" and {len(self._said) - NAMES_MAX} more" if len(self._said) > NAMES_MAX else ""
-        detail = f"not as declared: {'; '.join(sorted(self._said)[:NAMES_MAX])}{more}"
+        detail = f"not as declared: {first_few(sorted(self._said), separator='; ')}"
         return [HealthCheck(name="streams", ok=False, detail=detail)]
 
     async def _look(self) -> None:

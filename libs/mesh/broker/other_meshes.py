@@ -21,6 +21,7 @@ from mesh.background import first_of
 from mesh.broker.connection import Connection
 from mesh.broker.mesh_identity import mesh_id
 from mesh.errors import SettingsError
+from mesh.wording import first_few
 
 INFO_SUBJECT = "$SRV.INFO"
 MESH = "mesh"
@@ -40,7 +41,9 @@ class Seen(NamedTuple):
 
     def __str__(self) -> str:
         """The other meshes, for people; empty if there is none."""
-        return "; ".join(f"mesh {mesh} ({_names(workers)})" for mesh, workers in sorted(self.others.items()))
+        return "; ".join(
+            f"mesh {mesh} ({first_few(workers, _NAMES_MAX)})" for mesh, workers in sorted(self.others.items())
+        )
 
 
 async def check_alone(connection: Connection) -> str | None:
@@ -90,8 +93,3 @@ async def look(client: Client, mesh: str | None, seconds: float, *, until_known:
     await first_of(ended, seconds=seconds)
     await subscription.unsubscribe()
     return Seen(own, {each: tuple(sorted(workers)) for each, workers in others.items()})
-
-
-def _names(workers: tuple[str, ...]) -> str:
-    more = len(workers) - _NAMES_MAX
-    return ", ".join(workers[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")

@@ -178,11 +178,10 @@ async def apply(
     wanted: Declared,
     *,
     update: bool,
-    grow: bool = False,
     widen: bool = False,
     shrink: bool = True,
 ) -> list[Difference]:
-    """Create what is missing and, with `update`, change what differs; with `grow` only sizes. Returns what was done.
+    """Create what is missing and, with `update`, change what differs. Returns what was done.
 
     Without `shrink` no stream gets a smaller size, though it is empty and could lose nothing: what fits it may come.
     With `widen` streams get what gives more and takes nothing (`is_widened`), and nothing else is changed.
@@ -197,7 +196,7 @@ async def apply(
     }
     done: list[Difference] = []
     refused: list[BrokerError] = []
-    due = [_due(difference, update, grow, widen, shrink) for difference in await compare(requests, wanted)]
+    due = [_due(difference, update, widen, shrink) for difference in await compare(requests, wanted)]
     differences = [difference for difference in due if difference is not None]
     await _check_account(requests, differences, configs, replicas)
     for difference in differences:
@@ -220,18 +219,17 @@ async def apply(
     return done
 
 
-def _due(difference: Difference, update: bool, grow: bool, widen: bool, shrink: bool) -> Difference | None:
+def _due(difference: Difference, update: bool, widen: bool, shrink: bool) -> Difference | None:
     """What of a difference is to be done; None if nothing is."""
-    size = difference.changes.get("max_bytes")
-    grows = size is not None and size[0] > size[1]
-    if difference.missing or (update and difference.changes and (shrink or size is None or grows)):
+    if difference.missing:
         return difference
+    fields = lacking(difference) if widen else {}
     if update:
-        fields = {name: values for name, values in difference.changes.items() if name != "max_bytes"}
-    else:
-        fields = lacking(difference) if widen else {}
-    if grow and size is not None and grows:
-        fields["max_bytes"] = size
+        fields = {
+            name: values
+            for name, values in difference.changes.items()
+            if shrink or name != "max_bytes" or values[0] > values[1]
+        }
     return difference._replace(fields=fields, obstacles={}) if fields else None
 
 

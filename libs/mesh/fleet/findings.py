@@ -14,6 +14,7 @@ from contracts.subjects import PRIORITIES
 from mesh.fleet.members import SERVICES, Member
 from mesh.fleet.queues import FullLane, Queue, pools_with_work
 from mesh.fleet.statistics import age_seconds, old_after_seconds
+from mesh.wording import first_few
 
 CLOCK_SECONDS_MAX: Final = 1.0
 """The mesh goes by the broker's clock: a machine's own tells people, logs and other programs another time."""
@@ -121,7 +122,7 @@ def _services(fleet: Fleet) -> Finding | None:
     told = [_missing(fleet, service) for service in missing]
     unserved = [] if "inference_worker" in missing else [pool for pool in _pools(fleet) if not fleet.serves_pool(pool)]
     if unserved:
-        told.append(f"no worker of pool {names(unserved)} answers")
+        told.append(f"no worker of pool {first_few(unserved)} answers")
     if not told:
         return None
     start = ", ".join(f"`python -m {service}`" for service in missing or ["inference_worker"])
@@ -151,7 +152,7 @@ def _answers(fleet: Fleet) -> Finding | None:
 
 def _silent(members: Iterable[Member]) -> str:
     silent = [member.worker for member in members if not member.answers]
-    return f"{names(silent)} {'does' if len(silent) == 1 else 'do'} not answer: frozen, or gone"
+    return f"{first_few(silent)} {'does' if len(silent) == 1 else 'do'} not answer: frozen, or gone"
 
 
 def _versions(fleet: Fleet) -> Finding | None:
@@ -199,14 +200,16 @@ def _by(members: Iterable[Member], value: Callable[[Member], str | None]) -> dic
 def _groups(groups: dict[str, list[str]]) -> str:
     """What most have comes first."""
     ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
-    return "; ".join(f"{value}: {names(workers)}" for value, workers in ordered[:_NAMES_MAX])
+    return "; ".join(f"{value}: {first_few(workers)}" for value, workers in ordered[:_NAMES_MAX])
 
 
 def _clocks(fleet: Fleet) -> Finding | None:
     off = [(member.worker, ahead) for member in fleet.alive if abs(ahead := clock_ahead(member)) > CLOCK_SECONDS_MAX]
     if not off:
         return None
-    detail = names([f"{worker}: {abs(by):.1f} s {'ahead of' if by > 0 else 'behind'} the broker" for worker, by in off])
+    detail = first_few(
+        [f"{worker}: {abs(by):.1f} s {'ahead of' if by > 0 else 'behind'} the broker" for worker, by in off]
+    )
     return Finding("clocks", detail, "let the machines follow NTP (`timedatectl set-ntp true`)")
 
 
@@ -223,7 +226,7 @@ def _ailments(fleet: Fleet) -> list[Finding]:
             if not ailment.ok and ailment.name not in ("clock", "draining"):
                 check = ailment.name if ailment.name in _REMEDIES else "processes"
                 told[check].append(f"{member.worker}: {ailment.detail or ailment.name}")
-    return [Finding(check, names(details), _REMEDIES[check]) for check, details in told.items() if details]
+    return [Finding(check, first_few(details), _REMEDIES[check]) for check, details in told.items() if details]
 
 
 _REMEDIES: Final = {
@@ -256,9 +259,9 @@ def _queues(fleet: Fleet) -> Finding | None:
     idle = [queue for queue in fleet.queues if queue.waiting + queue.running and not fleet.serves(queue)]
     if not idle:
         return None
-    detail = names([f"nobody who answers pulls from {queue.label} ({_messages(queue)})" for queue in idle])
+    detail = first_few([f"nobody who answers pulls from {queue.label} ({_messages(queue)})" for queue in idle])
     wanted = ["`python -m inference_worker`" if queue.is_lane else _runner_of(queue.name) for queue in idle]
-    return Finding("queues", detail, f"start {names([*dict.fromkeys(wanted)])}")
+    return Finding("queues", detail, f"start {first_few([*dict.fromkeys(wanted)])}")
 
 
 def _messages(queue: Queue) -> str:
@@ -283,14 +286,14 @@ def _lanes(fleet: Fleet) -> Finding | None:
         if fleet.full
         else []
     )
-    return Finding("lanes", names(told), "; ".join(remedies))
+    return Finding("lanes", first_few(told), "; ".join(remedies))
 
 
 def _providers(fleet: Fleet) -> Finding | None:
     down = [record for record in fleet.providers if record.state != "closed"]
     if not down:
         return None
-    told = names(
+    told = first_few(
         [
             f"the breaker of {each.provider} is {each.state.replace('_', '-')} since {_clock(each.since)}"
             for each in down
@@ -316,7 +319,7 @@ def _mcp_servers(fleet: Fleet) -> Finding | None:
                 away.setdefault(server, []).append(reason)
     if not away:
         return None
-    told = names(
+    told = first_few(
         [
             f"{server} is away ({reasons[0]})"
             if len(reasons) == runners[server]
@@ -326,9 +329,3 @@ def _mcp_servers(fleet: Fleet) -> Finding | None:
     )
     remedy = "start what is away, or mend its table [mcp.<server>] in mesh.toml; calls of its tools fail meanwhile"
     return Finding("mcp_servers", told, remedy)
-
-
-def names(all_names: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    more = len(all_names) - _NAMES_MAX
-    return ", ".join(all_names[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")

@@ -15,7 +15,8 @@ from mesh.broker.provisioning import Difference
 from mesh.broker.replication import Copies
 from mesh.broker.suitability import PAYLOAD_BYTES_LEAST, Foreign, check_payload
 from mesh.configuration.storage_table import storage_key
-from mesh.fleet.findings import CLOCK_SECONDS_MAX, Fleet, names
+from mesh.fleet.findings import CLOCK_SECONDS_MAX, Fleet
+from mesh.wording import first_few
 from meshctl.diagnosis.check import Check, Status
 from meshctl.diagnosis.fleet_checks import check_fleet
 
@@ -191,7 +192,7 @@ def check_suitable(facts: Facts) -> list[Check]:
         remedy = "rename or delete what is in the way, or give the mesh an account of its own"
         checks.append(Check("subjects", "fail", "; ".join(each.detail for each in facts.foreign[:_NAMES_MAX]), remedy))
     if facts.missing_rights:
-        detail = f"the broker's user may not publish to {names(facts.missing_rights)}"
+        detail = f"the broker's user may not publish to {first_few(facts.missing_rights)}"
         checks.append(Check("rights", "fail", detail, "allow it to: a mesh needs all of an account's subjects"))
     return checks
 
@@ -203,11 +204,11 @@ def check_streams(streams: StreamsSeen | str) -> Check:
     missing = [difference.name for difference in streams.differences if difference.missing]
     other = [difference.name for difference in streams.differences if not difference.missing]
     if missing:
-        detail = f"missing: {names(missing)}" + (f"; not as declared: {names(other)}" if other else "")
+        detail = f"missing: {first_few(missing)}" + (f"; not as declared: {first_few(other)}" if other else "")
         return Check("streams", "fail", detail, "create them with `meshctl streams apply`")
     if other:
         remedy = "see what with `meshctl streams plan`, and change it with `meshctl streams apply`"
-        return Check("streams", "fail", f"not as declared: {names(other)}", remedy)
+        return Check("streams", "fail", f"not as declared: {first_few(other)}", remedy)
     return Check("streams", "ok", f"all {streams.declared} streams, buckets and consumers are as declared")
 
 
@@ -257,7 +258,7 @@ def check_stored(dead: Sequence[DeadStream]) -> Check:
     """Whether the streams that tasks need take what is published."""
     if not dead:
         return Check("stored", "ok", "the streams that tasks need take what is published")
-    detail = names([f"{each.stream} takes nothing any more: {each.reason}" for each in dead])
+    detail = first_few([f"{each.stream} takes nothing any more: {each.reason}" for each in dead])
     return Check(
         "stored", "fail", detail, "make room on the broker's disk, then restart nats-server: it won't recover by itself"
     )

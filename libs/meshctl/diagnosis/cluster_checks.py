@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from mesh.broker.other_meshes import REMEDY
 from mesh.broker.replication import Copies
+from mesh.wording import first_few
 from meshctl.diagnosis.check import Check
 from meshctl.diagnosis.checks import BrokerInfo, ClusterSeen, Facts
-
-_NAMES_MAX: Final = 4
 
 
 def diagnose_cluster(facts: Facts) -> list[Check]:
@@ -30,7 +28,9 @@ def check_servers(broker: BrokerInfo) -> Check:
     """Whether all servers of MESH_NATS_URL answer."""
     if not broker.away:
         return Check("servers", "ok", f"all {broker.servers} of MESH_NATS_URL answer")
-    detail = f"{len(broker.away)} of {broker.servers} of MESH_NATS_URL are away: {_names(broker.away)}"
+    detail = (
+        f"{len(broker.away)} of {broker.servers} of MESH_NATS_URL are away: {first_few(broker.away, separator='; ')}"
+    )
     return Check("servers", "warn", detail, "start them: while most of a cluster is away nothing is stored")
 
 
@@ -51,14 +51,9 @@ def check_copies(seen: ClusterSeen) -> list[Check]:
     behind = [f"{copies.stream}: {copies.behind}" for copies in clustered if copies.behind]
     if behind:
         remedy = "wait until they are, before another server stops; look at the servers that are named"
-        return [Check("replicas", "warn", f"not all copies are current: {_names(behind)}", remedy)]
+        return [Check("replicas", "warn", f"not all copies are current: {first_few(behind, separator='; ')}", remedy)]
     return [Check("replicas", "ok", f"{_counts(clustered)} copies of each stream and bucket, all current")]
 
 
 def _counts(copies: Sequence[Copies]) -> str:
     return " or ".join(map(str, sorted({each.replicas for each in copies})))
-
-
-def _names(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_MAX
-    return "; ".join(names[:_NAMES_MAX]) + (f" and {more} more" if more > 0 else "")

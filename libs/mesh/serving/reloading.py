@@ -100,17 +100,7 @@ class Reloading:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _serve(self, connection: Connection, asked: asyncio.Event) -> None:
-        async def heard(message: Msg) -> None:
-            try:
-                order = decode(message.data, ReloadOrder)
-            except InvalidPayload as error:
-                log.warning("configuration.order_unreadable", error=str(error))
-                return
-            answer = await self.answer(order)
-            if answer is not None and message.reply:
-                await message.respond(encode(answer))
-
-        await connection.client.subscribe(CONFIGURATION_RELOAD, cb=heard)
+        await hear_orders(connection, self.answer)
         while True:
             await asked.wait()
             asked.clear()
@@ -193,6 +183,24 @@ class Reloading:
             log.info("configuration.taken", configuration=configuration_digest(settings), before=before)
             self._process.reloaded(configuration_digest(settings))
             return done
+
+
+async def hear_orders(
+    connection: Connection, carry_out: Callable[[ReloadOrder], Awaitable[ReloadAnswer | None]]
+) -> None:
+    """Carry out each order that comes over a connection from now on, and answer it; None is no answer."""
+
+    async def heard(message: Msg) -> None:
+        try:
+            order = decode(message.data, ReloadOrder)
+        except InvalidPayload as error:
+            log.warning("configuration.order_unreadable", error=str(error))
+            return
+        answer = await carry_out(order)
+        if answer is not None and message.reply:
+            await message.respond(encode(answer))
+
+    await connection.client.subscribe(CONFIGURATION_RELOAD, cb=heard)
 
 
 def copy_name(path: Path | None) -> str:

@@ -12,12 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import structlog
-from nats.aio.msg import Msg
 
-from contracts.codec import decode, encode
-from contracts.errors import InvalidPayload
 from contracts.messages.reloading import ReloadAnswer, ReloadOrder, lines_of
-from contracts.subjects import CONFIGURATION_RELOAD
 from mesh.broker.connection import connect
 from mesh.configuration.checking import secret_mistakes
 from mesh.configuration.digest import configuration_digest
@@ -25,7 +21,7 @@ from mesh.configuration.mesh_toml import DEFAULT_FILE, parse_configuration, read
 from mesh.configuration.reloading import read_again
 from mesh.configuration.settings import SOURCE_VARIABLE, Settings, worker_name
 from mesh.errors import SettingsError
-from mesh.serving.reloading import copy_name
+from mesh.serving.reloading import copy_name, hear_orders
 from meshctl.errors import StartFailed
 from meshctl.supervision.home import Home
 
@@ -65,18 +61,11 @@ class ConfigurationCopy:
     async def serve(self, nats_url: str, changed: Callable[[Settings], None]) -> None:
         """Take part in reloads until cancelled. `changed` is told of the settings for processes from then on."""
 
-        async def heard(message: Msg) -> None:
-            try:
-                order = decode(message.data, ReloadOrder)
-            except InvalidPayload as error:
-                log.warning("configuration.order_unreadable", error=str(error))
-                return
-            answer = self.answer(order, changed)
-            if answer is not None and message.reply:
-                await message.respond(encode(answer))
+        async def carry_out(order: ReloadOrder) -> ReloadAnswer | None:
+            return self.answer(order, changed)
 
         async with connect(replace(self.settings, nats_url=nats_url), "meshctl") as connection:
-            await connection.client.subscribe(CONFIGURATION_RELOAD, cb=heard)
+            await hear_orders(connection, carry_out)
             await asyncio.Event().wait()
 
     def answer(self, order: ReloadOrder, changed: Callable[[Settings], None]) -> ReloadAnswer | None:

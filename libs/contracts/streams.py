@@ -321,6 +321,7 @@ WALKS_BUCKET = BucketDeclaration(
 STORAGE_BUCKET = BucketDeclaration(
     name="storage", description="How full the streams were, an hour apart.", max_bytes=_BYTES["KV_storage"]
 )
+KEYS_BUCKET = BucketDeclaration(name="keys", description="API keys, hashed.", max_bytes=_BYTES["KV_keys"])
 
 BUCKETS: tuple[BucketDeclaration, ...] = (
     TASKS_BUCKET,
@@ -332,6 +333,7 @@ BUCKETS: tuple[BucketDeclaration, ...] = (
     ARCHIVE_BUCKET,
     WALKS_BUCKET,
     STORAGE_BUCKET,
+    KEYS_BUCKET,
 )
 
 

@@ -9,6 +9,7 @@ from ingress.fleet_watch import FleetWatch
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from ingress.storage import Storage
+from mesh.access.callers import identified, open_door
 from mesh.background import background
 from mesh.journal.following import Following
 from mesh.journal.submission import Submission
@@ -46,7 +47,10 @@ async def main(service: Service) -> None:
         ingress.lists.open(),
         background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
-        app = guarded(create_app(ingress, probe), Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"))
+        app = guarded(
+            identified(create_app(ingress, probe), open_door),
+            Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
+        )
         await serve(app, listener, service.stopping, service.ready())
     await submission.close()
 

@@ -41,6 +41,7 @@ from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from ingress.waiting import Waits
+from mesh.access.callers import caller_of, tenant_of
 from mesh.broker import key_value
 from mesh.broker.direct_get import find_sequence
 from mesh.broker.requests import Requests
@@ -59,7 +60,6 @@ from mesh.serving.http import (
     http_code,
     json_response,
     read_json_body,
-    tenant_of_request,
 )
 from mesh.task.records import record
 from mesh.telemetry import metrics, traces
@@ -115,7 +115,7 @@ class Ingress:
             raise
 
     async def _submit(self, request: AnyRequest) -> Response[bytes]:
-        tenant = tenant_of_request(request)
+        tenant = tenant_of(request, "submit")
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
         wait_seconds = parse_wait_seconds(request.headers.get(headers.HTTP_PREFER))
         body = await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX))
@@ -149,7 +149,7 @@ class Ingress:
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}`"""
-        tenant = tenant_of_request(request)
+        tenant = tenant_of(request, "read")
         shown = await self._record(tenant, checked_task(task), says_waiting=True)
         return json_response(shown, 200, {"Cache-Control": "no-store"})
 
@@ -162,7 +162,7 @@ class Ingress:
 
     async def tasks(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tasks`"""
-        tenant = tenant_of_request(request)
+        tenant = tenant_of(request, "read")
         query = request.query_params
         page = await self.lists.tasks(
             tenant,
@@ -175,43 +175,44 @@ class Ingress:
 
     async def counts(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tasks/counts`"""
-        counts = await self.lists.counts(tenant_of_request(request))
+        counts = await self.lists.counts(tenant_of(request, "read"))
         return json_response(counts, 200, {"Cache-Control": "no-store"})
 
     async def tools(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tools`"""
-        tenant_of_request(request)
+        tenant_of(request, "read")
         query = request.query_params
         page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
         return json_response(page, 200, {"Cache-Control": "no-store"})
 
     async def pool_load(self, request: AnyRequest, pool: str) -> Response[bytes]:
         """`GET /v1/pools/{pool}/load`"""
-        tenant_of_request(request)
+        tenant_of(request, "operate")
         load = await self._pool_loads.load(pool, self._settings.pools)
         return json_response(load, 200, {"Cache-Control": "no-store"})
 
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
-        tenant = tenant_of_request(request)
-        record = await self._record(tenant, checked_task(task))
+        caller = caller_of(request, "submit")
+        record = await self._record(caller.tenant, checked_task(task))
         if record.status in ENDED:
             return json_response(record, 200, {"Cache-Control": "no-store"})
-        command = CancelCommand(task=record.id, tenant=tenant, by=input_decisions.BY)
+        command = CancelCommand(task=record.id, tenant=caller.tenant, by=caller.name)
         await commands.send(self._requests, command, cancel_message_id(record.id), request, "/v1/tasks/{task}/cancel")
-        log.debug("task.cancel_asked", task=record.id, tenant=tenant)
+        log.debug("task.cancel_asked", task=record.id, tenant=caller.tenant)
         return json_response(record, 202, {"Cache-Control": "no-store"})
 
     async def input(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/inputs`"""
-        tenant = tenant_of_request(request)
+        caller = caller_of(request, "answer")
+        tenant = caller.tenant
         checked_task(task)
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
         said = parse_task_input(await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX)))
         journal = await read_journal(self._journals, tenant, task, lambda state: input_decisions.shows(state, said))
         message_id = input_decisions.message_id(tenant, task, said, key)
         if not input_decisions.was_carried_out(journal.state, said, message_id):
-            command = input_decisions.command_for(journal.state, said, message_id)
+            command = input_decisions.command_for(journal.state, said, message_id, caller.name)
             ack = await commands.send(self._requests, command, message_id, request, "/v1/tasks/{task}/inputs")
             if ack.duplicate and isinstance(said, MessageInput):
                 await self._check_duplicate(tenant, task, said, message_id, ack.seq)

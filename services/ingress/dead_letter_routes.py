@@ -17,7 +17,6 @@ from contracts.streams import CONTROL, DEAD_LETTERS
 from contracts.tasks import BODY_BYTES_MAX
 from ingress import commands, replay_decisions
 from ingress.dead_letter_reading import read_dead_letters, read_malformed
-from ingress.input_decisions import BY
 from ingress.journals import checked_task, read_journal
 from ingress.links import task_links
 from ingress.listing.lists import Lists
@@ -27,6 +26,7 @@ from ingress.parsing import (
     parse_record_sequence,
     parse_replay_request,
 )
+from mesh.access.callers import Caller, caller_of, tenant_of
 from mesh.broker.direct_get import sequence_from_leader
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
@@ -34,7 +34,7 @@ from mesh.errors import QueueFull
 from mesh.journal import dead_letter_records
 from mesh.journal.reading import milestones_of
 from mesh.journal.warm import WarmJournals
-from mesh.serving.http import AnyRequest, RequestRefused, json_response, read_json_body, tenant_of_request
+from mesh.serving.http import AnyRequest, RequestRefused, json_response, read_json_body
 from mesh.task.records import record
 from mesh.task.replays import after_replay
 from mesh.task.state import TaskState
@@ -63,7 +63,7 @@ class DeadLetters:
         """`GET /v1/dead-letters`"""
         query = request.query_params
         page = await self._lists.dead_letters(
-            tenant_of_request(request),
+            tenant_of(request, "read"),
             parse_dead_letter_filter(query),
             limit=parse_limit(query.get("limit")),
             cursor=query.get("cursor"),
@@ -72,7 +72,7 @@ class DeadLetters:
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/dead-letters/{id}`"""
-        state = (await read_journal(self._journals, tenant_of_request(request), checked_task(task))).state
+        state = (await read_journal(self._journals, tenant_of(request, "read"), checked_task(task))).state
         open_now = record(state).dead_letters or []
         records, more = await read_dead_letters(self._requests, state.tenant, task, open_now)
         shown = TaskDeadLetters(
@@ -88,7 +88,8 @@ class DeadLetters:
 
     async def replay(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/dead-letters/{id}/replay`"""
-        tenant = tenant_of_request(request)
+        caller = caller_of(request, "operate")
+        tenant = caller.tenant
         checked_task(task)
         wanted = parse_replay_request(
             await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX), absent=b"{}")
@@ -108,13 +109,14 @@ class DeadLetters:
             return json_response(
                 replay_decisions.plan(state, after, steps, task_links(self._settings, task)), 200, _NO_STORE
             )
-        await self._send(request, state, wanted, steps)
+        await self._send(request, caller, state, wanted, steps)
         log.info("task.replay_asked", task=task, tenant=tenant, steps=len(steps))
         return self._accepted(state, steps)
 
     async def drop(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`DELETE /v1/dead-letters/{id}`"""
-        tenant = tenant_of_request(request)
+        caller = caller_of(request, "operate")
+        tenant = caller.tenant
         checked_task(task)
         wanted = ReplayRequest()
         state = (
@@ -125,25 +127,25 @@ class DeadLetters:
             return json_response(found, 200, _NO_STORE)
         if not state.open_dead_letters:
             raise RequestRefused("conflict", f"task {task} is {state.status}, and has no open dead letter")
-        command = CancelCommand(task=task, tenant=tenant, by=BY, reason=DROPPED)
+        command = CancelCommand(task=task, tenant=tenant, by=caller.name, reason=DROPPED)
         await commands.send(self._requests, command, cancel_message_id(task), request, "/v1/dead-letters/{task}")
         log.info("task.drop_asked", task=task, tenant=tenant)
         return json_response(found, 202, _NO_STORE)
 
     async def malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`GET /v1/dead-letters/malformed/{record_sequence}`"""
-        return json_response(await self._malformed(tenant_of_request(request), number), 200, _NO_STORE)
+        return json_response(await self._malformed(tenant_of(request, "read"), number), 200, _NO_STORE)
 
     async def drop_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`DELETE /v1/dead-letters/malformed/{record_sequence}`"""
-        found = await self._malformed(tenant_of_request(request), number)
+        found = await self._malformed(tenant_of(request, "operate"), number)
         await self._requests.delete_message(DEAD_LETTERS.name, found.record_sequence)
         log.info("dead_letter.deleted", tenant=found.tenant, record=found.record_sequence)
         return json_response(found, 200, _NO_STORE)
 
     async def requeue_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`POST /v1/dead-letters/malformed/{record_sequence}/requeue`"""
-        found = await self._malformed(tenant_of_request(request), number)
+        found = await self._malformed(tenant_of(request, "operate"), number)
         try:
             await dead_letter_records.requeue(self._requests, found)
         except QueueFull as error:
@@ -183,10 +185,12 @@ class DeadLetters:
         replayed = [event for event in events if isinstance(event, TaskReplayed)]
         replay_decisions.check_recorded(wanted.edits, steps, replayed)
 
-    async def _send(self, request: AnyRequest, state: TaskState, wanted: ReplayRequest, steps: list[StepGen]) -> None:
+    async def _send(
+        self, request: AnyRequest, caller: Caller, state: TaskState, wanted: ReplayRequest, steps: list[StepGen]
+    ) -> None:
         """Give the replay to the steward, once. Raises `RequestRefused` if there is one with other edits."""
         command = ReplayCommand(
-            task=state.task, tenant=state.tenant, by=BY, steps=steps, edits=wanted.edits, reason=wanted.reason
+            task=state.task, tenant=state.tenant, by=caller.name, steps=steps, edits=wanted.edits, reason=wanted.reason
         )
         route = "/v1/dead-letters/{task}/replay"
         message_id = replay_message_id(state.task, steps)

@@ -18,9 +18,6 @@ from mesh.errors import IdempotencyMismatch
 from mesh.serving.http import RequestRefused
 from mesh.task.state import TaskState
 
-BY = "http"
-"""Nobody is known by name yet; what is known is that it came this way."""
-
 
 def shows(state: TaskState, said: TaskInput) -> bool:
     """Whether as much of the journal is folded as it takes to judge: what is not there yet might still come."""
@@ -55,13 +52,16 @@ def check_same(said: MessageInput, before: InputReceived | InputCommand) -> None
         raise IdempotencyMismatch("the key has brought another message to this task")
 
 
-def command_for(state: TaskState, said: TaskInput, command: str) -> InputCommand | ApprovalCommand:
-    """The command that carries it to the steward. Raises `RequestRefused`: there is no such call, or it is too late."""
+def command_for(state: TaskState, said: TaskInput, command: str, by: str) -> InputCommand | ApprovalCommand:
+    """The command that carries it to the steward, from whom `by` says.
+
+    Raises `RequestRefused`: there is no such call, or it is too late.
+    """
     if state.terminal is not None:
         raise RequestRefused("conflict", f"task {state.task} is {state.status}: nobody listens any more")
     if isinstance(said, MessageInput):
         return InputCommand(
-            task=state.task, tenant=state.tenant, by=BY, text=said.text, mode=said.mode, command=command
+            task=state.task, tenant=state.tenant, by=by, text=said.text, mode=said.mode, command=command
         )
     if said.call not in state.approvals:
         raise RequestRefused("not-found", f"task {state.task} asks for no approval of a call {said.call}")
@@ -69,5 +69,5 @@ def command_for(state: TaskState, said: TaskInput, command: str) -> InputCommand
     if resolution is not None:
         raise RequestRefused("conflict", f"call {said.call} is {resolution.decision} already, by {resolution.by}")
     return ApprovalCommand(
-        task=state.task, tenant=state.tenant, by=BY, call=said.call, decision=said.decision, reason=said.reason
+        task=state.task, tenant=state.tenant, by=by, call=said.call, decision=said.decision, reason=said.reason
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contracts.records.status import HealthCheck
+from mesh.access.callers import identified, open_door
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
@@ -23,7 +24,7 @@ async def main(service: Service) -> None:
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
-    app = guarded(create_app(edge, probe), Access(hosts, settings.edge_cors_origins))
+    app = guarded(identified(create_app(edge, probe), open_door), Access(hosts, settings.edge_cors_origins))
     service.http = str(address)
     service.wellness.ready_by(probe)
     async with heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max):

@@ -12,6 +12,7 @@ from opentelemetry.trace import Span, SpanKind
 from contracts import headers, subjects
 from contracts.errors import InvalidName, InvalidPayload, TaskmeshError
 from contracts.fields import whole_number
+from mesh.access.callers import tenant_of
 from mesh.journal.following import Following, TaskNotFound
 from mesh.serving.http import (
     EXCEPTION_HANDLERS,
@@ -19,7 +20,6 @@ from mesh.serving.http import (
     Probe,
     RequestRefused,
     health_routes,
-    tenant_of_request,
 )
 from mesh.telemetry import metrics, traces
 from stream_edge.stream import HEADERS, stream
@@ -39,7 +39,7 @@ class Edge:
 
     async def events(self, request: AnyRequest, task: str) -> ASGIApp:
         """`GET /v1/tasks/{id}/events`: the application that sends the stream."""
-        tenant = tenant_of_request(request, otherwise=request.query_params.get("tenant"))
+        tenant = tenant_of(request, "read", named=request.query_params.get("tenant"))
         checked_task = _task_of(task)
         after = _cursor_of(request)
         previews = _previews_of(request)

@@ -9,6 +9,7 @@ import pytest
 
 from contracts.identifiers import new_id
 from contracts.records.status import HealthCheck
+from mesh.access.callers import identified, open_door
 from mesh.broker.connection import Connection
 from mesh.journal.following import Following
 from stream_edge.app import Edge, create_app
@@ -31,7 +32,7 @@ async def test_a_stream_at_an_edge_that_stops_ends_at_once_so_that_a_browser_com
     """EventSource reconnects behind a stream that ends; behind 429 or 503 it never does."""
     stopping = asyncio.Event()
     edge = Edge(Following(connection), 1, stopping)
-    async with served(create_app(edge, well)) as (url, _), httpx.AsyncClient() as client:
+    async with served(identified(create_app(edge, well), open_door)) as (url, _), httpx.AsyncClient() as client:
         assert (await client.get(f"{url}/v1/tasks/{new_id()}/events")).status_code == 404
         stopping.set()
         answer = await client.get(f"{url}/v1/tasks/{new_id()}/events")

@@ -78,13 +78,13 @@ class Story:
 
 
 def test_a_message_becomes_a_command_that_names_its_request() -> None:
-    command = command_for(Story().begun().state, MessageInput(text="faster", mode="redirect"), COMMAND)
+    command = command_for(Story().begun().state, MessageInput(text="faster", mode="redirect"), COMMAND, "http")
     assert command == InputCommand(task=TASK, tenant="acme", by="http", text="faster", mode="redirect", command=COMMAND)
 
 
 def test_a_decision_on_a_call_that_waits_becomes_a_command() -> None:
     said = ApprovalInput(call="1-0", decision="denied", reason="too much")
-    command = command_for(Story().begun().asked("1-0").state, said, "")
+    command = command_for(Story().begun().asked("1-0").state, said, "", "http")
     assert command == ApprovalCommand(
         task=TASK, tenant="acme", by="http", call="1-0", decision="denied", reason="too much"
     )
@@ -104,7 +104,7 @@ def test_a_decision_on_a_call_that_waits_becomes_a_command() -> None:
 )
 def test_what_comes_too_late_or_for_no_call_is_refused(story: Story, said: TaskInput, code: str) -> None:
     with pytest.raises(RequestRefused) as caught:
-        command_for(story.state, said, COMMAND)
+        command_for(story.state, said, COMMAND, "http")
     assert caught.value.code == code
 
 
@@ -142,7 +142,7 @@ def test_a_decision_is_one_for_each_call_whatever_its_key() -> None:
 
 def test_the_longest_message_is_a_command_that_the_steward_takes() -> None:
     said = MessageInput(text="\N{GRINNING FACE}" * 100_000)
-    command = command_for(Story().begun().state, said, COMMAND)
+    command = command_for(Story().begun().state, said, COMMAND, "http")
     payload = encode(command)
     assert len(payload) < BODY_BYTES_MAX
     assert decode_control(payload, "control.input.acme") == command

@@ -44,6 +44,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.serving": _BELOW_THE_JOURNAL,
     "mesh.fleet": _BELOW_THE_JOURNAL,
+    "mesh.access": (*_BELOW_THE_JOURNAL, "mesh.serving"),
     "mesh.steps": (
         *_BELOW_THE_JOURNAL,
         "mesh.archive",

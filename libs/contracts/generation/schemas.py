@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contracts import errors, tasks
+from contracts import access, errors, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
 from contracts.messages import control, notifications, reloading, work
@@ -65,6 +65,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "storage_samples": storage.StorageSamples,
     "reload_order": reloading.ReloadOrder,
     "reload_answer": reloading.ReloadAnswer,
+    "key_record": access.KeyRecord,
     "provider_record": providers.ProviderRecord,
     "problem": errors.Problem,
     "health": status.Health,

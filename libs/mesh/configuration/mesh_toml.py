@@ -22,6 +22,12 @@ from contracts.codec import exactly
 from contracts.retries import AWAY_SECONDS
 from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
+from mesh.configuration.access_tables import (
+    ApprovalsConfiguration,
+    AuthConfiguration,
+    parse_approvals,
+    parse_auth,
+)
 from mesh.configuration.addresses import is_host
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
@@ -37,7 +43,7 @@ CONFIG_VARIABLE = "MESH_CONFIG"
 DEFAULT_FILE = "mesh.toml"
 NO_FILE = os.devnull
 """What MESH_CONFIG names where no file must count: it reads as an empty one."""
-KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs")
+KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs", "auth", "approvals")
 FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
@@ -236,6 +242,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     results: ResultsConfiguration = ResultsConfiguration()
     storage: StorageConfiguration = StorageConfiguration()
     logs: LogsConfiguration = LogsConfiguration()
+    auth: AuthConfiguration = AuthConfiguration()
+    approvals: ApprovalsConfiguration = ApprovalsConfiguration()
     source: str = DEFAULT_FILE
 
     def providers_of(self, pool: str) -> tuple[str, ...]:
@@ -325,6 +333,8 @@ def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> C
         results=parse_results(tables, source),
         storage=parse_storage(tables, source),
         logs=parse_logs(tables, source),
+        auth=parse_auth(tables, source),
+        approvals=parse_approvals(tables, source),
         source=source,
     )
 

@@ -47,6 +47,8 @@ class BucketsConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """How far the stewards are with what they look through."""
     storage: SizeText | None = None
     """How full streams were in the last day."""
+    keys: SizeText | None = None
+    """API keys: some 300 bytes each."""
 
 
 class StorageConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

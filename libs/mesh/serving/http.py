@@ -21,11 +21,10 @@ from litestar.exceptions import (
 )
 from litestar.types import ASGIApp, ExceptionHandlersMap, Message, Receive, Scope, Send
 
-from contracts import VERSION, subjects
+from contracts import VERSION
 from contracts.codec import encode
-from contracts.errors import HTTP_STATUS_BY_CODE, InvalidName, TaskmeshError, problem
+from contracts.errors import HTTP_STATUS_BY_CODE, TaskmeshError, problem
 from contracts.fields import whole_number
-from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
 from contracts.records.status import Health, HealthCheck
 from mesh.background import background
 from mesh.serving.connections import Connections, raise_descriptor_limit
@@ -70,6 +69,8 @@ def problem_response(code: str, detail: str | None, retry_after_seconds: float |
         code = "internal"
     document = problem(code, detail)
     response_headers = {"Cache-Control": "no-store"}
+    if document.status == HTTP_STATUS_BY_CODE["unauthorized"]:
+        response_headers["WWW-Authenticate"] = 'Bearer realm="taskmesh"'  # RFC 9110, 15.5.2
     if document.status in (429, 503):
         # Whole seconds (RFC 9110), at least one: 0 would invite a storm.
         response_headers["Retry-After"] = str(max(1, round(retry_after_seconds or 1)))
@@ -108,6 +109,11 @@ async def answer_directly(
     except Exception as error:
         response = _on_error(request, error)
     await _send_response(send, response)
+
+
+async def answer_error(scope: Scope, send: Send, error: Exception) -> None:
+    """Answer with what an error comes to, outside of the framework."""
+    await _send_response(send, _on_error(Request(scope), error))
 
 
 async def send_problem(send: Send, code: str, detail: str) -> None:
@@ -175,16 +181,6 @@ def _options_of(send: Send) -> Send:
         await send(message)
 
     return send_options
-
-
-def tenant_of_request(request: AnyRequest, otherwise: str | None = None) -> str:
-    """The tenant of a request's `Mesh-Tenant`; without one `otherwise`, or `default`. Raises `InvalidName`."""
-    named = request.headers.getall(HTTP_TENANT, [])
-    if len(named) > 1:
-        # Whoever checked the request on its way may have looked at the other one.
-        raise InvalidName(f"{HTTP_TENANT} is there {len(named)} times")
-    value = named[0] if named else otherwise
-    return subjects.check_tenant(value) if value is not None else TENANT_DEFAULT
 
 
 async def read_json_body(request: AnyRequest, bytes_max: int, absent: bytes | None = None) -> bytes:

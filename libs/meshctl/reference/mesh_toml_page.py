@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 
+from mesh.configuration.access_tables import ApprovalsConfiguration, AuthConfiguration
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.descriptions import field_descriptions
@@ -246,6 +247,26 @@ tasks = "4GiB"
 level = "debug"
 """,
         ("logs",),
+    ),
+    Table(
+        "[auth]",
+        AuthConfiguration,
+        """
+[auth]
+mode = "keys"
+trusted_proxies = ["10.0.0.0/8"]
+""",
+        ("auth",),
+    ),
+    Table(
+        "[approvals]",
+        ApprovalsConfiguration,
+        """
+[approvals]
+four_eyes = true
+tools = ["charge"]
+""",
+        ("approvals",),
     ),
 )
 """All tables, in the order of the page."""

@@ -18,6 +18,9 @@ _UNITS = frozenset({"seconds", "hours", "days", "percent", "port", "url"})
 """A field that ends in one of these says with it what its value is. A number with a fraction always has a unit."""
 
 
+_OTHERS = {"nats_url": "MESH_NATS_URL_FILE", "nats_url_file": "MESH_NATS_URL"}
+
+
 class SettingFlag(NamedTuple):
     """A setting as a flag. A switch may stand alone, which means 1."""
 
@@ -85,6 +88,8 @@ def environment_with(arguments: argparse.Namespace, environment: Mapping[str, st
                     f" arguments of a command: set {flag.variable} instead"
                 )
             merged[flag.variable] = value
+            # A flag outranks a variable, be it the other one of the two that say the same.
+            merged.pop(_OTHERS.get(flag.name, ""), None)
     return merged
 
 

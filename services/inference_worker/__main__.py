@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack
 
 from contracts.streams import lane_consumer
@@ -17,7 +16,6 @@ from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.shares import Share
-from mesh.configuration.mesh_toml import check_api_keys
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
@@ -55,7 +53,7 @@ class Worker:
         self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
 
     async def generation(self, settings: Settings) -> Generation:
-        """Handlers with the models of these settings. Raises `SettingsError` for a key that is missing."""
+        """Handlers with the models of these settings."""
         async with AsyncExitStack() as stack:
             opening = open_providers(settings, guard=self.breakers.guard, requests=self._requests)
             providers = await stack.enter_async_context(opening)
@@ -87,17 +85,12 @@ class Worker:
         await handlers.replace(await self.generation(settings))
 
 
-def check(settings: Settings) -> None:
-    """Whether a worker can go by these settings. Raises `SettingsError`."""
-    check_api_keys(settings.configuration, os.environ)
-
-
 async def main(service: Service) -> None:
     """Run turns until told to stop."""
     settings, worker = service.settings, Worker(service)
     handlers = PoolHandlers(await worker.generation(settings))
     loop = WorkLoop(service.connection, settings, lanes(settings, worker.breakers), handlers, service.worker)
-    service.reloading.add(check, lambda settings: worker.take(settings, handlers))
+    service.reloading.add(lambda _: None, lambda settings: worker.take(settings, handlers))
     try:
         async with (
             background(worker.reporter.run(), worker.breakers.run(service.stopping)),

@@ -11,7 +11,6 @@ A provider's failures are `StepFailed`, raised by its stream. These are their co
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -33,7 +32,6 @@ from mesh.configuration.mesh_toml import (
     PoolConfiguration,
     ProviderConfiguration,
     ScriptedProviderConfiguration,
-    api_key,
 )
 from mesh.configuration.settings import Settings
 
@@ -60,11 +58,10 @@ class PoolProvider:
 @asynccontextmanager
 async def open_providers(
     settings: Settings,
-    environment: Mapping[str, str] = os.environ,
     guard: Callable[[Source], Source] = lambda source: source,
     requests: Requests | None = None,
 ) -> AsyncIterator[dict[str, Candidates]]:
-    """The models of each pool; connections are closed at the end. Raises `SettingsError` for a missing key.
+    """The models of each pool; connections are closed at the end. Keys are those of the settings.
 
     `guard` may put something before each source, such as its breaker. Images of tools are read with `requests`.
     """
@@ -73,7 +70,7 @@ async def open_providers(
         sources: dict[str, Source] = {}
         room = Room(HELD_BYTES_MAX)
         for name in sorted({name for pool in configuration.pools for name in configuration.providers_of(pool)}):
-            key = api_key(configuration, name, environment)
+            key = settings.secrets.get(f"providers.{name}.api_key")
             endpoints.know(name, configuration.providers[name])
             source = await _open(stack, settings, name, configuration.providers[name], key)
             if requests is not None and takes_images(configuration.providers[name]):

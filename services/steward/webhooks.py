@@ -7,7 +7,6 @@ A notification waits in its consumer until it was taken (ack), is to be tried ag
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +26,9 @@ from mesh.broker.answers import Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery, while_leased
+from mesh.configuration.secrets import signing_keys
 from mesh.configuration.settings import Settings
-from mesh.configuration.webhook_tables import WebhookConfiguration, signing_keys
+from mesh.configuration.webhook_tables import WebhookConfiguration
 from mesh.errors import BrokerError
 from mesh.journal import dead_letter_records
 from mesh.serving.service import Service
@@ -164,7 +164,7 @@ class WebhookLoop:
 
 
 class Webhooks:
-    """All that are configured. Raises `SettingsError` for a secret that is missing or wrong."""
+    """All that are configured."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -187,14 +187,9 @@ class Webhooks:
             log.warning("webhook.no_consumer_yet", error=str(error))
         self._start(settings)
 
-    def check(self, settings: Settings) -> None:
-        """Whether all of these can be signed for. Raises `SettingsError`."""
-        configuration = settings.configuration
-        signing_keys(configuration.webhooks, os.environ, configuration.source)
-
     def _start(self, settings: Settings) -> None:
         configuration = settings.configuration
-        keys = signing_keys(configuration.webhooks, os.environ, configuration.source)
+        keys = signing_keys(configuration, settings.secrets)
         for name in self._running.keys() - configuration.webhooks.keys():
             self._running.pop(name)[2].put(None)
         for name, webhook in configuration.webhooks.items():

@@ -20,8 +20,8 @@ from contracts.records.tools import ASK_USER, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
 from mesh.broker.lanes import ConsumerSpec
+from mesh.configuration.secrets import server_secrets
 from mesh.configuration.settings import Settings
-from mesh.configuration.tool_tables import header_of, variable_of
 from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service
 from mesh.steps.work_loop import WorkLoop
@@ -99,6 +99,9 @@ class Serving:
         self._store.configure(settings.configuration.results.tenant_share)
         self._tools.update(built_in_tools(settings, self._requests))
         for served in self._servers:
+            if served.server is not None:
+                server = settings.configuration.tools.mcp[served.name]
+                served.server.configure(server_secrets(served.name, server, settings.secrets))
             if served.server is not None and served.server.tools:
                 served.changed.set()  # Its tools are taken over once more, with the operator's word on each.
         self._wake.set()
@@ -208,13 +211,11 @@ class Serving:
 
         servers = []
         for name, configuration in configured.items():
-            key = f"{self._settings.configuration.source}: mcp.{name}"
-            for variable in configuration.env_from:
-                variable_of(os.environ, variable, key)
-            for variable in (*configuration.headers_env.values(), *filter(None, [configuration.api_key_env])):
-                header_of(os.environ, variable, key)
+            secrets = server_secrets(name, configuration, self._settings.secrets)
             served = _Served(name)
-            served.server = McpServer(name, configuration, os.environ, served.changed.set, self.servers_changed.set)
+            served.server = McpServer(
+                name, configuration, os.environ, secrets, served.changed.set, self.servers_changed.set
+            )
             servers.append(served)
         return servers
 

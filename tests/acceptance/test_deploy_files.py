@@ -53,10 +53,10 @@ def pods(overlay: str) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[st
             yield each, pod, container
 
 
-def composed() -> dict[str, Any]:
-    """The compose file as `docker compose` loads it."""
-    file = DEPLOY / "docker" / "compose.yaml"
-    loaded = children.run_blocking([compose_loader(), file], {**os.environ, "NATS_PASSWORD": "s3cret"})
+def composed(*others: str) -> dict[str, Any]:
+    """The compose file as `docker compose` loads it, with others laid over it."""
+    files = [DEPLOY / "docker" / name for name in ("compose.yaml", *others)]
+    loaded = children.run_blocking([compose_loader(), *files], {**os.environ, "NATS_PASSWORD": "s3cret"})
     assert loaded.returncode == 0, loaded.stderr
     project: dict[str, Any] = json.loads(loaded.stdout)
     return project
@@ -165,6 +165,20 @@ def test_compose_starts_every_service_and_each_may_write_nothing_and_drain() -> 
             assert port["host_ip"] == "127.0.0.1", f"{name} is for this machine, until somebody says otherwise"
 
 
+def test_with_secrets_in_files_no_service_has_one_in_its_environment() -> None:
+    project = composed("secrets.yaml")
+    for name, service in project["services"].items():
+        given = {secret["source"] for secret in service.get("secrets", [])}
+        if name == "nats":
+            assert not given
+            continue
+        assert given == ({"nats_url", "provider_key"} if name == "inference_worker" else {"nats_url"}), name
+        assert service["environment"]["MESH_NATS_URL_FILE"] == "/run/secrets/nats_url", name
+        assert "MESH_NATS_URL" not in service["environment"], name
+        assert "s3cret" not in json.dumps(service), name
+    assert {Path(each["file"]).name for each in project["secrets"].values()} == project["secrets"].keys()
+
+
 def test_compose_asks_for_the_brokers_password() -> None:
     file = DEPLOY / "docker" / "compose.yaml"
     variables = {name: value for name, value in os.environ.items() if name != "NATS_PASSWORD"}
@@ -202,6 +216,24 @@ def test_every_service_runs_as_nobody_in_a_file_system_that_it_cannot_write_to()
             assert "memory" in container["resources"]["limits"], name
             seen.add(container.get("args", [""])[0])
     assert seen >= MODULES | {"meshctl"}
+
+
+def test_secrets_are_files_that_others_may_not_read_and_each_service_has_its_own() -> None:
+    own = {"inference_worker": "providers", "tool_runner": "tools", "steward": "webhooks"}
+    for each, pod, container in [*pods("services"), *pods("trial")]:
+        name = container.get("args", [""])[0]
+        if name not in MODULES | {"meshctl"}:
+            continue
+        assert not [entry for entry in container.get("env", []) if "valueFrom" in entry], name
+        assert not [entry for entry in container["envFrom"] if "secretRef" in entry], name
+        volumes = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
+        assert all(secret["defaultMode"] == 0o440 for secret in volumes.values()), name
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"] if mount.get("readOnly")}
+        variables = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert variables["MESH_NATS_URL_FILE"] == f"{mounts['broker']}/url", name
+        assert [item["path"] for item in volumes["broker"]["items"]] == ["url"], "the password of the broker itself"
+        wanted = {"taskmesh-broker"} | ({f"taskmesh-{own[name]}"} if name in own else set())
+        assert {secret["secretName"] for secret in volumes.values()} == wanted, each["metadata"]["name"]
 
 
 def test_every_deployment_is_probed_where_operators_are_served_and_has_time_to_drain() -> None:

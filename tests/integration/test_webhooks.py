@@ -15,13 +15,14 @@ import pytest
 
 from contracts import retries, streams
 from contracts.journal import parts
+from contracts.messages.notifications import secret_key
 from contracts.messages.work import DeadLetter
 from contracts.streams import webhook_consumers
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import read_page
 from mesh.broker.provisioning import Declared, apply, compare, declared
 from mesh.configuration.settings import Settings
-from mesh.configuration.webhook_tables import WebhookConfiguration, signing_keys
+from mesh.configuration.webhook_tables import WebhookConfiguration
 from mesh.errors import BrokerError
 from mesh.serving import pinned_http
 from steward import webhooks
@@ -59,9 +60,9 @@ async def notifying(
     """The loops of these webhooks, whose consumers are there."""
     wanted = Declared([], webhook_consumers(tuple(hooks), settings.ack_wait_seconds))
     await apply(connection.requests, wanted, update=False)
-    keys = signing_keys(hooks, {"S": SECRET}, "mesh.toml")
+    keys = (secret_key(SECRET),)
     running = [
-        asyncio.create_task(WebhookLoop(connection, settings, name, hook, keys[name], "steward").run())
+        asyncio.create_task(WebhookLoop(connection, settings, name, hook, keys, "steward").run())
         for name, hook in hooks.items()
     ]
     try:

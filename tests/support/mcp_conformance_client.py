@@ -11,6 +11,7 @@ import os
 import sys
 from typing import Any
 
+from mesh.configuration.secrets import ServerSecrets
 from mesh.configuration.tool_tables import McpServerConfiguration
 from tool_runner.mcp_servers.session import McpServer
 from tool_runner.tools.tool import ToolBroke, ToolRefused
@@ -29,7 +30,8 @@ def arguments_for(schema: dict[str, Any]) -> dict[str, Any]:
 async def main(url: str) -> int:
     """Talk with the server once; the exit status."""
     listed, stopping = asyncio.Event(), asyncio.Event()
-    server = McpServer("conformance", McpServerConfiguration(url=url), os.environ, listed.set, listed.set)
+    configured = McpServerConfiguration(url=url)
+    server = McpServer("conformance", configured, os.environ, ServerSecrets({}, {}), listed.set, listed.set)
     running = asyncio.create_task(server.run(stopping))
     try:
         async with asyncio.timeout(CONNECTED_SECONDS):

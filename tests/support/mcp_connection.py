@@ -7,7 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from mesh.configuration.tool_tables import McpServerConfiguration
+import msgspec
+
+from mesh.configuration.mesh_toml import default_configuration
+from mesh.configuration.secrets import read_secrets, server_secrets
+from mesh.configuration.tool_tables import McpServerConfiguration, ToolsConfiguration
 from tests.support.patience import within
 from tool_runner.mcp_servers.session import McpServer
 
@@ -17,7 +21,10 @@ async def running(environment: dict[str, str] | None = None, **configuration: An
     """A connection to a server that is configured so; it must end when it is told to."""
     stopping = asyncio.Event()
     configured = McpServerConfiguration(**configuration)
-    server = McpServer("test", configured, {"PATH": "/usr/bin:/bin"} | (environment or {}), lambda: None)
+    variables = {"PATH": "/usr/bin:/bin"} | (environment or {})
+    whole = msgspec.structs.replace(default_configuration(), tools=ToolsConfiguration(mcp={"test": configured}))
+    secrets = server_secrets("test", configured, read_secrets(whole, variables))
+    server = McpServer("test", configured, variables, secrets, lambda: None)
     task = asyncio.create_task(server.run(stopping))
     try:
         yield server

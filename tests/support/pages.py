@@ -36,7 +36,7 @@ from tests.support import children
 ROOT: Final = Path(__file__).resolve().parents[2]
 LANGUAGES: Final = frozenset({"sh", "console", "toml", "json", "text"})
 PROGRAMS: Final = frozenset({"curl", "docker", "git", "nats", "npx", "ollama", "openssl", "pip", "python", "vllm"}) | {
-    *("install", "kubectl", "printf", "python3", "systemctl", "useradd"),
+    *("chmod", "chown", "install", "kubectl", "printf", "python3", "sed", "systemctl", "useradd"),
 }
 """Programs of others that a page may call in a command that no test runs."""
 VARIES: Final = (
@@ -61,7 +61,9 @@ _GAP = r"^[ \t]*…[ \t]*$"
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 _BLANK_LINE = "\0"
 _CURSOR = re.compile(r"(Last-Event-ID: |--after )(\d+)")
-_MESH_TOML = frozenset({"providers", "pools", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs"})
+_MESH_TOML = frozenset({"providers", "pools", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs"}) | {
+    *("auth", "approvals"),
+}
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from mesh.configuration.mesh_toml import (
     OpenAIProviderConfiguration,
     PoolConfiguration,
     ScriptedProviderConfiguration,
-    api_key,
-    check_api_keys,
     default_configuration,
     load_configuration,
     parse_configuration,
 )
+from mesh.configuration.secrets import Secrets, read_secrets
 from mesh.configuration.settings import load_settings
 from mesh.configuration.tool_tables import McpServerConfiguration, ToolConfiguration
 from mesh.errors import SettingsError
@@ -138,7 +137,7 @@ def test_the_key_of_a_fallbacks_provider_is_needed_too() -> None:
     fallback = '{ provider = "claude", model = "c" }'
     text = f'{LOCAL}{CLAUDE}api_key_env = "CLAUDE_KEY"\n{POOL}fallbacks = [{fallback}]'
     with pytest.raises(SettingsError, match="CLAUDE_KEY is not set"):
-        check_api_keys(parse_configuration(text.encode()), {})
+        read_secrets(parse_configuration(text.encode()), {})
 
 
 def test_a_servers_breaker_is_on_and_the_scripted_models_off_unless_they_are_set() -> None:
@@ -195,7 +194,6 @@ def test_anthropics_provider_is_read_and_needs_nothing() -> None:
         max_output_tokens=9000,
         thinking_budget_tokens=8999,
     )
-    assert api_key(configuration, "deep", {"DEEP_KEY": SECRET}) == SECRET
 
 
 def test_tools_and_mcp_servers_are_read() -> None:
@@ -369,7 +367,7 @@ def test_a_key_in_the_place_of_its_variable_is_refused_and_never_shown() -> None
 def test_a_key_that_is_missing_or_can_be_none_is_named_by_its_variable(value: str | None, reason: str) -> None:
     configuration = parse_configuration(f'{LOCAL}api_key_env = "LOCAL_KEY"\n{POOL}'.encode())
     with pytest.raises(SettingsError) as failed:
-        check_api_keys(configuration, {} if value is None else {"LOCAL_KEY": value})
+        read_secrets(configuration, {} if value is None else {"LOCAL_KEY": value})
     said = str(failed.value)
     assert said.startswith("mesh.toml: providers.local.api_key_env: the variable LOCAL_KEY ")
     assert reason in said
@@ -378,12 +376,13 @@ def test_a_key_that_is_missing_or_can_be_none_is_named_by_its_variable(value: st
 
 def test_a_key_is_read_without_the_line_break_of_its_file() -> None:
     configuration = parse_configuration(f'{LOCAL}api_key_env = "LOCAL_KEY"\n{POOL}'.encode())
-    assert api_key(configuration, "local", {"LOCAL_KEY": f"{SECRET}\n"}) == SECRET
-    assert api_key(configuration, "scripted", {}) is None
+    secrets = read_secrets(configuration, {"LOCAL_KEY": f"{SECRET}\n"})
+    assert secrets["providers.local.api_key"] == SECRET
+    assert secrets.get("providers.scripted.api_key") is None
 
 
 def test_a_provider_that_no_pool_uses_needs_no_key() -> None:
-    check_api_keys(parse_configuration(f'{LOCAL}api_key_env = "LOCAL_KEY"'.encode()), {})
+    assert read_secrets(parse_configuration(f'{LOCAL}api_key_env = "LOCAL_KEY"'.encode()), {}) == Secrets()
 
 
 # Where the file is

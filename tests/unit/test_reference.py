@@ -56,6 +56,8 @@ BEFORE = {
     "[storage]": "[storage]\n",
     "[storage.buckets]": "[storage.buckets]\n",
     "[logs]": "[logs]\n",
+    "[auth]": "[auth]\n",
+    "[approvals]": "[approvals]\n",
 }
 
 

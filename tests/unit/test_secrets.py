@@ -55,13 +55,14 @@ ENVIRONMENT = dict.fromkeys(SECRETS | OTHERS, "x")
 def test_each_service_is_given_its_own_secrets_and_what_is_everybodys(service: str, given: set[str]) -> None:
     assert set(environment_for(service, ENVIRONMENT, CONFIGURATION)) == given | OTHERS
     assert secrets_of(CONFIGURATION, service) - {"HOME"} == given
-    assert has_secrets(CONFIGURATION, service) == bool(given)
 
 
-def test_a_runner_of_programs_keeps_its_environment_though_it_has_no_secrets_of_its_own() -> None:
+@pytest.mark.parametrize("service", ["ingress", "stream_edge", "inference_worker", "tool_runner", "steward"])
+def test_where_programs_run_every_service_keeps_its_login_from_them_though_it_has_no_secret_else(service: str) -> None:
+    """The environment of each has the broker's URL, and a program runs as the same user."""
     programs = parse_configuration(b'[mcp.files]\ncommand = ["files"]')
-    assert has_secrets(programs, "tool_runner")
-    assert not has_secrets(parse_configuration(b""), "tool_runner")
+    assert has_secrets(programs, service)
+    assert not has_secrets(parse_configuration(b""), service)
 
 
 @pytest.mark.processes

@@ -14,7 +14,8 @@ from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY
 from contracts.streams import EVENTS, WEBHOOK_CONSUMER_PREFIX, webhook_consumers
 from mesh.configuration.mesh_toml import parse_configuration
-from mesh.configuration.webhook_tables import WEBHOOKS_MAX, WebhookConfiguration, parse_webhooks, signing_keys
+from mesh.configuration.secrets import read_secrets, signing_keys
+from mesh.configuration.webhook_tables import WEBHOOKS_MAX, WebhookConfiguration, parse_webhooks
 from mesh.errors import SettingsError
 from mesh.retry_after import parse_retry_after
 from steward.endpoints import Failure, failure_of
@@ -61,6 +62,8 @@ def hook(**changes: str) -> str:
         (hook(on="['task.done']"), "webhooks.ops.on", "'task.done' is neither a group (approval, question"),
         (hook(on="['output.delta']"), "webhooks.ops.on", "'output.delta'"),
         (hook(secret_env=f"'{SECRET} '"), "webhooks.ops.secret_env", "matching regex"),
+        (hook(secret_env=""), "webhooks.ops", "`secret_env`, or `secret_file`"),
+        (hook(secret_file="'a'"), "webhooks.ops.secret_file", "only one of the two"),
         (hook(tenants="['A']"), "webhooks.ops.tenants[0]", "matching regex"),
         (hook(tenants="[]"), "webhooks.ops.tenants", "length >= 1"),
         (hook(timeout_seconds="0"), "webhooks.ops.timeout_seconds", "> 0"),
@@ -111,9 +114,8 @@ def test_there_is_a_bound_on_webhooks() -> None:
 def test_a_secret_that_is_missing_or_none_is_named_by_its_variable_and_never_shown(
     value: str | None, reason: str
 ) -> None:
-    webhooks = parse_configuration(HOOK.encode()).webhooks
     with pytest.raises(SettingsError) as failed:
-        signing_keys(webhooks, {} if value is None else {"HOOK_SECRET": value}, "mesh.toml")
+        read_secrets(parse_configuration(HOOK.encode()), {} if value is None else {"HOOK_SECRET": value})
     said = str(failed.value)
     assert said.startswith("mesh.toml: webhooks.ops.secret_env: the variable HOOK_SECRET")
     assert reason in said
@@ -122,9 +124,10 @@ def test_a_secret_that_is_missing_or_none_is_named_by_its_variable_and_never_sho
 
 
 def test_a_secret_may_take_anothers_place_little_by_little() -> None:
-    webhooks = parse_configuration(HOOK.encode()).webhooks
+    configuration = parse_configuration(HOOK.encode())
     other = "whsec_" + "A" * 32
-    keys = signing_keys(webhooks, {"HOOK_SECRET": f"{SECRET}  {other}\n"}, "mesh.toml")["ops"]
+    secrets = read_secrets(configuration, {"HOOK_SECRET": f"{SECRET}  {other}\n"})
+    keys = signing_keys(configuration, secrets)["ops"]
     assert [len(key) for key in keys] == [24, 24]
     assert keys[0] != keys[1]
 

@@ -31,7 +31,8 @@ class ReloadAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     `configuration` is the digest of what holds, `offered` of what was checked. `mistakes` are in its file, or in its
     variables for what the file says; `fixed` is what differs and can't change while it runs. `copy` is the copy of a
-    file that it reads, or keeps, `<host>:<path>`; absent where it reads the file itself.
+    file that it reads, or keeps, `<host>:<path>`; absent where it reads the file itself. `secrets_changed`: a secret
+    that the file names is another one than it goes by; no digest tells that.
     """
 
     worker: Annotated[str, Meta(max_length=255)]
@@ -42,6 +43,7 @@ class ReloadAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     mistakes: Annotated[list[Line], Meta(max_length=LINES_MAX)] = []
     fixed: Annotated[list[Line], Meta(max_length=LINES_MAX)] = []
     copy: Annotated[str, Meta(max_length=8192)] | None = None
+    secrets_changed: bool = False
 
 
 def lines_of(texts: list[str]) -> list[str]:

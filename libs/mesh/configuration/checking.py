@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from contracts.build import BUILD_VARIABLE
-from mesh.configuration.mesh_toml import Configuration, ServerConfiguration, api_key, configuration_of, tables_of
+from mesh.configuration.mesh_toml import configuration_of, tables_of
 from mesh.configuration.settings import SOURCE_VARIABLE, variable_fields
-from mesh.configuration.tool_tables import header_of, variable_of
-from mesh.configuration.webhook_tables import signing_keys
 from mesh.errors import SettingsError
 
 MISTAKES_MAX: Final = 200
@@ -88,39 +86,6 @@ def file_mistakes(content: bytes, source: str) -> list[str]:
                 break
             removed.append(path)
     return mistakes
-
-
-def secret_mistakes(configuration: Configuration, environment: Mapping[str, str]) -> list[str]:
-    """Which of the variables that the file names for keys and secrets are not set, or can't be one."""
-    mistakes: list[str] = []
-
-    def told(look: Any) -> None:
-        try:
-            look()
-        except SettingsError as error:
-            mistakes.append(str(error))
-
-    used = {provider for pool in configuration.pools for provider in configuration.providers_of(pool)}
-    for provider in sorted(used):
-        told(lambda name=provider: api_key(configuration, name, environment))
-    for name, webhook in configuration.webhooks.items():
-        told(lambda each={name: webhook}: signing_keys(each, environment, configuration.source))
-    for name, server in configuration.tools.mcp.items():
-        key = f"{configuration.source}: mcp.{name}"
-        for variable in server.env_from:
-            told(lambda each=variable, at=key: variable_of(environment, each, at))
-        for variable in (*server.headers_env.values(), *filter(None, [server.api_key_env])):
-            told(lambda each=variable, at=key: header_of(environment, each, at))
-    return mistakes
-
-
-def named_variables(configuration: Configuration) -> frozenset[str]:
-    """The variables that a configuration names for keys and secrets."""
-    servers = [each for each in configuration.providers.values() if isinstance(each, ServerConfiguration)]
-    names = {each.api_key_env for each in servers} | {each.secret_env for each in configuration.webhooks.values()}
-    for server in configuration.tools.mcp.values():
-        names |= {server.api_key_env, *server.env_from, *server.headers_env.values()}
-    return frozenset(name for name in names if name is not None)
 
 
 def _path_of(mistake: str, source: str) -> tuple[str, ...]:

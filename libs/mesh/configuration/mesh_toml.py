@@ -4,7 +4,7 @@ Its tables of tools, webhooks, breakers, the critic, results and sizes have modu
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
-it. API keys are never in this file: it names the variables that hold them.
+it. API keys are never in this file: it names the variables or the files that hold them (`mesh.configuration.secrets`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
+from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
 from mesh.configuration.toml_tables import HEADER_NAME, HEADER_VALUE, convert, named_tables
 from mesh.configuration.tool_tables import ToolsConfiguration, parse_tools
@@ -67,7 +68,9 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     base_url: Annotated[str, Meta(max_length=2048)]
     """Where the server is. The kind's own path is appended. It holds no user, no query and no fragment."""
     api_key_env: Annotated[str, exactly("[A-Za-z_][A-Za-z0-9_]{0,127}")] | None = None
-    """Name of the variable that holds the key, never the key itself. Unset: no key is sent."""
+    """Name of the variable that holds the key, never the key itself."""
+    api_key_file: SecretPath | None = None
+    """A file that holds the key, in place of `api_key_env`. With neither no key is sent."""
     connect_seconds: Seconds = 10.0
     """How long a connection may take, TLS included."""
     first_token_seconds: Seconds = 300.0
@@ -339,27 +342,6 @@ def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> C
     )
 
 
-def api_key(configuration: Configuration, provider: str, environment: Mapping[str, str]) -> str | None:
-    """The key of a provider; None if it needs none. Raises `SettingsError`, which never shows the key."""
-    configured = configuration.providers[provider]
-    if not isinstance(configured, ServerConfiguration) or configured.api_key_env is None:
-        return None
-    key = environment.get(configured.api_key_env, "").strip()
-    where = f"{configuration.source}: providers.{provider}.api_key_env: the variable {configured.api_key_env}"
-    if not key:
-        raise SettingsError(f"{where} is not set")
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise SettingsError(f"{where} holds what can't be a key")
-    return key
-
-
-def check_api_keys(configuration: Configuration, environment: Mapping[str, str]) -> None:
-    """Raise `SettingsError` if a provider that a pool uses has no key."""
-    for pool in configuration.pools:
-        for provider in configuration.providers_of(pool):
-            api_key(configuration, provider, environment)
-
-
 def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfiguration], where: str) -> None:
     """Raise `SettingsError` if the pool's models can't be. `where` is the source and the pool's key."""
     seen: set[tuple[str, str | None]] = set()
@@ -382,6 +364,7 @@ def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfigu
 
 
 def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:
+    check_one(("api_key_env", provider.api_key_env), ("api_key_file", provider.api_key_file), f"{source}: {key}")
     try:
         url = urlsplit(provider.base_url)
         usable = url.scheme in ("http", "https") and is_host(url.hostname or "") and url.port != 0
@@ -396,14 +379,18 @@ def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:
         if HEADER_NAME.fullmatch(name) is None or HEADER_VALUE.fullmatch(value) is None:
             raise SettingsError(f"{source}: {key}.headers.{name!r}: is no header's name, or its value is none")
         if name.lower() in _RESERVED_HEADERS:
-            raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+            raise SettingsError(
+                f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env or api_key_file)"
+            )
 
 
 def _check_anthropic(provider: AnthropicProviderConfiguration, key: str, source: str) -> None:
     budget = provider.thinking_budget_tokens
     for name in provider.headers:
         if name.lower() in _RESERVED_OF_ANTHROPIC:
-            raise SettingsError(f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env)")
+            raise SettingsError(
+                f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env or api_key_file)"
+            )
     if budget is not None and provider.tool_choice == "required":
         raise SettingsError(f"{source}: {key}.tool_choice: this API has no `required` beside thinking_budget_tokens")
     if budget is not None and budget >= provider.max_output_tokens:

@@ -16,8 +16,10 @@ import msgspec
 
 from contracts.retries import STEP_POLICY
 from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
-from mesh.configuration.broker_urls import parse_broker_url, without_password
+from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.mesh_toml import DEFAULT_FILE, Configuration, default_configuration, load_configuration
+from mesh.configuration.secret_files import read_secret, secret_path
+from mesh.configuration.secrets import Secrets, read_secrets
 from mesh.errors import SettingsError
 
 PORT_MAX = 65_535
@@ -40,13 +42,15 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last two."""
+    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last three."""
 
     home: Path = Path(".mesh")
     """The folder of the embedded broker's data, the logs and the pids."""
     nats_url: str | None = None
     """A NATS of your own; servers of a cluster with commas. Unset: `meshctl up` embeds one, and a service that runs
     alone looks on MESH_NATS_PORT."""
+    nats_url_file: Path | None = None
+    """A file that holds MESH_NATS_URL, in its place: for one with a password. It is read at the start."""
     nats_domain: str | None = None
     """The JetStream domain of the streams, if it is not that of the server at MESH_NATS_URL: a leaf's, or a hub's."""
     nats_server: str | None = None
@@ -126,6 +130,8 @@ class Settings:
     """Whether the scripted model obeys `!exit`, which kills its process. For failure tests."""
     configuration: Configuration = field(default_factory=default_configuration)
     """What that file says. It has no variable of its own."""
+    secrets: Secrets = field(default_factory=Secrets, compare=False)
+    """What a service has read of the secrets that the file names. It has no variable."""
     given: frozenset[str] = field(default=frozenset(), compare=False)
     """Names of the fields that a variable has set. It has none itself."""
 
@@ -169,6 +175,12 @@ class Settings:
         return min(timedelta(hours=self.pack_after_hours), self.retention_age)
 
     @property
+    def secret_texts(self) -> list[str]:
+        """What must be in no text that leaves the process."""
+        login = parse_broker_url(self.nats_url).login if self.nats_url is not None else BrokerLogin()
+        return [*self.secrets.texts(), *filter(None, (login.password, login.token))]
+
+    @property
     def pools(self) -> tuple[str, ...]:
         """Names of the pools. Without a configuration file there is one."""
         return tuple(self.configuration.pools)
@@ -204,7 +216,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 def variable_fields() -> list[Field[Any]]:
     """The fields of `Settings` that are variables."""
-    return [each for each in fields(Settings) if each.name not in ("configuration", "given")]
+    return [each for each in fields(Settings) if each.name not in ("configuration", "secrets", "given")]
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -214,6 +226,12 @@ def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     if SOURCE_VARIABLE in environment:
         configuration = msgspec.structs.replace(configuration, source=environment[SOURCE_VARIABLE] or DEFAULT_FILE)
     return replace(settings, configuration=configuration)
+
+
+def load_service_settings(service: str, environment: Mapping[str, str] = os.environ) -> Settings:
+    """`load_settings`, with the secrets that one service needs. Raises `SettingsError`, which shows none of them."""
+    settings = load_settings(environment)
+    return replace(settings, secrets=read_secrets(settings.configuration, environment, service))
 
 
 def load_variables(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -226,6 +244,8 @@ def load_variables(environment: Mapping[str, str] = os.environ) -> Settings:
         raw = environment.get(f"MESH_{setting.name.upper()}")
         if raw:
             values[setting.name] = _value(setting, raw)
+    if "nats_url_file" in values:
+        values["nats_url"] = _url_of_file(environment)
     return Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
 
 
@@ -239,7 +259,28 @@ def variable_mistakes(environment: Mapping[str, str]) -> list[str]:
                 _value(setting, raw)
         except SettingsError as error:
             mistakes.append(str(error))
+    try:
+        _url_of_file(environment)
+    except SettingsError as error:
+        mistakes.append(str(error))
     return mistakes
+
+
+def _url_of_file(environment: Mapping[str, str]) -> str | None:
+    """What the file of MESH_NATS_URL_FILE holds; None if none is named. Raises `SettingsError`."""
+    variable = "MESH_NATS_URL_FILE"
+    file = environment.get(variable)
+    if not file:
+        return None
+    if environment.get("MESH_NATS_URL"):
+        raise SettingsError(f"{variable}: is there beside MESH_NATS_URL: only one of the two can be")
+    path = secret_path(file, "", environment, variable)
+    url = read_secret(path, variable)
+    try:
+        parse_broker_url(url)
+    except ValueError as error:
+        raise SettingsError(f"{variable}: the file {path} holds no URL of a broker: {error}") from None
+    return url
 
 
 def _value(setting: Field[Any], raw: str) -> object:

@@ -36,6 +36,9 @@ def shown_variables(settings: Settings) -> list[Shown]:
         if not isinstance(value, bool | int | float | tuple | None):
             value = str(value)
         variable = f"MESH_{setting.name.upper()}"
+        if setting.name == "nats_url" and settings.nats_url_file is not None:
+            shown.append(Shown(variable, value, "MESH_NATS_URL_FILE"))
+            continue
         shown.append(Shown(variable, value, variable if setting.name in settings.given else DEFAULT))
     return shown
 

@@ -18,6 +18,7 @@ from contracts.fields import SignalFilter
 from contracts.records.tools import SEND_SIGNAL, TOOL_TIMEOUT_SECONDS, ToolDeclaration
 from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import ApprovalMode
+from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.toml_tables import HEADER_NAME, HEADER_VALUE, convert, named_tables
 from mesh.errors import SettingsError
 
@@ -86,14 +87,20 @@ class McpServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     """Variables for the program, beside HOME, LOGNAME, PATH, SHELL, TERM and USER. Only with `command`."""
     env_from: Annotated[list[Variable], Meta(max_length=256)] = []
     """Names of the runner's own variables that the program gets too, such as keys. Only with `command`."""
+    env_file: Annotated[dict[Variable, SecretPath], Meta(max_length=256)] = {}
+    """Variables for the program that files hold, such as `FILES_TOKEN = "secrets/files"`. Only with `command`."""
     cwd: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     """The folder that the program runs in; unset is the runner's. Only with `command`."""
     api_key_env: Variable | None = None
     """Name of the variable that holds the bearer token, never the token itself. Only with `url`."""
+    api_key_file: SecretPath | None = None
+    """A file that holds the bearer token, in place of `api_key_env`. Only with `url`."""
     headers: dict[str, str] = {}
     """Headers of each request, such as `X-Team = "blue"`. They hold no secrets: see `headers_env`. Only with `url`."""
     headers_env: dict[str, Variable] = {}
     """Headers whose values are secrets: the name of the variable that holds each. Only with `url`."""
+    headers_file: dict[str, SecretPath] = {}
+    """Headers whose values are secrets: the file that holds each. Only with `url`."""
     timeout_seconds: Seconds = TOOL_TIMEOUT_SECONDS
     """How long a call of any of its tools may take."""
 
@@ -146,22 +153,6 @@ def parse_tools(tables: Mapping[str, Any], source: str) -> ToolsConfiguration:
     return ToolsConfiguration(tools=tools, mcp=servers)
 
 
-def variable_of(environment: Mapping[str, str], variable: str, key: str) -> str:
-    """The value of a variable that the file names. Raises `SettingsError`, which never shows a value."""
-    value = environment.get(variable, "").strip()
-    if not value:
-        raise SettingsError(f"{key}: the variable {variable} is not set")
-    return value
-
-
-def header_of(environment: Mapping[str, str], variable: str, key: str) -> str:
-    """The value of a variable that goes into a header. Raises `SettingsError`, which never shows a value."""
-    value = variable_of(environment, variable, key)
-    if HEADER_VALUE.fullmatch(value) is None:
-        raise SettingsError(f"{key}: the variable {variable} holds what can't be in a header")
-    return value
-
-
 def is_host_pattern(pattern: str) -> bool:
     """Whether it can be an entry of `allowed_hosts`; names are in lower case, as in a URL's ASCII form."""
     host, colon, port = pattern.rpartition(":")
@@ -174,17 +165,13 @@ def _check_server(server: McpServerConfiguration, key: str, source: str) -> None
     if (server.command is None) == (server.url is None):
         raise SettingsError(f"{source}: {key}: takes either command or url")
     if server.command is not None:
-        if server.api_key_env is not None:
-            raise SettingsError(f"{source}: {key}.api_key_env: is for a url; a command takes env_from")
-        if server.headers or server.headers_env:
-            raise SettingsError(f"{source}: {key}: headers and headers_env are for a url")
-        if any("\0" in part for part in (*server.command, *server.env.values(), server.cwd or "")):
-            raise SettingsError(f"{source}: {key}: holds a NUL character")
+        _check_program(server, f"{source}: {key}")
         return
-    if server.env or server.env_from:
-        raise SettingsError(f"{source}: {key}: env and env_from are for a command")
+    if server.env or server.env_from or server.env_file:
+        raise SettingsError(f"{source}: {key}: env, env_from and env_file are for a command")
     if server.cwd is not None:
         raise SettingsError(f"{source}: {key}.cwd: is for a command")
+    check_one(("api_key_env", server.api_key_env), ("api_key_file", server.api_key_file), f"{source}: {key}")
     _check_headers(server, key, source)
     url = server.url or ""
     try:
@@ -199,9 +186,26 @@ def _check_server(server: McpServerConfiguration, key: str, source: str) -> None
         raise SettingsError(f"{source}: {key}.url: takes no user and no fragment")
 
 
+def _check_program(server: McpServerConfiguration, where: str) -> None:
+    for field, value in (("api_key_env", server.api_key_env), ("api_key_file", server.api_key_file)):
+        if value is not None:
+            raise SettingsError(f"{where}.{field}: is for a url; a command takes env_from or env_file")
+    if server.headers or server.headers_env or server.headers_file:
+        raise SettingsError(f"{where}: headers, headers_env and headers_file are for a url")
+    if any("\0" in part for part in (*(server.command or ()), *server.env.values(), server.cwd or "")):
+        raise SettingsError(f"{where}: holds a NUL character")
+    for variable in server.env_file:
+        if variable in server.env or variable in server.env_from:
+            raise SettingsError(
+                f"{where}.env_file.{variable}: is there beside env or env_from: only one of them can be"
+            )
+
+
 def _check_headers(server: McpServerConfiguration, key: str, source: str) -> None:
     seen: set[str] = set()
-    for field, names in (("headers", server.headers), ("headers_env", server.headers_env)):
+    has_key = server.api_key_env is not None or server.api_key_file is not None
+    fields = ("headers", server.headers), ("headers_env", server.headers_env), ("headers_file", server.headers_file)
+    for field, names in fields:
         for name in names:
             where = f"{source}: {key}.{field}.{name!r}"
             if HEADER_NAME.fullmatch(name) is None or HEADER_VALUE.fullmatch(server.headers.get(name, "x")) is None:
@@ -209,8 +213,10 @@ def _check_headers(server: McpServerConfiguration, key: str, source: str) -> Non
             lower = name.lower()
             if lower in _RESERVED_HEADERS or lower.startswith("mcp-"):
                 raise SettingsError(f"{where}: can't be set here")
-            if lower == "authorization" and (field == "headers" or server.api_key_env is not None):
-                raise SettingsError(f"{where}: a bearer token is api_key_env, anything else headers_env")
+            if lower == "authorization" and (field == "headers" or has_key):
+                raise SettingsError(
+                    f"{where}: a bearer token is api_key_env or api_key_file, anything else headers_env or headers_file"
+                )
             if lower in seen:
                 raise SettingsError(f"{where}: is there twice")
             seen.add(lower)

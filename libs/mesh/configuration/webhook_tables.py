@@ -1,6 +1,6 @@
 """What the operator says of webhooks in mesh.toml: `[webhooks.<name>]`.
 
-Secrets are never in the file: it names the variables that hold them.
+Secrets are never in the file: it names the variables or the files that hold them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import msgspec
 from msgspec import Meta
 
 from contracts.codec import exactly
-from contracts.errors import InvalidPayload
 from contracts.fields import Tenant
-from contracts.messages.notifications import event_types, secret_key
+from contracts.messages.notifications import event_types
 from contracts.subjects import LANE_NAME_PATTERN
 from mesh.configuration.addresses import is_host, is_ip_address, is_public
+from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.toml_tables import convert, named_tables
-from mesh.configuration.tool_tables import Variable, variable_of
+from mesh.configuration.tool_tables import Variable
 from mesh.errors import SettingsError
 
 WEBHOOKS_MAX = 16
@@ -37,10 +37,12 @@ class WebhookConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
     url: Annotated[str, Meta(max_length=2048)]
     """Where notifications are posted: `https`, or `http` too with `allow_private`. It holds no user and no fragment."""
-    secret_env: Variable
-    """Name of the variable that holds the secret, `whsec_<base64>`. While one replaces another: up to 4, by spaces."""
     on: Annotated[list[str], Meta(min_length=1, max_length=NAMES_MAX)]
     """The events: groups (`approval`, `question`, `ended`, `dead_letter`), and types such as `task.failed`."""
+    secret_env: Variable | None = None
+    """Name of the variable that holds the secret, `whsec_<base64>`. While one replaces another: up to 4, by spaces."""
+    secret_file: SecretPath | None = None
+    """A file that holds the secret, or up to 4 of them. One of the two has to be there."""
     tenants: Annotated[list[Tenant], Meta(min_length=1, max_length=TENANTS_MAX)] | None = None
     """The tenants whose tasks count. Unset: all."""
     allow_private: bool = False
@@ -60,32 +62,18 @@ def parse_webhooks(tables: Mapping[str, Any], source: str) -> dict[str, WebhookC
     for name, table in named_tables(tables, "webhooks", WebhookName, source).items():
         key = f"webhooks.{name}"
         webhook = convert(table, WebhookConfiguration, key, source)
+        if webhook.secret_env is None and webhook.secret_file is None:
+            raise SettingsError(f"{source}: {key}: missing required field `secret_env`, or `secret_file` in its place")
         try:
             event_types(webhook.on)
         except ValueError as error:
             raise SettingsError(f"{source}: {key}.on: {error}") from None
         _check_url(webhook, f"{source}: {key}.url")
+        check_one(("secret_env", webhook.secret_env), ("secret_file", webhook.secret_file), f"{source}: {key}")
         webhooks[name] = webhook
     if len(webhooks) > WEBHOOKS_MAX:
         raise SettingsError(f"{source}: webhooks: more than {WEBHOOKS_MAX}")
     return webhooks
-
-
-def signing_keys(
-    webhooks: Mapping[str, WebhookConfiguration], environment: Mapping[str, str], source: str
-) -> dict[str, tuple[bytes, ...]]:
-    """The keys that each webhook is signed with. Raises `SettingsError`, which never shows one."""
-    keys: dict[str, tuple[bytes, ...]] = {}
-    for name, webhook in webhooks.items():
-        key = f"{source}: webhooks.{name}.secret_env"
-        secrets = variable_of(environment, webhook.secret_env, key).split()
-        try:
-            keys[name] = tuple(secret_key(secret) for secret in secrets)
-        except InvalidPayload as error:
-            raise SettingsError(f"{key}: the variable {webhook.secret_env}: {error}") from None
-        if len(secrets) > SECRETS_MAX:
-            raise SettingsError(f"{key}: the variable {webhook.secret_env} holds more than {SECRETS_MAX} secrets")
-    return keys
 
 
 def _check_url(webhook: WebhookConfiguration, key: str) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 from mesh.configuration.mesh_toml import Configuration
-from mesh.configuration.secrets import secrets_of
+from mesh.configuration.secrets import sources
 
 _PR_SET_DUMPABLE = 4
 
@@ -21,6 +21,10 @@ def keep_private() -> None:
 
 
 def has_secrets(configuration: Configuration, service: str) -> bool:
-    """Whether a service holds what the programs of MCP servers must not read. They run as the user that it runs as."""
+    """Whether a service holds what other processes of its user must not read, from a variable or from a file.
+
+    Programs of MCP servers run as the user that all of the mesh may run as: where there are any, every service keeps
+    its login at the broker from them.
+    """
     runs_programs = any(server.command is not None for server in configuration.tools.mcp.values())
-    return bool(secrets_of(configuration, service)) or (service == "tool_runner" and runs_programs)
+    return runs_programs or any(source.service == service for source in sources(configuration))

@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -27,6 +28,7 @@ from mesh.broker.connection import Connection
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.mesh_toml import read_file
 from mesh.configuration.reloading import read_again
+from mesh.configuration.secrets import gather
 from mesh.configuration.settings import SOURCE_VARIABLE, Settings
 from mesh.errors import SettingsError
 from mesh.serving.privacy import has_secrets, keep_private
@@ -41,8 +43,8 @@ HELD_SECONDS: Final = 60.0
 class Part(NamedTuple):
     """What of a service goes by the configuration.
 
-    `check` raises `SettingsError` where the new settings would not do, as for a key that is not set. `take` goes by
-    them from now on; what is in hand may end by the old ones.
+    `check` raises `SettingsError` where the new settings would not do; that their secrets are there is looked at for
+    all. `take` goes by them from now on; what is in hand may end by the old ones.
     """
 
     check: Callable[[Settings], None]
@@ -133,6 +135,7 @@ class Reloading:
             ok=ok,
             configuration=configuration_digest(self._process.settings),
             offered=configuration_digest(offer.settings) if offer and offer.settings else None,
+            secrets_changed=bool(offer and offer.settings and offer.settings.secrets != self._process.settings.secrets),
             mistakes=lines_of(offer.mistakes) if offer else [],
             fixed=lines_of(offer.fixed) if offer else [],
             copy=copy_name(self._process.settings.config) if SOURCE_VARIABLE in self._environment else None,
@@ -156,6 +159,11 @@ class Reloading:
             settings, mistakes, fixed = read_again(self._process.settings, read_file(named))
         except SettingsError as error:
             return Offer(None, [str(error)], [])
+        if settings is not None and not fixed:
+            # Read here, and not as they are taken: a file may be another one by then.
+            secrets, missing = gather(settings.configuration, self._environment, self._process.name)
+            settings = replace(settings, secrets=secrets)
+            mistakes += missing
         for part in self._parts if settings is not None and not fixed else []:
             try:
                 part.check(settings)  # type: ignore[arg-type]  # None was ruled out
@@ -165,12 +173,15 @@ class Reloading:
 
     async def _take(self, settings: Settings) -> bool:
         async with self._taking:
-            if settings.configuration == self._process.settings.configuration and not self._is_half_taken:
+            held = self._process.settings
+            is_new = settings.configuration != held.configuration or settings.secrets != held.secrets
+            if not is_new and not self._is_half_taken:
                 return True
             before = configuration_digest(self._process.settings)
             if has_secrets(settings.configuration, self._process.name):
                 keep_private()
             traces.set_level(settings.logged_level)
+            traces.hide(settings.secret_texts)
             self._process.settings = settings
             done = True
             for part in self._parts:
@@ -180,7 +191,12 @@ class Reloading:
                     done = False
                     log.error("configuration.half_taken", error=str(error))
             self._is_half_taken = not done
-            log.info("configuration.taken", configuration=configuration_digest(settings), before=before)
+            log.info(
+                "configuration.taken",
+                configuration=configuration_digest(settings),
+                before=before,
+                secrets_changed=settings.secrets != held.secrets,
+            )
             self._process.reloaded(configuration_digest(settings))
             return done
 

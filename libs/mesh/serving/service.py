@@ -26,9 +26,10 @@ from mesh.broker.connection import Connection, connect
 from mesh.broker.replication import lacks_quorum
 from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
-from mesh.configuration.checking import named_variables, unknown_variables
+from mesh.configuration.checking import unknown_variables
 from mesh.configuration.digest import configuration_digest
-from mesh.configuration.settings import Settings, load_settings, worker_name
+from mesh.configuration.secrets import named_variables, open_to_all
+from mesh.configuration.settings import Settings, load_service_settings, worker_name
 from mesh.errors import NoLeader, SettingsError
 from mesh.serving.neighbours import Neighbours
 from mesh.serving.notifying import Notifier
@@ -163,10 +164,12 @@ def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:
     A wrong setting ends it with one line.
     """
     try:
-        settings = load_settings()
+        settings = load_service_settings(name)
         if has_secrets(settings.configuration, name):
             keep_private()
         traces.configure(settings, name)
+        for path in open_to_all(settings.configuration, os.environ, name):
+            log.warning("secret.open_to_all", file=str(path), remedy="chmod o-r, or a folder that only its user enters")
         status = _event_loop_runner()(_serve(name, settings, main))
     except SettingsError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the one line, for people, before or instead of logs

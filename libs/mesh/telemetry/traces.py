@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -29,8 +29,8 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
-from mesh.telemetry import levels, variables
-from mesh.telemetry.log_output import bounded, lossy
+from mesh.telemetry import levels, log_output, variables
+from mesh.telemetry.log_output import MaskedFormatter, bounded, lossy, masked
 
 if TYPE_CHECKING:
     from mesh.telemetry.exporting import Exporting
@@ -72,18 +72,27 @@ def configure(settings: Settings, service: str, least: str | None = None) -> Non
             structlog.processors.format_exc_info,
             bounded,
             renderer,
+            masked,
         ],
         wrapper_class=levels.BoundLogger,
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    hide((*settings.secret_texts, *variables.header_values(os.environ)))
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(MaskedFormatter("%(name)s: %(message)s"))
     # nats-py reports through its callbacks too; one line for each event is enough.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     otlp, prometheus = is_asked_for(os.environ), settings.ops_address is not None and service != COMMAND
     if otlp or prometheus:
         _start_exporting(service, otlp=otlp, prometheus=prometheus)
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Let no log line have these secrets from now on."""
+    log_output.hide(secrets)
 
 
 def set_level(level: str) -> None:

@@ -5,7 +5,9 @@ This code reads those with a name of their own below. OpenTelemetry's SDK reads 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+from urllib.parse import unquote
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -15,6 +17,9 @@ ENDPOINTS = (ENDPOINT, TRACES_ENDPOINT, METRICS_ENDPOINT)
 SDK_DISABLED = "OTEL_SDK_DISABLED"
 TRACES_EXPORTER = "OTEL_TRACES_EXPORTER"
 METRICS_EXPORTER = "OTEL_METRICS_EXPORTER"
+HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+TRACES_HEADERS = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+METRICS_HEADERS = "OTEL_EXPORTER_OTLP_METRICS_HEADERS"
 SPAN_DELAY = "OTEL_BSP_SCHEDULE_DELAY"
 METRIC_INTERVAL = "OTEL_METRIC_EXPORT_INTERVAL"
 
@@ -50,9 +55,9 @@ STANDARD_VARIABLES = (
     StandardVariable(
         METRIC_INTERVAL, "milliseconds", f"{METRIC_INTERVAL_SECONDS * 1000:.0f}", "How often metrics are sent."
     ),
-    StandardVariable(
-        "OTEL_EXPORTER_OTLP_HEADERS", "`name=value`, by commas", "unset", "Headers of each request, such as a key."
-    ),
+    StandardVariable(HEADERS, "`name=value`, by commas", "unset", "Headers of each request, such as a key."),
+    StandardVariable(TRACES_HEADERS, "`name=value`, by commas", "unset", "Those of spans, in their place."),
+    StandardVariable(METRICS_HEADERS, "`name=value`, by commas", "unset", "Those of metrics, in their place."),
     StandardVariable("OTEL_EXPORTER_OTLP_TIMEOUT", "seconds", "10", "How long one request may take."),
     StandardVariable(
         "OTEL_EXPORTER_OTLP_CERTIFICATE", "path", "unset", "The certificates that the collector is checked by."
@@ -65,3 +70,9 @@ STANDARD_VARIABLES = (
         "OTEL_RESOURCE_ATTRIBUTES", "`name=value`, by commas", "unset", "Further attributes of each process."
     ),
 )
+
+
+def header_values(environment: Mapping[str, str]) -> list[str]:
+    """The values of the headers that a collector is sent, which may be keys."""
+    given = ",".join(environment.get(name, "") for name in (HEADERS, TRACES_HEADERS, METRICS_HEADERS))
+    return [unquote(value).strip() for _, equals, value in (each.partition("=") for each in given.split(",")) if equals]

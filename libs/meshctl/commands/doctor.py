@@ -28,8 +28,9 @@ from mesh.broker.replication import read_copies
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
-from mesh.configuration.checking import named_variables, unknown_variables
+from mesh.configuration.checking import unknown_variables
 from mesh.configuration.digest import configuration_digest
+from mesh.configuration.secrets import named_variables
 from mesh.configuration.settings import Settings, load_settings, load_variables
 from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused
 from mesh.fleet.findings import Fleet

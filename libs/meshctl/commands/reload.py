@@ -41,8 +41,8 @@ ROUNDS_MAX: Final = 3
 """How often those that have come up meanwhile, with what held before, are told as well."""
 _DESCRIPTION = f"""\
 Have all processes of a mesh go by mesh.toml as it is now: providers, models, limits and breakers of pools, settings of
-tools, webhooks, the critic, the share of results, and the level of logs. What runs goes on, and ends by what it began
-with.
+tools, webhooks, the critic, the share of results, the level of logs, and the secrets that files hold. What runs goes
+on, and ends by what it began with.
 
 Each process first checks the file, its own where it has one. Only if all have agreed they take it. Where one finds a
 mistake, gives no answer, or would have to be started again, all keep what they have, it is said why, and the command
@@ -112,8 +112,10 @@ async def reload(connection: Connection, without: frozenset[str] = frozenset()) 
     late = sorted(name for name in takers if name not in taken or not taken[name].ok)
     offered = {answer.offered or "" for answer in checked.values()}
     late += [name for name in await _stragglers(connection, offered, without) if name not in late]
-    changed = sum(answer.configuration != answer.offered for answer in checked.values() if answer.service != "meshctl")
-    _say_end(sorted(offered), changed, len(taken), late)
+    services = [answer for answer in checked.values() if answer.service != "meshctl"]
+    changed = sum(answer.configuration != answer.offered for answer in services)
+    secrets = sum(answer.secrets_changed for answer in services)
+    _say_end(sorted(offered), changed, secrets, len(taken), late)
     return STATUS_REFUSED if late else 0
 
 
@@ -253,13 +255,14 @@ def _refused(objections: Sequence[str]) -> int:
     return STATUS_REFUSED
 
 
-def _say_end(configurations: Sequence[str], changed: int, processes: int, late: Sequence[str]) -> None:
+def _say_end(configurations: Sequence[str], changed: int, secrets: int, processes: int, late: Sequence[str]) -> None:
     if not output.for_people():
         output.json_line(
             {
                 "event": "reload.taken",
                 "configurations": configurations,
                 "changed": changed,
+                "secrets_changed": secrets,
                 "processes": processes,
                 "late": late,
             }
@@ -267,7 +270,9 @@ def _say_end(configurations: Sequence[str], changed: int, processes: int, late: 
         return
     if changed or late:
         print(f"{processes} processes go by configuration {', '.join(configurations)}")
-    else:
+    if secrets:
+        print(f"{secrets} of them have taken a secret that has changed")
+    elif not changed and not late:
         print(f"nothing has changed: {', '.join(configurations)}")
     for name in late:
         print(f"{name} has not taken it: start it again")

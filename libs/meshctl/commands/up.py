@@ -12,9 +12,8 @@ from typing import Any
 
 from contracts import VERSION
 from mesh.configuration.broker_urls import without_password
-from mesh.configuration.mesh_toml import check_api_keys
+from mesh.configuration.secrets import read_secrets
 from mesh.configuration.settings import Settings, load_settings
-from mesh.configuration.webhook_tables import signing_keys
 from mesh.fleet.members import SERVICES
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.telemetry import traces
@@ -55,8 +54,7 @@ def _run_up(arguments: argparse.Namespace) -> int:
     environment = environment_with(arguments, os.environ)
     settings = load_settings(environment)
     # The services would say so too, but only once everything else has been started.
-    check_api_keys(settings.configuration, environment)
-    signing_keys(settings.configuration.webhooks, environment, settings.configuration.source)
+    read_secrets(settings.configuration, environment)
     if any(has_secrets(settings.configuration, service) for service in SERVICES):
         keep_private()
     traces.configure(settings, "meshctl")

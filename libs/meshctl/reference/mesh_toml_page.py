@@ -280,7 +280,9 @@ _INTRODUCTION: Final = """\
 names: at their start, and when they are [told to](../configuration.md#reload). A wrong key stops the start with one
 line that names it. Without a file there is the pool `default` with the scripted model.
 
-No key and no secret is ever in the file. It names the variables that hold them.
+No key and no secret is ever in the file. It names the variables that hold them, or [files](../operating.md#secrets)
+with one secret each. A path is absolute, or relative to the folder of `mesh.toml`, or begins with
+`$CREDENTIALS_DIRECTORY/`, where systemd puts a unit's credentials.
 
 In the titles `<name>` and `<server>` are yours to choose. [Words](#words) below says what they may be."""
 

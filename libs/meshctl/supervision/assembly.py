@@ -105,7 +105,8 @@ class Assembly:
         self._watches.append(asyncio.create_task(self._configuration.serve(self.nats_url, self._reconfigure)))
         self._environment |= self._configuration.variables
         self._environment["MESH_HOME"] = str(self.home.path)
-        self._environment["MESH_NATS_URL"] = self.nats_url
+        if settings.nats_url_file is None:
+            self._environment["MESH_NATS_URL"] = self.nats_url
         # An ingress that is started again goes on with the index of its predecessor.
         self._environment["MESH_INDEX_FOLDER"] = str(settings.index_folder or self.home.index)
         self._progress("starting the services")

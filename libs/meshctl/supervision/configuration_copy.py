@@ -15,10 +15,10 @@ import structlog
 
 from contracts.messages.reloading import ReloadAnswer, ReloadOrder, lines_of
 from mesh.broker.connection import connect
-from mesh.configuration.checking import secret_mistakes
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.mesh_toml import DEFAULT_FILE, parse_configuration, read_file
 from mesh.configuration.reloading import read_again
+from mesh.configuration.secrets import secret_mistakes
 from mesh.configuration.settings import SOURCE_VARIABLE, Settings, worker_name
 from mesh.errors import SettingsError
 from mesh.serving.reloading import copy_name, hear_orders

@@ -60,7 +60,8 @@ def at_broker(settings: Settings) -> Settings:
         found = running_addresses(home, "--nats-url")
         if found is not None and found.nats_url is None:
             raise SettingsError(
-                f"MESH_NATS_URL is unset: the mesh on {home.path} uses a broker whose URL holds a password, so name it"
+                f"MESH_NATS_URL is unset: the mesh on {home.path} uses a broker whose URL holds a password, so name it,"
+                " or the file that holds it with MESH_NATS_URL_FILE"
             )
         url = found.nats_url if found is not None else settings.broker_url
     return replace(settings, nats_url=url)

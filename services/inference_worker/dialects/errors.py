@@ -27,6 +27,7 @@ from typing import Any
 from contracts.errors import ErrorInfo
 from inference_worker.dialects.error_bodies import ServerError, parse_error, parse_error_body
 from mesh.configuration.mesh_toml import ServerConfiguration
+from mesh.masking import Mask
 from mesh.retry_after import parse_retry_after
 from mesh.task.failures import StepFailed
 
@@ -178,6 +179,12 @@ class ProviderFailed(StepFailed):
         """The same, with how long a turn waits for this server."""
         self.away_seconds = server.away_seconds
         return self
+
+    def without(self, mask: Mask) -> None:
+        """Take secrets out of what it says: a server may repeat the key, be it as the name of an error."""
+        self.args = (mask(str(self)),)
+        if self.detail:
+            self.detail = mask(self.detail)
 
     def info(self) -> ErrorInfo:
         """The error as it is stored. Its detail is cut here, and not before: half a key could not be found in it."""

@@ -23,6 +23,7 @@ from inference_worker.models import endpoints
 from inference_worker.models.chunks import Begun, Chunk, TurnInput
 from mesh.clock import now
 from mesh.configuration.mesh_toml import ServerConfiguration
+from mesh.masking import Mask
 
 KEEPALIVE_SECONDS = 4.0
 """How long an idle connection is kept: uvicorn, which vLLM runs on, closes it after 5 s."""
@@ -108,7 +109,7 @@ class ModelServer:
         self._url = httpx.URL(url)
         self._configuration = configuration
         self._client = client
-        self._key = key
+        self._mask = Mask([key] if key else [], shown="[key]")
 
     async def stream(self, turn: TurnInput, body_of: BodyOf, answer: Answer) -> AsyncGenerator[Chunk, None]:
         """Post a request for a turn, and let `answer` take what comes of it. Raises `ProviderFailed`.
@@ -132,8 +133,7 @@ class ModelServer:
             finally:
                 await response.aclose()
         except ProviderFailed as error:
-            if self._key and error.detail:
-                error.detail = error.detail.replace(self._key, "[key]")
+            error.without(self._mask)
             raise
 
     async def _chunks(

@@ -10,7 +10,7 @@ import httpx2
 from mcp.client.streamable_http import MCP_SESSION_ID, streamable_http_client
 from mcp.shared.inbound import MCP_METHOD_HEADER
 
-from mesh.configuration.tool_tables import McpServerConfiguration, header_of
+from mesh.configuration.tool_tables import McpServerConfiguration
 from tool_runner.mcp_servers.process import MESSAGE_BYTES_MAX
 
 CONNECT_SECONDS = 10.0
@@ -90,18 +90,18 @@ class _Bounded(httpx2.AsyncByteStream):
 
 @asynccontextmanager
 async def http_streams(
-    configuration: McpServerConfiguration, environment: Mapping[str, str], exchanges: Exchanges
+    configuration: McpServerConfiguration, secret_headers: Callable[[], Mapping[str, str]], exchanges: Exchanges
 ) -> AsyncIterator[Any]:
-    """Speak with a server at a URL. Raises `SettingsError` if a variable that holds a header is not set."""
+    """Speak with a server at a URL. Each request has the headers with secrets as they are by then."""
     # What is compressed has no bound until it is unpacked.
     headers = {"Accept-Encoding": "identity", **configuration.headers}
-    for name, variable in configuration.headers_env.items():
-        headers[name] = header_of(environment, variable, "headers_env")
-    if configuration.api_key_env is not None:
-        headers["Authorization"] = f"Bearer {header_of(environment, configuration.api_key_env, 'api_key_env')}"
+
+    async def show(request: httpx2.Request) -> None:
+        request.headers.update(secret_headers())
+
     # Calls have clocks of their own, and a stream may be silent for as long as a call takes.
     timeout = httpx2.Timeout(CONNECT_SECONDS, read=None)
-    hooks = {"response": [exchanges.look]}
+    hooks: dict[str, list[Callable[..., Any]]] = {"request": [show], "response": [exchanges.look]}
     async with (
         _Connections(headers=headers, timeout=timeout, event_hooks=hooks) as client,
         streamable_http_client(

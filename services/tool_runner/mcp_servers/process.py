@@ -28,6 +28,8 @@ MESSAGE_BYTES_MAX = OBJECT_BYTES_MAX + OBJECT_BYTES_MAX // 4
 """Longest message of a server: the largest result, and what JSON adds to it."""
 RUBBISH_LINES_MAX = 1_000
 """So many lines one after another that are no messages end the connection."""
+ERROR_LINE_BYTES_MAX = 128 * 1024
+"""Of a line of its standard error: twice the largest secret, so that none is cut where a line of the log ends."""
 END_SECONDS = 2.0
 """How long a program may take to end when its input is closed, and then when it is asked to."""
 _DISCARD_BYTES = 64 * 1024
@@ -68,10 +70,13 @@ def checked(program: Program) -> Program:
 
 
 @asynccontextmanager
-async def program_streams(program: Program, on_end: Callable[[str | None], None]) -> AsyncIterator[Any]:
+async def program_streams(
+    program: Program, on_end: Callable[[str | None], None], on_error_line: Callable[[str], None]
+) -> AsyncIterator[Any]:
     """Run a program, and speak with it; it ends with the body, in bounded time.
 
-    `on_end` is told when it closes its output, or why nothing more is read of it. Raises `ProgramMissing`, `OSError`.
+    `on_end` is told when it closes its output, or why nothing more is read of it; `on_error_line` of each line on its
+    standard error. Raises `ProgramMissing`, `OSError`.
     """
     program = checked(program)
     process = await asyncio.create_subprocess_exec(
@@ -80,6 +85,8 @@ async def program_streams(program: Program, on_end: Callable[[str | None], None]
         cwd=program.folder,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        # Not the runner's own: what a program says of itself may be the token that it was given.
+        stderr=asyncio.subprocess.PIPE,
         limit=MESSAGE_BYTES_MAX,
         start_new_session=True,
     )
@@ -87,6 +94,7 @@ async def program_streams(program: Program, on_end: Callable[[str | None], None]
     sender, to_send = anyio.create_memory_object_stream[SessionMessage](0)
     async with anyio.create_task_group() as group:
         group.start_soon(_read, process, received, on_end)
+        group.start_soon(_read_errors, process, on_error_line)
         group.start_soon(_write, process, to_send, received)
         try:
             yield receiver, sender
@@ -114,6 +122,24 @@ async def _read(
     # Who writes on must not wait for a reader: it could not end. What does not fit a line is thrown away, too.
     while await process.stdout.read(_DISCARD_BYTES):
         pass
+
+
+async def _read_errors(process: asyncio.subprocess.Process, on_line: Callable[[str], None]) -> None:
+    """Hand on each line of the standard error; of one without end no more than its beginning."""
+    assert process.stderr is not None  # noqa: S101 - it was asked for
+    held, is_cut = b"", False
+    while data := await process.stderr.read(_DISCARD_BYTES):
+        *lines, held = (held + data).split(b"\n")
+        for line in lines:
+            if not is_cut:
+                on_line(line.decode(errors="replace"))
+            is_cut = False
+        if len(held) > ERROR_LINE_BYTES_MAX:
+            if not is_cut:
+                on_line(held.decode(errors="replace"))
+            held, is_cut = b"", True
+    if held and not is_cut:
+        on_line(held.decode(errors="replace"))
 
 
 async def _messages(output: asyncio.StreamReader, received: MemoryObjectSendStream[Message]) -> str | None:

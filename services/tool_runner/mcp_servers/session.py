@@ -13,6 +13,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
 
 import anyio
 import httpx2
@@ -24,7 +25,9 @@ from mcp.shared.message import SessionMessage
 
 from contracts.retries import RetryPolicy
 from mesh.background import background, first_of
-from mesh.configuration.tool_tables import McpServerConfiguration, variable_of
+from mesh.configuration.secrets import ServerSecrets
+from mesh.configuration.tool_tables import McpServerConfiguration
+from mesh.masking import Mask
 from tool_runner.mcp_servers import changes
 from tool_runner.mcp_servers.declarations import error_text, result_of
 from tool_runner.mcp_servers.http import Exchanges, http_streams
@@ -111,6 +114,7 @@ class McpServer:
         name: str,
         configuration: McpServerConfiguration,
         environment: Mapping[str, str],
+        secrets: ServerSecrets,
         on_tools: Callable[[], None],
         on_away: Callable[[], None] = lambda: None,
     ) -> None:
@@ -121,6 +125,7 @@ class McpServer:
         self._configuration = configuration
         self._environment = environment
         self._on_tools = on_tools
+        self.configure(secrets)
         self._on_away = on_away
         self._client: tuple[Client, _Signs] | None = None
         self._usable = asyncio.Event()
@@ -128,6 +133,13 @@ class McpServer:
         self._calls_running = 0
         self._skipped: dict[str, str] = {}
         self._was_there = False
+
+    def configure(self, secrets: ServerSecrets) -> None:
+        """Go by these secrets: a server at a URL from the next request on, a program when it is started again."""
+        self._secrets = secrets
+        # A token in the URL, which it should not be, is none of anybody's business either.
+        query = parse_qs(urlsplit(self._configuration.url or "").query)
+        self._mask = Mask([*secrets.texts(), *(value for values in query.values() for value in values)])
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Keep a connection until `stopping`; then close it, in bounded time. Raises nothing that a server causes."""
@@ -191,23 +203,23 @@ class McpServer:
         except MCPError as error:
             if error.code in (_CLOSED, _TIMED_OUT) or signs.gone.is_set():
                 self._suspect()
-                raise _Unavailable(error.message) from None
+                raise _Unavailable(self._mask(error.message)) from None
             status = f" ({signs.exchanges.problem})" if signs.exchanges.problem is not None else ""
-            raise ToolBroke(f"{self.name}: {error.message}{status}") from None
+            raise ToolBroke(f"{self.name}: {self._mask(error.message)}{status}") from None
         except (anyio.ClosedResourceError, anyio.BrokenResourceError, httpx2.HTTPError, OSError) as error:
             self._suspect()
-            raise _Unavailable(_said(error)) from None
+            raise _Unavailable(self._mask(_said(error))) from None
         except asyncio.CancelledError:
             # By the call's own clock, perhaps: look whether the server still answers.
             self._check.set()
             raise
         except Exception as error:
             # What it sent is no answer of the protocol, or not what its own schema promises.
-            raise ToolBroke(f"{self.name}: {_said(error)}") from None
+            raise ToolBroke(f"{self.name}: {self._mask(_said(error))}") from None
         finally:
             self._calls_running -= 1
         if answer.is_error:
-            raise ToolBroke(error_text(answer))
+            raise ToolBroke(self._mask(error_text(answer)))
         return result_of(answer)
 
     async def _connected(self) -> tuple[Client, _Signs]:
@@ -225,6 +237,7 @@ class McpServer:
         self._check.set()
 
     def _lost(self, reason: str) -> None:
+        reason = self._mask(reason)
         if reason != self.away:
             log.warning("mcp.unavailable", server=self.name, error=reason)
         self._set_away(reason)
@@ -302,14 +315,20 @@ class McpServer:
     def _transport(self, signs: _Signs) -> Transport:
         configuration = self._configuration
         if configuration.url is not None:
-            return cast(Transport, _read_by(signs, http_streams(configuration, self._environment, signs.exchanges)))
-        passed = {name: variable_of(self._environment, name, "env_from") for name in configuration.env_from}
+            return cast(Transport, _read_by(signs, http_streams(configuration, self._headers, signs.exchanges)))
         program = Program(
             configuration.command or [""],
-            environment_for({**passed, **configuration.env}, self._environment),
+            environment_for({**self._secrets.variables, **configuration.env}, self._environment),
             configuration.cwd,
         )
-        return cast(Transport, _read_by(signs, program_streams(program, signs.ended)))
+        return cast(Transport, _read_by(signs, program_streams(program, signs.ended, self._heard)))
+
+    def _headers(self) -> Mapping[str, str]:
+        return self._secrets.headers
+
+    def _heard(self, line: str) -> None:
+        """A program has written a line to its standard error."""
+        log.info("mcp.stderr", server=self.name, text=self._mask(line))
 
 
 @asynccontextmanager

@@ -37,6 +37,7 @@ from steward.archiving.packs import Packs
 from steward.retention import Retention
 from tests.support.packed import DAY, left_of, pack_all, packed_ids, tomorrow
 from tests.support.past import PastJournal, PastTask, store, stored_messages
+from tests.support.patience import within
 from tests.support.tasks import append_text, begin_journal, complete_turn, end_task, turn_work
 
 pytestmark = pytest.mark.integration
@@ -103,6 +104,23 @@ async def test_who_follows_a_packed_task_gets_its_milestones_a_gap_for_its_delta
     assert await Following(connection).open("default", task, end) is None
     with pytest.raises(TaskNotFound):
         await Following(connection).open("other", task, 0)
+
+
+async def test_the_end_of_a_packed_task_that_ended_in_mid_turn_is_reached(
+    connection: Connection, settings: Settings
+) -> None:
+    """Between its last milestone and its end there were tokens, which are gone: one gap, and not one after another."""
+    journal = await begin_journal(connection.requests, turn_work())
+    await append_text(journal, "one")
+    await end_task(journal)
+    await project(connection.requests, record(journal.state))
+    task = journal.state.task
+    await pack_all(connection, settings)
+    milestones = ["task.queued", "step.claimed", "stream.gap", "snapshot", "task.completed"]
+    async with within(10):
+        whole = await followed(connection, task)
+    assert [each.type for each in whole] == milestones
+    assert await followed(connection, task, whole[0].sequence or 0) == whole[1:]
 
 
 async def test_who_is_in_mid_journal_when_it_is_packed_goes_on_from_the_pack(

@@ -49,7 +49,8 @@ def fold(
     state.changed_at = event.time
     if isinstance(event, TerminalEvent):
         state.terminal = event
-        state.before_end = before
+        # Not the n of the last event that is there: tokens that came right before the end may be gone.
+        state.before_end = before[0], head.n - 1
     else:
         _apply(state, event)
 

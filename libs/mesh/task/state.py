@@ -151,7 +151,7 @@ class TaskState:
     """Message ids of the inputs that were carried out."""
     terminal: TerminalEvent | None = None
     before_end: tuple[int, int] = (0, 0)
-    """Revision and n of the last event before the terminal one."""
+    """Revision of the last event before the terminal one that is there, and the n right before the terminal one's."""
     unknown_events: int = 0
     """Events of types that this version does not know."""
     events_after_end: int = 0

@@ -93,6 +93,8 @@ class Service:
         """Set while what still runs is waited for however long it takes: it was told to drain so, and not to stop."""
         self.is_drained = False
         """Whether it was told to drain: it stays away then, once it has ended."""
+        self.admission: Callable[[], list[HealthCheck]] = list
+        """Whether callers can be told apart, where they have to be."""
         self.running: Callable[[], int] = int
         """How much it has in hand."""
         self.reloading = Reloading(self)
@@ -266,7 +268,7 @@ async def _operators(settings: Settings, name: str, wellness: Wellness) -> Async
 
 async def probe_mesh(service: Service) -> list[HealthCheck]:
     """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
-    return [*await probe_broker(service.connection), *service.neighbours.checks()]
+    return [*await probe_broker(service.connection), *service.neighbours.checks(), *service.admission()]
 
 
 _NEEDED = (

@@ -184,6 +184,40 @@ def permissions_of(
     return lists.made()._replace(allow_responses=responses)
 
 
+_DISPENSABLE: Final = (
+    # What is created and changed elsewhere, or shown, or only comes sooner by it.
+    "API.STREAM.LIST",
+    "API.STREAM.CREATE.",
+    "API.STREAM.UPDATE.",
+    "API.CONSUMER.DURABLE.CREATE.",
+    "API.CONSUMER.DELETE.",
+    f"API.CONSUMER.MSG.NEXT.{DEAD_LETTERS.name}.{CRITIC_CONSUMER}",
+    f"$JS.ACK.{DEAD_LETTERS.name}.{CRITIC_CONSUMER}",
+    f".{DEAD_LETTERS.name}.{CRITIC_CONSUMER}.*",
+    USER_INFO,
+    "$SRV.",
+    f"KV_{KEYS_BUCKET.name}",
+    f"$KV.{KEYS_BUCKET.name}.",
+    "process.",
+    subjects.CONFIGURATION_RELOAD,
+    subjects.STORE_ROOM,
+    subjects.LANES_WAITING,
+    subjects.PROVIDERS_CHANGED,
+    "stats.lanes.",
+    ".preview",
+)
+
+
+def essentials_of(role: Role, domain: str | None = None) -> Permissions:
+    """The part of a role's rights without which its work stands still: readiness asks for these."""
+    whole = permissions_of(role, domain=domain)
+    return Permissions(*(tuple(each for each in names if not _is_dispensable(each)) for names in whole[:2]))
+
+
+def _is_dispensable(subject: str) -> bool:
+    return any(part in subject for part in _DISPENSABLE)
+
+
 # Parts of a list
 
 

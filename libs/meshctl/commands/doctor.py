@@ -163,12 +163,12 @@ async def gather(settings: Settings) -> Facts:
             async with connected(settings) as connection:
                 if broker.jetstream:
                     foreign = foreign_streams(await streams_of(connection.requests))
-                    missing = await missing_rights(connection.requests)
+                    missing = await missing_rights(connection.requests, connection.rights.granted)
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
                     disk_level = await read_disk_level(connection.requests)
                     levels += [disk_level] if disk_level is not None else []
-                    dead = await dead_streams(connection.requests)
+                    dead = await dead_streams(connection.requests, connection.rights)
                     fleet = await seen_fleet(connection, settings)
                     cluster = await seen_cluster(connection, settings)
                     if isinstance(streams, StreamsSeen):

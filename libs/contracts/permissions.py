@@ -211,7 +211,10 @@ _DISPENSABLE: Final = (
 def essentials_of(role: Role, domain: str | None = None) -> Permissions:
     """The part of a role's rights without which its work stands still: readiness asks for these."""
     whole = permissions_of(role, domain=domain)
-    return Permissions(*(tuple(each for each in names if not _is_dispensable(each)) for names in whole[:2]))
+    publish, subscribe = (
+        tuple(each for each in names if not _is_dispensable(each)) for names in (whole.publish, whole.subscribe)
+    )
+    return Permissions(publish, subscribe, whole.allow_responses)
 
 
 def _is_dispensable(subject: str) -> bool:
@@ -227,9 +230,7 @@ def _service(lists: _Lists, role: str) -> None:
     lists.call("STREAM.LIST")
     lists.info(EVENTS.name, TASKS.name, TASKS_BUCKET.stream_name)
     lists.write(WORKERS_BUCKET)
-    lists.subscribe(
-        "$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD
-    )
+    lists.subscribe("$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD)
 
 
 def _read_journals(lists: _Lists) -> None:
@@ -252,6 +253,7 @@ def _send_on(lists: _Lists) -> None:
         *TASKS.subjects, *TURNS.subjects, *TOOLS.subjects, *_TASK_TIMERS, "control.cancel.*", "control.child_done.*"
     )
     lists.info(TIMERS.name)
+    lists.call(f"STREAM.PURGE.{TIMERS.name}")
     lists.publish(*DEAD_LETTERS.subjects)
 
 
@@ -322,9 +324,7 @@ def _inference_worker(lists: _Lists, pools: Iterable[str] | None) -> None:
 def _tool_runner(lists: _Lists, tools: Iterable[str] | None) -> None:
     _step(lists)
     lists.pull(TOOLS.name, *(["*"] if tools is None else map(tool_consumer, tools)))
-    lists.call(
-        f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*"
-    )
+    lists.call(f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*")
     lists.write(TOOLS_BUCKET)
     lists.publish(*RESULTS.subjects, *SIGNALS.subjects, "control.replay.*")
     lists.info(RESULTS.name)
@@ -387,7 +387,12 @@ def _operator(lists: _Lists) -> None:
         *(f"CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in _ALL_STREAMS),
         *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
-        f"STREAM.PURGE.{TIMERS.name}",
+        # The doctor finds out by it whether a stream takes anything. Who may change a stream can empty it anyhow.
+        *(
+            f"STREAM.PURGE.{each.name}"
+            for each in (TASKS, TURNS, TOOLS, CONTROL, EVENTS, DEAD_LETTERS, TIMERS, RESULTS)
+        ),
+        f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
         f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",
     )
 

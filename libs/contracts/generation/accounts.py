@@ -66,17 +66,10 @@ def role_users(
     webhooks: Iterable[str] | None = None,
 ) -> list[User]:
     """One user for each role; the arguments as of `permissions_of`. Raises `InvalidName`."""
-    kept = {name: tuple(each) if each is not None else None for name, each in _named(pools, tools, webhooks)}
+    pools, tools, webhooks = (tuple(each) if each is not None else None for each in (pools, tools, webhooks))
     return [
-        User(role, permissions_of(role, domain=domain, **kept))  # type: ignore[arg-type]  # as they came
-        for role in ROLES
+        User(role, permissions_of(role, domain=domain, pools=pools, tools=tools, webhooks=webhooks)) for role in ROLES
     ]
-
-
-def _named(
-    pools: Iterable[str] | None, tools: Iterable[str] | None, webhooks: Iterable[str] | None
-) -> list[tuple[str, Iterable[str] | None]]:
-    return [("pools", pools), ("tools", tools), ("webhooks", webhooks)]
 
 
 def runner_user(tool: str, domain: str | None = None) -> User:
@@ -94,9 +87,13 @@ def signals_of(tenant: str) -> Signals:
 
 def accounts_conf(users: Sequence[User], signals: Sequence[Signals] = ()) -> str:
     """The accounts of a server: the mesh's with these users, and one for each tenant that sends signals."""
-    exports = [
-        f'    exports: [\n{"".join(_export(each, 6) for each in signals)}    ]\n',
-    ] if signals else []
+    exports = (
+        [
+            f"    exports: [\n{''.join(_export(each, 6) for each in signals)}    ]\n",
+        ]
+        if signals
+        else []
+    )
     return "".join(
         [
             "accounts {\n",
@@ -243,10 +240,10 @@ _HEAD: Final = """\
 # Rendered from contracts.permissions by `make schemas`: change nothing here. {what}
 """
 _CONF: Final = """\
-# A server takes it by `include "accounts.conf"`. Each user's password, or the bcrypt hash of one (`nats server passwd`), is
-# in a variable of the server's environment, such as INGRESS_PASSWORD; it has to begin with a letter or be a hash.
-# `meshctl permissions --tool <tool> --tenant <tenant>` prints this file with users for runners of other languages, and
-# accounts for who sends a tenant's signals.
+# A server takes it by `include "accounts.conf"`. Each user's password, or a bcrypt hash of it (`nats server passwd`),
+# is in a variable of the server's environment, such as INGRESS_PASSWORD; it begins with a letter, or is a hash.
+# `meshctl permissions --tool <tool> --tenant <tenant>` prints these accounts with users for runners of other languages,
+# and accounts for who sends a tenant's signals.
 """
 _NSC: Final = """\
 # Then `nsc generate creds --account TASKMESH --name ingress > ingress.creds`, and so on, for MESH_NATS_CREDS.

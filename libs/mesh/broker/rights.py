@@ -29,7 +29,7 @@ Verb = Literal["publish", "subscribe"]
 
 ANSWER_SECONDS_MAX: Final = 2.0
 AGAIN_SECONDS: Final = 30.0
-"""How often a connection asks for its lists: whoever changes them at a broker may do so without breaking connections."""
+"""How often a connection asks for its lists: who changes them at a broker need not break its connections."""
 REFUSED_MAX: Final = 64
 """Subjects that are remembered as refused: a stream of a task has one of its own."""
 _ACKS: Final = "$JS.ACK."
@@ -96,7 +96,7 @@ class Rights:
         self._needed = essentials_of(role, domain) if role in ROLES else None
         self._look = asyncio.Event()
         self._tells = True
-        """Whether the broker may be asked: a user who may not ask is not heard again, and stands in the server's log."""
+        """Whether the broker may be asked: a user who may not ask would stand in the server's log each time."""
         self._refused: dict[Missing, None] = {}
         self._said: list[Missing] = []
         self.granted: Granted | None = None
@@ -144,7 +144,9 @@ class Rights:
                 self.granted = read_granted(answer.data)
         missing = self.missing()
         if missing and missing != self._said:
-            log.error("broker.rights_missing", missing=told(missing), remedy="meshctl permissions says what a service needs")
+            log.error(
+                "broker.rights_missing", missing=told(missing), remedy="meshctl permissions says what a service needs"
+            )
         elif self._said and not missing:
             log.info("broker.rights_complete")
         self._said = missing
@@ -161,7 +163,7 @@ def read_granted(payload: bytes) -> Granted | None:
     """The answer of a server on `$SYS.REQ.USER.INFO`; None if it tells nothing. Lists that are not there allow all."""
     try:
         told: dict[str, Any] = msgspec.json.decode(payload, type=dict[str, Any])["data"]
-        permissions: dict[str, Any] = told.get("permissions") or {}
+        permissions: dict[str, Any] = told.get("permissions", {})
         return Granted(
             _rule(permissions.get("publish") or {}),
             _rule(permissions.get("subscribe") or {}),

@@ -25,6 +25,7 @@ from mesh.broker.mesh_identity import mesh_id
 from mesh.broker.other_meshes import look
 from mesh.broker.provisioning import compare, find_declared
 from mesh.broker.replication import read_copies
+from mesh.broker.rights import Missing
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
@@ -156,7 +157,7 @@ async def gather(settings: Settings) -> Facts:
     tasks: TasksSeen | None = None
     refusal = distrust = ""
     foreign: list[Foreign] = []
-    missing: list[str] = []
+    missing: list[Missing] = []
     cluster: ClusterSeen | None = None
     if isinstance(broker, BrokerInfo):
         try:

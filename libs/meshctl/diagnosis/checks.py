@@ -13,6 +13,7 @@ from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing
 from mesh.broker.provisioning import Difference
 from mesh.broker.replication import Copies
+from mesh.broker.rights import Missing, told
 from mesh.broker.suitability import PAYLOAD_BYTES_LEAST, Foreign, check_payload
 from mesh.configuration.storage_table import storage_key
 from mesh.fleet.findings import CLOCK_SECONDS_MAX, Fleet

@@ -7,7 +7,7 @@ refuses the rest itself. Subjects carry no tenant that a service could be held t
 Two facts of the server (tried with 2.15.1) bound what a list can do. A direct get and a leader read of a stream take
 the subject in their payload, so that the right to one of a stream is that to all of it; of a bucket one key can be
 named. And the server sends an answer to whatever subject the request names, also to one that its sender may not publish
-to: so whoever is not trusted gets an account of its own (`signals_account`).
+to: so whoever is not trusted gets an account of its own (`contracts.guests`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, get_args
 
 from contracts import subjects
-from contracts.errors import InvalidName
 from contracts.streams import (
     ADVISORIES,
     ARCHIVE,
@@ -85,7 +84,7 @@ class Permissions(NamedTuple):
     allow_responses: Responses | None = None
 
 
-class _Lists:
+class Lists:
     """Gathers what a user may do. `domain`: of the JetStream that is meant, where it is another server's."""
 
     def __init__(self, domain: str | None) -> None:
@@ -157,7 +156,7 @@ def permissions_of(
     `pools`, `tools` and `webhooks` narrow what a worker, a runner and the steward pull to what they serve; None is
     all of them, whatever mesh.toml will say. Raises `InvalidName`.
     """
-    lists = _Lists(domain)
+    lists = Lists(domain)
     lists.publish(USER_INFO)
     lists.subscribe(f"_INBOX_{INBOXES[role]}.>")
     match role:
@@ -224,7 +223,7 @@ def _is_dispensable(subject: str) -> bool:
 # Parts of a list
 
 
-def _service(lists: _Lists, role: str) -> None:
+def _service(lists: Lists, role: str) -> None:
     """What each service does: it shows up (NATS micro), takes orders, tells of itself, and sees how the mesh stands."""
     lists.publish("$SRV.INFO")
     lists.call("STREAM.LIST")
@@ -233,13 +232,13 @@ def _service(lists: _Lists, role: str) -> None:
     lists.subscribe("$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD)
 
 
-def _read_journals(lists: _Lists) -> None:
+def _read_journals(lists: Lists) -> None:
     """Journals, those that are packed included."""
     lists.read(EVENTS.name, ARCHIVE.name)
     lists.read_bucket(ARCHIVE_BUCKET)
 
 
-def _append(lists: _Lists, *parts: str) -> None:
+def _append(lists: Lists, *parts: str) -> None:
     """Append to journals, and keep their records."""
     _read_journals(lists)
     lists.publish(*(f"events.*.*.{part}" for part in parts))
@@ -247,7 +246,7 @@ def _append(lists: _Lists, *parts: str) -> None:
     lists.read_bucket(TASKS_BUCKET)
 
 
-def _send_on(lists: _Lists) -> None:
+def _send_on(lists: Lists) -> None:
     """What follows on a step: work, timers, and word to a parent or its children."""
     lists.publish(
         *TASKS.subjects, *TURNS.subjects, *TOOLS.subjects, *_TASK_TIMERS, "control.cancel.*", "control.child_done.*"
@@ -257,14 +256,14 @@ def _send_on(lists: _Lists) -> None:
     lists.publish(*DEAD_LETTERS.subjects)
 
 
-def _step(lists: _Lists) -> None:
+def _step(lists: Lists) -> None:
     """A step of a task: it is claimed, written down and followed up, and lets others write in between."""
     _append(lists, "log", "delta")
     _send_on(lists)
     lists.subscribe("live.events.*.*.log", "hold.*.*", subjects.LANES_WAITING)
 
 
-def _fleet(lists: _Lists) -> None:
+def _fleet(lists: Lists) -> None:
     """Who is there, and how queues stand."""
     lists.publish("$SRV.PING")
     lists.read_bucket(WORKERS_BUCKET, PROVIDERS_BUCKET, LANES_BUCKET)
@@ -272,7 +271,7 @@ def _fleet(lists: _Lists) -> None:
     lists.info(*_QUEUES)
 
 
-def _levels(lists: _Lists) -> None:
+def _levels(lists: Lists) -> None:
     """How full the streams, the account and the disk are."""
     lists.info(*_ALL_STREAMS)
     lists.call("INFO")
@@ -282,7 +281,7 @@ def _levels(lists: _Lists) -> None:
 # Roles
 
 
-def _ingress(lists: _Lists) -> None:
+def _ingress(lists: Lists) -> None:
     _append(lists, "log")
     lists.publish(*TASKS.subjects, *(f"control.{kind}.*" for kind in ("cancel", "input", "approval", "replay")))
     lists.publish("timers.at.deadline.*.*.*", *DEAD_LETTERS.subjects)
@@ -300,13 +299,13 @@ def _ingress(lists: _Lists) -> None:
     lists.subscribe("live.events.*.*.*", f"$KV.{KEYS_BUCKET.name}.>", subjects.PROVIDERS_CHANGED)
 
 
-def _stream_edge(lists: _Lists) -> None:
+def _stream_edge(lists: Lists) -> None:
     _read_journals(lists)
     lists.read_keys(KEYS_BUCKET)
     lists.subscribe("live.events.*.*.*", f"$KV.{KEYS_BUCKET.name}.>")
 
 
-def _inference_worker(lists: _Lists, pools: Iterable[str] | None) -> None:
+def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     _step(lists)
     for stream in (TASKS.name, TURNS.name):
         names = ["*"]
@@ -321,7 +320,7 @@ def _inference_worker(lists: _Lists, pools: Iterable[str] | None) -> None:
     lists.subscribe(subjects.PROVIDERS_CHANGED)
 
 
-def _tool_runner(lists: _Lists, tools: Iterable[str] | None) -> None:
+def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:
     _step(lists)
     lists.pull(TOOLS.name, *(["*"] if tools is None else map(tool_consumer, tools)))
     lists.call(f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*")
@@ -331,7 +330,7 @@ def _tool_runner(lists: _Lists, tools: Iterable[str] | None) -> None:
     lists.call(f"STREAM.PURGE.{RESULTS.name}")
 
 
-def _steward(lists: _Lists, webhooks: Iterable[str] | None) -> None:
+def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
     _append(lists, "log")
     _send_on(lists)
     _fleet(lists)
@@ -361,7 +360,7 @@ def _steward(lists: _Lists, webhooks: Iterable[str] | None) -> None:
     lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING)
 
 
-def _provide(lists: _Lists) -> None:
+def _provide(lists: Lists) -> None:
     """Create what is declared, and change it; of consumers those of streams that have some."""
     lists.call(
         *(f"STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE") for stream in _ALL_STREAMS),
@@ -369,7 +368,7 @@ def _provide(lists: _Lists) -> None:
     )
 
 
-def _operator(lists: _Lists) -> None:
+def _operator(lists: Lists) -> None:
     """meshctl: doctor, streams, workers, lanes, providers, triggers, repair, drain, reload, keys, export and import."""
     _append(lists, "log")
     _send_on(lists)
@@ -397,7 +396,7 @@ def _operator(lists: _Lists) -> None:
     )
 
 
-def _supervisor(lists: _Lists) -> None:
+def _supervisor(lists: Lists) -> None:
     """`meshctl up`: it creates what is missing, tells how much room there is, and passes a reload on."""
     _levels(lists)
     _provide(lists)
@@ -413,46 +412,3 @@ def _supervisor(lists: _Lists) -> None:
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
     lists.subscribe(subjects.STORE_ROOM)
-
-
-# Programs of others
-
-
-def runner_permissions(tool: str, *, domain: str | None = None) -> Permissions:
-    """What a program needs that serves one tool (PROTOCOL.md, "Serving a tool"). Its inbox: `_INBOX_runner_<tool>`.
-
-    It can decide on no call, since it may not publish there, and pulls and creates its own consumer alone: the
-    consumer's filter is part of the subject that creates it. It reads EVENTS, as a fold needs. Raises `InvalidName`.
-    """
-    consumer = tool_consumer(tool)
-    lists = _Lists(domain)
-    lists.publish(USER_INFO)
-    lists.subscribe(f"_INBOX_runner_{tool}.>")
-    lists.pull(TOOLS.name, consumer)
-    lists.call(
-        f"CONSUMER.INFO.{TOOLS.name}.{consumer}",
-        f"CONSUMER.CREATE.{TOOLS.name}.{consumer}.{subjects.tools(tool)}",
-    )
-    lists.read(EVENTS.name)
-    lists.publish("events.*.*.log", "events.*.*.delta", *TURNS.subjects, subjects.tools(tool), *DEAD_LETTERS.subjects)
-    lists.publish("timers.at.retry.*.*.*")
-    lists.write(TOOLS_BUCKET, tool)
-    return lists.made()
-
-
-def signals_permissions(tenant: str) -> Permissions:
-    """What a program may do that sends signals of one tenant, in an account of its own. Raises `InvalidName`."""
-    return Permissions((f"signals.{subjects.check_tenant(tenant)}.>",), ("_INBOX.>",))
-
-
-def signals_account(tenant: str) -> str:
-    """Name of the account of a tenant's signals: `SIGNALS_<tenant>`, in capitals, `-` as `_`. Raises `InvalidName`."""
-    return f"SIGNALS_{subjects.check_tenant(tenant).upper().replace('-', '_')}"
-
-
-def check_role(value: str) -> Role:
-    """Return a role unchanged, else raise `InvalidName`."""
-    for role in ROLES:
-        if role == value:
-            return role
-    raise InvalidName(f"not a role: {value!r:.80} (expected one of {', '.join(ROLES)})")

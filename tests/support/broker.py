@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import httpx
 
+from contracts.guests import Guest
 from tests.support import children, enforced
 from tests.support.patience import POLL_SECONDS, ended, within
 
@@ -84,10 +85,11 @@ class Broker:
         domain: str | None = None,
         *,
         enforces: bool | None = None,
+        guests: Sequence[Guest] = (),
     ) -> None:
         """`extra`: more lines of its configuration, such as users. `domain`: that of its JetStream.
 
-        `enforces`: whether it enforces the lists of least rights (`tests.support.enforced`), beside `extra`; None is
+        `enforces`: whether it enforces the lists of least rights (`tests.support.enforced`), also of `guests`; None is
         as the suite is run, if `extra` has no users of its own.
         """
         self.port = free_port()
@@ -97,8 +99,8 @@ class Broker:
         )
         self.enforces = enforces if enforces is not None else enforced.is_enforced() and is_open
         self.url = self.url_of(enforced.ROOT)
-        if self.enforces and "accounts" not in extra:
-            extra += "\n" + enforced.accounts()
+        if self.enforces:
+            extra += "\n" + enforced.accounts(guests)
         self.log = folder / "nats.log"
         self.store = folder / "jetstream"
         self._config = folder / "nats.conf"
@@ -118,7 +120,7 @@ class Broker:
         self.environment: Mapping[str, str] | None = None
         """What its configuration may name as variables; None is this process's own environment."""
         if self.enforces:
-            self.environment = {**os.environ, **enforced.passwords()}
+            self.environment = {**os.environ, **enforced.passwords(guests)}
 
     def url_of(self, process: str) -> str:
         """Where a process finds it, with the login of its role if the broker enforces their rights."""

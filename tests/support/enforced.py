@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from contracts.generation.accounts import Signals, User, accounts_conf, role_users, runner_user
+from contracts.generation.accounts import User, accounts_conf, password_variable, role_users
+from contracts.guests import Guest
 from contracts.permissions import ROLES, Permissions
 
 VARIABLE: Final = "TASKMESH_TEST_BROKER"
@@ -35,16 +36,14 @@ def role_of(process: str) -> str:
     return role if role in ROLES or role.startswith(("runner_", "signals_")) else ROOT
 
 
-def accounts(tools: Iterable[str] = (), signals: Iterable[Signals] = ()) -> str:
+def accounts(guests: Sequence[Guest] = ()) -> str:
     """The accounts of a server: as they are rendered, and the test's own user."""
-    users = [*role_users(), *(runner_user(tool) for tool in tools), User(ROOT, Permissions((">",), (">",)))]
-    return accounts_conf(users, list(signals))
+    return accounts_conf([*role_users(), User(ROOT, Permissions((">",), (">",)))], guests)
 
 
-def passwords(tools: Iterable[str] = (), signals: Iterable[Signals] = ()) -> dict[str, str]:
+def passwords(guests: Sequence[Guest] = ()) -> dict[str, str]:
     """The variables that the server has the users' passwords from."""
-    users = [*role_users(), *(runner_user(tool) for tool in tools), *(each.user for each in signals)]
-    return {each.password_variable: password_of(each.name) for each in users} | {"ROOT_PASSWORD": password_of(ROOT)}
+    return {password_variable(user): password_of(user) for user in (*ROLES, ROOT, *(each.user for each in guests))}
 
 
 def password_of(user: str) -> str:

@@ -6,18 +6,16 @@ import json
 
 import pytest
 
-from contracts import subjects
+from contracts import guests, subjects
 from contracts.errors import InvalidName
 from contracts.generation import accounts
 from contracts.permissions import (
     ROLES,
+    USER_INFO,
     Permissions,
     Responses,
     essentials_of,
     permissions_of,
-    runner_permissions,
-    signals_account,
-    signals_permissions,
 )
 from contracts.streams import ADVISORIES, BUCKETS, STREAMS
 from mesh.broker.rights import Granted, Missing, Rule, read_granted, told
@@ -96,8 +94,9 @@ def test_what_is_pulled_is_narrowed_to_what_is_served() -> None:
     assert not _may_publish(steward, "$JS.API.CONSUMER.MSG.NEXT.EVENTS.webhook-other")
 
 
-def test_a_runner_of_one_tool_pulls_and_creates_its_own_consumer_alone_and_decides_nothing() -> None:
-    charge = runner_permissions("charge")
+def test_a_runner_has_its_own_tool_s_consumer_alone_and_decides_nothing() -> None:
+    charge = guests.runner(["charge"])
+    exported = Permissions(tuple(each.subject for each in charge.imports), ())
     for wrong in (
         "$JS.API.CONSUMER.MSG.NEXT.TOOLS.tool-refund",
         "$JS.ACK.TOOLS.tool-refund.1.1.1.1.1",
@@ -109,26 +108,40 @@ def test_a_runner_of_one_tool_pulls_and_creates_its_own_consumer_alone_and_decid
         "tasks.default.normal.acme",
         *(f"control.{kind}.acme" for kind in subjects.CONTROL_KINDS),
     ):
-        assert not _may_publish(charge, wrong), wrong
-    assert charge.subscribe == ("_INBOX_runner_charge.>",)
+        assert not _may_publish(exported, wrong), wrong
+    assert {each.local for each in charge.imports} == set(charge.permissions.publish) - {USER_INFO}
+    assert charge.permissions.subscribe == ("_INBOX.>",)
+
+
+def test_what_two_guests_have_is_exported_once_to_both() -> None:
+    both = [guests.runner(["charge"]), guests.runner(["refund", "void"])]
+    exports = accounts.export_lines(both)
+    subjects_exported = [line.partition(",")[0] for line in exports]
+    assert len(subjects_exported) == len(set(subjects_exported))
+    assert '  { service: "events.*.*.log", accounts: [ RUNNER_charge, RUNNER_refund ] }' in exports
+    assert '  { service: "tools.void", accounts: [ RUNNER_refund ] }' in exports
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "*", ">", "A", "a b", "a'; rm -rf /; '", 'a"'])
 def test_a_name_that_is_none_gets_no_list(name: str) -> None:
-    for refused in (runner_permissions, signals_permissions, signals_account, accounts.signals_of):
+    with pytest.raises(InvalidName):
+        guests.signals(name)
+    for tools in ([name], ["charge", name]):
         with pytest.raises(InvalidName):
-            refused(name)
+            guests.runner(tools)
 
 
-def test_each_tenant_s_account_has_a_name_of_its_own() -> None:
-    assert signals_account("acme-2") == "SIGNALS_ACME_2"
-    assert len({signals_account(tenant) for tenant in ("a", "b", "a-b", "ab", "a--b")}) == 5
+def test_each_guest_has_an_account_and_a_user_of_its_own() -> None:
+    names = ("a", "b", "a-b", "ab", "a--b")
+    made = [guests.signals(name) for name in names] + [guests.runner([name]) for name in (*names, "a_b")]
+    assert len({each.account for each in made}) == len({each.user for each in made}) == len(made)
+    assert guests.signals("acme-2").account == "SIGNALS_ACME_2"
 
 
 def test_an_empty_list_is_written_as_a_denial_since_it_would_allow_everything() -> None:
     nothing = accounts.User("nobody", Permissions((), ()))
-    conf = accounts.user_conf(nothing)
-    assert conf.count('deny: [\n      ">"\n    ]') == 2
+    conf = accounts.users_conf([nothing])
+    assert conf.count('deny: [\n      ">"\n    ]') == 2, conf
     assert "allow" not in conf
     assert "--deny-pub '>'" in accounts.nsc_commands([nothing])
 
@@ -190,17 +203,23 @@ def test_what_is_not_granted_is_found(granted: Granted, needed: Permissions, mis
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_who_has_a_role_s_list_lacks_nothing_of_it_and_misses_each_essential_that_is_taken_away(role: str) -> None:
+def test_who_has_a_role_s_list_lacks_nothing_of_it_and_who_has_none_lacks_each_essential(role: str) -> None:
     whole = EVERYBODY[role]  # type: ignore[index]  # one of them
-    assert Granted(Rule(whole.publish), Rule(whole.subscribe)).lacks(whole) == []
     essential = essentials_of(role)  # type: ignore[arg-type]  # the same
-    for subject in essential.subscribe:
-        rest = tuple(each for each in whole.subscribe if each != subject)
-        assert Granted(Rule(whole.publish), Rule(rest)).lacks(essential) == [Missing("subscribe", subject)]
-    for subject in essential.publish:
-        if not subject.startswith("$JS.ACK."):
-            rest = tuple(each for each in whole.publish if each != subject)
-            assert Granted(Rule(rest), Rule(whole.subscribe)).lacks(essential) == [Missing("publish", subject)]
+    assert Granted(Rule(whole.publish), Rule(whole.subscribe)).lacks(whole) == []
+    assert set(essential.publish) < set(whole.publish)
+    assert set(essential.subscribe) <= set(whole.subscribe)
+    lacking = Granted(Rule(("nothing",)), Rule(("nothing",))).lacks(essential)
+    assert [each.subject for each in lacking] == [*essential.publish, *essential.subscribe]
+
+
+@pytest.mark.parametrize("role", ["ingress", "stream_edge"])
+def test_without_the_right_to_hear_what_is_live_something_is_missing(role: str) -> None:
+    """Streams would stand still while everything else looked well."""
+    whole = EVERYBODY[role]  # type: ignore[index]  # one of them
+    rest = tuple(each for each in whole.subscribe if each != "live.events.*.*.*")
+    lacking = Granted(Rule(whole.publish), Rule(rest)).lacks(essentials_of(role))  # type: ignore[arg-type]  # the same
+    assert lacking == [Missing("subscribe", "live.events.*.*.*")]
 
 
 def test_a_broker_s_answer_is_read_and_what_is_none_tells_nothing() -> None:

@@ -1,7 +1,7 @@
 """Least rights as people give them to a NATS: a server's configuration, `nsc` commands of operator mode, and JSON.
 
-What each user may do is `contracts.permissions`; here it is only written down. deploy/nats/accounts.conf and
-accounts.nsc.sh are what this gives for the roles alone, and `meshctl permissions` prints the same for more.
+What each user may do is `contracts.permissions` and `contracts.guests`; here it is only written down. The files
+accounts.conf and accounts.nsc.sh of deploy/nats are this for the roles alone; `meshctl permissions` prints it for more.
 """
 
 from __future__ import annotations
@@ -10,15 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from contracts import subjects
-from contracts.permissions import (
-    ROLES,
-    Permissions,
-    permissions_of,
-    runner_permissions,
-    signals_account,
-    signals_permissions,
-)
+from contracts.guests import Guest, Import
+from contracts.permissions import ROLES, Permissions, permissions_of
 
 ACCOUNT: Final = "TASKMESH"
 """The account of a mesh: its streams, and the users of its services."""
@@ -26,36 +19,15 @@ _INDENT: Final = "  "
 
 
 class User(NamedTuple):
-    """A user of the broker. `name` is its role, `runner_<tool>`, or `signals_<tenant>`."""
+    """A user in the mesh's account, named as its role."""
 
     name: str
     permissions: Permissions
 
-    @property
-    def password_variable(self) -> str:
-        """The variable of the server's environment that has its password, or the bcrypt hash of it."""
-        return f"{self.name.upper().replace('-', '_')}_PASSWORD"
 
-
-class Signals(NamedTuple):
-    """A tenant's senders of signals, in an account of their own: they see nothing of the mesh, nor of each other."""
-
-    tenant: str
-
-    @property
-    def account(self) -> str:
-        """Name of the account."""
-        return signals_account(self.tenant)
-
-    @property
-    def subject(self) -> str:
-        """What the mesh lets in from there."""
-        return f"signals.{self.tenant}.>"
-
-    @property
-    def user(self) -> User:
-        """Who sends."""
-        return User(f"signals_{self.tenant}", signals_permissions(self.tenant))
+def password_variable(user: str) -> str:
+    """The variable of the server's environment that has a user's password, or a bcrypt hash of it."""
+    return f"{user.upper().replace('-', '_')}_PASSWORD"
 
 
 def role_users(
@@ -72,61 +44,81 @@ def role_users(
     ]
 
 
-def runner_user(tool: str, domain: str | None = None) -> User:
-    """The user of a program that serves one tool. Raises `InvalidName`."""
-    return User(f"runner_{tool}", runner_permissions(tool, domain=domain))
-
-
-def signals_of(tenant: str) -> Signals:
-    """A tenant's signals. Raises `InvalidName`."""
-    return Signals(subjects.check_tenant(tenant))
-
-
 # A server's configuration
 
 
-def accounts_conf(users: Sequence[User], signals: Sequence[Signals] = ()) -> str:
-    """The accounts of a server: the mesh's with these users, and one for each tenant that sends signals."""
-    exports = (
-        [
-            f"    exports: [\n{''.join(_export(each, 6) for each in signals)}    ]\n",
-        ]
-        if signals
-        else []
-    )
-    return "".join(
-        [
-            "accounts {\n",
-            f"  {ACCOUNT}: {{\n",
-            "    jetstream: enabled\n",
-            "    users: [\n",
-            *(user_conf(user, 6) for user in users),
-            "    ]\n",
-            *exports,
-            "  }\n",
-            *(account_conf(each, 2) for each in signals),
-            "}\n",
-        ]
-    )
-
-
-def _export(signals: Signals, indent: int) -> str:
-    return f'{" " * indent}{{ service: "{signals.subject}", accounts: [ {signals.account} ] }}\n'
-
-
-def user_conf(user: User, indent: int = 0) -> str:
-    """One user. Its password comes from a variable of the server's environment."""
+def accounts_conf(users: Sequence[User], guests: Sequence[Guest] = ()) -> str:
+    """The accounts of a server: the mesh's with these users, and one for each guest."""
     lines = [
-        "{",
-        f'  user: "{user.name}", password: ${user.password_variable}',
-        *(f"  {line}" for line in permissions_conf(user.permissions)),
+        "accounts {",
+        f"  {ACCOUNT}: {{",
+        "    jetstream: enabled",
+        "    users: [",
+        *_indented(3, [line for user in users for line in user_lines(user.name, user.permissions)]),
+        "    ]",
+        *_indented(2, export_lines(guests)),
+        "  }",
+        *_indented(1, [line for guest in guests for line in account_lines(guest)]),
         "}",
     ]
-    return "".join(f"{' ' * indent}{line}\n" for line in lines)
+    return _text(lines)
 
 
-def permissions_conf(permissions: Permissions) -> list[str]:
-    """The lines of a user's `permissions`."""
+def users_conf(users: Sequence[User]) -> str:
+    """These users alone, for the list of an account's users."""
+    return _text([line for user in users for line in user_lines(user.name, user.permissions)])
+
+
+def guests_conf(guests: Sequence[Guest]) -> str:
+    """What the mesh's account exports to these guests, and the accounts that they are in."""
+    named = ", ".join(guest.user for guest in guests)
+    lines = [f"# In the account {ACCOUNT}, for {named}:", *export_lines(guests), "# Beside it:"]
+    return _text([*lines, *(line for guest in guests for line in account_lines(guest))])
+
+
+def export_lines(guests: Sequence[Guest]) -> list[str]:
+    """The `exports` of the mesh's account: each subject to those guests alone that have it; nothing without guests."""
+    accounts: dict[str, list[str]] = {}
+    streamed = {each.subject: each.is_streamed for guest in guests for each in guest.imports}
+    for guest in guests:
+        for subject in dict.fromkeys(each.subject for each in guest.imports):
+            accounts.setdefault(subject, []).append(guest.account)
+    exported = [
+        f"{{ service: {json.dumps(subject)}, {'response_type: stream, ' if streamed[subject] else ''}"
+        f"accounts: [ {', '.join(names)} ] }}"
+        for subject, names in accounts.items()
+    ]
+    return ["exports: [", *_indented(1, exported), "]"] if exported else []
+
+
+def account_lines(guest: Guest) -> list[str]:
+    """The account of a guest, with what it has of the mesh."""
+    return [
+        f"{guest.account}: {{",
+        "  users: [",
+        *_indented(2, user_lines(guest.user, guest.permissions)),
+        "  ]",
+        "  imports: [",
+        *_indented(2, map(_import_line, guest.imports)),
+        "  ]",
+        "}",
+    ]
+
+
+def _import_line(each: Import) -> str:
+    there = f"{{ account: {ACCOUNT}, subject: {json.dumps(each.subject)} }}"
+    renamed = f", to: {json.dumps(each.local)}" if each.local != each.subject else ""
+    return f"{{ service: {there}{renamed} }}"
+
+
+def user_lines(name: str, permissions: Permissions) -> list[str]:
+    """One user. Its password comes from a variable of the server's environment."""
+    login = f'user: "{name}", password: ${password_variable(name)}'
+    return ["{", f"  {login}", *_indented(1, permissions_lines(permissions)), "}"]
+
+
+def permissions_lines(permissions: Permissions) -> list[str]:
+    """A user's `permissions`."""
     responses = permissions.allow_responses
     return [
         "permissions: {",
@@ -139,76 +131,54 @@ def permissions_conf(permissions: Permissions) -> list[str]:
 
 def _allow(verb: str, names: Sequence[str]) -> list[str]:
     # An empty list would allow everything.
-    allowed = [f"    {json.dumps(name)}" for name in names]
-    rule = "allow" if allowed else "deny"
-    return [f"  {verb}: {{ {rule}: [", *(allowed or ['    ">"']), "  ] }"]
+    rule, listed = ("allow", names) if names else ("deny", [">"])
+    return [f"  {verb}: {{ {rule}: [", *_indented(2, map(json.dumps, listed)), "  ] }"]
 
 
-def account_conf(signals: Signals, indent: int = 0) -> str:
-    """The account of a tenant's signals. The mesh's has to export them to it (`exports_conf`)."""
-    lines = [
-        f"{signals.account}: {{",
-        "  users: [",
-        *(f"    {line}" for line in user_conf(signals.user).splitlines()),
-        "  ]",
-        f'  imports: [ {{ service: {{ account: {ACCOUNT}, subject: "{signals.subject}" }} }} ]',
-        "}",
-    ]
-    return "".join(f"{' ' * indent}{line}\n" for line in lines)
+def _indented(levels: int, lines: Iterable[str]) -> list[str]:
+    return [_INDENT * levels + line for line in lines]
 
 
-def exports_conf(signals: Sequence[Signals]) -> str:
-    """What the mesh's account has to export for these."""
-    return f"exports: [\n{''.join(_export(each, 2) for each in signals)}]\n"
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 # Operator mode
 
+_LET_IN: Final = f"""\
+# let_in <account> <subject> <as> <answers>: the mesh exports a subject to that account alone, which calls it so.
+let_in() {{
+  nsc add export --account {ACCOUNT} --service --private --name "$2" --subject "$2" --response-type "$4"
+  nsc generate activation --account {ACCOUNT} --subject "$2" --output-file "$1.activation" \\
+    --target-account "$(nsc describe account --name "$1" --field sub | tr -d '"')"
+  nsc add import --account "$1" --name "$2 as $3" --token "$1.activation" --local-subject "$3"
+}}
+"""
 
-def nsc_commands(users: Sequence[User], signals: Sequence[Signals] = (), *, account: bool = True) -> str:
+
+def nsc_commands(users: Sequence[User], guests: Sequence[Guest] = (), *, account: bool = True) -> str:
     """`nsc` commands that make the same, for a shell. `account`: make the mesh's account, too."""
     lines: list[str] = []
     if account:
+        limits = ["--js-disk-storage -1", "--js-mem-storage 64M", "--js-streams -1", "--js-consumer -1"]
+        lines += [f"nsc add account --name {ACCOUNT}", _command(f"nsc edit account --name {ACCOUNT}", limits)]
+    lines += [_add_user(ACCOUNT, user.name, user.permissions) for user in users]
+    for guest in guests:
+        lines += [f"nsc add account --name {guest.account}", _add_user(guest.account, guest.user, guest.permissions)]
         lines += [
-            f"nsc add account --name {ACCOUNT}",
-            _command(
-                f"nsc edit account --name {ACCOUNT}",
-                ["--js-disk-storage -1", "--js-mem-storage 64M", "--js-streams -1", "--js-consumer -1"],
-            ),
+            f"let_in {guest.account} '{each.subject}' '{each.local}' {'Stream' if each.is_streamed else 'Singleton'}"
+            for each in guest.imports
         ]
-    lines += [_add_user(ACCOUNT, user) for user in users]
-    for each in signals:
-        activation = f"{each.account}.jwt"
-        lines += [
-            f"nsc add account --name {each.account}",
-            _add_user(each.account, each.user),
-            _command(
-                f"nsc add export --account {ACCOUNT} --name signals-{each.tenant}",
-                [f"--subject '{each.subject}'", "--service", "--private"],
-            ),
-            _command(
-                f"nsc generate activation --account {ACCOUNT} --subject '{each.subject}'",
-                [
-                    f'--target-account "$(nsc describe account --name {each.account} --field sub | tr -d \'"\')"',
-                    f"--output-file {activation}",
-                ],
-            ),
-            _command(
-                f"nsc add import --account {each.account} --name signals-{each.tenant}",
-                [f"--token {activation}", "--service"],
-            ),
-        ]
-    return "".join(f"{line}\n" for line in lines)
+    return (_LET_IN if guests else "") + _text(lines)
 
 
-def _add_user(account: str, user: User) -> str:
-    permissions = user.permissions
-    flags = [f"--allow-pub '{name}'" for name in permissions.publish] or ["--deny-pub '>'"]
-    flags += [f"--allow-sub '{name}'" for name in permissions.subscribe] or ["--deny-sub '>'"]
+def _add_user(account: str, name: str, permissions: Permissions) -> str:
+    flags = [f"--allow-pub '{each}'" for each in permissions.publish] or ["--deny-pub '>'"]
+    flags += [f"--allow-sub '{each}'" for each in permissions.subscribe] or ["--deny-sub '>'"]
     responses = permissions.allow_responses
     if responses is not None:
         flags += [f"--allow-pub-response={responses.max}", f"--response-ttl {responses.seconds}s"]
-    return _command(f"nsc add user --account {account} --name {user.name}", flags)
+    return _command(f"nsc add user --account {account} --name {name}", flags)
 
 
 def _command(command: str, flags: Sequence[str]) -> str:
@@ -218,10 +188,13 @@ def _command(command: str, flags: Sequence[str]) -> str:
 # JSON
 
 
-def as_json(users: Sequence[User], signals: Sequence[Signals] = ()) -> list[dict[str, Any]]:
-    """The users as data: `user`, `account`, and `permissions` as the server and NATS's JWTs have them."""
-    told = [(ACCOUNT, user) for user in users] + [(each.account, each.user) for each in signals]
-    return [{"user": user.name, "account": account, **_json(user.permissions)} for account, user in told]
+def as_json(users: Sequence[User], guests: Sequence[Guest] = ()) -> list[dict[str, Any]]:
+    """The users as data: `user`, `account`, what it may `publish` and `subscribe`; of a guest its `imports`, too."""
+    told = [{"user": user.name, "account": ACCOUNT, **_json(user.permissions)} for user in users]
+    for guest in guests:
+        imports = [{"subject": each.subject, "to": each.local} for each in guest.imports]
+        told.append({"user": guest.user, "account": guest.account, **_json(guest.permissions), "imports": imports})
+    return told
 
 
 def _json(permissions: Permissions) -> dict[str, Any]:
@@ -242,8 +215,8 @@ _HEAD: Final = """\
 _CONF: Final = """\
 # A server takes it by `include "accounts.conf"`. Each user's password, or a bcrypt hash of it (`nats server passwd`),
 # is in a variable of the server's environment, such as INGRESS_PASSWORD; it begins with a letter, or is a hash.
-# `meshctl permissions --tool <tool> --tenant <tenant>` prints these accounts with users for runners of other languages,
-# and accounts for who sends a tenant's signals.
+# `meshctl permissions --tool <tool> --tenant <tenant>` prints these accounts with one account more for each
+# runner in another language, and for who sends a tenant's signals.
 """
 _NSC: Final = """\
 # Then `nsc generate creds --account TASKMESH --name ingress > ingress.creds`, and so on, for MESH_NATS_CREDS.

@@ -43,13 +43,17 @@ class Rule(NamedTuple):
 
     def allows_some(self, subject: str) -> bool:
         """Whether anything that a filter takes is allowed."""
-        allowed = self.allow is None or any(overlap(subject, each) for each in self.allow)
+        allowed = self._names(subject) or any(overlap(subject, each) for each in self.allow or ())
         return allowed and not any(within(subject, each) for each in self.deny)
 
     def allows_all(self, subject: str) -> bool:
         """Whether the server takes the filter itself: one list entry has to hold all of it."""
-        allowed = self.allow is None or any(within(subject, each) for each in self.allow)
+        allowed = self._names(subject) or any(within(subject, each) for each in self.allow or ())
         return allowed and not any(overlap(subject, each) for each in self.deny)
+
+    def _names(self, subject: str) -> bool:
+        """Whether a subject is allowed as it stands, which a rendered list makes the common case."""
+        return self.allow is None or subject in self.allow
 
 
 class Missing(NamedTuple):
@@ -98,7 +102,7 @@ class Rights:
         self._tells = True
         """Whether the broker may be asked: a user who may not ask would stand in the server's log each time."""
         self._refused: dict[Missing, None] = {}
-        self._said: list[Missing] = []
+        self._missing: list[Missing] = []
         self.granted: Granted | None = None
         """None while the broker has not told, or will not."""
 
@@ -121,19 +125,14 @@ class Rights:
         self._tells = True
         self._look.set()
 
+    @property
     def missing(self) -> list[Missing]:
         """What this process needs for its work and may not do."""
-        if self._needed is None:
-            return []
-        missing = self.granted.lacks(self._needed) if self.granted is not None else []
-        for verb, subject in self._refused:
-            needed = self._needed.publish if verb == "publish" else self._needed.subscribe
-            missing += [Missing(verb, each) for each in needed if overlap(each.lower(), subject.lower())]
-        return list(dict.fromkeys(missing))
+        return self._missing
 
     def checks(self) -> list[HealthCheck]:
         """What is not well: empty while nothing is missing."""
-        missing = self.missing()
+        missing = self._missing
         return [HealthCheck(name="rights", ok=False, detail=told(missing))] if missing else []
 
     async def learn(self) -> None:
@@ -142,14 +141,23 @@ class Rights:
             with contextlib.suppress(TaskmeshError):
                 answer = await self._requests.one(USER_INFO, timeout_seconds=ANSWER_SECONDS_MAX)
                 self.granted = read_granted(answer.data)
-        missing = self.missing()
-        if missing and missing != self._said:
+        missing = self._find()
+        if missing and missing != self._missing:
             log.error(
                 "broker.rights_missing", missing=told(missing), remedy="meshctl permissions says what a service needs"
             )
-        elif self._said and not missing:
+        elif self._missing and not missing:
             log.info("broker.rights_complete")
-        self._said = missing
+        self._missing = missing
+
+    def _find(self) -> list[Missing]:
+        if self._needed is None:
+            return []
+        missing = self.granted.lacks(self._needed) if self.granted is not None else []
+        for verb, subject in self._refused:
+            needed = self._needed.publish if verb == "publish" else self._needed.subscribe
+            missing += [Missing(verb, each) for each in needed if overlap(each.lower(), subject.lower())]
+        return list(dict.fromkeys(missing))
 
     async def keep(self) -> None:
         """Ask now and then, and whenever something was refused, until cancelled."""

@@ -6,9 +6,10 @@ import argparse
 import os
 from typing import Any, Final
 
+from contracts import guests
 from contracts.errors import InvalidName
 from contracts.generation import accounts
-from contracts.generation.accounts import Signals, User
+from contracts.guests import Guest
 from contracts.permissions import ROLES
 from mesh.configuration.settings import load_settings
 from mesh.errors import SettingsError
@@ -20,8 +21,8 @@ SIGNALS: Final = "signals"
 FORMATS: Final = ("conf", "nsc", "json")
 _DESCRIPTION = """\
 Print what a user of the broker needs to be allowed, and no more: of a role, of a program in another language that
-serves one tool (runner --tool), of one that sends a tenant's signals from an account of its own (signals --tenant).
-Without a role: a whole accounts file, with a user for each role, each --tool, and an account for each --tenant.
+serves tools (runner --tool), of one that sends a tenant's signals (signals --tenant). These two are each in an account
+of their own. Without a role: all accounts, with a user for each role, and an account for each --tool and --tenant.
 
 conf is for a server's configuration, nsc prints commands for a NATS in operator mode, json is one line for each
 user. Asks no broker.
@@ -59,23 +60,30 @@ def _run(arguments: argparse.Namespace) -> int:
     configuration = settings.configuration
     pools, webhooks = (settings.pools, configuration.webhooks) if arguments.narrow else (None, None)
     try:
-        users = [
-            user
-            for user in accounts.role_users(domain=settings.nats_domain, pools=pools, webhooks=webhooks)
-            if role in (None, user.name)
-        ]
-        users += [accounts.runner_user(tool, settings.nats_domain) for tool in arguments.tool]
-        signals = [accounts.signals_of(tenant) for tenant in arguments.tenant]
+        every_role = accounts.role_users(domain=settings.nats_domain, pools=pools, webhooks=webhooks)
+        visitors = _guests(role, arguments.tool, arguments.tenant, settings.nats_domain)
     except InvalidName as error:
         raise SettingsError(str(error)) from None
+    users = [user for user in every_role if role in (None, user.name)]
     if arguments.format == "json":
-        for each in accounts.as_json(users, signals):
+        for each in accounts.as_json(users, visitors):
             output.json_line(each)
     elif arguments.format == "nsc":
-        print(accounts.nsc_commands(users, signals, account=role is None), end="")
+        print(accounts.nsc_commands(users, visitors, account=role is None), end="")
+    elif role is None:
+        print(accounts.accounts_conf(users, visitors), end="")
     else:
-        print(_conf(role, users, signals), end="")
+        print(accounts.guests_conf(visitors) if visitors else accounts.users_conf(users), end="")
     return 0
+
+
+def _guests(role: str | None, tools: list[str], tenants: list[str], domain: str | None) -> list[Guest]:
+    """Who is let in beside the mesh's own processes: a runner of all of the tools, or without a role one of each."""
+    runners = [tools] if role == RUNNER else [[tool] for tool in tools]
+    return [
+        *(guests.runner(each, domain=domain) for each in runners if each),
+        *(guests.signals(tenant) for tenant in tenants),
+    ]
 
 
 def _check(role: str | None, tools: list[str], tenants: list[str]) -> None:
@@ -88,17 +96,3 @@ def _check(role: str | None, tools: list[str], tenants: list[str]) -> None:
         raise SettingsError(f"permissions {role}: --tool is for runner")
     if tenants and role not in (None, SIGNALS):
         raise SettingsError(f"permissions {role}: --tenant is for signals")
-
-
-def _conf(role: str | None, users: list[User], signals: list[Signals]) -> str:
-    if role is None:
-        return accounts.accounts_conf(users, signals)
-    if role == SIGNALS:
-        named = ", ".join(each.tenant for each in signals)
-        return (
-            f"# In the account {accounts.ACCOUNT}, for the signals of {named}:\n"
-            + accounts.exports_conf(signals)
-            + "# Beside it:\n"
-            + "".join(map(accounts.account_conf, signals))
-        )
-    return "".join(map(accounts.user_conf, users))

@@ -416,3 +416,14 @@ def overlap(one: str, other: str) -> bool:
             return False
     # One is longer: a tail `>` stands for one token at least, and would have been met above.
     return len(ours) == len(theirs)
+
+
+def within(one: str, other: str) -> bool:
+    """Whether a filter takes only what another one takes, too, as NATS reads `*` and `>`."""
+    ours, theirs = one.split("."), other.split(".")
+    for mine, its in zip(ours, theirs, strict=False):
+        if its == ">":
+            return True
+        if mine == ">" or its not in ("*", mine):
+            return False
+    return len(ours) == len(theirs)

@@ -20,6 +20,7 @@ from meshctl.commands import (
     doctor,
     example,
     keys,
+    permissions,
     processes,
     reload,
     repair,
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     dead_letters.add_commands(commands, common)
     repair.add_commands(commands)
     streams.add_commands(commands)
+    permissions.add_commands(commands)
     storage.add_commands(commands)
     workers.add_commands(commands)
     processes.add_commands(commands)

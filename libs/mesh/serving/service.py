@@ -79,6 +79,7 @@ class Service:
         self.wellness.connection = connection
         self._notifier = notifier or Notifier({})
         self.wellness.add_look(self.neighbours.checks)
+        self.wellness.add_look(connection.rights.checks)
         unknown = _unknown_variables(settings)
         self.wellness.add_remark(lambda: unknown)
         self.http: str | None = None
@@ -267,8 +268,10 @@ async def _operators(settings: Settings, name: str, wellness: Wellness) -> Async
 
 
 async def probe_mesh(service: Service) -> list[HealthCheck]:
-    """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
-    return [*await probe_broker(service.connection), *service.neighbours.checks(), *service.admission()]
+    """Readiness of a service: its broker, its rights there, whom it can let in, and that no other mesh would run its
+    tasks again."""
+    checks = [*service.connection.rights.checks(), *service.neighbours.checks(), *service.admission()]
+    return [*await probe_broker(service.connection), *checks]
 
 
 _NEEDED = (

@@ -19,6 +19,7 @@ from meshctl.commands import (
     demo,
     doctor,
     example,
+    link_keys,
     processes,
     reload,
     repair,
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     processes.add_commands(commands)
     transfer.add_commands(commands)
     triggers.add_commands(commands)
+    link_keys.add_commands(commands)
     doctor.add_commands(commands)
     config.add_commands(commands)
     reload.add_commands(commands)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from contracts.records.status import HealthCheck
+from mesh.access.audit import audited
 from mesh.access.callers import identified, open_door
+from mesh.access.link_keys import LinkSigning
+from mesh.access.links import with_links
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
@@ -24,7 +27,8 @@ async def main(service: Service) -> None:
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
-    app = guarded(identified(create_app(edge, probe), open_door), Access(hosts, settings.edge_cors_origins))
+    door = with_links(open_door, LinkSigning(service.requests))
+    app = guarded(audited(identified(create_app(edge, probe), door)), Access(hosts, settings.edge_cors_origins))
     service.http = str(address)
     service.wellness.ready_by(probe)
     async with heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max):

@@ -17,6 +17,7 @@ from contracts.generation.openapi_dead_letters import (
     replay_task,
     requeue_malformed,
 )
+from contracts.generation.openapi_links import make_link
 from contracts.generation.openapi_parts import (
     component_schemas,
     json_answer,
@@ -76,6 +77,7 @@ def openapi() -> dict[str, Any]:
             "/v1/tasks/{id}": {"get": read_task()},
             "/v1/tasks/{id}/cancel": {"post": cancel_task()},
             "/v1/tasks/{id}/inputs": {"post": send_input()},
+            "/v1/tasks/{id}/links": {"post": make_link()},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": follow_task()},
             "/v1/tools": {"get": list_tools()},
             "/v1/pools/{pool}/load": {"get": read_pool_load()},

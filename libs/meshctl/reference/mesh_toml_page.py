@@ -265,6 +265,7 @@ trusted_proxies = ["10.0.0.0/8"]
 [approvals]
 four_eyes = true
 tools = ["charge"]
+scope = "operate"
 """,
         ("approvals",),
     ),

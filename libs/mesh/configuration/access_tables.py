@@ -86,9 +86,16 @@ class ApprovalsConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     """Who may decide on calls that need a person."""
 
     four_eyes: bool = False
-    """Whether another person than the task's submitter has to approve its calls."""
+    """Whether another person than the task's submitter has to approve its calls. It takes callers who are known: the
+    modes `keys` and `jwt` of `[auth]`."""
     tools: Annotated[list[LaneName], Meta(min_length=1, max_length=TOOLS_MAX)] | None = None
-    """The tools for which that holds. Unset: all."""
+    """The tools whose calls that holds for. Unset: all."""
+    scope: Scope = "answer"
+    """The scope that it takes to approve a call. `[tools.<name>] approve_scope` outranks it."""
+
+    def takes_four_eyes(self, tool: str) -> bool:
+        """Whether another person than the submitter has to approve a tool's calls."""
+        return self.four_eyes and (self.tools is None or tool in self.tools)
 
 
 def parse_auth(tables: Mapping[str, Any], source: str) -> AuthConfiguration:

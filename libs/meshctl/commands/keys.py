@@ -22,6 +22,7 @@ from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.configuration.settings import load_variables
 from mesh.telemetry import traces
+from meshctl.commands import link_keys
 from meshctl.display import output
 from meshctl.display.keys_table import keys_table
 from meshctl.flags import add_setting_flags, environment_with
@@ -82,6 +83,8 @@ def add_commands(commands: Any) -> None:
         type=_time,
         help="when the new one ends [after as long as the old one was made for]",
     )
+
+    link_keys.add_action(actions)
 
 
 def _add(actions: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:

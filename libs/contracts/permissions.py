@@ -193,9 +193,7 @@ def _service(lists: _Lists, role: str) -> None:
     lists.call("STREAM.LIST")
     lists.info(EVENTS.name, TASKS.name, TASKS_BUCKET.stream_name)
     lists.write(WORKERS_BUCKET)
-    lists.subscribe(
-        "$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD
-    )
+    lists.subscribe("$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD)
 
 
 def _read_journals(lists: _Lists) -> None:
@@ -288,9 +286,7 @@ def _inference_worker(lists: _Lists, pools: Iterable[str] | None) -> None:
 def _tool_runner(lists: _Lists, tools: Iterable[str] | None) -> None:
     _step(lists)
     lists.pull(TOOLS.name, *(["*"] if tools is None else map(tool_consumer, tools)))
-    lists.call(
-        f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*"
-    )
+    lists.call(f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*")
     lists.write(TOOLS_BUCKET)
     lists.publish(*RESULTS.subjects, *SIGNALS.subjects, "control.replay.*")
     lists.info(RESULTS.name)

@@ -16,7 +16,7 @@ from mesh.broker.clock_keeper import ClockKeeper
 from mesh.broker.credential_files import LoginUnusable
 from mesh.broker.credentials import Credentials
 from mesh.broker.line import Line
-from mesh.broker.nats_client import NatsClient, TlsRefused
+from mesh.broker.nats_client import LOGIN_GONE, NatsClient, TlsRefused
 from mesh.broker.renewal import Renewal
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
@@ -34,6 +34,7 @@ being changed, may take it by then."""
 SERVER_VERSION_MIN = (2, 14)
 """Older servers have known authorization bypasses, and lack what TIMERS needs."""
 
+_NO_GREETING = "expecting INFO"
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
 
 
@@ -54,6 +55,8 @@ class Connection:
         self._is_back = asyncio.Event()
         self._answer: asyncio.Task[None] | None = None
         self._last_error: str | None = None
+        self.trouble = ""
+        """What the client said last of what goes wrong."""
         self._refusals = 0
         self._was_connected = False
         self._not_heard: set[str] = set()
@@ -114,7 +117,7 @@ class Connection:
 
     async def _on_error(self, error: Exception) -> None:
         said = self._said_of(error)
-        if "authorization violation" in said.lower():
+        if any(gone in said.lower() for gone in LOGIN_GONE):
             said = self.credentials.refusal()
             self._refusals += 1
             if self._refusals >= REFUSALS_MAX and not self._was_connected:
@@ -128,6 +131,7 @@ class Connection:
             if verb == "subscribe":
                 self._not_heard.add(denied[2].lower())
             said = f"the broker's user may not {verb} to {denied[2]}"
+        self.trouble = said
         # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
         if said != self._last_error:
             log.warning("broker.error", role=self.role, error=said)
@@ -145,8 +149,9 @@ class Connection:
             raise BrokerDistrusted(str(error))
         if isinstance(error, LoginUnusable) and not self._was_connected:
             raise error
-        if isinstance(error, TimeoutError) and self.client._transport and not self._was_connected:
-            # It took the connection.
+        is_silent = isinstance(error, TimeoutError) or _NO_GREETING in str(error)
+        if is_silent and self.client._transport and not self._was_connected:
+            # It took the connection, and said nothing.
             return self.credentials.silence()
         return str(error) or type(error).__name__
 
@@ -170,12 +175,15 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(settings: Settings, role: str, login: str | None = None) -> AsyncIterator[Connection]:
+async def connect(
+    settings: Settings, role: str, login: str | None = None, on_trying: Callable[[Connection], None] | None = None
+) -> AsyncIterator[Connection]:
     """Connect as `taskmesh-<role>`, waiting for the broker as long as it takes, and close at the end.
 
     Meanwhile this process goes by the broker's clock (`mesh.clock.now`), if EVENTS is there to tell it.
     The inbox prefix is `_INBOX_<role>`, so that an account can allow each role its own answers only.
-    `login`: which of an embedded broker's, if it is not the role's own.
+    `login`: which of an embedded broker's, if it is not the role's own. `on_trying` gets the connection before it is
+    there: its `trouble` says why it isn't yet.
     Raises `SettingsError` if the URL is none, the login can't be used, or the server is too old; `BrokerRefused` if it
     does not take the login at the start. Later on that is only said: whoever has changed a password may change it back.
     """
@@ -185,6 +193,8 @@ async def connect(settings: Settings, role: str, login: str | None = None) -> As
         log.warning("broker.secret_open_to_others", role=role, problem=remark)
     client = NatsClient(credentials)
     connection = Connection(client, role, settings.nats_domain)
+    if on_trying is not None:
+        on_trying(connection)
     try:
         await _open(client, connection)
     except SettingsError:

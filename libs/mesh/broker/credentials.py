@@ -253,6 +253,8 @@ class Credentials:
 
 
 def _load(context: ssl.SSLContext, cert: NamedFile, key: NamedFile) -> None:
+    if "ENCRYPTED" in key.read():
+        raise key.unusable("has a passphrase: it has to be without one")
     try:
         # Without a passphrase, since OpenSSL would ask for one on the terminal, and wait.
         context.load_cert_chain(cert.path, key.path, password="")
@@ -260,8 +262,6 @@ def _load(context: ssl.SSLContext, cert: NamedFile, key: NamedFile) -> None:
         reason = error.reason or ""
         if reason == "KEY_VALUES_MISMATCH":
             raise key.unusable(f"is not the key of {cert}") from None
-        if any(sign in reason for sign in ("BAD_DECRYPT", "BAD_PASSWORD_READ", "INTERRUPTED_OR_CANCELLED")):
-            raise key.unusable("has a passphrase: it has to be without one") from None
         for file, mark in ((cert, "-----BEGIN CERTIFICATE-----"), (key, "PRIVATE KEY-----")):
             if mark not in file.read():
                 raise file.unusable(f"holds no {'certificate' if file is cert else 'key'} (PEM)") from None

@@ -19,7 +19,7 @@ from mesh.broker.credentials import Credentials
 
 CLOSE_SECONDS_MAX: Final = 2.0
 
-_LOGIN_GONE: Final = (
+LOGIN_GONE: Final = (
     "authorization violation",
     "user authentication expired",
     "user authentication revoked",
@@ -76,7 +76,7 @@ class NatsClient(Client):
         return line
 
     async def _process_err(self, err_msg: str) -> None:
-        if self.is_connected and any(said in err_msg for said in _LOGIN_GONE):
+        if self.is_connected and any(said in err_msg for said in LOGIN_GONE):
             error: Any = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
             await self._error_cb(error)
             await self._process_op_err(error)

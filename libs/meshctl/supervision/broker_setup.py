@@ -29,12 +29,16 @@ async def connected(settings: Settings, login: str | None = None) -> AsyncIterat
 
     Raises `BrokerUnavailable` if none answers soon: a person waits.
     """
+    tried: list[Connection] = []
     async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                connection = await stack.enter_async_context(connect(settings, "meshctl", login))
+                connection = await stack.enter_async_context(connect(settings, "meshctl", login, tried.append))
         except TimeoutError:
-            raise BrokerUnavailable(f"no broker answers at {without_password(settings.broker_url)}") from None
+            silence = next((each.trouble for each in tried if each.trouble == each.credentials.silence()), "")
+            raise BrokerUnavailable(
+                silence or f"no broker answers at {without_password(settings.broker_url)}"
+            ) from None
         yield connection
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nkeys
+import nkeys  # type: ignore[import-untyped]  # it has no types
 
 from contracts.permissions import Permissions
 

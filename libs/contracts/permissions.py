@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, get_args
 
 from contracts import subjects
+from contracts.errors import InvalidName
 from contracts.streams import (
     ADVISORIES,
     ARCHIVE,
@@ -412,3 +413,11 @@ def _supervisor(lists: Lists) -> None:
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
     lists.subscribe(subjects.STORE_ROOM)
+
+
+def check_role(value: str) -> Role:
+    """Return a role unchanged, else raise `InvalidName`."""
+    for role in ROLES:
+        if role == value:
+            return role
+    raise InvalidName(f"not a role: {value!r:.80} (expected one of {', '.join(ROLES)})")

@@ -473,6 +473,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-sub '_INBOX_steward.>' \
   --allow-sub 'stats.lanes.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
+  --allow-sub 'audit.act' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.steward' \
   --allow-sub '$SRV.*.steward.*' \
@@ -594,6 +595,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.SIGNALS.*' \
   --allow-pub '$SRV.INFO' \
   --allow-pub 'configuration.reload' \
+  --allow-pub 'audit.act' \
   --allow-pub 'process.*.drain' \
   --allow-pub 'timers.at.cron.*.*' \
   --allow-pub 'control.input.*' \
@@ -873,5 +875,6 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
   --allow-sub '_INBOX_meshctl.>' \
   --allow-sub 'storage.room' \
+  --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
   --response-ttl 10s

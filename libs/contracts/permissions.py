@@ -358,7 +358,7 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
     _provide(lists)
-    lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING)
+    lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING, subjects.OPERATOR_ACTS)
 
 
 def _provide(lists: Lists) -> None:
@@ -376,7 +376,9 @@ def _operator(lists: Lists) -> None:
     _fleet(lists)
     _levels(lists)
     _provide(lists)
-    lists.publish("$SRV.INFO", subjects.CONFIGURATION_RELOAD, "process.*.drain", "timers.at.cron.*.*")
+    lists.publish(
+        "$SRV.INFO", subjects.CONFIGURATION_RELOAD, subjects.OPERATOR_ACTS, "process.*.drain", "timers.at.cron.*.*"
+    )
     lists.publish(*(f"control.{kind}.*" for kind in subjects.CONTROL_KINDS), *SIGNALS.subjects, *ARCHIVE.subjects)
     lists.read(*_ALL_STREAMS)
     lists.read_keys(*BUCKETS)
@@ -412,7 +414,7 @@ def _supervisor(lists: Lists) -> None:
         *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
-    lists.subscribe(subjects.STORE_ROOM)
+    lists.subscribe(subjects.STORE_ROOM, subjects.CONFIGURATION_RELOAD)
 
 
 def check_role(value: str) -> Role:

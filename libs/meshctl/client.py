@@ -149,10 +149,13 @@ class Client:
         edge_url: str,
         tenant: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        key: str | None = None,
     ) -> None:
+        """`key`: the API key, or token, that both are shown."""
         self.ingress_url = ingress_url.rstrip("/")
         self.edge_url = edge_url.rstrip("/")
         own_headers = {"User-Agent": f"meshctl/{VERSION}"} | ({headers.HTTP_TENANT: tenant} if tenant else {})
+        own_headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._ingress = _http(self.ingress_url, ANSWER_SECONDS_MAX, own_headers, transport)
         self._edge = _http(self.edge_url, SILENCE_SECONDS_MAX, own_headers, transport)
 

@@ -10,7 +10,8 @@ from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from ingress.storage import Storage
 from mesh.access.audit import audited
-from mesh.access.callers import identified, open_door
+from mesh.access.callers import identified
+from mesh.access.doors import opened_door
 from mesh.access.links import with_links
 from mesh.background import background
 from mesh.journal.following import Following
@@ -45,12 +46,13 @@ async def main(service: Service) -> None:
     service.wellness.ready_by(probe)
     service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([]), *fleet.dead()])
     async with (
+        opened_door(service, address, "MESH_INGRESS_ADDRESS") as door,
         heartbeats(service),
         ingress.lists.open(),
         background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(
-            audited(identified(create_app(ingress, probe), with_links(open_door, ingress.signing))),
+            audited(identified(create_app(ingress, probe), with_links(door, ingress.signing))),
             Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
         )
         await serve(app, listener, service.stopping, service.ready())

@@ -42,6 +42,7 @@ from ingress.parsing import (
 )
 from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
+from ingress.rights import within_rights
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from ingress.waiting import Waits
 from mesh.access.audit import acted
@@ -130,7 +131,7 @@ class Ingress:
         prefer = request.headers.get(headers.HTTP_PREFER)
         wait_seconds = parse_wait_seconds(prefer)
         body = await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX))
-        task_request = parse_task_request(body, self._settings.pools)
+        task_request = within_rights(parse_task_request(body, self._settings.pools), body, caller.identity)
         refusal = self._storage.refusal
         if refusal is not None:
             raise RequestRefused("queue-full", refusal, retry_after_seconds=RETRY_AFTER_SECONDS)
@@ -180,6 +181,7 @@ class Ingress:
 
     def events(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}/events`: they are at the stream edge."""
+        tenant_of(request, "read", named=request.query_params.get("tenant"))
         url = task_links(self._settings, checked_task(task)).events
         query = request.scope["query_string"].decode("latin-1")
         location = f"{url}?{query}" if query else url

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contracts.records.status import HealthCheck
 from mesh.access.audit import audited
-from mesh.access.callers import identified, open_door
+from mesh.access.callers import identified
+from mesh.access.doors import opened_door
 from mesh.access.link_keys import LinkSigning
 from mesh.access.links import with_links
 from mesh.journal.following import Following
@@ -27,11 +28,15 @@ async def main(service: Service) -> None:
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
-    door = with_links(open_door, LinkSigning(service.requests))
-    app = guarded(audited(identified(create_app(edge, probe), door)), Access(hosts, settings.edge_cors_origins))
+    links = LinkSigning(service.requests)
     service.http = str(address)
     service.wellness.ready_by(probe)
-    async with heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max):
+    async with (
+        opened_door(service, address, "MESH_EDGE_ADDRESS") as door,
+        heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max),
+    ):
+        app = audited(identified(create_app(edge, probe), with_links(door, links)))
+        app = guarded(app, Access(hosts, settings.edge_cors_origins))
         await serve(app, listener, service.stopping, service.ready())
 
 

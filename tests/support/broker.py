@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import httpx
 
-from tests.support import children
+from contracts.guests import Guest
+from tests.support import children, enforced
 from tests.support.patience import POLL_SECONDS, ended, within
 
 PROGRAM = shutil.which("nats-server") or str(Path(sys.executable).parent / "nats-server")
@@ -82,11 +83,24 @@ class Broker:
         extra: str = "",
         max_payload: str = "1MB",
         domain: str | None = None,
+        *,
+        enforces: bool | None = None,
+        guests: Sequence[Guest] = (),
     ) -> None:
-        """`extra`: more lines of its configuration, such as users. `domain`: that of its JetStream."""
+        """`extra`: more lines of its configuration, such as users. `domain`: that of its JetStream.
+
+        `enforces`: whether it enforces the lists of least rights (`tests.support.enforced`), also of `guests`; None is
+        as the suite is run, if `extra` has no users of its own.
+        """
         self.port = free_port()
         self.monitoring_port = free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
+        is_open = domain is None and not any(
+            word in extra for word in ("authorization", "accounts", "tls", "leafnodes")
+        )
+        self.enforces = enforces if enforces is not None else enforced.is_enforced() and is_open
+        self.url = self.url_of(enforced.ROOT)
+        if self.enforces:
+            extra += "\n" + enforced.accounts(guests)
         self.log = folder / "nats.log"
         self.store = folder / "jetstream"
         self._config = folder / "nats.conf"
@@ -105,6 +119,16 @@ class Broker:
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: Mapping[str, str] | None = None
         """What its configuration may name as variables; None is this process's own environment."""
+        if self.enforces:
+            self.environment = {**os.environ, **enforced.passwords(guests)}
+
+    def url_of(self, process: str) -> str:
+        """Where a process finds it, with the login of its role if the broker enforces their rights."""
+        return self.with_login(f"nats://127.0.0.1:{self.port}", process)
+
+    def with_login(self, url: str, process: str) -> str:
+        """The URL of what leads to it, with that login."""
+        return enforced.with_login(url, enforced.role_of(process)) if self.enforces else url
 
     async def start(self, seconds: float = READY_SECONDS) -> None:
         """Start, and wait until it accepts connections. `seconds`: how long that may take, with much stored."""
@@ -140,3 +164,6 @@ class Broker:
                 await ended(self.process, STOP_SECONDS)
             except TimeoutError:
                 await self.kill()
+        if self.enforces:
+            refused = enforced.violations(self.log)
+            assert not refused, refused[:20]

@@ -131,6 +131,9 @@ class Mesh:
             **variables,
         }
         self.settings = load_settings(self.environment)
+        if broker.enforces and "MESH_NATS_URL" not in variables:
+            # Commands that are run with it log in as operators; the test itself may do everything.
+            self.environment["MESH_NATS_URL"] = broker.url_of("meshctl")
 
     async def start(self, service: str, *arguments: str, **variables: str) -> Process:
         """Start one more process of a service, or of a module that takes `arguments`."""
@@ -144,7 +147,10 @@ class Mesh:
         self, under: tuple[str, ...], service: str, arguments: tuple[str, ...], variables: dict[str, str]
     ) -> Process:
         log = self.folder / f"{service}-{len(self.processes)}.log"
-        far = {"MESH_NATS_URL": self.link.url} if self.link is not None else {}
+        far: dict[str, str] = {}
+        if self.broker.enforces or self.link is not None:
+            url = self.link.url if self.link is not None else f"nats://127.0.0.1:{self.broker.port}"
+            far["MESH_NATS_URL"] = self.broker.with_login(url, service)
         process = Process(service, {**self.environment, **far, **variables}, log, *arguments, under=under)
         self.processes.append(process)
         return await process.start()

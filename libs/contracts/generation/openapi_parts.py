@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from contracts import errors, headers, subjects, tasks
+from contracts.access import Scope
 from contracts.api import dead_letters, inputs, links, pools
 from contracts.generation.schemas import components, exact_pattern
 from contracts.records import status, tools
@@ -20,6 +21,7 @@ LIST_CURSOR_PATTERN = "[0-9a-z.]{1,64}"
 """What a list's cursor says is for the service alone."""
 IDEMPOTENCY_KEY_PATTERN = r"[\x20-\x7e]+"
 JSON_TYPE = "application/json"
+_BEARER = "bearer"
 _REF = "#/components/schemas/{name}"
 
 
@@ -45,7 +47,9 @@ def parameters() -> dict[str, Any]:
             "description": "The stream sequence of the record in DEAD_LETTERS, as the list says.",
             "schema": string("[1-9][0-9]{0,17}"),
         },
-        "Tenant": in_header(headers.HTTP_TENANT, tenant, "Whose tasks these are."),
+        "Tenant": in_header(
+            headers.HTTP_TENANT, tenant, "Whose tasks these are. Credentials have a tenant: of another it is 403."
+        ),
         "IdempotencyKey": in_header(
             headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating the request safe: one key is one task of the tenant."
         ),
@@ -72,6 +76,10 @@ def response_headers() -> dict[str, Any]:
             "description": "Whole seconds after which another try has a fair chance.",
             "schema": {"type": "integer", "minimum": 1},
         },
+        "Challenge": {
+            "description": "How to show credentials (RFC 6750).",
+            "schema": {"type": "string"},
+        },
         "NoStore": {
             "description": "Answers of a moment are not cached.",
             "schema": {"type": "string", "const": "no-store"},
@@ -93,6 +101,8 @@ def problem_responses() -> dict[str, Any]:
         response = _problem_response(f"{text}.")
         if number in (429, 503):
             response["headers"] = {"Retry-After": header("RetryAfter")}
+        if number == errors.HTTP_STATUS_BY_CODE["unauthorized"]:
+            response["headers"] = {"WWW-Authenticate": header("Challenge")}
         responses[f"Problem{number}"] = response
     return {**responses, "Problem": _problem_response("Any other error.")}
 
@@ -150,6 +160,33 @@ def _tell_defaults(schema: dict[str, Any]) -> None:
         if default is not None:
             text = default if isinstance(default, str) else json.dumps(default)
             field["description"] = f"{field.get('description', '')} Absent, it is `{text}`.".strip()
+
+
+def security_schemes() -> dict[str, Any]:
+    return {
+        _BEARER: {
+            "type": "http",
+            "scheme": "bearer",
+            "description": (
+                "An API key, `tm_<id>_<secret>`, or a token (JWT) of the issuer that the mesh trusts. In mode `open`, "
+                "on loopback addresses alone, nobody is asked for one."
+            ),
+        }
+    }
+
+
+def asking(scope: Scope, operation: dict[str, Any]) -> dict[str, Any]:
+    """An operation that only callers with a scope may ask for."""
+    responses = operation["responses"]
+    refusals = {"401": "Problem401", "403": "Problem403"}
+    responses |= {number: {"$ref": f"#/components/responses/{name}"} for number, name in refusals.items()}
+    return {
+        **operation,
+        "responses": dict(sorted(responses.items())),
+        # Or nothing, in mode `open`.
+        "security": [{_BEARER: [scope]}, {}],
+        "x-taskmesh-scope": scope,
+    }
 
 
 def ref(name: str) -> dict[str, str]:

@@ -37,6 +37,8 @@ class Identity:
     """The most tokens that one of their tasks may take. None: as the pool says."""
     until: datetime | None = None
     """When their credentials end, and with them a stream that was opened by these. None: nobody knows of an end."""
+    any_tenant: bool = False
+    """Whether a request may name another tenant than theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,9 @@ def caller_of(request: AnyRequest, scope: Scope, *, named: str | None = None) ->
     if scope not in identity.scopes:
         raise RequestRefused("scope-missing", f"this takes the scope {scope!r}, which these credentials do not have")
     wanted = _tenant_header(request) or named
-    if identity.tenant is None:
-        return Caller(identity, subjects.check_tenant(wanted) if wanted is not None else TENANT_DEFAULT)
+    if identity.tenant is None or identity.any_tenant:
+        own = identity.tenant or TENANT_DEFAULT
+        return Caller(identity, subjects.check_tenant(wanted) if wanted is not None else own)
     if wanted is not None and wanted != identity.tenant:
         raise RequestRefused("tenant-mismatch", f"these credentials are of another tenant than {HTTP_TENANT} names")
     return Caller(identity, identity.tenant)

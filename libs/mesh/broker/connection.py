@@ -17,6 +17,7 @@ from mesh.broker import embedded
 from mesh.broker.clock_keeper import ClockKeeper
 from mesh.broker.line import Line
 from mesh.broker.requests import Requests
+from mesh.broker.rights import Rights, Verb
 from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
@@ -57,6 +58,7 @@ class Connection:
         self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
         self.line = Line(client, role)
+        self.rights = Rights(self.requests, role, domain)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []
         self._is_back = asyncio.Event()
@@ -139,9 +141,10 @@ class Connection:
         denied = _DENIED.search(said)
         if denied is not None:
             self.requests.on_not_allowed(denied[2])
-            verb = {"publish": "publish", "subscription": "subscribe"}[denied[1].lower()]
+            verb: Verb = "publish" if denied[1].lower() == "publish" else "subscribe"
             if verb == "subscribe":
                 self._not_heard.add(denied[2].lower())
+            self.rights.on_refused(verb, denied[2])
             said = f"the broker's user may not {verb} to {denied[2]}"
         # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
         if said != self._last_error:
@@ -166,6 +169,7 @@ class Connection:
         log.info("broker.reconnected", role=self.role)
         self._last_error = None
         self.requests.on_connected()
+        self.rights.on_reconnected()
         self.clock.ask_again()
         self._is_back.set()
         for callback in self._reconnected:
@@ -200,7 +204,9 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
-        keeping = [asyncio.create_task(connection.clock.keep()), asyncio.create_task(connection.line.watch())]
+        await connection.rights.learn()
+        jobs = (connection.clock.keep(), connection.line.watch(), connection.rights.keep())
+        keeping = [asyncio.create_task(job) for job in jobs]
         try:
             yield connection
         finally:

@@ -278,13 +278,14 @@ def _parse(kind: str, raw: str) -> object:
     if kind == "Path":
         return Path(raw)
     if kind == "Address":
-        return _parse_address(raw)
+        return parse_address(raw)
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in raw.split(",") if part.strip())
     return raw
 
 
-def _parse_address(raw: str) -> Address:
+def parse_address(raw: str) -> Address:
+    """The address that a text is. Raises `ValueError`."""
     host, colon, port = raw.rpartition(":")
     if not colon or not host:
         raise ValueError("must be <host>:<port>")

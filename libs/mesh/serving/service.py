@@ -79,6 +79,7 @@ class Service:
         self.wellness.connection = connection
         self._notifier = notifier or Notifier({})
         self.wellness.add_look(self.neighbours.checks)
+        self.wellness.add_look(connection.rights.checks)
         unknown = _unknown_variables(settings)
         self.wellness.add_remark(lambda: unknown)
         self.http: str | None = None
@@ -93,6 +94,8 @@ class Service:
         """Set while what still runs is waited for however long it takes: it was told to drain so, and not to stop."""
         self.is_drained = False
         """Whether it was told to drain: it stays away then, once it has ended."""
+        self.admission: Callable[[], list[HealthCheck]] = list
+        """Whether callers can be told apart, where they have to be."""
         self.running: Callable[[], int] = int
         """How much it has in hand."""
         self.reloading = Reloading(self)
@@ -265,8 +268,10 @@ async def _operators(settings: Settings, name: str, wellness: Wellness) -> Async
 
 
 async def probe_mesh(service: Service) -> list[HealthCheck]:
-    """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
-    return [*await probe_broker(service.connection), *service.neighbours.checks()]
+    """Readiness of a service: its broker, its rights there, whom it can let in, and that no other mesh would run its
+    tasks again."""
+    checks = [*service.connection.rights.checks(), *service.neighbours.checks(), *service.admission()]
+    return [*await probe_broker(service.connection), *checks]
 
 
 _NEEDED = (

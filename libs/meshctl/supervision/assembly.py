@@ -14,9 +14,10 @@ from typing import Final
 import structlog
 
 from contracts.records.storage import StoreRoom
+from mesh.access.modes import mode_of
 from mesh.background import first_of
 from mesh.configuration.secrets import environment_for
-from mesh.configuration.settings import Address, Settings
+from mesh.configuration.settings import Address, Settings, parse_address
 from mesh.errors import SettingsError
 from mesh.serving.listening import address_of, listen
 from mesh.serving.notifying import Notifier, without_notify
@@ -30,11 +31,13 @@ from meshctl.supervision.control import Order, controlled
 from meshctl.supervision.embedded_broker import Broker, check_port, with_memory_limit
 from meshctl.supervision.home import Addresses, Home
 from meshctl.supervision.log_watch import watch_logs
+from meshctl.supervision.operator_key import operator_key_at
 from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
 from meshctl.supervision.rolling import RestartFailed, Rolling, Told
 from meshctl.supervision.stops import Stops
 from meshctl.supervision.store_room import room_at_start
 from meshctl.supervision.store_watch import watch_store
+from meshctl.variables import API_KEY_FILE_VARIABLE, API_KEY_VARIABLE
 
 log = structlog.get_logger("meshctl")
 
@@ -65,9 +68,13 @@ class Assembly:
         self.nats_url = ""
         self.ingress_url = ""
         self.edge_url = ""
+        self.operator_key: str | None = None
+        """What the services are to be shown, where they ask for keys."""
         self._settings = settings
         self._environment = dict(environment)
         without_notify(self._environment)
+        for name in (API_KEY_VARIABLE, API_KEY_FILE_VARIABLE):
+            self._environment.pop(name, None)  # No service has a use for what this command would show one.
         self._configuration = ConfigurationCopy(settings, self._environment, home)
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
@@ -108,10 +115,12 @@ class Assembly:
         self._environment["MESH_NATS_URL"] = self.nats_url
         # An ingress that is started again goes on with the index of its predecessor.
         self._environment["MESH_INDEX_FOLDER"] = str(settings.index_folder or self.home.index)
-        self._progress("starting the services")
         # The ingress tells clients where the edge is, and both the stewards of webhooks: all have to know the ports.
         edge_socket = self._listen(settings.edge_address, "MESH_EDGE_ADDRESS")
         ingress_socket = self._listen(settings.ingress_address, "MESH_INGRESS_ADDRESS")
+        if any(map(self._asks_for_credentials, ("MESH_EDGE_ADDRESS", "MESH_INGRESS_ADDRESS"))):
+            self.operator_key = await operator_key_at(replace(settings, nats_url=self.nats_url), self.home)
+        self._progress("starting the services")
         edge = self._start_service("stream_edge", listeners={"MESH_EDGE_ADDRESS": edge_socket})
         ingress = self._start_service("ingress", listeners={"MESH_INGRESS_ADDRESS": ingress_socket})
         for number in range(settings.workers):
@@ -210,6 +219,12 @@ class Assembly:
         self._listeners.append(listener)
         self._environment[variable] = str(address_of(listener))
         return listener
+
+    def _asks_for_credentials(self, variable: str) -> bool:
+        """Whether the service that listens there does. Raises `SettingsError` if it may not listen there."""
+        configuration = self._settings.configuration
+        address = parse_address(self._environment[variable])
+        return mode_of(configuration.auth, address, variable, configuration.source) != "open"
 
     def _start_service(
         self, service: str, name: str | None = None, listeners: Mapping[str, socket.socket] | None = None

@@ -25,6 +25,8 @@ LOG_BYTES_MIN: Final = 128 * 1024
 BROKER_LOG: Final = "nats_server"
 """nats-server keeps its log within a bound itself."""
 TOKEN_BYTES: Final = 32
+OPERATOR_KEY_FILE: Final = "operator.key"
+"""In MESH_HOME: the API key by which meshctl asks a mesh of its own that asks for keys."""
 LOG_TAIL_LINES: Final = 15
 LOG_TAIL_BYTES_MAX: Final = 16 * 1024
 LOCK_WAIT_SECONDS: Final = 5.0
@@ -53,6 +55,7 @@ class Home:
         self.nats_config = self.path / "nats.conf"
         self.nats_ports = self.path / PORTS_FOLDER
         self.token = self.path / TOKEN_FILE
+        self.operator_key = self.path / OPERATOR_KEY_FILE
         self.jetstream = self.path / "jetstream"
         self.index = self.path / "index"
         self.configuration = self.path / "mesh.toml"
@@ -86,6 +89,19 @@ class Home:
         made = secrets.token_urlsafe(TOKEN_BYTES)
         self.write_private(self.token, made.encode() + b"\n")
         return made
+
+    def read_operator_key(self) -> str | None:
+        """The API key of whoever owns this home; None if no mesh has made one here."""
+        try:
+            if self.operator_key.is_symlink():
+                return None
+            return self.operator_key.read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def write_operator_key(self, key: str) -> None:
+        """Keep it; only the home's owner can read it."""
+        self.write_private(self.operator_key, key.encode() + b"\n")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:

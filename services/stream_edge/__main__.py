@@ -28,15 +28,14 @@ async def main(service: Service) -> None:
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
-    links = LinkSigning(service.requests)
     service.http = str(address)
     service.wellness.ready_by(probe)
     async with (
         opened_door(service, address, "MESH_EDGE_ADDRESS") as door,
         heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max),
     ):
-        app = audited(identified(create_app(edge, probe), with_links(door, links)))
-        app = guarded(app, Access(hosts, settings.edge_cors_origins))
+        linked = with_links(door, LinkSigning(service.requests))
+        app = guarded(audited(identified(create_app(edge, probe), linked)), Access(hosts, settings.edge_cors_origins))
         await serve(app, listener, service.stopping, service.ready())
 
 

@@ -35,10 +35,10 @@ class Identity:
     """The one pool that they may use. None: any."""
     budget_tokens: int | None = None
     """The most tokens that one of their tasks may take. None: as the pool says."""
-    until: datetime | None = None
-    """When their credentials end, and with them a stream that was opened by these. None: nobody knows of an end."""
     any_tenant: bool = False
     """Whether a request may name another tenant than theirs."""
+    until: datetime | None = None
+    """When their credentials end, and with them a stream that was opened by these. None: nobody knows of an end."""
 
 
 @dataclass(frozen=True, slots=True)

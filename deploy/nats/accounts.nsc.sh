@@ -79,12 +79,14 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_tools' \
   --allow-pub '$JS.API.DIRECT.GET.KV_keys.$KV.keys.>' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_keys' \
+  --allow-pub '$KV.keys._links' \
   --allow-pub '$SRV.INFO' \
   --allow-pub '$JS.API.STREAM.LIST' \
   --allow-pub '$KV.workers.>' \
   --allow-sub '_INBOX_ingress.>' \
-  --allow-sub 'live.events.*.*.*' \
   --allow-sub '$KV.keys.>' \
+  --allow-sub 'live.events.*.*.*' \
   --allow-sub 'providers.changed.*' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.ingress' \
@@ -103,6 +105,7 @@ nsc add user --account TASKMESH --name stream_edge \
   --allow-pub '$JS.API.DIRECT.GET.KV_archive' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_archive' \
   --allow-pub '$JS.API.DIRECT.GET.KV_keys.$KV.keys.>' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_keys' \
   --allow-pub '$SRV.INFO' \
   --allow-pub '$JS.API.STREAM.LIST' \
   --allow-pub '$JS.API.STREAM.INFO.EVENTS' \
@@ -110,8 +113,8 @@ nsc add user --account TASKMESH --name stream_edge \
   --allow-pub '$JS.API.STREAM.INFO.KV_tasks' \
   --allow-pub '$KV.workers.>' \
   --allow-sub '_INBOX_stream_edge.>' \
-  --allow-sub 'live.events.*.*.*' \
   --allow-sub '$KV.keys.>' \
+  --allow-sub 'live.events.*.*.*' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.stream_edge' \
   --allow-sub '$SRV.*.stream_edge.*' \
@@ -598,6 +601,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub 'audit.act' \
   --allow-pub 'process.*.drain' \
   --allow-pub 'timers.at.cron.*.*' \
+  --allow-pub 'audit.act' \
   --allow-pub 'control.input.*' \
   --allow-pub 'control.approval.*' \
   --allow-pub 'control.replay.*' \

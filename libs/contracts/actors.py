@@ -47,6 +47,11 @@ def is_person(by: str) -> bool:
     return by not in (BY_HTTP, BY_LINK, BY_MESH, BY_CRITIC) and not by.startswith((_RULE, _PROPOSAL))
 
 
+def _may_be_one(by: str, other: str) -> bool:
+    """Whether two names may be those of one person. A front door's is `<front door>/<person>`, or its own alone."""
+    return by == other or by.startswith(f"{other}/") or other.startswith(f"{by}/")
+
+
 def four_eyes_objection(by: str, submitters: Iterable[str | None]) -> str | None:
     """Why somebody may not approve what these have submitted; None if they may.
 
@@ -55,6 +60,6 @@ def four_eyes_objection(by: str, submitters: Iterable[str | None]) -> str | None
     if not is_person(by):
         return UNKNOWN_APPROVER
     others = set(submitters)
-    if by in others:
+    if any(other is not None and _may_be_one(by, other) for other in others):
         return OWN_SUBMITTER
     return UNKNOWN_SUBMITTER if others & {None, BY_HTTP} else None

@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from contracts import subjects
 from contracts.errors import InvalidName
+from contracts.links import LINK_KEYS_KEY
 from contracts.streams import (
     ADVISORIES,
     ARCHIVE,
@@ -201,6 +202,7 @@ _DISPENSABLE: Final = (
     "process.",
     subjects.CONFIGURATION_RELOAD,
     subjects.STORE_ROOM,
+    subjects.OPERATOR_ACTS,
     subjects.LANES_WAITING,
     subjects.PROVIDERS_CHANGED,
     "stats.lanes.",
@@ -279,6 +281,13 @@ def _levels(lists: Lists) -> None:
     lists.publish(subjects.STORE_ROOM)
 
 
+def _take_credentials(lists: Lists) -> None:
+    """Hold API keys and links against what there is: those that are not known, at the leader."""
+    lists.read_keys(KEYS_BUCKET)
+    lists.call(f"STREAM.MSG.GET.{KEYS_BUCKET.stream_name}")
+    lists.subscribe(f"$KV.{KEYS_BUCKET.name}.>")
+
+
 # Roles
 
 
@@ -296,14 +305,16 @@ def _ingress(lists: Lists) -> None:
     _levels(lists)
     lists.read_bucket(TOOLS_BUCKET)
     lists.info(TOOLS_BUCKET.stream_name)
-    lists.read_keys(KEYS_BUCKET)
-    lists.subscribe("live.events.*.*.*", f"$KV.{KEYS_BUCKET.name}.>", subjects.PROVIDERS_CHANGED)
+    _take_credentials(lists)
+    # The first link of a mesh makes the key that signs it.
+    lists.write(KEYS_BUCKET, LINK_KEYS_KEY)
+    lists.subscribe("live.events.*.*.*", subjects.PROVIDERS_CHANGED)
 
 
 def _stream_edge(lists: Lists) -> None:
     _read_journals(lists)
-    lists.read_keys(KEYS_BUCKET)
-    lists.subscribe("live.events.*.*.*", f"$KV.{KEYS_BUCKET.name}.>")
+    _take_credentials(lists)
+    lists.subscribe("live.events.*.*.*")
 
 
 def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:

@@ -12,20 +12,20 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from contracts.access import Scope
 from contracts.identifiers import new_id
 from mesh.access.link_keys import LinkSigning, rotate_keys
 from mesh.broker.connection import Connection, connect
 from tests.support.clients import Viewer
 from tests.support.http_client import PatientClient
-from tests.support.named_callers import MODULE, shows
+from tests.support.keys import bearer, write_key
 from tests.support.otlp_receiver import OtlpReceiver
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
-ALICE = shows("key:alice", "submit", "read")
-EVE = shows("key:eve", tenant="other")
+SERVICES = ("ingress", "stream_edge", "inference_worker")
 QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_METRIC_EXPORT_INTERVAL": "200"}
 LONG = "!ask Well?"
 """A task that waits for a person."""
@@ -39,9 +39,17 @@ class Bench:
     connection: Connection
     ingress: httpx.AsyncClient
     edge: httpx.AsyncClient
+    alice: dict[str, str]
+    """The headers of a caller who submits and reads."""
+
+    async def shows(self, *scopes: Scope, tenant: str = "default") -> dict[str, str]:
+        """The headers of another caller."""
+        return bearer(await write_key(self.connection.requests, tenant, *scopes))
 
     async def submit(self, text: str, **headers: str) -> dict[str, Any]:
-        answer = await self.ingress.post("/v1/tasks", json={"input": text}, headers={**ALICE, **headers}, timeout=30)
+        answer = await self.ingress.post(
+            "/v1/tasks", json={"input": text}, headers={**self.alice, **headers}, timeout=30
+        )
         assert answer.status_code in (200, 202), answer.text
         return dict(answer.json())
 
@@ -49,7 +57,7 @@ class Bench:
         return token_of((await self.link(task, **wanted))["url"])
 
     async def link(self, task: str, **wanted: Any) -> dict[str, Any]:
-        answer = await self.ingress.post(f"/v1/tasks/{task}/links", json=wanted, headers=ALICE)
+        answer = await self.ingress.post(f"/v1/tasks/{task}/links", json=wanted, headers=self.alice)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
@@ -72,15 +80,16 @@ def token_of(url: str) -> str:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     folder = tmp_path_factory.mktemp("links")
+    file = folder / "mesh.toml"
+    file.write_text('[auth]\nmode = "keys"\n[pools.default]\n')
     async with (
-        running_mesh(folder, "inference_worker", MESH_LOG_LEVEL="debug") as mesh,
+        running_mesh(folder, *SERVICES, MESH_LOG_LEVEL="debug", MESH_CONFIG=str(file)) as mesh,
         connect(mesh.settings, "test") as connection,
         PatientClient(base_url=mesh.ingress_url) as ingress,
         PatientClient(base_url=mesh.edge_url) as edge,
     ):
-        await mesh.start(MODULE, "ingress")
-        await mesh.start(MODULE, "stream_edge")
-        yield Bench(mesh, connection, ingress, edge)
+        alice = bearer(await write_key(connection.requests, "default", "submit", "read"))
+        yield Bench(mesh, connection, ingress, edge, alice)
         assert mesh.tracebacks() == []
 
 
@@ -116,29 +125,31 @@ async def test_a_link_is_made_for_who_may_read_the_task_and_for_a_bounded_time(b
         answer = await bench.ingress.post(path, json=body, headers=headers)
         return answer.status_code, answer.json().get("code")
 
-    assert await asked({}, **EVE) == (404, "not-found")
-    assert await asked({}, **shows("key:bob", "submit", "answer", "operate")) == (403, "scope-missing")
+    assert await asked({}, **(await bench.shows(tenant="other"))) == (404, "not-found")
+    assert await asked({}, **(await bench.shows("submit", "answer", "operate"))) == (403, "scope-missing")
     assert await asked({}) == (401, "unauthorized")
     bodies: list[Any] = [{"expires_in_seconds": 0}, {"expires_in_seconds": 86_401}, {"expires": 5}, []]
     for wrong in bodies:
-        assert await asked(wrong, **ALICE) == (400, "invalid-request"), wrong
-    absent = await bench.ingress.post(f"/v1/tasks/{new_id()}/links", headers=ALICE)
+        assert await asked(wrong, **bench.alice) == (400, "invalid-request"), wrong
+    absent = await bench.ingress.post(f"/v1/tasks/{new_id()}/links", headers=bench.alice)
     assert absent.status_code == 404
-    bare = await bench.ingress.post(path, headers=ALICE)
+    bare = await bench.ingress.post(path, headers=bench.alice)
     assert bare.status_code == 200
     assert bare.headers["cache-control"] == "no-store"
-    assert await asked({"expires_in_seconds": 86_400}, **ALICE) == (200, None)
+    assert await asked({"expires_in_seconds": 86_400}, **bench.alice) == (200, None)
 
 
 async def test_a_submission_has_a_link_if_it_asks_for_one_and_may_read(bench: Bench) -> None:
-    answer = await bench.ingress.post("/v1/tasks", json={"input": LONG}, headers={**ALICE, "Prefer": "link=60, wait=1"})
+    answer = await bench.ingress.post(
+        "/v1/tasks", json={"input": LONG}, headers={**bench.alice, "Prefer": "link=60, wait=1"}
+    )
     assert answer.status_code == 202
     assert answer.headers["preference-applied"] == "link"
     task = answer.json()["id"]
     assert await bench.answered(task, f"?link={token_of(answer.json()['link']['url'])}") == (200, None)
-    plain = await bench.ingress.post("/v1/tasks", json={"input": LONG}, headers=ALICE)
+    plain = await bench.ingress.post("/v1/tasks", json={"input": LONG}, headers=bench.alice)
     assert "link" not in plain.json()
-    blind = {**shows("key:bob", "submit"), "Prefer": "link"}
+    blind = {**(await bench.shows("submit")), "Prefer": "link"}
     unseen = await bench.ingress.post("/v1/tasks", json={"input": LONG}, headers=blind)
     assert (unseen.status_code, "link" in unseen.json()) == (202, False)
 
@@ -155,7 +166,9 @@ async def test_a_link_that_is_none_is_refused_and_nothing_of_it_is_written_down(
     assert await bench.answered(task, f"?link={token}&link={token}") == (401, "unauthorized")
     assert await bench.answered(task, f"?link={token}&tenant=other") == (403, "tenant-mismatch")
     assert await bench.answered(task, f"?link={token}", **{"Mesh-Tenant": "other"}) == (403, "tenant-mismatch")
-    assert await bench.answered(task, f"?link={token}x", **ALICE) == (401, "unauthorized"), "it goes by the link alone"
+    assert await bench.answered(task, f"?link={token}x", **bench.alice) == (401, "unauthorized"), (
+        "it goes by the link alone"
+    )
     assert await bench.answered(task, f"?link={token}") == (200, None)
     written = bench.everything_written()
     assert token[-20:] not in written
@@ -181,7 +194,7 @@ async def test_a_link_opens_nothing_but_events(bench: Bench) -> None:
 
 async def test_a_key_in_a_query_is_no_credential(bench: Bench) -> None:
     task = (await bench.submit(LONG))["id"]
-    shown = ALICE["Authorization"].replace(" ", "%20")
+    shown = bench.alice["Authorization"].replace(" ", "%20")
     for name in ("key", "api_key", "access_token", "token", "Authorization", "authorization", "Bearer", "Link"):
         assert await bench.answered(task, f"?{name}={shown}") == (401, "unauthorized"), name
         for path in (f"/v1/tasks/{task}", "/v1/tasks"):

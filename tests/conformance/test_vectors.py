@@ -9,7 +9,6 @@ import base64
 import functools
 import json
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from contracts import identifiers, links, subjects
+from contracts import identifiers, subjects
 from contracts.api import sse
 from contracts.api.inputs import TaskInput
 from contracts.codec import decode, encode
@@ -444,19 +443,3 @@ def test_a_stream_is_understood_however_it_is_cut(case: dict[str, Any], chunk_by
     ]
     assert decoder.last_event_id == case["last_event_id"]
     assert decoder.retry_milliseconds == case["retry"]
-
-
-# Links
-
-
-@pytest.mark.parametrize("case", cases("links"))
-def test_links(case: dict[str, Any]) -> None:
-    keys = decode(json.dumps(vectors("links")["keys"]).encode(), links.LinkKeys).keys
-    at = datetime.fromisoformat(case["now"])
-    if case["result"] != "valid":
-        with pytest.raises(TaskmeshError) as refused:
-            links.verify(keys, case["token"], case["task"], at)
-        assert refused.value.code == case["result"]
-        return
-    link = links.verify(keys, case["token"], case["task"], at)
-    assert link == (case["tenant"], case["task"], datetime.fromisoformat(case["expires_at"]))

@@ -10,6 +10,7 @@ from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from ingress.storage import Storage
 from mesh.access.callers import identified, open_door
+from mesh.access.limits import limited, limits_of
 from mesh.background import background
 from mesh.journal.following import Following
 from mesh.journal.submission import Submission
@@ -42,16 +43,19 @@ async def main(service: Service) -> None:
     service.http = str(address)
     service.wellness.ready_by(probe)
     service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([]), *fleet.dead()])
+    door = open_door
+    limits = limits_of(door, settings.configuration.auth)
+    service.reloading.add(lambda _: None, limits.take)
     async with (
         heartbeats(service),
         ingress.lists.open(),
         background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(
-            identified(create_app(ingress, probe), open_door),
+            identified(create_app(ingress, probe), limited(door, limits)),
             Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
         )
-        await serve(app, listener, service.stopping, service.ready())
+        await serve(app, listener, service.stopping, service.ready(), service.tls(address))
     await submission.close()
 
 

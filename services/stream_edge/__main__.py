@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contracts.records.status import HealthCheck
 from mesh.access.callers import identified, open_door
+from mesh.access.limits import limited, limits_of
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
@@ -24,11 +25,14 @@ async def main(service: Service) -> None:
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
-    app = guarded(identified(create_app(edge, probe), open_door), Access(hosts, settings.edge_cors_origins))
+    door = open_door
+    limits = limits_of(door, settings.configuration.auth)
+    service.reloading.add(lambda _: None, limits.take)
+    app = guarded(identified(create_app(edge, probe), limited(door, limits)), Access(hosts, settings.edge_cors_origins))
     service.http = str(address)
     service.wellness.ready_by(probe)
     async with heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max):
-        await serve(app, listener, service.stopping, service.ready())
+        await serve(app, listener, service.stopping, service.ready(), service.tls(address))
 
 
 if __name__ == "__main__":

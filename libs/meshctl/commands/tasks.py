@@ -144,7 +144,12 @@ def client_of(arguments: argparse.Namespace) -> Client:
         getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or None,
     )
     tenant = getattr(arguments, "tenant", None)
-    return Client(urls.ingress, urls.edge, subjects.check_tenant(tenant) if tenant is not None else None)
+    return Client(
+        urls.ingress,
+        urls.edge,
+        subjects.check_tenant(tenant) if tenant is not None else None,
+        certificate=urls.certificate,
+    )
 
 
 def _run_submit(arguments: argparse.Namespace) -> int:

@@ -601,7 +601,6 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub 'audit.act' \
   --allow-pub 'process.*.drain' \
   --allow-pub 'timers.at.cron.*.*' \
-  --allow-pub 'audit.act' \
   --allow-pub 'control.input.*' \
   --allow-pub 'control.approval.*' \
   --allow-pub 'control.replay.*' \

@@ -12,6 +12,7 @@ PROBLEM_TYPE_PREFIX = "urn:taskmesh:problem:"
 HTTP_STATUS_BY_CODE: dict[str, int] = {
     "invalid-request": 400,
     "unauthorized": 401,
+    "link-expired": 401,
     "forbidden": 403,
     "scope-missing": 403,
     "tenant-mismatch": 403,
@@ -39,6 +40,7 @@ HTTP_STATUS_BY_CODE: dict[str, int] = {
 TITLE_BY_CODE: dict[str, str] = {
     "invalid-request": "The request is not valid",
     "unauthorized": "Credentials are missing or wrong",
+    "link-expired": "The link has expired",
     "forbidden": "This is not allowed",
     "scope-missing": "The credentials lack the scope that this takes",
     "tenant-mismatch": "The credentials are of another tenant",

@@ -20,10 +20,12 @@ from meshctl.commands import (
     doctor,
     example,
     keys,
+    permissions,
     processes,
     reload,
     repair,
     replies,
+    rotate,
     storage,
     streams,
     tasks,
@@ -78,9 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     dead_letters.add_commands(commands, common)
     repair.add_commands(commands)
     streams.add_commands(commands)
+    permissions.add_commands(commands)
     storage.add_commands(commands)
     workers.add_commands(commands)
     processes.add_commands(commands)
+    rotate.add_commands(commands)
     transfer.add_commands(commands)
     triggers.add_commands(commands)
     keys.add_commands(commands)

@@ -6,11 +6,8 @@ import getpass
 import os
 import platform
 import sys
-from typing import Final
 
-from contracts.messages.control import BY_CHARACTERS_MAX
-
-PREFIX: Final = "operator:"
+from contracts.actors import by_operator
 
 
 def operator_name() -> str:
@@ -19,4 +16,4 @@ def operator_name() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())  # A container's user has no name.
-    return f"{PREFIX}{user}@{platform.node() or sys.platform}"[:BY_CHARACTERS_MAX]
+    return by_operator(user, platform.node() or sys.platform)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contracts.records.status import HealthCheck
-from mesh.access.callers import identified
 from mesh.access.doors import opened_door
+from mesh.access.entrance import behind
+from mesh.access.link_keys import LinkSigning
 from mesh.access.modes import check_mode
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
@@ -33,8 +34,9 @@ async def main(service: Service) -> None:
         opened_door(service, address, "MESH_EDGE_ADDRESS") as door,
         heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max),
     ):
-        app = guarded(identified(create_app(edge, probe), door), Access(hosts, settings.edge_cors_origins))
-        await serve(app, listener, service.stopping, service.ready())
+        entered = behind(door, create_app(edge, probe), service, LinkSigning(service.requests))
+        app = guarded(entered, Access(hosts, settings.edge_cors_origins))
+        await serve(app, listener, service.stopping, service.ready(), service.tls(address))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from contracts.generation.openapi_dead_letters import (
     replay_task,
     requeue_malformed,
 )
+from contracts.generation.openapi_links import make_link
 from contracts.generation.openapi_parts import (
     asking,
     component_schemas,
@@ -80,6 +81,7 @@ def openapi() -> dict[str, Any]:
             "/v1/tasks/{id}": {"get": asking("read", read_task())},
             "/v1/tasks/{id}/cancel": {"post": asking("submit", cancel_task())},
             "/v1/tasks/{id}/inputs": {"post": asking("answer", send_input())},
+            "/v1/tasks/{id}/links": {"post": asking("read", make_link())},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": asking("read", follow_task())},
             "/v1/tools": {"get": asking("read", list_tools())},
             "/v1/pools/{pool}/load": {"get": asking("operate", read_pool_load())},

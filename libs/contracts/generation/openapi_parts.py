@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from contracts import errors, headers, subjects, tasks
 from contracts.access import Scope
-from contracts.api import dead_letters, inputs, pools
+from contracts.api import dead_letters, inputs, links, pools
 from contracts.generation.schemas import components, exact_pattern
 from contracts.records import status, tools
 
@@ -26,7 +26,10 @@ _REF = "#/components/schemas/{name}"
 
 
 def parameters() -> dict[str, Any]:
-    wait = f"`wait=N` (RFC 7240): wait up to N seconds for the end; more than {tasks.WAIT_SECONDS_MAX} count as that."
+    wait = (
+        f"`wait=N` (RFC 7240): wait up to N seconds for the end; more than {tasks.WAIT_SECONDS_MAX} count as that. "
+        "`link`, or `link=N`: a 202 has a `link` to the events, which holds for N seconds, if the caller may read."
+    )
     tenant = {**string(subjects.TENANT_PATTERN), "default": "default"}
     key = {**string(IDEMPOTENCY_KEY_PATTERN), "maxLength": tasks.IDEMPOTENCY_KEY_CHARACTERS_MAX}
     return {
@@ -68,7 +71,7 @@ def parameters() -> dict[str, Any]:
 def response_headers() -> dict[str, Any]:
     return {
         "Location": {"description": "Path of the task.", "schema": {"type": "string"}},
-        "PreferenceApplied": {"description": "The wait that was granted.", "schema": {"type": "string"}},
+        "PreferenceApplied": {"description": "The wait, or the link, that was granted.", "schema": {"type": "string"}},
         "RetryAfter": {
             "description": "Whole seconds after which another try has a fair chance.",
             "schema": {"type": "integer", "minimum": 1},
@@ -113,6 +116,8 @@ def component_schemas() -> dict[str, Any]:
         tasks.TaskRequest,
         inputs.MessageInput,
         inputs.ApprovalInput,
+        links.LinkRequest,
+        status.TaskLink,
         status.TaskAccepted,
         status.TaskRecord,
         status.TaskList,
@@ -142,7 +147,7 @@ def component_schemas() -> dict[str, Any]:
         _tell_defaults(schema)
     # An older ingress leaves these out, which is nothing for whoever asks this one.
     accepted = found["TaskAccepted"]
-    accepted["required"] = list(accepted["properties"])
+    accepted["required"] = [name for name in accepted["properties"] if name != "link"]
     for name in ("tenant", "updated_at", "sequence"):
         accepted["properties"][name] = found["TaskRecord"]["properties"][name]
     return found

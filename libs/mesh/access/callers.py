@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, cast
 
 from litestar.enums import ScopeType
@@ -12,14 +13,13 @@ from litestar.types import Scope as AsgiScope
 
 from contracts import subjects
 from contracts.access import SCOPES, Scope
+from contracts.actors import BY_HTTP
 from contracts.errors import InvalidName
 from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
-from mesh.serving.http import AnyRequest, RequestRefused, answer_error
+from mesh.serving.http import AnyRequest, RequestRefused, answer_error, note_in
 
 API: Final = "/v1/"
 """What a path begins with whose caller has to be known. Health and the schema are everybody's."""
-BY_HTTP: Final = "http"
-"""`by` where nobody is known by name: what is known is that it came this way."""
 _IDENTITY = "taskmesh.identity"
 
 
@@ -37,6 +37,8 @@ class Identity:
     """The most tokens that one of their tasks may take. None: as the pool says."""
     any_tenant: bool = False
     """Whether a request may name another tenant than theirs."""
+    until: datetime | None = None
+    """When their credentials end, and with them a stream that was opened by these. None: nobody knows of an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ def identified(app: ASGIApp, door: Door) -> ASGIApp:
             except Exception as error:
                 await answer_error(scope, send, error)
                 return
+            note = note_in(scope)
+            if note is not None:
+                note.by, note.tenant = identity.name, identity.tenant
             scope = cast("HTTPScope", {**scope, _IDENTITY: identity})
         await app(scope, receive, send)
 

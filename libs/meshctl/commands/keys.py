@@ -15,9 +15,11 @@ from contracts import subjects
 from contracts.access import NAME_CHARACTERS_MAX, SCOPES, KeyRecord, Scope, parse_key
 from contracts.errors import InvalidName, InvalidPayload
 from contracts.headers import TENANT_DEFAULT
+from contracts.links import LinkKey
 from contracts.tasks import BUDGET_TOKENS_MAX
 from mesh.access import keys
 from mesh.access.keys import MadeKey, Rights
+from mesh.access.link_keys import rotate_keys
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.configuration.settings import load_variables
@@ -27,6 +29,7 @@ from meshctl.display.keys_table import keys_table
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.operators import operator_name
 from meshctl.supervision import discovery
+from meshctl.supervision.acts import tell_act
 from meshctl.supervision.broker_setup import connected
 
 GRACE: Final = timedelta(hours=24)
@@ -83,6 +86,10 @@ def add_commands(commands: Any) -> None:
         help="when the new one ends [after as long as the old one was made for]",
     )
 
+    text = "sign links to events with another key; those of before hold for a grace"
+    links = _add(actions, "rotate-links", text, _run_rotate_links)
+    links.add_argument("--grace", metavar="SPAN", type=_span, default=GRACE, help="how long they may hold [24h]")
+
 
 def _add(actions: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -105,7 +112,7 @@ def _run_create(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> MadeKey:
         return await keys.make(requests, rights, operator_name(), _end(arguments.expires))
 
-    _tell_made(arguments, "key.created", _at_broker(arguments, act))
+    _tell_made(arguments, "key.created", _at_broker(arguments, act, "key-create"))
     return 0
 
 
@@ -129,7 +136,7 @@ def _run_revoke(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> tuple[KeyRecord, datetime]:
         return await keys.revoke(requests, arguments.key), now()
 
-    record, at = _at_broker(arguments, act)
+    record, at = _at_broker(arguments, act, "key-revoke")
     if arguments.json or not output.for_people():
         output.json_line({"event": "key.revoked", **_as_json(record, at)})
     else:
@@ -141,7 +148,21 @@ def _run_rotate(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> MadeKey:
         return await keys.rotate(requests, arguments.key, operator_name(), arguments.grace, _end(arguments.expires))
 
-    _tell_made(arguments, "key.rotated", _at_broker(arguments, act), old=arguments.key)
+    _tell_made(arguments, "key.rotated", _at_broker(arguments, act, "key-rotate"), old=arguments.key)
+    return 0
+
+
+def _run_rotate_links(arguments: argparse.Namespace) -> int:
+    async def act(requests: Requests) -> list[LinkKey]:
+        return await rotate_keys(requests, arguments.grace.total_seconds())
+
+    key, *before = _at_broker(arguments, act, "rotate-links")
+    until = max((each.until for each in before if each.until is not None), default=None)
+    if arguments.json or not output.for_people():
+        output.json_line({"event": "link_key.rotated", "id": key.id, "links_of_before_until": until})
+    else:
+        held = f"; links of before hold until {until:%Y-%m-%d %H:%M:%S}Z at most" if until is not None else ""
+        print(f"links are signed with key {key.id} from now on{held}")
     return 0
 
 
@@ -177,14 +198,20 @@ def _as_json(record: KeyRecord, at: datetime) -> dict[str, Any]:
     }
 
 
-def _at_broker(arguments: argparse.Namespace, act: Callable[[Requests], Awaitable[Result]]) -> Result:
+def _at_broker(
+    arguments: argparse.Namespace, act: Callable[[Requests], Awaitable[Result]], what: str | None = None
+) -> Result:
+    """What an act at the broker comes to. `what`: what the audit log calls it, if it is to have a line there."""
     settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     # What the connection has to say, is said by the error.
     traces.configure(replace(settings, log_level="error"), "meshctl")
 
     async def run() -> Result:
         async with connected(settings) as connection:
-            return await act(connection.requests)
+            result = await act(connection.requests)
+            if what is not None:
+                await tell_act(connection, what)
+            return result
 
     return asyncio.run(run())
 

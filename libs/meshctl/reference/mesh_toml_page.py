@@ -281,6 +281,7 @@ scopes = { "tasks.write" = ["submit", "read", "answer"], "tasks.read" = ["read"]
 [approvals]
 four_eyes = true
 tools = ["charge"]
+scope = "operate"
 """,
         ("approvals",),
     ),

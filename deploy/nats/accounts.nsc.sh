@@ -598,9 +598,9 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.SIGNALS.*' \
   --allow-pub '$SRV.INFO' \
   --allow-pub 'configuration.reload' \
+  --allow-pub 'audit.act' \
   --allow-pub 'process.*.drain' \
   --allow-pub 'timers.at.cron.*.*' \
-  --allow-pub 'audit.act' \
   --allow-pub 'control.input.*' \
   --allow-pub 'control.approval.*' \
   --allow-pub 'control.replay.*' \
@@ -878,5 +878,6 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
   --allow-sub '_INBOX_meshctl.>' \
   --allow-sub 'storage.room' \
+  --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
   --response-ttl 10s

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, get_args
 
 from contracts import subjects
+from contracts.errors import InvalidName
 from contracts.links import LINK_KEYS_KEY
 from contracts.streams import (
     ADVISORIES,
@@ -386,8 +387,9 @@ def _operator(lists: Lists) -> None:
     _fleet(lists)
     _levels(lists)
     _provide(lists)
-    lists.publish("$SRV.INFO", subjects.CONFIGURATION_RELOAD, "process.*.drain", "timers.at.cron.*.*")
-    lists.publish(subjects.OPERATOR_ACTS)
+    lists.publish(
+        "$SRV.INFO", subjects.CONFIGURATION_RELOAD, subjects.OPERATOR_ACTS, "process.*.drain", "timers.at.cron.*.*"
+    )
     lists.publish(*(f"control.{kind}.*" for kind in subjects.CONTROL_KINDS), *SIGNALS.subjects, *ARCHIVE.subjects)
     lists.read(*_ALL_STREAMS)
     lists.read_keys(*BUCKETS)
@@ -423,4 +425,12 @@ def _supervisor(lists: Lists) -> None:
         *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
-    lists.subscribe(subjects.STORE_ROOM)
+    lists.subscribe(subjects.STORE_ROOM, subjects.CONFIGURATION_RELOAD)
+
+
+def check_role(value: str) -> Role:
+    """Return a role unchanged, else raise `InvalidName`."""
+    for role in ROLES:
+        if role == value:
+            return role
+    raise InvalidName(f"not a role: {value!r:.80} (expected one of {', '.join(ROLES)})")

@@ -25,6 +25,7 @@ from meshctl.commands import (
     reload,
     repair,
     replies,
+    rotate,
     storage,
     streams,
     tasks,
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     storage.add_commands(commands)
     workers.add_commands(commands)
     processes.add_commands(commands)
+    rotate.add_commands(commands)
     transfer.add_commands(commands)
     triggers.add_commands(commands)
     keys.add_commands(commands)

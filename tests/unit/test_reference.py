@@ -56,6 +56,7 @@ BEFORE = {
     "[storage]": "[storage]\n",
     "[storage.buckets]": "[storage.buckets]\n",
     "[logs]": "[logs]\n",
+    "[approvals]": "[approvals]\n",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -98,6 +98,21 @@ class Requests:
         await self._client.subscribe(self._prefix + "*", cb=self._on_message)
         self._connected.set()
         return self._prefix + "*"
+
+    @contextlib.asynccontextmanager
+    async def held(self, seconds_max: float) -> AsyncIterator[None]:
+        """A block that begins once nothing is under way, or after so long; later requests wait for its connection."""
+        self._connected.clear()
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + seconds_max
+        try:
+            while self._waiters and (left := give_up_at - loop.time()) > 0:
+                await asyncio.wait([each.future for each in self._waiters.values()], timeout=left)
+                await asyncio.sleep(0)  # Who waited takes the answer.
+            yield
+        finally:
+            if self._client.is_connected:
+                self._connected.set()
 
     def on_disconnected(self) -> None:
         """Fail what is in flight at once, instead of at its timeout: its answers will never come."""

@@ -233,8 +233,8 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
             try:
                 connection = await stack.enter_async_context(connect(settings, name))
             except nats.errors.Error as error:
-                # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
-                raise SettingsError(f"MESH_NATS_URL: {error}") from None
+                # A broker that is not there is waited for: what ends the wait is a URL or a login that can't be one.
+                raise error if isinstance(error, SettingsError) else SettingsError(f"MESH_NATS_URL: {error}") from None
             await check_start(connection)
             service = Service(name, settings, connection, wellness, notifier)
             service.ops = ops

@@ -17,7 +17,7 @@ from contracts.records.storage import StoreRoom
 from mesh.access.modes import mode_of
 from mesh.background import first_of
 from mesh.configuration.secrets import environment_for
-from mesh.configuration.settings import Address, Settings, parse_address
+from mesh.configuration.settings import BROKER_ROLES, ROLE_FIELDS, Address, Settings, parse_address
 from mesh.errors import SettingsError
 from mesh.serving.listening import address_of, listen
 from mesh.serving.notifying import Notifier, without_notify
@@ -34,6 +34,7 @@ from meshctl.supervision.log_watch import watch_logs
 from meshctl.supervision.operator_key import operator_key_at
 from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
 from meshctl.supervision.rolling import RestartFailed, Rolling, Told
+from meshctl.supervision.rotation import RotationFailed, rotate
 from meshctl.supervision.stops import Stops
 from meshctl.supervision.store_room import room_at_start
 from meshctl.supervision.store_watch import watch_store
@@ -79,6 +80,7 @@ class Assembly:
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
         self._broker: Broker | None = None
+        self._rotating = asyncio.Lock()
         self._watches: list[asyncio.Task[None]] = []
         self._services: list[ServiceProcess] = []
         self._listeners: list[socket.socket] = []
@@ -93,6 +95,8 @@ class Assembly:
                 f"MESH_NATS_DOMAIN={settings.nats_domain!r}: the embedded broker has no domain: name a NATS of your own"
                 " with MESH_NATS_URL"
             )
+        if settings.nats_url is None:
+            _check_no_login(settings)
         self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
@@ -213,6 +217,16 @@ class Assembly:
             raise RestartFailed(f"nothing was restarted: {error}") from None
         await self._rolling.restart(told, self._broker if broker else None)
 
+    async def rotate(self, told: Told, grace_seconds: float) -> None:
+        """Replace the embedded broker's logins while everything runs. Raises `RotationFailed`."""
+        if self._broker is None:
+            raise RotationFailed(
+                "the broker is not of this mesh: give it new logins as its operator does, then write the files that"
+                " MESH_NATS_CREDS and its like name: processes read them anew within seconds"
+            )
+        async with self._rotating:
+            await rotate(self._broker, self.home, told, grace_seconds)
+
     def _listen(self, address: Address, variable: str) -> socket.socket:
         """A socket that a service is to listen on, and its successors."""
         listener = listen(address, variable)
@@ -299,7 +313,10 @@ async def run_mesh(
         stops.on_insisted(mesh.kill)
 
         async def carry(order: Order, told: Told) -> None:
-            await mesh.restart(told, broker=order.broker)
+            if order.order == "rotate":
+                await mesh.rotate(told, order.grace_seconds)
+            else:
+                await mesh.restart(told, broker=order.broker)
 
         async with notifier.kept_up():
             try:
@@ -331,6 +348,19 @@ async def broker_for_a_look(settings: Settings, environment: Mapping[str, str]) 
             yield mesh.nats_url
         finally:
             await mesh.stop()
+
+
+def _check_no_login(settings: Settings) -> None:
+    """Raise `SettingsError` for a login at an embedded broker, which has its own."""
+    for role in (None, *BROKER_ROLES):
+        own = settings.of_role.get(role, {}) if role else {name: getattr(settings, name) for name in ROLE_FIELDS}
+        for name in ROLE_FIELDS:
+            if own.get(name):
+                variable = settings.variable_of(name, role or "")
+                raise SettingsError(
+                    f"{variable}={own[name]}: the embedded broker has logins of its own: name a NATS of your own with"
+                    " MESH_NATS_URL, or unset this"
+                )
 
 
 def _check_address(address: Address, name: str) -> None:

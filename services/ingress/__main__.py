@@ -9,10 +9,8 @@ from ingress.fleet_watch import FleetWatch
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from ingress.storage import Storage
-from mesh.access.audit import audited
-from mesh.access.callers import identified
 from mesh.access.doors import opened_door
-from mesh.access.links import with_links
+from mesh.access.entrance import behind
 from mesh.background import background
 from mesh.journal.following import Following
 from mesh.journal.submission import Submission
@@ -52,10 +50,10 @@ async def main(service: Service) -> None:
         background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(
-            audited(identified(create_app(ingress, probe), with_links(door, ingress.signing))),
+            behind(door, create_app(ingress, probe), service, ingress.signing),
             Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
         )
-        await serve(app, listener, service.stopping, service.ready())
+        await serve(app, listener, service.stopping, service.ready(), service.tls(address))
     await submission.close()
 
 

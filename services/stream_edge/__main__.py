@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from contracts.records.status import HealthCheck
-from mesh.access.audit import audited
-from mesh.access.callers import identified
 from mesh.access.doors import opened_door
+from mesh.access.entrance import behind
 from mesh.access.link_keys import LinkSigning
-from mesh.access.links import with_links
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
@@ -34,9 +32,9 @@ async def main(service: Service) -> None:
         opened_door(service, address, "MESH_EDGE_ADDRESS") as door,
         heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max),
     ):
-        linked = with_links(door, LinkSigning(service.requests))
-        app = guarded(audited(identified(create_app(edge, probe), linked)), Access(hosts, settings.edge_cors_origins))
-        await serve(app, listener, service.stopping, service.ready())
+        entered = behind(door, create_app(edge, probe), service, LinkSigning(service.requests))
+        app = guarded(entered, Access(hosts, settings.edge_cors_origins))
+        await serve(app, listener, service.stopping, service.ready(), service.tls(address))
 
 
 if __name__ == "__main__":

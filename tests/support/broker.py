@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +43,9 @@ jetstream {{
 }}
 """
 
+
+_OWN = ("authorization", "accounts", "tls", "leafnodes", "cluster")
+"""What a test configures itself where least rights are none of its business."""
 
 PORTS = range(12_000, 32_000)
 """Below those that systems give to connections: who listens there, dies and starts again finds its port free."""
@@ -94,33 +97,35 @@ class Broker:
         """
         self.port = free_port()
         self.monitoring_port = free_port()
-        is_open = domain is None and not any(
-            word in extra for word in ("authorization", "accounts", "tls", "leafnodes")
-        )
+        is_open = domain is None and not any(word in extra for word in _OWN)
         self.enforces = enforces if enforces is not None else enforced.is_enforced() and is_open
         self.url = self.url_of(enforced.ROOT)
-        if self.enforces:
-            extra += "\n" + enforced.accounts(guests)
+        self._guests = guests
         self.log = folder / "nats.log"
         self.store = folder / "jetstream"
         self._config = folder / "nats.conf"
         folder.mkdir(parents=True, exist_ok=True)
-        self._config.write_text(
-            _CONFIG.format(
-                port=self.port,
-                monitoring_port=self.monitoring_port,
-                store=self.store,
-                sync_interval=sync_interval,
-                max_payload=max_payload,
-                extra=extra,
-                jetstream=f"domain: {domain}" if domain else "",
-            )
+        self._text = _CONFIG.format(
+            port=self.port,
+            monitoring_port=self.monitoring_port,
+            store=self.store,
+            sync_interval=sync_interval,
+            max_payload=max_payload,
+            extra=extra,
+            jetstream=f"domain: {domain}" if domain else "",
         )
+        self._config.write_text(self._text + (enforced.accounts(guests) if self.enforces else ""))
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: Mapping[str, str] | None = None
         """What its configuration may name as variables; None is this process's own environment."""
         if self.enforces:
             self.environment = {**os.environ, **enforced.passwords(guests)}
+
+    def take_away(self, lacking: Mapping[str, Collection[str]]) -> None:
+        """Enforce lists that lack these subjects, by user; a server that runs takes them over (SIGHUP)."""
+        self._config.write_text(self._text + enforced.accounts(self._guests, lacking))
+        if self.process is not None:
+            self.process.send_signal(signal.SIGHUP)
 
     def url_of(self, process: str) -> str:
         """Where a process finds it, with the login of its role if the broker enforces their rights."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,9 +36,18 @@ def role_of(process: str) -> str:
     return role if role in ROLES or role.startswith(("runner_", "signals_")) else ROOT
 
 
-def accounts(guests: Sequence[Guest] = ()) -> str:
-    """The accounts of a server: as they are rendered, and the test's own user."""
-    return accounts_conf([*role_users(), User(ROOT, Permissions((">",), (">",)))], guests)
+def accounts(guests: Sequence[Guest] = (), lacking: Mapping[str, Collection[str]] | None = None) -> str:
+    """The accounts of a server: as they are rendered, and the test's own user. `lacking`: what whom is taken away."""
+    users = [User(user.name, _without(user.permissions, (lacking or {}).get(user.name, ()))) for user in role_users()]
+    return accounts_conf([*users, User(ROOT, Permissions((">",), (">",)))], guests)
+
+
+def _without(permissions: Permissions, taken: Collection[str]) -> Permissions:
+    publish, subscribe = (
+        tuple(each for each in names if each not in taken) for names in (permissions.publish, permissions.subscribe)
+    )
+    assert len(publish) + len(subscribe) == len(permissions.publish) + len(permissions.subscribe) - len(taken)
+    return Permissions(publish, subscribe, permissions.allow_responses)
 
 
 def passwords(guests: Sequence[Guest] = ()) -> dict[str, str]:

@@ -30,6 +30,8 @@ Verb = Literal["publish", "subscribe"]
 ANSWER_SECONDS_MAX: Final = 2.0
 AGAIN_SECONDS: Final = 30.0
 """How often a connection asks for its lists: who changes them at a broker need not break its connections."""
+SOON_SECONDS: Final = 5.0
+"""The same while something is missing."""
 REFUSED_MAX: Final = 64
 """Subjects that are remembered as refused: a stream of a task has one of its own."""
 _ACKS: Final = "$JS.ACK."
@@ -162,7 +164,7 @@ class Rights:
     async def keep(self) -> None:
         """Ask now and then, and whenever something was refused, until cancelled."""
         while True:
-            await first_of(self._look, seconds=AGAIN_SECONDS)
+            await first_of(self._look, seconds=SOON_SECONDS if self._missing else AGAIN_SECONDS)
             self._look.clear()
             await self.learn()
 

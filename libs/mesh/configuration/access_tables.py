@@ -19,7 +19,11 @@ from mesh.errors import SettingsError
 PROXIES_MAX = 256
 TOOLS_MAX = 1_000
 
+REQUESTS_PER_SECOND_MAX = 1_000_000
+FAILURES_PER_MINUTE_MAX = 1_000_000
+
 Mode = Literal["open", "keys", "jwt"]
+SourceHeader = Literal["x-forwarded-for", "forwarded"]
 
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
@@ -73,6 +77,18 @@ class AuthConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     trusted_proxies: Annotated[list[str], Meta(max_length=PROXIES_MAX)] = []
     """Addresses or networks of front doors, as `10.0.0.0/8`. From there alone `X-Forwarded-For` counts, and a caller
     whose credentials have the scope `operate` may name any tenant by `Mesh-Tenant`."""
+    source_header: SourceHeader = "x-forwarded-for"
+    """The header in which front doors say whom they serve: `x-forwarded-for`, or `forwarded` (RFC 7239). The other one
+    means nothing, since front doors pass on what they do not write."""
+    requests_per_second: Annotated[float, Meta(ge=0, le=REQUESTS_PER_SECOND_MAX)] | None = None
+    """Requests of one caller, in each process of an HTTP service; more get 429. A caller is an identity, or a source
+    where nobody is known by name. A stream counts once, when it is opened. 0: any number. Unset: 200, and any number
+    in mode `open`."""
+    burst: Annotated[int, Meta(ge=1, le=REQUESTS_PER_SECOND_MAX)] | None = None
+    """So many of them may come at once. Unset: those of five seconds."""
+    failures_per_minute: Annotated[float, Meta(ge=0, le=FAILURES_PER_MINUTE_MAX)] | None = None
+    """So many credentials from one source may be wrong; then those that were not right before are refused with 429, but
+    for so many in a minute. A source is an IPv4 address, or an IPv6 network of 64 bits. 0: any number. Unset: 60."""
 
     jwt: JwtConfiguration | None = None
     """The tokens that are taken. Needed in mode `jwt`, and there alone."""

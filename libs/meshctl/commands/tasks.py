@@ -151,6 +151,7 @@ def client_of(arguments: argparse.Namespace) -> Client:
         urls.edge,
         subjects.check_tenant(tenant) if tenant is not None else None,
         key=given_key(os.environ) or discovery.operator_key(settings, urls),
+        certificate=urls.certificate,
     )
 
 

@@ -82,7 +82,10 @@ async def _up(settings: Settings, environment: dict[str, str], *, first_task: bo
         if first_task:
             # A pipe gets its one JSON line, and nothing else.
             out = sys.stdout if people else sys.stderr
-            async with Client(mesh.ingress_url, mesh.edge_url, key=mesh.operator_key) as client:
+            client_of_mesh = Client(
+                mesh.ingress_url, mesh.edge_url, key=mesh.operator_key, certificate=mesh.certificate
+            )
+            async with client_of_mesh as client:
                 await run_first_task(client, out)
             print(_how_to_go_on(mesh), file=out, flush=True)
         elif people:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -98,6 +99,7 @@ class Assembly:
         if settings.nats_url is None:
             _check_no_login(settings)
         self.home.remove_addresses()  # Those of a mesh that was killed.
+        _check_certificate(settings)
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
         self._configuration.read()
@@ -133,10 +135,11 @@ class Assembly:
             self._start_service("tool_runner", f"tool_runner-{number + 1}")
         self._start_service("steward")
         await self._until_ready(self._services, give_up_at)
-        self.ingress_url = _url(ingress.address)
-        self.edge_url = _url(edge.address)
+        self.ingress_url = _url(settings.scheme, ingress.address)
+        self.edge_url = _url(settings.scheme, edge.address)
         nats_url = None if "@" in self.nats_url else self.nats_url
-        self.home.write_addresses(Addresses(self.ingress_url, self.edge_url, nats_url))
+        certificate = str(self.certificate) if self.certificate is not None else None
+        self.home.write_addresses(Addresses(self.ingress_url, self.edge_url, nats_url, certificate))
 
     async def start_broker(self, give_up_at: float) -> None:
         """Start the embedded broker alone, and tell how much room it has. `give_up_at` is the loop's time."""
@@ -188,6 +191,11 @@ class Assembly:
     def kill(self) -> None:
         """End everything at once."""
         self._supervisor.kill()
+
+    @property
+    def certificate(self) -> Path | None:
+        """The file of the certificate that ingress and edge show."""
+        return self._settings.tls_cert.absolute() if self._settings.tls_cert is not None else None
 
     @property
     def pids(self) -> dict[str, list[int]]:
@@ -363,14 +371,22 @@ def _check_no_login(settings: Settings) -> None:
                 )
 
 
+def _check_certificate(settings: Settings) -> None:
+    """End the start with one line where the certificate is not one, before anything has started."""
+    if settings.tls_cert is not None:
+        from mesh.serving.tls import load  # noqa: PLC0415 - what reads certificates takes megabytes
+
+        load(settings.tls_cert, settings.tls_key)
+
+
 def _check_address(address: Address, name: str) -> None:
     if address.port:
         check_port(address.host, address.port, f"MESH_{name.upper()}_ADDRESS", f"--{name}-address")
 
 
-def _url(address: str | None) -> str:
+def _url(scheme: str, address: str | None) -> str:
     """Where this machine finds a service: one that listens everywhere is found on loopback too."""
     if address is None:
         raise StartFailed("a service did not say where it listens")
     host, _, port = address.rpartition(":")
-    return f"http://{_LOOPBACK_OF_ANY.get(host, host)}:{port}"
+    return f"{scheme}://{_LOOPBACK_OF_ANY.get(host, host)}:{port}"

@@ -39,6 +39,8 @@ class Addresses(msgspec.Struct, frozen=True):
     edge_url: str
     nats_url: str | None = None
     """None if the URL holds a password: no file does."""
+    tls_cert: str | None = None
+    """The file of the certificate that ingress and edge show; None: they speak plain HTTP."""
 
 
 class Home:

@@ -36,5 +36,5 @@ async def test_each_command_of_the_page_on_links(mesh: PageMesh) -> None:
 
 
 async def test_each_command_of_the_page_on_audit(mesh: PageMesh) -> None:
-    shows = {ASK: [], "meshctl cancel TASK": [], "grep -h audit .mesh/logs/ingress-1.log": ["cancel", "TASK", "http"]}
+    shows = {ASK: [], "meshctl cancel TASK": [], "grep -h audit .mesh/logs/ingress.log": ["cancel", "TASK", "http"]}
     await Walk(mesh, shows=shows, folder=mesh.home.parent).through(AUDIT)

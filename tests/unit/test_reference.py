@@ -58,7 +58,6 @@ BEFORE = {
     "[storage]": "[storage]\n",
     "[storage.buckets]": "[storage.buckets]\n",
     "[logs]": "[logs]\n",
-    "[approvals]": "[approvals]\n",
 }
 
 

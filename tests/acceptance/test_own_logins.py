@@ -24,7 +24,7 @@ TOKEN = "t0ken-of-a-file"
 
 
 class Own(NamedTuple):
-    """A broker's configuration, its URL's scheme, the variables that let a mesh in, and what nobody may read of them."""
+    """A broker's configuration, its URL's scheme, the variables for a mesh, and the secrets in them."""
 
     extra: str
     scheme: str

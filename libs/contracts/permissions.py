@@ -7,7 +7,7 @@ refuses the rest itself. Subjects carry no tenant that a service could be held t
 Two facts of the server (tried with 2.15.1) bound what a list can do. A direct get and a leader read of a stream take
 the subject in their payload, so that the right to one of a stream is that to all of it; of a bucket one key can be
 named. And the server sends an answer to whatever subject the request names, also to one that its sender may not publish
-to: so whoever is not trusted gets an account of its own (`signals_account`).
+to: so whoever is not trusted gets an account of its own (`contracts.guests`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 from contracts import subjects
 from contracts.errors import InvalidName
+from contracts.links import LINK_KEYS_KEY
 from contracts.streams import (
     ADVISORIES,
     ARCHIVE,
@@ -85,7 +86,7 @@ class Permissions(NamedTuple):
     allow_responses: Responses | None = None
 
 
-class _Lists:
+class Lists:
     """Gathers what a user may do. `domain`: of the JetStream that is meant, where it is another server's."""
 
     def __init__(self, domain: str | None) -> None:
@@ -157,7 +158,7 @@ def permissions_of(
     `pools`, `tools` and `webhooks` narrow what a worker, a runner and the steward pull to what they serve; None is
     all of them, whatever mesh.toml will say. Raises `InvalidName`.
     """
-    lists = _Lists(domain)
+    lists = Lists(domain)
     lists.publish(USER_INFO)
     lists.subscribe(f"_INBOX_{INBOXES[role]}.>")
     match role:
@@ -184,10 +185,48 @@ def permissions_of(
     return lists.made()._replace(allow_responses=responses)
 
 
+_DISPENSABLE: Final = (
+    # What is created and changed elsewhere, or shown, or only comes sooner by it.
+    "API.STREAM.LIST",
+    "API.STREAM.CREATE.",
+    "API.STREAM.UPDATE.",
+    "API.CONSUMER.DURABLE.CREATE.",
+    "API.CONSUMER.DELETE.",
+    f"API.CONSUMER.MSG.NEXT.{DEAD_LETTERS.name}.{CRITIC_CONSUMER}",
+    f"$JS.ACK.{DEAD_LETTERS.name}.{CRITIC_CONSUMER}",
+    f".{DEAD_LETTERS.name}.{CRITIC_CONSUMER}.*",
+    USER_INFO,
+    "$SRV.",
+    f"KV_{KEYS_BUCKET.name}",
+    f"$KV.{KEYS_BUCKET.name}.",
+    "process.",
+    subjects.CONFIGURATION_RELOAD,
+    subjects.STORE_ROOM,
+    subjects.OPERATOR_ACTS,
+    subjects.LANES_WAITING,
+    subjects.PROVIDERS_CHANGED,
+    "stats.lanes.",
+    ".preview",
+)
+
+
+def essentials_of(role: Role, domain: str | None = None) -> Permissions:
+    """The part of a role's rights without which its work stands still: readiness asks for these."""
+    whole = permissions_of(role, domain=domain)
+    publish, subscribe = (
+        tuple(each for each in names if not _is_dispensable(each)) for names in (whole.publish, whole.subscribe)
+    )
+    return Permissions(publish, subscribe, whole.allow_responses)
+
+
+def _is_dispensable(subject: str) -> bool:
+    return any(part in subject for part in _DISPENSABLE)
+
+
 # Parts of a list
 
 
-def _service(lists: _Lists, role: str) -> None:
+def _service(lists: Lists, role: str) -> None:
     """What each service does: it shows up (NATS micro), takes orders, tells of itself, and sees how the mesh stands."""
     lists.publish("$SRV.INFO")
     lists.call("STREAM.LIST")
@@ -196,13 +235,13 @@ def _service(lists: _Lists, role: str) -> None:
     lists.subscribe("$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD)
 
 
-def _read_journals(lists: _Lists) -> None:
+def _read_journals(lists: Lists) -> None:
     """Journals, those that are packed included."""
     lists.read(EVENTS.name, ARCHIVE.name)
     lists.read_bucket(ARCHIVE_BUCKET)
 
 
-def _append(lists: _Lists, *parts: str) -> None:
+def _append(lists: Lists, *parts: str) -> None:
     """Append to journals, and keep their records."""
     _read_journals(lists)
     lists.publish(*(f"events.*.*.{part}" for part in parts))
@@ -210,23 +249,24 @@ def _append(lists: _Lists, *parts: str) -> None:
     lists.read_bucket(TASKS_BUCKET)
 
 
-def _send_on(lists: _Lists) -> None:
+def _send_on(lists: Lists) -> None:
     """What follows on a step: work, timers, and word to a parent or its children."""
     lists.publish(
         *TASKS.subjects, *TURNS.subjects, *TOOLS.subjects, *_TASK_TIMERS, "control.cancel.*", "control.child_done.*"
     )
     lists.info(TIMERS.name)
+    lists.call(f"STREAM.PURGE.{TIMERS.name}")
     lists.publish(*DEAD_LETTERS.subjects)
 
 
-def _step(lists: _Lists) -> None:
+def _step(lists: Lists) -> None:
     """A step of a task: it is claimed, written down and followed up, and lets others write in between."""
     _append(lists, "log", "delta")
     _send_on(lists)
     lists.subscribe("live.events.*.*.log", "hold.*.*", subjects.LANES_WAITING)
 
 
-def _fleet(lists: _Lists) -> None:
+def _fleet(lists: Lists) -> None:
     """Who is there, and how queues stand."""
     lists.publish("$SRV.PING")
     lists.read_bucket(WORKERS_BUCKET, PROVIDERS_BUCKET, LANES_BUCKET)
@@ -234,17 +274,24 @@ def _fleet(lists: _Lists) -> None:
     lists.info(*_QUEUES)
 
 
-def _levels(lists: _Lists) -> None:
+def _levels(lists: Lists) -> None:
     """How full the streams, the account and the disk are."""
     lists.info(*_ALL_STREAMS)
     lists.call("INFO")
     lists.publish(subjects.STORE_ROOM)
 
 
+def _take_credentials(lists: Lists) -> None:
+    """Hold API keys and links against what there is: those that are not known, at the leader."""
+    lists.read_keys(KEYS_BUCKET)
+    lists.call(f"STREAM.MSG.GET.{KEYS_BUCKET.stream_name}")
+    lists.subscribe(f"$KV.{KEYS_BUCKET.name}.>")
+
+
 # Roles
 
 
-def _ingress(lists: _Lists) -> None:
+def _ingress(lists: Lists) -> None:
     _append(lists, "log")
     lists.publish(*TASKS.subjects, *(f"control.{kind}.*" for kind in ("cancel", "input", "approval", "replay")))
     lists.publish("timers.at.deadline.*.*.*", *DEAD_LETTERS.subjects)
@@ -258,17 +305,19 @@ def _ingress(lists: _Lists) -> None:
     _levels(lists)
     lists.read_bucket(TOOLS_BUCKET)
     lists.info(TOOLS_BUCKET.stream_name)
-    lists.read_keys(KEYS_BUCKET)
-    lists.subscribe("live.events.*.*.*", f"$KV.{KEYS_BUCKET.name}.>", subjects.PROVIDERS_CHANGED)
+    _take_credentials(lists)
+    # The first link of a mesh makes the key that signs it.
+    lists.write(KEYS_BUCKET, LINK_KEYS_KEY)
+    lists.subscribe("live.events.*.*.*", subjects.PROVIDERS_CHANGED)
 
 
-def _stream_edge(lists: _Lists) -> None:
+def _stream_edge(lists: Lists) -> None:
     _read_journals(lists)
-    lists.read_keys(KEYS_BUCKET)
-    lists.subscribe("live.events.*.*.*", f"$KV.{KEYS_BUCKET.name}.>")
+    _take_credentials(lists)
+    lists.subscribe("live.events.*.*.*")
 
 
-def _inference_worker(lists: _Lists, pools: Iterable[str] | None) -> None:
+def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     _step(lists)
     for stream in (TASKS.name, TURNS.name):
         names = ["*"]
@@ -283,7 +332,7 @@ def _inference_worker(lists: _Lists, pools: Iterable[str] | None) -> None:
     lists.subscribe(subjects.PROVIDERS_CHANGED)
 
 
-def _tool_runner(lists: _Lists, tools: Iterable[str] | None) -> None:
+def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:
     _step(lists)
     lists.pull(TOOLS.name, *(["*"] if tools is None else map(tool_consumer, tools)))
     lists.call(f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*")
@@ -293,7 +342,7 @@ def _tool_runner(lists: _Lists, tools: Iterable[str] | None) -> None:
     lists.call(f"STREAM.PURGE.{RESULTS.name}")
 
 
-def _steward(lists: _Lists, webhooks: Iterable[str] | None) -> None:
+def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
     _append(lists, "log")
     _send_on(lists)
     _fleet(lists)
@@ -320,10 +369,10 @@ def _steward(lists: _Lists, webhooks: Iterable[str] | None) -> None:
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
     _provide(lists)
-    lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING)
+    lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING, subjects.OPERATOR_ACTS)
 
 
-def _provide(lists: _Lists) -> None:
+def _provide(lists: Lists) -> None:
     """Create what is declared, and change it; of consumers those of streams that have some."""
     lists.call(
         *(f"STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE") for stream in _ALL_STREAMS),
@@ -331,14 +380,16 @@ def _provide(lists: _Lists) -> None:
     )
 
 
-def _operator(lists: _Lists) -> None:
+def _operator(lists: Lists) -> None:
     """meshctl: doctor, streams, workers, lanes, providers, triggers, repair, drain, reload, keys, export and import."""
     _append(lists, "log")
     _send_on(lists)
     _fleet(lists)
     _levels(lists)
     _provide(lists)
-    lists.publish("$SRV.INFO", subjects.CONFIGURATION_RELOAD, "process.*.drain", "timers.at.cron.*.*")
+    lists.publish(
+        "$SRV.INFO", subjects.CONFIGURATION_RELOAD, subjects.OPERATOR_ACTS, "process.*.drain", "timers.at.cron.*.*"
+    )
     lists.publish(*(f"control.{kind}.*" for kind in subjects.CONTROL_KINDS), *SIGNALS.subjects, *ARCHIVE.subjects)
     lists.read(*_ALL_STREAMS)
     lists.read_keys(*BUCKETS)
@@ -349,12 +400,17 @@ def _operator(lists: _Lists) -> None:
         *(f"CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in _ALL_STREAMS),
         *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
-        f"STREAM.PURGE.{TIMERS.name}",
+        # The doctor finds out by it whether a stream takes anything. Who may change a stream can empty it anyhow.
+        *(
+            f"STREAM.PURGE.{each.name}"
+            for each in (TASKS, TURNS, TOOLS, CONTROL, EVENTS, DEAD_LETTERS, TIMERS, RESULTS)
+        ),
+        f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
         f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",
     )
 
 
-def _supervisor(lists: _Lists) -> None:
+def _supervisor(lists: Lists) -> None:
     """`meshctl up`: it creates what is missing, tells how much room there is, and passes a reload on."""
     _levels(lists)
     _provide(lists)
@@ -369,42 +425,7 @@ def _supervisor(lists: _Lists) -> None:
         *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
-    lists.subscribe(subjects.STORE_ROOM)
-
-
-# Programs of others
-
-
-def runner_permissions(tool: str, *, domain: str | None = None) -> Permissions:
-    """What a program needs that serves one tool (PROTOCOL.md, "Serving a tool"). Its inbox: `_INBOX_runner_<tool>`.
-
-    It can decide on no call, since it may not publish there, and pulls and creates its own consumer alone: the
-    consumer's filter is part of the subject that creates it. It reads EVENTS, as a fold needs. Raises `InvalidName`.
-    """
-    consumer = tool_consumer(tool)
-    lists = _Lists(domain)
-    lists.publish(USER_INFO)
-    lists.subscribe(f"_INBOX_runner_{tool}.>")
-    lists.pull(TOOLS.name, consumer)
-    lists.call(
-        f"CONSUMER.INFO.{TOOLS.name}.{consumer}",
-        f"CONSUMER.CREATE.{TOOLS.name}.{consumer}.{subjects.tools(tool)}",
-    )
-    lists.read(EVENTS.name)
-    lists.publish("events.*.*.log", "events.*.*.delta", *TURNS.subjects, subjects.tools(tool), *DEAD_LETTERS.subjects)
-    lists.publish("timers.at.retry.*.*.*")
-    lists.write(TOOLS_BUCKET, tool)
-    return lists.made()
-
-
-def signals_permissions(tenant: str) -> Permissions:
-    """What a program may do that sends signals of one tenant, in an account of its own. Raises `InvalidName`."""
-    return Permissions((f"signals.{subjects.check_tenant(tenant)}.>",), ("_INBOX.>",))
-
-
-def signals_account(tenant: str) -> str:
-    """Name of the account of a tenant's signals: `SIGNALS_<tenant>`, in capitals, `-` as `_`. Raises `InvalidName`."""
-    return f"SIGNALS_{subjects.check_tenant(tenant).upper().replace('-', '_')}"
+    lists.subscribe(subjects.STORE_ROOM, subjects.CONFIGURATION_RELOAD)
 
 
 def check_role(value: str) -> Role:

@@ -19,6 +19,7 @@ from mesh.broker.line import Line
 from mesh.broker.nats_client import LOGIN_GONE, NatsClient, TlsRefused
 from mesh.broker.renewal import Renewal
 from mesh.broker.requests import Requests
+from mesh.broker.rights import Rights, Verb
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 
@@ -49,6 +50,7 @@ class Connection:
         self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
         self.line = Line(client, role)
+        self.rights = Rights(self.requests, role, domain)
         self.renewal = Renewal(client, self.requests, role)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []
@@ -127,9 +129,10 @@ class Connection:
         denied = _DENIED.search(said)
         if denied is not None:
             self.requests.on_not_allowed(denied[2])
-            verb = {"publish": "publish", "subscription": "subscribe"}[denied[1].lower()]
+            verb: Verb = "publish" if denied[1].lower() == "publish" else "subscribe"
             if verb == "subscribe":
                 self._not_heard.add(denied[2].lower())
+            self.rights.on_refused(verb, denied[2])
             said = f"the broker's user may not {verb} to {denied[2]}"
         self.trouble = said
         # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
@@ -168,6 +171,7 @@ class Connection:
         self._last_error = None
         self.renewal.on_connected()
         self.requests.on_connected()
+        self.rights.on_reconnected()
         self.clock.ask_again()
         self._is_back.set()
         for callback in self._reconnected:
@@ -207,10 +211,14 @@ async def connect(
         await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
-        keeping = [
-            asyncio.create_task(each)
-            for each in (connection.clock.keep(), connection.line.watch(), connection.renewal.watch())
-        ]
+        await connection.rights.learn()
+        jobs = (
+            connection.clock.keep(),
+            connection.line.watch(),
+            connection.rights.keep(),
+            connection.renewal.watch(),
+        )
+        keeping = [asyncio.create_task(job) for job in jobs]
         try:
             yield connection
         finally:

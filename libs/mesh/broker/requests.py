@@ -78,7 +78,8 @@ class Requests:
         """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
         self._api = f"$JS.{domain}.API." if domain else "$JS.API."
-        self._domain = domain
+        self.domain = domain
+        """That of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._prefix = ""
         self._numbers = itertools.count()
         self._waiters: dict[str, _Waiter] = {}
@@ -142,7 +143,7 @@ class Requests:
         """
         # What a server says first: nats-py hands it out nowhere else.
         told = self._client._server_info
-        if self._domain and told.get("domain") != self._domain:
+        if self.domain and told.get("domain") != self.domain:
             return 0
         if not told.get("cluster"):
             return 1
@@ -275,11 +276,11 @@ class Requests:
 
     def _stored_by(self, subject: str) -> str:
         """Where to publish what a stream of the domain stores: servers keep `$KV.>` within a domain (NATS ADR-8)."""
-        return self._api + subject if self._domain and subject.startswith("$KV.") else subject
+        return self._api + subject if self.domain and subject.startswith("$KV.") else subject
 
     @property
     def _where(self) -> str:
-        return f" in domain {self._domain}" if self._domain else ""
+        return f" in domain {self.domain}" if self.domain else ""
 
     async def _send(
         self,

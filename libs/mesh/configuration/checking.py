@@ -25,6 +25,8 @@ OTHER_VARIABLES: Final = frozenset(
         SOURCE_VARIABLE,
         "MESH_INGRESS_URL",
         "MESH_EDGE_URL",
+        "MESH_API_KEY",
+        "MESH_API_KEY_FILE",
     }
 )
 """Variables that are no settings: of the build, between `meshctl up` and its processes, and of meshctl's commands."""

@@ -75,18 +75,27 @@ class Settings:
     ingress_address: Address = Address("127.0.0.1", 8080)
     """Where the ingress listens."""
     ingress_public_url: str | None = None
-    """The URL that the links in a webhook begin with, but for `events`; unset is `http://<MESH_INGRESS_ADDRESS>`."""
+    """The URL that the links in a webhook begin with, but for `events`; unset is `http://<MESH_INGRESS_ADDRESS>`, with
+    TLS https."""
     ingress_cors_origins: tuple[str, ...] = ()
     """Origins, separated by commas, whose pages may send tasks and read them; `*` is all."""
     edge_address: Address = Address("127.0.0.1", 8081)
     """Where the stream edge listens."""
     edge_public_url: str | None = None
-    """The URL that `links.events` begins with; unset is `http://<MESH_EDGE_ADDRESS>`."""
+    """The URL that `links.events` begins with; unset is `http://<MESH_EDGE_ADDRESS>`, with TLS https."""
     edge_cors_origins: tuple[str, ...] = ()
     """Origins, separated by commas, whose pages may read streams; `*` is all."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, separated by commas, that requests may call ingress and edge by (`Host`); `*` is all. Loopback names, IP
     addresses and the names in the public URLs always may. Unset: no others on a loopback address, else all."""
+    tls_cert: Path | None = None
+    """A PEM file with the certificate that ingress, edge and MESH_OPS_ADDRESS show, and those that lead to its
+    authority. They speak TLS alone then. Its changes are taken while they run."""
+    tls_key: Path | None = None
+    """The PEM file of its private key, without a password; unset: it is in MESH_TLS_CERT."""
+    tls_hsts_days: float = 365.0
+    """How long browsers are told to ask for this host by https alone, on all its ports (HSTS); 0: not at all. On a
+    loopback address nobody is told."""
     edge_streams_max: int = 4096
     """Streams open at once on one edge; one more gets 429."""
     ops_address: Address | None = None
@@ -173,14 +182,19 @@ class Settings:
         return self.nats_url or f"nats://127.0.0.1:{self.nats_port}"
 
     @property
+    def scheme(self) -> str:
+        """Of the URLs of this mesh's HTTP services."""
+        return "http" if self.tls_cert is None else "https"
+
+    @property
     def ingress_base_url(self) -> str:
         """What the links in a webhook begin with, but for `events`."""
-        return (self.ingress_public_url or f"http://{self.ingress_address}").rstrip("/")
+        return (self.ingress_public_url or f"{self.scheme}://{self.ingress_address}").rstrip("/")
 
     @property
     def events_base_url(self) -> str:
         """What `links.events` begins with."""
-        return (self.edge_public_url or f"http://{self.edge_address}").rstrip("/")
+        return (self.edge_public_url or f"{self.scheme}://{self.edge_address}").rstrip("/")
 
     @property
     def logged_level(self) -> str:
@@ -210,6 +224,7 @@ class Settings:
 
 BOUNDS: Mapping[str, tuple[float, float]] = {
     "nats_port": (0, PORT_MAX),
+    "tls_hsts_days": (0, 36_500),
     "edge_streams_max": (1, 100_000),
     "workers": (0, 256),
     "runners": (0, 256),
@@ -341,13 +356,14 @@ def _parse(kind: str, raw: str) -> object:
     if kind == "Path":
         return Path(raw)
     if kind == "Address":
-        return _parse_address(raw)
+        return parse_address(raw)
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in raw.split(",") if part.strip())
     return raw
 
 
-def _parse_address(raw: str) -> Address:
+def parse_address(raw: str) -> Address:
+    """The address that a text is. Raises `ValueError`."""
     host, colon, port = raw.rpartition(":")
     if not colon or not host:
         raise ValueError("must be <host>:<port>")

@@ -8,7 +8,9 @@ read, so that the answer is lost in a reset.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import MutableMapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,8 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from contracts.codec import encode
 from contracts.errors import problem
 from mesh.serving.connections import Connections
+from mesh.serving.security_headers import written
 
-PROBLEM_JSON = "application/problem+json"
 HEAD_BYTES_MAX = 64 * 1024
 """Largest request line and headers together."""
 HEAD_SECONDS_MAX = 30.0
@@ -216,8 +218,7 @@ class Protocol(HttpToolsProtocol):
         self._tell_gone()
         detail = f"not an HTTP request, or one whose head has more than {HEAD_BYTES_MAX} bytes"
         body = encode(problem("invalid-request", detail))
-        head = f"content-type: {PROBLEM_JSON}\r\ncache-control: no-store\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}connection: close\r\n\r\n".encode() + body)
+        self.transport.write(written("400 Bad Request", body))
         self._linger(RUBBISH_BYTES_MAX)
 
     def _tell_gone(self) -> None:
@@ -237,7 +238,22 @@ class Protocol(HttpToolsProtocol):
         self._discard_bytes_left = bytes_max
         self._discard_timer = self.loop.call_later(DISCARD_SECONDS_MAX, self.transport.abort)
         self.flow.resume_reading()
-        self.transport.write_eof()
+        self._write_eof()
+
+    def _write_eof(self) -> None:
+        """Tell the client that nothing more comes, and go on reading."""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            return
+        # TLS says so by close_notify (RFC 8446, 6.1). The loops have no call for it that goes on reading: the object
+        # below writes it, and it goes out when reading is resumed. Behind what is still to be written it may not stand.
+        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
+        if tls is None or self.transport.get_write_buffer_size():
+            return
+        self.transport.pause_reading()
+        with suppress(ssl.SSLError):  # It waits for the client's.
+            tls.unwrap()
+        self.transport.resume_reading()
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.close)

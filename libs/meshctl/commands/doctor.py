@@ -27,6 +27,7 @@ from mesh.broker.mesh_identity import mesh_id
 from mesh.broker.other_meshes import look
 from mesh.broker.provisioning import compare, find_declared
 from mesh.broker.replication import read_copies
+from mesh.broker.rights import Missing
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
@@ -159,19 +160,19 @@ async def gather(settings: Settings) -> Facts:
     tasks: TasksSeen | None = None
     refusal, distrust = unusable, ""
     foreign: list[Foreign] = []
-    missing: list[str] = []
+    missing: list[Missing] = []
     cluster: ClusterSeen | None = None
     if isinstance(broker, BrokerInfo) and not unusable:
         try:
             async with connected(settings) as connection:
                 if broker.jetstream:
                     foreign = foreign_streams(await streams_of(connection.requests))
-                    missing = await missing_rights(connection.requests)
+                    missing = await missing_rights(connection.requests, connection.rights.granted)
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
                     disk_level = await read_disk_level(connection.requests)
                     levels += [disk_level] if disk_level is not None else []
-                    dead = await dead_streams(connection.requests)
+                    dead = await dead_streams(connection.requests, connection.rights)
                     fleet = await seen_fleet(connection, settings)
                     cluster = await seen_cluster(connection, settings)
                     if isinstance(streams, StreamsSeen):

@@ -13,6 +13,7 @@ from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing
 from mesh.broker.provisioning import Difference
 from mesh.broker.replication import Copies
+from mesh.broker.rights import Missing, told
 from mesh.broker.suitability import PAYLOAD_BYTES_LEAST, Foreign, check_payload
 from mesh.configuration.storage_table import storage_key
 from mesh.fleet.findings import CLOCK_SECONDS_MAX, Fleet
@@ -103,7 +104,7 @@ class Facts(NamedTuple):
     distrust: str = ""
     """Why we don't trust the broker's certificate; empty if we do, or there is none."""
     foreign: Sequence[Foreign] = ()
-    missing_rights: Sequence[str] = ()
+    missing_rights: Sequence[Missing] = ()
     dead: Sequence[DeadStream] | None = None
     unknown_variables: Sequence[str] = ()
     """One line for each variable MESH_* that nobody reads."""
@@ -206,8 +207,8 @@ def check_suitable(facts: Facts) -> list[Check]:
         remedy = "rename or delete what is in the way, or give the mesh an account of its own"
         checks.append(Check("subjects", "fail", "; ".join(each.detail for each in facts.foreign[:_NAMES_MAX]), remedy))
     if facts.missing_rights:
-        detail = f"the broker's user may not publish to {first_few(facts.missing_rights)}"
-        checks.append(Check("rights", "fail", detail, "allow it to: a mesh needs all of an account's subjects"))
+        remedy = "allow it to: `meshctl permissions` says what each user needs"
+        checks.append(Check("rights", "fail", told(facts.missing_rights), remedy))
     return checks
 
 

@@ -23,6 +23,8 @@ LOGS_BYTES_MAX: Final = 256 * 1024 * 1024
 LOG_BYTES_MIN: Final = 128 * 1024
 BROKER_LOG: Final = "nats_server"
 """nats-server keeps its log within a bound itself."""
+OPERATOR_KEY_FILE: Final = "operator.key"
+"""In MESH_HOME: the API key by which meshctl asks a mesh of its own that asks for keys."""
 LOG_TAIL_LINES: Final = 15
 LOG_TAIL_BYTES_MAX: Final = 16 * 1024
 LOCK_WAIT_SECONDS: Final = 5.0
@@ -37,6 +39,8 @@ class Addresses(msgspec.Struct, frozen=True):
     edge_url: str
     nats_url: str | None = None
     """None if the URL holds a password: no file does."""
+    tls_cert: str | None = None
+    """The file of the certificate that ingress and edge show; None: they speak plain HTTP."""
 
 
 class Home:
@@ -51,6 +55,7 @@ class Home:
         self.nats_config = self.path / "nats.conf"
         self.nats_ports = self.path / PORTS_FOLDER
         self.logins = self.path / LOGINS_FOLDER
+        self.operator_key = self.path / OPERATOR_KEY_FILE
         self.jetstream = self.path / "jetstream"
         self.index = self.path / "index"
         self.configuration = self.path / "mesh.toml"
@@ -74,6 +79,19 @@ class Home:
     def write_private(self, path: Path, content: bytes) -> None:
         """Replace a file of this folder; only its owner can read it."""
         private_files.write(path, content)
+
+    def read_operator_key(self) -> str | None:
+        """The API key of whoever owns this home; None if no mesh has made one here."""
+        try:
+            if self.operator_key.is_symlink():
+                return None
+            return self.operator_key.read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def write_operator_key(self, key: str) -> None:
+        """Keep it; only the home's owner can read it."""
+        self.write_private(self.operator_key, key.encode() + b"\n")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:

@@ -7,10 +7,13 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from mesh.broker.connection import connect
 from mesh.broker.pull_consumer import PullConsumer
@@ -124,9 +127,8 @@ async def test_certificates_let_in_and_wrong_ones_are_one_line(tmp_path: Path, f
             )
             assert await lets_in(right)
         nobody = Settings(nats_url=url, nats_tls_ca=authority.ca, nats_tls_first=first)
-        wrong_ca = Settings(**{**_tls(right), "nats_tls_ca": other.ca})
-        no_ca = Settings(**{**_tls(right), "nats_tls_ca": None})
-        stranger = Settings(**{**_tls(right), "nats_tls_cert": foreign.cert, "nats_tls_key": foreign.key})
+        wrong_ca, no_ca = replace(right, nats_tls_ca=other.ca), replace(right, nats_tls_ca=None)
+        stranger = replace(right, nats_tls_cert=foreign.cert, nats_tls_key=foreign.key)
         untrusted = f"the broker at {url} shows a certificate that is not trusted here: "
         assert (await says(wrong_ca)).startswith(untrusted)
         assert (await says(wrong_ca)).endswith(f"MESH_NATS_TLS_CA={other.ca} has not its authority")
@@ -138,11 +140,6 @@ async def test_certificates_let_in_and_wrong_ones_are_one_line(tmp_path: Path, f
             with pytest.raises(BrokerRefused, match=f"^the broker at {url} {line}"):
                 async with within(20), connect(settings, "test"):
                     pytest.fail("it was let in")
-
-
-def _tls(settings: Settings) -> dict[str, object]:
-    names = ("nats_url", "nats_tls_ca", "nats_tls_cert", "nats_tls_key", "nats_tls_first")
-    return {name: getattr(settings, name) for name in names}
 
 
 async def test_nothing_goes_in_the_clear_to_a_broker_that_offers_no_tls(tmp_path: Path, broker: Broker) -> None:
@@ -224,6 +221,10 @@ async def test_a_new_login_is_taken_while_requests_and_pulls_go_on(tmp_path: Pat
         assert not [line for line in logs if line["event"] == "broker.disconnected"]
 
 
+def _was_said(logs: list[EventDict], says: str) -> bool:
+    return any(says in str(line.get("error")) for line in logs)
+
+
 async def test_a_new_login_that_is_refused_leaves_the_old_one_in_use(tmp_path: Path) -> None:
     key, other = user_key(), user_key()
     file = private(tmp_path / "seed", key.seed)
@@ -232,7 +233,7 @@ async def test_a_new_login_that_is_refused_leaves_the_old_one_in_use(tmp_path: P
             async with connect(Settings(nats_url=broker.url, nats_nkey=file), "test") as connection:
                 for content, says in ((other.seed, "refuses the nkey of MESH_NATS_NKEY="), ("", "holds no seed")):
                     private(file, content)
-                    await until(lambda says=says: any(says in str(line.get("error")) for line in logs))
+                    await until(partial(_was_said, logs, says))
                     assert await connection.requests.api("INFO")
                 private(file, other.seed)
                 assert broker.process is not None

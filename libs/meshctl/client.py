@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -33,6 +34,7 @@ from contracts.records.status import TaskAccepted, TaskCounts, TaskRecord
 from contracts.records.tools import ToolList
 from mesh.configuration.broker_urls import without_login
 from meshctl.errors import ApiError, StreamBroken, Unreachable
+from meshctl.trust import trust_for
 
 T = TypeVar("T")
 
@@ -149,12 +151,18 @@ class Client:
         edge_url: str,
         tenant: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        key: str | None = None,
+        certificate: Path | None = None,
     ) -> None:
+        """`key`: the API key, or token, that both are shown. `certificate`: the file of the one that a mesh of this
+        machine shows, whatever names it is for."""
         self.ingress_url = ingress_url.rstrip("/")
         self.edge_url = edge_url.rstrip("/")
         own_headers = {"User-Agent": f"meshctl/{VERSION}"} | ({headers.HTTP_TENANT: tenant} if tenant else {})
-        self._ingress = _http(self.ingress_url, ANSWER_SECONDS_MAX, own_headers, transport)
-        self._edge = _http(self.edge_url, SILENCE_SECONDS_MAX, own_headers, transport)
+        own_headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        self._ingress = _http(self.ingress_url, ANSWER_SECONDS_MAX, own_headers, transport, certificate)
+        self._edge = _http(self.edge_url, SILENCE_SECONDS_MAX, own_headers, transport, certificate)
 
     async def __aenter__(self) -> Client:
         return self
@@ -332,7 +340,11 @@ class Client:
 
 
 def _http(
-    url: str, read_seconds: float, own_headers: dict[str, str], transport: httpx.AsyncBaseTransport | None
+    url: str,
+    read_seconds: float,
+    own_headers: dict[str, str],
+    transport: httpx.AsyncBaseTransport | None,
+    certificate: Path | None,
 ) -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(
@@ -341,6 +353,7 @@ def _http(
             timeout=httpx.Timeout(CONNECT_SECONDS_MAX, read=read_seconds),
             trust_env=not _is_loopback(url),  # A proxy from the environment can't reach this very machine.
             transport=transport,
+            verify=trust_for(url, certificate),
         )
     except httpx.InvalidURL as error:
         raise Unreachable(f"{without_login(url)}: {error}") from None

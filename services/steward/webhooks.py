@@ -26,7 +26,7 @@ from mesh.broker.answers import Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery, while_leased
-from mesh.configuration.secrets import signing_keys
+from mesh.configuration.secret_sources import signing_keys
 from mesh.configuration.settings import Settings
 from mesh.configuration.webhook_tables import WebhookConfiguration
 from mesh.errors import BrokerError

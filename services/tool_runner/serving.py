@@ -20,7 +20,7 @@ from contracts.records.tools import ASK_USER, ToolDeclaration
 from contracts.streams import BUILT_IN_TOOLS, tool_consumer
 from mesh.background import background, first_of
 from mesh.broker.lanes import ConsumerSpec
-from mesh.configuration.secrets import server_secrets
+from mesh.configuration.secret_sources import server_secrets
 from mesh.configuration.settings import Settings
 from mesh.journal.warm import WarmJournals
 from mesh.serving.service import Service

@@ -167,12 +167,11 @@ async def drive(house: House, client: httpx.AsyncClient, broken: Any) -> None:
     await begin("!call web_look {}\n", tools=tools)
     waiting = await begin("!call files_give {}", tools=tools)
 
-    async def approval() -> str | None:
-        record = (await client.get(f"/v1/tasks/{waiting}")).json()
-        return record["approvals"][0]["call"] if record.get("approvals") else None
+    async def asks() -> bool:
+        return bool((await client.get(f"/v1/tasks/{waiting}")).json().get("approvals"))
 
-    await until(approval)
-    decision = {"kind": "approval", "call": await approval(), "decision": "approved"}
+    await until(asks)
+    decision = {"kind": "approval", "call": "1-0", "decision": "approved"}
     answered = await client.post(f"/v1/tasks/{waiting}/inputs", json=decision)
     assert answered.status_code < 300, answered.text
     cancelled = await begin("!rate 1\n!say 1000")

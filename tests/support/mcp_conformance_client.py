@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from mesh.configuration.secrets import ServerSecrets
+from mesh.configuration.secret_sources import ServerSecrets
 from mesh.configuration.tool_tables import McpServerConfiguration
 from tool_runner.mcp_servers.session import McpServer
 from tool_runner.tools.tool import ToolBroke, ToolRefused

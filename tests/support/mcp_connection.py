@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from mesh.configuration.mesh_toml import default_configuration
-from mesh.configuration.secrets import read_secrets, server_secrets
+from mesh.configuration.secret_sources import read_secrets, server_secrets
 from mesh.configuration.tool_tables import McpServerConfiguration, ToolsConfiguration
 from tests.support.patience import within
 from tool_runner.mcp_servers.session import McpServer

@@ -19,7 +19,7 @@ from mesh.configuration.mesh_toml import (
     load_configuration,
     parse_configuration,
 )
-from mesh.configuration.secrets import Secrets, read_secrets
+from mesh.configuration.secret_sources import Secrets, read_secrets
 from mesh.configuration.settings import load_settings
 from mesh.configuration.tool_tables import McpServerConfiguration, ToolConfiguration
 from mesh.errors import SettingsError

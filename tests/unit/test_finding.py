@@ -34,7 +34,8 @@ def running(home: Home) -> Iterator[Home]:
 
 
 def services(home: Home, url: str | None = None, edge_url: str | None = None, **variables: str) -> tuple[str, str]:
-    return discovery.at_services(load_settings({"MESH_HOME": str(home.path), **variables}), url, edge_url)
+    found = discovery.at_services(load_settings({"MESH_HOME": str(home.path), **variables}), url, edge_url)
+    return (found.ingress, found.edge)
 
 
 def broker(home: Home, **variables: str) -> str:
@@ -96,6 +97,21 @@ def test_a_mesh_that_was_killed_is_said_and_not_asked(home: Home) -> None:
     # Who names another one is not told of it.
     assert services(home, "http://a") == ("http://a", DEFAULT[1])
     assert broker(home, MESH_NATS_URL="nats://other:4222") == "nats://other:4222"
+
+
+def test_a_mesh_that_speaks_tls_is_found_with_its_certificate(home: Home) -> None:
+    def certificate(url: str | None = None, **variables: str) -> Path | None:
+        settings = load_settings({"MESH_HOME": str(home.path), **variables})
+        return discovery.at_services(settings, url, None).certificate
+
+    assert services(home, MESH_TLS_CERT="/c.pem") == ("https://127.0.0.1:8080", "https://127.0.0.1:8081")
+    assert (certificate(), certificate(MESH_TLS_CERT="/c.pem")) == (None, Path("/c.pem"))
+    with home.locked():
+        home.write_addresses(Addresses("https://127.0.0.1:1", "https://127.0.0.1:2", None, "/home.pem"))
+        assert services(home) == ("https://127.0.0.1:1", "https://127.0.0.1:2")
+        assert certificate() == Path("/home.pem")
+        # Who is named by a URL may be another mesh, with another certificate.
+        assert certificate("https://127.0.0.1:9") is None
 
 
 def test_a_broker_with_a_password_has_to_be_named(running: Home) -> None:

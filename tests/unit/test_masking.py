@@ -64,7 +64,7 @@ def test_the_headers_for_a_collector_are_secrets() -> None:
 async def test_no_line_of_a_log_has_a_secret_whoever_writes_it(form: str) -> None:
     code = f"""
 import logging, structlog
-from mesh.configuration.secrets import Secrets
+from mesh.configuration.secret_sources import Secrets
 from mesh.configuration.settings import Settings
 from mesh.telemetry import traces
 held = Secrets({{"k": "canary-key-1"}})

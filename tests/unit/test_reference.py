@@ -52,12 +52,12 @@ BEFORE = {
     "[mcp.<server>]": "[mcp.x]\n",
     "[webhooks.<name>]": "[webhooks.x]\n",
     "[critic]": "[critic]\n",
+    "[auth]": "[auth]\n",
+    "[approvals]": "[approvals]\n",
     "[results]": "[results]\n",
     "[storage]": "[storage]\n",
     "[storage.buckets]": "[storage.buckets]\n",
     "[logs]": "[logs]\n",
-    "[auth]": "[auth]\n",
-    "[approvals]": "[approvals]\n",
 }
 
 

@@ -10,15 +10,15 @@ import pytest
 
 from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.secret_files import SECRET_BYTES_MAX, is_open_to_all, read_secret, secret_path
-from mesh.configuration.secrets import (
+from mesh.configuration.secret_sources import (
     Secrets,
-    environment_for,
     open_to_all,
     read_secrets,
     secret_mistakes,
     server_secrets,
     signing_keys,
 )
+from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import load_service_settings, load_variables, variable_mistakes
 from mesh.configuration.showing import shown_variables
 from mesh.errors import SettingsError

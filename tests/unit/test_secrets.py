@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from mesh.configuration.mesh_toml import parse_configuration
-from mesh.configuration.secrets import environment_for, secrets_of
+from mesh.configuration.secret_sources import secrets_of
+from mesh.configuration.secrets import environment_for
 from mesh.serving.privacy import has_secrets
 from tests.support import children
 

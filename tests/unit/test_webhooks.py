@@ -14,7 +14,7 @@ from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY
 from contracts.streams import EVENTS, WEBHOOK_CONSUMER_PREFIX, webhook_consumers
 from mesh.configuration.mesh_toml import parse_configuration
-from mesh.configuration.secrets import read_secrets, signing_keys
+from mesh.configuration.secret_sources import read_secrets, signing_keys
 from mesh.configuration.webhook_tables import WEBHOOKS_MAX, WebhookConfiguration, parse_webhooks
 from mesh.errors import SettingsError
 from mesh.retry_after import parse_retry_after

@@ -51,6 +51,14 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, to itself alone."""
+    name = host.lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    return is_ip_address(name) and ipaddress.ip_address(name).is_loopback
+
+
 def is_allowed(host: str, port: int, patterns: Sequence[str]) -> bool:
     """Whether a host, in lower case and an IPv6 address without brackets, is on the operator's list."""
     return any(_matches(host, port, pattern) for pattern in patterns)

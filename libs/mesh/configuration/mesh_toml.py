@@ -4,7 +4,7 @@ Its tables of tools, webhooks, breakers, the critic, results and sizes have modu
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
-it. API keys are never in this file: it names the variables or the files that hold them (`mesh.configuration.secrets`).
+it. API keys are never in this file: it names the variables or the files that hold them (`secret_sources`).
 """
 
 from __future__ import annotations

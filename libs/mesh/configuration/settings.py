@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
 from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.mesh_toml import DEFAULT_FILE, Configuration, default_configuration, load_configuration
 from mesh.configuration.secret_files import read_secret, secret_path
-from mesh.configuration.secrets import Secrets, read_secrets
+from mesh.configuration.secret_sources import Secrets, read_secrets
 from mesh.errors import SettingsError
 
 PORT_MAX = 65_535
@@ -51,6 +51,25 @@ class Settings:
     alone looks on MESH_NATS_PORT."""
     nats_url_file: Path | None = None
     """A file that holds MESH_NATS_URL, in its place: for one with a password. It is read at the start."""
+    nats_creds: Path | None = None
+    """File with the JWT and seed of a user of the broker (`.creds`), in operator mode. This and the next eight are read
+    anew at each connect, and each may be of one service alone: `MESH_NATS_CREDS_STEWARD`."""
+    nats_nkey: Path | None = None
+    """File with the seed of a user's nkey (`SU…`)."""
+    nats_user: str | None = None
+    """Name of a user of the broker; MESH_NATS_PASSWORD_FILE has the password."""
+    nats_password_file: Path | None = None
+    """File with the password of MESH_NATS_USER."""
+    nats_token_file: Path | None = None
+    """File with the broker's token."""
+    nats_tls_ca: Path | None = None
+    """File with the authorities that may sign the broker's certificate (PEM); unset are the machine's."""
+    nats_tls_cert: Path | None = None
+    """File with the certificate that is shown to the broker, and those between it and its authority (PEM)."""
+    nats_tls_key: Path | None = None
+    """File with the key of MESH_NATS_TLS_CERT (PEM, without a passphrase)."""
+    nats_tls_first: bool = False
+    """Whether TLS begins before the broker has said anything, as its `handshake_first` wants it."""
     nats_domain: str | None = None
     """The JetStream domain of the streams, if it is not that of the server at MESH_NATS_URL: a leaf's, or a hub's."""
     nats_server: str | None = None
@@ -60,18 +79,27 @@ class Settings:
     ingress_address: Address = Address("127.0.0.1", 8080)
     """Where the ingress listens."""
     ingress_public_url: str | None = None
-    """The URL that the links in a webhook begin with, but for `events`; unset is `http://<MESH_INGRESS_ADDRESS>`."""
+    """The URL that the links in a webhook begin with, but for `events`; unset is `http://<MESH_INGRESS_ADDRESS>`, with
+    TLS https."""
     ingress_cors_origins: tuple[str, ...] = ()
     """Origins, separated by commas, whose pages may send tasks and read them; `*` is all."""
     edge_address: Address = Address("127.0.0.1", 8081)
     """Where the stream edge listens."""
     edge_public_url: str | None = None
-    """The URL that `links.events` begins with; unset is `http://<MESH_EDGE_ADDRESS>`."""
+    """The URL that `links.events` begins with; unset is `http://<MESH_EDGE_ADDRESS>`, with TLS https."""
     edge_cors_origins: tuple[str, ...] = ()
     """Origins, separated by commas, whose pages may read streams; `*` is all."""
     allowed_hosts: tuple[str, ...] = ()
     """Names, separated by commas, that requests may call ingress and edge by (`Host`); `*` is all. Loopback names, IP
     addresses and the names in the public URLs always may. Unset: no others on a loopback address, else all."""
+    tls_cert: Path | None = None
+    """A PEM file with the certificate that ingress, edge and MESH_OPS_ADDRESS show, and those that lead to its
+    authority. They speak TLS alone then. Its changes are taken while they run."""
+    tls_key: Path | None = None
+    """The PEM file of its private key, without a password; unset: it is in MESH_TLS_CERT."""
+    tls_hsts_days: float = 365.0
+    """How long browsers are told to ask for this host by https alone, on all its ports (HSTS); 0: not at all. On a
+    loopback address nobody is told."""
     edge_streams_max: int = 4096
     """Streams open at once on one edge; one more gets 429."""
     ops_address: Address | None = None
@@ -134,10 +162,25 @@ class Settings:
     """What a service has read of the secrets that the file names. It has no variable."""
     given: frozenset[str] = field(default=frozenset(), compare=False)
     """Names of the fields that a variable has set. It has none itself."""
+    of_role: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    """What variables say of one service alone, by its name and the field's."""
 
     def is_given(self, name: str) -> bool:
         """Whether somebody asked for this field's value, be it the default itself."""
         return name in self.given or getattr(self, name) != getattr(Settings(), name)
+
+    def variable_of(self, name: str, role: str) -> str:
+        """The variable that says a field's value for a role: `MESH_NATS_CREDS_STEWARD`, else `MESH_NATS_CREDS`."""
+        own = name in self.of_role.get(role, {})
+        return role_variable(name, role) if own else f"MESH_{name.upper()}"
+
+    def for_role(self, role: str) -> Settings:
+        """These settings with what is said of a role alone. A login of its own takes the place of the common one."""
+        own = self.of_role.get(role)
+        if not own:
+            return self
+        common = dict.fromkeys(LOGIN_FIELDS) if not own.keys().isdisjoint(LOGIN_FIELDS) else {}
+        return replace(self, **{**common, **own})
 
     @property
     def broker_url(self) -> str:
@@ -145,14 +188,19 @@ class Settings:
         return self.nats_url or f"nats://127.0.0.1:{self.nats_port}"
 
     @property
+    def scheme(self) -> str:
+        """Of the URLs of this mesh's HTTP services."""
+        return "http" if self.tls_cert is None else "https"
+
+    @property
     def ingress_base_url(self) -> str:
         """What the links in a webhook begin with, but for `events`."""
-        return (self.ingress_public_url or f"http://{self.ingress_address}").rstrip("/")
+        return (self.ingress_public_url or f"{self.scheme}://{self.ingress_address}").rstrip("/")
 
     @property
     def events_base_url(self) -> str:
         """What `links.events` begins with."""
-        return (self.edge_public_url or f"http://{self.edge_address}").rstrip("/")
+        return (self.edge_public_url or f"{self.scheme}://{self.edge_address}").rstrip("/")
 
     @property
     def logged_level(self) -> str:
@@ -188,6 +236,7 @@ class Settings:
 
 BOUNDS: Mapping[str, tuple[float, float]] = {
     "nats_port": (0, PORT_MAX),
+    "tls_hsts_days": (0, 36_500),
     "edge_streams_max": (1, 100_000),
     "workers": (0, 256),
     "runners": (0, 256),
@@ -214,9 +263,27 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 """The words that there are for a setting."""
 
 
+LOGIN_FIELDS: Final = ("nats_creds", "nats_nkey", "nats_user", "nats_password_file", "nats_token_file")
+"""Who a process is to its broker."""
+ROLE_FIELDS: Final = (*LOGIN_FIELDS, "nats_tls_ca", "nats_tls_cert", "nats_tls_key", "nats_tls_first")
+"""What may be said of one service alone."""
+BROKER_ROLES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "meshctl")
+"""Who connects to a broker: the services, and meshctl."""
+
+
 def variable_fields() -> list[Field[Any]]:
     """The fields of `Settings` that are variables."""
-    return [each for each in fields(Settings) if each.name not in ("configuration", "secrets", "given")]
+    return [each for each in fields(Settings) if each.name not in ("configuration", "secrets", "given", "of_role")]
+
+
+def role_variable(name: str, role: str) -> str:
+    """The variable of a field for one role: `MESH_NATS_CREDS_STEWARD`."""
+    return f"MESH_{name.upper()}_{role.upper()}"
+
+
+def role_variables(role: str) -> frozenset[str]:
+    """All of them for one role."""
+    return frozenset(role_variable(name, role) for name in ROLE_FIELDS)
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -240,23 +307,25 @@ def load_variables(environment: Mapping[str, str] = os.environ) -> Settings:
     Raises `SettingsError` that names the variable.
     """
     values: dict[str, object] = {}
-    for setting in variable_fields():
-        raw = environment.get(f"MESH_{setting.name.upper()}")
+    of_role: dict[str, dict[str, object]] = {}
+    for setting, variable, role in _variables():
+        raw = environment.get(variable)
         if raw:
-            values[setting.name] = _value(setting, raw)
+            into = values if role is None else of_role.setdefault(role, {})
+            into[setting.name] = _value(setting, raw, variable)
     if "nats_url_file" in values:
         values["nats_url"] = _url_of_file(environment)
-    return Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
+    return Settings(**values, given=frozenset(values), of_role=of_role)  # type: ignore[arg-type]  # see _parse
 
 
 def variable_mistakes(environment: Mapping[str, str]) -> list[str]:
     """What is wrong with each of the variables that there are, one line each; empty if all is well."""
     mistakes: list[str] = []
-    for setting in variable_fields():
-        raw = environment.get(f"MESH_{setting.name.upper()}")
+    for setting, variable, _ in _variables():
+        raw = environment.get(variable)
         try:
             if raw:
-                _value(setting, raw)
+                _value(setting, raw, variable)
         except SettingsError as error:
             mistakes.append(str(error))
     try:
@@ -283,9 +352,18 @@ def _url_of_file(environment: Mapping[str, str]) -> str | None:
     return url
 
 
-def _value(setting: Field[Any], raw: str) -> object:
+def _variables() -> Iterator[tuple[Field[Any], str, str | None]]:
+    """Each setting, with the variable that sets it; of those that one role may have alone, that role's too."""
+    for setting in variable_fields():
+        yield setting, f"MESH_{setting.name.upper()}", None
+        if setting.name in ROLE_FIELDS:
+            for role in BROKER_ROLES:
+                yield setting, role_variable(setting.name, role), role
+
+
+def _value(setting: Field[Any], raw: str, variable: str) -> object:
     """The value of a variable, within its bounds. Raises `SettingsError`."""
-    name, variable = setting.name, f"MESH_{setting.name.upper()}"
+    name = setting.name
     try:
         value = _parse(str(setting.type), raw)
         if name == "nats_url":
@@ -319,13 +397,14 @@ def _parse(kind: str, raw: str) -> object:
     if kind == "Path":
         return Path(raw)
     if kind == "Address":
-        return _parse_address(raw)
+        return parse_address(raw)
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in raw.split(",") if part.strip())
     return raw
 
 
-def _parse_address(raw: str) -> Address:
+def parse_address(raw: str) -> Address:
+    """The address that a text is. Raises `ValueError`."""
     host, colon, port = raw.rpartition(":")
     if not colon or not host:
         raise ValueError("must be <host>:<port>")

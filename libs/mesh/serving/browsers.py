@@ -17,6 +17,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from contracts import headers
+from mesh.configuration.addresses import is_loopback
 from mesh.configuration.settings import Address
 from mesh.serving.http import send_problem, with_head_and_options
 
@@ -65,15 +66,6 @@ def hosts_of(address: Address, allowed: Iterable[str], public_urls: Iterable[str
         return None
     of_urls = (urlsplit(url).hostname for url in public_urls if url is not None)
     return frozenset({*names, address.host.lower(), *(name for name in of_urls if name is not None)})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, to itself alone."""
-    name = host.lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    address = _ip_address(name)
-    return address is not None and address.is_loopback
 
 
 def host_name(value: str) -> str | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -28,8 +30,10 @@ from contracts.fields import whole_number
 from contracts.records.status import Health, HealthCheck
 from mesh.background import background
 from mesh.serving.connections import Connections, raise_descriptor_limit
-from mesh.serving.http_protocol import PROBLEM_JSON, Protocol
+from mesh.serving.http_protocol import Protocol
 from mesh.serving.listening import BACKLOG
+from mesh.serving.security_headers import PROBLEM_JSON, security_headers
+from mesh.serving.tls_protocol import Tls, TlsProtocol
 
 log = structlog.get_logger("mesh.serving.http")
 
@@ -42,6 +46,33 @@ BODY_SECONDS_MAX = 60.0
 
 AnyRequest = Request[object, object, State]
 Probe = Callable[[], Awaitable[list[HealthCheck]]]
+
+
+_NOTE = "taskmesh.note"
+
+
+@dataclass(slots=True)
+class RequestNote:
+    """What is known of a request once it is answered, for whoever tells of it (`mesh.access.audit`)."""
+
+    by: str | None = None
+    tenant: str | None = None
+    act: str | None = None
+    """What it has brought about, or was about to."""
+    task: str | None = None
+    code: str | None = None
+    """The problem code that it was answered with."""
+
+
+def with_note(scope: Scope, note: RequestNote) -> Scope:
+    """The scope of a request that is noted. Copies of it have the same note."""
+    return cast("Scope", {**scope, _NOTE: note})
+
+
+def note_in(scope: Scope) -> RequestNote | None:
+    """The note of a request; None if nobody asks for one."""
+    note: RequestNote | None = cast("dict[str, Any]", scope).get(_NOTE)
+    return note
 
 
 class RequestRefused(TaskmeshError):
@@ -72,12 +103,15 @@ def problem_response(code: str, detail: str | None, retry_after_seconds: float |
     if document.status == HTTP_STATUS_BY_CODE["unauthorized"]:
         response_headers["WWW-Authenticate"] = 'Bearer realm="taskmesh"'  # RFC 9110, 15.5.2
     if document.status in (429, 503):
-        # Whole seconds (RFC 9110), at least one: 0 would invite a storm.
-        response_headers["Retry-After"] = str(max(1, round(retry_after_seconds or 1)))
+        # Whole seconds (RFC 9110), at least one: 0 would invite a storm. Rounded up: before that it is too early.
+        response_headers["Retry-After"] = str(max(1, math.ceil(retry_after_seconds or 1)))
     return Response(encode(document), status_code=document.status, headers=response_headers, media_type=PROBLEM_JSON)
 
 
 def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
+    note = note_in(request.scope)
+    if note is not None:
+        note.code = http_code(error)
     if isinstance(error, TaskmeshError):
         if http_code(error) == "internal":
             # What it says is all there is to know: it was raised for a reason that is not the client's.
@@ -277,20 +311,31 @@ def _answering(app: ASGIApp) -> ASGIApp:
     return answer
 
 
-async def serve(app: ASGIApp, listener: socket.socket, stopping: asyncio.Event, on_started: Awaitable[None]) -> None:
-    """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`.
+async def serve(
+    app: ASGIApp,
+    listener: socket.socket,
+    stopping: asyncio.Event,
+    on_started: Awaitable[None],
+    tls: Tls | None = None,
+) -> None:
+    """Serve until `stopping`; requests under way then have `SHUTDOWN_SECONDS`. `tls`: by TLS alone.
 
     Connections without a request have `LET_GO_SECONDS` to send one that is on its way: it is answered, and the last.
     """
     connections = Connections(raise_descriptor_limit())
+    protocol = partial(Protocol, connections)
     config = uvicorn.Config(
         _answering(app),
-        http=partial(Protocol, connections),  # type: ignore[arg-type]  # it is called as the class would be
+        # It is called as the class would be.
+        http=protocol if tls is None else partial(TlsProtocol, protocol, connections, tls.context),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        # By itself uvicorn believes whoever connects from this machine: `mesh.access.sources` knows whom to believe.
+        proxy_headers=False,
+        headers=security_headers(tls.hsts_days if tls is not None else 0),
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,

@@ -19,8 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from contracts.codec import encode
 from contracts.errors import problem
 from mesh.serving.connections import Connections
+from mesh.serving.security_headers import written
 
-PROBLEM_JSON = "application/problem+json"
 HEAD_BYTES_MAX = 64 * 1024
 """Largest request line and headers together."""
 HEAD_SECONDS_MAX = 30.0
@@ -216,8 +216,7 @@ class Protocol(HttpToolsProtocol):
         self._tell_gone()
         detail = f"not an HTTP request, or one whose head has more than {HEAD_BYTES_MAX} bytes"
         body = encode(problem("invalid-request", detail))
-        head = f"content-type: {PROBLEM_JSON}\r\ncache-control: no-store\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(f"HTTP/1.1 400 Bad Request\r\n{head}connection: close\r\n\r\n".encode() + body)
+        self.transport.write(written("400 Bad Request", body))
         self._linger(RUBBISH_BYTES_MAX)
 
     def _tell_gone(self) -> None:

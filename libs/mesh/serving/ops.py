@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from litestar import Litestar, Response, get
 
@@ -19,12 +20,17 @@ from mesh.serving.listening import address_of, bind
 from mesh.serving.wellness import Wellness
 from mesh.telemetry import prometheus
 
+if TYPE_CHECKING:
+    from mesh.serving.tls import Certificate
+
 EXPOSITION_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' text format."""
 
 
 @asynccontextmanager
-async def operators(settings: Settings, service: str, wellness: Wellness) -> AsyncIterator[Address]:
+async def operators(
+    settings: Settings, service: str, wellness: Wellness, certificate: Certificate | None = None
+) -> AsyncIterator[Address]:
     """Serve operators during the body. Yields where; raises `SettingsError` if that can't be listened on."""
     assert settings.ops_address is not None  # noqa: S101 - whoever calls has looked
     listener = bind(settings.ops_address, "MESH_OPS_ADDRESS")
@@ -36,7 +42,8 @@ async def operators(settings: Settings, service: str, wellness: Wellness) -> Asy
         started.set()
 
     # No task group: what ends a start with one line would leave it as a group of errors.
-    serving = asyncio.create_task(serve(app, listener, ending, on_started()))
+    tls = certificate.at(address, settings.tls_hsts_days) if certificate is not None else None
+    serving = asyncio.create_task(serve(app, listener, ending, on_started(), tls))
     try:
         starting = asyncio.create_task(started.wait())
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 from mesh.configuration.mesh_toml import Configuration
-from mesh.configuration.secrets import sources
+from mesh.configuration.secret_sources import sources
 
 _PR_SET_DUMPABLE = 4
 

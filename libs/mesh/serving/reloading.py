@@ -28,7 +28,7 @@ from mesh.broker.connection import Connection
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.mesh_toml import read_file
 from mesh.configuration.reloading import read_again
-from mesh.configuration.secrets import gather
+from mesh.configuration.secret_sources import gather
 from mesh.configuration.settings import SOURCE_VARIABLE, Settings
 from mesh.errors import SettingsError
 from mesh.serving.privacy import has_secrets, keep_private

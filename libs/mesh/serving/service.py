@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 import nats.errors
@@ -28,8 +29,8 @@ from mesh.broker.requests import Requests
 from mesh.broker.suitability import check_start
 from mesh.configuration.checking import unknown_variables
 from mesh.configuration.digest import configuration_digest
-from mesh.configuration.secrets import named_variables, open_to_all
-from mesh.configuration.settings import Settings, load_service_settings, worker_name
+from mesh.configuration.secret_sources import named_variables, open_to_all
+from mesh.configuration.settings import Address, Settings, load_service_settings, worker_name
 from mesh.errors import NoLeader, SettingsError
 from mesh.serving.neighbours import Neighbours
 from mesh.serving.notifying import Notifier
@@ -37,11 +38,17 @@ from mesh.serving.orders import drain_endpoint
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.serving.reloading import Reloading
 from mesh.serving.statuses import STATUS_DRAINED, STATUS_STOPPED, STATUS_WRONG_SETTING
+from mesh.serving.tls_protocol import Tls
 from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
 from mesh.telemetry import metrics, traces
 
+if TYPE_CHECKING:
+    from mesh.serving.tls import Certificate
+
 log = structlog.get_logger("mesh.serving.service")
+
+HTTP_SERVICES = frozenset({"ingress", "stream_edge"})
 
 READY_FD_VARIABLE = "MESH_READY_FD"
 """A file descriptor that a service writes one `Ready` line to, and closes, once it serves."""
@@ -80,8 +87,11 @@ class Service:
         self.wellness.connection = connection
         self._notifier = notifier or Notifier({})
         self.wellness.add_look(self.neighbours.checks)
+        self.wellness.add_look(connection.rights.checks)
         unknown = _unknown_variables(settings)
         self.wellness.add_remark(lambda: unknown)
+        self.certificate: Certificate | None = None
+        """What it shows to HTTP clients, if it speaks TLS."""
         self.http: str | None = None
         """Where it serves HTTP, `<host>:<port>`, if anywhere."""
         self.ops: str | None = None
@@ -94,10 +104,23 @@ class Service:
         """Set while what still runs is waited for however long it takes: it was told to drain so, and not to stop."""
         self.is_drained = False
         """Whether it was told to drain: it stays away then, once it has ended."""
+        self.admission: Callable[[], list[HealthCheck]] = list
+        """Whether callers can be told apart, where they have to be."""
         self.running: Callable[[], int] = int
         """How much it has in hand."""
         self.reloading = Reloading(self)
         """Takes over a changed configuration file; `settings` are then others. What goes by it is added as a part."""
+
+    def show(self, certificate: Certificate | None) -> None:
+        """Show this certificate to HTTP clients, and look for another one when a reload is asked for. None: no TLS."""
+        self.certificate = certificate
+        if certificate is not None:
+            # It is no part of the configuration: as soon as it is there, and good, it is taken.
+            self.reloading.add(lambda _: certificate.look(), _nothing)
+
+    def tls(self, address: Address) -> Tls | None:
+        """How it speaks TLS at an address, if it does."""
+        return self.certificate.at(address, self.settings.tls_hsts_days) if self.certificate is not None else None
 
     @property
     def requests(self) -> Requests:
@@ -165,7 +188,7 @@ def run(name: str, main: Callable[[Service], Awaitable[None]]) -> None:
     """
     try:
         settings = load_service_settings(name)
-        if has_secrets(settings.configuration, name):
+        if has_secrets(settings.configuration, name) or _shows_certificate(settings, name):
             keep_private()
         traces.configure(settings, name)
         for path in open_to_all(settings.configuration, os.environ, name):
@@ -229,15 +252,17 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(watched(settings.watchdog_seconds))
             await stack.enter_async_context(notifier.kept_up())
-            ops = await stack.enter_async_context(_operators(settings, name, wellness))
+            certificate = await stack.enter_async_context(_certificate(settings, name, wellness))
+            ops = await stack.enter_async_context(_operators(settings, name, wellness, certificate))
             try:
                 connection = await stack.enter_async_context(connect(settings, name))
             except nats.errors.Error as error:
-                # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
-                raise SettingsError(f"MESH_NATS_URL: {error}") from None
+                # A broker that is not there is waited for: what ends the wait is a URL or a login that can't be one.
+                raise error if isinstance(error, SettingsError) else SettingsError(f"MESH_NATS_URL: {error}") from None
             await check_start(connection)
             service = Service(name, settings, connection, wellness, notifier)
             service.ops = ops
+            service.show(certificate)
             await service.neighbours.check_start()
             looking = asyncio.create_task(service.neighbours.keep_looking())
             stack.callback(looking.cancel)
@@ -254,8 +279,35 @@ def _on_terminal() -> bool:
     return any(os.isatty(descriptor) for descriptor in (0, 1, 2))
 
 
+def _shows_certificate(settings: Settings, name: str) -> bool:
+    return settings.tls_cert is not None and (name in HTTP_SERVICES or settings.ops_address is not None)
+
+
 @asynccontextmanager
-async def _operators(settings: Settings, name: str, wellness: Wellness) -> AsyncIterator[str | None]:
+async def _certificate(settings: Settings, name: str, wellness: Wellness) -> AsyncIterator[Certificate | None]:
+    """Read a service's certificate, if it has one, and read it again during the body when it changes."""
+    if not _shows_certificate(settings, name):
+        if settings.tls_key is not None and settings.tls_cert is None:
+            raise SettingsError("MESH_TLS_KEY is the key of MESH_TLS_CERT, which is not set")
+        yield None
+        return
+    from mesh.serving.tls import certificate_of  # noqa: PLC0415 - what reads certificates takes megabytes
+
+    certificate = certificate_of(settings)
+    assert certificate is not None  # noqa: S101 - it has one
+    wellness.add_remark(certificate.checks)
+    async with certificate.watched():
+        yield certificate
+
+
+async def _nothing(_: Settings) -> None:
+    """What there is to take was taken."""
+
+
+@asynccontextmanager
+async def _operators(
+    settings: Settings, name: str, wellness: Wellness, certificate: Certificate | None
+) -> AsyncIterator[str | None]:
     """Serve operators during the body, if they are to be served. Yields where."""
     if settings.ops_address is None:
         yield None
@@ -263,13 +315,16 @@ async def _operators(settings: Settings, name: str, wellness: Wellness) -> Async
     # A web server's import takes a worker a third of a second and some megabytes: only where it is asked for.
     from mesh.serving.ops import operators  # noqa: PLC0415 - see above
 
-    async with operators(settings, name, wellness) as address:
+    async with operators(settings, name, wellness, certificate) as address:
         yield str(address)
 
 
 async def probe_mesh(service: Service) -> list[HealthCheck]:
-    """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
-    return [*await probe_broker(service.connection), *service.neighbours.checks()]
+    """Readiness of a service: its broker, its rights there, whom it can let in, that no other mesh would run its tasks
+    again, and the certificate that it shows."""
+    shown = [] if service.certificate is None else [service.certificate.remark()]
+    checks = [*service.connection.rights.checks(), *service.neighbours.checks(), *service.admission(), *shown]
+    return [*await probe_broker(service.connection), *checks]
 
 
 _NEEDED = (

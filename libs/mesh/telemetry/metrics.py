@@ -81,6 +81,12 @@ _discarded = _counter(
 _refusals = _counter(
     "taskmesh.submission.refusals", "{request}", "Submissions that were answered with a problem.", ("error.type",)
 )
+_door_refusals = _counter(
+    "taskmesh.http.refusals",
+    "{request}",
+    "Requests that were refused for who asks, or for how often, before anything of them was read.",
+    ("error.type",),
+)
 _trigger_tasks = _counter("taskmesh.trigger.tasks", "{task}", "Tasks that rules have started.", ())
 _trigger_refusals = _counter(
     "taskmesh.trigger.refusals", "{signal}", "Signals that are none, or that a rule could not act on.", ("error.type",)
@@ -191,6 +197,15 @@ _starts = _counter(
     ("taskmesh.service",),
 )
 
+_certificate_ends: list[Callable[[], float]] = []
+_certificate = _observable_gauge(
+    "taskmesh.tls.certificate.not_after",
+    "s",
+    "When the certificate that this process shows to HTTP clients ends to be valid, in Unix time.",
+    (),
+    lambda: [(ends_at(), {}) for ends_at in _certificate_ends],
+)
+
 _storage_levels: dict[str, float] = {}
 _storage_level = _observable_gauge(
     "taskmesh.storage.level",
@@ -204,6 +219,11 @@ _storage_level = _observable_gauge(
 def watch_broker(is_connected: Callable[[], bool], round_trip_seconds: Callable[[], float]) -> None:
     """Measure this process's connection. Once, when it has one."""
     _broker[:] = [(is_connected, round_trip_seconds)]
+
+
+def watch_certificate(not_after: Callable[[], float]) -> None:
+    """Tell until when this process's certificate is valid. Once, when it has one."""
+    _certificate_ends[:] = [not_after]
 
 
 def task_accepted(pool: str, priority: str) -> None:
@@ -252,6 +272,12 @@ def discarded(pool: str, reason: str, tokens: int) -> None:
     """A turn has begun again, for this reason."""
     if traces.enabled() and tokens:
         _discarded.add(tokens, {"taskmesh.pool": pool, "taskmesh.reason": reason})
+
+
+def request_refused(code: str) -> None:
+    """A request got a problem document of this code, for who asks or how often."""
+    if traces.enabled():
+        _door_refusals.add(1, {"error.type": code})
 
 
 def submission_refused(code: str) -> None:

@@ -13,7 +13,7 @@ from contracts.codec import encode
 from mesh.configuration.checking import file_mistakes, unknown_variables
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.mesh_toml import DEFAULT_FILE, parse_configuration, read_file, tables_of
-from mesh.configuration.secrets import named_variables, secret_mistakes
+from mesh.configuration.secret_sources import named_variables, secret_mistakes
 from mesh.configuration.settings import load_settings, load_variables, variable_mistakes
 from mesh.configuration.showing import DEFAULT, Shown, shown_file, shown_variables
 from mesh.errors import SettingsError

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
@@ -27,6 +28,8 @@ class ServiceUrls(NamedTuple):
 
     ingress: str
     edge: str
+    certificate: Path | None = None
+    """The file of the certificate that is theirs, if they are those of a mesh of this machine that speaks TLS."""
 
 
 def running_addresses(home: Home, flag: str) -> Addresses | None:
@@ -85,8 +88,9 @@ def at_services(settings: Settings, ingress_url: str | None, edge_url: str | Non
 
     `ingress_url`, `edge_url`: what a flag or a variable says outright. Raises `MeshGone`.
     """
+    is_named = ingress_url is not None
     if ingress_url is None and settings.ingress_address.port and settings.is_given("ingress_address"):
-        ingress_url = f"http://{settings.ingress_address}"
+        ingress_url = f"{settings.scheme}://{settings.ingress_address}"
     if edge_url is None and (
         settings.edge_public_url is not None or (settings.edge_address.port and settings.is_given("edge_address"))
     ):
@@ -100,8 +104,22 @@ def at_services(settings: Settings, ingress_url: str | None, edge_url: str | Non
             if ingress_url is None:
                 raise
     if found is None:
-        found = Addresses(f"http://{settings.ingress_address}", settings.events_base_url)
-    return ServiceUrls(ingress_url or found.ingress_url, edge_url or found.edge_url)
+        certificate = str(settings.tls_cert) if settings.tls_cert is not None else None
+        found = Addresses(
+            f"{settings.scheme}://{settings.ingress_address}", settings.events_base_url, tls_cert=certificate
+        )
+    # Whoever is named outright may be another mesh, with another one.
+    shown = settings.tls_cert if found.tls_cert is None or is_named else Path(found.tls_cert)
+    return ServiceUrls(ingress_url or found.ingress_url, edge_url or found.edge_url, shown)
+
+
+def operator_key(settings: Settings, urls: ServiceUrls) -> str | None:
+    """The key of the mesh that runs on MESH_HOME, if these are its addresses: nobody else is shown it."""
+    home = Home(settings.home)
+    found = home.read_addresses()
+    if found is None or (urls.ingress.rstrip("/"), urls.edge.rstrip("/")) != (found.ingress_url, found.edge_url):
+        return None
+    return home.read_operator_key()
 
 
 def sync_interval(home: Home) -> str | None:

@@ -25,7 +25,7 @@ from mcp.shared.message import SessionMessage
 
 from contracts.retries import RetryPolicy
 from mesh.background import background, first_of
-from mesh.configuration.secrets import ServerSecrets
+from mesh.configuration.secret_sources import ServerSecrets
 from mesh.configuration.tool_tables import McpServerConfiguration
 from mesh.masking import Mask
 from tool_runner.mcp_servers import changes

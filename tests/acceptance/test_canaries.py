@@ -34,7 +34,7 @@ from tests.support.listening import listening
 from tests.support.model_server import Exchange, chunk, model_server
 from tests.support.otlp_receiver import OtlpReceiver
 from tests.support.scripted_mcp import scripted_mcp, tool
-from tests.support.up import ENVIRONMENT, MESHCTL, Up, up
+from tests.support.up import ENVIRONMENT, MESHCTL, Up, meshctl, up
 from tests.support.waiting import until
 from tests.support.webhook_receiver import webhook_receiver
 
@@ -45,12 +45,14 @@ PLANTED = {
     **{name: made(name) for name in ("program_variable", "program_file", "server_key", "server_header", "server_url")},
     **{name: whsec(name) for name in ("hook_variable", "hook_file")},
     **{name: made(name) for name in ("hook_path", "hook_query", "rotated_key")},
+    **{name: made(name) for name in ("wrong_key", "wrong_token", "key_in_query", "wrong_link", "body_of_a_key")},
     "given_away": made("given_away"),
 }
 ALLOWED = (
     # What a tool returns is data: it is in the journal, in what is made of that, and with the client.
     ("given_away", r"stream (EVENTS|KV_tasks|DEAD_LETTERS)|packs|wire|http|store .*|meshctl (watch|get|export).*"),
     # The copy of mesh.toml is the operator's own file: what is written into a URL there is there.
+    ("link", "http"),
     *((name, r"home mesh\.toml") for name in ("hook_path", "hook_query", "server_url")),
 )
 CALLED = ("files_breaks", "files_fails", "files_odd", "files_dies", "given_own", "web_look")
@@ -67,6 +69,8 @@ class House:
     """What was planted and driven, and all that was written."""
 
     written: Written = field(default_factory=Written)
+    planted: dict[str, str] = field(default_factory=lambda: dict(PLANTED))
+    """With those that only a running mesh makes."""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     seen_by: dict[str, list[str]] = field(default_factory=dict)
     """Who was shown a secret, and what: it must have been used to be in danger."""
@@ -105,6 +109,8 @@ kind = "anthropic"
 base_url = "{provider.removesuffix("/v1")}"
 api_key_file = "secrets/provider_file"
 away_seconds = 0.5
+[auth]
+mode = "keys"
 [pools.default]
 [pools.one]
 provider = "one"
@@ -138,6 +144,30 @@ secret_file = "secrets/hook_file"
 allow_private = true
 on = ["ended", "approval"]
 """
+
+
+async def knock(house: House, client: httpx.AsyncClient, edge: httpx.AsyncClient, key: str) -> None:
+    """Come with credentials that are none, in all places, and with a link."""
+    task = house.tasks["!say 3"]["id"]
+    identifier = key.split("_")[1]
+    for shown in (
+        f"Bearer tm_{identifier}_{PLANTED['wrong_key']}",
+        f"Bearer tm_{PLANTED['wrong_key']}",
+        f"Bearer eyJhbGciOiJub25lIn0.{PLANTED['wrong_token']}.x",
+        f"Basic {PLANTED['wrong_token']}",
+    ):
+        for side, path in ((client, "/v1/tasks"), (edge, f"/v1/tasks/{task}/events")):
+            assert (await side.get(path, headers={"Authorization": shown})).status_code == 401
+    for query in (f"key={PLANTED['key_in_query']}", f"access_token={PLANTED['key_in_query']}"):
+        assert (await client.get(f"/v1/tasks?{query}", headers={"Authorization": ""})).status_code in (400, 401)
+        await edge.get(f"/v1/tasks/{task}/events?{query}", headers={"Authorization": ""})
+    refused = await edge.get(f"/v1/tasks/{task}/events?link={PLANTED['wrong_link']}", headers={"Authorization": ""})
+    assert refused.status_code in (401, 403), refused.text
+    await client.post("/v1/tasks", json={"input": 7, "secret": PLANTED["body_of_a_key"]})
+    link = (await client.post(f"/v1/tasks/{task}/links", json={})).json()["url"]
+    house.planted["link"] = link.partition("link=")[2]
+    followed = await edge.get(f"/v1/tasks/{task}/events?{link.partition('?')[2]}", headers={"Authorization": ""})
+    assert "task.completed" in followed.text
 
 
 async def drive(house: House, client: httpx.AsyncClient, broken: Any) -> None:
@@ -225,29 +255,21 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
         collector = await stack.enter_async_context(listening(repeating))
         file = folder / "mesh.toml"
         file.write_text(configured(folder, provider.base_url, web.url, hook.url.partition("/hook")[0] + "/hook"))
-        variables = {
-            "MESH_CONFIG": str(file),
-            "MESH_NATS_URL_FILE": str(secrets / "nats_url"),
-            "PROVIDER_VARIABLE": PLANTED["provider_variable"],
-            "LEAKED_BY_VARIABLE": PLANTED["program_variable"],
-            "SERVER_HEADER": PLANTED["server_header"],
-            "HOOK_VARIABLE": PLANTED["hook_variable"],
-            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
-            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"http://127.0.0.1:{collector}/v1/metrics",
-            "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{PLANTED['collector']}",
-            "OTEL_BSP_SCHEDULE_DELAY": "50",
-            "OTEL_METRIC_EXPORT_INTERVAL": "200",
-            "MESH_OPS_ADDRESS": "127.0.0.1:0",
-            "MESH_LOG_LEVEL": "debug",
-            "MESH_MAX_TRIES": "2",
-            "MESH_PACK_AFTER_HOURS": "0.0003",
-        }
+        variables = variables_of(
+            file, secrets / "nats_url", receiver.endpoint, f"http://127.0.0.1:{collector}/v1/metrics"
+        )
         home = folder / "home"
         async with up(home, variables=variables) as mesh:
             environment = {**ENVIRONMENT, **variables, "MESH_HOME": str(home)}
             recorder = {"response": [lambda response: recorded(house, response)]}
             url = mesh.ready["ingress_url"]
-            async with PatientClient(base_url=url, event_hooks=recorder, timeout=40) as client:
+            rights = ["--any-tenant", "--scopes", "submit,read,answer,operate", "--json"]
+            key = json.loads((await meshctl("keys", "create", *rights, environment=environment)).stdout)["key"]
+            house.planted["api_key"] = key.split("_")[2]
+            house.planted["operators_key"] = (home / "operator.key").read_text().strip().split("_")[2]
+            environment["MESH_API_KEY"] = key
+            shown = {"Authorization": f"Bearer {key}"}
+            async with PatientClient(base_url=url, event_hooks=recorder, timeout=40, headers=shown) as client:
 
                 def broken() -> None:
                     web.status = f"401 {told}"
@@ -257,7 +279,9 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
                 await canaries.printed(house.written, MESHCTL, [["reload"]], environment)
                 await client.post("/v1/tasks", json={"input": "two: refused", "pool": "two"})
                 await until(lambda: any(PLANTED["rotated_key"] in key for key in house.seen_by["provider"]))
-                async with PatientClient(base_url=mesh.ready["edge_url"], event_hooks=recorder, timeout=40) as edge:
+                where = mesh.ready["edge_url"]
+                async with PatientClient(base_url=where, event_hooks=recorder, timeout=40, headers=shown) as edge:
+                    await knock(house, client, edge, key)
                     for record in house.tasks.values():
                         if record["status"] in ("completed", "failed"):
                             await edge.get(f"/v1/tasks/{record['id']}/events")
@@ -271,11 +295,32 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
                 await canaries.stored(house.written, connection)
         await wire.close()
         house.written.add("printed", json.dumps(mesh.ready), mesh.rest, mesh.log.read_bytes())
-        canaries.files(house.written, "home", home)
+        canaries.files(house.written, "home", home, but=[home / "operator.key"])
         canaries.files(house.written, "store", broker.store)
         house.written.add("broker's log", broker.log.read_bytes())
         house.written.add("spans", json.dumps(receiver.spans()), json.dumps(receiver.metrics()))
     yield house
+
+
+def variables_of(file: Path, url: Path, endpoint: str, refusing: str) -> dict[str, str]:
+    """What the mesh is started with. `refusing` takes no metrics."""
+    return {
+        "MESH_CONFIG": str(file),
+        "MESH_NATS_URL_FILE": str(url),
+        "PROVIDER_VARIABLE": PLANTED["provider_variable"],
+        "LEAKED_BY_VARIABLE": PLANTED["program_variable"],
+        "SERVER_HEADER": PLANTED["server_header"],
+        "HOOK_VARIABLE": PLANTED["hook_variable"],
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": refusing,
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{PLANTED['collector']}",
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "OTEL_METRIC_EXPORT_INTERVAL": "200",
+        "MESH_OPS_ADDRESS": "127.0.0.1:0",
+        "MESH_LOG_LEVEL": "debug",
+        "MESH_MAX_TRIES": "2",
+        "MESH_PACK_AFTER_HOURS": "0.0003",
+    }
 
 
 async def tapped(house: House, broker: Broker, stack: AsyncExitStack) -> Client:
@@ -352,13 +397,15 @@ def commands(house: House) -> list[list[str]]:
         ["repair", "--dry-run", "--all"],
         ["export", ids[-1]],
         ["reload"],
+        ["keys", "list"],
+        ["permissions"],
         ["--help"],
         ["up", "--help"],
     ]
 
 
 async def test_no_canary_is_anywhere(house: House) -> None:
-    assert house.written.leaks(PLANTED, ALLOWED) == []
+    assert house.written.leaks(house.planted, ALLOWED) == []
 
 
 async def test_every_secret_was_used(house: House) -> None:
@@ -395,6 +442,9 @@ async def test_what_a_tool_returns_is_data_and_stays_as_it_is(house: House) -> N
         ("meshctl doctor", "mcp"),
         ("meshctl dead-letters show", "[key]"),
         ("meshctl reload", "secrets_changed"),
+        ("meshctl keys list", "answer"),
+        ("stream KV_keys", "hash"),
+        ("home logs/.*", '"unauthorized"'),
         ("printed", "mesh.ready"),
         ("broker's log", "JetStream"),
         ("store .*", "events."),

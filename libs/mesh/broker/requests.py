@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 
 from contracts import headers
 from contracts.streams import MESSAGE_BYTES_MAX
+from contracts.subjects import jetstream_api
 from mesh import faults
 from mesh.broker.levels import TimerRoom
 from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoLeader, NoRoom, NotAllowed
@@ -77,7 +78,7 @@ class Requests:
     def __init__(self, client: Client, domain: str | None = None) -> None:
         """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
-        self._api = f"$JS.{domain}.API." if domain else "$JS.API."
+        self._api = jetstream_api(domain)
         self.domain = domain
         """That of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._prefix = ""

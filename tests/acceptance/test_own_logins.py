@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,9 @@ from tests.support.all_work import VARIABLES, configuration, do_all_work
 from tests.support.authority import Authority
 from tests.support.broker import Broker
 from tests.support.operator_mode import OperatorMode, private, user_key
+from tests.support.steady_load import under_load
 from tests.support.up import up
+from tests.support.waiting import until
 from tests.support.webhook_receiver import webhook_receiver
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
@@ -24,7 +28,7 @@ TOKEN = "t0ken-of-a-file"
 
 
 class Own(NamedTuple):
-    """A broker's configuration, its URL's scheme, the variables that let a mesh in, and what nobody may read of it."""
+    """A broker's configuration, its URL's scheme, the variables for a mesh, and the secrets in them."""
 
     extra: str
     scheme: str
@@ -100,3 +104,43 @@ async def test_every_kind_of_work_is_done_and_no_secret_is_written(tmp_path: Pat
         found = [(path, secret) for path in written for secret in made.secrets if secret.encode() in path.read_bytes()]
         assert not found
         assert "Traceback" not in mesh.log.read_text()
+
+
+async def test_creds_and_certificates_are_rotated_under_load_without_a_failed_request_or_a_lost_token(
+    tmp_path: Path,
+) -> None:
+    """Of an operator's NATS with TLS: new creds for each service, new certificates of both sides, all by files."""
+    folder, operator = tmp_path / "secrets", OperatorMode()
+    authority = Authority(folder)
+    server, client = authority.signs("server"), authority.signs("client")
+    files = {role: private(folder / f"{role}.creds", operator.creds(role)) for role in BROKER_ROLES}
+    tls = f'tls {{ cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}", verify: true }}\n'
+    variables = {
+        **{f"MESH_NATS_CREDS_{role.upper()}": str(file) for role, file in files.items()},
+        "MESH_NATS_TLS_CA": str(authority.ca),
+        "MESH_NATS_TLS_CERT": str(client.cert),
+        "MESH_NATS_TLS_KEY": str(client.key),
+    }
+    async with own(tmp_path, Own(tls + operator.configuration(), "tls", variables, ())) as broker:
+        variables["MESH_NATS_URL"] = broker.url
+        async with up(tmp_path / "home", variables=variables) as mesh:
+
+            def has_renewed(times: int) -> bool:
+                services = [path for path in (mesh.home / "logs").glob("*.log") if "nats" not in path.name]
+                return all(path.read_text().count('"broker.reconnected"') >= times for path in services)
+
+            async with under_load(mesh.ready["ingress_url"], mesh.ready["edge_url"]) as load:
+                await until(lambda: load.ended >= 4, 30)
+                for number in (1, 2):
+                    assert broker.process is not None
+                    authority.signs("server")
+                    broker.process.send_signal(signal.SIGHUP)
+                    authority.signs("client")
+                    for role, file in files.items():
+                        private(file, operator.creds(f"{role}-{number}"))
+                    await until(partial(has_renewed, number), 30)
+                seen = load.ended
+                await until(lambda: load.ended >= seen + 4, 30)
+            assert load.faults == []
+            text = "".join(path.read_text() for path in [mesh.log, *(mesh.home / "logs").glob("*.log")])
+            assert not re.findall(r'"broker\.(?:disconnected|credentials_unusable|error)"', text)

@@ -276,6 +276,8 @@ async def _probe(server: str, credentials: Credentials | None) -> BrokerInfo | s
     finally:
         if writer is not None:
             writer.close()
+    if not line and credentials is not None:
+        return credentials.silence()
     with suppress(msgspec.MsgspecError, UnicodeDecodeError, KeyError):
         verb, _, payload = line.partition(b" ")
         if verb == b"INFO":

@@ -11,6 +11,7 @@ from typing import Final
 import nats
 import pytest
 
+from contracts.generation import accounts
 from contracts.generation.accounts import password_variable
 from contracts.permissions import ROLES
 from tests.support import children
@@ -43,6 +44,8 @@ async def printed(folder: Path) -> dict[str, str]:
 async def test_a_server_takes_what_the_commands_print_and_lets_each_user_in(tmp_path: Path) -> None:
     texts = await printed(tmp_path)
     assert json.loads(texts["meshctl permissions steward --format json"])["user"] == "steward"
+    # What is printed is what is committed.
+    assert accounts.files()["accounts.conf"].endswith(texts["meshctl permissions > accounts.conf"])
     assert "RUNNER_charge" in texts["meshctl permissions runner --tool charge"]
     [block] = [each for each in PAGE.blocks if "include" in each.text]
     port = free_port()

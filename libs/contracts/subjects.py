@@ -81,11 +81,6 @@ def _checked(kind: str, pattern: re.Pattern[str], value: object) -> str:
     return value
 
 
-def jetstream_api(domain: str | None = None) -> str:
-    """What calls of the JetStream API begin with: `$JS.API.`, or `$JS.<domain>.API.` for that of another server."""
-    return f"$JS.{domain}.API." if domain else "$JS.API."
-
-
 def check_tenant(value: str) -> str:
     """Return a valid tenant unchanged, else raise `InvalidName`."""
     return _checked("tenant", _TENANT, value)
@@ -147,6 +142,11 @@ class JournalSubject(NamedTuple):
     tenant: str
     task: str
     part: str
+
+
+def jetstream_api(domain: str | None) -> str:
+    """What the calls of JetStream's API begin with: those of the server at hand, or of a domain."""
+    return f"$JS.{domain}.API." if domain else "$JS.API."
 
 
 def tasks(pool: str, priority: str, tenant: str) -> str:

@@ -18,9 +18,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from contracts import headers
+from contracts import headers, subjects
 from contracts.streams import MESSAGE_BYTES_MAX
-from contracts.subjects import jetstream_api
 from mesh import faults
 from mesh.broker.levels import TimerRoom
 from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoLeader, NoRoom, NotAllowed
@@ -78,7 +77,7 @@ class Requests:
     def __init__(self, client: Client, domain: str | None = None) -> None:
         """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
-        self._api = jetstream_api(domain)
+        self._api = subjects.jetstream_api(domain)
         self.domain = domain
         """That of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._prefix = ""

@@ -20,7 +20,7 @@ from contracts.streams import DEAD_LETTERS, EVENTS, TOOLS, TOOLS_BUCKET, TURNS, 
 
 DOMAIN: Final = "taskmesh"
 """What a guest names as JetStream's domain (MESH_NATS_DOMAIN)."""
-_CALLS: Final = f"$JS.{DOMAIN}.API."
+_CALLS: Final = subjects.jetstream_api(DOMAIN)
 _STREAMED: Final = ("CONSUMER.MSG.NEXT.", "DIRECT.GET.")
 """Calls that are answered by more than one message."""
 

@@ -90,7 +90,7 @@ class Lists:
     """Gathers what a user may do. `domain`: of the JetStream that is meant, where it is another server's."""
 
     def __init__(self, domain: str | None) -> None:
-        self._api = f"$JS.{domain}.API." if domain else "$JS.API."
+        self._api = subjects.jetstream_api(domain)
         self._domain = domain
         self._publish: dict[str, None] = {}
         self._subscribe: dict[str, None] = {}

@@ -144,6 +144,11 @@ class JournalSubject(NamedTuple):
     part: str
 
 
+def jetstream_api(domain: str | None) -> str:
+    """What the calls of JetStream's API begin with: those of the server at hand, or of a domain."""
+    return f"$JS.{domain}.API." if domain else "$JS.API."
+
+
 def tasks(pool: str, priority: str, tenant: str) -> str:
     """First turns: `tasks.<pool>.<priority>.<tenant>`."""
     return f"tasks.{check_pool(pool)}.{check_priority(priority)}.{check_tenant(tenant)}"

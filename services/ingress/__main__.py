@@ -11,6 +11,7 @@ from ingress.pool_availability import Providers
 from ingress.storage import Storage
 from mesh.access.doors import opened_door
 from mesh.access.entrance import behind
+from mesh.access.modes import check_mode
 from mesh.background import background
 from mesh.journal.following import Following
 from mesh.journal.submission import Submission
@@ -24,6 +25,7 @@ from mesh.serving.service import Service, probe_mesh, run, silent_streams
 async def main(service: Service) -> None:
     """Accept tasks until told to stop."""
     settings = service.settings
+    check_mode(settings, settings.ingress_address, "MESH_INGRESS_ADDRESS")
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     fleet = FleetWatch(service.connection, settings.pools)
     lanes = Lanes(service.requests, settings.pools, fleet)

@@ -6,6 +6,7 @@ from contracts.records.status import HealthCheck
 from mesh.access.doors import opened_door
 from mesh.access.entrance import behind
 from mesh.access.link_keys import LinkSigning
+from mesh.access.modes import check_mode
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
@@ -18,6 +19,7 @@ from stream_edge.app import Edge, create_app
 async def main(service: Service) -> None:
     """Serve streams until told to stop."""
     settings = service.settings
+    check_mode(settings, settings.edge_address, "MESH_EDGE_ADDRESS")
     listener = bind(settings.edge_address, "MESH_EDGE_ADDRESS")
     edge = Edge(Following(service.connection), settings.edge_streams_max, service.stopping)
 

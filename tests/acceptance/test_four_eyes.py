@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import pytest_asyncio
 
 from contracts import headers, subjects
 from contracts.access import Key, Scope
+from contracts.actors import BY_CRITIC
 from contracts.codec import encode
 from contracts.journal import events
 from contracts.messages.control import ApprovalCommand, approval_message_id
@@ -33,7 +35,7 @@ mode = "keys"
 [pools.default]
 [approvals]
 four_eyes = true
-tools = ["add"]
+tools = ["add", "propose_replay"]
 [tools.calculator]
 approve_scope = "operate"
 """
@@ -98,7 +100,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
     file = folder / "mesh.toml"
     file.write_text(TOML)
     async with (
-        running_mesh(folder, *SERVICES, MESH_CONFIG=str(file)) as mesh,
+        running_mesh(folder, *SERVICES, MESH_CONFIG=str(file), MESH_MAX_TRIES="1") as mesh,
         connect(mesh.settings, "test") as connection,
         PatientClient(base_url=mesh.ingress_url) as client,
     ):
@@ -179,6 +181,32 @@ async def test_a_sub_task_is_its_parents_submitters(bench: Bench) -> None:
     assert await bench.alice.decides(child, "approved") == (403, "four-eyes")
     assert await bench.bob.decides(child, "approved") == (202, None)
     await bench.agents.until_status(task, "completed")
+
+
+async def test_a_proposed_replay_is_approved_by_neither_of_the_two_whose_tasks_they_are(bench: Bench) -> None:
+    """Of an agent as of the critic, whose own tasks bear no person's name."""
+    poisoned = await bench.alice.submit("!fail server_error 1000")
+    await bench.agents.until_status(poisoned, "dead_lettered")
+    arguments = json.dumps({"task": poisoned, "reason": "it helps", "edits": {"input": "!say 2"}})
+    script = f"!call propose_replay {arguments}\n!then\ndone"
+    carol = await bench.caller("submit", "read", "answer")
+    of_bob, of_critic = [
+        await bench.bob.submit(script, "propose_replay"),
+        await bench.agents.submit(script, by=BY_CRITIC, tools=["propose_replay"]),
+    ]
+    for proposal, refused in ((of_bob, (bench.alice, bench.bob)), (of_critic, (bench.alice,))):
+        await bench.agents.until_asked(proposal, "1-0")
+        for caller in refused:
+            assert await caller.decides(proposal, "approved") == (403, "four-eyes")
+    # The steward looks for itself: alice is nobody's submitter in the journal of the proposal.
+    command = ApprovalCommand(task=of_critic, tenant="default", by=bench.alice.name, call="1-0", decision="approved")
+    await bench.connection.requests.publish(subjects.control("approval", "default"), encode(command))
+    await until(lambda: ("approve", bench.alice.name, "broker", "four-eyes") in bench.audited(of_critic))
+    assert await carol.decides(of_bob, "approved") == (202, None)
+    await bench.ends_with_approval_by(of_bob, carol.name)
+    state = await bench.agents.until_status(poisoned, "completed")
+    assert isinstance(state.terminal, events.TaskCompleted)
+    assert state.terminal.output == "t0 t1 "
 
 
 async def test_each_act_has_one_line_and_each_refusal_too(bench: Bench) -> None:

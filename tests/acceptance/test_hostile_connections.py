@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import httpx
 import pytest
 from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -16,10 +19,14 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from mesh.configuration.settings import Address
 from mesh.serving import connections, http, http_protocol, listening
 from mesh.serving.connections import CONNECTIONS_SPARE, DESCRIPTORS_RESERVED, Connections
+from mesh.serving.tls import load
+from mesh.serving.tls_protocol import Tls
 from tests.support.bad_input import assert_problem, exchange
+from tests.support.certificates import Authority
 from tests.support.http_client import PatientClient
 from tests.support.patience import within
 from tests.support.processes import running_mesh
+from tests.support.services_loop import on_services_loop
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.acceptance
@@ -28,33 +35,70 @@ GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LARGE = 8 * 1024 * 1024
 
 
-@asynccontextmanager
-async def serving(answer: Callable[[Send], Awaitable[None]]) -> AsyncIterator[Address]:
-    """The server of the services, with an application that answers everything alike."""
+class Served(NamedTuple):
+    """A server, and how a client gets to it."""
 
-    async def app(_: Scope, __: Receive, send: Send) -> None:
-        await answer(send)
+    address: Address
+    trust: ssl.SSLContext | None
 
-    async with serving_app(app) as address:
-        yield address
+    async def open(self, limit: int = 65_536) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection of its own."""
+        return await asyncio.open_connection(self.address.host, self.address.port, ssl=self.trust, limit=limit)
+
+    async def exchange(self, sent: bytes) -> httpx.Response:
+        """Send these bytes on a connection of their own, and read until the server closes it."""
+        return await exchange(self.address, sent, self.trust)
+
+    def holds(self, connections_max: int) -> bool:
+        """Whether so many connections are left at most, by the system's own table: those that a process has open."""
+        port = f":{self.address.port:04X}"
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        held = [line for line in lines if line[1].endswith(port) and line[3] != "0A" and line[9] != "0"]
+        return len(held) <= connections_max
 
 
-@asynccontextmanager
-async def serving_app(app: ASGIApp) -> AsyncIterator[Address]:
-    """The server of the services, with an application of a test's own."""
-    listener = listening.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
-    stopping, started = asyncio.Event(), asyncio.Event()
+class Way(NamedTuple):
+    """How connections are made: plain, or by TLS. `trust` is the client's, `tls` the server's."""
 
-    async def on_started() -> None:
-        started.set()
+    trust: ssl.SSLContext | None = None
+    tls: Tls | None = None
 
-    server = asyncio.create_task(http.serve(app, listener, stopping, on_started()))
-    await started.wait()
-    try:
-        yield listening.address_of(listener)
-    finally:
-        stopping.set()
-        await server
+    @asynccontextmanager
+    async def serving(self, answer: Callable[[Send], Awaitable[None]]) -> AsyncIterator[Served]:
+        """The server of the services, with an application that answers everything alike."""
+
+        async def app(_: Scope, __: Receive, send: Send) -> None:
+            await answer(send)
+
+        async with self.serving_app(app) as served:
+            yield served
+
+    @asynccontextmanager
+    async def serving_app(self, app: ASGIApp) -> AsyncIterator[Served]:
+        """The server of the services, with an application of a test's own."""
+        listener = listening.bind(Address("127.0.0.1", 0), "MESH_TEST_ADDRESS")
+        stopping, started = asyncio.Event(), asyncio.Event()
+
+        async def on_started() -> None:
+            started.set()
+
+        server = asyncio.create_task(http.serve(app, listener, stopping, on_started(), self.tls))
+        await started.wait()
+        try:
+            yield Served(listening.address_of(listener), self.trust)
+        finally:
+            stopping.set()
+            await server
+
+
+@pytest.fixture(params=["plain", "tls"])
+def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
+    """Each way that there is."""
+    if request.param == "plain":
+        return Way()
+    authority = Authority(tmp_path)
+    context = load(*authority.issue()).context
+    return Way(authority.client_context(), Tls(lambda: context, 365))
 
 
 async def short(send: Send) -> None:
@@ -77,36 +121,28 @@ async def is_closed(reader: asyncio.StreamReader) -> bool:
     return True
 
 
-async def holds(address: Address, connections_max: int) -> bool:
-    """Whether the server has so many connections at most, by the system's own table: those that a process has open."""
-    port = f":{address.port:04X}"
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    held = [line for line in lines if line[1].endswith(port) and line[3] != "0A" and line[9] != "0"]
-    return len(held) <= connections_max
-
-
-@pytest.mark.asyncio
+@on_services_loop
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"\r\n\r\n\r\n"], ids=["nothing", "a line break", "line breaks"])
-async def test_a_connection_without_a_request_ends(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+async def test_a_connection_without_a_request_ends(way: Way, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", 0.2)
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.2)
-    async with serving(short) as address:
+    async with way.serving(short) as served:
         for before in (b"", GET):
-            reader, writer = await asyncio.open_connection(address.host, address.port)
+            reader, writer = await served.open()
             writer.write(before + sent)
             assert await is_closed(reader)
             writer.close()
 
 
-@pytest.mark.asyncio
+@on_services_loop
 @pytest.mark.parametrize("sent", [b"\r\n", b"\r\n\r\n\r\n", b"G"], ids=["a line break", "line breaks", "a letter"])
 async def test_what_comes_behind_an_answer_does_not_keep_its_connection(
-    monkeypatch: pytest.MonkeyPatch, sent: bytes
+    way: Way, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", 0.2)
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.2)
-    async with serving(short) as address:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    async with way.serving(short) as served:
+        reader, writer = await served.open()
         writer.write(GET)
         async with within(10):
             await reader.readuntil(b"\r\n\r\n")
@@ -116,23 +152,23 @@ async def test_what_comes_behind_an_answer_does_not_keep_its_connection(
         writer.close()
 
 
-@pytest.mark.asyncio
+@on_services_loop
 @pytest.mark.parametrize("rest", [b"", b"x", b"x" * 100], ids=["nothing", "a byte", "some bytes"])
 async def test_a_body_that_nobody_reads_and_that_never_ends_ends_the_connection(
-    monkeypatch: pytest.MonkeyPatch, rest: bytes
+    way: Way, monkeypatch: pytest.MonkeyPatch, rest: bytes
 ) -> None:
     monkeypatch.setattr(http_protocol, "DISCARD_SECONDS_MAX", 0.2)
-    async with serving(short) as address:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    async with way.serving(short) as served:
+        reader, writer = await served.open()
         writer.write(b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + rest)
         async with within(10):
             assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
-        await until(lambda: holds(address, 0))
+        await until(lambda: served.holds(0))
         writer.close()
 
 
-@pytest.mark.asyncio
-async def test_a_body_that_is_waited_for_and_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_services_loop
+async def test_a_body_that_is_waited_for_and_never_ends_is_refused(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "BODY_SECONDS_MAX", 0.2)
 
     async def take(request: http.AnyRequest) -> Response[bytes]:
@@ -142,16 +178,16 @@ async def test_a_body_that_is_waited_for_and_never_ends_is_refused(monkeypatch: 
         await http.answer_directly(take, scope, receive, send)
 
     head = b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    async with serving_app(app) as address:
+    async with way.serving_app(app) as served:
         for sent in (head, head + b"{", head + b"{}" * 40):
-            assert_problem(await exchange(address, sent), "invalid-request")
+            assert_problem(await served.exchange(sent), "invalid-request")
 
 
-@pytest.mark.asyncio
-async def test_a_head_that_comes_in_a_trickle_is_given_no_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_services_loop
+async def test_a_head_that_comes_in_a_trickle_is_given_no_more_time(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS_MAX", 0.3)
-    async with serving(short) as address:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    async with way.serving(short) as served:
+        reader, writer = await served.open()
         ended = asyncio.create_task(is_closed(reader))
         with contextlib.suppress(ConnectionError):
             for byte in b"GET /x HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"x" * 10_000:
@@ -164,11 +200,11 @@ async def test_a_head_that_comes_in_a_trickle_is_given_no_more_time(monkeypatch:
         writer.close()
 
 
-@pytest.mark.asyncio
-async def test_what_is_thrown_away_behind_an_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_services_loop
+async def test_what_is_thrown_away_behind_an_answer_is_bounded(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "DISCARD_BYTES_MAX", 1024 * 1024)
-    async with serving(short) as address:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    async with way.serving(short) as served:
+        reader, writer = await served.open()
         writer.write(b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         async with within(10):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -183,30 +219,30 @@ async def test_what_is_thrown_away_behind_an_answer_is_bounded(monkeypatch: pyte
         writer.close()
 
 
-@pytest.mark.asyncio
-async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_services_loop
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(connections, "UNREAD_SECONDS_MAX", 0.3)
-    async with serving(long) as address:
-        reader, writer = await asyncio.open_connection(address.host, address.port, limit=1024)
+    async with way.serving(long) as served:
+        reader, writer = await served.open(1024)
         writer.write(GET)
         received = 0
         async with within(20):
             with contextlib.suppress(ConnectionError):
                 # The stream takes two limits and no more, until it is read, which is once the server has given up.
-                await until(lambda: holds(address, 0))
+                await until(lambda: served.holds(0))
                 while piece := await reader.read(65_536):
                     received += len(piece)
         assert received < LARGE
         writer.close()
 
 
-@pytest.mark.asyncio
-async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_services_loop
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.01)
     monkeypatch.setattr(connections, "UNREAD_SECONDS_MAX", 5.0)
-    async with serving(long) as address:
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+    async with way.serving(long) as served:
+        reader, writer = await served.open()
         writer.write(GET)
         await reader.readuntil(b"\r\n\r\n")
         received = 0
@@ -217,22 +253,23 @@ async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(monkeypatch:
         writer.close()
 
 
-@pytest.mark.asyncio
-async def test_unread_answers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_services_loop
+async def test_unread_answers_together_are_bounded(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(connections, "UNREAD_BYTES_MAX", LARGE)
-    async with serving(long) as address:
-        opened = [await asyncio.open_connection(address.host, address.port, limit=1024) for _ in range(8)]
+    async with way.serving(long) as served:
+        opened = [await served.open(1024) for _ in range(8)]
         for _, writer in opened:
             writer.write(GET)
 
-        await until(lambda: holds(address, 1))
+        await until(lambda: served.holds(1))
         for _, writer in opened:
-            writer.close()
+            writer.transport.abort()  # By TLS a close would wait for what is unread.
 
 
-@pytest.mark.asyncio
+@on_services_loop
 async def test_more_requests_than_there_is_room_for_are_told_to_come_again_and_health_answers(
+    way: Way,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     at_once = 8
@@ -245,16 +282,16 @@ async def test_more_requests_than_there_is_room_for_are_told_to_come_again_and_h
         await going_on.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async with serving(endless) as address:
-        streams = [await asyncio.open_connection(address.host, address.port) for _ in range(at_once)]
+    async with way.serving(endless) as served:
+        streams = [await served.open() for _ in range(at_once)]
         for reader, writer in streams:
             writer.write(GET)
             async with within(10):
                 await reader.readuntil(b"\r\n\r\n")
         for _ in range(3):
-            refused = await exchange(address, GET)
+            refused = await served.exchange(GET)
             assert_problem(refused, "too-many-connections")
-        probe, asking = await asyncio.open_connection(address.host, address.port)
+        probe, asking = await served.open()
         asking.write(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         async with within(10):
             assert (await probe.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")

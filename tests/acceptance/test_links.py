@@ -81,7 +81,7 @@ def token_of(url: str) -> str:
 async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     folder = tmp_path_factory.mktemp("links")
     file = folder / "mesh.toml"
-    file.write_text('[auth]\nmode = "keys"\n[pools.default]\n')
+    file.write_text('[auth]\nmode = "keys"\nfailures_per_minute = 0\n[pools.default]\n')
     async with (
         running_mesh(folder, *SERVICES, MESH_LOG_LEVEL="debug", MESH_CONFIG=str(file)) as mesh,
         connect(mesh.settings, "test") as connection,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -13,6 +15,7 @@ import pytest_asyncio
 
 from mesh.configuration.settings import Address
 from tests.support.bad_input import ABSENT_TASK, Bench, footprint, has_ended, open_bench
+from tests.support.certificates import Authority, Pair
 from tests.support.patience import within
 from tests.support.processes import Process
 from tests.support.raw_requests import CASES, Sent
@@ -24,6 +27,7 @@ GROWTH_BYTES_MAX = 64 * 1024 * 1024
 """How much a service may have grown in all of this: freed memory is not always given back."""
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Za-z -]+\r\n")
 ALL = [(f"{kind}: {name}", sent) for kind, cases in CASES.items() for name, sent in cases.items()]
+WHOLE = [(name, sent) for name, sent in ALL if not sent.half]
 
 
 def http_processes(bench: Bench) -> list[Process]:
@@ -31,10 +35,25 @@ def http_processes(bench: Bench) -> list[Process]:
     return [process for process in bench.mesh.processes if process.service in ("ingress", "stream_edge")]
 
 
+class ByTls(NamedTuple):
+    """The same two services, by TLS."""
+
+    ingress: Address
+    edge: Address
+    trust: ssl.SSLContext
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who has signed the services' certificate."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+async def bench(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> AsyncIterator[Bench]:
     """A mesh for all cases; at their end it is as it was."""
     async with open_bench(tmp_path_factory.mktemp("raw")) as opened:
+        await start_by_tls(opened, authority.issue())
         await control(opened)
         before = await footprint(opened.connection)
         descriptors = [process.descriptors() for process in http_processes(opened)]
@@ -49,6 +68,20 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
         assert opened.mesh.tracebacks() == []
 
 
+async def start_by_tls(bench: Bench, pair: Pair) -> None:
+    """Start two more services, the last ones."""
+    for service, variable in (("ingress", "MESH_INGRESS_ADDRESS"), ("stream_edge", "MESH_EDGE_ADDRESS")):
+        await bench.mesh.start(service, **{variable: "127.0.0.1:0"}, **pair.variables())
+
+
+@pytest.fixture(scope="module")
+def by_tls(bench: Bench, authority: Authority) -> ByTls:
+    """Those two."""
+    addresses = [process.address.rpartition(":") for process in http_processes(bench)[-2:]]
+    ingress, edge = (Address(host, int(port)) for host, _, port in addresses)
+    return ByTls(ingress, edge, authority.client_context())
+
+
 async def control(bench: Bench) -> None:
     """A sound request to each service."""
     tenant = {"Mesh-Tenant": "acme"}
@@ -58,9 +91,9 @@ async def control(bench: Bench) -> None:
         assert bench.foreign_task in response.text
 
 
-async def answers(address: Address, sent: Sent, target: bytes) -> list[int]:
-    """The statuses of what comes back before the service ends the connection."""
-    reader, writer = await asyncio.open_connection(address.host, address.port)
+async def answers(address: Address, sent: Sent, target: bytes, trust: ssl.SSLContext | None = None) -> list[int]:
+    """The statuses of what comes back before the service ends the connection. `trust`: by TLS."""
+    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=trust)
     received = bytearray()
     with contextlib.suppress(ConnectionError):
         async with within(10):
@@ -83,6 +116,23 @@ async def test_a_stranger_is_answered_and_harms_nobody(bench: Bench, sent: Sent)
         (settings.edge_address, f"/v1/tasks/{ABSENT_TASK}/events"),
     ):
         assert await answers(address, sent, target.encode()) == list(sent.statuses)
+    await control(bench)
+
+
+@pytest.mark.parametrize("sent", [sent for _, sent in WHOLE], ids=[name for name, _ in WHOLE])
+async def test_a_stranger_is_answered_alike_by_tls(bench: Bench, by_tls: ByTls, sent: Sent) -> None:
+    for address, target in (
+        (by_tls.ingress, f"/v1/tasks/{ABSENT_TASK}"),
+        (by_tls.edge, f"/v1/tasks/{ABSENT_TASK}/events"),
+    ):
+        assert await answers(address, sent, target.encode(), by_tls.trust) == list(sent.statuses)
+    await control(bench)
+
+
+async def test_what_is_no_tls_is_answered_once_where_tls_is_spoken(bench: Bench, by_tls: ByTls) -> None:
+    others = {name: sent for name, sent in CASES["protocol"].items() if name != "TLS"}
+    for sent in (*others.values(), CASES["line"]["HTTP/0.9"], CASES["pipeline"]["ten thousand"]):
+        assert await answers(by_tls.ingress, sent, b"/x") == [400], sent.data[:40]
     await control(bench)
 
 

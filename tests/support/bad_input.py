@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -139,9 +140,9 @@ def body_of(size: int) -> bytes:
     return task_with(input="x" * (size - around))
 
 
-async def exchange(address: Address, sent: bytes) -> httpx.Response:
-    """Send these bytes on a connection of their own, and read until the server closes it."""
-    reader, writer = await asyncio.open_connection(address.host, address.port)
+async def exchange(address: Address, sent: bytes, trust: ssl.SSLContext | None = None) -> httpx.Response:
+    """Send these bytes on a connection of their own, and read until the server closes it. `trust`: by TLS."""
+    reader, writer = await asyncio.open_connection(address.host, address.port, ssl=trust)
     try:
         writer.write(sent)
         async with within(10):

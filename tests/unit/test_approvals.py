@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ EVERY_TOOL = "[pools.default]\n[approvals]\nfour_eyes = true\n"
 CHARGE_ALONE = EVERY_TOOL + 'tools = ["charge", "propose_replay"]\n'
 
 
-def approvals_of(text: str = EVERY_TOOL, **submitters: str | None) -> Approvals:
+def approvals_of(text: str = EVERY_TOOL, submitters: Mapping[str, str | None] = {}) -> Approvals:
     """The rules of a configuration, in a mesh with these other tasks."""
 
     async def submitters_of(tenant: str, task: str) -> list[str | None]:
@@ -86,7 +87,7 @@ async def test_an_approval_takes_another_person_and_a_denial_nobody(
     journal = waiting(submitter)
     assert await objection(approvals_of(), journal, decides(by)) == told
     for decision in ("denied", "expired"):
-        assert await objection(approvals_of(), journal, decides(by, decision)) is None  # type: ignore[arg-type]  # one of three
+        assert await objection(approvals_of(), journal, decides(by, decision)) is None
 
 
 async def test_it_holds_for_the_tools_that_are_named_and_only_if_it_is_asked_for() -> None:
@@ -108,9 +109,9 @@ async def test_what_is_decided_or_over_is_for_the_journal_to_say() -> None:
 
 async def test_a_proposal_is_approved_by_nobody_whose_task_it_repairs() -> None:
     journal = waiting("critic", "propose_replay", {"task": OTHER, "reason": "r"})
-    assert await objection(approvals_of(**{OTHER: ALICE}), journal, decides(ALICE)) == OWN_SUBMITTER
-    assert await objection(approvals_of(**{OTHER: ALICE}), journal, decides(BOB)) is None
-    assert await objection(approvals_of(**{OTHER: None}), journal, decides(BOB)) == UNKNOWN_SUBMITTER
+    assert await objection(approvals_of(submitters={OTHER: ALICE}), journal, decides(ALICE)) == OWN_SUBMITTER
+    assert await objection(approvals_of(submitters={OTHER: ALICE}), journal, decides(BOB)) is None
+    assert await objection(approvals_of(submitters={OTHER: None}), journal, decides(BOB)) == UNKNOWN_SUBMITTER
     assert await objection(approvals_of(), journal, decides(BOB)) is None, "there is no such task: the tool says so"
     for arguments in ({}, {"task": 7}, {"task": "../x"}):
         assert await objection(approvals_of(), waiting("critic", "propose_replay", arguments), decides(BOB)) is None

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from contracts.records.status import HealthCheck
 from mesh.access.pace import Pace
-from mesh.background import is_seen
 from mesh.errors import SettingsError
 
 log = structlog.get_logger("mesh.access.jwks")
@@ -71,7 +70,9 @@ class KeySet:
         self._keys: dict[str | None, list[PublicKey]] = {}
         self._content = b""
         self._read_at: float | None = None
-        self._reading: asyncio.Task[bool] | None = None
+        self._lock = asyncio.Lock()
+        self._begun = 0
+        self._done = 0
         self._unknown = Pace(UNKNOWN_PER_SECOND, UNKNOWN_BURST)
         self.generation = 0
         self.failure: str | None = "not read yet"
@@ -94,7 +95,7 @@ class KeySet:
     async def keep(self) -> None:
         """Read the keys again and again, until cancelled."""
         while True:
-            read = await self._read_once()
+            read = await self.read()
             every = AGAIN_SECONDS if self._file is None else FILE_AGAIN_SECONDS
             await asyncio.sleep(every if read else min(every, FAILED_AGAIN_SECONDS))
 
@@ -109,10 +110,8 @@ class KeySet:
         """
         at = asyncio.get_running_loop().time()
         is_unknown = kid is not None and kid not in self._keys
-        if (is_unknown or not self._hold(at)) and self._unknown.takes(at):
-            read = await self._read_once()
-            if not read and is_unknown:
-                raise KeysUnavailable  # It may be one of the issuer's newest.
+        if (is_unknown or not self._hold(at)) and await self.read(self._unknown) is False and is_unknown:
+            raise KeysUnavailable  # It may be one of the issuer's newest.
         if not self._hold(at):
             raise KeysUnavailable
         every = [each for keys in self._keys.values() for each in keys]
@@ -124,14 +123,22 @@ class KeySet:
         """Whether there are keys, read not too long ago."""
         return self._read_at is not None and at - self._read_at <= HELD_SECONDS_MAX
 
-    async def _read_once(self) -> bool:
-        """Read the keys, once for all who want to at the same time. False if that failed."""
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read())
-            self._reading.add_done_callback(is_seen)
-        return await asyncio.shield(self._reading)
+    async def read(self, pace: Pace | None = None) -> bool | None:
+        """Read the keys, by a read that begins after this is called; whether it went well.
 
-    async def _read(self) -> bool:
+        Those who ask while one is under way share the next one. None: `pace` has no more of them.
+        """
+        wanted = self._begun + 1
+        async with self._lock:
+            if self._done < wanted:
+                if pace is not None and not pace.takes(asyncio.get_running_loop().time()):
+                    return None
+                self._begun += 1
+                await self._read()
+                self._done = self._begun
+            return self.failure is None
+
+    async def _read(self) -> None:
         began_at = asyncio.get_running_loop().time()
         try:
             if self._file is not None:
@@ -148,10 +155,9 @@ class KeySet:
             if reason != self.failure:
                 log.error("jwks.unreadable", source=self._source, error=reason)
             self.failure = reason
-            return False
+            return
         self.failure = None
         self._read_at = began_at
-        return True
 
     async def _fetched(self) -> bytes:
         """What the URL has. Raises `OSError` or `ValueError`, whatever is wrong."""

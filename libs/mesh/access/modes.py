@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mesh.configuration.access_tables import AuthConfiguration, Mode
-from mesh.configuration.addresses import is_loopback
-from mesh.configuration.settings import Address
+from mesh.configuration.addresses import is_ip_address, is_loopback
+from mesh.configuration.settings import Address, Settings
 from mesh.errors import SettingsError
 
 
@@ -20,3 +20,12 @@ def mode_of(auth: AuthConfiguration, address: Address, variable: str, source: st
             ' "keys" or "jwt", or listen on 127.0.0.1'
         )
     return auth.mode or ("open" if at_home else "keys")
+
+
+def check_mode(settings: Settings, address: Address, variable: str) -> None:
+    """Refuse to listen where anybody could come in from elsewhere. Raises `SettingsError`.
+
+    A name may be that of any address: of those it is seen once the socket is there.
+    """
+    if is_ip_address(address.host):
+        mode_of(settings.configuration.auth, address, variable, settings.configuration.source)

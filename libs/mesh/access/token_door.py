@@ -127,7 +127,9 @@ class TokenDoor:
             claims = jwt.decode(token, options={"verify_signature": False})
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise refused(_NOT_KNOWN) from None
-        if claims.get("iss") != self._configuration.issuer:
+        if "iss" not in claims:
+            raise refused("the token has no claim 'iss'")
+        if claims["iss"] != self._configuration.issuer:
             raise refused("the token is of another issuer")
 
 

@@ -18,7 +18,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from contracts import headers
+from contracts import headers, subjects
 from contracts.streams import MESSAGE_BYTES_MAX
 from mesh import faults
 from mesh.broker.levels import TimerRoom
@@ -77,7 +77,7 @@ class Requests:
     def __init__(self, client: Client, domain: str | None = None) -> None:
         """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
-        self._api = f"$JS.{domain}.API." if domain else "$JS.API."
+        self._api = subjects.jetstream_api(domain)
         self.domain = domain
         """That of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._prefix = ""

@@ -76,6 +76,8 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         """A client has connected."""
+        if connection in self._all:
+            return
         now = time.monotonic()
         self._all[connection] = (0, now)
         self._quiet[connection] = None
@@ -83,6 +85,12 @@ class Connections:
             longest = next(iter(self._quiet))
             self._say_full()
             self._drop(longest)
+
+    def follow(self, before: Connection, connection: Connection) -> None:
+        """Another one stands for the same client from here on, which has no request yet."""
+        self._all[connection] = self._all.pop(before, (0, time.monotonic()))
+        self._quiet[connection] = None
+        self._quiet.pop(before, None)
 
     def remove(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -125,6 +133,8 @@ class Connections:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds_max):
                 await self._none_is_quiet.wait()
+        for connection in list(self._quiet):
+            connection.transport.close()
 
     def _tell_whether_quiet(self) -> None:
         if self.is_ending and not self._quiet:

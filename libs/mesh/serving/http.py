@@ -33,7 +33,7 @@ from mesh.serving.connections import Connections, raise_descriptor_limit
 from mesh.serving.http_protocol import Protocol
 from mesh.serving.listening import BACKLOG
 from mesh.serving.security_headers import PROBLEM_JSON, security_headers
-from mesh.serving.tls_listener import Tls, TlsListener
+from mesh.serving.tls_protocol import Tls, TlsProtocol
 
 log = structlog.get_logger("mesh.serving.http")
 
@@ -323,9 +323,11 @@ async def serve(
     Connections without a request have `LET_GO_SECONDS` to send one that is on its way: it is answered, and the last.
     """
     connections = Connections(raise_descriptor_limit())
+    protocol = partial(Protocol, connections)
     config = uvicorn.Config(
         _answering(app),
-        http=partial(Protocol, connections),  # type: ignore[arg-type]  # it is called as the class would be
+        # It is called as the class would be.
+        http=protocol if tls is None else partial(TlsProtocol, protocol, connections, tls.context),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -338,29 +340,17 @@ async def serve(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    config.load()
     server = _Server(config)
-    server.server_state.default_headers = config.encoded_headers
-    accepting: TlsListener | None = None
-    if tls is not None:
-        protocol = partial(Protocol, connections, config=config, server_state=server.server_state, app_state={})
-        accepting = TlsListener(listener, protocol, connections, tls.context)
-    serving = asyncio.create_task(server.serve(sockets=[] if accepting is not None else [listener]))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
     async with background(connections.watch()):
-        if accepting is not None:
-            accepting.start()
         await on_started
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         for each in getattr(server, "servers", ()):
             each.close()
-        if accepting is not None:
-            accepting.stop()
         # Where nobody else has it, who connects from now on is refused; else whoever has it serves them.
         listener.close()
         await connections.let_go(LET_GO_SECONDS)
-        if accepting is not None:
-            await accepting.end()
         server.should_exit = True
         await serving

@@ -8,9 +8,7 @@ read, so that the answer is lost in a reset.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import MutableMapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -238,22 +236,7 @@ class Protocol(HttpToolsProtocol):
         self._discard_bytes_left = bytes_max
         self._discard_timer = self.loop.call_later(DISCARD_SECONDS_MAX, self.transport.abort)
         self.flow.resume_reading()
-        self._write_eof()
-
-    def _write_eof(self) -> None:
-        """Tell the client that nothing more comes, and go on reading."""
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            return
-        # TLS says so by close_notify (RFC 8446, 6.1). The loops have no call for it that goes on reading: the object
-        # below writes it, and it goes out when reading is resumed. Behind what is still to be written it may not stand.
-        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
-        if tls is None or self.transport.get_write_buffer_size():
-            return
-        self.transport.pause_reading()
-        with suppress(ssl.SSLError):  # It waits for the client's.
-            tls.unwrap()
-        self.transport.resume_reading()
+        self.transport.write_eof()
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self.transport.close)

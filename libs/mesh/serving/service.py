@@ -37,7 +37,7 @@ from mesh.serving.orders import drain_endpoint
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.serving.reloading import Reloading
 from mesh.serving.statuses import STATUS_DRAINED, STATUS_STOPPED, STATUS_WRONG_SETTING
-from mesh.serving.tls_listener import Tls
+from mesh.serving.tls_protocol import Tls
 from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
 from mesh.telemetry import metrics, traces

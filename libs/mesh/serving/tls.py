@@ -23,7 +23,7 @@ from mesh.clock import now
 from mesh.configuration.addresses import is_loopback
 from mesh.configuration.settings import Address, Settings
 from mesh.errors import SettingsError
-from mesh.serving.tls_listener import Tls
+from mesh.serving.tls_protocol import Tls
 from mesh.telemetry import metrics
 
 log = structlog.get_logger("mesh.serving.tls")

@@ -185,7 +185,7 @@ class Certificate:
             detail = f"its certificate has ended, at {self.not_after.isoformat()}: clients refuse it"
         elif self._refused is not None:
             # Which file, and why, is the log's: anybody reads what is ready.
-            detail = "its certificate is the one of before: what the files hold now can't be used, as tls.kept in the log says"
+            detail = "its certificate is the one of before: what the files hold can't be used (tls.kept in its log)"
         elif left < soon:
             detail = f"its certificate ends at {self.not_after.isoformat()}"
         else:

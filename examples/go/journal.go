@@ -87,7 +87,7 @@ func (journal *Journal) readPage(ctx context.Context) (messages []*nats.Msg, mor
 	defer answers.Unsubscribe()
 	request := fmt.Sprintf(`{"seq":%d,"batch":%d,"max_bytes":%d,"next_by_subj":%q}`,
 		journal.State.Revision+1, pageEvents, pageBytes, journal.subject("*"))
-	if err := journal.mesh.connection.PublishRequest("$JS.API.DIRECT.GET.EVENTS", answers.Subject, []byte(request)); err != nil {
+	if err := journal.mesh.connection.PublishRequest(journal.mesh.api+"DIRECT.GET.EVENTS", answers.Subject, []byte(request)); err != nil {
 		return nil, false, err
 	}
 	for {
@@ -125,7 +125,7 @@ func (journal *Journal) lastSequence(ctx context.Context, part string) (uint64, 
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
 	request := fmt.Sprintf(`{"last_by_subj":%q}`, journal.subject(part))
-	answer, err := journal.mesh.connection.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET.EVENTS", []byte(request))
+	answer, err := journal.mesh.connection.RequestWithContext(ctx, journal.mesh.api+"STREAM.MSG.GET.EVENTS", []byte(request))
 	if err != nil {
 		return 0, err
 	}

@@ -31,6 +31,7 @@ const (
 type Mesh struct {
 	connection *nats.Conn
 	jetstream  jetstream.JetStream
+	api        string // what calls of JetStream begin with
 	schemas    Schemas
 	parameters map[string]*jsonschema.Schema
 	worker     string
@@ -82,13 +83,18 @@ func connect() (*Mesh, error) {
 		return nil, err
 	}
 	stream, err := jetstream.New(connection)
+	api := "$JS.API."
+	if domain := os.Getenv("MESH_NATS_DOMAIN"); domain != "" {
+		stream, err = jetstream.NewWithDomain(connection, domain)
+		api = "$JS." + domain + ".API."
+	}
 	if err != nil {
 		return nil, err
 	}
 	host, _ := os.Hostname()
 	worker := fmt.Sprintf("go-tools-%d@%s", os.Getpid(), host)
 	parameters := map[string]*jsonschema.Schema{}
-	return &Mesh{connection, stream, schemas, parameters, worker, setting("EXAMPLE_FOLDER", ".")}, nil
+	return &Mesh{connection, stream, api, schemas, parameters, worker, setting("EXAMPLE_FOLDER", ".")}, nil
 }
 
 func setting(name, otherwise string) string {

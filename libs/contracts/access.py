@@ -21,7 +21,8 @@ from contracts.tasks import BUDGET_TOKENS_MAX
 
 KEY_ID_PATTERN: Final = r"[0-9a-z]{16}"
 KEY_PATTERN: Final = rf"tm_({KEY_ID_PATTERN})_([A-Za-z0-9_-]{{43}})"
-KEY_CHARACTERS: Final = 63
+KEY_PREFIX: Final = "tm_"
+"""What every key begins with, and no token of an issuer does."""
 SECRET_BYTES: Final = 32
 HASH_PATTERN: Final = r"[0-9a-f]{64}"
 NAME_CHARACTERS_MAX: Final = 128
@@ -41,6 +42,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: Annotated[str, exactly(KEY_ID_PATTERN, _ID_CHARACTERS)]
     tenant: Tenant
+    """Whose tasks it may see: of a request that names no tenant, too."""
     scopes: list[Scope]
     hash: Annotated[str, exactly(HASH_PATTERN, 64)]
     """SHA-256 over the secret, as it stands in the key, in hexadecimal digits."""
@@ -51,6 +53,8 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What it is for: for people."""
     expires_at: Time | None = None
     revoked_at: Time | None = None
+    any_tenant: bool = False
+    """Whether a request may name any other tenant: an operator's key."""
     pool: LaneName | None = None
     """The one pool that its tasks may run in. Absent: any."""
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None

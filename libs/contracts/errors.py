@@ -12,6 +12,7 @@ PROBLEM_TYPE_PREFIX = "urn:taskmesh:problem:"
 HTTP_STATUS_BY_CODE: dict[str, int] = {
     "invalid-request": 400,
     "unauthorized": 401,
+    "link-expired": 401,
     "forbidden": 403,
     "scope-missing": 403,
     "tenant-mismatch": 403,
@@ -29,6 +30,7 @@ HTTP_STATUS_BY_CODE: dict[str, int] = {
     "queue-full": 503,
     "pool-unavailable": 503,
     "broker-unavailable": 503,
+    "credentials-unavailable": 503,
     "list-unavailable": 503,
     "too-many-connections": 503,
     "timeout": 504,
@@ -38,6 +40,7 @@ HTTP_STATUS_BY_CODE: dict[str, int] = {
 TITLE_BY_CODE: dict[str, str] = {
     "invalid-request": "The request is not valid",
     "unauthorized": "Credentials are missing or wrong",
+    "link-expired": "The link has expired",
     "forbidden": "This is not allowed",
     "scope-missing": "The credentials lack the scope that this takes",
     "tenant-mismatch": "The credentials are of another tenant",
@@ -55,6 +58,7 @@ TITLE_BY_CODE: dict[str, str] = {
     "queue-full": "The queue is full",
     "pool-unavailable": "The pool takes no work at present",
     "broker-unavailable": "The broker does not answer",
+    "credentials-unavailable": "Credentials can't be checked at present",
     "list-unavailable": "The list can't be told at present",
     "too-many-connections": "The service has no room for more requests",
     "timeout": "The answer did not come in time",

@@ -30,6 +30,9 @@ Count = Annotated[int, Meta(ge=0)]
 Ordinal = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Time = Annotated[datetime, Meta(tz=True)]
+BY_CHARACTERS_MAX = 256
+By = Annotated[str, Meta(min_length=1, max_length=BY_CHARACTERS_MAX)]
+"""Who wants something: a caller's name, such as `key:<id>`, or what of the mesh does (`contracts.access`)."""
 DIGITS_MAX = 19
 """Of a number of 63 bits."""
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from contracts.generation import files
+from contracts.generation import accounts, files
 from contracts.generation.openapi import openapi
 from contracts.generation.schemas import schemas
 from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, consumers
@@ -21,6 +21,8 @@ SCHEMAS = "libs/contracts/spec/schemas"
 OPENAPI = "libs/contracts/spec/openapi.json"
 STREAM_CONFIGURATIONS = "deploy/nats/streams"
 CONSUMER_CONFIGURATIONS = "deploy/nats/consumers"
+ACCOUNTS = "deploy/nats"
+"""Least rights: `accounts.conf` and `accounts.nsc.sh`."""
 FOLDERS = (SCHEMAS, STREAM_CONFIGURATIONS, CONSUMER_CONFIGURATIONS)
 
 POOLS = ("default",)
@@ -35,13 +37,14 @@ def render() -> dict[str, str]:
         contents[f"{STREAM_CONFIGURATIONS}/{stream.name}.json"] = stream.as_config()
     for consumer in consumers(POOLS, BUILT_IN_TOOLS):
         contents[f"{CONSUMER_CONFIGURATIONS}/{consumer.stream}.{consumer.name}.json"] = consumer.as_config()
-    return {path: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for path, content in contents.items()}
+    texts = {path: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for path, content in contents.items()}
+    return texts | {f"{ACCOUNTS}/{name}": text for name, text in accounts.files().items()}
 
 
 def existing(root: Path) -> dict[str, str]:
     """The generated files as they are below `root`."""
     paths = [path for folder in FOLDERS for path in (root / folder).glob("*.json")]
-    return files.read(root, [*paths, *root.glob(OPENAPI)])
+    return files.read(root, [*paths, *root.glob(OPENAPI), *(root / ACCOUNTS).glob("accounts.*")])
 
 
 def main(arguments: list[str] | None = None, root: Path = REPOSITORY) -> int:

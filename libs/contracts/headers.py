@@ -32,6 +32,8 @@ TRACEPARENT = "traceparent"
 """W3C trace context, on every work message and on every milestone of a journal."""
 
 HTTP_TENANT = "Mesh-Tenant"
+HTTP_CALLER = "Mesh-Caller"
+"""Who a trusted front door asks for: `by` of what comes of the request names them beside the front door."""
 TENANT_DEFAULT = "default"
 """The tenant of a request that names none."""
 HTTP_IDEMPOTENCY_KEY = "Idempotency-Key"

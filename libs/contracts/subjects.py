@@ -57,10 +57,15 @@ LANES_WAITING_PREFIX = "lanes.waiting."
 LANES_WAITING = LANES_WAITING_PREFIX + "*.*"
 PROVIDERS_CHANGED_PREFIX = "providers.changed."
 PROVIDERS_CHANGED = PROVIDERS_CHANGED_PREFIX + "*"
+KEYS_PREFIX = "$KV.keys."
+KEYS_ALL = KEYS_PREFIX + "*"
+"""The records of API keys, and what else lies in their bucket under names that begin with `_`."""
 STORE_ROOM = "storage.room"
 """Asks whoever runs the broker how much room its store has; core NATS, a request."""
 CONFIGURATION_RELOAD = "configuration.reload"
 """A step of a reload, to all processes; core NATS, each answers."""
+OPERATOR_ACTS = "audit.act"
+"""What an operator has done at the broker itself, for a steward to log; core NATS, a request."""
 TRIGGER_RULES = "$KV.triggers.*.*"
 """The rules among what the bucket `triggers` holds."""
 MALFORMED = "malformed"
@@ -137,6 +142,11 @@ class JournalSubject(NamedTuple):
     tenant: str
     task: str
     part: str
+
+
+def jetstream_api(domain: str | None) -> str:
+    """What the calls of JetStream's API begin with: those of the server at hand, or of a domain."""
+    return f"$JS.{domain}.API." if domain else "$JS.API."
 
 
 def tasks(pool: str, priority: str, tenant: str) -> str:
@@ -412,4 +422,15 @@ def overlap(one: str, other: str) -> bool:
         if "*" not in (mine, its) and mine != its:
             return False
     # One is longer: a tail `>` stands for one token at least, and would have been met above.
+    return len(ours) == len(theirs)
+
+
+def within(one: str, other: str) -> bool:
+    """Whether a filter takes only what another one takes, too, as NATS reads `*` and `>`."""
+    ours, theirs = one.split("."), other.split(".")
+    for mine, its in zip(ours, theirs, strict=False):
+        if its == ">":
+            return True
+        if mine == ">" or its not in ("*", mine):
+            return False
     return len(ours) == len(theirs)

@@ -14,7 +14,7 @@ class BrokerRefused(SettingsError):
 
 
 class BrokerDistrusted(BrokerRefused):
-    """Something listens there whose certificate nobody that this machine trusts has signed."""
+    """No TLS comes about: the broker's certificate, or ours, is not trusted, or one side wants none."""
 
 
 class BrokerUnavailable(TaskmeshError):

@@ -19,10 +19,13 @@ from meshctl.commands import (
     demo,
     doctor,
     example,
+    keys,
+    permissions,
     processes,
     reload,
     repair,
     replies,
+    rotate,
     storage,
     streams,
     tasks,
@@ -77,11 +80,14 @@ def build_parser() -> argparse.ArgumentParser:
     dead_letters.add_commands(commands, common)
     repair.add_commands(commands)
     streams.add_commands(commands)
+    permissions.add_commands(commands)
     storage.add_commands(commands)
     workers.add_commands(commands)
     processes.add_commands(commands)
+    rotate.add_commands(commands)
     transfer.add_commands(commands)
     triggers.add_commands(commands)
+    keys.add_commands(commands)
     doctor.add_commands(commands)
     config.add_commands(commands)
     reload.add_commands(commands)

@@ -152,12 +152,15 @@ class Client:
         tenant: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         *,
+        key: str | None = None,
         certificate: Path | None = None,
     ) -> None:
-        """`certificate`: the file of the one that a mesh of this machine shows, whatever names it is for."""
+        """`key`: the API key, or token, that both are shown. `certificate`: the file of the one that a mesh of this
+        machine shows, whatever names it is for."""
         self.ingress_url = ingress_url.rstrip("/")
         self.edge_url = edge_url.rstrip("/")
         own_headers = {"User-Agent": f"meshctl/{VERSION}"} | ({headers.HTTP_TENANT: tenant} if tenant else {})
+        own_headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._ingress = _http(self.ingress_url, ANSWER_SECONDS_MAX, own_headers, transport, certificate)
         self._edge = _http(self.edge_url, SILENCE_SECONDS_MAX, own_headers, transport, certificate)
 

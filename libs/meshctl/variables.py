@@ -8,6 +8,8 @@ from contracts.build import BUILD_VARIABLE
 
 INGRESS_URL_VARIABLE: Final = "MESH_INGRESS_URL"
 EDGE_URL_VARIABLE: Final = "MESH_EDGE_URL"
+API_KEY_VARIABLE: Final = "MESH_API_KEY"
+API_KEY_FILE_VARIABLE: Final = "MESH_API_KEY_FILE"
 NO_COLOR_VARIABLE: Final = "NO_COLOR"
 
 
@@ -23,6 +25,13 @@ class Variable(NamedTuple):
 OWN_VARIABLES: Final = (
     Variable(INGRESS_URL_VARIABLE, "URL", "unset", "The ingress that tasks are submitted to; the flag is `--url`."),
     Variable(EDGE_URL_VARIABLE, "URL", "unset", "The edge that streams are read from; the flag is `--edge-url`."),
+    Variable(
+        API_KEY_VARIABLE,
+        "API key, or token",
+        "unset",
+        "What ingress and edge are shown. Unset: the key that a mesh on MESH_HOME has made there, and that mesh alone.",
+    ),
+    Variable(API_KEY_FILE_VARIABLE, "path", "unset", "The file that holds it, in its place."),
     Variable(NO_COLOR_VARIABLE, "anything", "unset", "Set, it keeps colours and spinners away."),
 )
 EVERY_PROCESS: Final = (

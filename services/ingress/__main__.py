@@ -9,8 +9,9 @@ from ingress.fleet_watch import FleetWatch
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from ingress.storage import Storage
-from mesh.access.callers import identified, open_door
-from mesh.access.limits import limited, limits_of
+from mesh.access.doors import opened_door
+from mesh.access.entrance import behind
+from mesh.access.modes import check_mode
 from mesh.background import background
 from mesh.journal.following import Following
 from mesh.journal.submission import Submission
@@ -24,6 +25,7 @@ from mesh.serving.service import Service, probe_mesh, run, silent_streams
 async def main(service: Service) -> None:
     """Accept tasks until told to stop."""
     settings = service.settings
+    check_mode(settings, settings.ingress_address, "MESH_INGRESS_ADDRESS")
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     fleet = FleetWatch(service.connection, settings.pools)
     lanes = Lanes(service.requests, settings.pools, fleet)
@@ -43,16 +45,14 @@ async def main(service: Service) -> None:
     service.http = str(address)
     service.wellness.ready_by(probe)
     service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([]), *fleet.dead()])
-    door = open_door
-    limits = limits_of(door, settings.configuration.auth)
-    service.reloading.add(lambda _: None, limits.take)
     async with (
+        opened_door(service, address, "MESH_INGRESS_ADDRESS") as door,
         heartbeats(service),
         ingress.lists.open(),
         background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(
-            identified(create_app(ingress, probe), limited(door, limits)),
+            behind(door, create_app(ingress, probe), service, ingress.signing),
             Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
         )
         await serve(app, listener, service.stopping, service.ready(), service.tls(address))

@@ -17,20 +17,23 @@ from contracts.api.inputs import MessageInput
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.generation.openapi import openapi
-from contracts.messages.control import CancelCommand, InputCommand, cancel_message_id
-from contracts.records.status import ENDED, TaskAccepted, TaskRecord
+from contracts.messages.control import ApprovalCommand, CancelCommand, InputCommand, cancel_message_id
+from contracts.records.status import ENDED, TaskAccepted, TaskLink, TaskRecord
 from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
+from ingress.approving import Approving, what_of
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
 from ingress.journals import checked_task, packed_record, read_journal
 from ingress.known_tools import KnownTools
 from ingress.lane_statistics import Lanes
-from ingress.links import task_links, task_path
+from ingress.links import preferred_link, signed_link, task_links, task_path
 from ingress.listing.lists import Lists
 from ingress.parsing import (
     parse_idempotency_key,
     parse_limit,
+    parse_link_request,
+    parse_link_seconds,
     parse_task_filter,
     parse_task_input,
     parse_task_request,
@@ -39,9 +42,12 @@ from ingress.parsing import (
 )
 from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
+from ingress.rights import within_rights
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
 from ingress.waiting import Waits
+from mesh.access.audit import acted
 from mesh.access.callers import caller_of, tenant_of
+from mesh.access.link_keys import LinkSigning
 from mesh.broker import key_value
 from mesh.broker.direct_get import find_sequence
 from mesh.broker.requests import Requests
@@ -96,8 +102,10 @@ class Ingress:
         self._pool_loads = PoolLoads(requests, settings.worker_concurrency)
         self._journals = WarmJournals(requests)
         self._waits = Waits(requests, lanes.fleet, providers)
+        self._approving = Approving(requests, self._journals, settings.configuration)
+        self.signing = LinkSigning(requests)
         self.lists = Lists(requests, settings.index_folder)
-        self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals)
+        self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals, self._approving)
 
     async def take(self, settings: Settings) -> None:
         """Go by these settings from the next request on."""
@@ -105,6 +113,8 @@ class Ingress:
         self._submission.configure(settings.configuration.pools)
         self._providers.configure(settings.configuration)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
+        self._approving = Approving(self._requests, self._journals, settings.configuration)
+        self.dead_letters.take(self._approving)
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
@@ -115,11 +125,13 @@ class Ingress:
             raise
 
     async def _submit(self, request: AnyRequest) -> Response[bytes]:
-        tenant = tenant_of(request, "submit")
+        caller = caller_of(request, "submit")
+        tenant = caller.tenant
         key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
-        wait_seconds = parse_wait_seconds(request.headers.get(headers.HTTP_PREFER))
+        prefer = request.headers.get(headers.HTTP_PREFER)
+        wait_seconds = parse_wait_seconds(prefer)
         body = await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX))
-        task_request = parse_task_request(body, self._settings.pools)
+        task_request = within_rights(parse_task_request(body, self._settings.pools), body, caller.identity)
         refusal = self._storage.refusal
         if refusal is not None:
             raise RequestRefused("queue-full", refusal, retry_after_seconds=RETRY_AFTER_SECONDS)
@@ -134,6 +146,7 @@ class Ingress:
                     key,
                     traceparent,
                     admit=lambda: self._admit(tenant, task_request),
+                    by=caller.name,
                 )
             except QueueFull as error:
                 retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)
@@ -145,7 +158,10 @@ class Ingress:
                 if finished is not None:
                     applied = {"Preference-Applied": f"wait={wait_seconds}", "Location": task_path(submitted.task)}
                     return json_response(finished, 200, applied)
-            return await self._accepted(submitted)
+            link = await preferred_link(
+                self._settings, self.signing, caller, submitted.task, parse_link_seconds(prefer)
+            )
+            return await self._accepted(submitted, link)
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}`"""
@@ -153,8 +169,19 @@ class Ingress:
         shown = await self._record(tenant, checked_task(task), says_waiting=True)
         return json_response(shown, 200, {"Cache-Control": "no-store"})
 
+    async def link(self, request: AnyRequest, task: str) -> Response[bytes]:
+        """`POST /v1/tasks/{id}/links`"""
+        caller = caller_of(request, "read")
+        checked_task(task)
+        wanted = parse_link_request(await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX), absent=b"{}"))
+        await self._record(caller.tenant, task)  # Only of a task that is there is there anything to see.
+        acted(request, caller, "link", task)
+        made = await signed_link(self._settings, self.signing, caller.tenant, task, wanted.expires_in_seconds)
+        return json_response(made, 200, {"Cache-Control": "no-store"})
+
     def events(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}/events`: they are at the stream edge."""
+        tenant_of(request, "read", named=request.query_params.get("tenant"))
         url = task_links(self._settings, checked_task(task)).events
         query = request.scope["query_string"].decode("latin-1")
         location = f"{url}?{query}" if query else url
@@ -197,6 +224,7 @@ class Ingress:
         record = await self._record(caller.tenant, checked_task(task))
         if record.status in ENDED:
             return json_response(record, 200, {"Cache-Control": "no-store"})
+        acted(request, caller, "cancel", record.id)
         command = CancelCommand(task=record.id, tenant=caller.tenant, by=caller.name)
         await commands.send(self._requests, command, cancel_message_id(record.id), request, "/v1/tasks/{task}/cancel")
         log.debug("task.cancel_asked", task=record.id, tenant=caller.tenant)
@@ -213,9 +241,14 @@ class Ingress:
         message_id = input_decisions.message_id(tenant, task, said, key)
         if not input_decisions.was_carried_out(journal.state, said, message_id):
             command = input_decisions.command_for(journal.state, said, message_id, caller.name)
-            ack = await commands.send(self._requests, command, message_id, request, "/v1/tasks/{task}/inputs")
+            acted(request, caller, what_of(command), task)
+            await self._approving.check(caller, journal.state, command)
+            route = "/v1/tasks/{task}/inputs"
+            ack = await commands.send(self._requests, command, message_id, request, route)
             if ack.duplicate and isinstance(said, MessageInput):
                 await self._check_duplicate(tenant, task, said, message_id, ack.seq)
+            if ack.duplicate and isinstance(command, ApprovalCommand) and command.decision == "approved":
+                await self._approving.send_again(journal.state, command, message_id, ack, request, route)
             log.debug("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
         return json_response(self._linked(record(journal.state)), 202, {"Cache-Control": "no-store"})
 
@@ -248,7 +281,7 @@ class Ingress:
                 "conflict", f"task {request.continues} is {journal.state.status}: only an ended one can be continued"
             )
 
-    async def _accepted(self, submitted: Submitted) -> Response[bytes]:
+    async def _accepted(self, submitted: Submitted, link: TaskLink | None) -> Response[bytes]:
         known = await self._record(submitted.tenant, submitted.task) if submitted.existing else None
         accepted = TaskAccepted(
             id=submitted.task,
@@ -261,8 +294,12 @@ class Ingress:
             sequence=known.sequence if known is not None else 0,
             queue=self._lanes.queue(submitted.pool, submitted.priority),
             links=task_links(self._settings, submitted.task),
+            link=link or msgspec.UNSET,
         )
-        return json_response(accepted, 202, {"Location": task_path(submitted.task)})
+        answer_headers = {"Location": task_path(submitted.task)}
+        if link is not None:
+            answer_headers |= {"Preference-Applied": "link", "Cache-Control": "no-store"}
+        return json_response(accepted, 202, answer_headers)
 
     async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:
         """A task's status, folded from its journal. That of one that has ended does not change any more.
@@ -363,6 +400,10 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def events(request: AnyRequest, task: str) -> Response[bytes]:
         return ingress.events(request, task)
 
+    @post("/v1/tasks/{task:str}/links", status_code=200)
+    async def links(request: AnyRequest, task: str) -> Response[bytes]:
+        return await ingress.link(request, task)
+
     @post("/v1/tasks/{task:str}/cancel")
     async def cancel(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.cancel(request, task)
@@ -376,7 +417,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(submit, tasks, counts, tools, pool_load, task, events, cancel, inputs, schema),
+        *(submit, tasks, counts, tools, pool_load, task, events, links, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
         *health_routes("ingress", probe),
     ]

@@ -16,6 +16,7 @@ from contracts.messages.control import CancelCommand, Edits, ReplayCommand, canc
 from contracts.streams import CONTROL, DEAD_LETTERS
 from contracts.tasks import BODY_BYTES_MAX
 from ingress import commands, replay_decisions
+from ingress.approving import Approving
 from ingress.dead_letter_reading import read_dead_letters, read_malformed
 from ingress.journals import checked_task, read_journal
 from ingress.links import task_links
@@ -26,7 +27,8 @@ from ingress.parsing import (
     parse_record_sequence,
     parse_replay_request,
 )
-from mesh.access.callers import Caller, caller_of, tenant_of
+from mesh.access.audit import acted
+from mesh.access.callers import caller_of, tenant_of
 from mesh.broker.direct_get import sequence_from_leader
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
@@ -53,11 +55,18 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class DeadLetters:
     """What the routes stand on."""
 
-    def __init__(self, settings: Settings, requests: Requests, lists: Lists, journals: WarmJournals) -> None:
+    def __init__(
+        self, settings: Settings, requests: Requests, lists: Lists, journals: WarmJournals, approving: Approving
+    ) -> None:
         self._settings = settings
         self._lists = lists
         self._requests = requests
         self._journals = journals
+        self._approving = approving
+
+    def take(self, approving: Approving) -> None:
+        """Go by these rules from the next request on."""
+        self._approving = approving
 
     async def page(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/dead-letters`"""
@@ -109,7 +118,12 @@ class DeadLetters:
             return json_response(
                 replay_decisions.plan(state, after, steps, task_links(self._settings, task)), 200, _NO_STORE
             )
-        await self._send(request, caller, state, wanted, steps)
+        command = ReplayCommand(
+            task=task, tenant=tenant, by=caller.name, steps=steps, edits=wanted.edits, reason=wanted.reason
+        )
+        acted(request, caller, "replay", task)
+        await self._approving.check(caller, state, command)
+        await self._send(request, command, state)
         log.info("task.replay_asked", task=task, tenant=tenant, steps=len(steps))
         return self._accepted(state, steps)
 
@@ -127,6 +141,7 @@ class DeadLetters:
             return json_response(found, 200, _NO_STORE)
         if not state.open_dead_letters:
             raise RequestRefused("conflict", f"task {task} is {state.status}, and has no open dead letter")
+        acted(request, caller, "drop", task)
         command = CancelCommand(task=task, tenant=tenant, by=caller.name, reason=DROPPED)
         await commands.send(self._requests, command, cancel_message_id(task), request, "/v1/dead-letters/{task}")
         log.info("task.drop_asked", task=task, tenant=tenant)
@@ -138,14 +153,18 @@ class DeadLetters:
 
     async def drop_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`DELETE /v1/dead-letters/malformed/{record_sequence}`"""
-        found = await self._malformed(tenant_of(request, "operate"), number)
+        caller = caller_of(request, "operate")
+        found = await self._malformed(caller.tenant, number)
+        acted(request, caller, "delete", found.task)
         await self._requests.delete_message(DEAD_LETTERS.name, found.record_sequence)
         log.info("dead_letter.deleted", tenant=found.tenant, record=found.record_sequence)
         return json_response(found, 200, _NO_STORE)
 
     async def requeue_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`POST /v1/dead-letters/malformed/{record_sequence}/requeue`"""
-        found = await self._malformed(tenant_of(request, "operate"), number)
+        caller = caller_of(request, "operate")
+        found = await self._malformed(caller.tenant, number)
+        acted(request, caller, "requeue", found.task)
         try:
             await dead_letter_records.requeue(self._requests, found)
         except QueueFull as error:
@@ -185,13 +204,9 @@ class DeadLetters:
         replayed = [event for event in events if isinstance(event, TaskReplayed)]
         replay_decisions.check_recorded(wanted.edits, steps, replayed)
 
-    async def _send(
-        self, request: AnyRequest, caller: Caller, state: TaskState, wanted: ReplayRequest, steps: list[StepGen]
-    ) -> None:
+    async def _send(self, request: AnyRequest, command: ReplayCommand, state: TaskState) -> None:
         """Give the replay to the steward, once. Raises `RequestRefused` if there is one with other edits."""
-        command = ReplayCommand(
-            task=state.task, tenant=state.tenant, by=caller.name, steps=steps, edits=wanted.edits, reason=wanted.reason
-        )
+        steps, edits = command.steps, command.edits
         route = "/v1/dead-letters/{task}/replay"
         message_id = replay_message_id(state.task, steps)
         ack = await commands.send(self._requests, command, message_id, request, route)
@@ -199,9 +214,9 @@ class DeadLetters:
             return
         stored = await sequence_from_leader(self._requests, CONTROL.name, ack.seq)
         if stored is not None:
-            replay_decisions.check_same(wanted.edits, decode(stored.payload, ReplayCommand).edits)
+            replay_decisions.check_same(edits, decode(stored.payload, ReplayCommand).edits)
             return
-        named = ReplayRequest(edits=wanted.edits, steps=steps)
+        named = ReplayRequest(edits=edits, steps=steps)
         journal = await read_journal(
             self._journals, state.tenant, state.task, lambda each: replay_decisions.steps_of(each, named)[1]
         )

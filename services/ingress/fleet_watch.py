@@ -94,7 +94,7 @@ class FleetWatch:
 
     async def _look(self) -> None:
         fleet, self._dead = await asyncio.gather(
-            read_fleet(self._connection, self._pools), dead_streams(self._connection.requests)
+            read_fleet(self._connection, self._pools), dead_streams(self._connection.requests, self._connection.rights)
         )
         self._fleet, self._looked_at = fleet, lease_clock()
         self._pause_seconds = max(self._pause_seconds, PAUSE_PER_MEMBER_SECONDS * len(fleet.members))

@@ -8,15 +8,18 @@ from datetime import datetime
 
 from contracts.api.dead_letters import ReplayRequest
 from contracts.api.inputs import TaskInput
+from contracts.api.links import LinkRequest
 from contracts.codec import decode
 from contracts.errors import InvalidName, InvalidPayload
 from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX, METADATA_FILTERS_MAX
+from contracts.links import LINK_SECONDS_DEFAULT, LINK_SECONDS_MAX
 from contracts.records.status import STATUSES, Status
 from contracts.subjects import check_tool
 from contracts.tasks import IDEMPOTENCY_KEY_CHARACTERS_MAX, WAIT_SECONDS_MAX, TaskRequest
 from ingress.listing.filters import LetterFilter, TaskFilter
 
 _WAIT = re.compile(r"\s*wait\s*=\s*([0-9]{1,6})\s*", re.IGNORECASE)
+_LINK = re.compile(r"\s*link\s*(?:=\s*([1-9][0-9]{0,5})\s*)?", re.IGNORECASE)
 _KEY = re.compile(r"[\x20-\x7e]+")
 _CODE = re.compile(r"[\x21-\x7e]{1,128}")
 _METADATA = "metadata."
@@ -40,6 +43,11 @@ def parse_task_input(body: bytes) -> TaskInput:
 def parse_replay_request(body: bytes) -> ReplayRequest:
     """What a replay is to do. Raises `InvalidPayload`."""
     return decode(body, ReplayRequest, whole_numbers=True)
+
+
+def parse_link_request(body: bytes) -> LinkRequest:
+    """What a link is to be like. Raises `InvalidPayload`."""
+    return decode(body, LinkRequest, whole_numbers=True)
 
 
 def parse_task_filter(query: Iterable[tuple[str, str]]) -> TaskFilter:
@@ -109,6 +117,15 @@ def parse_wait_seconds(prefer: str | None) -> int:
         if match is not None:
             return min(int(match[1]), WAIT_SECONDS_MAX)
     return 0
+
+
+def parse_link_seconds(prefer: str | None) -> int | None:
+    """How long a link is to hold that `Prefer: link` or `link=N` asks for, at most `LINK_SECONDS_MAX`; None without."""
+    for preference in (prefer or "").split(","):
+        match = _LINK.fullmatch(preference.partition(";")[0])
+        if match is not None:
+            return min(int(match[1]), LINK_SECONDS_MAX) if match[1] else LINK_SECONDS_DEFAULT
+    return None
 
 
 def parse_status(value: str | None) -> Status | None:

@@ -11,6 +11,7 @@ from steward.control_loop import ControlLoop
 from steward.critic import Critics
 from steward.figures.rounds import figure_rounds
 from steward.lane_statistics import LaneKeeper
+from steward.operator_acts import OperatorActs
 from steward.provisioning_check import Provisioning
 from steward.reconciling import Reconciling
 from steward.result_sweep import ResultSweep
@@ -48,6 +49,7 @@ async def main(service: Service) -> None:
         await sweeps.take(settings)
         # A webhook, or the critic, that is new has a consumer of its own, which is made there.
         await webhooks.take(settings)
+        control.take(settings)
         critic.take(settings)
 
     service.reloading.add(webhooks.check, take)
@@ -55,6 +57,7 @@ async def main(service: Service) -> None:
         control.run(),
         timers.run(),
         triggers.run(),
+        OperatorActs(service.connection).run(),
         schedules.run(),
         advisories.run(),
         stranded.run(),

@@ -13,17 +13,20 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
-from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.actors import BY_MESH
+from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
 from contracts.journal.events import TERMINAL_TYPES
 from contracts.messages.control import (
     AnyCommand,
     ApprovalCommand,
     CancelCommand,
     InputCommand,
+    ReplayCommand,
     RoomCommand,
     decode_control,
 )
 from contracts.streams import TIMERS
+from mesh.access.approvals import FOUR_EYES, Approvals
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
@@ -34,9 +37,8 @@ from mesh.journal import dead_letter_records, giving_up, holds
 from mesh.journal.journal import Append
 from mesh.journal.settling import purge_timers, settle
 from mesh.journal.warm import WarmJournals
-from mesh.task.outbox import BY_MESH
 from mesh.task.state import TaskState
-from mesh.telemetry import traces
+from mesh.telemetry import audit, traces
 from steward.command_decisions import CarriedOut, ToAppend, Unknown, decide_command
 
 log = structlog.get_logger("steward.control_loop")
@@ -57,8 +59,13 @@ class ControlLoop:
         self._requests = connection.requests
         self._worker = worker
         self._deliveries_max = settings.max_deliver
+        self.take(settings)
         self._journals = WarmJournals(connection.requests)
         self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle, AT_ONCE_MAX)
+
+    def take(self, settings: Settings) -> None:
+        """Go by these settings from the next command on."""
+        self._approvals = Approvals(settings.configuration, self._submitters_of)
 
     async def run(self) -> None:
         """Carry out commands until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
@@ -108,7 +115,8 @@ class ControlLoop:
         carried_out: list[str] = []
 
         async def next_of(state: TaskState) -> Append | CarriedOut | Unknown:
-            outcome = decide_command(state, command)
+            refusal = await self._approvals.refusal(state, command)
+            outcome = decide_command(state, command) if refusal is None else Unknown(refusal)
             if not isinstance(outcome, ToAppend):
                 return outcome
             return Append(outcome.build, on_appended=partial(appended, outcome.what[0]))
@@ -142,9 +150,29 @@ class ControlLoop:
                 # A sub-task that has not begun finds by itself that its parent is over.
                 return Ack()
             case Unknown(error):
+                _tell_refusal(command, error)
                 return await dead_letter_records.refuse(self._requests, delivery, error, self._worker)
             case event:
                 raise TypeError(f"{type(event).__name__} is no outcome")
+
+    async def _submitters_of(self, tenant: str, task: str) -> list[str | None]:
+        journal = await self._journals.open(tenant, task)
+        await journal.catch_up_with_leader(lambda state: state.exists)
+        return [journal.state.queued.by] if journal.state.queued is not None else []
+
+
+def _tell_refusal(command: AnyCommand, error: ErrorInfo) -> None:
+    if error.code == FOUR_EYES:
+        # It came past every ingress, or before that took over what the configuration says now.
+        what = "replay" if isinstance(command, ReplayCommand) else "approve"
+        audit.tell(
+            what=what,
+            task=command.task,
+            tenant=command.tenant,
+            by=command.by,
+            source=audit.BROKER,
+            result=error.code,
+        )
 
 
 def _kind(command: AnyCommand) -> str:

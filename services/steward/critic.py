@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from opentelemetry.trace import SpanKind
 
 from contracts import subjects
+from contracts.actors import BY_CRITIC
 from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
 from contracts.identifiers import derived_id
@@ -198,6 +199,7 @@ class Critic:
                 tenant,
                 outcome.task,
                 traces.current_traceparent(),
+                by=BY_CRITIC,
                 admit=partial(self._admit, outcome.task),
             )
         except HourlyLimitReached as spent:

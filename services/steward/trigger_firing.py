@@ -14,6 +14,7 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
+from contracts.actors import by_rule
 from contracts.errors import ErrorInfo, TaskmeshError
 from contracts.tasks import TaskRequest
 from contracts.triggers import rules
@@ -164,7 +165,9 @@ class Triggers:
         with traces.span("trigger", incoming, SpanKind.CONSUMER, {"taskmesh.task": task}):
             traceparent = traces.current_traceparent() or incoming
             trigger = rules.trigger_for(rule, signal)
-            submitted = await self._submission.start(request, rule.tenant, task, traceparent, trigger, room)
+            submitted = await self._submission.start(
+                request, rule.tenant, task, traceparent, trigger, room, by=by_rule(rule.name)
+            )
         if not submitted.existing:
             metrics.trigger_started()
         log.debug(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contracts.records.status import HealthCheck
-from mesh.access.callers import identified, open_door
-from mesh.access.limits import limited, limits_of
+from mesh.access.doors import opened_door
+from mesh.access.entrance import behind
+from mesh.access.link_keys import LinkSigning
+from mesh.access.modes import check_mode
 from mesh.journal.following import Following
 from mesh.serving.browsers import Access, guarded, hosts_of
 from mesh.serving.heartbeats import heartbeats
@@ -17,6 +19,7 @@ from stream_edge.app import Edge, create_app
 async def main(service: Service) -> None:
     """Serve streams until told to stop."""
     settings = service.settings
+    check_mode(settings, settings.edge_address, "MESH_EDGE_ADDRESS")
     listener = bind(settings.edge_address, "MESH_EDGE_ADDRESS")
     edge = Edge(Following(service.connection), settings.edge_streams_max, service.stopping)
 
@@ -25,13 +28,14 @@ async def main(service: Service) -> None:
 
     address = address_of(listener)
     hosts = hosts_of(address, settings.allowed_hosts, [settings.edge_public_url])
-    door = open_door
-    limits = limits_of(door, settings.configuration.auth)
-    service.reloading.add(lambda _: None, limits.take)
-    app = guarded(identified(create_app(edge, probe), limited(door, limits)), Access(hosts, settings.edge_cors_origins))
     service.http = str(address)
     service.wellness.ready_by(probe)
-    async with heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max):
+    async with (
+        opened_door(service, address, "MESH_EDGE_ADDRESS") as door,
+        heartbeats(service, lambda: edge.streams, concurrency=settings.edge_streams_max),
+    ):
+        entered = behind(door, create_app(edge, probe), service, LinkSigning(service.requests))
+        app = guarded(entered, Access(hosts, settings.edge_cors_origins))
         await serve(app, listener, service.stopping, service.ready(), service.tls(address))
 
 

@@ -12,7 +12,8 @@ from opentelemetry.trace import Span, SpanKind
 from contracts import headers, subjects
 from contracts.errors import InvalidName, InvalidPayload, TaskmeshError
 from contracts.fields import whole_number
-from mesh.access.callers import tenant_of
+from mesh.access.callers import Identity, caller_of
+from mesh.clock import now
 from mesh.journal.following import Following, TaskNotFound
 from mesh.serving.http import (
     EXCEPTION_HANDLERS,
@@ -39,7 +40,8 @@ class Edge:
 
     async def events(self, request: AnyRequest, task: str) -> ASGIApp:
         """`GET /v1/tasks/{id}/events`: the application that sends the stream."""
-        tenant = tenant_of(request, "read", named=request.query_params.get("tenant"))
+        caller = caller_of(request, "read", named=request.query_params.get("tenant"))
+        tenant = caller.tenant
         checked_task = _task_of(task)
         after = _cursor_of(request)
         previews = _previews_of(request)
@@ -61,7 +63,7 @@ class Edge:
                     if follower is None:
                         await _send_nothing(send)
                     else:
-                        await stream(follower, receive, send, self._stopping)
+                        await stream(follower, receive, send, self._stopping, _seconds_left(caller.identity))
             finally:
                 self._count(-1)
 
@@ -106,6 +108,11 @@ async def _send_nothing(send: Send) -> None:
     """204 is how a browser's EventSource learns to stop."""
     await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _seconds_left(identity: Identity) -> float | None:
+    """How long what a caller has shown still holds; None if nobody knows of an end."""
+    return max(0.0, (identity.until - now()).total_seconds()) if identity.until is not None else None
 
 
 def _task_of(value: str) -> str:

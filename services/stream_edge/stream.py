@@ -27,12 +27,17 @@ HEADERS = (
 )
 
 
-async def stream(follower: Follower, receive: Receive, send: Send, stopping: asyncio.Event) -> None:
-    """Send frames until the task has ended, the client is gone, or the edge stops."""
+async def stream(
+    follower: Follower, receive: Receive, send: Send, stopping: asyncio.Event, seconds_max: float | None = None
+) -> None:
+    """Send frames until the task has ended, the client is gone, the edge stops, or `seconds_max` are over.
+
+    That is when what the client has shown holds no more: who comes again shows something else.
+    """
     pump = asyncio.create_task(_pump(follower, send))
     waits = [pump, asyncio.create_task(_disconnected(receive)), asyncio.create_task(stopping.wait())]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED, timeout=seconds_max)
     finally:
         for task in waits:
             task.cancel()
@@ -42,7 +47,7 @@ async def stream(follower: Follower, receive: Receive, send: Send, stopping: asy
         # The head is sent: all that is left is to end the stream, and the client resumes.
         log.error("stream.broke", task=follower.task, exc_info=results[0])
     try:
-        async with asyncio.timeout(END_SECONDS_MAX if stopping.is_set() else None):
+        async with asyncio.timeout(END_SECONDS_MAX if stopping.is_set() or seconds_max is not None else None):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
     except TimeoutError:
         # A reader that takes nothing more: the server closes the connection.

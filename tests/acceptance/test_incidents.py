@@ -6,7 +6,6 @@ The rows make the table of docs/incidents.md: WRITE_INCIDENTS=1 writes it anew, 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,24 +24,24 @@ from mesh.fleet.findings import CHECKS
 from tests.support import children
 from tests.support.broker import Broker, free_port
 from tests.support.certificates import make_certificate
+from tests.support.cluster import running_cluster
 from tests.support.http_client import PatientClient
 from tests.support.incidents import WRITE_VARIABLE, Incident, table, table_of_page, write_page
+from tests.support.leaf import leaf_and_hub
 from tests.support.model_server import Exchange, model_server
 from tests.support.otlp_receiver import OtlpReceiver
-from tests.support.processes import Mesh, Process, running_mesh
+from tests.support.processes import Mesh, Process, running_mesh, serving
 from tests.support.small_disk import fill, small_disk
-from tests.support.up import ENVIRONMENT, meshctl
+from tests.support.up import ENVIRONMENT
 from tests.support.waiting import until
+from tests.support.watched import SECONDS_MAX, Watched, doctor, said, shown
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
-SECONDS_MAX = 15
-"""Within so many, on a quiet machine, an incident is told."""
 STATISTICS_SECONDS_MAX = 35 + SECONDS_MAX
 """Statistics are old once they have not been written for 35 s."""
 DISK_BYTES = 24 * 1024 * 1024
 LANE_MAX = 4
-METRIC = "taskmesh.fleet.findings"
 CONFIGURATION = """
 [providers.local]
 kind = "openai"
@@ -60,98 +58,6 @@ wait_seconds = 3600
 [mcp.absent]
 command = ["/nowhere/there-is-no-such-program"]
 """
-
-
-class Watched:
-    """A mesh, and what it says of itself."""
-
-    def __init__(self, mesh: Mesh, client: PatientClient, receiver: OtlpReceiver) -> None:
-        self.mesh = mesh
-        self.incidents: list[Incident] = []
-        self._client = client
-        self._receiver = receiver
-        self._seen = 0
-
-    async def submit(self, text: str, **body: Any) -> str:
-        """A task's id."""
-        answer = await self._client.post(f"{self.mesh.ingress_url}/v1/tasks", json={"input": text, **body})
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
-
-    async def doctor(self, **variables: str) -> tuple[int, dict[str, dict[str, str]]]:
-        """What the doctor says, by check."""
-        return await doctor({**self.mesh.environment, **variables})
-
-    async def readiness(self) -> tuple[int, dict[str, dict[str, Any]]]:
-        """The status of readiness, and its checks."""
-        answer = await self._client.get(f"{self.mesh.ingress_url}/health/ready")
-        return answer.status_code, {check["name"]: check for check in answer.json()["checks"]}
-
-    def measured(self, check: str) -> bool:
-        """Whether the last point of the metric says that a check is not well."""
-        points = [one for one in self._receiver.metrics(METRIC) if one["attributes"].get("taskmesh.check") == check]
-        return bool(points) and points[-1]["value"] == 1
-
-    async def waiting(self, task: str) -> dict[str, Any]:
-        """What a task waits for."""
-        answer = await self._client.get(f"{self.mesh.ingress_url}/v1/tasks/{task}")
-        waiting: dict[str, Any] = answer.json().get("waiting") or {}
-        return waiting
-
-    async def until_waits(self, task: str, on: str) -> str:
-        """Wait until a task waits for something, and say it as `meshctl why` does."""
-
-        async def waits() -> bool:
-            return (await self.waiting(task)).get("on") == on
-
-        try:
-            await until(waits, SECONDS_MAX)
-        except TimeoutError:
-            pytest.fail(f"it does not wait for {on}, but: {await self.waiting(task)}")
-        return str((await self.waiting(task))["detail"])
-
-    async def why(self, task: str) -> dict[str, Any]:
-        """What `meshctl why` says."""
-        answer = await meshctl("why", task, environment={**ENVIRONMENT, "MESH_INGRESS_URL": self.mesh.ingress_url})
-        assert (answer.returncode, answer.stderr) == (0, "")
-        said: dict[str, Any] = json.loads(answer.stdout)
-        return said
-
-    async def until_told(self, *checks: str, seconds: float = SECONDS_MAX) -> dict[str, dict[str, Any]]:
-        """Wait until readiness and the metric tell of these checks; what readiness says."""
-
-        async def told() -> bool:
-            _, ready = await self.readiness()
-            return ready.keys() >= set(checks) and all(map(self.measured, checks))
-
-        try:
-            await until(told, seconds)
-        except TimeoutError:
-            unsaid = set(checks) - (await self.readiness())[1].keys()
-            unmeasured = [check for check in checks if not self.measured(check)]
-            pytest.fail(f"readiness does not say {unsaid}, the metric does not say {unmeasured}")
-        return (await self.readiness())[1]
-
-
-async def doctor(environment: dict[str, str]) -> tuple[int, dict[str, dict[str, str]]]:
-    """What the doctor says, by check."""
-    answer = await meshctl("doctor", environment=environment)
-    assert answer.stderr == ""
-    lines = [json.loads(line) for line in answer.stdout.splitlines()]
-    return answer.returncode, {line["check"]: line for line in lines}
-
-
-def said(lines: dict[str, dict[str, str]], check: str) -> str:
-    """A line of the doctor's that is not well, for the table."""
-    line = lines[check]
-    assert line["status"] == "fail", line
-    return f"`{check}`: {line['detail']} → {line['remedy']}"
-
-
-def shown(checks: dict[str, dict[str, Any]], check: str) -> str:
-    """What readiness says of a check, for the table."""
-    assert checks[check]["ok"] is True
-    return f"`{check}`: {checks[check]['detail']}"
 
 
 async def dead(exchange: Exchange) -> None:
@@ -194,6 +100,8 @@ async def test_each_incident_is_told_within_15_seconds_with_what_to_do(tmp_path:
         assert watched.mesh.tracebacks() == []
     rows += await what_is_wrong_with_the_broker(tmp_path)
     rows += await what_a_full_disk_leaves(tmp_path)
+    rows += await what_is_wrong_with_a_cluster(tmp_path)
+    rows += await what_another_mesh_does(tmp_path)
     if os.environ.get(WRITE_VARIABLE):
         write_page(rows)
     assert table_of_page() == table(rows), f"{WRITE_VARIABLE}=1 writes it anew"
@@ -389,6 +297,54 @@ async def what_a_full_disk_leaves(folder: Path) -> list[Incident]:
             await asyncio.gather(*(process.stop() for process in mesh.processes))
             await broker.stop()
             await receiver.stop()
+
+
+async def what_is_wrong_with_a_cluster(folder: Path) -> list[Incident]:
+    """Three servers, and one copy of everything: as on a broker that has become a cluster."""
+    (folder / "cluster").mkdir()
+    receiver = await OtlpReceiver(folder / "cluster").start()
+    async with running_cluster(folder / "cluster") as cluster, PatientClient(timeout=30) as client:
+        variables = {
+            "MESH_NATS_URL": cluster.url,
+            "MESH_UPGRADE_STREAMS": "0",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+            "OTEL_METRIC_EXPORT_INTERVAL": "500",
+        }
+        mesh = Mesh(folder / "cluster", cluster.nodes[0], variables)
+        try:
+            async with connect(mesh.settings, "test") as connection:
+                await apply(connection.requests, declared(mesh.settings), update=False)
+            for service in ("ingress", "steward"):
+                await mesh.start(service)
+            watched = Watched(mesh, client, receiver)
+            ready = await watched.until_told("streams")
+            status, lines = await watched.doctor()
+            assert status == 1
+            done = "the broker is a cluster of three, and has one copy of each stream"
+            return [Incident(done, said(lines, "replicas"), shown(ready, "streams"), "`streams`")]
+        finally:
+            await asyncio.gather(*(process.stop() for process in mesh.processes))
+            await receiver.stop()
+
+
+async def what_another_mesh_does(folder: Path) -> list[Incident]:
+    """A hub and a leaf, each with a mesh, share an account since they are linked."""
+    async with leaf_and_hub(folder / "linked") as pair:
+        first, second = Mesh(folder / "first", pair.hub, {}), Mesh(folder / "second", pair.leaf, {})
+        for mesh in (first, second):
+            mesh.folder.mkdir()
+        await pair.hub.stop()
+        async with serving(second, "ingress"):
+            await pair.hub.start()
+            async with connect(first.settings, "test") as connection:
+                await apply(connection.requests, declared(first.settings), update=False)
+            await pair.until_linked()
+            status, lines = await doctor(first.environment)
+            assert status == 1
+            ended = await children.run([sys.executable, "-m", "steward"], first.environment)
+            assert ended.returncode == 2
+            refused = f"a service ends: `{ended.stderr.splitlines()[-1]}`"
+            return [Incident("a leaf's mesh shares its account with the hub's", said(lines, "other_mesh"), refused)]
 
 
 def test_every_check_of_a_fleet_has_its_incident_or_a_reason() -> None:

@@ -22,8 +22,8 @@ from contracts.streams import TOOLS_BUCKET
 from mesh.broker import key_value
 from mesh.broker.connection import connect
 from tests.support.checker import Recorded, check, read_stored
-from tests.support.other_languages import ANSWERS, COMMANDS, LEASE_SECONDS, TEXT, TOOLS, Tools, broken_schemas
-from tests.support.processes import running_mesh
+from tests.support.other_languages import ANSWERS, COMMANDS, GUESTS, LEASE_SECONDS, TEXT, TOOLS, Tools, broken_schemas
+from tests.support.processes import enforced_mesh
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
@@ -31,13 +31,13 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tools(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tools]:
-    """A mesh with runners in Python, Go and TypeScript. What happened in it is judged at the end."""
+    """A mesh with runners in Python, Go and TypeScript, each with least rights. It is judged at the end."""
     for command in COMMANDS.values():
         await asyncio.to_thread(command)
     folder = tmp_path_factory.mktemp("foreign")
     lease = {"MESH_ACK_WAIT_SECONDS": str(LEASE_SECONDS)}
     async with (
-        running_mesh(folder, "steward", "inference_worker", "tool_runner", **lease) as mesh,
+        enforced_mesh(folder, ["steward", "inference_worker", "tool_runner"], [*GUESTS.values()], **lease) as mesh,
         connect(mesh.settings, "test") as connection,
     ):
         files = folder / "files"

@@ -30,9 +30,9 @@ OLD_FORM = "$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<sequence>.<time
 
 
 @asynccontextmanager
-async def own(folder: Path, **kind: str) -> AsyncIterator[Broker]:
+async def own(folder: Path, extra: str = "", max_payload: str = "1MB") -> AsyncIterator[Broker]:
     """A broker without any streams."""
-    broker = Broker(folder / "nats", **kind)
+    broker = Broker(folder / "nats", extra=extra, max_payload=max_payload)
     await broker.start()
     try:
         yield broker

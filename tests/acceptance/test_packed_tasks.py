@@ -12,7 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from mesh.broker.embedded import TOKEN_FILE
+from mesh.broker.embedded import ADMIN, login_path, read_login
 from tests.support import children
 from tests.support.pages import read_page
 from tests.support.toolchains import nats_cli
@@ -73,10 +73,13 @@ async def test_it_is_served_and_listed_as_before(mesh: PageMesh, packed: dict[st
 
 async def test_the_nats_cli_reads_it_by_the_documented_commands(mesh: PageMesh, packed: dict[str, Any]) -> None:
     cli = nats_cli()
+    login = read_login(login_path(mesh.home, ADMIN))
+    assert login is not None
     variables = {
         "TASK": packed["id"],
         "NATS_URL": mesh.address("broker"),
-        "NATS_TOKEN": (mesh.home / TOKEN_FILE).read_text().strip(),
+        "NATS_USER": login.user or "",
+        "NATS_PASSWORD": login.password or "",
         "PATH": f"{cli.parent}:{os.environ['PATH']}",
     }
     finds, reads = [command.text for command in SECTION.commands]

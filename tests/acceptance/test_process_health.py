@@ -85,7 +85,7 @@ async def test_a_process_that_waits_for_its_broker_lives_and_is_not_ready(tmp_pa
     mesh = Mesh(tmp_path, Broker(tmp_path / "broker"), {})
     addresses = {service: f"127.0.0.1:{free_port()}" for service in SERVICES}
     processes = [
-        Process(service, {**mesh.environment, "MESH_OPS_ADDRESS": address}, tmp_path / f"{service}.log")
+        Process(service, {**mesh.environment_of(service), "MESH_OPS_ADDRESS": address}, tmp_path / f"{service}.log")
         for service, address in addresses.items()
     ]
     starting = [asyncio.create_task(process.start()) for process in processes]

@@ -80,7 +80,7 @@ async def waiting_service(
     mesh = Mesh(folder, broker, {})
     attempts = Attempts(broker.port)
     await attempts.open()
-    process = Process(service, mesh.environment, folder / f"{service}.log")
+    process = Process(service, mesh.environment_of(service), folder / f"{service}.log")
     starting = asyncio.create_task(process.start())
     try:
         async with within(20):

@@ -164,7 +164,11 @@ async def test_a_private_address_is_refused_at_the_start(tmp_path: Path, receive
 
 
 async def test_a_missing_secret_stops_the_steward_with_one_line(bench: Bench, tmp_path: Path) -> None:
-    variables = {**bench.mesh.environment, "HOOK_SECRET": ""}
+    variables = {
+        **bench.mesh.environment,
+        "MESH_NATS_URL": bench.mesh.broker.url_of("steward"),
+        "HOOK_SECRET": "",
+    }
     line = await refusal(tmp_path, variables)
     assert line == (f"steward: {tmp_path / 'mesh.toml'}: webhooks.ops.secret_env: the variable HOOK_SECRET is not set")
 

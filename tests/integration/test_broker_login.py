@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from mesh.broker.connection import connect
-from mesh.broker.embedded import PORTS_FOLDER, TOKEN_FILE
+from mesh.broker.embedded import PORTS_FOLDER, login_path, render_login
+from mesh.configuration.broker_urls import BrokerLogin
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 from meshctl.commands.doctor import gather
@@ -60,7 +61,7 @@ async def test_a_list_of_servers_connects_though_the_first_is_away(guarded: Brok
     [
         ("me:wrong@", r"^the broker at nats://\*\*\*@127\.0\.0\.1:\d+ refuses the user or password of MESH_NATS_URL$"),
         ("wrong@", r"^the broker at nats://\*\*\*@127\.0\.0\.1:\d+ refuses the token of MESH_NATS_URL$"),
-        ("", r"^the broker at nats://127\.0\.0\.1:\d+ asks for a login, and MESH_NATS_URL has none"),
+        ("", r"^the broker at nats://127\.0\.0\.1:\d+ asks for a login, and there is none: MESH_NATS_CREDS"),
     ],
 )
 async def test_a_wrong_login_reads_as_such(guarded: Broker, tmp_path: Path, login: str, says: str) -> None:
@@ -89,7 +90,7 @@ async def test_a_certificate_that_is_not_trusted_reads_as_such_and_one_that_is_c
         checks = {check.check: check for check in diagnose(await gather(settings))}
         assert checks["broker"].status == "ok"
         assert checks["certificate"].status == "fail"
-        assert "SSL_CERT_FILE" in checks["certificate"].remedy
+        assert "MESH_NATS_TLS_CA" in checks["certificate"].remedy
         assert not checks.keys() & {"login", "streams"}
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         async with connect(settings, "test") as connection:
@@ -104,19 +105,21 @@ async def test_a_token_of_the_url_connects(tokened: Broker) -> None:
         assert connection.is_connected
 
 
-async def test_the_token_of_a_home_is_shown_to_its_own_broker_alone(tokened: Broker, tmp_path: Path) -> None:
+async def test_the_logins_of_a_home_are_shown_to_its_own_broker_alone(guarded: Broker, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / PORTS_FOLDER).mkdir(parents=True)
-    (home / TOKEN_FILE).write_text(TOKEN + "\n")
-    settings = Settings(nats_url=tokened.url, home=home)
+    path = login_path(home, "steward")
+    path.parent.mkdir()
+    path.write_text(render_login(BrokerLogin("me", PASSWORD)))
+    settings = Settings(nats_url=guarded.url, home=home)
     with pytest.raises(BrokerRefused, match="asks for a login"):
-        async with connect(settings, "test"):
-            pytest.fail("the token went to a broker that is not known to be the home's")
-    assert tokened.process is not None
-    ports = home / PORTS_FOLDER / f"nats-server_{tokened.process.pid}.ports"
-    ports.write_text(f'{{"nats": ["nats://127.0.0.1:{tokened.port}"]}}')
-    for alone in (settings, replace(settings, nats_url=None, nats_port=tokened.port)):
-        async with connect(alone, "test") as connection:
+        async with connect(settings, "steward"):
+            pytest.fail("the login went to a broker that is not known to be the home's")
+    assert guarded.process is not None
+    ports = home / PORTS_FOLDER / f"nats-server_{guarded.process.pid}.ports"
+    ports.write_text(f'{{"nats": ["nats://127.0.0.1:{guarded.port}"]}}')
+    for alone in (settings, replace(settings, nats_url=None, nats_port=guarded.port)):
+        async with connect(alone, "steward") as connection:
             assert connection.is_connected
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from contracts import subjects
+from contracts.actors import BY_MESH
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.journal import events
@@ -24,7 +25,7 @@ from mesh.journal.projection import project
 from mesh.journal.reconciliation import Found, Reconciliation
 from mesh.journal.settling import publish_outbox
 from mesh.task.decisions import queued_event
-from mesh.task.outbox import BY_MESH, deadline_timer, messages_after, room_timer
+from mesh.task.outbox import deadline_timer, messages_after, room_timer
 from mesh.task.records import record
 from mesh.task.subtasks import child_id
 from steward.control_loop import ControlLoop

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from contracts import headers, subjects
+from contracts.actors import BY_MESH
 from contracts.codec import encode
 from contracts.journal.parts import Parent
 from contracts.messages.control import CancelCommand, cancel_message_id
@@ -21,7 +22,6 @@ from mesh.journal.journal import Journal
 from mesh.rules import trigger_bucket
 from mesh.steps.postponement import NOT_VISIBLE_DELIVERIES_MAX
 from mesh.task.decisions import queued_event
-from mesh.task.outbox import BY_MESH
 from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, working
 from tests.support.checker import read_stored

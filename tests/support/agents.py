@@ -37,9 +37,9 @@ class Agents:
         """Let what goes on in the background end."""
         await self._submission.close()
 
-    async def submit(self, script: str, **request: Any) -> str:
-        """A task of the scripted model; its id."""
-        submitted = await self._submission.submit(TaskRequest(input=script, **request), TENANT, None, None)
+    async def submit(self, script: str, by: str | None = None, **request: Any) -> str:
+        """A task of the scripted model, of whom `by` says; its id."""
+        submitted = await self._submission.submit(TaskRequest(input=script, **request), TENANT, None, None, by=by)
         return submitted.task
 
     async def state(self, task: str) -> TaskState:

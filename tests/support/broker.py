@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import httpx
 
-from tests.support import children
+from contracts.guests import Guest
+from tests.support import children, enforced
 from tests.support.patience import POLL_SECONDS, ended, within
 
 PROGRAM = shutil.which("nats-server") or str(Path(sys.executable).parent / "nats-server")
@@ -42,6 +43,9 @@ jetstream {{
 }}
 """
 
+
+_OWN = ("authorization", "accounts", "tls", "leafnodes", "cluster")
+"""What a test configures itself where least rights are none of its business."""
 
 PORTS = range(12_000, 32_000)
 """Below those that systems give to connections: who listens there, dies and starts again finds its port free."""
@@ -82,29 +86,54 @@ class Broker:
         extra: str = "",
         max_payload: str = "1MB",
         domain: str | None = None,
+        *,
+        enforces: bool | None = None,
+        guests: Sequence[Guest] = (),
     ) -> None:
-        """`extra`: more lines of its configuration, such as users. `domain`: that of its JetStream."""
+        """`extra`: more lines of its configuration, such as users. `domain`: that of its JetStream.
+
+        `enforces`: whether it enforces the lists of least rights (`tests.support.enforced`), also of `guests`; None is
+        as the suite is run, if `extra` has no users of its own.
+        """
         self.port = free_port()
         self.monitoring_port = free_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
+        is_open = domain is None and not any(word in extra for word in _OWN)
+        self.enforces = enforces if enforces is not None else enforced.is_enforced() and is_open
+        self.url = self.url_of(enforced.ROOT)
+        self._guests = guests
         self.log = folder / "nats.log"
         self.store = folder / "jetstream"
         self._config = folder / "nats.conf"
         folder.mkdir(parents=True, exist_ok=True)
-        self._config.write_text(
-            _CONFIG.format(
-                port=self.port,
-                monitoring_port=self.monitoring_port,
-                store=self.store,
-                sync_interval=sync_interval,
-                max_payload=max_payload,
-                extra=extra,
-                jetstream=f"domain: {domain}" if domain else "",
-            )
+        self._text = _CONFIG.format(
+            port=self.port,
+            monitoring_port=self.monitoring_port,
+            store=self.store,
+            sync_interval=sync_interval,
+            max_payload=max_payload,
+            extra=extra,
+            jetstream=f"domain: {domain}" if domain else "",
         )
+        self._config.write_text(self._text + (enforced.accounts(guests) if self.enforces else ""))
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: Mapping[str, str] | None = None
         """What its configuration may name as variables; None is this process's own environment."""
+        if self.enforces:
+            self.environment = {**os.environ, **enforced.passwords(guests)}
+
+    def take_away(self, lacking: Mapping[str, Collection[str]]) -> None:
+        """Enforce lists that lack these subjects, by user; a server that runs takes them over (SIGHUP)."""
+        self._config.write_text(self._text + enforced.accounts(self._guests, lacking))
+        if self.process is not None:
+            self.process.send_signal(signal.SIGHUP)
+
+    def url_of(self, process: str) -> str:
+        """Where a process finds it, with the login of its role if the broker enforces their rights."""
+        return self.with_login(f"nats://127.0.0.1:{self.port}", process)
+
+    def with_login(self, url: str, process: str) -> str:
+        """The URL of what leads to it, with that login."""
+        return enforced.with_login(url, enforced.role_of(process)) if self.enforces else url
 
     async def start(self, seconds: float = READY_SECONDS) -> None:
         """Start, and wait until it accepts connections. `seconds`: how long that may take, with much stored."""
@@ -140,3 +169,6 @@ class Broker:
                 await ended(self.process, STOP_SECONDS)
             except TimeoutError:
                 await self.kill()
+        if self.enforces:
+            refused = enforced.violations(self.log)
+            assert not refused, refused[:20]

@@ -58,13 +58,13 @@ def read_yaml(file: Path) -> list[dict[str, Any]]:
     return documents
 
 
-def scaled_object_schema() -> dict[str, Any]:
-    """The JSON Schema of a ScaledObject, as KEDA's own definition has it."""
+def keda_schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema of a kind, such as `scaledobjects`, as KEDA's own definition has it."""
     demand("go", "deploy/kubernetes/keda")
     answer = children.run_blocking(["go", "mod", "download", "-json", KEDA], seconds=BUILD_SECONDS_MAX)
     if answer.returncode != 0:
         miss(f"go can't fetch {KEDA}: {(answer.stdout + answer.stderr)[-2000:]}")
-    file = Path(json.loads(answer.stdout)["Dir"]) / "config" / "crd" / "bases" / "keda.sh_scaledobjects.yaml"
+    file = Path(json.loads(answer.stdout)["Dir"]) / "config" / "crd" / "bases" / f"keda.sh_{kind}.yaml"
     [definition] = read_yaml(file)
     [version] = definition["spec"]["versions"]
     schema: dict[str, Any] = version["schema"]["openAPIV3Schema"]

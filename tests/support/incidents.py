@@ -25,6 +25,8 @@ _OURS: Final = (
     (re.compile(r"\d[\d,.]* s\b"), "N s"),
     (re.compile(r"\((\d+) messages?\)"), "(N messages)"),
     (re.compile(r"after \d+ failed tr(y|ies)"), "after N failed tries"),
+    (re.compile(r"\ball \d+ streams\b"), "all N streams"),
+    (re.compile(r"\band \d+ more\b"), "and N more"),
 )
 """What differs from run to run, and what stands for it."""
 

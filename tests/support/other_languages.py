@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema_rs
 
+from contracts import guests
 from contracts.identifiers import new_id
 from contracts.messages.work import TurnWork
 from contracts.streams import TOOLS_BUCKET
@@ -37,6 +38,8 @@ ANSWERS: dict[str, Any] = {
     "typescript": {"number": 2, "line": "and three more"},
 }
 TEXT = "two words\nand three more\n"
+GUESTS = {"go": guests.runner(["word_count", "append_line"]), "typescript": guests.runner(["longest_line"])}
+"""Who they are at a broker that enforces least rights: each in an account of its own."""
 LEASE_SECONDS = 1.0
 STOP_SECONDS = 30.0
 
@@ -84,7 +87,7 @@ class Tools:
         with (self.mesh.folder / f"{language}.log").open("ab") as log:
             popen = children.start(
                 COMMANDS[language](),
-                self.mesh.environment | {"EXAMPLE_FOLDER": str(self.folder), "EXAMPLE_SCHEMAS": str(SCHEMAS)},
+                self._environment(language) | {"EXAMPLE_FOLDER": str(self.folder), "EXAMPLE_SCHEMAS": str(SCHEMAS)},
                 stdout=children.PIPE,
                 stderr=log,
             )
@@ -93,6 +96,13 @@ class Tools:
         line = await asyncio.to_thread(popen.stdout.readline)
         assert line == b"ready\n", (self.mesh.folder / f"{language}.log").read_text()
         return self.foreign[language]
+
+    def _environment(self, language: str) -> dict[str, str]:
+        broker = self.mesh.broker
+        if not broker.enforces:
+            return self.mesh.environment
+        own = {"MESH_NATS_URL": broker.url_of(GUESTS[language].user), "MESH_NATS_DOMAIN": guests.DOMAIN}
+        return self.mesh.environment | own
 
     async def add_is_declared(self) -> bool:
         """Whether the Python runner serves its tool."""

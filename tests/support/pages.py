@@ -61,7 +61,9 @@ _GAP = r"^[ \t]*…[ \t]*$"
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 _BLANK_LINE = "\0"
 _CURSOR = re.compile(r"(Last-Event-ID: |--after )(\d+)")
-_MESH_TOML = frozenset({"providers", "pools", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs"})
+_MESH_TOML = frozenset(
+    ("providers", "pools", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs", "auth", "approvals")
+)
 
 
 @dataclass(frozen=True)

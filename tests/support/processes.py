@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 
+from contracts.guests import Guest
 from mesh.broker.connection import connect
 from mesh.broker.provisioning import apply, declared
 from mesh.configuration.mesh_toml import NO_FILE
@@ -131,6 +132,16 @@ class Mesh:
             **variables,
         }
         self.settings = load_settings(self.environment)
+        if broker.enforces and "MESH_NATS_URL" not in variables:
+            # Commands that are run with it log in as operators; the test itself may do everything.
+            self.environment["MESH_NATS_URL"] = broker.url_of("meshctl")
+
+    def environment_of(self, service: str) -> dict[str, str]:
+        """What a service is started with: the broker as it is seen from there, with the login of its role, if any."""
+        if self.link is None and not self.broker.enforces:
+            return self.environment
+        url = self.link.url if self.link is not None else f"nats://127.0.0.1:{self.broker.port}"
+        return self.environment | {"MESH_NATS_URL": self.broker.with_login(url, service)}
 
     async def start(self, service: str, *arguments: str, **variables: str) -> Process:
         """Start one more process of a service, or of a module that takes `arguments`."""
@@ -144,8 +155,7 @@ class Mesh:
         self, under: tuple[str, ...], service: str, arguments: tuple[str, ...], variables: dict[str, str]
     ) -> Process:
         log = self.folder / f"{service}-{len(self.processes)}.log"
-        far = {"MESH_NATS_URL": self.link.url} if self.link is not None else {}
-        process = Process(service, {**self.environment, **far, **variables}, log, *arguments, under=under)
+        process = Process(service, {**self.environment_of(service), **variables}, log, *arguments, under=under)
         self.processes.append(process)
         return await process.start()
 
@@ -200,6 +210,16 @@ async def running_mesh(
 
 
 @asynccontextmanager
+async def enforced_mesh(
+    folder: Path, services: Sequence[str], guests: Sequence[Guest] = (), **variables: str
+) -> AsyncIterator[Mesh]:
+    """The same, whose broker enforces the lists of least rights, also of guests: what it refuses fails the test."""
+    broker = Broker(folder / "broker", enforces=True, guests=guests)
+    async with _distant_mesh(folder, None, broker, *services, **variables) as mesh:
+        yield mesh
+
+
+@asynccontextmanager
 async def distant_mesh(
     folder: Path,
     rtt_seconds: float | None,
@@ -209,9 +229,17 @@ async def distant_mesh(
     **variables: str,
 ) -> AsyncIterator[Mesh]:
     """A running mesh whose services, those that are started later too, are behind one slow link, `mesh.link`."""
+    broker = Broker(folder / "broker", extra=broker_extra, max_payload=max_payload)
+    async with _distant_mesh(folder, rtt_seconds, broker, *services, **variables) as mesh:
+        yield mesh
+
+
+@asynccontextmanager
+async def _distant_mesh(
+    folder: Path, rtt_seconds: float | None, broker: Broker, *services: str, **variables: str
+) -> AsyncIterator[Mesh]:
     ack_wait_seconds = float(variables.get("MESH_ACK_WAIT_SECONDS", Settings().ack_wait_seconds))
     variables = {**variables, "MESH_ACK_WAIT_SECONDS": str(lease(ack_wait_seconds))}
-    broker = Broker(folder / "broker", extra=broker_extra, max_payload=max_payload)
     await broker.start()
     mesh = Mesh(folder, broker, variables)
     async with mesh.at_a_distance(rtt_seconds):

@@ -186,6 +186,7 @@ def test_the_api_is_what_this_version_serves() -> None:
         "get /v1/tasks/{id}",
         "post /v1/tasks/{id}/cancel",
         "post /v1/tasks/{id}/inputs",
+        "post /v1/tasks/{id}/links",
         "get /v1/tasks/{id}/events",
         "get /v1/dead-letters",
         "get /v1/dead-letters/{id}",

@@ -26,8 +26,8 @@ PACKAGES = {
 IMPORTS = {
     "contracts": {"msgspec"},
     "mesh": {
-        "httptools", "httpx", "jsonschema_rs", "litestar", "msgspec", "nats", "opentelemetry", "prometheus_client",
-        "structlog", "uvicorn", "uvloop",
+        "cryptography", "httptools", "httpx", "jsonschema_rs", "jwt", "litestar", "msgspec", "nats", "opentelemetry",
+        "prometheus_client", "structlog", "uvicorn", "uvloop",
     },
     "meshctl": {"httpx", "msgspec", "nats", "rich", "structlog"},
     "ingress": {"litestar", "msgspec", "opentelemetry", "structlog"},
@@ -42,6 +42,7 @@ IMPORTS = {
 # What a library's own interface is made of comes with it: no line of pyproject.toml names these.
 COME_WITH = {
     "anyio": "mcp",
+    "cryptography": "jwt",
     "httpx2": "mcp",
     "mcp_types": "mcp",
     "pydantic": "mcp",
@@ -49,6 +50,8 @@ COME_WITH = {
 
 # Libraries that are slow to load: the packages in whose processes they are.
 LOADED_BY = {
+    "cryptography": {"mesh", "tool_runner"},
+    "jwt": {"mesh"},
     "litestar": {"mesh", "ingress", "stream_edge"},
     "mcp": {"tool_runner"},
     "mcp_types": {"tool_runner"},

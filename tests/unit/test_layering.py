@@ -296,4 +296,4 @@ def late() -> None:
 def test_the_prefix_of_the_jetstream_api_is_written_in_one_place() -> None:
     """What writes it itself forgets MESH_NATS_DOMAIN, and finds nobody, or another server's streams, at a leaf."""
     written = [str(module) for module in modules_in(*ROOTS) if '"$JS.API.' in (REPOSITORY / module).read_text()]
-    assert written == ["libs/mesh/broker/requests.py"]
+    assert written == ["libs/contracts/subjects.py"]

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from contracts.sizes import DEFAULT_TOTAL_BYTES
+from mesh.broker.embedded import LOGINS
+from mesh.configuration.broker_urls import BrokerLogin
 from mesh.errors import SettingsError
 from meshctl.errors import StartFailed
+from meshctl.supervision.broker_logins import User
 from meshctl.supervision.embedded_broker import (
     FREE_PORT,
     STORE_BYTES_MAX,
@@ -42,9 +45,22 @@ def test_it_listens_on_loopback_alone_without_monitoring() -> None:
     assert "http" not in text.replace("HTTP monitoring stays off", "")
 
 
-def test_every_client_has_to_show_the_token() -> None:
-    assert 'authorization {\n  token: "se\\"cret"\n}' in render_config(config()._replace(token='se"cret'))
+def test_every_client_has_to_be_one_of_the_users() -> None:
+    user = User("ingress", BrokerLogin("ingress-1", 'se"cret'))
+    text = render_config(config()._replace(users=[user]))
+    assert (
+        'users: [\n    { user: "ingress-1", password: "se\\"cret", permissions: {"publish": {"allow": ['
+        in text.replace("authorization {\n  ", "")
+    )
+    assert '"_INBOX_ingress.>"' in text
     assert "authorization" not in render_config(config())
+
+
+def test_the_administrator_alone_may_do_everything() -> None:
+    users = [User(role, BrokerLogin(f"{role}-1", "x")) for role in LOGINS]
+    lines = [line for line in render_config(config()._replace(users=users)).splitlines() if "{ user:" in line]
+    assert len(lines) == len(LOGINS)
+    assert [line.split('"')[1] for line in lines if "permissions" not in line] == ["admin-1"]
 
 
 def test_a_free_port_is_the_servers_to_choose() -> None:

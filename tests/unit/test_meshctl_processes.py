@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mesh.broker.embedded import LOGINS, read_login
 from meshctl.errors import HomeBusy, MeshctlError
 from meshctl.supervision import home as home_module
+from meshctl.supervision.broker_logins import kept_or_made, successors
 from meshctl.supervision.home import LOG_BYTES_MAX, LOG_TAIL_LINES, Addresses, Home
 from meshctl.supervision.processes import LIVED_SECONDS, Backoff
 
@@ -102,17 +104,19 @@ def test_logs_of_places_that_are_gone_go_once_there_are_too_many_the_oldest_firs
     assert home.log_path("nats_server").exists()
 
 
-@pytest.mark.parametrize("name", ["pids.json", "addresses.json", "broker.token", "nats.conf", "pids.json.new"])
+@pytest.mark.parametrize("name", ["pids.json", "addresses.json", "logins/steward", "nats.conf", "pids.json.new"])
 def test_a_link_in_the_home_is_replaced_and_not_written_through(home: Home, tmp_path: Path, name: str) -> None:
     precious = tmp_path / "precious"
     precious.write_text("")
+    home.create_folder(home.logins)
     (home.path / name).symlink_to(precious)
     home.write_pids({})
     home.write_addresses(Addresses("http://a", "http://b"))
-    assert len(home.broker_token()) > 40
+    users = kept_or_made(home)
+    assert all(len(user.login.password or "") > 40 for user in users)
     home.write_private(home.nats_config, b"text")
     assert precious.read_text() == ""
-    for file in (home.pids, home.addresses, home.token, home.nats_config):
+    for file in (home.pids, home.addresses, *home.logins.iterdir(), home.nats_config):
         assert not file.is_symlink()
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -132,13 +136,38 @@ def test_a_log_or_a_lock_that_is_a_link_is_an_error(home: Home, tmp_path: Path) 
     assert precious.read_text() == "precious"
 
 
-def test_the_token_is_made_once_and_for_its_owner_alone(home: Home) -> None:
-    token = home.broker_token()
-    home.token.chmod(0o644)
-    assert home.broker_token() == token
-    assert stat.S_IMODE(home.token.stat().st_mode) == 0o600
-    home.token.write_text("")
-    assert home.broker_token() not in ("", token)
+def test_logins_are_made_once_and_for_their_owner_alone(home: Home) -> None:
+    users = kept_or_made(home)
+    assert {user.role for user in users} == set(LOGINS)
+    assert len({user.login.password for user in users}) == len(LOGINS)
+    assert stat.S_IMODE(home.logins.stat().st_mode) == 0o700
+    path = home.logins / "steward"
+    path.chmod(0o644)
+    assert kept_or_made(home) == users
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("spoilt", ["", "NATS_USER=steward-1", "NATS_USER=admin-1\nNATS_PASSWORD=" + "x" * 40, "\0"])
+def test_a_login_that_was_spoilt_is_made_anew_and_no_other(home: Home, spoilt: str) -> None:
+    before = {user.role: user for user in kept_or_made(home)}
+    (home.logins / "steward").write_text(spoilt)
+    after = {user.role: user for user in kept_or_made(home)}
+    assert {role for role in LOGINS if before[role] != after[role]} == {"steward"}
+    assert read_login(home.logins / "steward") == after["steward"].login
+
+
+def test_a_successor_has_the_next_number_and_a_secret_of_its_own(home: Home) -> None:
+    users = kept_or_made(home)
+    new = successors(users)
+    assert [user.login.user for user in new] == [f"{role}-2" for role in LOGINS]
+    assert not {user.login.password for user in new} & {user.login.password for user in users}
+    assert kept_or_made(home) == users, "they are not written down yet"
+
+
+def test_the_token_of_an_earlier_version_goes(home: Home) -> None:
+    (home.path / "broker.token").write_text("old")
+    kept_or_made(home)
+    assert not (home.path / "broker.token").exists()
 
 
 def test_the_tail_of_a_log_tells_of_this_run_alone(home: Home) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from contracts.actors import BY_MESH
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.journal.events import StepReleased, TaskCompleted, TaskFailed
@@ -26,7 +27,7 @@ from mesh.task.limits import (
     output_tokens_max,
     tokens_left,
 )
-from mesh.task.outbox import BY_MESH, OutboxMessage, deadline_timer, messages_after, messages_to_go_on, unasked
+from mesh.task.outbox import OutboxMessage, deadline_timer, messages_after, messages_to_go_on, unasked
 from mesh.task.state import TaskState
 from mesh.task.subtasks import child_work
 from steward.command_decisions import CarriedOut, decide_command

@@ -13,17 +13,19 @@ export class Refusal extends Error {
 
 export class Broker {
   #connected = true;
+  readonly #api: string;
 
-  private constructor(readonly connection: NatsConnection) {
+  private constructor(readonly connection: NatsConnection, domain?: string) {
+    this.#api = domain ? `$JS.${domain}.API.` : "$JS.API.";
     void this.#watch();
   }
 
   /** `url` may hold a login, which the client does not look for there: `nats://token@host`, `nats://user:pass@host`. */
-  static async connect(url: string): Promise<Broker> {
+  static async connect(url: string, domain?: string): Promise<Broker> {
     const { host, username, password } = new URL(url);
     const [user, pass] = [decodeURIComponent(username), decodeURIComponent(password)];
     const login = pass ? { user, pass } : user ? { token: user } : {};
-    return new Broker(await connect({ servers: host, ...login, maxReconnectAttempts: -1 }));
+    return new Broker(await connect({ servers: host, ...login, maxReconnectAttempts: -1 }), domain);
   }
 
   async #watch(): Promise<void> {
@@ -54,7 +56,7 @@ export class Broker {
 
   /** Ask JetStream's API. */
   async api(subject: string, body: unknown): Promise<any> {
-    return this.#result(await this.request(`$JS.API.${subject}`, JSON.stringify(body)));
+    return this.#result(await this.request(this.#api + subject, JSON.stringify(body)));
   }
 
   #result(answer: Msg): any {
@@ -68,7 +70,7 @@ export class Broker {
     this.demandConnection();
     const body = JSON.stringify({ batch: 1, expires: milliseconds * 1_000_000 });
     const inbox = this.connection.subscribe(createInbox(), { max: 1, timeout: milliseconds + 1000 });
-    this.connection.publish(`$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`, body, { reply: inbox.getSubject() });
+    this.connection.publish(`${this.#api}CONSUMER.MSG.NEXT.${stream}.${consumer}`, body, { reply: inbox.getSubject() });
     for await (const message of inbox) {
       if (message.headers === undefined || message.headers.code === 0) return message;
       if (message.headers.code === 404 || message.headers.code === 408) return undefined;
@@ -83,7 +85,7 @@ export class Broker {
     const body = JSON.stringify({ seq: after + 1, batch: 256, max_bytes: 512 * 1024, next_by_subj: filter });
     const inbox = this.connection.subscribe(createInbox());
     const limit = setTimeout(() => inbox.unsubscribe(), REQUEST_MILLISECONDS);
-    this.connection.publish("$JS.API.DIRECT.GET.EVENTS", body, { reply: inbox.getSubject() });
+    this.connection.publish(`${this.#api}DIRECT.GET.EVENTS`, body, { reply: inbox.getSubject() });
     const messages: Msg[] = [];
     try {
       for await (const message of inbox) {

@@ -30,7 +30,7 @@ async function serve(broker: Broker, runner: Runner): Promise<void> {
 }
 
 const schemas = new Schemas(env.EXAMPLE_SCHEMAS ?? fileURLToPath(new URL("../../../libs/contracts/spec/schemas", import.meta.url)));
-const broker = await Broker.connect(env.MESH_NATS_URL ?? "nats://127.0.0.1:4222");
+const broker = await Broker.connect(env.MESH_NATS_URL ?? "nats://127.0.0.1:4222", env.MESH_NATS_DOMAIN);
 const worker = `typescript-tools-${process.pid}@${hostname()}`;
 const declarations: NodeJS.Timeout[] = [];
 const running: Promise<void>[] = [];

@@ -17,13 +17,16 @@ from contracts.generation.openapi_dead_letters import (
     replay_task,
     requeue_malformed,
 )
+from contracts.generation.openapi_links import make_link
 from contracts.generation.openapi_parts import (
+    asking,
     component_schemas,
     json_answer,
     parameters,
     problem_responses,
     problems,
     response_headers,
+    security_schemes,
 )
 from contracts.generation.openapi_pools import read_pool_load
 from contracts.generation.openapi_tasks import (
@@ -43,7 +46,9 @@ STREAM_EDGE = {"url": "http://127.0.0.1:8081", "description": "Stream edge (MESH
 _DESCRIPTION = """\
 Submit AI tasks, ask how they stand, and follow their events.
 
-A task belongs to the tenant named by `Mesh-Tenant`. Tasks of other tenants, and ids that can't be one, look like
+Callers show an API key, or a token of the mesh's issuer, as `Authorization: Bearer`, where the mesh asks for one; each
+operation says which scope it takes (`x-taskmesh-scope`). A task belongs to the tenant of whoever submits it: that of
+the credentials, else the one named by `Mesh-Tenant`. Tasks of other tenants, and ids that can't be one, look like
 tasks that do not exist. Readers ignore fields that they don't know; answers only gain fields. Every error is a
 problem document (RFC 9457) whose `code` is stable: match that, never the text.
 """
@@ -71,19 +76,26 @@ def openapi() -> dict[str, Any]:
             {"name": "schema", "description": "This document."},
         ],
         "paths": {
-            "/v1/tasks": {"post": submit_task(), "get": list_tasks()},
-            "/v1/tasks/counts": {"get": count_tasks()},
-            "/v1/tasks/{id}": {"get": read_task()},
-            "/v1/tasks/{id}/cancel": {"post": cancel_task()},
-            "/v1/tasks/{id}/inputs": {"post": send_input()},
-            "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": follow_task()},
-            "/v1/tools": {"get": list_tools()},
-            "/v1/pools/{pool}/load": {"get": read_pool_load()},
-            "/v1/dead-letters": {"get": list_dead_letters()},
-            "/v1/dead-letters/{id}": {"get": read_dead_letters(), "delete": drop_dead_letters()},
-            "/v1/dead-letters/{id}/replay": {"post": replay_task()},
-            "/v1/dead-letters/malformed/{record_sequence}": {"get": read_malformed(), "delete": drop_malformed()},
-            "/v1/dead-letters/malformed/{record_sequence}/requeue": {"post": requeue_malformed()},
+            "/v1/tasks": {"post": asking("submit", submit_task()), "get": asking("read", list_tasks())},
+            "/v1/tasks/counts": {"get": asking("read", count_tasks())},
+            "/v1/tasks/{id}": {"get": asking("read", read_task())},
+            "/v1/tasks/{id}/cancel": {"post": asking("submit", cancel_task())},
+            "/v1/tasks/{id}/inputs": {"post": asking("answer", send_input())},
+            "/v1/tasks/{id}/links": {"post": asking("read", make_link())},
+            "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": asking("read", follow_task())},
+            "/v1/tools": {"get": asking("read", list_tools())},
+            "/v1/pools/{pool}/load": {"get": asking("operate", read_pool_load())},
+            "/v1/dead-letters": {"get": asking("read", list_dead_letters())},
+            "/v1/dead-letters/{id}": {
+                "get": asking("read", read_dead_letters()),
+                "delete": asking("operate", drop_dead_letters()),
+            },
+            "/v1/dead-letters/{id}/replay": {"post": asking("operate", replay_task())},
+            "/v1/dead-letters/malformed/{record_sequence}": {
+                "get": asking("read", read_malformed()),
+                "delete": asking("operate", drop_malformed()),
+            },
+            "/v1/dead-letters/malformed/{record_sequence}/requeue": {"post": asking("operate", requeue_malformed())},
             "/health/live": {"servers": [INGRESS, STREAM_EDGE], "get": _live()},
             "/health/ready": {"servers": [INGRESS, STREAM_EDGE], "get": _ready()},
             "/schema": {"get": _schema()},
@@ -93,6 +105,7 @@ def openapi() -> dict[str, Any]:
             "headers": response_headers(),
             "responses": problem_responses(),
             "schemas": component_schemas(),
+            "securitySchemes": security_schemes(),
         },
     }
 

@@ -8,7 +8,8 @@ from typing import Any
 from msgspec import Struct
 
 from contracts import errors, headers, subjects, tasks
-from contracts.api import dead_letters, inputs, pools
+from contracts.access import Scope
+from contracts.api import dead_letters, inputs, links, pools
 from contracts.generation.schemas import components, exact_pattern
 from contracts.records import status, tools
 
@@ -20,11 +21,15 @@ LIST_CURSOR_PATTERN = "[0-9a-z.]{1,64}"
 """What a list's cursor says is for the service alone."""
 IDEMPOTENCY_KEY_PATTERN = r"[\x20-\x7e]+"
 JSON_TYPE = "application/json"
+_BEARER = "bearer"
 _REF = "#/components/schemas/{name}"
 
 
 def parameters() -> dict[str, Any]:
-    wait = f"`wait=N` (RFC 7240): wait up to N seconds for the end; more than {tasks.WAIT_SECONDS_MAX} count as that."
+    wait = (
+        f"`wait=N` (RFC 7240): wait up to N seconds for the end; more than {tasks.WAIT_SECONDS_MAX} count as that. "
+        "`link`, or `link=N`: a 202 has a `link` to the events, which holds for N seconds, if the caller may read."
+    )
     tenant = {**string(subjects.TENANT_PATTERN), "default": "default"}
     key = {**string(IDEMPOTENCY_KEY_PATTERN), "maxLength": tasks.IDEMPOTENCY_KEY_CHARACTERS_MAX}
     return {
@@ -42,7 +47,9 @@ def parameters() -> dict[str, Any]:
             "description": "The stream sequence of the record in DEAD_LETTERS, as the list says.",
             "schema": string("[1-9][0-9]{0,17}"),
         },
-        "Tenant": in_header(headers.HTTP_TENANT, tenant, "Whose tasks these are."),
+        "Tenant": in_header(
+            headers.HTTP_TENANT, tenant, "Whose tasks these are. Credentials have a tenant: of another it is 403."
+        ),
         "IdempotencyKey": in_header(
             headers.HTTP_IDEMPOTENCY_KEY, key, "Makes repeating the request safe: one key is one task of the tenant."
         ),
@@ -64,10 +71,14 @@ def parameters() -> dict[str, Any]:
 def response_headers() -> dict[str, Any]:
     return {
         "Location": {"description": "Path of the task.", "schema": {"type": "string"}},
-        "PreferenceApplied": {"description": "The wait that was granted.", "schema": {"type": "string"}},
+        "PreferenceApplied": {"description": "The wait, or the link, that was granted.", "schema": {"type": "string"}},
         "RetryAfter": {
             "description": "Whole seconds after which another try has a fair chance.",
             "schema": {"type": "integer", "minimum": 1},
+        },
+        "Challenge": {
+            "description": "How to show credentials (RFC 6750).",
+            "schema": {"type": "string"},
         },
         "NoStore": {
             "description": "Answers of a moment are not cached.",
@@ -90,6 +101,8 @@ def problem_responses() -> dict[str, Any]:
         response = _problem_response(f"{text}.")
         if number in (429, 503):
             response["headers"] = {"Retry-After": header("RetryAfter")}
+        if number == errors.HTTP_STATUS_BY_CODE["unauthorized"]:
+            response["headers"] = {"WWW-Authenticate": header("Challenge")}
         responses[f"Problem{number}"] = response
     return {**responses, "Problem": _problem_response("Any other error.")}
 
@@ -103,6 +116,8 @@ def component_schemas() -> dict[str, Any]:
         tasks.TaskRequest,
         inputs.MessageInput,
         inputs.ApprovalInput,
+        links.LinkRequest,
+        status.TaskLink,
         status.TaskAccepted,
         status.TaskRecord,
         status.TaskList,
@@ -132,7 +147,7 @@ def component_schemas() -> dict[str, Any]:
         _tell_defaults(schema)
     # An older ingress leaves these out, which is nothing for whoever asks this one.
     accepted = found["TaskAccepted"]
-    accepted["required"] = list(accepted["properties"])
+    accepted["required"] = [name for name in accepted["properties"] if name != "link"]
     for name in ("tenant", "updated_at", "sequence"):
         accepted["properties"][name] = found["TaskRecord"]["properties"][name]
     return found
@@ -145,6 +160,33 @@ def _tell_defaults(schema: dict[str, Any]) -> None:
         if default is not None:
             text = default if isinstance(default, str) else json.dumps(default)
             field["description"] = f"{field.get('description', '')} Absent, it is `{text}`.".strip()
+
+
+def security_schemes() -> dict[str, Any]:
+    return {
+        _BEARER: {
+            "type": "http",
+            "scheme": "bearer",
+            "description": (
+                "An API key, `tm_<id>_<secret>`, or a token (JWT) of the issuer that the mesh trusts. In mode `open`, "
+                "on loopback addresses alone, nobody is asked for one."
+            ),
+        }
+    }
+
+
+def asking(scope: Scope, operation: dict[str, Any]) -> dict[str, Any]:
+    """An operation that only callers with a scope may ask for."""
+    responses = operation["responses"]
+    refusals = {"401": "Problem401", "403": "Problem403"}
+    responses |= {number: {"$ref": f"#/components/responses/{name}"} for number, name in refusals.items()}
+    return {
+        **operation,
+        "responses": dict(sorted(responses.items())),
+        # Or nothing, in mode `open`.
+        "security": [{_BEARER: [scope]}, {}],
+        "x-taskmesh-scope": scope,
+    }
 
 
 def ref(name: str) -> dict[str, str]:

@@ -45,7 +45,9 @@ def submit_task() -> dict[str, Any]:
                 "The task ended while the client waited.", "TaskRecord", headers=("Location", "PreferenceApplied")
             ),
             "202": json_answer(
-                "The task is accepted: it can't be lost any more.", "TaskAccepted", headers=("Location",)
+                "The task is accepted: it can't be lost any more.",
+                "TaskAccepted",
+                headers=("Location", "PreferenceApplied"),
             ),
             **problems("400", "404", "409", "413", "415", "422", "503"),
         },
@@ -184,6 +186,10 @@ def send_input() -> dict[str, Any]:
 def follow_task() -> dict[str, Any]:
     after = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "default": 0}
     previews = "Also `output.preview`, without an id: what a model says while nothing can be stored."
+    link = (
+        "The token of a link (`POST /v1/tasks/{id}/links`): in place of all credentials, and for this task alone. 401 "
+        "`link-expired` says that another one has to be asked for."
+    )
     tenant = "As the header Mesh-Tenant, for clients that can't set one; the header outranks it."
     return {
         "operationId": "followTask",
@@ -201,6 +207,7 @@ def follow_task() -> dict[str, Any]:
             parameter("Tenant"),
             query("tenant", string(subjects.TENANT_PATTERN), tenant),
             query("after", after, "Sequence to go on after; 0 is the beginning. Last-Event-ID outranks it."),
+            query("link", {"type": "string"}, link),
             query("previews", {"type": "boolean", "default": False}, previews),
             parameter("LastEventId"),
         ],
@@ -218,6 +225,6 @@ def follow_task() -> dict[str, Any]:
                 "description": "From the ingress: `Location` is the same at the stream edge.",
                 "headers": {"Location": header("Location"), "Cache-Control": header("NoStore")},
             },
-            **problems("400", "404", "429", "503"),
+            **problems("400", "401", "403", "404", "429", "503"),
         },
     }

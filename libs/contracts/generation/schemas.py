@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from contracts import access, errors, tasks
+from contracts import access, errors, links, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
-from contracts.messages import control, notifications, reloading, work
+from contracts.messages import acts, control, notifications, reloading, work
 from contracts.records import archive, orders, providers, status, storage, tools
 from contracts.triggers import rules
 
@@ -65,7 +65,10 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "storage_samples": storage.StorageSamples,
     "reload_order": reloading.ReloadOrder,
     "reload_answer": reloading.ReloadAnswer,
+    "operator_act": acts.OperatorAct,
     "key_record": access.KeyRecord,
+    "link_keys": links.LinkKeys,
+    "task_link": status.TaskLink,
     "provider_record": providers.ProviderRecord,
     "problem": errors.Problem,
     "health": status.Health,

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from contracts.codec import decode, exactly
 from contracts.errors import ErrorInfo
-from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
+from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
 from contracts.journal.parts import (
     FinishReason,
     Incomplete,
@@ -67,6 +67,8 @@ class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
     trigger: Trigger | None = None
     budget_tokens: Ordinal | None = None
     """How many tokens, read and put out, the turns may use up together."""
+    by: By | None = None
+    """Who has submitted it: a caller, a rule, the critic; of a sub-task, who has submitted its parent."""
 
 
 class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):

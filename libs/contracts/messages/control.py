@@ -14,27 +14,25 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
-from contracts.fields import Call, Count, Id, Ordinal, Step, Tenant
+from contracts.fields import By, Call, Count, Id, Ordinal, Step, Tenant
 from contracts.identifiers import derived_id
 from contracts.journal.parts import Incomplete, RecordedEdits, StepGen, Usage
 
-BY_CHARACTERS_MAX = 256
 REASON_CHARACTERS_MAX = 2_000
-"""Both end up in a terminal event beside an output that may take 448 KiB of the event's 1 MiB."""
+"""Like `by` it ends up in a terminal event beside an output that may take 448 KiB of the event's 1 MiB."""
 INPUT_CHARACTERS_MAX = 100_000
 REPLAYED_STEPS_MAX = 1_000
 COMMAND_CHARACTERS_MAX = 128
 HOLD_SECONDS_MAX = 2.0
 """No owner lets itself be held for longer at once."""
 
-By = Annotated[str, Meta(min_length=1, max_length=BY_CHARACTERS_MAX)]
 Reason = Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)]
 InputMode = Literal["append", "redirect"]
 Decision = Literal["approved", "denied", "expired"]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
-    """What every command has. `by` says who wants it; it is for people."""
+    """What every command has. `by` says who wants it: a person's approval may have to be another's (`[approvals]`)."""
 
     task: Id
     tenant: Tenant

@@ -14,7 +14,7 @@ from msgspec import Meta
 from contracts import subjects
 from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
-from contracts.fields import Call, Count, Id, LaneName, Ordinal, Step, Tenant, Time
+from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Step, Tenant, Time
 from contracts.identifiers import turn_step
 from contracts.journal.parts import Parent, Trigger
 from contracts.tasks import Priority, TaskRequest
@@ -24,7 +24,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     """One model turn. `request` is there on turn 1 only: TASKS is the commit point of a submission.
 
     `tries`: how many had failed when a timer brought this message; 0 for the one before all timers. `releases`: how
-    often the step had been released when it was published.
+    often the step had been released when it was published. `by`, on turn 1: who has submitted the task.
     """
 
     task: Id
@@ -41,6 +41,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     parent: Parent | None = None
     trigger: Trigger | None = None
     budget_tokens: Ordinal | None = None
+    by: By | None = None
 
     @property
     def step(self) -> str:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from contracts.errors import ErrorInfo
-from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
+from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
 from contracts.journal.parts import Incomplete, Parent, Timings, Usage
 from contracts.tasks import Priority
 
@@ -120,7 +120,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     In the bucket `tasks` under `<tenant>.<task>`, where a record is only ever replaced by one with a higher
     `sequence`; over HTTP with `links`, and one that has not ended and is read by its id with `waiting`. `usage` is of
     the task's own turns, `tree_usage` of its sub-tasks' too; `over_budget_tokens` is what they have used beyond its
-    budget.
+    budget. `by`: who has submitted it.
     """
 
     id: Id
@@ -146,6 +146,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: Parent | None = None
     tree_usage: Usage | None = None
     over_budget_tokens: Ordinal | None = None
+    by: By | None = None
     waiting: Waiting | None = None
     links: Links | None = None
 
@@ -157,10 +158,18 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     eta_seconds: Seconds | None
 
 
+class TaskLink(msgspec.Struct, frozen=True, kw_only=True):
+    """A URL of a task's events that needs no header: whoever has it reads them until `expires_at`."""
+
+    url: str
+    expires_at: Time
+
+
 class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a 202. It has all that a `TaskRecord` has to have, so that a client may take it for one.
 
-    `sequence` is 0 of a task that is new: nothing of its journal was read.
+    `sequence` is 0 of a task that is new: nothing of its journal was read. `link` is there for who has asked for one by
+    `Prefer: link`.
     """
 
     id: Id
@@ -173,6 +182,7 @@ class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     sequence: Count = 0
     queue: QueueState
     links: Links
+    link: TaskLink | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskList(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, cast
 
 from litestar.enums import ScopeType
@@ -12,14 +13,13 @@ from litestar.types import Scope as AsgiScope
 
 from contracts import subjects
 from contracts.access import SCOPES, Scope
+from contracts.actors import BY_HTTP
 from contracts.errors import InvalidName
 from contracts.headers import HTTP_TENANT, TENANT_DEFAULT
-from mesh.serving.http import AnyRequest, RequestRefused, answer_error
+from mesh.serving.http import AnyRequest, RequestRefused, answer_error, note_in
 
 API: Final = "/v1/"
 """What a path begins with whose caller has to be known. Health and the schema are everybody's."""
-BY_HTTP: Final = "http"
-"""`by` where nobody is known by name: what is known is that it came this way."""
 _IDENTITY = "taskmesh.identity"
 
 
@@ -35,6 +35,10 @@ class Identity:
     """The one pool that they may use. None: any."""
     budget_tokens: int | None = None
     """The most tokens that one of their tasks may take. None: as the pool says."""
+    any_tenant: bool = False
+    """Whether a request may name another tenant than theirs."""
+    until: datetime | None = None
+    """When their credentials end, and with them a stream that was opened by these. None: nobody knows of an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,9 @@ def identified(app: ASGIApp, door: Door) -> ASGIApp:
             except Exception as error:
                 await answer_error(scope, send, error)
                 return
+            note = note_in(scope)
+            if note is not None:
+                note.by, note.tenant = identity.name, identity.tenant
             scope = cast("HTTPScope", {**scope, _IDENTITY: identity})
         await app(scope, receive, send)
 
@@ -90,8 +97,9 @@ def caller_of(request: AnyRequest, scope: Scope, *, named: str | None = None) ->
     if scope not in identity.scopes:
         raise RequestRefused("scope-missing", f"this takes the scope {scope!r}, which these credentials do not have")
     wanted = _tenant_header(request) or named
-    if identity.tenant is None:
-        return Caller(identity, subjects.check_tenant(wanted) if wanted is not None else TENANT_DEFAULT)
+    if identity.tenant is None or identity.any_tenant:
+        own = identity.tenant or TENANT_DEFAULT
+        return Caller(identity, subjects.check_tenant(wanted) if wanted is not None else own)
     if wanted is not None and wanted != identity.tenant:
         raise RequestRefused("tenant-mismatch", f"these credentials are of another tenant than {HTTP_TENANT} names")
     return Caller(identity, identity.tenant)

@@ -20,8 +20,9 @@ from typing import Final
 import structlog
 from litestar.types import HTTPScope
 
+from contracts.actors import BY_HTTP, BY_LINK
 from contracts.errors import TaskmeshError
-from mesh.access.callers import BY_HTTP, Door, Identity, open_door
+from mesh.access.callers import Door, Identity, open_door
 from mesh.access.sources import counted_as, source_of, unmapped
 from mesh.configuration.access_tables import AuthConfiguration
 from mesh.configuration.settings import Settings
@@ -155,7 +156,7 @@ class Limits:
         source = counted_as(self.source(scope))
         identity = await self._identity(door, scope, source)
         if self._requests is not None:
-            caller = source if identity.name == BY_HTTP else identity.name
+            caller = source if identity.name in (BY_HTTP, BY_LINK) else identity.name
             wait_seconds = self._requests.take(caller, self._clock())
             if wait_seconds:
                 raise self._too_many("requests", source, "this caller sends more requests than it may", wait_seconds)

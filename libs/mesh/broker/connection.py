@@ -11,13 +11,15 @@ from contextlib import asynccontextmanager, suppress
 
 import nats.errors
 import structlog
-from nats.aio.client import Client
 
-from mesh.broker import embedded
 from mesh.broker.clock_keeper import ClockKeeper
+from mesh.broker.credential_files import LoginUnusable
+from mesh.broker.credentials import Credentials
 from mesh.broker.line import Line
+from mesh.broker.nats_client import LOGIN_GONE, NatsClient, TlsRefused
+from mesh.broker.renewal import Renewal
 from mesh.broker.requests import Requests
-from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
+from mesh.broker.rights import Rights, Verb
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 
@@ -27,43 +29,36 @@ RECONNECT_WAIT_SECONDS = 0.2
 PING_INTERVAL_SECONDS = 20
 PING_ANSWER_SECONDS = 5
 CONNECT_TIMEOUT_SECONDS = 2
-CLOSE_SECONDS_MAX = 2.0
 REFUSALS_MAX = 5
 """So often in a row, a second in all, the first login is tried: a broker that is just starting, or whose password is
 being changed, may take it by then."""
 SERVER_VERSION_MIN = (2, 14)
 """Older servers have known authorization bypasses, and lack what TIMERS needs."""
 
+_NO_GREETING = "expecting INFO"
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
 
 
 class Connection:
     """A NATS client, the requests over it, and who wants to know when it was away."""
 
-    def __init__(
-        self,
-        client: Client,
-        role: str,
-        refused: str = "the broker refuses the login",
-        at: str = "its URL",
-        domain: str | None = None,
-    ) -> None:
-        """`refused`: what to say if the broker does not take the login. `at`: its URL, without a password.
-
-        `domain`: that of its JetStream.
-        """
+    def __init__(self, client: NatsClient, role: str, domain: str | None = None) -> None:
+        """`domain`: that of its JetStream."""
         self.client = client
+        self.credentials = client.credentials
         self.role = role
         self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
         self.line = Line(client, role)
+        self.rights = Rights(self.requests, role, domain)
+        self.renewal = Renewal(client, self.requests, role)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []
         self._is_back = asyncio.Event()
         self._answer: asyncio.Task[None] | None = None
         self._last_error: str | None = None
-        self._refused = refused
-        self._at = at
+        self.trouble = ""
+        """What the client said last of what goes wrong."""
         self._refusals = 0
         self._was_connected = False
         self._not_heard: set[str] = set()
@@ -87,8 +82,8 @@ class Connection:
         self._disconnected.remove(callback)
 
     async def connected(self) -> None:
-        """Wait until the broker is there."""
-        while not self.client.is_connected:
+        """Wait until the broker is there, and nobody is about to connect anew."""
+        while not self.client.is_connected or self.renewal.is_under_way:
             self._is_back.clear()
             await self._is_back.wait()
 
@@ -123,14 +118,9 @@ class Connection:
                 return
 
     async def _on_error(self, error: Exception) -> None:
-        said = str(error) or type(error).__name__
-        if isinstance(error, ssl.SSLCertVerificationError):
-            said = self._distrusted(error)
-            if not self._was_connected:
-                # At once: the client would wait for ever for the end of that connection (nats-py 2.16).
-                raise BrokerDistrusted(said)
-        if "authorization violation" in said.lower():
-            said = self._refused
+        said = self._said_of(error)
+        if any(gone in said.lower() for gone in LOGIN_GONE):
+            said = self.credentials.refusal()
             self._refusals += 1
             if self._refusals >= REFUSALS_MAX and not self._was_connected:
                 raise BrokerRefused(said)
@@ -139,25 +129,39 @@ class Connection:
         denied = _DENIED.search(said)
         if denied is not None:
             self.requests.on_not_allowed(denied[2])
-            verb = {"publish": "publish", "subscription": "subscribe"}[denied[1].lower()]
+            verb: Verb = "publish" if denied[1].lower() == "publish" else "subscribe"
             if verb == "subscribe":
                 self._not_heard.add(denied[2].lower())
+            self.rights.on_refused(verb, denied[2])
             said = f"the broker's user may not {verb} to {denied[2]}"
+        self.trouble = said
         # While the broker is away each try to reconnect fails the same way, several times a second: say it once.
         if said != self._last_error:
             log.warning("broker.error", role=self.role, error=said)
         self._last_error = said
 
-    def _distrusted(self, error: ssl.SSLCertVerificationError) -> str:
-        return (
-            f"the broker at {self._at} shows a certificate that is not trusted here: {error.verify_message or error};"
-            " SSL_CERT_FILE names the file with its authority"
-        )
+    def _said_of(self, error: Exception) -> str:
+        """What an error says. At the start, raises what no further try can mend."""
+        if isinstance(error, ssl.SSLError):
+            said = self.credentials.tls_failure(error)
+            if not self._was_connected:
+                # At once: the client would wait for ever for the end of that connection (nats-py 2.16).
+                raise BrokerDistrusted(said)
+            return said
+        if isinstance(error, TlsRefused) and not self._was_connected:
+            raise BrokerDistrusted(str(error))
+        if isinstance(error, LoginUnusable) and not self._was_connected:
+            raise error
+        is_silent = isinstance(error, TimeoutError) or _NO_GREETING in str(error)
+        if is_silent and self.client._transport and not self._was_connected:
+            # It took the connection, and said nothing.
+            return self.credentials.silence()
+        return str(error) or type(error).__name__
 
     async def _on_disconnected(self) -> None:
         self.requests.on_disconnected()
         self.line.on_disconnected()
-        if not self.client.is_closed:
+        if not self.client.is_closed and not self.renewal.is_under_way:
             log.warning("broker.disconnected", role=self.role)
         for callback in list(self._disconnected):
             await callback()
@@ -165,7 +169,9 @@ class Connection:
     async def _on_reconnected(self) -> None:
         log.info("broker.reconnected", role=self.role)
         self._last_error = None
+        self.renewal.on_connected()
         self.requests.on_connected()
+        self.rights.on_reconnected()
         self.clock.ask_again()
         self._is_back.set()
         for callback in self._reconnected:
@@ -173,24 +179,29 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
+async def connect(
+    settings: Settings, role: str, login: str | None = None, on_trying: Callable[[Connection], None] | None = None
+) -> AsyncIterator[Connection]:
     """Connect as `taskmesh-<role>`, waiting for the broker as long as it takes, and close at the end.
 
     Meanwhile this process goes by the broker's clock (`mesh.clock.now`), if EVENTS is there to tell it.
     The inbox prefix is `_INBOX_<role>`, so that an account can allow each role its own answers only.
-    Raises `SettingsError` if the URL is none, or the server is too old; `BrokerRefused` if it does not take the login
-    at the start. Later on that is only said: whoever has changed a password may change it back.
+    `login`: which of an embedded broker's, if it is not the role's own. `on_trying` gets the connection before it is
+    there: its `trouble` says why it isn't yet.
+    Raises `SettingsError` if the URL is none, the login can't be used, or the server is too old; `BrokerRefused` if it
+    does not take the login at the start. Later on that is only said: whoever has changed a password may change it back.
     """
+    credentials = Credentials(settings, role, login)
+    credentials.check()
+    for remark in credentials.open_to_others():
+        log.warning("broker.secret_open_to_others", role=role, problem=remark)
+    client = NatsClient(credentials)
+    connection = Connection(client, role, settings.nats_domain)
+    if on_trying is not None:
+        on_trying(connection)
     try:
-        servers, login = parse_broker_url(settings.broker_url)
-    except ValueError as error:
-        raise SettingsError(f"MESH_NATS_URL={without_password(settings.broker_url)!r}: {error}") from None
-    client = Client()
-    at = without_password(settings.broker_url)
-    connection = Connection(client, role, _refusal(settings.broker_url, login), at, settings.nats_domain)
-    try:
-        await _open(client, connection, settings, servers, login)
-    except BrokerRefused:
+        await _open(client, connection)
+    except SettingsError:
         await _close(client)
         raise
     try:
@@ -200,7 +211,14 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
-        keeping = [asyncio.create_task(connection.clock.keep()), asyncio.create_task(connection.line.watch())]
+        await connection.rights.learn()
+        jobs = (
+            connection.clock.keep(),
+            connection.line.watch(),
+            connection.rights.keep(),
+            connection.renewal.watch(),
+        )
+        keeping = [asyncio.create_task(job) for job in jobs]
         try:
             yield connection
         finally:
@@ -213,28 +231,19 @@ async def connect(settings: Settings, role: str) -> AsyncIterator[Connection]:
         await _close(client)
 
 
-async def _open(
-    client: Client, connection: Connection, settings: Settings, servers: tuple[str, ...], login: BrokerLogin
-) -> None:
-    role = connection.role
-
-    def token() -> str | None:
-        # Read at each connect: the embedded broker may be there only later.
-        return login.token or (embedded.token_for(settings.home, servers[0]) if len(servers) == 1 else None)
-
+async def _open(client: NatsClient, connection: Connection) -> None:
+    servers = client.credentials.url.servers
     await client.connect(
         # Each process in an order of its own, which the client then goes through.
         random.sample(servers, len(servers)),
         dont_randomize=True,
-        user=login.user,
-        password=login.password,
-        token=token,  # type: ignore[arg-type]  # None is sent as none
-        name=f"taskmesh-{role}",
-        inbox_prefix=f"_INBOX_{role}".encode(),
+        name=f"taskmesh-{connection.role}",
+        inbox_prefix=f"_INBOX_{connection.role}".encode(),
         max_reconnect_attempts=-1,
         reconnect_time_wait=RECONNECT_WAIT_SECONDS,  # type: ignore[arg-type]  # it only sleeps that long
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         ping_interval=PING_INTERVAL_SECONDS,
+        tls_handshake_first=client.credentials.tls_first,
         error_cb=connection._on_error,
         disconnected_cb=connection._on_disconnected,
         reconnected_cb=connection._on_reconnected,
@@ -245,25 +254,9 @@ async def _open(
     connection._was_connected = True
 
 
-def _refusal(url: str, login: BrokerLogin) -> str:
-    """What to say of a broker that does not take the login."""
-    at = without_password(url)
-    if login.token is not None:
-        return f"the broker at {at} refuses the token of MESH_NATS_URL"
-    if login.user is not None:
-        return f"the broker at {at} refuses the user or password of MESH_NATS_URL"
-    return (
-        f"the broker at {at} asks for a login, and MESH_NATS_URL has none:"
-        " nats://<user>:<password>@<host>:<port>; the broker of a meshctl up is found by its MESH_HOME"
-    )
-
-
-async def _close(client: Client) -> None:
-    try:
+async def _close(client: NatsClient) -> None:
+    with suppress(TimeoutError, nats.errors.Error, OSError):  # The broker is gone; nothing is left to hand over.
         if client.is_connected:
             # What was published without waiting, such as a last nak, goes out first.
             await client.flush(timeout=1)
-        # Bounded: after a failed TLS handshake the client waits for ever for the end of its connection.
-        await asyncio.wait_for(client.close(), CLOSE_SECONDS_MAX)
-    except (TimeoutError, nats.errors.Error, OSError):
-        pass  # The broker is gone; there is nothing left to hand over.
+    await client.end()

@@ -13,11 +13,13 @@ from typing import Final, NamedTuple
 from contracts.streams import BUCKETS, STREAMS
 from mesh.broker.levels import NEEDED, stream_info
 from mesh.broker.requests import Requests
+from mesh.broker.rights import Rights
 from mesh.errors import BrokerError
 
 STORE_FAILED: Final = (10051, 10110)
 """JetStream's numbers for a purge that its store refused."""
 ASK_SECONDS_MAX: Final = 3.0
+PURGE: Final = "STREAM.PURGE."
 
 
 class DeadStream(NamedTuple):
@@ -30,12 +32,14 @@ class DeadStream(NamedTuple):
 _SUBJECTS: Final = {each.name: each.subjects[0] for each in (*STREAMS, *(bucket.as_stream() for bucket in BUCKETS))}
 
 
-async def dead_streams(requests: Requests) -> list[DeadStream]:
+async def dead_streams(requests: Requests, rights: Rights | None = None) -> list[DeadStream]:
     """The dead ones of the streams that tasks need. Of a replicated one others answer: it is passed over.
 
-    Raises `BrokerUnavailable`, `BrokerError`.
+    So is one that the broker's user may not purge, as an ingress with least rights may none: it finds out by what it
+    publishes (`Requests.is_silent`). Raises `BrokerUnavailable`, `BrokerError`.
     """
-    found = await asyncio.gather(*(_examine(requests, stream) for stream in NEEDED))
+    asked = [each for each in NEEDED if rights is None or rights.may_publish(requests.api_subject(PURGE + each))]
+    found = await asyncio.gather(*(_examine(requests, stream) for stream in asked))
     return [each for each in found if each is not None]
 
 
@@ -46,7 +50,7 @@ async def _examine(requests: Requests, stream: str) -> DeadStream | None:
     # No name has such a token, so that nothing can match.
     nothing = _SUBJECTS[stream].replace("*", "_").replace(">", "_")
     try:
-        await requests.api(f"STREAM.PURGE.{stream}", {"filter": nothing}, ASK_SECONDS_MAX)
+        await requests.api(PURGE + stream, {"filter": nothing}, ASK_SECONDS_MAX)
     except BrokerError as error:
         if error.number not in STORE_FAILED:
             raise

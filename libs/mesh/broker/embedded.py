@@ -1,4 +1,4 @@
-"""What a client on the same machine needs of the embedded broker: where it listens, and its token.
+"""What a client on the same machine needs of the embedded broker: where it listens, and a login.
 
 Both lie in MESH_HOME, which its owner alone can read. Other users of the machine reach the port, and no more.
 """
@@ -12,12 +12,53 @@ from typing import Final
 
 import msgspec
 
+from mesh.configuration.broker_urls import BrokerLogin
+
 HOST: Final = "127.0.0.1"
 PORTS_FOLDER: Final = "ports"
 """In MESH_HOME: nats-server writes `<program>_<pid>.ports` there, once it accepts connections."""
-TOKEN_FILE: Final = "broker.token"  # noqa: S105 - the file's name
-"""In MESH_HOME: what the embedded broker asks every client for."""
-TOKEN_BYTES_MAX: Final = 4096
+LOGINS_FOLDER: Final = "logins"
+"""In MESH_HOME: a file for each user of the embedded broker. Its two lines are variables of the `nats` CLI."""
+USER_VARIABLE: Final = "NATS_USER"
+PASSWORD_VARIABLE: Final = "NATS_PASSWORD"  # noqa: S105 - the variable's name
+LOGIN_BYTES_MAX: Final = 4096
+SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
+SUPERVISOR: Final = "supervisor"
+"""`meshctl up` itself."""
+OPERATOR: Final = "operator"
+"""The commands of meshctl."""
+ADMIN: Final = "admin"
+"""People with the `nats` CLI, and programs of one's own: it may do everything."""
+LOGINS: Final = (*SERVICES, OPERATOR, SUPERVISOR, ADMIN)
+
+
+def login_name(role: str) -> str:
+    """Which login a process takes: a service its own, meshctl the operator's, anything else the administrator's."""
+    if role in SERVICES:
+        return role
+    return OPERATOR if role == "meshctl" else ADMIN
+
+
+def login_path(home: Path, login: str) -> Path:
+    """Where a login lies."""
+    return home / LOGINS_FOLDER / login
+
+
+def render_login(login: BrokerLogin) -> str:
+    """A login as its file has it."""
+    return f"{USER_VARIABLE}={login.user}\n{PASSWORD_VARIABLE}={login.password}\n"
+
+
+def read_login(path: Path) -> BrokerLogin | None:
+    """A login from its file; None if there is none, or it can't be read."""
+    try:
+        with path.open(encoding="ascii") as file:
+            lines = file.read(LOGIN_BYTES_MAX).splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    told = dict(line.split("=", 1) for line in lines if "=" in line)
+    user, password = told.get(USER_VARIABLE), told.get(PASSWORD_VARIABLE)
+    return BrokerLogin(user, password) if user and password else None
 
 
 def ports(home: Path) -> Iterator[int]:
@@ -34,15 +75,9 @@ def ports(home: Path) -> Iterator[int]:
             yield port
 
 
-def token_for(home: Path, server: str) -> str | None:
-    """The token, if `server` (`nats://host:port`) is this home's own broker, and runs. Nobody else is shown it."""
-    if server not in {f"nats://{HOST}:{port}" for port in ports(home)}:
-        return None
-    try:
-        with (home / TOKEN_FILE).open(encoding="ascii") as file:
-            return file.read(TOKEN_BYTES_MAX).strip() or None
-    except (OSError, UnicodeDecodeError):
-        return None
+def is_of_home(home: Path, server: str) -> bool:
+    """Whether `server` (`nats://host:port`) is this home's own broker, and runs. Nobody else is shown its logins."""
+    return server in {f"nats://{HOST}:{port}" for port in ports(home)}
 
 
 def is_alive(pid: int) -> bool:

@@ -57,6 +57,7 @@ class PullConsumer:
         self._subscription: Subscription | None = None
         self._pull: _Pull | None = None
         connection.on_disconnected(self._forget)
+        connection.renewal.on_leaving(self._give_back)
 
     async def take(self, batch: int) -> int:
         """Ask for up to `batch` of the messages that are there; returns how many came. Raises `ConsumerUnavailable`."""
@@ -78,6 +79,7 @@ class PullConsumer:
     async def close(self) -> None:
         """Take no more deliveries; what the broker has sent by then is handed on: it counts as delivered."""
         self._connection.off_disconnected(self._forget)
+        self._connection.renewal.off_leaving(self._give_back)
         if not self._connection.is_connected:
             self._subscription = None
             return
@@ -131,6 +133,13 @@ class PullConsumer:
             # Not before: a subscription that is being drained when the connection breaks is to be forgotten, too.
             if self._subscription is subscription:
                 self._subscription = None
+
+    async def _give_back(self) -> None:
+        """The connection is about to be given up: take what the broker has sent by then, and nothing more."""
+        self.end_pull()
+        with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+            async with asyncio.timeout(GRACE_SECONDS):
+                await self._withdraw()
 
     async def _open(self) -> None:
         """Subscribe the inbox that deliveries come to, if it is not."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from contracts import headers
+from contracts import headers, subjects
 from contracts.streams import MESSAGE_BYTES_MAX
 from mesh import faults
 from mesh.broker.levels import TimerRoom
@@ -77,8 +77,9 @@ class Requests:
     def __init__(self, client: Client, domain: str | None = None) -> None:
         """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
-        self._api = f"$JS.{domain}.API." if domain else "$JS.API."
-        self._domain = domain
+        self._api = subjects.jetstream_api(domain)
+        self.domain = domain
+        """That of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._prefix = ""
         self._numbers = itertools.count()
         self._waiters: dict[str, _Waiter] = {}
@@ -97,6 +98,21 @@ class Requests:
         await self._client.subscribe(self._prefix + "*", cb=self._on_message)
         self._connected.set()
         return self._prefix + "*"
+
+    @contextlib.asynccontextmanager
+    async def held(self, seconds_max: float) -> AsyncIterator[None]:
+        """A block that begins once nothing is under way, or after so long; later requests wait for its connection."""
+        self._connected.clear()
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + seconds_max
+        try:
+            while self._waiters and (left := give_up_at - loop.time()) > 0:
+                await asyncio.wait([each.future for each in self._waiters.values()], timeout=left)
+                await asyncio.sleep(0)  # Who waited takes the answer.
+            yield
+        finally:
+            if self._client.is_connected:
+                self._connected.set()
 
     def on_disconnected(self) -> None:
         """Fail what is in flight at once, instead of at its timeout: its answers will never come."""
@@ -127,7 +143,7 @@ class Requests:
         """
         # What a server says first: nats-py hands it out nowhere else.
         told = self._client._server_info
-        if self._domain and told.get("domain") != self._domain:
+        if self.domain and told.get("domain") != self.domain:
             return 0
         if not told.get("cluster"):
             return 1
@@ -260,11 +276,11 @@ class Requests:
 
     def _stored_by(self, subject: str) -> str:
         """Where to publish what a stream of the domain stores: servers keep `$KV.>` within a domain (NATS ADR-8)."""
-        return self._api + subject if self._domain and subject.startswith("$KV.") else subject
+        return self._api + subject if self.domain and subject.startswith("$KV.") else subject
 
     @property
     def _where(self) -> str:
-        return f" in domain {self._domain}" if self._domain else ""
+        return f" in domain {self.domain}" if self.domain else ""
 
     async def _send(
         self,

@@ -8,9 +8,11 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from contracts.errors import TaskmeshError
+from contracts.permissions import Permissions, essentials_of
 from contracts.streams import ADVISORIES, BUCKETS, MESSAGE_BYTES_MAX, STREAMS, StreamDeclaration
 from mesh.broker.connection import Connection
 from mesh.broker.requests import Requests
+from mesh.broker.rights import Granted, Missing
 from mesh.errors import BrokerError, BrokerUnavailable, NotAllowed, SettingsError
 
 log = structlog.get_logger("mesh.broker.suitability")
@@ -92,17 +94,25 @@ async def streams_of(requests: Requests) -> dict[str, list[str]]:
     return found
 
 
-async def missing_rights(requests: Requests) -> list[str]:
-    """Our subjects that the broker's user may not publish to. Nothing is stored."""
-    missing: list[str] = []
-    for stream in _declared():
-        for subject in stream.subjects if stream is not ADVISORIES else ():
-            try:
-                await requests.publish(subject.replace("*", "doctor").replace(">", "doctor"), b"", dict(_WRONG_STREAM))
-            except NotAllowed:
-                missing.append(subject)
-            except (BrokerError, BrokerUnavailable):
-                pass  # It is the wrong stream, as was asked for; or none takes the subject, which others say.
+async def missing_rights(requests: Requests, granted: Granted | None = None) -> list[Missing]:
+    """What the broker's user may not do. Nothing is stored.
+
+    By the lists that the broker tells: one that has a list of what it may is an operator's, any other is everybody's.
+    Of a broker that tells none each subject of ours is tried.
+    """
+    ours = [subject for stream in _declared() for subject in stream.subjects if stream is not ADVISORIES]
+    if granted is not None:
+        is_listed = granted.publish.allow is not None
+        needed = essentials_of("operator", requests.domain) if is_listed else Permissions(tuple(ours), ())
+        return granted.lacks(needed)
+    missing: list[Missing] = []
+    for subject in ours:
+        try:
+            await requests.publish(subject.replace("*", "doctor").replace(">", "doctor"), b"", dict(_WRONG_STREAM))
+        except NotAllowed:
+            missing.append(Missing("publish", subject))
+        except (BrokerError, BrokerUnavailable):
+            pass  # It is the wrong stream, as was asked for; or none takes the subject, which others say.
     return missing
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from contracts.build import BUILD_VARIABLE
 from mesh.configuration.mesh_toml import Configuration, ServerConfiguration, api_key, configuration_of, tables_of
-from mesh.configuration.settings import SOURCE_VARIABLE, variable_fields
+from mesh.configuration.settings import BROKER_ROLES, SOURCE_VARIABLE, role_variables, variable_fields
 from mesh.configuration.tool_tables import header_of, variable_of
 from mesh.configuration.webhook_tables import signing_keys
 from mesh.errors import SettingsError
@@ -25,6 +25,8 @@ OTHER_VARIABLES: Final = frozenset(
         SOURCE_VARIABLE,
         "MESH_INGRESS_URL",
         "MESH_EDGE_URL",
+        "MESH_API_KEY",
+        "MESH_API_KEY_FILE",
     }
 )
 """Variables that are no settings: of the build, between `meshctl up` and its processes, and of meshctl's commands."""
@@ -54,6 +56,7 @@ def unknown_variables(environment: Mapping[str, str], named: Iterable[str] = ())
     `named`: variables that the configuration file names, for keys and secrets.
     """
     known = {f"MESH_{each.name.upper()}" for each in variable_fields()} | OTHER_VARIABLES
+    known |= {variable for role in BROKER_ROLES for variable in role_variables(role)}
     mistakes = []
     for name in sorted(environment):
         if not name.startswith("MESH_") or name.startswith(TEST_PREFIX) or name in known or name in named:

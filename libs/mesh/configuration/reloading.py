@@ -15,6 +15,7 @@ def fixed_changes(old: Configuration, new: Configuration) -> list[str]:
     """What differs and can't be taken over, one line each: the key, and what to do.
 
     A pool is a set of queues that workers pull, an MCP server is a session and a program, and sizes are the broker's.
+    A mode of callers that is half taken would let in anybody, or nobody.
     """
     changed: list[str] = []
     for name in sorted({*old.pools} ^ {*new.pools}):
@@ -25,6 +26,8 @@ def fixed_changes(old: Configuration, new: Configuration) -> list[str]:
             changed.append(f"{new.source}: mcp.{name}: {RESTART}")
     if old.storage != new.storage:
         changed.append(f"{new.source}: storage: {RESTART}, then meshctl streams apply")
+    if old.auth.mode != new.auth.mode:
+        changed.append(f"{new.source}: auth.mode: {RESTART}")
     return changed
 
 

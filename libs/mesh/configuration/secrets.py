@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mesh.configuration.mesh_toml import Configuration, ServerConfiguration
+from mesh.configuration.settings import BROKER_ROLES, role_variables
 
 _EVERYBODYS = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"}
@@ -51,7 +52,12 @@ def environment_for(service: str, environment: Mapping[str, str], configuration:
     for other in ("tool_runner", "steward"):
         known |= secrets_of(configuration, other)
     withheld = known - secrets_of(configuration, service)
-    return {name: value for name, value in environment.items() if name not in withheld or _is_everybodys(name)}
+    of_others = {name for role in BROKER_ROLES if role != service for name in role_variables(role)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in of_others and (name not in withheld or _is_everybodys(name))
+    }
 
 
 def _is_everybodys(name: str) -> bool:

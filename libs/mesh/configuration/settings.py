@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,13 +40,32 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last two."""
+    """Everything that can be set from outside. A field `x_y` is the variable `MESH_X_Y`, but for the last three."""
 
     home: Path = Path(".mesh")
     """The folder of the embedded broker's data, the logs and the pids."""
     nats_url: str | None = None
     """A NATS of your own; servers of a cluster with commas. Unset: `meshctl up` embeds one, and a service that runs
     alone looks on MESH_NATS_PORT."""
+    nats_creds: Path | None = None
+    """File with the JWT and seed of a user of the broker (`.creds`), in operator mode. This and the next eight are read
+    anew at each connect, and each may be of one service alone: `MESH_NATS_CREDS_STEWARD`."""
+    nats_nkey: Path | None = None
+    """File with the seed of a user's nkey (`SU…`)."""
+    nats_user: str | None = None
+    """Name of a user of the broker; MESH_NATS_PASSWORD_FILE has the password."""
+    nats_password_file: Path | None = None
+    """File with the password of MESH_NATS_USER."""
+    nats_token_file: Path | None = None
+    """File with the broker's token."""
+    nats_tls_ca: Path | None = None
+    """File with the authorities that may sign the broker's certificate (PEM); unset are the machine's."""
+    nats_tls_cert: Path | None = None
+    """File with the certificate that is shown to the broker, and those between it and its authority (PEM)."""
+    nats_tls_key: Path | None = None
+    """File with the key of MESH_NATS_TLS_CERT (PEM, without a passphrase)."""
+    nats_tls_first: bool = False
+    """Whether TLS begins before the broker has said anything, as its `handshake_first` wants it."""
     nats_domain: str | None = None
     """The JetStream domain of the streams, if it is not that of the server at MESH_NATS_URL: a leaf's, or a hub's."""
     nats_server: str | None = None
@@ -137,10 +156,25 @@ class Settings:
     """What that file says. It has no variable of its own."""
     given: frozenset[str] = field(default=frozenset(), compare=False)
     """Names of the fields that a variable has set. It has none itself."""
+    of_role: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    """What variables say of one service alone, by its name and the field's."""
 
     def is_given(self, name: str) -> bool:
         """Whether somebody asked for this field's value, be it the default itself."""
         return name in self.given or getattr(self, name) != getattr(Settings(), name)
+
+    def variable_of(self, name: str, role: str) -> str:
+        """The variable that says a field's value for a role: `MESH_NATS_CREDS_STEWARD`, else `MESH_NATS_CREDS`."""
+        own = name in self.of_role.get(role, {})
+        return role_variable(name, role) if own else f"MESH_{name.upper()}"
+
+    def for_role(self, role: str) -> Settings:
+        """These settings with what is said of a role alone. A login of its own takes the place of the common one."""
+        own = self.of_role.get(role)
+        if not own:
+            return self
+        common = dict.fromkeys(LOGIN_FIELDS) if not own.keys().isdisjoint(LOGIN_FIELDS) else {}
+        return replace(self, **{**common, **own})
 
     @property
     def broker_url(self) -> str:
@@ -217,9 +251,27 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 """The words that there are for a setting."""
 
 
+LOGIN_FIELDS: Final = ("nats_creds", "nats_nkey", "nats_user", "nats_password_file", "nats_token_file")
+"""Who a process is to its broker."""
+ROLE_FIELDS: Final = (*LOGIN_FIELDS, "nats_tls_ca", "nats_tls_cert", "nats_tls_key", "nats_tls_first")
+"""What may be said of one service alone."""
+BROKER_ROLES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "meshctl")
+"""Who connects to a broker: the services, and meshctl."""
+
+
 def variable_fields() -> list[Field[Any]]:
     """The fields of `Settings` that are variables."""
-    return [each for each in fields(Settings) if each.name not in ("configuration", "given")]
+    return [each for each in fields(Settings) if each.name not in ("configuration", "given", "of_role")]
+
+
+def role_variable(name: str, role: str) -> str:
+    """The variable of a field for one role: `MESH_NATS_CREDS_STEWARD`."""
+    return f"MESH_{name.upper()}_{role.upper()}"
+
+
+def role_variables(role: str) -> frozenset[str]:
+    """All of them for one role."""
+    return frozenset(role_variable(name, role) for name in ROLE_FIELDS)
 
 
 def load_settings(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -237,29 +289,40 @@ def load_variables(environment: Mapping[str, str] = os.environ) -> Settings:
     Raises `SettingsError` that names the variable.
     """
     values: dict[str, object] = {}
-    for setting in variable_fields():
-        raw = environment.get(f"MESH_{setting.name.upper()}")
+    of_role: dict[str, dict[str, object]] = {}
+    for setting, variable, role in _variables():
+        raw = environment.get(variable)
         if raw:
-            values[setting.name] = _value(setting, raw)
-    return Settings(**values, given=frozenset(values))  # type: ignore[arg-type]  # _parse kept to each field's type
+            into = values if role is None else of_role.setdefault(role, {})
+            into[setting.name] = _value(setting, raw, variable)
+    return Settings(**values, given=frozenset(values), of_role=of_role)  # type: ignore[arg-type]  # see _parse
 
 
 def variable_mistakes(environment: Mapping[str, str]) -> list[str]:
     """What is wrong with each of the variables that there are, one line each; empty if all is well."""
     mistakes: list[str] = []
-    for setting in variable_fields():
-        raw = environment.get(f"MESH_{setting.name.upper()}")
+    for setting, variable, _ in _variables():
+        raw = environment.get(variable)
         try:
             if raw:
-                _value(setting, raw)
+                _value(setting, raw, variable)
         except SettingsError as error:
             mistakes.append(str(error))
     return mistakes
 
 
-def _value(setting: Field[Any], raw: str) -> object:
+def _variables() -> Iterator[tuple[Field[Any], str, str | None]]:
+    """Each setting, with the variable that sets it; of those that one role may have alone, that role's too."""
+    for setting in variable_fields():
+        yield setting, f"MESH_{setting.name.upper()}", None
+        if setting.name in ROLE_FIELDS:
+            for role in BROKER_ROLES:
+                yield setting, role_variable(setting.name, role), role
+
+
+def _value(setting: Field[Any], raw: str, variable: str) -> object:
     """The value of a variable, within its bounds. Raises `SettingsError`."""
-    name, variable = setting.name, f"MESH_{setting.name.upper()}"
+    name = setting.name
     try:
         value = _parse(str(setting.type), raw)
         if name == "nats_url":
@@ -293,13 +356,14 @@ def _parse(kind: str, raw: str) -> object:
     if kind == "Path":
         return Path(raw)
     if kind == "Address":
-        return _parse_address(raw)
+        return parse_address(raw)
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in raw.split(",") if part.strip())
     return raw
 
 
-def _parse_address(raw: str) -> Address:
+def parse_address(raw: str) -> Address:
+    """The address that a text is. Raises `ValueError`."""
     host, colon, port = raw.rpartition(":")
     if not colon or not host:
         raise ValueError("must be <host>:<port>")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from contracts.access import Scope
 from contracts.codec import exactly
 from contracts.fields import SignalFilter
 from contracts.records.tools import SEND_SIGNAL, TOOL_TIMEOUT_SECONDS, ToolDeclaration
@@ -51,6 +52,8 @@ class ToolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Whether a call may run twice."""
     timeout_seconds: Seconds | None = None
     """How long a call may take."""
+    approve_scope: Scope | None = None
+    """The scope that it takes to approve a call. Unset: that of `[approvals]`."""
 
     def applied_to(self, declared: ToolDeclaration) -> ToolDeclaration:
         """The declaration with what is set here instead of its own."""

@@ -91,8 +91,10 @@ class Submission:
         idempotency_key: str | None,
         traceparent: str | None,
         admit: Callable[[], Awaitable[None]] | None = None,
+        *,
+        by: str | None = None,
     ) -> Submitted:
-        """Accept a task, or refuse it.
+        """Accept a task from whom `by` says, or refuse it.
 
         `admit` may refuse, by an error of its own, a task that does not exist yet: one that was accepted stays so,
         whatever has become since of what it stands on.
@@ -107,7 +109,7 @@ class Submission:
                 return _existing(queued, request)
         if admit is not None:
             await admit()
-        work = self._first_turn(request, tenant, task)
+        work = self._first_turn(request, tenant, task, by)
         ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _existing(await self._duplicate_of(work, ack.seq), request)
@@ -122,19 +124,21 @@ class Submission:
         traceparent: str | None,
         trigger: Trigger | None = None,
         admit: Callable[[], Awaitable[None]] | None = None,
+        *,
+        by: str | None = None,
     ) -> Submitted:
         """Start a task of the mesh's own under an id that is derived from its cause: once, however often it is asked.
 
-        Whatever was asked for first stays so. The journal is looked for first, so that it stays one task when TASKS has
-        forgotten the message id. Raises `QueueFull`, `BrokerUnavailable`, or what `admit` raises for a task that does
-        not exist yet.
+        `by` says whose it is. Whatever was asked for first stays so. The journal is looked for first, so that it stays
+        one task when TASKS has forgotten the message id. Raises `QueueFull`, `BrokerUnavailable`, or what `admit`
+        raises for a task that does not exist yet.
         """
         queued = await self._first_event(tenant, task)
         if queued is not None:
             return _known(queued)
         if admit is not None:
             await admit()
-        work = self._first_turn(request, tenant, task, trigger)
+        work = self._first_turn(request, tenant, task, by, trigger)
         ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _known(await self._duplicate_of(work, ack.seq))
@@ -150,7 +154,9 @@ class Submission:
             await asyncio.gather(*late, return_exceptions=True)
         await self._projection.close()
 
-    def _first_turn(self, request: TaskRequest, tenant: str, task: str, trigger: Trigger | None = None) -> TurnWork:
+    def _first_turn(
+        self, request: TaskRequest, tenant: str, task: str, by: str | None, trigger: Trigger | None = None
+    ) -> TurnWork:
         accepted_at = now()
         limits = self._pools.get(request.pool, _NO_LIMITS)
         return TurnWork(
@@ -164,6 +170,7 @@ class Submission:
             deadline=_deadline(request, limits, accepted_at),
             budget_tokens=lesser(request.budget_tokens, limits.budget_tokens),
             trigger=trigger,
+            by=by,
         )
 
     async def _publish(self, work: TurnWork, traceparent: str | None) -> PubAck:

@@ -7,8 +7,9 @@ import contextlib
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -47,6 +48,33 @@ AnyRequest = Request[object, object, State]
 Probe = Callable[[], Awaitable[list[HealthCheck]]]
 
 
+_NOTE = "taskmesh.note"
+
+
+@dataclass(slots=True)
+class RequestNote:
+    """What is known of a request once it is answered, for whoever tells of it (`mesh.access.audit`)."""
+
+    by: str | None = None
+    tenant: str | None = None
+    act: str | None = None
+    """What it has brought about, or was about to."""
+    task: str | None = None
+    code: str | None = None
+    """The problem code that it was answered with."""
+
+
+def with_note(scope: Scope, note: RequestNote) -> Scope:
+    """The scope of a request that is noted. Copies of it have the same note."""
+    return cast("Scope", {**scope, _NOTE: note})
+
+
+def note_in(scope: Scope) -> RequestNote | None:
+    """The note of a request; None if nobody asks for one."""
+    note: RequestNote | None = cast("dict[str, Any]", scope).get(_NOTE)
+    return note
+
+
 class RequestRefused(TaskmeshError):
     """A request that gets a problem document. `retry_after_seconds` becomes Retry-After."""
 
@@ -82,6 +110,9 @@ def problem_response(code: str, detail: str | None, retry_after_seconds: float |
 
 
 def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
+    note = note_in(request.scope)
+    if note is not None:
+        note.code = http_code(error)
     if isinstance(error, TaskmeshError):
         if http_code(error) == "internal":
             # What it says is all there is to know: it was raised for a reason that is not the client's.

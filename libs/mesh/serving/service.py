@@ -86,6 +86,7 @@ class Service:
         self.wellness.connection = connection
         self._notifier = notifier or Notifier({})
         self.wellness.add_look(self.neighbours.checks)
+        self.wellness.add_look(connection.rights.checks)
         unknown = _unknown_variables(settings)
         self.wellness.add_remark(lambda: unknown)
         self.certificate: Certificate | None = None
@@ -102,6 +103,8 @@ class Service:
         """Set while what still runs is waited for however long it takes: it was told to drain so, and not to stop."""
         self.is_drained = False
         """Whether it was told to drain: it stays away then, once it has ended."""
+        self.admission: Callable[[], list[HealthCheck]] = list
+        """Whether callers can be told apart, where they have to be."""
         self.running: Callable[[], int] = int
         """How much it has in hand."""
         self.reloading = Reloading(self)
@@ -251,8 +254,8 @@ async def _serve(name: str, settings: Settings, main: Callable[[Service], Awaita
             try:
                 connection = await stack.enter_async_context(connect(settings, name))
             except nats.errors.Error as error:
-                # A broker that is not there is waited for: what ends the wait is a URL that can't be one.
-                raise SettingsError(f"MESH_NATS_URL: {error}") from None
+                # A broker that is not there is waited for: what ends the wait is a URL or a login that can't be one.
+                raise error if isinstance(error, SettingsError) else SettingsError(f"MESH_NATS_URL: {error}") from None
             await check_start(connection)
             service = Service(name, settings, connection, wellness, notifier)
             service.ops = ops
@@ -314,9 +317,11 @@ async def _operators(
 
 
 async def probe_mesh(service: Service) -> list[HealthCheck]:
-    """Readiness of a service: its broker, and that no other mesh is there which would run its tasks again."""
+    """Readiness of a service: its broker, its rights there, whom it can let in, that no other mesh would run its tasks
+    again, and the certificate that it shows."""
     shown = [] if service.certificate is None else [service.certificate.remark()]
-    return [*await probe_broker(service.connection), *service.neighbours.checks(), *shown]
+    checks = [*service.connection.rights.checks(), *service.neighbours.checks(), *service.admission(), *shown]
+    return [*await probe_broker(service.connection), *checks]
 
 
 _NEEDED = (

@@ -17,6 +17,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
+from contracts.actors import BY_MESH
 from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
 from contracts.journal import events
 from contracts.journal.events import MESSAGE_CHARACTERS_MAX, JournalEvent, Stamp, decode_event
@@ -57,7 +58,7 @@ from mesh.task.decisions import (
     queued_event,
 )
 from mesh.task.failures import Fail, GiveUp, Retry, StepFailed, decide_failure
-from mesh.task.outbox import BY_MESH, deadline_timer
+from mesh.task.outbox import deadline_timer
 from mesh.task.records import record
 from mesh.task.state import TaskState
 from mesh.telemetry import metrics, traces

@@ -210,4 +210,5 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
         parent=work.parent,
         trigger=work.trigger,
         budget_tokens=work.budget_tokens if work.budget_tokens is not None else work.request.budget_tokens,
+        by=work.by,
     )

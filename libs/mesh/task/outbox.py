@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from contracts import subjects
+from contracts.actors import BY_MESH
 from contracts.identifiers import call_message_id, turn_message_id, turn_of, turn_step
 from contracts.journal import events, parts
 from contracts.messages import control
@@ -21,8 +22,6 @@ from mesh.task.limits import is_last_turn
 from mesh.task.state import TaskState
 from mesh.task.subtasks import child_work
 
-BY_MESH = "taskmesh"
-"""Who is behind a command that nobody gave: a parent's end, the clock."""
 DEADLINE_GRACE_SECONDS = 1.0
 """How long after the deadline its timer fires: who is at work ends the task itself, and sooner."""
 

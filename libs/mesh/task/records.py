@@ -44,6 +44,7 @@ def record(state: TaskState) -> TaskRecord:
         parent=queued.parent,
         tree_usage=end.tree_usage if end else None,
         over_budget_tokens=end.over_budget_tokens if end else None,
+        by=queued.by,
     )
 
 

@@ -57,6 +57,8 @@ def child_work(state: TaskState, asked: parts.ToolCall, started: events.SubtaskS
         # A runner of before has not shared the budget out: each child had all of it.
         budget_tokens=queued.budget_tokens if started.budget_tokens is None else started.budget_tokens,
         parent=Parent(state.task, asked.call, depth(state)),
+        # Whose task it is does not change with who carries it out: nobody approves the calls of their own.
+        by=queued.by,
         # What a child sends is as much of the rule's doing as what its parent does.
         trigger=queued.trigger,
     )

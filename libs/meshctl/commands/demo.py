@@ -89,7 +89,7 @@ def demo_environment(environment: Mapping[str, str], folder: Path) -> dict[str, 
 
 async def _demonstrate(mesh: Assembly) -> int:
     try:
-        client_of_mesh = Client(mesh.ingress_url, mesh.edge_url, certificate=mesh.certificate)
+        client_of_mesh = Client(mesh.ingress_url, mesh.edge_url, key=mesh.operator_key, certificate=mesh.certificate)
         async with asyncio.timeout(SECONDS_MAX), client_of_mesh as client:
             checks = await _scenario(client)
     except (TaskmeshError, TimeoutError) as error:

@@ -19,19 +19,22 @@ from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.sizes import SIZES
 from contracts.streams import EVENTS, MESSAGE_BYTES_MAX
 from mesh.broker.connection import Connection
+from mesh.broker.credential_files import LoginUnusable
+from mesh.broker.credentials import Credentials
 from mesh.broker.dead_streams import DeadStream, dead_streams
 from mesh.broker.levels import Level, read_disk_level, read_levels
 from mesh.broker.mesh_identity import mesh_id
 from mesh.broker.other_meshes import look
 from mesh.broker.provisioning import compare, find_declared
 from mesh.broker.replication import read_copies
+from mesh.broker.rights import Missing
 from mesh.broker.suitability import Foreign, foreign_streams, missing_rights, streams_of
 from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import parse_broker_url, without_password
 from mesh.configuration.checking import named_variables, unknown_variables
 from mesh.configuration.digest import configuration_digest
-from mesh.configuration.settings import Settings, load_settings, load_variables
-from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused
+from mesh.configuration.settings import BROKER_ROLES, Settings, load_settings, load_variables
+from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused, SettingsError
 from mesh.fleet.findings import Fleet
 from mesh.fleet.looking import read_fleet
 from mesh.journal.reconciliation import Reconciliation
@@ -144,9 +147,10 @@ async def gather(settings: Settings) -> Facts:
     broker: BrokerInfo | str
     try:
         settings = discovery.at_broker(settings)
-        broker = await probe(settings.broker_url)
+        credentials, unusable = usable_credentials(settings)
+        broker = await probe(settings.broker_url, credentials)
     except MeshGone as error:
-        broker = str(error)
+        broker, unusable = str(error), ""
     ours = discovery.running_url(home) == settings.broker_url
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     streams: StreamsSeen | str | None = None
@@ -154,28 +158,28 @@ async def gather(settings: Settings) -> Facts:
     dead: list[DeadStream] | None = None
     levels: list[Level] = []
     tasks: TasksSeen | None = None
-    refusal = distrust = ""
+    refusal, distrust = unusable, ""
     foreign: list[Foreign] = []
-    missing: list[str] = []
+    missing: list[Missing] = []
     cluster: ClusterSeen | None = None
-    if isinstance(broker, BrokerInfo):
+    if isinstance(broker, BrokerInfo) and not unusable:
         try:
             async with connected(settings) as connection:
                 if broker.jetstream:
                     foreign = foreign_streams(await streams_of(connection.requests))
-                    missing = await missing_rights(connection.requests)
+                    missing = await missing_rights(connection.requests, connection.rights.granted)
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
                     disk_level = await read_disk_level(connection.requests)
                     levels += [disk_level] if disk_level is not None else []
-                    dead = await dead_streams(connection.requests)
+                    dead = await dead_streams(connection.requests, connection.rights)
                     fleet = await seen_fleet(connection, settings)
                     cluster = await seen_cluster(connection, settings)
                     if isinstance(streams, StreamsSeen):
                         tasks = await seen_tasks(connection, settings)
         except BrokerDistrusted as error:
             distrust = str(error)
-        except BrokerRefused as error:
+        except (BrokerRefused, LoginUnusable) as error:
             refusal = str(error)
         except (TaskmeshError, nats.errors.Error) as error:
             streams = str(error)
@@ -199,7 +203,35 @@ async def gather(settings: Settings) -> Facts:
         dead=dead,
         unknown_variables=unknown_variables(os.environ, named_variables(settings.configuration)),
         cluster=cluster,
+        login_files=login_files(settings),
     )
+
+
+def usable_credentials(settings: Settings) -> tuple[Credentials | None, str]:
+    """What this command shows the broker, or None and why that can't be used."""
+    try:
+        credentials = Credentials(settings, "meshctl")
+        credentials.check()
+    except LoginUnusable as error:
+        return None, str(error)
+    return credentials, ""
+
+
+def login_files(settings: Settings) -> list[str]:
+    """What is wrong with files of logins: of this command, and of each service that has one of its own."""
+    found: dict[str, None] = {}
+    for role in BROKER_ROLES:
+        if role != "meshctl" and role not in settings.of_role:
+            continue
+        with suppress(SettingsError):
+            credentials = Credentials(settings, role)
+            found |= dict.fromkeys(credentials.open_to_others())
+        if role != "meshctl":
+            try:
+                Credentials(settings, role).check()
+            except LoginUnusable as error:
+                found[str(error)] = None
+    return list(found)
 
 
 async def seen_cluster(connection: Connection, settings: Settings) -> ClusterSeen:
@@ -209,13 +241,14 @@ async def seen_cluster(connection: Connection, settings: Settings) -> ClusterSee
     return ClusterSeen(copies, settings.configuration.storage.replicas == 1, str(seen))
 
 
-async def probe(url: str) -> BrokerInfo | str:
+async def probe(url: str, credentials: Credentials | None = None) -> BrokerInfo | str:
     """What the broker says first (`INFO {…}`), or why nothing came. The first one of a list that answers counts."""
     try:
         servers = parse_broker_url(url).servers
     except ValueError as error:
         return str(error)
-    answers = dict(zip(servers, await asyncio.gather(*map(_probe, servers)), strict=True))
+    looks = (_probe(server, credentials) for server in servers)
+    answers = dict(zip(servers, await asyncio.gather(*looks), strict=True))
     away = tuple(f"{server}: {answer}" for server, answer in answers.items() if isinstance(answer, str))
     for answer in answers.values():
         if isinstance(answer, BrokerInfo):
@@ -223,21 +256,28 @@ async def probe(url: str) -> BrokerInfo | str:
     return "; ".join(away) if len(away) > 1 else str(answers[servers[0]])
 
 
-async def _probe(server: str) -> BrokerInfo | str:
+async def _probe(server: str, credentials: Credentials | None) -> BrokerInfo | str:
     parts = urlsplit(server)
     host, port = parts.hostname or "", parts.port
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(PROBE_SECONDS_MAX):
             reader, writer = await asyncio.open_connection(host, port, limit=_INFO_LINE_BYTES_MAX)
+            if credentials is not None and credentials.tls_first:
+                await writer.start_tls(credentials.ssl_context(), server_hostname=host)
             line = await reader.readline()
     except TimeoutError:
-        return f"no answer within {PROBE_SECONDS_MAX:g} s"
-    except (OSError, ssl.SSLError, ValueError) as error:
+        silence = f": {credentials.silence()}" if credentials is not None and writer is not None else ""
+        return f"no answer within {PROBE_SECONDS_MAX:g} s{silence}"
+    except ssl.SSLError as error:
+        return str(error) if credentials is None else credentials.tls_failure(error)
+    except (OSError, ValueError) as error:
         return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
     finally:
         if writer is not None:
             writer.close()
+    if not line and credentials is not None:
+        return credentials.silence()
     with suppress(msgspec.MsgspecError, UnicodeDecodeError, KeyError):
         verb, _, payload = line.partition(b" ")
         if verb == b"INFO":

@@ -26,6 +26,7 @@ from meshctl.display import output
 from meshctl.errors import MeshctlError
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
+from meshctl.supervision.acts import tell_act
 from meshctl.supervision.broker_setup import connected
 from meshctl.supervision.control import Order, ordered
 from meshctl.supervision.home import Home
@@ -89,6 +90,8 @@ def _run_drain(arguments: argparse.Namespace) -> int:
         async with connected(settings) as connection:
             records = await read_bucket(connection.requests, WORKERS_BUCKET, WorkerRecord)
             chosen = _chosen(records, arguments.workers, arguments.all_of)
+            # Before they leave: the steward that writes it down may be among them.
+            await tell_act(connection, "drain")
             return await _drain(connection, chosen, DrainOrder(wait=arguments.wait))
 
     return asyncio.run(drain())

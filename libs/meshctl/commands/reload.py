@@ -30,6 +30,7 @@ from meshctl.display import output
 from meshctl.errors import MeshctlError
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
+from meshctl.supervision.acts import tell_act
 from meshctl.supervision.broker_setup import connected
 
 STATUS_REFUSED: Final = 1
@@ -107,6 +108,7 @@ async def reload(connection: Connection, without: frozenset[str] = frozenset()) 
         await _ask(connection, order, "undo", keepers)
         said = [line for name in failed if name in kept for line in kept[name].mistakes]
         return _refused([f"{', '.join(failed)}: the copy for restarts was not written", *said])
+    await tell_act(connection, "reload")
     takers = {name: "" for name in checked if name not in keepers}
     taken = await _ask(connection, order, "take", takers)
     late = sorted(name for name in takers if name not in taken or not taken[name].ok)

@@ -17,6 +17,7 @@ from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
+from meshctl.supervision.acts import tell_act
 from meshctl.supervision.broker_setup import connected
 
 RECORDS_AT_ONCE_MAX: Final = 200
@@ -63,6 +64,8 @@ async def _repair(settings: Settings, *, dry_run: bool) -> int:
             counts.looked_at += walk.looked_at
             await _repair_each(reconciliation, walk.open, at, counts, dry_run=dry_run)
         await _repair_each(reconciliation, await reconciliation.unrecorded(), at, counts, dry_run=dry_run)
+        if counts.found and not dry_run:
+            await tell_act(connection, "repair")
     _tell_end(counts.looked_at, counts.found, counts.unreadable, dry_run=dry_run)
     return 1 if counts.unreadable else 0
 

@@ -22,6 +22,7 @@ from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
+from meshctl.supervision.acts import tell_act
 from meshctl.supervision.assembly import broker_for_a_look
 from meshctl.supervision.broker_setup import connected
 from meshctl.supervision.home import Home
@@ -120,6 +121,8 @@ async def _apply(settings: Settings) -> int:
         await check_alone(connection)
         wanted = await find_declared(connection.requests, settings)
         done = await apply(connection.requests, wanted, update=True)
+        if done:
+            await tell_act(connection, "streams-apply")
         left = await compare(connection.requests, wanted)
         copied = wanted.replication.replicas > 1 and any(map(_has_new_copies, done))
         behind = await until_current(connection.requests, [each.name for each in wanted.streams]) if copied else []

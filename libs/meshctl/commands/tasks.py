@@ -22,6 +22,7 @@ from contracts.subjects import PRIORITIES
 from contracts.tasks import BODY_BYTES_MAX, ApprovalMode
 from mesh.configuration.settings import load_variables
 from meshctl.client import Client, Received
+from meshctl.credentials import given_key
 from meshctl.display import output
 from meshctl.display.rendering import MARK, StreamText, accepted_text, record_text
 from meshctl.display.screen import screen
@@ -138,8 +139,9 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
 
 def client_of(arguments: argparse.Namespace) -> Client:
     """A client of the mesh that the command line or the environment names, else of the one on MESH_HOME."""
+    settings = load_variables(environment_with(arguments, os.environ))
     urls = discovery.at_services(
-        load_variables(environment_with(arguments, os.environ)),
+        settings,
         getattr(arguments, "url", None) or os.environ.get(INGRESS_URL_VARIABLE) or None,
         getattr(arguments, "edge_url", None) or os.environ.get(EDGE_URL_VARIABLE) or None,
     )
@@ -148,6 +150,7 @@ def client_of(arguments: argparse.Namespace) -> Client:
         urls.ingress,
         urls.edge,
         subjects.check_tenant(tenant) if tenant is not None else None,
+        key=given_key(os.environ) or discovery.operator_key(settings, urls),
         certificate=urls.certificate,
     )
 

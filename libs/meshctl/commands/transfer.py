@@ -23,6 +23,7 @@ from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
+from meshctl.supervision.acts import tell_act
 from meshctl.supervision.broker_setup import connected
 from meshctl.transfer.exporting import Wanted, exported
 from meshctl.transfer.importing import BATCH_BYTES_MAX, BATCH_TASKS_MAX, Imported, import_tasks, read_line
@@ -108,6 +109,8 @@ def _run_import(arguments: argparse.Namespace) -> int:
                     await import_tasks(connection.requests, batch, done)
                     batch, size = [], 0
             await import_tasks(connection.requests, batch, done)
+            if done.taken:
+                await tell_act(connection, "import")
         return done
 
     try:

@@ -20,6 +20,7 @@ from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.headers import TENANT_DEFAULT
 from contracts.triggers import rules
 from contracts.triggers.rules import Signal, TriggerRule
+from mesh.broker.connection import Connection
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.configuration.settings import load_variables
@@ -29,6 +30,7 @@ from meshctl.display import output
 from meshctl.display.tables import cell, plain_table
 from meshctl.flags import add_setting_flags, environment_with
 from meshctl.supervision import discovery
+from meshctl.supervision.acts import tell_act
 from meshctl.supervision.broker_setup import connected
 
 RULE_FILE_BYTES_MAX: Final = 1024 * 1024
@@ -109,7 +111,13 @@ def _add_tenant(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _run_add(arguments: argparse.Namespace) -> int:
     rule = rule_of(arguments)
-    added = _at_broker(arguments, lambda requests: add(requests, rule, replace=arguments.replace))
+
+    async def adding(connection: Connection) -> TriggerRule:
+        added = await add(connection.requests, rule, replace=arguments.replace)
+        await tell_act(connection, "trigger-add", tenant=rule.tenant)
+        return added
+
+    added = _at_broker(arguments, adding)
     if output.for_people():
         print(f"rule {added.name} of tenant {added.tenant} is added")
     else:
@@ -118,7 +126,7 @@ def _run_add(arguments: argparse.Namespace) -> int:
 
 
 def _run_list(arguments: argparse.Namespace) -> int:
-    rules = _at_broker(arguments, _read)
+    rules = _at_broker(arguments, lambda connection: _read(connection.requests))
     tenant = getattr(arguments, "tenant", None)
     rules = [rule for rule in rules if tenant in (None, rule.tenant)]
     if output.for_people():
@@ -131,7 +139,12 @@ def _run_list(arguments: argparse.Namespace) -> int:
 
 def _run_remove(arguments: argparse.Namespace) -> int:
     tenant = getattr(arguments, "tenant", None) or TENANT_DEFAULT
-    _at_broker(arguments, lambda requests: remove(requests, tenant, arguments.rule))
+
+    async def removing(connection: Connection) -> None:
+        await remove(connection.requests, tenant, arguments.rule)
+        await tell_act(connection, "trigger-remove", tenant=tenant)
+
+    _at_broker(arguments, removing)
     if output.for_people():
         print(f"rule {output.printable(arguments.rule)} of tenant {output.printable(tenant)} is gone")
     else:
@@ -143,7 +156,7 @@ def _run_test(arguments: argparse.Namespace) -> int:
     others = {flag for flag in _FLAGS if flag != "name" and getattr(arguments, flag) is not None}
     if arguments.file is None and not others:
         tenant = getattr(arguments, "tenant", None) or TENANT_DEFAULT
-        rule = _at_broker(arguments, lambda requests: _stored(requests, tenant, arguments.name or ""))
+        rule = _at_broker(arguments, lambda connection: _stored(connection.requests, tenant, arguments.name or ""))
     else:
         rule = rule_of(arguments)
     text = sys.stdin.read() if arguments.payload == "-" else arguments.payload
@@ -232,14 +245,14 @@ async def _stored(requests: Requests, tenant: str, name: str) -> TriggerRule:
     return rule
 
 
-def _at_broker(arguments: argparse.Namespace, act: Callable[[Requests], Awaitable[Result]]) -> Result:
+def _at_broker(arguments: argparse.Namespace, act: Callable[[Connection], Awaitable[Result]]) -> Result:
     settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
     # A rule that can't be read is said on standard error; what the connection has to say, by the error.
     traces.configure(replace(settings, log_level="error"), "meshctl")
 
     async def run() -> Result:
         async with connected(settings) as connection:
-            return await act(connection.requests)
+            return await act(connection)
 
     return asyncio.run(run())
 

@@ -82,7 +82,10 @@ async def _up(settings: Settings, environment: dict[str, str], *, first_task: bo
         if first_task:
             # A pipe gets its one JSON line, and nothing else.
             out = sys.stdout if people else sys.stderr
-            async with Client(mesh.ingress_url, mesh.edge_url, certificate=mesh.certificate) as client:
+            client_of_mesh = Client(
+                mesh.ingress_url, mesh.edge_url, key=mesh.operator_key, certificate=mesh.certificate
+            )
+            async with client_of_mesh as client:
                 await run_first_task(client, out)
             print(_how_to_go_on(mesh), file=out, flush=True)
         elif people:
@@ -114,13 +117,16 @@ def _summary(mesh: Assembly) -> str:
 
 
 def _how_to_go_on(mesh: Assembly) -> str:
+    # Not the key itself: what is on a screen is seen by others, and a shell remembers it.
+    key = f' -H "Authorization: Bearer $(cat {shlex.quote(str(mesh.home.operator_key))})"' if mesh.operator_key else ""
+    json_type = "-H 'Content-Type: application/json'"
     return "\n".join(
         [
             "",
             "Submit a task, and follow it by the id in the answer:",
-            f"  curl -s {mesh.ingress_url}/v1/tasks -H 'Content-Type: application/json' -d '{{\"input\": \"Hello\"}}'",
-            f"  curl -sN {mesh.edge_url}/v1/tasks/<id>/events",
-            f"  curl -s {mesh.ingress_url}/v1/tasks/<id>",
+            f'  curl -s {mesh.ingress_url}/v1/tasks{key} {json_type} -d \'{{"input": "Hello"}}\'',
+            f"  curl -sN {mesh.edge_url}/v1/tasks/<id>/events{key}",
+            f"  curl -s {mesh.ingress_url}/v1/tasks/<id>{key}",
             "or both at once: meshctl submit --watch Hello" + _where(mesh),
             "",
         ]

@@ -13,6 +13,7 @@ from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing
 from mesh.broker.provisioning import Difference
 from mesh.broker.replication import Copies
+from mesh.broker.rights import Missing, told
 from mesh.broker.suitability import PAYLOAD_BYTES_LEAST, Foreign, check_payload
 from mesh.configuration.storage_table import storage_key
 from mesh.fleet.findings import CLOCK_SECONDS_MAX, Fleet
@@ -103,11 +104,13 @@ class Facts(NamedTuple):
     distrust: str = ""
     """Why we don't trust the broker's certificate; empty if we do, or there is none."""
     foreign: Sequence[Foreign] = ()
-    missing_rights: Sequence[str] = ()
+    missing_rights: Sequence[Missing] = ()
     dead: Sequence[DeadStream] | None = None
     unknown_variables: Sequence[str] = ()
     """One line for each variable MESH_* that nobody reads."""
     cluster: ClusterSeen | None = None
+    login_files: Sequence[str] = ()
+    """What is wrong with the files of logins, one line each."""
 
 
 def diagnose(facts: Facts) -> list[Check]:
@@ -119,6 +122,8 @@ def diagnose(facts: Facts) -> list[Check]:
             checks.append(check_login(facts.refusal))
         if facts.distrust:
             checks.append(check_certificate(facts.distrust))
+        if facts.login_files:
+            checks.append(check_login_files(facts.login_files))
         checks += check_suitable(facts)
         if facts.broker.jetstream and facts.streams is not None:
             checks.append(check_streams(facts.streams))
@@ -173,12 +178,22 @@ def check_jetstream(on: bool) -> Check:
 
 def check_login(refusal: str) -> Check:
     """Why nobody of the mesh gets in. Where the login is taken there is nothing to say."""
-    return Check("login", "fail", refusal, "look at the users of the broker's configuration, and at MESH_NATS_URL")
+    remedy = "look at the users of the broker's configuration, and at what the line names, for each service"
+    return Check("login", "fail", refusal, remedy)
+
+
+def check_login_files(problems: Sequence[str]) -> Check:
+    """Files of logins that others can read, or that a service won't be able to use."""
+    remedy = "give each file to the user that its service runs as, with mode 0600"
+    return Check("login_files", "warn", "; ".join(problems[:_NAMES_MAX]), remedy)
 
 
 def check_certificate(distrust: str) -> Check:
     """Why nothing is sent to the broker: another may have taken its place."""
-    remedy = "set SSL_CERT_FILE to the file with the authority that signed it, for this command and for each service"
+    remedy = (
+        "MESH_NATS_TLS_CA names the file with the authority that signed the broker's, MESH_NATS_TLS_CERT and"
+        " MESH_NATS_TLS_KEY what the broker is shown: set them for this command and for each service"
+    )
     return Check("certificate", "fail", distrust, remedy)
 
 
@@ -192,8 +207,8 @@ def check_suitable(facts: Facts) -> list[Check]:
         remedy = "rename or delete what is in the way, or give the mesh an account of its own"
         checks.append(Check("subjects", "fail", "; ".join(each.detail for each in facts.foreign[:_NAMES_MAX]), remedy))
     if facts.missing_rights:
-        detail = f"the broker's user may not publish to {first_few(facts.missing_rights)}"
-        checks.append(Check("rights", "fail", detail, "allow it to: a mesh needs all of an account's subjects"))
+        remedy = "allow it to: `meshctl permissions` says what each user needs"
+        checks.append(Check("rights", "fail", told(facts.missing_rights), remedy))
     return checks
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from contracts.actors import BY_HTTP
 from contracts.codec import decode
 from contracts.headers import TENANT_DEFAULT
 from contracts.journal import events, parts
@@ -218,6 +219,8 @@ def record_text(record: TaskRecord) -> str:
         ("created", time_text(record.created_at)),
         ("changed", time_text(record.updated_at)),
     ]
+    if record.by not in (None, BY_HTTP):
+        rows.append(("by", str(record.by)))
     if record.turn is not None:
         rows.append(("turn", str(record.turn)))
     if record.model is not None:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 
-from mesh.configuration.access_tables import ApprovalsConfiguration, AuthConfiguration
+from mesh.configuration.access_tables import ApprovalsConfiguration, AuthConfiguration, JwtConfiguration
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.descriptions import field_descriptions
@@ -259,12 +259,29 @@ trusted_proxies = ["10.0.0.0/8"]
         ("auth",),
     ),
     Table(
+        "[auth.jwt]",
+        JwtConfiguration,
+        """
+[auth]
+mode = "jwt"
+
+[auth.jwt]
+issuer = "https://login.example.com/"
+audience = "taskmesh"
+jwks = "https://login.example.com/.well-known/jwks.json"
+tenant_claim = "org"
+scopes = { "tasks.write" = ["submit", "read", "answer"], "tasks.read" = ["read"] }
+""",
+        ("auth", "jwt"),
+    ),
+    Table(
         "[approvals]",
         ApprovalsConfiguration,
         """
 [approvals]
 four_eyes = true
 tools = ["charge"]
+scope = "operate"
 """,
         ("approvals",),
     ),

@@ -129,6 +129,10 @@ def _many(kind: inspect.Type) -> str:
             return "texts"
         case inspect.StrType():
             return _word(kind).many
+        case inspect.LiteralType(values=values):
+            return alternatives(code(f'"{value}"') for value in values)
+        case inspect.ListType(item_type=item):
+            return f"lists of {_many(item)}"
         case inspect.StructType():
             return "tables"
     raise TypeError(f"nobody has said how to show many of {kind!r}")

@@ -15,9 +15,10 @@ from typing import Final
 import structlog
 
 from contracts.records.storage import StoreRoom
+from mesh.access.modes import mode_of
 from mesh.background import first_of
 from mesh.configuration.secrets import environment_for
-from mesh.configuration.settings import Address, Settings
+from mesh.configuration.settings import BROKER_ROLES, ROLE_FIELDS, Address, Settings, parse_address
 from mesh.errors import SettingsError
 from mesh.serving.listening import address_of, listen
 from mesh.serving.notifying import Notifier, without_notify
@@ -31,11 +32,14 @@ from meshctl.supervision.control import Order, controlled
 from meshctl.supervision.embedded_broker import Broker, check_port, with_memory_limit
 from meshctl.supervision.home import Addresses, Home
 from meshctl.supervision.log_watch import watch_logs
+from meshctl.supervision.operator_key import operator_key_at
 from meshctl.supervision.processes import ServiceProcess, Supervised, Supervisor
 from meshctl.supervision.rolling import RestartFailed, Rolling, Told
+from meshctl.supervision.rotation import RotationFailed, rotate
 from meshctl.supervision.stops import Stops
 from meshctl.supervision.store_room import room_at_start
 from meshctl.supervision.store_watch import watch_store
+from meshctl.variables import API_KEY_FILE_VARIABLE, API_KEY_VARIABLE
 
 log = structlog.get_logger("meshctl")
 
@@ -66,13 +70,18 @@ class Assembly:
         self.nats_url = ""
         self.ingress_url = ""
         self.edge_url = ""
+        self.operator_key: str | None = None
+        """What the services are to be shown, where they ask for keys."""
         self._settings = settings
         self._environment = dict(environment)
         without_notify(self._environment)
+        for name in (API_KEY_VARIABLE, API_KEY_FILE_VARIABLE):
+            self._environment.pop(name, None)  # No service has a use for what this command would show one.
         self._configuration = ConfigurationCopy(settings, self._environment, home)
         self._lock = lock
         self._supervisor = Supervisor(self._write_pids)
         self._broker: Broker | None = None
+        self._rotating = asyncio.Lock()
         self._watches: list[asyncio.Task[None]] = []
         self._services: list[ServiceProcess] = []
         self._listeners: list[socket.socket] = []
@@ -87,6 +96,8 @@ class Assembly:
                 f"MESH_NATS_DOMAIN={settings.nats_domain!r}: the embedded broker has no domain: name a NATS of your own"
                 " with MESH_NATS_URL"
             )
+        if settings.nats_url is None:
+            _check_no_login(settings)
         self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_certificate(settings)
         _check_address(settings.ingress_address, "ingress")
@@ -110,10 +121,12 @@ class Assembly:
         self._environment["MESH_NATS_URL"] = self.nats_url
         # An ingress that is started again goes on with the index of its predecessor.
         self._environment["MESH_INDEX_FOLDER"] = str(settings.index_folder or self.home.index)
-        self._progress("starting the services")
         # The ingress tells clients where the edge is, and both the stewards of webhooks: all have to know the ports.
         edge_socket = self._listen(settings.edge_address, "MESH_EDGE_ADDRESS")
         ingress_socket = self._listen(settings.ingress_address, "MESH_INGRESS_ADDRESS")
+        if any(map(self._asks_for_credentials, ("MESH_EDGE_ADDRESS", "MESH_INGRESS_ADDRESS"))):
+            self.operator_key = await operator_key_at(replace(settings, nats_url=self.nats_url), self.home)
+        self._progress("starting the services")
         edge = self._start_service("stream_edge", listeners={"MESH_EDGE_ADDRESS": edge_socket})
         ingress = self._start_service("ingress", listeners={"MESH_INGRESS_ADDRESS": ingress_socket})
         for number in range(settings.workers):
@@ -212,12 +225,28 @@ class Assembly:
             raise RestartFailed(f"nothing was restarted: {error}") from None
         await self._rolling.restart(told, self._broker if broker else None)
 
+    async def rotate(self, told: Told, grace_seconds: float) -> None:
+        """Replace the embedded broker's logins while everything runs. Raises `RotationFailed`."""
+        if self._broker is None:
+            raise RotationFailed(
+                "the broker is not of this mesh: give it new logins as its operator does, then write the files that"
+                " MESH_NATS_CREDS and its like name: processes read them anew within seconds"
+            )
+        async with self._rotating:
+            await rotate(self._broker, self.home, told, grace_seconds)
+
     def _listen(self, address: Address, variable: str) -> socket.socket:
         """A socket that a service is to listen on, and its successors."""
         listener = listen(address, variable)
         self._listeners.append(listener)
         self._environment[variable] = str(address_of(listener))
         return listener
+
+    def _asks_for_credentials(self, variable: str) -> bool:
+        """Whether the service that listens there does. Raises `SettingsError` if it may not listen there."""
+        configuration = self._settings.configuration
+        address = parse_address(self._environment[variable])
+        return mode_of(configuration.auth, address, variable, configuration.source) != "open"
 
     def _start_service(
         self, service: str, name: str | None = None, listeners: Mapping[str, socket.socket] | None = None
@@ -292,7 +321,10 @@ async def run_mesh(
         stops.on_insisted(mesh.kill)
 
         async def carry(order: Order, told: Told) -> None:
-            await mesh.restart(told, broker=order.broker)
+            if order.order == "rotate":
+                await mesh.rotate(told, order.grace_seconds)
+            else:
+                await mesh.restart(told, broker=order.broker)
 
         async with notifier.kept_up():
             try:
@@ -324,6 +356,19 @@ async def broker_for_a_look(settings: Settings, environment: Mapping[str, str]) 
             yield mesh.nats_url
         finally:
             await mesh.stop()
+
+
+def _check_no_login(settings: Settings) -> None:
+    """Raise `SettingsError` for a login at an embedded broker, which has its own."""
+    for role in (None, *BROKER_ROLES):
+        own = settings.of_role.get(role, {}) if role else {name: getattr(settings, name) for name in ROLE_FIELDS}
+        for name in ROLE_FIELDS:
+            if own.get(name):
+                variable = settings.variable_of(name, role or "")
+                raise SettingsError(
+                    f"{variable}={own[name]}: the embedded broker has logins of its own: name a NATS of your own with"
+                    " MESH_NATS_URL, or unset this"
+                )
 
 
 def _check_certificate(settings: Settings) -> None:

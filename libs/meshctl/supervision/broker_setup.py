@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 
 from mesh.broker.connection import Connection, connect
+from mesh.broker.embedded import SUPERVISOR
 from mesh.broker.other_meshes import check_alone
 from mesh.broker.provisioning import Difference, apply, compare, find_declared, lacking, renew_consumers
 from mesh.broker.suitability import check_start
@@ -23,14 +24,21 @@ CONNECT_SECONDS_MAX: Final = 10.0
 
 
 @asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection to the broker. Raises `BrokerUnavailable` if none answers soon: a person waits."""
+async def connected(settings: Settings, login: str | None = None) -> AsyncIterator[Connection]:
+    """A connection to the broker. `login`: which of an embedded one's, if it is not meshctl's.
+
+    Raises `BrokerUnavailable` if none answers soon: a person waits.
+    """
+    tried: list[Connection] = []
     async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                connection = await stack.enter_async_context(connect(settings, "meshctl"))
+                connection = await stack.enter_async_context(connect(settings, "meshctl", login, tried.append))
         except TimeoutError:
-            raise BrokerUnavailable(f"no broker answers at {without_password(settings.broker_url)}") from None
+            silence = next((each.trouble for each in tried if each.trouble == each.credentials.silence()), "")
+            raise BrokerUnavailable(
+                silence or f"no broker answers at {without_password(settings.broker_url)}"
+            ) from None
         yield connection
 
 
@@ -42,7 +50,7 @@ async def provision(settings: Settings, *, ours: bool) -> None:
     other broker streams get what this version needs and takes nothing (`MESH_UPGRADE_STREAMS`); the rest stays, and is
     only said: a running mesh, or its operator, may need it so. Raises `SettingsError` if they must not get it.
     """
-    async with connected(settings) as connection:
+    async with connected(settings, SUPERVISOR) as connection:
         await check_start(connection)
         await check_alone(connection)
         wanted = await find_declared(connection.requests, settings)

@@ -15,6 +15,7 @@ import structlog
 
 from contracts.messages.reloading import ReloadAnswer, ReloadOrder, lines_of
 from mesh.broker.connection import connect
+from mesh.broker.embedded import SUPERVISOR
 from mesh.configuration.checking import secret_mistakes
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.mesh_toml import DEFAULT_FILE, parse_configuration, read_file
@@ -64,7 +65,7 @@ class ConfigurationCopy:
         async def carry_out(order: ReloadOrder) -> ReloadAnswer | None:
             return self.answer(order, changed)
 
-        async with connect(replace(self.settings, nats_url=nats_url), "meshctl") as connection:
+        async with connect(replace(self.settings, nats_url=nats_url), "meshctl", SUPERVISOR) as connection:
             await hear_orders(connection, carry_out)
             await asyncio.Event().wait()
 

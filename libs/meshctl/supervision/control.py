@@ -23,6 +23,7 @@ from contracts.errors import InvalidPayload
 from meshctl.errors import MeshctlError, MeshGone
 from meshctl.supervision.home import Home
 from meshctl.supervision.rolling import RestartFailed, Told
+from meshctl.supervision.rotation import GRACE_SECONDS, RotationFailed
 
 log = structlog.get_logger("meshctl.supervision.control")
 
@@ -32,10 +33,14 @@ REQUEST_SECONDS_MAX: Final = 5.0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is to be done. `broker`: the embedded broker, too."""
+    """What is to be done. `broker`: restart the embedded broker, too.
 
-    order: Literal["restart"]
+    `grace_seconds`: how long old logins are good in a rotation, for who goes on using them.
+    """
+
+    order: Literal["restart", "rotate"]
     broker: bool = False
+    grace_seconds: float = GRACE_SECONDS
 
 
 Carry = Callable[[Order, Told], Awaitable[None]]
@@ -79,7 +84,7 @@ async def _carried_out(order: Order, carry: Carry, writer: asyncio.StreamWriter)
     try:
         await carry(order, lambda event: _say(writer, event))
         _say(writer, {"event": "done"})
-    except RestartFailed as error:
+    except (RestartFailed, RotationFailed) as error:
         log.error("order.failed", order=order.order, error=str(error))
         _say(writer, {"event": "failed", "error": str(error)})
     except Exception:

@@ -112,6 +112,15 @@ def at_services(settings: Settings, ingress_url: str | None, edge_url: str | Non
     return ServiceUrls(ingress_url or found.ingress_url, edge_url or found.edge_url, shown)
 
 
+def operator_key(settings: Settings, urls: ServiceUrls) -> str | None:
+    """The key of the mesh that runs on MESH_HOME, if these are its addresses: nobody else is shown it."""
+    home = Home(settings.home)
+    found = home.read_addresses()
+    if found is None or (urls.ingress.rstrip("/"), urls.edge.rstrip("/")) != (found.ingress_url, found.edge_url):
+        return None
+    return home.read_operator_key()
+
+
 def sync_interval(home: Home) -> str | None:
     """What the embedded broker's configuration says; None if it can't be read."""
     try:

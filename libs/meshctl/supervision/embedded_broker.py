@@ -13,23 +13,27 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from contracts.permissions import Permissions, check_role, permissions_of
 from contracts.streams import MESSAGE_BYTES_MAX
 from mesh.broker.connection import SERVER_VERSION_MIN
 from mesh.broker.embedded import HOST
+from mesh.configuration.broker_urls import BrokerLogin
 from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
 from meshctl.errors import StartFailed
+from meshctl.supervision.broker_logins import SECRET_BYTES, User, is_unrestricted, kept_or_made
 from meshctl.supervision.home import Home
 from meshctl.supervision.processes import Launch, Supervised
 
@@ -63,8 +67,10 @@ class BrokerConfig(NamedTuple):
     ports: Path
     log: Path
     sync_interval: str
-    token: str | None = None
-    """What every client has to show. None asks for nothing, which suits no machine that others can reach."""
+    users: Sequence[User] = ()
+    """Who is let in, and nobody else. None asks for nothing, which suits no machine that others can reach."""
+    watcher: BrokerLogin | None = None
+    """A user of the server's system account, who sees which connections there are. `meshctl up` alone knows it."""
 
 
 def render_config(config: BrokerConfig) -> str:
@@ -75,7 +81,7 @@ server_name: "taskmesh"
 listen: "{HOST}:{config.port}"
 ports_file_dir: {_quoted(config.ports)}
 max_payload: {MESSAGE_BYTES_MAX}
-{_authorization(config.token)}
+{_authorization(config.users, config.watcher)}
 # Its log; HTTP monitoring stays off.
 log_file: {_quoted(config.log)}
 logfile_size_limit: {LOG_BYTES_MAX}
@@ -95,15 +101,46 @@ feature_flags {{
 """
 
 
-def _authorization(token: str | None) -> str:
-    if token is None:
+def _authorization(users: Sequence[User], watcher: BrokerLogin | None) -> str:
+    if not users:
         return ""
-    return f"""
-# Any user of this machine reaches the port: only who can read MESH_HOME gets in.
-authorization {{
-  token: {json.dumps(token)}
+    system = ""
+    if watcher is not None:
+        system = f"""
+# Sees which connections there are.
+accounts {{
+  SYS: {{ users: [ {{ user: {json.dumps(watcher.user)}, password: {json.dumps(watcher.password)} }} ] }}
 }}
+system_account: SYS
 """
+    lines = "\n".join(_user(user) for user in users)
+    return f"""
+# Any user of this machine reaches the port: only who can read MESH_HOME gets in, each with the rights of its role.
+authorization {{
+  users: [
+{lines}
+  ]
+}}
+{system}"""
+
+
+def _user(user: User) -> str:
+    login = f"user: {json.dumps(user.login.user)}, password: {json.dumps(user.login.password)}"
+    if is_unrestricted(user.role):
+        return f"    {{ {login} }}"
+    return f"    {{ {login}, permissions: {_permissions(permissions_of(check_role(user.role)))} }}"
+
+
+def _permissions(allowed: Permissions) -> str:
+    """Rights in the configuration language, whose strings are those of JSON."""
+    rights: dict[str, Any] = {
+        "publish": {"allow": allowed.publish},
+        "subscribe": {"allow": allowed.subscribe},
+    }
+    if allowed.allow_responses is not None:
+        responses = allowed.allow_responses
+        rights["allow_responses"] = {"max": responses.max, "expires": f"{responses.seconds}s"}
+    return json.dumps(rights)
 
 
 def _quoted(path: Path) -> str:
@@ -183,6 +220,9 @@ class Broker(Supervised):
         self._sync_interval = check_sync_interval(settings.sync_interval)
         self._environment = environment
         self._lock = lock
+        self.watcher = BrokerLogin("watcher", secrets.token_urlsafe(SECRET_BYTES))
+        """Who may see which connections there are."""
+        self.users: list[User] = []
 
     @property
     def url(self) -> str:
@@ -195,17 +235,34 @@ class Broker(Supervised):
         home.create_folder(home.nats_ports)
         for stale in home.nats_ports.glob("*.ports"):
             stale.unlink(missing_ok=True)
+        # From their files, also in the middle of a rotation: who connects now reads those.
+        self.users = kept_or_made(home)
+        self._configure(self.users)
+        command = [str(self._program), "-c", str(home.nats_config)]
+        return Launch(command, self._environment, (self._lock,))
+
+    def let_in(self, users: Sequence[User]) -> None:
+        """Have the running server let these in, and nobody else. It does so some milliseconds later.
+
+        Whoever is connected as somebody else is thrown out.
+        """
+        self._configure(users)
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGHUP)
+
+    def _configure(self, users: Sequence[User]) -> None:
+        home = self._home
         config = BrokerConfig(
             port=self.port,
             store=home.jetstream,
             ports=home.nats_ports,
             log=home.log_path(self.name),
             sync_interval=self._sync_interval,
-            token=home.broker_token(),
+            users=users,
+            watcher=self.watcher,
         )
         home.write_private(home.nats_config, render_config(config).encode())
-        command = [str(self._program), "-c", str(home.nats_config)]
-        return Launch(command, self._environment, (self._lock,))
 
     async def until_ready(self, pid: int) -> bool:
         """Wait for the file that this very process writes: whoever else listens there is not meant."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from mesh.broker.embedded import PORTS_FOLDER, TOKEN_FILE, is_alive
+from mesh.broker.embedded import LOGINS_FOLDER, PORTS_FOLDER, is_alive
 from meshctl.errors import HomeBusy, MeshctlError
 from meshctl.supervision import private_files
 
@@ -24,7 +23,8 @@ LOGS_BYTES_MAX: Final = 256 * 1024 * 1024
 LOG_BYTES_MIN: Final = 128 * 1024
 BROKER_LOG: Final = "nats_server"
 """nats-server keeps its log within a bound itself."""
-TOKEN_BYTES: Final = 32
+OPERATOR_KEY_FILE: Final = "operator.key"
+"""In MESH_HOME: the API key by which meshctl asks a mesh of its own that asks for keys."""
 LOG_TAIL_LINES: Final = 15
 LOG_TAIL_BYTES_MAX: Final = 16 * 1024
 LOCK_WAIT_SECONDS: Final = 5.0
@@ -54,7 +54,8 @@ class Home:
         self.lock = self.path / "lock"
         self.nats_config = self.path / "nats.conf"
         self.nats_ports = self.path / PORTS_FOLDER
-        self.token = self.path / TOKEN_FILE
+        self.logins = self.path / LOGINS_FOLDER
+        self.operator_key = self.path / OPERATOR_KEY_FILE
         self.jetstream = self.path / "jetstream"
         self.index = self.path / "index"
         self.configuration = self.path / "mesh.toml"
@@ -79,15 +80,18 @@ class Home:
         """Replace a file of this folder; only its owner can read it."""
         private_files.write(path, content)
 
-    def broker_token(self) -> str:
-        """What the embedded broker asks its clients for: made once, and kept, so that they find it as it was."""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if not self.token.is_symlink() and (kept := self.token.read_text(encoding="ascii").strip()):
-                self.token.chmod(0o600)
-                return kept
-        made = secrets.token_urlsafe(TOKEN_BYTES)
-        self.write_private(self.token, made.encode() + b"\n")
-        return made
+    def read_operator_key(self) -> str | None:
+        """The API key of whoever owns this home; None if no mesh has made one here."""
+        try:
+            if self.operator_key.is_symlink():
+                return None
+            return self.operator_key.read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def write_operator_key(self, key: str) -> None:
+        """Keep it; only the home's owner can read it."""
+        self.write_private(self.operator_key, key.encode() + b"\n")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int]:

@@ -18,6 +18,7 @@ from contracts.codec import encode
 from contracts.records.storage import StoreRoom
 from contracts.subjects import STORE_ROOM
 from mesh.broker.connection import connect
+from mesh.broker.embedded import SUPERVISOR
 from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
 from meshctl.supervision.store_room import measure
@@ -38,7 +39,7 @@ async def watch_store(settings: Settings, store: Path, room: StoreRoom, serving:
     async def answer(message: Msg) -> None:
         await message.respond(encode(latest))
 
-    async with connect(settings, "meshctl") as connection:
+    async with connect(settings, "meshctl", SUPERVISOR) as connection:
         await connection.client.subscribe(STORE_ROOM, cb=answer)
         await connection.client.flush()
         serving.set()

@@ -1,0 +1,436 @@
+"""What each process may publish and subscribe at the broker: its least rights, from what is declared.
+
+The lists are data, and nothing here speaks to a broker: deploy/nats/accounts.conf is rendered from them, the embedded
+broker's users, and what `meshctl permissions` prints. Who has a list may do what it names, and no more: the server
+refuses the rest itself. Subjects carry no tenant that a service could be held to, since one serves all of them.
+
+Two facts of the server (tried with 2.15.1) bound what a list can do. A direct get and a leader read of a stream take
+the subject in their payload, so that the right to one of a stream is that to all of it; of a bucket one key can be
+named. And the server sends an answer to whatever subject the request names, also to one that its sender may not publish
+to: so whoever is not trusted gets an account of its own (`contracts.guests`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple, get_args
+
+from contracts import subjects
+from contracts.errors import InvalidName
+from contracts.links import LINK_KEYS_KEY
+from contracts.streams import (
+    ADVISORIES,
+    ARCHIVE,
+    ARCHIVE_BUCKET,
+    BUCKETS,
+    CONTROL,
+    CRITIC_CONSUMER,
+    DEAD_LETTERS,
+    EVENTS,
+    KEYS_BUCKET,
+    LANES_BUCKET,
+    PROVIDERS_BUCKET,
+    RESULTS,
+    SIGNALS,
+    STORAGE_BUCKET,
+    STREAMS,
+    TASKS,
+    TASKS_BUCKET,
+    TIMERS,
+    TOOLS,
+    TOOLS_BUCKET,
+    TRIGGERS_BUCKET,
+    TURNS,
+    WALKS_BUCKET,
+    WORKERS_BUCKET,
+    BucketDeclaration,
+    lane_consumer,
+    tool_consumer,
+    webhook_consumer,
+)
+
+Role = Literal["ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "operator", "supervisor"]
+"""A process of the mesh: a service by its name, `operator` for meshctl's commands, `supervisor` for `meshctl up`."""
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
+INBOXES: Final[dict[Role, str]] = {role: role for role in ROLES} | {"operator": "meshctl", "supervisor": "meshctl"}
+"""Whose inbox a role's answers come to: `_INBOX_<name>.>`."""
+RESPONSES_MAX: Final = 16
+"""Answers to one request: a discovery (`$SRV.INFO`) and an order have one each."""
+RESPONSE_SECONDS: Final = 10
+USER_INFO: Final = "$SYS.REQ.USER.INFO"
+"""Tells a connection its own rights. Its answer comes from the server that it is at."""
+
+_ALL_STREAMS: Final = (*(each.name for each in STREAMS), *(each.stream_name for each in BUCKETS))
+_ACK_TOKENS: Final = ".*.*.*.*.*"
+"""Deliveries, the message's and the consumer's sequence, time, pending (NATS ADR-15)."""
+_QUEUES: Final = (TASKS.name, TURNS.name, TOOLS.name)
+_TASK_TIMERS: Final = tuple(f"timers.at.{kind}.*.*.*" for kind in subjects.TIMER_KINDS)
+
+
+class Responses(NamedTuple):
+    """The right to answer whoever asks on a subject that one listens to: so often, and so long after the question."""
+
+    max: int = RESPONSES_MAX
+    seconds: int = RESPONSE_SECONDS
+
+
+class Permissions(NamedTuple):
+    """What a user of the broker may do. Subjects in NATS's own form, with `*` and `>`; all that is not named is denied.
+
+    `allow_responses`: None if it may answer nobody.
+    """
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    allow_responses: Responses | None = None
+
+
+class Lists:
+    """Gathers what a user may do. `domain`: of the JetStream that is meant, where it is another server's."""
+
+    def __init__(self, domain: str | None) -> None:
+        self._api = subjects.jetstream_api(domain)
+        self._domain = domain
+        self._publish: dict[str, None] = {}
+        self._subscribe: dict[str, None] = {}
+
+    def publish(self, *names: str) -> None:
+        """Subjects as they are."""
+        self._publish.update(dict.fromkeys(names))
+
+    def subscribe(self, *names: str) -> None:
+        """The same, to listen to."""
+        self._subscribe.update(dict.fromkeys(names))
+
+    def call(self, *calls: str) -> None:
+        """Calls of the JetStream API."""
+        self.publish(*(self._api + each for each in calls))
+
+    def write(self, bucket: BucketDeclaration, keys: str = ">") -> None:
+        """Put and delete keys. Servers keep `$KV.>` within a domain (NATS ADR-8)."""
+        subject = f"$KV.{bucket.name}.{keys}"
+        self.publish(self._api + subject if self._domain else subject)
+
+    def read_keys(self, *buckets: BucketDeclaration) -> None:
+        """Read single keys, and nothing else of a bucket."""
+        self.call(*(f"DIRECT.GET.{each.stream_name}.$KV.{each.name}.>" for each in buckets))
+
+    def read_bucket(self, *buckets: BucketDeclaration) -> None:
+        """Read keys, one or many, also at the leader."""
+        self.read_keys(*buckets)
+        self.read(*(each.stream_name for each in buckets))
+
+    def read(self, *streams: str) -> None:
+        """Read a stream's messages, at a replica and at its leader."""
+        for stream in streams:
+            self.call(f"DIRECT.GET.{stream}", f"STREAM.MSG.GET.{stream}")
+
+    def info(self, *streams: str) -> None:
+        """Ask how streams stand."""
+        self.call(*(f"STREAM.INFO.{each}" for each in streams))
+
+    def pull(self, stream: str, *consumers: str) -> None:
+        """Pull a stream's consumers, and answer what they deliver.
+
+        An answer's subject is one of two, by what the server is configured to (`js_ack_fc_v2`): the newer has the
+        domain and the account before the stream, and a random token at its end.
+        """
+        for consumer in consumers:
+            self.call(f"CONSUMER.MSG.NEXT.{stream}.{consumer}")
+            place = f"{stream}.{consumer}{_ACK_TOKENS}"
+            self.publish(f"$JS.ACK.{place}", f"$JS.ACK.*.*.{place}", f"$JS.ACK.*.*.{place}.*")
+
+    def made(self) -> Permissions:
+        return Permissions(tuple(self._publish), tuple(self._subscribe))
+
+
+def permissions_of(
+    role: Role,
+    *,
+    domain: str | None = None,
+    pools: Iterable[str] | None = None,
+    tools: Iterable[str] | None = None,
+    webhooks: Iterable[str] | None = None,
+) -> Permissions:
+    """The least rights of a role. `domain`: that of JetStream, if MESH_NATS_DOMAIN is set.
+
+    `pools`, `tools` and `webhooks` narrow what a worker, a runner and the steward pull to what they serve; None is
+    all of them, whatever mesh.toml will say. Raises `InvalidName`.
+    """
+    lists = Lists(domain)
+    lists.publish(USER_INFO)
+    lists.subscribe(f"_INBOX_{INBOXES[role]}.>")
+    match role:
+        case "ingress":
+            _ingress(lists)
+        case "stream_edge":
+            _stream_edge(lists)
+        case "inference_worker":
+            _inference_worker(lists, pools)
+        case "tool_runner":
+            _tool_runner(lists, tools)
+        case "steward":
+            _steward(lists, webhooks)
+        case "operator":
+            _operator(lists)
+        case "supervisor":
+            _supervisor(lists)
+    responses = None
+    if role in ("operator", "supervisor"):
+        responses = Responses() if role == "supervisor" else None
+    else:
+        _service(lists, role)
+        responses = Responses()
+    return lists.made()._replace(allow_responses=responses)
+
+
+_DISPENSABLE: Final = (
+    # What is created and changed elsewhere, or shown, or only comes sooner by it.
+    "API.STREAM.LIST",
+    "API.STREAM.CREATE.",
+    "API.STREAM.UPDATE.",
+    "API.CONSUMER.DURABLE.CREATE.",
+    "API.CONSUMER.DELETE.",
+    f"API.CONSUMER.MSG.NEXT.{DEAD_LETTERS.name}.{CRITIC_CONSUMER}",
+    f"$JS.ACK.{DEAD_LETTERS.name}.{CRITIC_CONSUMER}",
+    f".{DEAD_LETTERS.name}.{CRITIC_CONSUMER}.*",
+    USER_INFO,
+    "$SRV.",
+    f"KV_{KEYS_BUCKET.name}",
+    f"$KV.{KEYS_BUCKET.name}.",
+    "process.",
+    subjects.CONFIGURATION_RELOAD,
+    subjects.STORE_ROOM,
+    subjects.OPERATOR_ACTS,
+    subjects.LANES_WAITING,
+    subjects.PROVIDERS_CHANGED,
+    "stats.lanes.",
+    ".preview",
+)
+
+
+def essentials_of(role: Role, domain: str | None = None) -> Permissions:
+    """The part of a role's rights without which its work stands still: readiness asks for these."""
+    whole = permissions_of(role, domain=domain)
+    publish, subscribe = (
+        tuple(each for each in names if not _is_dispensable(each)) for names in (whole.publish, whole.subscribe)
+    )
+    return Permissions(publish, subscribe, whole.allow_responses)
+
+
+def _is_dispensable(subject: str) -> bool:
+    return any(part in subject for part in _DISPENSABLE)
+
+
+# Parts of a list
+
+
+def _service(lists: Lists, role: str) -> None:
+    """What each service does: it shows up (NATS micro), takes orders, tells of itself, and sees how the mesh stands."""
+    lists.publish("$SRV.INFO")
+    lists.call("STREAM.LIST")
+    lists.info(EVENTS.name, TASKS.name, TASKS_BUCKET.stream_name)
+    lists.write(WORKERS_BUCKET)
+    lists.subscribe("$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD)
+
+
+def _read_journals(lists: Lists) -> None:
+    """Journals, those that are packed included."""
+    lists.read(EVENTS.name, ARCHIVE.name)
+    lists.read_bucket(ARCHIVE_BUCKET)
+
+
+def _append(lists: Lists, *parts: str) -> None:
+    """Append to journals, and keep their records."""
+    _read_journals(lists)
+    lists.publish(*(f"events.*.*.{part}" for part in parts))
+    lists.write(TASKS_BUCKET)
+    lists.read_bucket(TASKS_BUCKET)
+
+
+def _send_on(lists: Lists) -> None:
+    """What follows on a step: work, timers, and word to a parent or its children."""
+    lists.publish(
+        *TASKS.subjects, *TURNS.subjects, *TOOLS.subjects, *_TASK_TIMERS, "control.cancel.*", "control.child_done.*"
+    )
+    lists.info(TIMERS.name)
+    lists.call(f"STREAM.PURGE.{TIMERS.name}")
+    lists.publish(*DEAD_LETTERS.subjects)
+
+
+def _step(lists: Lists) -> None:
+    """A step of a task: it is claimed, written down and followed up, and lets others write in between."""
+    _append(lists, "log", "delta")
+    _send_on(lists)
+    lists.subscribe("live.events.*.*.log", "hold.*.*", subjects.LANES_WAITING)
+
+
+def _fleet(lists: Lists) -> None:
+    """Who is there, and how queues stand."""
+    lists.publish("$SRV.PING")
+    lists.read_bucket(WORKERS_BUCKET, PROVIDERS_BUCKET, LANES_BUCKET)
+    lists.call(*(f"CONSUMER.LIST.{stream}" for stream in _QUEUES))
+    lists.info(*_QUEUES)
+
+
+def _levels(lists: Lists) -> None:
+    """How full the streams, the account and the disk are."""
+    lists.info(*_ALL_STREAMS)
+    lists.call("INFO")
+    lists.publish(subjects.STORE_ROOM)
+
+
+def _take_credentials(lists: Lists) -> None:
+    """Hold API keys and links against what there is: those that are not known, at the leader."""
+    lists.read_keys(KEYS_BUCKET)
+    lists.call(f"STREAM.MSG.GET.{KEYS_BUCKET.stream_name}")
+    lists.subscribe(f"$KV.{KEYS_BUCKET.name}.>")
+
+
+# Roles
+
+
+def _ingress(lists: Lists) -> None:
+    _append(lists, "log")
+    lists.publish(*TASKS.subjects, *(f"control.{kind}.*" for kind in ("cancel", "input", "approval", "replay")))
+    lists.publish("timers.at.deadline.*.*.*", *DEAD_LETTERS.subjects)
+    lists.read(TASKS.name, TURNS.name, CONTROL.name, DEAD_LETTERS.name)
+    lists.call(
+        f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",
+        *(f"CONSUMER.INFO.{stream}.*" for stream in (TASKS.name, TURNS.name)),
+        f"CONSUMER.NAMES.{TOOLS.name}",
+    )
+    _fleet(lists)
+    _levels(lists)
+    lists.read_bucket(TOOLS_BUCKET)
+    lists.info(TOOLS_BUCKET.stream_name)
+    _take_credentials(lists)
+    # The first link of a mesh makes the key that signs it.
+    lists.write(KEYS_BUCKET, LINK_KEYS_KEY)
+    lists.subscribe("live.events.*.*.*", subjects.PROVIDERS_CHANGED)
+
+
+def _stream_edge(lists: Lists) -> None:
+    _read_journals(lists)
+    _take_credentials(lists)
+    lists.subscribe("live.events.*.*.*")
+
+
+def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
+    _step(lists)
+    for stream in (TASKS.name, TURNS.name):
+        names = ["*"]
+        if pools is not None:
+            names = [lane_consumer(stream, pool, priority) for pool in pools for priority in subjects.PRIORITIES]
+        lists.pull(stream, *names)
+        lists.call(*(f"CONSUMER.INFO.{stream}.{name}" for name in names))
+    lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED)
+    lists.write(PROVIDERS_BUCKET)
+    lists.read_keys(PROVIDERS_BUCKET, TOOLS_BUCKET)
+    lists.read(RESULTS.name)
+    lists.subscribe(subjects.PROVIDERS_CHANGED)
+
+
+def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:
+    _step(lists)
+    lists.pull(TOOLS.name, *(["*"] if tools is None else map(tool_consumer, tools)))
+    lists.call(f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*")
+    lists.write(TOOLS_BUCKET)
+    lists.publish(*RESULTS.subjects, *SIGNALS.subjects, "control.replay.*")
+    lists.info(RESULTS.name)
+    lists.call(f"STREAM.PURGE.{RESULTS.name}")
+
+
+def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
+    _append(lists, "log")
+    _send_on(lists)
+    _fleet(lists)
+    _levels(lists)
+    lists.publish("timers.at.cron.*.*", "hold.*.*", subjects.LANES_WAITING, *ARCHIVE.subjects)
+    lists.pull(CONTROL.name, "steward")
+    lists.pull(TIMERS.name, "steward", "cron")
+    lists.pull(SIGNALS.name, "steward")
+    lists.pull(ADVISORIES.name, "steward")
+    lists.pull(DEAD_LETTERS.name, CRITIC_CONSUMER)
+    lists.pull(EVENTS.name, *(["*"] if webhooks is None else map(webhook_consumer, webhooks)))
+    lists.read(*_QUEUES, CONTROL.name, TIMERS.name, DEAD_LETTERS.name, SIGNALS.name, RESULTS.name)
+    lists.read_bucket(TRIGGERS_BUCKET, WALKS_BUCKET, STORAGE_BUCKET)
+    for bucket in (LANES_BUCKET, ARCHIVE_BUCKET, WALKS_BUCKET, STORAGE_BUCKET):
+        lists.write(bucket)
+    lists.write(TRIGGERS_BUCKET, "_pace.*.*")
+    lists.call(
+        *(f"STREAM.MSG.DELETE.{stream}" for stream in (*_QUEUES, CONTROL.name, TIMERS.name, ARCHIVE.name)),
+        *(f"STREAM.PURGE.{each}" for each in (EVENTS.name, TIMERS.name, DEAD_LETTERS.name, RESULTS.name)),
+        f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
+        *(f"CONSUMER.LIST.{stream}" for stream in _ALL_STREAMS),
+        f"CONSUMER.NAMES.{EVENTS.name}",
+        *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
+        *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
+    )
+    _provide(lists)
+    lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING, subjects.OPERATOR_ACTS)
+
+
+def _provide(lists: Lists) -> None:
+    """Create what is declared, and change it; of consumers those of streams that have some."""
+    lists.call(
+        *(f"STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE") for stream in _ALL_STREAMS),
+        *(f"CONSUMER.DURABLE.CREATE.{each.name}.*" for each in STREAMS if each not in (RESULTS, ARCHIVE)),
+    )
+
+
+def _operator(lists: Lists) -> None:
+    """meshctl: doctor, streams, workers, lanes, providers, triggers, repair, drain, reload, keys, export and import."""
+    _append(lists, "log")
+    _send_on(lists)
+    _fleet(lists)
+    _levels(lists)
+    _provide(lists)
+    lists.publish(
+        "$SRV.INFO", subjects.CONFIGURATION_RELOAD, subjects.OPERATOR_ACTS, "process.*.drain", "timers.at.cron.*.*"
+    )
+    lists.publish(*(f"control.{kind}.*" for kind in subjects.CONTROL_KINDS), *SIGNALS.subjects, *ARCHIVE.subjects)
+    lists.read(*_ALL_STREAMS)
+    lists.read_keys(*BUCKETS)
+    for bucket in (TRIGGERS_BUCKET, KEYS_BUCKET, ARCHIVE_BUCKET):
+        lists.write(bucket)
+    lists.call(
+        "STREAM.LIST",
+        *(f"CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in _ALL_STREAMS),
+        *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
+        *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
+        # The doctor finds out by it whether a stream takes anything. Who may change a stream can empty it anyhow.
+        *(
+            f"STREAM.PURGE.{each.name}"
+            for each in (TASKS, TURNS, TOOLS, CONTROL, EVENTS, DEAD_LETTERS, TIMERS, RESULTS)
+        ),
+        f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
+        f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",
+    )
+
+
+def _supervisor(lists: Lists) -> None:
+    """`meshctl up`: it creates what is missing, tells how much room there is, and passes a reload on."""
+    _levels(lists)
+    _provide(lists)
+    _fleet(lists)
+    lists.publish("$SRV.INFO", subjects.CONFIGURATION_RELOAD, "process.*.drain")
+    lists.read(EVENTS.name)
+    lists.write(KEYS_BUCKET)
+    lists.read_keys(KEYS_BUCKET)
+    lists.call(
+        "STREAM.LIST",
+        *(f"CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in _ALL_STREAMS),
+        *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
+        *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
+    )
+    lists.subscribe(subjects.STORE_ROOM, subjects.CONFIGURATION_RELOAD)
+
+
+def check_role(value: str) -> Role:
+    """Return a role unchanged, else raise `InvalidName`."""
+    for role in ROLES:
+        if role == value:
+            return role
+    raise InvalidName(f"not a role: {value!r:.80} (expected one of {', '.join(ROLES)})")

@@ -1,0 +1,77 @@
+"""Who may approve: the scope that it takes, and that another person does than the one who has submitted the task.
+
+The ingress asks before it takes a decision, and the steward again before it carries one out: a command can come past
+every ingress. Denying is free to all who may decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from contracts import subjects
+from contracts.access import Scope
+from contracts.actors import four_eyes_objection, is_proposal
+from contracts.errors import ErrorInfo, InvalidName
+from contracts.journal.events import ApprovalRequested
+from contracts.messages.control import AnyCommand, ApprovalCommand, ReplayCommand
+from contracts.records.tools import PROPOSE_REPLAY
+from mesh.configuration.mesh_toml import Configuration
+from mesh.task.state import TaskState
+
+FOUR_EYES: Final = "four-eyes"
+
+SubmittersOf = Callable[[str, str], Awaitable[list[str | None]]]
+"""Who has submitted a tenant's task: one name, or None where its journal has none; nobody where there is no task."""
+
+
+class Approvals:
+    """What the operator says of approvals, held against a task."""
+
+    def __init__(self, configuration: Configuration, submitters_of: SubmittersOf) -> None:
+        self._approvals = configuration.approvals
+        self._tools = configuration.tools
+        self._submitters_of = submitters_of
+
+    def scope_of(self, tool: str) -> Scope:
+        """The scope that it takes to approve a tool's calls."""
+        return self._tools.of(tool).approve_scope or self._approvals.scope
+
+    async def refusal(self, state: TaskState, command: AnyCommand) -> ErrorInfo | None:
+        """Why this command is not to be carried out, as it is the submitter's own or may be; None if all is well.
+
+        Raises `BrokerUnavailable`.
+        """
+        asked = self._asked(state, command)
+        if not asked or state.queued is None or state.terminal is not None:
+            return None
+        submitters = [state.queued.by]
+        if isinstance(command, ApprovalCommand):
+            submitters += await self._submitters_of_repaired(state.tenant, asked)
+        objection = four_eyes_objection(command.by, submitters)
+        return ErrorInfo(FOUR_EYES, objection) if objection is not None else None
+
+    def _asked(self, state: TaskState, command: AnyCommand) -> list[ApprovalRequested]:
+        """The calls under four eyes that a command lets run, or lets run with other arguments than were approved."""
+        match command:
+            case ApprovalCommand(decision="approved", call=call):
+                calls = [call] if call not in state.resolutions else []
+            case ReplayCommand(edits=edits) if edits is not None and not is_proposal(command.by):
+                calls = list(edits.arguments or ())
+            case _:
+                calls = []
+        asked = [state.approvals[call] for call in calls if call in state.approvals]
+        return [each for each in asked if self._approvals.takes_four_eyes(each.tool)]
+
+    async def _submitters_of_repaired(self, tenant: str, asked: list[ApprovalRequested]) -> list[str | None]:
+        """Who has submitted the tasks that these calls would repair: their work is what goes on."""
+        found: list[str | None] = []
+        for each in asked:
+            if each.tool != PROPOSE_REPLAY:
+                continue
+            try:
+                task = subjects.check_task(str(each.arguments.get("task", "")))
+            except InvalidName:
+                continue  # The tool refuses it.
+            found += await self._submitters_of(tenant, task)
+        return found

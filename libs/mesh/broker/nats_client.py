@@ -1,0 +1,84 @@
+"""nats-py's client, but for what it shows the broker, and when it gives up.
+
+Tried with nats-py 2.16: it takes one TLS context for good; it reads a creds file without an end for ever; it sends a
+login in the clear to a server of a `tls://` URL that offers no TLS; and it closes for good, without another word, when
+the broker takes a login away in the middle, by a reload or since a JWT expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from mesh.broker.credentials import Credentials
+
+CLOSE_SECONDS_MAX: Final = 2.0
+
+LOGIN_GONE: Final = (
+    "authorization violation",
+    "user authentication expired",
+    "user authentication revoked",
+    "account authentication expired",
+)
+"""What a server (2.15) says in small letters to whom it lets in no more. A new connect reads what there is by now."""
+
+
+class TlsRefused(nats.errors.Error):
+    """The broker offers no TLS, and nothing may go to it in the clear."""
+
+
+class NatsClient(Client):
+    """A client that shows these credentials, as their files are at each connect."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()
+        self.credentials = credentials
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """What the next handshake goes by. Raises `LoginUnusable`."""
+        return self.credentials.ssl_context()
+
+    def abort(self) -> None:
+        """Drop the line at once: after a failed handshake nats-py waits for ever for the end of its connection."""
+        for name in ("_bare_io_writer", "_io_writer"):
+            writer = getattr(self._transport, name, None)
+            if writer is not None:
+                writer.transport.abort()
+
+    async def end(self) -> None:
+        """Close, within bounds, what may not even have connected."""
+        if not self.is_connected:
+            self.abort()
+        with suppress(nats.errors.Error, OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await self.close()
+
+    def _connect_command(self) -> bytes:
+        """The CONNECT line. Raises `LoginUnusable`, `TlsRefused`."""
+        server = self._current_server
+        is_encrypted = self._server_info.get("tls_required") or (server is not None and server.uri.scheme == "wss")
+        if self.credentials.wants_tls and not is_encrypted:
+            raise TlsRefused(self.credentials.no_tls())
+        shown = self.credentials.read()
+        self._auth_configured = True
+        self.options |= {"user": shown.user, "password": shown.password, "token": shown.token}
+        self._signature_cb = shown.sign if shown.seed is not None else None
+        jwt = shown.jwt
+        self._user_jwt_cb = (lambda: bytearray(jwt.encode())) if jwt is not None else None
+        self._public_nkey = shown.public_key
+        line: bytes = super()._connect_command()
+        return line
+
+    async def _process_err(self, err_msg: str) -> None:
+        if self.is_connected and any(said in err_msg for said in LOGIN_GONE):
+            error: Any = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+            await self._error_cb(error)
+            await self._process_op_err(error)
+            return
+        await super()._process_err(err_msg)

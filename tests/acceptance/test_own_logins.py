@@ -1,0 +1,146 @@
+"""A NATS of one's own that asks who is there: in operator mode, with TLS first and certificates, with token files."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mesh.configuration.settings import BROKER_ROLES
+from tests.support.all_work import VARIABLES, configuration, do_all_work
+from tests.support.authority import Authority
+from tests.support.broker import Broker
+from tests.support.operator_mode import OperatorMode, private, user_key
+from tests.support.steady_load import under_load
+from tests.support.up import up
+from tests.support.waiting import until
+from tests.support.webhook_receiver import webhook_receiver
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
+
+TOKEN = "t0ken-of-a-file"
+
+
+class Own(NamedTuple):
+    """A broker's configuration, its URL's scheme, the variables for a mesh, and the secrets in them."""
+
+    extra: str
+    scheme: str
+    variables: Mapping[str, str]
+    secrets: tuple[str, ...]
+
+
+def in_operator_mode(folder: Path) -> Own:
+    """Creds for each service, and others for everybody else."""
+    operator = OperatorMode()
+    files = {role: private(folder / f"{role}.creds", operator.creds(role)) for role in (*BROKER_ROLES, "all")}
+    variables = {f"MESH_NATS_CREDS_{role.upper()}": str(files[role]) for role in BROKER_ROLES}
+    seeds = (re.findall(r"^SU\w+$", file.read_text(), re.MULTILINE)[0] for file in files.values())
+    return Own(operator.configuration(), "nats", {**variables, "MESH_NATS_CREDS": str(files["all"])}, tuple(seeds))
+
+
+def with_tls_first(folder: Path) -> Own:
+    """TLS before anything else, certificates of both sides, and an nkey."""
+    authority, key = Authority(folder), user_key()
+    server, client = authority.signs("server"), authority.signs("client")
+    tls = f'cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}"'
+    extra = (
+        f"tls {{ {tls}, verify: true, handshake_first: true }}\nauthorization {{ users: [ {{ nkey: {key.public} }} ] }}"
+    )
+    variables = {
+        "MESH_NATS_TLS_FIRST": "1",
+        "MESH_NATS_TLS_CA": str(authority.ca),
+        "MESH_NATS_TLS_CERT": str(client.cert),
+        "MESH_NATS_TLS_KEY": str(client.key),
+        "MESH_NATS_NKEY": str(private(folder / "user.nk", key.seed + "\n")),
+    }
+    return Own(extra, "tls", variables, (key.seed, client.key.read_text().splitlines()[1]))
+
+
+def with_token_files(folder: Path) -> Own:
+    """A token."""
+    file = private(folder / "token", TOKEN + "\n")
+    return Own(f'authorization {{ token: "{TOKEN}" }}', "nats", {"MESH_NATS_TOKEN_FILE": str(file)}, (TOKEN,))
+
+
+@asynccontextmanager
+async def own(folder: Path, made: Own) -> AsyncIterator[Broker]:
+    broker = Broker(folder / "nats", extra=made.extra)
+    broker.url = broker.url.replace("nats", made.scheme, 1)
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.stop()
+
+
+@pytest.mark.parametrize("kind", [in_operator_mode, with_tls_first, with_token_files], ids=lambda kind: kind.__name__)
+async def test_every_kind_of_work_is_done_and_no_secret_is_written(tmp_path: Path, kind: Callable[[Path], Own]) -> None:
+    made = kind(tmp_path / "secrets")
+    async with own(tmp_path, made) as broker, webhook_receiver() as receiver:
+        variables = {
+            **VARIABLES,
+            **made.variables,
+            "MESH_NATS_URL": broker.url,
+            "MESH_CONFIG": str(configuration(tmp_path, receiver)),
+        }
+        async with up(tmp_path / "home", variables=variables) as mesh:
+            await do_all_work(mesh, variables, receiver)
+            processes = {pid: service for service, pids in mesh.pids().items() for pid in pids}
+            for pid, service in processes.items():
+                told = Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+                assert not [secret for secret in made.secrets if secret.encode() in told], service
+                if service != "meshctl":
+                    others = {f"_{role.upper()}=".encode() for role in BROKER_ROLES if role != service}
+                    named = re.findall(rb"MESH_NATS_CREDS(_\w+=)", told)
+                    assert not others.intersection(named), (service, named)
+        written = [mesh.log, *(path for path in mesh.home.rglob("*") if path.is_file())]
+        found = [(path, secret) for path in written for secret in made.secrets if secret.encode() in path.read_bytes()]
+        assert not found
+        assert "Traceback" not in mesh.log.read_text()
+
+
+async def test_creds_and_certificates_are_rotated_under_load_without_a_failed_request_or_a_lost_token(
+    tmp_path: Path,
+) -> None:
+    """Of an operator's NATS with TLS: new creds for each service, new certificates of both sides, all by files."""
+    folder, operator = tmp_path / "secrets", OperatorMode()
+    authority = Authority(folder)
+    server, client = authority.signs("server"), authority.signs("client")
+    files = {role: private(folder / f"{role}.creds", operator.creds(role)) for role in BROKER_ROLES}
+    tls = f'tls {{ cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}", verify: true }}\n'
+    variables = {
+        **{f"MESH_NATS_CREDS_{role.upper()}": str(file) for role, file in files.items()},
+        "MESH_NATS_TLS_CA": str(authority.ca),
+        "MESH_NATS_TLS_CERT": str(client.cert),
+        "MESH_NATS_TLS_KEY": str(client.key),
+    }
+    async with own(tmp_path, Own(tls + operator.configuration(), "tls", variables, ())) as broker:
+        variables["MESH_NATS_URL"] = broker.url
+        async with up(tmp_path / "home", variables=variables) as mesh:
+
+            def has_renewed(times: int) -> bool:
+                services = [path for path in (mesh.home / "logs").glob("*.log") if "nats" not in path.name]
+                return all(path.read_text().count('"broker.reconnected"') >= times for path in services)
+
+            async with under_load(mesh.ready["ingress_url"], mesh.ready["edge_url"]) as load:
+                await until(lambda: load.ended >= 4, 30)
+                for number in (1, 2):
+                    assert broker.process is not None
+                    authority.signs("server")
+                    broker.process.send_signal(signal.SIGHUP)
+                    authority.signs("client")
+                    for role, file in files.items():
+                        private(file, operator.creds(f"{role}-{number}"))
+                    await until(partial(has_renewed, number), 30)
+                seen = load.ended
+                await until(lambda: load.ended >= seen + 4, 30)
+            assert load.faults == []
+            text = "".join(path.read_text() for path in [mesh.log, *(mesh.home / "logs").glob("*.log")])
+            assert not re.findall(r'"broker\.(?:disconnected|credentials_unusable|error)"', text)

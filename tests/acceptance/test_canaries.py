@@ -288,18 +288,25 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
             canaries.command_lines(house.written, mesh.all_pids)
             await canaries.printed(house.written, MESHCTL, commands(house), environment)
             await figures(house, mesh)
-            house.seen_by["hook"] = [each.headers["webhook-signature"] for each in hook.received]
-            house.seen_by["server"] = [json.dumps(head) for head in web.heads]
+            house.seen_by |= {
+                "hook": [each.headers["webhook-signature"] for each in hook.received],
+                "server": [json.dumps(head) for head in web.heads],
+            }
             async with connect(Settings(nats_url=(secrets / "nats_url").read_text()), "test") as connection:
                 await until(lambda: packed(connection))
                 await canaries.stored(house.written, connection)
         await wire.close()
-        house.written.add("printed", json.dumps(mesh.ready), mesh.rest, mesh.log.read_bytes())
-        canaries.files(house.written, "home", home, but=[home / "operator.key"])
-        canaries.files(house.written, "store", broker.store)
-        house.written.add("broker's log", broker.log.read_bytes())
+        left_behind(house, mesh, broker)
         house.written.add("spans", json.dumps(receiver.spans()), json.dumps(receiver.metrics()))
     yield house
+
+
+def left_behind(house: House, mesh: Up, broker: Broker) -> None:
+    """Take what is in files, once all has ended."""
+    house.written.add("printed", json.dumps(mesh.ready), mesh.rest, mesh.log.read_bytes())
+    canaries.files(house.written, "home", mesh.home, but=[mesh.home / "operator.key"])
+    canaries.files(house.written, "store", broker.store)
+    house.written.add("broker's log", broker.log.read_bytes())
 
 
 def variables_of(file: Path, url: Path, endpoint: str, refusing: str) -> dict[str, str]:

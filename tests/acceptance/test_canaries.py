@@ -89,8 +89,8 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
             url = mesh.ready["ingress_url"]
             rights = ["--any-tenant", "--scopes", "submit,read,answer,operate", "--json"]
             key = json.loads((await meshctl("keys", "create", *rights, environment=environment)).stdout)["key"]
-            house.planted["api_key"] = key.split("_")[2]
-            house.planted["operators_key"] = (home / "operator.key").read_text().strip().split("_")[2]
+            house.planted["api_key"] = key.split("_", 2)[2]
+            house.planted["operators_key"] = (home / "operator.key").read_text().strip().split("_", 2)[2]
             environment["MESH_API_KEY"] = key
             shown = {"Authorization": f"Bearer {key}"}
             async with PatientClient(base_url=url, event_hooks=recorder, timeout=40, headers=shown) as client:

@@ -229,5 +229,6 @@ def _credentials(scope: HTTPScope) -> bytes | None:
     """What a request shows of itself, in `Authorization` or by a link; None if nothing."""
     shown = [value for name, value in scope["headers"] if name == b"authorization"]
     # What else is in the query changes from one try to the next.
-    shown += _LINK.findall(scope["query_string"])
+    query = scope["query_string"]
+    shown += _LINK.findall(query) or ([query] if b"link" in query else [])
     return b"\n".join(shown) if shown else None

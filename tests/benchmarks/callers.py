@@ -61,7 +61,7 @@ async def measure(run: Run) -> list[Figure]:
     return [
         rate,
         Figure(
-            "ingress CPU of an acceptance with keys",
+            "CPU of an acceptance with keys",
             "µs",
             took,
             "µs, open",

@@ -53,6 +53,7 @@ BEFORE = {
     "[webhooks.<name>]": "[webhooks.x]\n",
     "[critic]": "[critic]\n",
     "[auth]": "[auth]\n",
+    "[auth.jwt]": "[auth.jwt]\n",
     "[approvals]": "[approvals]\n",
     "[results]": "[results]\n",
     "[storage]": "[storage]\n",

@@ -22,7 +22,10 @@ from mesh.broker.credential_files import (
     sign,
 )
 from mesh.broker.credentials import Credentials
+from mesh.configuration.checking import unknown_variables
+from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import BROKER_ROLES, Settings, load_settings, load_variables
+from mesh.configuration.showing import shown_variables
 from mesh.errors import SettingsError
 from tests.support.authority import Authority
 from tests.support.operator_mode import Key, OperatorMode, account_key, creds_text, private, user_key
@@ -275,5 +278,17 @@ def test_a_login_for_one_service_is_no_unknown_variable() -> None:
     assert settings.of_role == {"tool_runner": {"nats_creds": Path("/a")}}
     assert settings.for_role("tool_runner").nats_creds == Path("/a")
     assert settings.for_role("steward") == settings
+    assert ("MESH_NATS_CREDS_TOOL_RUNNER", "/a", "MESH_NATS_CREDS_TOOL_RUNNER") in shown_variables(settings)
+    assert unknown_variables({"MESH_NATS_CREDS_TOOL_RUNNER": "/a", "MESH_NATS_CREDS_RUNNER": "/a"}) == [
+        "MESH_NATS_CREDS_RUNNER: there is no such setting; MESH_NATS_CREDS_TOOL_RUNNER may be meant"
+    ]
     assert issubclass(LoginUnusable, TaskmeshError)
     assert Settings().of_role == {}
+
+
+def test_a_service_is_given_the_variables_of_its_own_login_alone() -> None:
+    variables = {f"MESH_NATS_CREDS_{role.upper()}": "/a" for role in BROKER_ROLES} | {"MESH_NATS_TLS_CA": "/b"}
+    for service in BROKER_ROLES:
+        given = environment_for(service, variables, Settings().configuration)
+        assert given == {f"MESH_NATS_CREDS_{service.upper()}": "/a", "MESH_NATS_TLS_CA": "/b"}
+    assert environment_for("nats_server", variables, Settings().configuration) == {"MESH_NATS_TLS_CA": "/b"}

@@ -26,8 +26,8 @@ PACKAGES = {
 IMPORTS = {
     "contracts": {"msgspec"},
     "mesh": {
-        "cryptography", "httptools", "httpx", "jsonschema_rs", "jwt", "litestar", "msgspec", "nats", "opentelemetry",
-        "prometheus_client", "structlog", "uvicorn", "uvloop",
+        "cryptography", "httptools", "httpx", "jsonschema_rs", "jwt", "litestar", "msgspec", "nats", "nkeys",
+        "opentelemetry", "prometheus_client", "structlog", "uvicorn", "uvloop",
     },
     "meshctl": {"httpx", "msgspec", "nats", "rich", "structlog"},
     "ingress": {"litestar", "msgspec", "opentelemetry", "structlog"},

@@ -67,6 +67,7 @@ def test_no_command_says_seconds_of_anything_else() -> None:
         "--reconcile-after-seconds",
         "--watchdog-seconds",
         "--deadline",
+        "--grace",
     }
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from mesh.configuration.broker_urls import without_password
 from mesh.configuration.mesh_toml import Configuration
-from mesh.configuration.settings import Settings, variable_fields
+from mesh.configuration.settings import Settings, role_variable, variable_fields
 
 HIDDEN: Final = "…"
 DEFAULT: Final = "default"
@@ -37,6 +37,10 @@ def shown_variables(settings: Settings) -> list[Shown]:
             value = str(value)
         variable = f"MESH_{setting.name.upper()}"
         shown.append(Shown(variable, value, variable if setting.name in settings.given else DEFAULT))
+    for role, own in sorted(settings.of_role.items()):
+        for name, value in own.items():
+            variable = role_variable(name, role)
+            shown.append(Shown(variable, value if isinstance(value, bool) else str(value), variable))
     return shown
 
 

@@ -153,7 +153,7 @@ def permissions_of(
     tools: Iterable[str] | None = None,
     webhooks: Iterable[str] | None = None,
 ) -> Permissions:
-    """The least rights of a role. `domain`: that of JetStream, if MESH_NATS_DOMAIN is set.
+    """The least rights of a role. `domain`: that of JetStream, for a server that is not of it, such as a leaf.
 
     `pools`, `tools` and `webhooks` narrow what a worker, a runner and the steward pull to what they serve; None is
     all of them, whatever mesh.toml will say. Raises `InvalidName`.

@@ -28,7 +28,7 @@ from mesh.access import keys
 from mesh.broker.connection import Connection, connect
 from mesh.clock import now
 from tests.support.http_client import PatientClient
-from tests.support.issuer import SigningKey, claims, jwt_table, unsigned, write_jwks
+from tests.support.issuer import UNLIMITED, SigningKey, claims, jwt_table, unsigned, write_jwks
 from tests.support.keys import write_key
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until
@@ -102,7 +102,7 @@ class Stage:
     async def begin(self, folder: Path) -> None:
         """Start the services, and end a task."""
         write_jwks(self.jwks, self.signing)
-        texts = {"open": "", "keys": '[auth]\nmode = "keys"\n', "jwt": jwt_table("jwks.json")}
+        texts = {"open": "", "keys": f'[auth]\nmode = "keys"\n{UNLIMITED}', "jwt": jwt_table("jwks.json")}
         for mode, text in texts.items():
             file = folder / f"{mode}.toml"
             file.write_text(text)

@@ -32,7 +32,8 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.acceptance
 
 GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
-LARGE = 8 * 1024 * 1024
+LARGE = 16 * 1024 * 1024
+"""More than the buffers of both sides take while nobody reads."""
 
 
 class Served(NamedTuple):
@@ -256,7 +257,7 @@ async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(way: Way, mo
 @on_services_loop
 async def test_unread_answers_together_are_bounded(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "UNREAD_BYTES_MAX", LARGE)
+    monkeypatch.setattr(connections, "UNREAD_BYTES_MAX", LARGE // 16)
     async with way.serving(long) as served:
         opened = [await served.open(1024) for _ in range(8)]
         for _, writer in opened:
@@ -299,6 +300,34 @@ async def test_more_requests_than_there_is_room_for_are_told_to_come_again_and_h
         asking.close()
         for _, writer in streams:
             writer.close()
+
+
+@pytest.mark.asyncio
+async def test_handshakes_that_never_end_give_way_to_those_that_ask(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    async with running_mesh(tmp_path, "stream_edge") as mesh:
+        pair = authority.issue().variables()
+        process = await mesh.start_limited(256, "ingress", MESH_INGRESS_ADDRESS="127.0.0.1:0", **pair)
+        host, _, port = process.address.rpartition(":")
+        hello = ssl.MemoryBIO()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+        whole = hello.read()
+        idle: list[asyncio.StreamWriter] = []
+        for sent in (b"", b"\x16", whole[:100], whole):
+            for _ in range(100):
+                _, writer = await asyncio.open_connection(host, int(port))
+                writer.write(sent)
+                idle.append(writer)
+        async with PatientClient(base_url=f"https://{process.address}", verify=authority.client_context()) as client:
+            assert (await client.get("/health/ready")).status_code == 200
+            assert (await client.get("/v1/tasks/nope")).status_code == 404
+        assert process.descriptors() < 256
+        assert "http.full" in process.log.read_text()
+        for writer in idle:
+            writer.close()
+        await process.stop()
+        assert mesh.tracebacks() == []
 
 
 @pytest.mark.asyncio

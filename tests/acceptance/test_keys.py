@@ -18,12 +18,13 @@ from contracts.identifiers import new_id
 from mesh.broker.connection import Connection, connect
 from mesh.clock import now
 from tests.support.http_client import PatientClient
+from tests.support.issuer import UNLIMITED
 from tests.support.keys import bearer, change_key, write_key
 from tests.support.patience import within
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until
 
-KEYS = '[auth]\nmode = "keys"\n[pools.default]\n[pools.other]\n'
+KEYS = f'[auth]\nmode = "keys"\n{UNLIMITED}[pools.default]\n[pools.other]\n'
 ABSENT = "0" * 26
 
 

@@ -87,6 +87,30 @@ async def test_a_day_of_all_kinds_of_work_and_of_an_operator_is_refused_nothing(
             assert mesh.tracebacks() == []
 
 
+@pytest.mark.parametrize("domain", [None, "hub"])
+async def test_the_lists_hold_for_the_newer_form_of_acknowledgements_and_at_a_server_of_a_domain(
+    tmp_path: Path, domain: str | None
+) -> None:
+    """A server of the domain takes it out of a subject before it looks at rights: its lists are the plain ones."""
+    broker = Broker(tmp_path / "broker", extra="feature_flags { js_ack_fc_v2: true }", domain=domain, enforces=True)
+    await broker.start()
+    try:
+        mesh = Mesh(tmp_path, broker, {"MESH_NATS_DOMAIN": domain} if domain else {})
+        async with serving(mesh, *SERVICES), PatientClient(base_url=mesh.ingress_url) as client:
+            script = '!call calculator {"expression": "6 * 7"}\n!say 3'
+            request = {"input": script, "tools": ["calculator"]}
+            answer = await client.post("/v1/tasks", json=request, headers={"Prefer": "wait=60"})
+            assert answer.json()["status"] == "completed", answer.text
+            for url in (mesh.ingress_url, mesh.edge_url):
+                status, checks = await readiness(url)
+                assert status == 200, checks
+            lines = {line["check"]: line for line in await meshctl(mesh, "doctor")}
+            assert "rights" not in lines, lines["rights"]
+            assert mesh.tracebacks() == []
+    finally:
+        await broker.stop()
+
+
 async def _work(mesh: Mesh, client: PatientClient) -> None:
     """Tasks of each kind, and what people do with them."""
 

@@ -23,6 +23,7 @@ import uvloop
 from tests.benchmarks import (
     accept,
     agents,
+    callers,
     commands,
     fan_out,
     first_token,
@@ -50,6 +51,7 @@ SECONDS_MAX = 300.0
 
 BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "accept": accept.measure,
+    "callers": callers.measure,
     "first_token": first_token.measure,
     "fan_out": fan_out.measure,
     "tokens": journal.measure_tokens,

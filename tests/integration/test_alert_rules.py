@@ -85,6 +85,8 @@ CASES = {
     "TaskmeshStreamDead": one("taskmesh_fleet_findings", stays(1), stays(0), 'taskmesh_check="stored"'),
     "TaskmeshTwoBuilds": one("taskmesh_fleet_builds", stays(2), stays(1)),
     "TaskmeshTwoConfigurations": one("taskmesh_fleet_configurations", stays(2), stays(1)),
+    # promtool's time begins at 0.
+    "TaskmeshCertificateEnds": one("taskmesh_tls_certificate_not_after_seconds", stays(600_000), stays(10_000_000)),
     "TaskmeshClockOff": one("taskmesh_clock_ahead_seconds", stays(-3), stays(0.5)),
     "TaskmeshLoopFailing": one("taskmesh_loop_failing_seconds", stays(400), stays(30), 'taskmesh_loop="retention"'),
     "TaskmeshQueueOld": one("taskmesh_lane_oldest_age_seconds", stays(500), stays(100), LANE),

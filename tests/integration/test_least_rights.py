@@ -104,6 +104,7 @@ ACTS: Final = [
     _publish("$KV.tools.refund", "tool_runner"),
     _publish("$KV.triggers.acme.reorder", "operator"),
     _publish("$KV.keys.0123456789abcdef", "operator", "supervisor"),
+    _publish("$KV.keys._links", "ingress", "operator", "supervisor"),
     _publish("$KV.walks.packing", "steward"),
     _publish("$KV.archive.abcd", "steward", "operator"),
     _publish("$KV.storage.samples", "steward"),
@@ -147,7 +148,7 @@ ACTS: Final = [
     _call("DIRECT.GET.KV_keys", "operator"),
     _call("DIRECT.GET.KV_triggers", "steward", "operator"),
     _call("DIRECT.GET.SIGNALS", "steward", "operator"),
-    _call("STREAM.MSG.GET.KV_keys", "operator"),
+    _call("STREAM.MSG.GET.KV_keys", "ingress", "stream_edge", "operator"),
     _call("STREAM.MSG.GET.TOOLS", "steward", "operator"),
     # What changes the broker.
     *(_call(f"STREAM.CREATE.{each}", *CARETAKERS) for each in ("EVENTS", "KV_keys")),
@@ -192,7 +193,7 @@ ACTS: Final = [
             ("hold.*.*", *STEPS),
             ("storage.room", "supervisor"),
             ("process.somebody.drain", *SERVICES),
-            ("configuration.reload", *SERVICES),
+            ("configuration.reload", *SERVICES, "supervisor"),
             ("stats.lanes.*.*", "steward"),
             ("_INBOX.>", RUNNER, SENDER),
             *(
@@ -258,8 +259,12 @@ async def test_the_broker_itself_refuses_what_an_identity_must_not_do_and_nothin
 
 
 async def test_who_is_nobody_is_not_let_in(broker: Broker) -> None:
-    with pytest.raises(nats.errors.Error, match="Authorization Violation"):
-        await nats.connect(f"nats://127.0.0.1:{broker.port}", max_reconnect_attempts=0, allow_reconnect=False)
+    client = Client()
+    try:
+        with pytest.raises(nats.errors.Error, match="Authorization Violation"):
+            await client.connect(f"nats://127.0.0.1:{broker.port}", allow_reconnect=False)
+    finally:
+        await client.close()
 
 
 async def _stored(connection: Connection, stream: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Callable
 
 import httpx
@@ -25,11 +26,16 @@ class StreamRefused(Exception):
 
 
 async def open_stream(
-    address: str, task: str, after: int | None, buffer_bytes_max: int = 65536, query: str = ""
+    address: str,
+    task: str,
+    after: int | None,
+    buffer_bytes_max: int = 65536,
+    query: str = "",
+    trust: ssl.SSLContext | None = None,
 ) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a stream; returns the HTTP status, and the connection."""
+    """Open a stream; returns the HTTP status, and the connection. `trust`: by TLS."""
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=buffer_bytes_max)
+    reader, writer = await asyncio.open_connection(host, int(port), limit=buffer_bytes_max, ssl=trust)
     cursor = f"Last-Event-ID: {after}\r\n" if after is not None else ""
     writer.write(f"GET /v1/tasks/{task}/events{query} HTTP/1.1\r\nHost: {address}\r\n{cursor}\r\n".encode())
     try:
@@ -69,8 +75,9 @@ class Viewer:
     query = ""
     """Of its requests, from the `?` on."""
 
-    def __init__(self, address: str, task: str) -> None:
+    def __init__(self, address: str, task: str, trust: ssl.SSLContext | None = None) -> None:
         self.address = address
+        self.trust = trust
         self.history = ClientHistory(task)
         self.connections = 0
         self.cursor: int | None = None
@@ -93,7 +100,9 @@ class Viewer:
         return self.history
 
     async def _connect(self, cut: Callable[[int], bool]) -> None:
-        status, reader, writer = await open_stream(self.address, self.history.task, self.cursor, query=self.query)
+        status, reader, writer = await open_stream(
+            self.address, self.history.task, self.cursor, query=self.query, trust=self.trust
+        )
         self.connections += 1
         decoder = Decoder()
         chunks = Chunks()

@@ -67,4 +67,6 @@ def with_login(url: str, user: str) -> str:
 
 def violations(log: Path) -> list[str]:
     """What a server's log says that it has refused for want of a right."""
+    if not log.exists():
+        return []  # It was never started.
     return [line for line in log.read_text(errors="replace").splitlines() if _VIOLATION.search(line)]

@@ -15,6 +15,8 @@ from mesh.clock import now
 
 ISSUER = "https://login.example.com/"
 AUDIENCE = "taskmesh"
+UNLIMITED = "requests_per_second = 0\nfailures_per_minute = 0\n"
+"""Lines of `[auth]`: all callers of a test come from one address, and ask as fast as they can."""
 
 
 class SigningKey:
@@ -80,4 +82,4 @@ def jwt_table(where: str, **more: str) -> str:
     """The tables of mesh.toml; `more` are lines of `[auth.jwt]`, as TOML."""
     lines = [f'issuer = "{ISSUER}"', f'audience = "{AUDIENCE}"', f'jwks = "{where}"']
     lines += [f"{name} = {value}" for name, value in more.items()]
-    return "\n".join(['[auth]\nmode = "jwt"\n[auth.jwt]', *lines, ""])
+    return "\n".join([f'[auth]\nmode = "jwt"\n{UNLIMITED}[auth.jwt]', *lines, ""])

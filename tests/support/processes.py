@@ -171,12 +171,12 @@ class Mesh:
     @property
     def ingress_url(self) -> str:
         """Where tasks are posted."""
-        return f"http://{self.settings.ingress_address}"
+        return f"{self.settings.scheme}://{self.settings.ingress_address}"
 
     @property
     def edge_url(self) -> str:
         """Where streams are read."""
-        return f"http://{self.settings.edge_address}"
+        return f"{self.settings.scheme}://{self.settings.edge_address}"
 
     def logs(self) -> list[dict[str, object]]:
         """Every log line of every process that is JSON."""

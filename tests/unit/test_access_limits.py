@@ -211,6 +211,20 @@ async def test_many_at_once_have_no_more_tries_than_one_after_another() -> None:
     assert (codes.count("unauthorized"), codes.count("rate-limited")) == (5, 45)
 
 
+async def test_many_clients_of_one_key_come_at_once_to_a_service_that_has_just_started() -> None:
+    keys, looking = Keys(), asyncio.Event()
+
+    async def slow(scope: HTTPScope) -> Identity:
+        await looking.wait()
+        return await keys(scope)
+
+    door = limited(slow, Limits(auth(), is_open=False))
+    asking = [asyncio.create_task(code_of(door, asked(b"right"))) for _ in range(int(3 * FAILURES_PER_MINUTE))]
+    await asyncio.sleep(0)
+    looking.set()
+    assert {*await asyncio.gather(*asking)} == {"ok"}
+
+
 async def test_a_link_is_one_of_the_credentials() -> None:
     door = limited(Keys(), Limits(auth(failures_per_minute=2), is_open=False, clock=Clock()))
     codes = [await code_of(door, asked(None, query=b"after=%d&link=x%d" % (each, each))) for each in range(4)]

@@ -14,6 +14,7 @@ import pytest
 from contracts import errors, headers, retries, streams
 from contracts.api import sse
 from contracts.generate import (
+    ACCOUNTS,
     FOLDERS,
     OPENAPI,
     REPOSITORY,
@@ -22,7 +23,7 @@ from contracts.generate import (
     main,
     render,
 )
-from contracts.generation import schemas
+from contracts.generation import accounts, schemas
 from contracts.generation.files import Drift, compare
 from contracts.generation.openapi import openapi
 from contracts.generation.openapi_parts import LIST_DEFAULT, LIST_MAX
@@ -39,7 +40,8 @@ def copy(tmp_path: Path) -> Path:
     """A copy of all generated files."""
     for folder in FOLDERS:
         shutil.copytree(REPOSITORY / folder, tmp_path / folder)
-    (tmp_path / OPENAPI).write_bytes((REPOSITORY / OPENAPI).read_bytes())
+    for path in (OPENAPI, *(f"{ACCOUNTS}/{name}" for name in accounts.files())):
+        (tmp_path / path).write_bytes((REPOSITORY / path).read_bytes())
     return tmp_path
 
 
@@ -73,6 +75,15 @@ def test_a_missing_file_is_found(copy: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"missing: {OPENAPI}\nmissing: {SCHEMAS}/task.queued.json\n"
     assert main([], copy) == 0
     assert main(["--check"], copy) == 0
+
+
+@pytest.mark.parametrize("name", accounts.files())
+def test_a_list_of_rights_that_has_drifted_is_found(name: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also by hand: a right that somebody adds there would be one that no declaration asks for."""
+    changed = copy / ACCOUNTS / name
+    changed.write_text(changed.read_text(encoding="utf-8").replace("tasks.*.*.*", "tasks.>", 1), encoding="utf-8")
+    assert main(["--check"], copy) == 1
+    assert capsys.readouterr().out == f"drifted: {ACCOUNTS}/{name}\n"
 
 
 def test_a_superfluous_file_is_found_and_deleted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

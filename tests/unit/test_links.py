@@ -23,6 +23,7 @@ from contracts.links import (
     sign,
     verify,
 )
+from ingress.parsing import parse_link_seconds
 
 NOW = datetime(2026, 1, 31, 9, 30, 0, 250_000, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -130,6 +131,27 @@ def test_a_second_rotation_makes_no_grace_longer_and_keys_are_bounded() -> None:
     for _ in range(3 * SIGNING_KEYS_MAX):
         keys = rotated(keys, NOW, 3600)
     assert len(keys) == SIGNING_KEYS_MAX
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (None, None),
+        ("wait=30", None),
+        ("link", 3600),
+        ("LINK = 60", 60),
+        ("wait=3, link=5; x=y", 5),
+        ("link=999999", LINK_SECONDS_MAX),
+        # What is not understood is ignored (RFC 7240).
+        ("link=0", None),
+        ("link=-1", None),
+        ("link=1.5", None),
+        ("links", None),
+        ("link=" + "9" * 5_000, None),
+    ],
+)
+def test_a_preference_for_a_link(prefer: str | None, seconds: int | None) -> None:
+    assert parse_link_seconds(prefer) == seconds
 
 
 def test_a_key_does_not_show_its_secret() -> None:

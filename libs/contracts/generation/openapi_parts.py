@@ -178,7 +178,7 @@ def security_schemes() -> dict[str, Any]:
 def asking(scope: Scope, operation: dict[str, Any]) -> dict[str, Any]:
     """An operation that only callers with a scope may ask for."""
     responses = operation["responses"]
-    refusals = {"401": "Problem401", "403": "Problem403"}
+    refusals = {"401": "Problem401", "403": "Problem403", "429": "Problem429"}
     responses |= {number: {"$ref": f"#/components/responses/{name}"} for number, name in refusals.items()}
     return {
         **operation,

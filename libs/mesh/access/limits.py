@@ -9,6 +9,7 @@ out. Each process counts for itself, in tables of a fixed size.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import secrets
@@ -116,6 +117,8 @@ class Limits:
         self._is_open = is_open
         self._clock = clock
         self._known = Remembered()
+        self._looking: dict[bytes, asyncio.Event] = {}
+        """Credentials that are just being looked at for the first time, each with what is set once that is over."""
         self._refused: dict[str, int] = {}
         self._next_log = 0.0
         self._rates: tuple[tuple[float, float], float] = ((0.0, 0.0), 0.0)
@@ -167,23 +170,30 @@ class Limits:
         if self._failures is None or self._is_open or credentials is None:
             return await door(scope)
         digest = self._known.digest(credentials)
+        # Many clients that share a key come at once to a service that has just started: one of them is looked at.
+        while not self._known.has(digest) and (looking := self._looking.get(digest)) is not None:
+            await looking.wait()
         # Counted before they are looked at, since many may come at once; given back if they are right.
         wait_seconds = self._failures.take(source, self._clock())
         if wait_seconds and not self._known.has(digest):
             detail = "too many credentials that came from there were not right"
             raise self._too_many("credentials", source, detail, wait_seconds)
         is_wrong = False
+        looked = self._looking.setdefault(digest, asyncio.Event()) if not self._known.has(digest) else None
         try:
             identity = await door(scope)
+            self._known.add(digest)
         except TaskmeshError as error:
             is_wrong = error.code in _WRONG
             if is_wrong:
                 self._known.remove(digest)
             raise
         finally:
+            if looked is not None:
+                self._looking.pop(digest, None)
+                looked.set()
             if not (is_wrong or wait_seconds):
                 self._failures.give_back(source)
-        self._known.add(digest)
         return identity
 
     def _too_many(self, kind: str, source: str, detail: str, wait_seconds: float) -> RequestRefused:
@@ -219,5 +229,6 @@ def _credentials(scope: HTTPScope) -> bytes | None:
     """What a request shows of itself, in `Authorization` or by a link; None if nothing."""
     shown = [value for name, value in scope["headers"] if name == b"authorization"]
     # What else is in the query changes from one try to the next.
-    shown += _LINK.findall(scope["query_string"])
+    query = scope["query_string"]
+    shown += _LINK.findall(query) or ([query] if b"link" in query else [])
     return b"\n".join(shown) if shown else None

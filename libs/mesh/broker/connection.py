@@ -50,7 +50,7 @@ class Connection:
         self.requests = Requests(client, domain)
         self.clock = ClockKeeper(self.requests)
         self.line = Line(client, role)
-        self.rights = Rights(self.requests, role, domain)
+        self.rights = Rights(self.requests, role)
         self.renewal = Renewal(client, self.requests, role)
         self._reconnected: list[Callable[[], None]] = []
         self._disconnected: list[Callable[[], Awaitable[None]]] = []

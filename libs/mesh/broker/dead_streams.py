@@ -38,7 +38,7 @@ async def dead_streams(requests: Requests, rights: Rights | None = None) -> list
     So is one that the broker's user may not purge, as an ingress with least rights may none: it finds out by what it
     publishes (`Requests.is_silent`). Raises `BrokerUnavailable`, `BrokerError`.
     """
-    asked = [each for each in NEEDED if rights is None or rights.may_publish(requests.api_subject(PURGE + each))]
+    asked = [each for each in NEEDED if rights is None or rights.may_call(PURGE + each)]
     found = await asyncio.gather(*(_examine(requests, stream) for stream in asked))
     return [each for each in found if each is not None]
 

@@ -151,6 +151,14 @@ class Requests:
         known = max(len(told.get("connect_urls") or ()), discovered, len(self._client.servers) - discovered)
         return known if known > 1 else 0
 
+    @property
+    def domain_in_rights(self) -> str | None:
+        """The domain as a user's rights have it: a server of the domain takes it out of a subject before it looks.
+
+        Tried with nats-server 2.15.1, which names the plain subject in its refusals then.
+        """
+        return None if self._client._server_info.get("domain") == self.domain else self.domain
+
     def api_subject(self, call: str) -> str:
         """The subject of a call of the JetStream API, such as `STREAM.INFO.TASKS`, in the domain that is meant."""
         return self._api + call

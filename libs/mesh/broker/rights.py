@@ -16,9 +16,9 @@ import msgspec
 import structlog
 
 from contracts.errors import TaskmeshError
-from contracts.permissions import ROLES, USER_INFO, Permissions, essentials_of
+from contracts.permissions import ROLES, USER_INFO, Permissions, Role, essentials_of
 from contracts.records.status import HealthCheck
-from contracts.subjects import overlap, within
+from contracts.subjects import jetstream_api, overlap, within
 from mesh.background import first_of
 from mesh.broker.requests import Requests
 from mesh.wording import first_few
@@ -97,9 +97,9 @@ class Granted(NamedTuple):
 class Rights:
     """The rights of one connection, as they were a moment ago."""
 
-    def __init__(self, requests: Requests, role: str, domain: str | None = None) -> None:
+    def __init__(self, requests: Requests, role: str) -> None:
         self._requests = requests
-        self._needed = essentials_of(role, domain) if role in ROLES else None
+        self._role: Role | None = next((each for each in ROLES if each == role), None)
         self._look = asyncio.Event()
         self._tells = True
         """Whether the broker may be asked: a user who may not ask would stand in the server's log each time."""
@@ -108,8 +108,9 @@ class Rights:
         self.granted: Granted | None = None
         """None while the broker has not told, or will not."""
 
-    def may_publish(self, subject: str) -> bool:
-        """Whether a subject is allowed, by what is known: True where nothing is."""
+    def may_call(self, call: str) -> bool:
+        """Whether a call of the JetStream API is allowed, by what is known: True where nothing is."""
+        subject = jetstream_api(self._requests.domain_in_rights) + call
         return self.granted is None or self.granted.publish.allows_all(subject)
 
     def on_refused(self, verb: Verb, subject: str) -> None:
@@ -153,11 +154,12 @@ class Rights:
         self._missing = missing
 
     def _find(self) -> list[Missing]:
-        if self._needed is None:
+        if self._role is None:
             return []
-        missing = self.granted.lacks(self._needed) if self.granted is not None else []
+        essential = essentials_of(self._role, self._requests.domain_in_rights)
+        missing = self.granted.lacks(essential) if self.granted is not None else []
         for verb, subject in self._refused:
-            needed = self._needed.publish if verb == "publish" else self._needed.subscribe
+            needed = essential.publish if verb == "publish" else essential.subscribe
             missing += [Missing(verb, each) for each in needed if overlap(each.lower(), subject.lower())]
         return list(dict.fromkeys(missing))
 

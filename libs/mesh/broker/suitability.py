@@ -103,7 +103,7 @@ async def missing_rights(requests: Requests, granted: Granted | None = None) -> 
     ours = [subject for stream in _declared() for subject in stream.subjects if stream is not ADVISORIES]
     if granted is not None:
         is_listed = granted.publish.allow is not None
-        needed = essentials_of("operator", requests.domain) if is_listed else Permissions(tuple(ours), ())
+        needed = essentials_of("operator", requests.domain_in_rights) if is_listed else Permissions(tuple(ours), ())
         return granted.lacks(needed)
     missing: list[Missing] = []
     for subject in ours:

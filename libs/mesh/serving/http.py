@@ -84,8 +84,9 @@ class RequestRefused(TaskmeshError):
 
 
 def json_response(value: object, status: int = 200, response_headers: dict[str, str] | None = None) -> Response[bytes]:
-    """A wire type as JSON."""
-    return Response(encode(value), status_code=status, headers=response_headers, media_type=JSON)
+    """A wire type as JSON. Nobody keeps it: it is a caller's own, and changes."""
+    own = {"Cache-Control": "no-store", **(response_headers or {})}
+    return Response(encode(value), status_code=status, headers=own, media_type=JSON)
 
 
 def http_code(error: Exception) -> str:

@@ -175,19 +175,19 @@ class Certificate:
     def checks(self) -> list[HealthCheck]:
         """What operators should know of it: that it ends soon, or that another one could not be taken."""
         remark = self.remark()
-        detail = f"{remark.detail}: {self._refused}" if self._refused is not None else remark.detail
-        return [HealthCheck(name=remark.name, ok=detail is None, detail=detail)]
+        return [HealthCheck(name=remark.name, ok=remark.detail is None, detail=remark.detail)]
 
     def remark(self) -> HealthCheck:
-        """The same for anybody. It is always ready: there is no other, and some clients trust it after its end."""
+        """The same among what is ready. It always is: there is no other, and some clients trust it after its end."""
         left = self.not_after - now()
         soon = min(SOON, (self.not_after - self._loaded.not_before) / SOON_SHARE)
         if left <= timedelta():
-            detail = f"it has ended, at {self.not_after.isoformat()}: clients refuse it"
+            detail = f"its certificate has ended, at {self.not_after.isoformat()}: clients refuse it"
         elif self._refused is not None:
-            detail = "the one of before is shown: what the files hold now can't be used"
+            # Which file, and why, is the log's: anybody reads what is ready.
+            detail = "its certificate is the one of before: what the files hold can't be used (tls.kept in its log)"
         elif left < soon:
-            detail = f"it ends at {self.not_after.isoformat()}"
+            detail = f"its certificate ends at {self.not_after.isoformat()}"
         else:
             detail = None
         return HealthCheck(name="certificate", ok=True, detail=detail)

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from contracts.records.storage import StoreRoom
-from mesh.access.modes import mode_of
+from mesh.access.modes import check_mode, mode_of
 from mesh.background import first_of
 from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import BROKER_ROLES, ROLE_FIELDS, Address, Settings, parse_address
@@ -100,6 +100,8 @@ class Assembly:
             _check_no_login(settings)
         self.home.remove_addresses()  # Those of a mesh that was killed.
         _check_certificate(settings)
+        check_mode(settings, settings.ingress_address, "MESH_INGRESS_ADDRESS")
+        check_mode(settings, settings.edge_address, "MESH_EDGE_ADDRESS")
         _check_address(settings.ingress_address, "ingress")
         _check_address(settings.edge_address, "edge")
         self._configuration.read()

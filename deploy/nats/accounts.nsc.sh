@@ -94,7 +94,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-sub 'process.*.drain' \
   --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
-  --response-ttl 10s
+  --response-ttl 600s
 nsc add user --account TASKMESH --name stream_edge \
   --allow-pub '$SYS.REQ.USER.INFO' \
   --allow-pub '$JS.API.DIRECT.GET.EVENTS' \
@@ -121,7 +121,7 @@ nsc add user --account TASKMESH --name stream_edge \
   --allow-sub 'process.*.drain' \
   --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
-  --response-ttl 10s
+  --response-ttl 600s
 nsc add user --account TASKMESH --name inference_worker \
   --allow-pub '$SYS.REQ.USER.INFO' \
   --allow-pub '$JS.API.DIRECT.GET.EVENTS' \
@@ -184,7 +184,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'process.*.drain' \
   --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
-  --response-ttl 10s
+  --response-ttl 600s
 nsc add user --account TASKMESH --name tool_runner \
   --allow-pub '$SYS.REQ.USER.INFO' \
   --allow-pub '$JS.API.DIRECT.GET.EVENTS' \
@@ -242,7 +242,7 @@ nsc add user --account TASKMESH --name tool_runner \
   --allow-sub 'process.*.drain' \
   --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
-  --response-ttl 10s
+  --response-ttl 600s
 nsc add user --account TASKMESH --name steward \
   --allow-pub '$SYS.REQ.USER.INFO' \
   --allow-pub '$JS.API.DIRECT.GET.EVENTS' \
@@ -483,7 +483,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-sub 'process.*.drain' \
   --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
-  --response-ttl 10s
+  --response-ttl 600s
 nsc add user --account TASKMESH --name operator \
   --allow-pub '$SYS.REQ.USER.INFO' \
   --allow-pub '$JS.API.DIRECT.GET.EVENTS' \
@@ -880,4 +880,4 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-sub 'storage.room' \
   --allow-sub 'configuration.reload' \
   --allow-pub-response=16 \
-  --response-ttl 10s
+  --response-ttl 600s

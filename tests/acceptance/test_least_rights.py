@@ -129,6 +129,8 @@ async def _work(mesh: Mesh, client: PatientClient) -> None:
     streamed = await post(input="!say 30", metadata={"kept": "1"})
     frames = (await client.get(f"{mesh.edge_url}/v1/tasks/{streamed}/events", timeout=stretched(30))).text
     assert "event: task.completed" in frames
+    link = (await client.post(f"/v1/tasks/{streamed}/links")).json()["url"]
+    assert "event: task.completed" in (await client.get(link, timeout=stretched(30))).text
     large = '!call add {"a": 1, "b": 2}\n!call current_time {}\n!then\n!say 2'
     await until_status(await post(input=large, tools=["add", "current_time"]), "completed")
     approved = await post(input='!call send_signal {"name": "a.b", "payload": {}}\n!then\nok', tools=["send_signal"])
@@ -169,6 +171,9 @@ async def _operate(mesh: Mesh, task: str) -> None:
         ("repair",),
         ("export", task),
         ("triggers", "list"),
+        ("keys", "create", "--tenant", "default", "--scopes", "read"),
+        ("keys", "list"),
+        ("keys", "rotate-links"),
         ("reload",),
         ("permissions", "ingress", "--format", "json"),
     ):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-
 from tests.benchmarks.accept import BODY, CLIENTS, TENANT_PER_CLIENT
 from tests.benchmarks.bench import Run, Stage, cpu_seconds, run_load, stage
 from tests.benchmarks.figures import Figure, at_least, beside, interleaved
@@ -20,7 +18,7 @@ _LIMITS = "requests_per_second = 1000000\n"
 
 async def measure(run: Run) -> list[Figure]:
     """Rates at 64 clients, and processor time of an acceptance, of both in turn, before one broker."""
-    seconds = run.scale(3, 1)
+    seconds = run.scale(2, 1)
     folder = run.folder / "callers"
     folder.mkdir()
     file = folder / "keys.toml"
@@ -50,18 +48,19 @@ async def measure(run: Run) -> list[Figure]:
             return float(result["rate"])
 
         with_keys, without = await interleaved(
-            run.scale(6, 2),
+            run.scale(10, 2),
             lambda: posts(asked, shown),
             lambda: posts(unasked, TENANT_PER_CLIENT),
             warm_up=not run.quick,
         )
     rate = beside("accept rate with keys, 64 clients", "/s", with_keys, "/s, open", without, f"≥ {SHARE_MIN}")
     rate.met = at_least(rate.ratio, SHARE_MIN)
-    took, limit = statistics.median(cpu[asked]), statistics.median(cpu[unasked])
+    # The least of the rounds: what else the machine does only adds to it.
+    took, limit = min(cpu[asked]), min(cpu[unasked])
     return [
         rate,
         Figure(
-            "ingress CPU of an acceptance with keys",
+            "CPU of an acceptance with keys",
             "µs",
             took,
             "µs, open",

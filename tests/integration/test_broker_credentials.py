@@ -25,6 +25,7 @@ from tests.support.authority import Authority, Pair
 from tests.support.broker import Broker
 from tests.support.operator_mode import OperatorMode, account_key, private, user_key
 from tests.support.patience import within
+from tests.support.slow_link import slow_link
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -176,22 +177,22 @@ async def test_a_jwt_that_expires_in_the_middle_is_followed_by_its_successor(tmp
 
 
 async def test_a_new_login_is_taken_while_requests_and_pulls_go_on(tmp_path: Path) -> None:
-    old, new = user_key(), user_key()
-    file = private(tmp_path / "seed", old.seed)
-    users = "authorization {{ users: [ {} ] }}".format(", ".join(f"{{ nkey: {key.public} }}" for key in (old, new)))
-    async with running(tmp_path, users) as broker:
-        settings = Settings(nats_url=broker.url, nats_nkey=file)
+    keys = [user_key() for _ in range(4)]
+    file = private(tmp_path / "seed", keys[0].seed)
+    nkeys = ", ".join(f"{{ nkey: {key.public} }}" for key in keys)
+    other = private(tmp_path / "other", "x")
+    users = f"authorization {{ users: [ {nkeys}, {{ user: other, password: x }} ] }}"
+    # At a distance, so that something is on its way at any time.
+    async with running(tmp_path, users) as broker, slow_link(broker.port, 0.04) as link:
+        settings = Settings(nats_url=link.url, nats_nkey=file)
+        publisher = Settings(nats_url=broker.url, nats_user="other", nats_password_file=other)
         with capture_logs() as logs:
-            async with connect(settings, "test") as connection:
+            async with connect(settings, "test") as connection, connect(publisher, "publisher") as far:
                 requests = connection.requests
                 await requests.api("STREAM.CREATE.S", {"name": "S", "subjects": ["s"], "retention": "workqueue"})
-                config = {
-                    "durable_name": "c",
-                    "ack_policy": "explicit",
-                    "ack_wait": 60_000_000_000,
-                    "max_ack_pending": -1,
-                }
-                await requests.api("CONSUMER.DURABLE.CREATE.S.c", {"stream_name": "S", "config": config})
+                config = {"durable_name": "c", "ack_policy": "explicit", "ack_wait": 60_000_000_000}
+                body = {"stream_name": "S", "config": {**config, "max_ack_pending": -1}}
+                await requests.api("CONSUMER.DURABLE.CREATE.S.c", body)
                 taken: list[int] = []
                 consumer = PullConsumer(connection, "S", "c", 60, lambda each: taken.append(int(each.payload)))
                 published, is_over = 0, False
@@ -203,15 +204,19 @@ async def test_a_new_login_is_taken_while_requests_and_pulls_go_on(tmp_path: Pat
                 async def publish() -> None:
                     nonlocal published
                     while not is_over:
-                        await requests.publish("s", str(published).encode())
+                        await far.requests.publish("s", str(published).encode())
                         published += 1
+                        await asyncio.sleep(0.005)  # Slower than they are pulled: one is waited for at any time.
 
-                work = [asyncio.create_task(pull()), asyncio.create_task(publish())]
-                await until(lambda: len(taken) > 20)
-                private(file, new.seed)
-                await until(lambda: any(line["event"] == "broker.reconnected" for line in logs))
-                seen = published
-                await until(lambda: published > seen + 20)
+                async def ask() -> None:
+                    while not is_over:
+                        await requests.api("INFO")
+
+                work = [asyncio.create_task(each()) for each in (pull, publish, ask)]
+                for number, key in enumerate(keys[1:], 1):
+                    await until(partial(_has_grown, taken, len(taken) + 20))
+                    private(file, key.seed)
+                    await until(partial(_times, logs, "broker.reconnected", number))
                 is_over = True
                 await asyncio.gather(*work)
                 # Without a delivery that was lost with the connection: it would come again a minute later.
@@ -219,6 +224,14 @@ async def test_a_new_login_is_taken_while_requests_and_pulls_go_on(tmp_path: Pat
                     pass
                 assert sorted(taken) == list(range(published))
         assert not [line for line in logs if line["event"] == "broker.disconnected"]
+
+
+def _has_grown(taken: list[int], to: int) -> bool:
+    return len(taken) > to
+
+
+def _times(logs: list[EventDict], event: str, times: int) -> bool:
+    return [line["event"] for line in logs].count(event) >= times
 
 
 def _was_said(logs: list[EventDict], says: str) -> bool:

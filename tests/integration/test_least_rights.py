@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,13 +15,18 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from contracts import guests
-from contracts.permissions import INBOXES, ROLES
+from contracts.generation import accounts
+from contracts.permissions import INBOXES, ROLES, Permissions
 from contracts.streams import BUCKETS, STREAMS
+from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, declared
 from mesh.configuration.settings import Settings
-from tests.support.broker import Broker
+from tests.support import enforced
+from tests.support.broker import Broker, free_port
+from tests.support.leaf import is_linked
 from tests.support.patience import stretched
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -367,3 +373,37 @@ async def test_a_runner_creates_the_consumer_of_its_own_tool_alone_and_gets_its_
     finally:
         await client.close()
     assert await _stored(connection, "TOOLS") == 1
+
+
+async def test_at_a_leaf_whose_jetstream_is_the_hub_s_the_lists_of_the_domain_are_enough(tmp_path: Path) -> None:
+    port = free_port()
+    link = (
+        f"leafnodes {{ listen: 127.0.0.1:{port}, authorization {{ user: edge, password: e1, account: TASKMESH }} }}\n"
+    )
+    mesh = "accounts { TASKMESH: { jetstream: enabled, users: [ { user: root, password: pw-root } ] } }"
+    hub = Broker(tmp_path / "hub", extra=link + mesh, domain="hub", enforces=False)
+    users = [*accounts.role_users(domain="hub"), accounts.User(enforced.ROOT, Permissions((">",), (">",)))]
+    remote = f'leafnodes {{ remotes: [ {{ url: "nats-leaf://edge:e1@127.0.0.1:{port}", account: TASKMESH }} ] }}\n'
+    leaf = Broker(tmp_path / "leaf", extra=remote + accounts.accounts_conf(users), domain="leaf", enforces=False)
+    leaf.environment = {**os.environ, **enforced.passwords()}
+    try:
+        await hub.start()
+        await leaf.start()
+        await until(lambda: is_linked(leaf))
+
+        def at_leaf(user: str) -> Settings:
+            url = enforced.with_login(f"nats://127.0.0.1:{leaf.port}", user)
+            return Settings(nats_url=url, nats_domain="hub")
+
+        async with connect(at_leaf(enforced.ROOT), "test") as opened:
+            await apply(opened.requests, declared(at_leaf(enforced.ROOT)), update=False)
+        for service in sorted(SERVICES):
+            async with connect(at_leaf(service), service) as opened:
+                assert opened.rights.granted is not None
+                assert opened.rights.missing == []
+                assert (await opened.requests.api("STREAM.INFO.EVENTS"))["state"]["messages"] == 0
+                await key_value.put(opened.requests, "workers", service, b"{}")
+        assert enforced.violations(leaf.log) == []
+    finally:
+        await leaf.stop()
+        await hub.stop()

@@ -8,6 +8,8 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import MAXYEAR
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,13 @@ def door(tmp_path: Path) -> TokenDoor:
     return door_of(tmp_path)
 
 
+async def who(door: TokenDoor, token: str) -> Identity:
+    """Who a token stands for, whenever it ends."""
+    identity = await door.identity(token)
+    assert identity.until is not None
+    return replace(identity, until=None)
+
+
 async def refusal(door: TokenDoor, token: str) -> str:
     """Code and detail of the refusal, which shows nothing of the token."""
     with pytest.raises(RequestRefused) as refused:
@@ -52,8 +61,9 @@ async def refusal(door: TokenDoor, token: str) -> str:
 
 async def test_a_token_of_the_issuer_says_who_asks_for_which_tenant_and_with_which_scopes(door: TokenDoor) -> None:
     for key in (EC, RSA, OKP):
-        identity = await door.identity(key.token(claims(scope="submit read profile")))
-        assert identity == Identity("jwt:alice", "acme", frozenset({"submit", "read"}))
+        assert await who(door, key.token(claims(scope="submit read profile"))) == Identity(
+            "jwt:alice", "acme", frozenset({"submit", "read"})
+        )
     assert (await door.identity(EC.token(claims(aud=["other", AUDIENCE])))).tenant == "acme"
     assert (await door.identity(EC.token(claims(scope=None)))).scopes == frozenset()
 
@@ -67,7 +77,16 @@ async def test_claims_and_names_of_scopes_are_as_configured(tmp_path: Path) -> N
         scopes={"writer": ["submit", "read"], "boss": ["operate"]},
     )
     token = EC.token(claims(**{"tenant": None, "https://example.com/org": "globex", "roles": ["writer", "read", 7]}))
-    assert await door.identity(token) == Identity("jwt:alice", "globex", frozenset({"submit", "read"}))
+    assert await who(door, token) == Identity("jwt:alice", "globex", frozenset({"submit", "read"}))
+
+
+async def test_who_shows_a_token_is_let_in_until_it_ends(tmp_path: Path) -> None:
+    write_jwks(tmp_path / "jwks.json", EC)
+    door = door_of(tmp_path, leeway_seconds=10)
+    for expires, until in ((4_000_000_000, 4_000_000_010), (2**52, MAXYEAR)):
+        found = (await door.identity(EC.token(claims(exp=expires)))).until
+        assert found is not None
+        assert until in (found.timestamp(), found.year)
 
 
 def confused() -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 import pytest
 
 from meshctl.__main__ import main
+from tests.support import children
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +35,17 @@ def test_what_asks_for_nothing_gets_one_line(
     assert (told.out, told.err) == ("", f"meshctl: {says}\n")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("arguments", [[], ["--tool", "charge", "--tenant", "acme"], ["runner", "--tool", "a-b"]])
-def test_each_command_for_operator_mode_is_one_for_a_shell(
+async def test_each_command_for_operator_mode_is_one_for_a_shell(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["permissions", *arguments, "--format", "nsc"]) == 0
     commands = capsys.readouterr().out
     assert commands.startswith(("nsc ", "# let_in "))
     # Only read, not run.
-    checked = subprocess.run(["sh", "-n"], input=commands, text=True, capture_output=True, check=True)
-    assert checked.stderr == ""
+    checked = await children.run(["sh", "-n"], text=commands)
+    assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def test_json_is_one_line_for_each_user_with_guests_behind_the_roles(capsys: pytest.CaptureFixture[str]) -> None:

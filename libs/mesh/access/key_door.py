@@ -181,6 +181,7 @@ def identity_of(record: KeyRecord) -> Identity:
         pool=record.pool,
         budget_tokens=record.budget_tokens,
         any_tenant=record.any_tenant,
+        until=record.expires_at,
     )
 
 

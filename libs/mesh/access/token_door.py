@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
+from datetime import MAXYEAR, UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +30,7 @@ VERIFIED_MAX: Final = 10_000
 """Tokens that are known by their digest."""
 SUBJECT_CHARACTERS_MAX: Final = 200
 SCOPE_NAMES_MAX: Final = 1_000
+CALENDAR_END: Final = datetime(MAXYEAR, 12, 31, tzinfo=UTC).timestamp()
 _REQUIRED: Final = ("iss", "aud", "exp", "sub")
 _NOT_KNOWN: Final = "these credentials are not known here"
 
@@ -106,7 +109,9 @@ class TokenDoor:
             raise refused(_NOT_KNOWN) from None
         ends_at = _time_of(claims, "exp")
         begins_at = max((_time_of(claims, name) for name in ("nbf", "iat") if name in claims), default=0.0)
-        return _Verified(identity_of(claims, configuration), begins_at, ends_at, generation)
+        # What is beyond any calendar ends with the calendar.
+        until = datetime.fromtimestamp(min(ends_at + configuration.leeway_seconds, CALENDAR_END), UTC)
+        return _Verified(replace(identity_of(claims, configuration), until=until), begins_at, ends_at, generation)
 
     def _head_of(self, token: str) -> tuple[str | None, str]:
         """The name of its key, and its algorithm: one of those that are taken."""

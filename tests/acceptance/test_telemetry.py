@@ -41,6 +41,7 @@ OF_A_BROKER_THAT_REFUSES = ("taskmesh.tool.refusals",)
 OF_RESULTS = ("taskmesh.result.refusals", "taskmesh.results.swept")
 OF_WORKERS_THAT_STOP = ("taskmesh.step.hand_overs", "taskmesh.turn.discarded")
 OF_WHAT_IS_NOT_THERE = ("taskmesh.mcp.away", "taskmesh.checks.failing", "taskmesh.tool.runners")
+OF_CREDENTIALS = ("taskmesh.http.refusals", "taskmesh.tls.certificate.not_after")
 CLIENT_TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
 
@@ -239,6 +240,7 @@ async def test_every_metric_of_the_registry_but_those_of_failures_and_triggers_a
                 *OF_RESULTS,
                 *OF_WORKERS_THAT_STOP,
                 *OF_WHAT_IS_NOT_THERE,
+                *OF_CREDENTIALS,
             )
         }
         await until(lambda: {point["name"] for point in receiver.metrics()} >= set(expected))

@@ -96,7 +96,8 @@ def caller_of(request: AnyRequest, scope: Scope, *, named: str | None = None) ->
         raise TypeError("a route asks for the caller of a request that came through no door")
     if scope not in identity.scopes:
         raise RequestRefused("scope-missing", f"this takes the scope {scope!r}, which these credentials do not have")
-    wanted = _tenant_header(request) or named
+    header = _tenant_header(request)
+    wanted = named if header is None else header
     if identity.tenant is None or identity.any_tenant:
         own = identity.tenant or TENANT_DEFAULT
         return Caller(identity, subjects.check_tenant(wanted) if wanted is not None else own)

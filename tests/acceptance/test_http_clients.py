@@ -259,6 +259,13 @@ async def test_a_name_that_was_pointed_at_this_machine_is_refused(bench: Bench) 
         assert (await client.get("/health/live", headers={"Host": "evil.example"})).status_code == 200
 
 
+async def test_a_port_that_is_none_breaks_nothing(bench: Bench) -> None:
+    for _, address in both(bench):
+        for path in ("/nothing", "/v1/nothing"):
+            sent = f"GET {path} HTTP/1.1\r\nHost: localhost:99999\r\n".encode() + CLOSE + b"\r\n"
+            assert_problem(await exchange(address, sent), "not-found")
+
+
 async def test_a_request_names_its_host_once(bench: Bench) -> None:
     for _, address in both(bench):
         for hosts in (b"", b"Host: localhost\r\nHost: localhost\r\n", b"Host: localhost\r\nHost: evil.example\r\n"):

@@ -101,6 +101,21 @@ async def test_without_credentials_a_request_is_refused_and_told_how_to_show_the
         assert (await asked.client.get(open_to_all)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path", ["//v1/tasks/{}/events", "/v1//tasks/{}/events/", "///v1/tasks/{}/events", "/%2fv1/tasks/{}/events"]
+)
+async def test_however_many_slashes_a_path_has_it_leads_through_the_same_door(asked: Asked, path: str) -> None:
+    key = await write_key(asked.requests)
+    task = new_id()
+    for url, found in ((asked.mesh.ingress_url, 307), (asked.mesh.edge_url, 404)):
+        refused = await asked.client.get(url + path.format(task))
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+        assert (await asked.client.get(url + path.format(task), headers=bearer(key))).status_code == found
+    # Its line says what was asked for, too: of both services there is one.
+    await until(lambda: len([line for line in asked.mesh.logs_of("audit") if line["task"] == task]) == 2)
+    assert {line["what"] for line in asked.mesh.logs_of("audit") if line["task"] == task} == {"follow"}
+
+
 async def test_an_unknown_id_and_a_wrong_secret_get_the_same_bytes(asked: Asked) -> None:
     key = await write_key(asked.requests)
     wrong = f"tm_{key.id}_{secrets.token_urlsafe(32)}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from litestar.types import ASGIApp
+from typing import cast
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.utils.path import normalize_path
 
 from mesh.access.audit import audited
 from mesh.access.callers import Door, identified
@@ -16,4 +20,21 @@ def behind(door: Door, app: ASGIApp, service: Service, signing: LinkSigning) -> 
     """An application that is reached through a door, or by a link, within limits, and whose acts are written down."""
     limits = limits_of(door, service.settings.configuration.auth)
     service.reloading.add(lambda _: None, limits.take)
-    return audited(identified(app, limited(with_links(door, signing), limits)), limits.source)
+    entered = identified(app, limited(with_links(door, signing), limits))
+    return with_one_path(audited(entered, limits.source))
+
+
+def with_one_path(app: ASGIApp) -> ASGIApp:
+    """An application that is shown each path as the framework takes it: `/v1/tasks` for `//v1//tasks/`.
+
+    Else the framework would serve what the door has taken for none of its own.
+    """
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == ScopeType.HTTP:
+            path = normalize_path(scope["path"])
+            if path != scope["path"]:
+                scope = cast("Scope", {**scope, "path": path})
+        await app(scope, receive, send)
+
+    return dispatch

@@ -116,7 +116,7 @@ def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
     if isinstance(error, TaskmeshError):
         if http_code(error) == "internal":
             # What it says is all there is to know: it was raised for a reason that is not the client's.
-            log.error("http.internal_error", path=request.url.path, code=error.code, error=str(error))
+            log.error("http.internal_error", path=request.scope["path"], code=error.code, error=str(error))
         return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
     if isinstance(error, MethodNotAllowedException):
         response = problem_response("method-not-allowed", f"{request.method} is not served here")
@@ -124,10 +124,10 @@ def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
         response.headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
         return response
     if isinstance(error, NotFoundException):
-        return problem_response("not-found", f"there is nothing at {request.url.path}")
+        return problem_response("not-found", f"there is nothing at {request.scope['path']}")
     if isinstance(error, HTTPException) and error.status_code < 500:  # noqa: PLR2004 - HTTP's own boundary
         return problem_response("invalid-request", error.detail)
-    log.error("http.internal_error", path=request.url.path, exc_info=error)
+    log.error("http.internal_error", path=request.scope["path"], exc_info=error)
     return problem_response("internal", None)
 
 

@@ -17,13 +17,16 @@ BY_CRITIC: Final = "critic"
 _RULE: Final = "rule:"
 _OPERATOR: Final = "operator:"
 _PROPOSAL: Final = "propose_replay:"
+_KEY: Final = "key:"
 
-OWN_SUBMITTER: Final = "who has submitted a task may not approve its calls: another person has to"
+OWN_SUBMITTER: Final = (
+    "who has submitted a task, or has told it something, may not approve its calls: another person has to"
+)
 UNKNOWN_APPROVER: Final = (
     "another person has to approve this, and nobody knows who asks: it takes [auth] mode keys or jwt"
 )
 UNKNOWN_SUBMITTER: Final = (
-    "another person than the submitter has to approve this, and nobody knows who submitted the task"
+    "another person than the submitter has to approve this, and nobody knows who submitted the task, or spoke to it"
 )
 
 
@@ -48,7 +51,13 @@ def is_person(by: str) -> bool:
 
 
 def _may_be_one(by: str, other: str) -> bool:
-    """Whether two names may be those of one person. A front door's is `<front door>/<person>`, or its own alone."""
+    """Whether two names may be those of one person. A front door's is `<front door>/<person>`, or its own alone.
+
+    A person's name at two keys is one: when a front door's key is rotated, its people stay who they are.
+    """
+    person, another = (name.partition("/")[2] if name.startswith(_KEY) else "" for name in (by, other))
+    if person and person == another:
+        return True
     return by == other or by.startswith(f"{other}/") or other.startswith(f"{by}/")
 
 

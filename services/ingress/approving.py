@@ -31,7 +31,7 @@ class Approving:
         self._requests = requests
         self._journals = journals
         self._configuration = configuration
-        self._approvals = Approvals(configuration, self._submitters_of)
+        self._approvals = Approvals(configuration, self._state_of)
 
     async def check(self, caller: Caller, state: TaskState, command: AnyCommand) -> None:
         """Hold a command against the rules. Raises `RequestRefused`, `BrokerUnavailable`."""
@@ -58,7 +58,7 @@ class Approving:
         if stored is None or decode(stored.payload, ApprovalCommand).by != command.by:
             await commands.send(self._requests, command, f"{message_id}.{new_id()}", request, route)
 
-    async def _submitters_of(self, tenant: str, task: str) -> list[str | None]:
+    async def _state_of(self, tenant: str, task: str) -> TaskState:
         journal = await self._journals.open(tenant, task)
         await journal.catch_up_with_leader(lambda state: state.exists)
-        return [journal.state.queued.by] if journal.state.queued is not None else []
+        return journal.state

@@ -65,7 +65,7 @@ class ControlLoop:
 
     def take(self, settings: Settings) -> None:
         """Go by these settings from the next command on."""
-        self._approvals = Approvals(settings.configuration, self._submitters_of)
+        self._approvals = Approvals(settings.configuration, self._state_of)
 
     async def run(self) -> None:
         """Carry out commands until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
@@ -155,10 +155,10 @@ class ControlLoop:
             case event:
                 raise TypeError(f"{type(event).__name__} is no outcome")
 
-    async def _submitters_of(self, tenant: str, task: str) -> list[str | None]:
+    async def _state_of(self, tenant: str, task: str) -> TaskState:
         journal = await self._journals.open(tenant, task)
         await journal.catch_up_with_leader(lambda state: state.exists)
-        return [journal.state.queued.by] if journal.state.queued is not None else []
+        return journal.state
 
 
 def _tell_refusal(command: AnyCommand, error: ErrorInfo) -> None:

@@ -30,6 +30,8 @@ ALICE, BOB = "key:aaaaaaaaaaaaaaaa", "jwt:bob"
         ("key:front", ["key:front/alice"], OWN_SUBMITTER),
         ("key:front/alice", ["key:front"], OWN_SUBMITTER),
         ("key:fronts", ["key:front"], None),
+        ("key:front-of-tomorrow/alice", ["key:front/alice"], OWN_SUBMITTER),
+        ("key:front-of-tomorrow/bob", ["key:front/alice"], None),
         (BOB, [None], UNKNOWN_SUBMITTER),
         (BOB, ["http"], UNKNOWN_SUBMITTER),
         (BOB, ["critic", None], UNKNOWN_SUBMITTER),

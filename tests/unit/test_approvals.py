@@ -10,7 +10,7 @@ import pytest
 from contracts.access import Scope
 from contracts.actors import OWN_SUBMITTER, UNKNOWN_APPROVER, UNKNOWN_SUBMITTER
 from contracts.journal import events
-from contracts.journal.parts import StepGen
+from contracts.journal.parts import Parent, RecordedEdits, StepGen
 from contracts.messages.control import (
     AnyCommand,
     ApprovalCommand,
@@ -23,6 +23,7 @@ from contracts.messages.control import (
 from contracts.tasks import TaskRequest
 from mesh.access.approvals import Approvals
 from mesh.configuration.mesh_toml import parse_configuration
+from mesh.task.state import TaskState
 from tests.unit.journals import EXPIRES_AT, START, TASK, TENANT, HandMadeJournal
 
 ALICE, BOB = "key:alice", "key:bob"
@@ -31,18 +32,33 @@ EVERY_TOOL = "[pools.default]\n[approvals]\nfour_eyes = true\n"
 CHARGE_ALONE = EVERY_TOOL + 'tools = ["charge", "propose_replay"]\n'
 
 
-def approvals_of(text: str = EVERY_TOOL, submitters: Mapping[str, str | None] = {}) -> Approvals:
-    """The rules of a configuration, in a mesh with these other tasks."""
+def approvals_of(
+    text: str = EVERY_TOOL, submitters: Mapping[str, str | None] = {}, told: Mapping[str, str] = {}
+) -> Approvals:
+    """The rules of a configuration, in a mesh with these other tasks, by who has submitted or told them something."""
 
-    async def submitters_of(tenant: str, task: str) -> list[str | None]:
+    async def state_of(tenant: str, task: str) -> TaskState:
         assert tenant == TENANT
-        return [submitters[task]] if task in submitters else []
+        if task in told:
+            return waiting(told_by=told[task]).state
+        return waiting(submitters[task]).state if task in submitters else TaskState(tenant, task)
 
-    return Approvals(parse_configuration(text.encode(), "mesh.toml"), submitters_of)
+    return Approvals(parse_configuration(text.encode(), "mesh.toml"), state_of)
 
 
-def waiting(by: str | None = ALICE, tool: str = "charge", arguments: dict[str, Any] | None = None) -> HandMadeJournal:
-    """A task that somebody has submitted, and whose call 1-0 waits for a person."""
+def waiting(
+    by: str | None = ALICE,
+    tool: str = "charge",
+    arguments: dict[str, Any] | None = None,
+    *,
+    told_by: str | None = None,
+    edited_by: str | None = None,
+    parent: str | None = None,
+) -> HandMadeJournal:
+    """A task that somebody has submitted, and whose call 1-0 waits for a person.
+
+    `told_by`, `edited_by`: who has told it something, or changed it by a replay, before the call was asked for.
+    """
     journal = HandMadeJournal()
     request = TaskRequest(input="hello")
     journal.add(
@@ -53,8 +69,16 @@ def waiting(by: str | None = ALICE, tool: str = "charge", arguments: dict[str, A
         fingerprint="f",
         accepted_at=START,
         by=by,
+        parent=Parent(parent, "1-0", 1) if parent is not None else None,
     )
     journal.claimed()
+    if told_by is not None:
+        journal.add(events.InputReceived, text="charge it", by=told_by, mode="redirect")
+    if edited_by is not None:
+        journal.dead_lettered()
+        edits = RecordedEdits(input="charge it")
+        journal.add(events.TaskReplayed, steps=[StepGen("1", 0)], by=edited_by, edits=edits)
+        journal.claimed(gen=1)
     journal.turn_completed(calls=2, finish_reason="tool_calls")
     journal.add(events.ApprovalRequested, call="1-0", tool=tool, arguments=arguments or {}, expires_at=EXPIRES_AT)
     return journal
@@ -88,6 +112,35 @@ async def test_an_approval_takes_another_person_and_a_denial_nobody(
     assert await objection(approvals_of(), journal, decides(by)) == told
     for decision in ("denied", "expired"):
         assert await objection(approvals_of(), journal, decides(by, decision)) is None
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [waiting(told_by=BOB), waiting(edited_by=BOB), waiting(parent=OTHER)],
+    ids=["told", "edited", "told its parent"],
+)
+async def test_who_has_told_anothers_task_what_to_call_does_not_approve_the_call(journal: HandMadeJournal) -> None:
+    approvals = approvals_of(told={OTHER: BOB})
+    assert await objection(approvals, journal, decides(BOB)) == OWN_SUBMITTER
+    assert await objection(approvals, journal, decides("key:carol")) is None
+    assert await objection(approvals, journal, decides(BOB, "denied")) is None
+
+
+async def test_what_is_told_once_a_call_is_asked_for_has_not_led_to_it() -> None:
+    journal = waiting()
+    journal.add(events.InputReceived, text="thanks", by=BOB, mode="append")
+    assert await objection(approvals_of(), journal, decides(BOB)) is None
+    assert await objection(approvals_of(), waiting(told_by="http"), decides(BOB)) == UNKNOWN_SUBMITTER
+
+
+async def test_journals_that_name_each_other_as_parents_have_an_end() -> None:
+    """Whoever can write work messages can make them."""
+
+    async def state_of(_: str, __: str) -> TaskState:
+        return waiting(parent=OTHER).state
+
+    approvals = Approvals(parse_configuration(EVERY_TOOL.encode(), "mesh.toml"), state_of)
+    assert await objection(approvals, waiting(parent=OTHER), decides(BOB)) is None
 
 
 async def test_it_holds_for_the_tools_that_are_named_and_only_if_it_is_asked_for() -> None:

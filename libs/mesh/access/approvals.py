@@ -1,4 +1,4 @@
-"""Who may approve: the scope that it takes, and that another person does than the one who has submitted the task.
+"""Who may approve: the scope that it takes, and that another person does than those whose task it is.
 
 The ingress asks before it takes a decision, and the steward again before it carries one out: a command can come past
 every ingress. Denying is free to all who may decide.
@@ -13,25 +13,25 @@ from contracts import subjects
 from contracts.access import Scope
 from contracts.actors import four_eyes_objection, is_proposal
 from contracts.errors import ErrorInfo, InvalidName
-from contracts.journal.events import ApprovalRequested
+from contracts.journal.events import ApprovalRequested, InputReceived
 from contracts.messages.control import AnyCommand, ApprovalCommand, ReplayCommand
-from contracts.records.tools import PROPOSE_REPLAY
+from contracts.records.tools import DEPTH_MAX, PROPOSE_REPLAY
 from mesh.configuration.mesh_toml import Configuration
 from mesh.task.state import TaskState
 
 FOUR_EYES: Final = "four-eyes"
 
-SubmittersOf = Callable[[str, str], Awaitable[list[str | None]]]
-"""Who has submitted a tenant's task: one name, or None where its journal has none; nobody where there is no task."""
+StateOf = Callable[[str, str], Awaitable[TaskState]]
+"""The state of a tenant's task, as its stream's leader has it; one that does not exist where there is no task."""
 
 
 class Approvals:
     """What the operator says of approvals, held against a task."""
 
-    def __init__(self, configuration: Configuration, submitters_of: SubmittersOf) -> None:
+    def __init__(self, configuration: Configuration, state_of: StateOf) -> None:
         self._approvals = configuration.approvals
         self._tools = configuration.tools
-        self._submitters_of = submitters_of
+        self._state_of = state_of
 
     def scope_of(self, tool: str) -> Scope:
         """The scope that it takes to approve a tool's calls."""
@@ -45,7 +45,8 @@ class Approvals:
         asked = self._asked(state, command)
         if not asked or state.queued is None or state.terminal is not None:
             return None
-        submitters = [state.queued.by]
+        submitters = submitters_of(state, max(each.n for each in asked))
+        submitters += await self._submitters_above(state)
         if isinstance(command, ApprovalCommand):
             submitters += await self._submitters_of_repaired(state.tenant, asked)
         objection = four_eyes_objection(command.by, submitters)
@@ -63,6 +64,16 @@ class Approvals:
         asked = [state.approvals[call] for call in calls if call in state.approvals]
         return [each for each in asked if self._approvals.takes_four_eyes(each.tool)]
 
+    async def _submitters_above(self, state: TaskState) -> list[str | None]:
+        """Whose work a sub-task is: what its parents were told has led to it."""
+        found: list[str | None] = []
+        for _ in range(DEPTH_MAX):  # Made-up journals may name each other.
+            if state.queued is None or state.queued.parent is None:
+                break
+            state = await self._state_of(state.tenant, state.queued.parent.task)
+            found += submitters_of(state)
+        return found
+
     async def _submitters_of_repaired(self, tenant: str, asked: list[ApprovalRequested]) -> list[str | None]:
         """Who has submitted the tasks that these calls would repair: their work is what goes on."""
         found: list[str | None] = []
@@ -73,5 +84,17 @@ class Approvals:
                 task = subjects.check_task(str(each.arguments.get("task", "")))
             except InvalidName:
                 continue  # The tool refuses it.
-            found += await self._submitters_of(tenant, task)
+            found += submitters_of(await self._state_of(tenant, task))
         return found
+
+
+def submitters_of(state: TaskState, until: int | None = None) -> list[str | None]:
+    """Who has made a task what it is, by its event `until`: who has submitted it, told it something, or changed it.
+
+    None is one that nobody knows. Who could have another's task ask for a call, and then approve that, would be alone.
+    """
+    if state.queued is None:
+        return []
+    told = [(each.n, each.by) for each in state.inputs]
+    told += [(each.n, each.by) for each in state.call_results.values() if isinstance(each, InputReceived)]
+    return [state.queued.by, *(by for n, by in (*told, *state.edited_by) if until is None or n < until)]

@@ -186,6 +186,7 @@ def _replay(state: TaskState, event: events.TaskReplayed) -> None:
     if edits is None or request is None:
         return
     state.said.clear()
+    state.edited_by.append((event.n, event.by))
     for call, arguments in (edits.arguments or {}).items():
         turn = state.turn(turn_of(call))
         if turn.completed is not None:

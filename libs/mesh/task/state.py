@@ -147,6 +147,8 @@ class TaskState:
     children: dict[str, events.SubtaskStarted] = field(default_factory=dict)
     inputs: list[events.InputReceived] = field(default_factory=list)
     """Messages of the user in mid-run that answer no question."""
+    edited_by: list[tuple[int, str]] = field(default_factory=list)
+    """Who has changed the task by a replay: n of the event, and their name."""
     commands: set[str] = field(default_factory=set)
     """Message ids of the inputs that were carried out."""
     terminal: TerminalEvent | None = None

@@ -147,6 +147,7 @@ class Ingress:
                     traceparent,
                     admit=lambda: self._admit(tenant, task_request),
                     by=caller.name,
+                    pool_bound=caller.identity.pool is not None,
                 )
             except QueueFull as error:
                 retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)
@@ -176,7 +177,7 @@ class Ingress:
         wanted = parse_link_request(await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX), absent=b"{}"))
         await self._record(caller.tenant, task)  # Only of a task that is there is there anything to see.
         acted(request, caller, "link", task)
-        made = await signed_link(self._settings, self.signing, caller.tenant, task, wanted.expires_in_seconds)
+        made = await signed_link(self._settings, self.signing, caller, task, wanted.expires_in_seconds)
         return json_response(made, 200, {"Cache-Control": "no-store"})
 
     def events(self, request: AnyRequest, task: str) -> Response[bytes]:

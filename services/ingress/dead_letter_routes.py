@@ -27,6 +27,7 @@ from ingress.parsing import (
     parse_record_sequence,
     parse_replay_request,
 )
+from ingress.rights import check_edits
 from mesh.access.audit import acted
 from mesh.access.callers import caller_of, tenant_of
 from mesh.broker.direct_get import sequence_from_leader
@@ -103,6 +104,7 @@ class DeadLetters:
         wanted = parse_replay_request(
             await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX), absent=b"{}")
         )
+        check_edits(wanted.edits, caller.identity)
         state = (
             await read_journal(self._journals, tenant, task, lambda each: replay_decisions.shows(each, wanted))
         ).state

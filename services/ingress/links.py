@@ -11,6 +11,7 @@ from contracts.links import LINK_QUERY
 from contracts.records.status import Links, TaskLink, links_of
 from mesh.access.callers import Caller
 from mesh.access.link_keys import LinkSigning
+from mesh.clock import now
 from mesh.configuration.settings import Settings
 
 log = structlog.get_logger("ingress.links")
@@ -26,9 +27,15 @@ def task_links(settings: Settings, task: str) -> Links:
     return links_of(task, settings.events_base_url)
 
 
-async def signed_link(settings: Settings, signing: LinkSigning, tenant: str, task: str, seconds: int) -> TaskLink:
-    """A link to the events of a task that is this tenant's. Raises `BrokerUnavailable`."""
-    signed = await signing.make(tenant, task, seconds)
+async def signed_link(settings: Settings, signing: LinkSigning, caller: Caller, task: str, seconds: int) -> TaskLink:
+    """A link to the events of a task that is the caller's tenant's. Raises `BrokerUnavailable`.
+
+    It holds no longer than what the caller has shown: else that would not end when it says.
+    """
+    until = caller.identity.until
+    if until is not None:
+        seconds = max(1, min(seconds, int((until - now()).total_seconds())))
+    signed = await signing.make(caller.tenant, task, seconds)
     url = f"{task_links(settings, task).events}?{urlencode({LINK_QUERY: signed.token})}"
     return TaskLink(url=url, expires_at=signed.link.expires_at)
 
@@ -43,7 +50,7 @@ async def preferred_link(
     if seconds is None or "read" not in caller.identity.scopes:
         return None
     try:
-        return await signed_link(settings, signing, caller.tenant, task, seconds)
+        return await signed_link(settings, signing, caller, task, seconds)
     except TaskmeshError as error:
         log.warning("link.missing", task=task, tenant=caller.tenant, error=str(error))
         return None

@@ -1,4 +1,4 @@
-"""What a caller's own rights make of a task that they ask for. Pure."""
+"""What a caller's own rights make of a task that they ask for, or repair. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import msgspec
 from msgspec.structs import replace
 
 from contracts.codec import decode
+from contracts.messages.control import Edits
 from contracts.tasks import TaskRequest
 from mesh.access.callers import Identity
 from mesh.serving.http import RequestRefused
+
+
+def check_edits(edits: Edits | None, identity: Identity) -> None:
+    """Hold what a replay is to change against its caller's rights. Raises `RequestRefused` for another pool."""
+    if identity.pool is not None and edits is not None and edits.pool not in (None, identity.pool):
+        raise RequestRefused("forbidden", f"edits.pool: these credentials are for the pool {identity.pool!r} alone")
 
 
 class _Named(msgspec.Struct, frozen=True):

@@ -220,6 +220,14 @@ async def test_a_keys_pool_and_budget_bound_its_tasks(asked: Asked) -> None:
         assert next(iter(fields)) in refused.json()["detail"]
     told = await asked.client.get(f"/v1/tasks/{accepted.json()['id']}/events", headers=bearer(key))
     assert told.status_code == 307
+    # Nor does a model, or a replay.
+    journal = await asked.client.get(
+        f"{asked.mesh.edge_url}/v1/tasks/{accepted.json()['id']}/events", headers=bearer(key)
+    )
+    assert '"pool_bound":true' in journal.text
+    path = f"/v1/dead-letters/{accepted.json()['id']}/replay"
+    moved = await asked.client.post(path, json={"edits": {"pool": "default"}}, headers=bearer(key))
+    assert (moved.status_code, moved.json()["code"]) == (403, "forbidden")
 
 
 async def test_keys_that_are_none_are_refused_and_never_written_down(asked: Asked) -> None:

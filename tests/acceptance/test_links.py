@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +17,7 @@ from contracts.access import Scope
 from contracts.identifiers import new_id
 from mesh.access.link_keys import LinkSigning, rotate_keys
 from mesh.broker.connection import Connection, connect
+from mesh.clock import now
 from tests.support.clients import Viewer
 from tests.support.http_client import PatientClient
 from tests.support.keys import bearer, write_key
@@ -137,6 +139,15 @@ async def test_a_link_is_made_for_who_may_read_the_task_and_for_a_bounded_time(b
     assert bare.status_code == 200
     assert bare.headers["cache-control"] == "no-store"
     assert await asked({"expires_in_seconds": 86_400}, **bench.alice) == (200, None)
+
+
+async def test_a_link_ends_with_the_key_that_it_was_asked_for_with(bench: Bench) -> None:
+    task = (await bench.submit(LONG))["id"]
+    key_ends_at = now() + timedelta(minutes=10)
+    shown = bearer(await write_key(bench.connection.requests, expires_at=key_ends_at))
+    made = await bench.ingress.post(f"/v1/tasks/{task}/links", json={"expires_in_seconds": 86_400}, headers=shown)
+    assert made.status_code == 200, made.text
+    assert timedelta(0) <= key_ends_at - datetime.fromisoformat(made.json()["expires_at"]) < timedelta(minutes=9)
 
 
 async def test_a_submission_has_a_link_if_it_asks_for_one_and_may_read(bench: Bench) -> None:

@@ -11,8 +11,10 @@ from litestar.types import HTTPScope
 from contracts.access import SCOPES, parse_key
 from contracts.codec import encode
 from contracts.errors import InvalidName
+from contracts.fields import BY_CHARACTERS_MAX
+from contracts.messages.control import Edits
 from contracts.tasks import TaskRequest
-from ingress.rights import within_rights
+from ingress.rights import check_edits, within_rights
 from mesh.access.bearer import TOKEN_CHARACTERS_MAX, bearer_of
 from mesh.access.callers import Identity
 from mesh.access.front_doors import asked_for
@@ -116,6 +118,39 @@ def test_a_person_whose_name_can_be_none_is_refused(caller: bytes) -> None:
     trusted = AuthConfiguration(trusted_proxies=["10.0.0.1"]).networks()
     with pytest.raises(InvalidName, match="Mesh-Caller"):
         asked_for(Identity("key:a", "acme", frozenset(SCOPES)), scope_of(client="10.0.0.1", caller=caller), trusted)
+
+
+def test_a_name_that_no_journal_takes_is_refused() -> None:
+    """A front door with a long name of its own, that asks for somebody with a long one: `by` has a bound."""
+    trusted = AuthConfiguration(trusted_proxies=["10.0.0.1"]).networks()
+    front_door = Identity("jwt:" + "f" * 200, "acme", frozenset(SCOPES))
+    longest = b"c" * (BY_CHARACTERS_MAX - len(front_door.name) - 1)
+    asked = asked_for(front_door, scope_of(client="10.0.0.1", caller=longest), trusted)
+    assert len(asked.name) == BY_CHARACTERS_MAX
+    with pytest.raises(InvalidName, match="Mesh-Caller"):
+        asked_for(front_door, scope_of(client="10.0.0.1", caller=longest + b"c"), trusted)
+
+
+@pytest.mark.parametrize(
+    ("pool", "edits", "is_refused"),
+    [
+        ("gpu", Edits(pool="other"), True),
+        ("gpu", Edits(pool="gpu", input="x"), False),
+        ("gpu", Edits(input="x"), False),
+        ("gpu", None, False),
+        (None, Edits(pool="other"), False),
+    ],
+)
+def test_a_replay_moves_no_task_out_of_its_callers_pool(
+    pool: str | None, edits: Edits | None, is_refused: bool
+) -> None:
+    identity = Identity("key:a", "acme", frozenset(SCOPES), pool=pool)
+    if not is_refused:
+        check_edits(edits, identity)
+        return
+    with pytest.raises(RequestRefused, match=r"^edits\.pool: ") as refused:
+        check_edits(edits, identity)
+    assert refused.value.code == "forbidden"
 
 
 @pytest.mark.parametrize(

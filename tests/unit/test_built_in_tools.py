@@ -18,7 +18,7 @@ from contracts.tasks import TaskRequest
 from mesh.configuration.addresses import is_allowed, is_public
 from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.settings import Settings
-from mesh.task.subtasks import child_id
+from mesh.task.subtasks import child_id, child_work
 from tests.unit.journals import START, FoldedStep, HandMadeJournal, tool_work
 from tool_runner.handler import CallHandler
 from tool_runner.tools.arithmetic import ADD, AddArguments, CalculatorArguments, add, calculate, evaluate
@@ -274,7 +274,12 @@ def test_addresses_that_are_not_public(address: str) -> None:
 
 
 def parent(
-    arguments: SpawnArguments, request: TaskRequest | None = None, depth: int | None = None, budget: int | None = None
+    arguments: SpawnArguments,
+    request: TaskRequest | None = None,
+    depth: int | None = None,
+    budget: int | None = None,
+    *,
+    pool_bound: bool = False,
 ) -> HandMadeJournal:
     """A task, itself a child at this depth, that asks for `spawn_task` with these arguments."""
     request = request or TaskRequest(input="p", tools=["add", "spawn_task"])
@@ -288,6 +293,7 @@ def parent(
         accepted_at=START,
         parent=Parent("0" * 26, "1-0", depth) if depth else None,
         budget_tokens=budget,
+        pool_bound=pool_bound,
     )
     journal.claimed()
     journal.add(
@@ -315,6 +321,22 @@ async def test_a_call_becomes_a_task_and_leaves_its_result_to_that_tasks_end() -
     assert isinstance(started, SubtaskStarted)
     assert started.child == child_id(journal.state.task, "1-0", 0)
     assert not journal.state.has_result("1-0")
+
+
+def test_a_sub_task_of_a_task_that_is_bound_to_its_pool_stays_there() -> None:
+    """Whoever has a key for one pool must not get into another by asking a model to ask for it."""
+    arguments = SpawnArguments(input="x", pool="small", model="m")
+    call = ToolCall("1-0", "spawn_task", msgspec.to_builtins(arguments))
+    for is_bound, pool in ((False, "small"), (True, "default")):
+        journal = parent(arguments, pool_bound=is_bound)
+        child = child_work(journal.state, call, journal.child_started())
+        assert (child.pool, child.pool_bound) == (pool, is_bound)
+        assert child.request is not None
+        assert (child.request.pool, child.request.model) == (pool, "m")
+    bound = parent(arguments, pool_bound=True).state
+    with pytest.raises(ToolRefused, match="no pool but 'default'"):
+        check(bound, "1-0", arguments, ("default", "small"))
+    check(bound, "1-0", SpawnArguments(input="x", pool="default"), ("default", "small"))
 
 
 async def test_a_sub_task_gets_its_share_of_what_is_left_when_it_starts() -> None:

@@ -69,6 +69,8 @@ class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
     """How many tokens, read and put out, the turns may use up together."""
     by: By | None = None
     """Who has submitted it: a caller, a rule, the critic; of a sub-task, who has submitted its parent."""
+    pool_bound: bool = False
+    """Whether its submitter may use no other pool: its sub-tasks stay in the one that it is in."""
 
 
 class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):

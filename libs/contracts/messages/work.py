@@ -24,7 +24,8 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     """One model turn. `request` is there on turn 1 only: TASKS is the commit point of a submission.
 
     `tries`: how many had failed when a timer brought this message; 0 for the one before all timers. `releases`: how
-    often the step had been released when it was published. `by`, on turn 1: who has submitted the task.
+    often the step had been released when it was published. `by`, on turn 1: who has submitted the task; `pool_bound`:
+    whether they may use no other pool.
     """
 
     task: Id
@@ -42,6 +43,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     trigger: Trigger | None = None
     budget_tokens: Ordinal | None = None
     by: By | None = None
+    pool_bound: bool = False
 
     @property
     def step(self) -> str:

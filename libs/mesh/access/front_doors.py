@@ -12,6 +12,7 @@ from litestar.types import HTTPScope
 
 from contracts import headers
 from contracts.errors import InvalidName
+from contracts.fields import BY_CHARACTERS_MAX
 from mesh.access.callers import Identity
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -38,7 +39,13 @@ def asked_for(identity: Identity, scope: HTTPScope, trusted: Sequence[Network]) 
             f"{headers.HTTP_CALLER} must be there once, with 1 to {CALLER_CHARACTERS_MAX} printable ASCII characters"
             " without spaces"
         )
-    return replace(identity, any_tenant=True, name=f"{identity.name}/{named[0].decode('ascii')}")
+    name = f"{identity.name}/{named[0].decode('ascii')}"
+    if len(name) > BY_CHARACTERS_MAX:
+        # What bears a longer one is read by nobody.
+        raise InvalidName(
+            f"{headers.HTTP_CALLER} and the front door's name may have {BY_CHARACTERS_MAX} characters together"
+        )
+    return replace(identity, any_tenant=True, name=name)
 
 
 def is_from(scope: HTTPScope, networks: Sequence[Network]) -> bool:

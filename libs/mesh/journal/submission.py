@@ -93,8 +93,9 @@ class Submission:
         admit: Callable[[], Awaitable[None]] | None = None,
         *,
         by: str | None = None,
+        pool_bound: bool = False,
     ) -> Submitted:
-        """Accept a task from whom `by` says, or refuse it.
+        """Accept a task from whom `by` says, or refuse it. `pool_bound`: they may use no other pool.
 
         `admit` may refuse, by an error of its own, a task that does not exist yet: one that was accepted stays so,
         whatever has become since of what it stands on.
@@ -109,7 +110,7 @@ class Submission:
                 return _existing(queued, request)
         if admit is not None:
             await admit()
-        work = self._first_turn(request, tenant, task, by)
+        work = self._first_turn(request, tenant, task, by, pool_bound=pool_bound)
         ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _existing(await self._duplicate_of(work, ack.seq), request)
@@ -155,7 +156,14 @@ class Submission:
         await self._projection.close()
 
     def _first_turn(
-        self, request: TaskRequest, tenant: str, task: str, by: str | None, trigger: Trigger | None = None
+        self,
+        request: TaskRequest,
+        tenant: str,
+        task: str,
+        by: str | None,
+        trigger: Trigger | None = None,
+        *,
+        pool_bound: bool = False,
     ) -> TurnWork:
         accepted_at = now()
         limits = self._pools.get(request.pool, _NO_LIMITS)
@@ -171,6 +179,7 @@ class Submission:
             budget_tokens=lesser(request.budget_tokens, limits.budget_tokens),
             trigger=trigger,
             by=by,
+            pool_bound=pool_bound,
         )
 
     async def _publish(self, work: TurnWork, traceparent: str | None) -> PubAck:

@@ -211,4 +211,5 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
         trigger=work.trigger,
         budget_tokens=work.budget_tokens if work.budget_tokens is not None else work.request.budget_tokens,
         by=work.by,
+        pool_bound=work.pool_bound,
     )

@@ -33,10 +33,11 @@ def child_work(state: TaskState, asked: parts.ToolCall, started: events.SubtaskS
     # A model gives no more than it has.
     allowed = set(parents.tools or ())
     tools = [tool for tool in arguments.tools or () if tool in allowed]
+    named_pool = None if queued.pool_bound else arguments.pool
     request = TaskRequest(
         input=arguments.input,
-        pool=arguments.pool or parents.pool,
-        model=arguments.model or (None if arguments.pool else parents.model),
+        pool=named_pool or parents.pool,
+        model=arguments.model or (None if named_pool else parents.model),
         priority=queued.priority,
         instructions=arguments.instructions,
         tools=tools or None,
@@ -59,6 +60,7 @@ def child_work(state: TaskState, asked: parts.ToolCall, started: events.SubtaskS
         parent=Parent(state.task, asked.call, depth(state)),
         # Whose task it is does not change with who carries it out: nobody approves the calls of their own.
         by=queued.by,
+        pool_bound=queued.pool_bound,
         # What a child sends is as much of the rule's doing as what its parent does.
         trigger=queued.trigger,
     )

@@ -70,6 +70,8 @@ def check(
     foreign = sorted(set(arguments.tools or ()) - set(parent.request.tools or ()))
     if foreign:
         raise ToolRefused(f"this task itself has no tool {foreign[0]!r}")
+    if parent.pool_bound and arguments.pool not in (None, state.pool):
+        raise ToolRefused(f"this task may use no pool but {state.pool!r}: name none")
     pool = arguments.pool or parent.pool
     if pool not in pools:
         raise ToolRefused(f"there is no pool {pool!r}; {', '.join(pools)}")

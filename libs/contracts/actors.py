@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
 from contracts.fields import BY_CHARACTERS_MAX
+from contracts.subjects import CALL_PATTERN, TASK_PATTERN
 
 BY_HTTP: Final = "http"
 """A caller who is nobody by name: what is known is that it came over HTTP."""
@@ -17,6 +19,7 @@ BY_CRITIC: Final = "critic"
 _RULE: Final = "rule:"
 _OPERATOR: Final = "operator:"
 _PROPOSAL: Final = "propose_replay:"
+_PROPOSED: Final = re.compile(rf"{_PROPOSAL}({TASK_PATTERN})\.({CALL_PATTERN})(?:\.g[0-9]+)?")
 _KEY: Final = "key:"
 
 OWN_SUBMITTER: Final = (
@@ -43,6 +46,12 @@ def by_operator(user: str, host: str) -> str:
 def is_proposal(by: str) -> bool:
     """Whether a replay was proposed by an agent's call: whoever has approved the call was asked."""
     return by.startswith(_PROPOSAL)
+
+
+def proposing_call(by: str) -> tuple[str, str] | None:
+    """The task and the call that a replay was proposed by; None of any other name."""
+    match = _PROPOSED.fullmatch(by)
+    return (match[1], match[2]) if match is not None else None
 
 
 def is_person(by: str) -> bool:

@@ -181,9 +181,47 @@ async def test_other_arguments_for_an_approved_call_are_an_approval() -> None:
     changed = {"arguments": {"1-0": {"amount": 1_000_000}}}
     assert await objection(approvals_of(), journal, replays(ALICE, **changed)) == OWN_SUBMITTER
     assert await objection(approvals_of(), journal, replays(BOB, **changed)) is None
-    assert await objection(approvals_of(), journal, replays("propose_replay:x.1-0", **changed)) is None
     assert await objection(approvals_of(), journal, replays(ALICE, arguments={"1-1": {}})) is None
     assert await objection(approvals_of(), journal, replays(ALICE, model="other")) is None
+
+
+async def test_other_arguments_that_were_proposed_are_approved_by_who_has_agreed_to_the_proposal() -> None:
+    """Also where proposals are none of the tools: else the submitter agrees to one, and another charge is made."""
+    journal = waiting()
+    journal.add(events.ApprovalResolved, call="1-0", decision="approved", by=BOB)
+    edits = Edits(arguments={"1-0": {"amount": 1_000_000}})
+
+    async def told(proposal: HandMadeJournal | None, by: str = f"propose_replay:{OTHER}.1-0") -> str | None:
+        async def state_of(tenant: str, task: str) -> TaskState:
+            assert (tenant, task) == (TENANT, OTHER)
+            return proposal.state if proposal is not None else TaskState(tenant, task)
+
+        rules = Approvals(parse_configuration((EVERY_TOOL + 'tools = ["charge"]').encode(), "mesh.toml"), state_of)
+        return await objection(
+            rules,
+            journal,
+            ReplayCommand(task=TASK, tenant=TENANT, by=by, steps=[StepGen("1-0", 0)], edits=edits),
+        )
+
+    def agreed(by: str, submitter: str = ALICE) -> HandMadeJournal:
+        proposal = waiting(submitter, "propose_replay", {"task": TASK, "reason": "r"})
+        proposal.add(events.ApprovalResolved, call="1-0", decision="approved", by=by)
+        return proposal
+
+    assert await told(agreed(ALICE)) == OWN_SUBMITTER
+    assert await told(agreed(BOB)) is None
+    assert await told(agreed(BOB), f"propose_replay:{OTHER}.1-0.g1") is None
+    assert await told(agreed(BOB, submitter=BOB)) == OWN_SUBMITTER, "it is bob's own proposal"
+    assert await told(agreed(ALICE, submitter="critic")) == OWN_SUBMITTER
+    assert await told(agreed("http")) == UNKNOWN_APPROVER
+    for nobodys in (None, waiting(ALICE, "propose_replay")):
+        assert await told(nobodys) == UNKNOWN_APPROVER, "nobody has agreed to it"
+    assert await told(None, "propose_replay:x.1-0") == UNKNOWN_APPROVER
+    # What was agreed to was changed since.
+    changed = agreed(BOB)
+    other_arguments = RecordedEdits(arguments={"1-0": {"task": TASK, "reason": "other"}})
+    changed.add(events.TaskReplayed, steps=[StepGen("1-0", 0)], by=ALICE, edits=other_arguments)
+    assert await told(changed) == OWN_SUBMITTER
 
 
 async def test_no_other_command_is_an_approval() -> None:

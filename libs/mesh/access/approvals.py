@@ -11,7 +11,7 @@ from typing import Final
 
 from contracts import subjects
 from contracts.access import Scope
-from contracts.actors import four_eyes_objection, is_proposal
+from contracts.actors import four_eyes_objection, is_proposal, proposing_call
 from contracts.errors import ErrorInfo, InvalidName
 from contracts.journal.events import ApprovalRequested, InputReceived
 from contracts.messages.control import AnyCommand, ApprovalCommand, ReplayCommand
@@ -49,7 +49,11 @@ class Approvals:
         submitters += await self._submitters_above(state)
         if isinstance(command, ApprovalCommand):
             submitters += await self._submitters_of_repaired(state.tenant, asked)
-        objection = four_eyes_objection(command.by, submitters)
+        by = command.by
+        if is_proposal(by):
+            by, of_proposal = await self._approver_of_proposal(state.tenant, by)
+            submitters += of_proposal
+        objection = four_eyes_objection(by, submitters)
         return ErrorInfo(FOUR_EYES, objection) if objection is not None else None
 
     def _asked(self, state: TaskState, command: AnyCommand) -> list[ApprovalRequested]:
@@ -57,7 +61,7 @@ class Approvals:
         match command:
             case ApprovalCommand(decision="approved", call=call):
                 calls = [call] if call not in state.resolutions else []
-            case ReplayCommand(edits=edits) if edits is not None and not is_proposal(command.by):
+            case ReplayCommand(edits=edits) if edits is not None:
                 calls = list(edits.arguments or ())
             case _:
                 calls = []
@@ -73,6 +77,23 @@ class Approvals:
             state = await self._state_of(state.tenant, state.queued.parent.task)
             found += submitters_of(state)
         return found
+
+    async def _approver_of_proposal(self, tenant: str, by: str) -> tuple[str, list[str | None]]:
+        """Who has agreed to a proposed replay, or has changed it since, and whose proposal it is.
+
+        Proposals need not be under four eyes where the calls are that they change. `by` itself, which is no person's,
+        where nobody has agreed.
+        """
+        proposing = proposing_call(by)
+        if proposing is None:
+            return by, []
+        task, call = proposing
+        state = await self._state_of(tenant, task)
+        resolution, asked = state.resolutions.get(call), state.approvals.get(call)
+        if resolution is None or asked is None or resolution.decision != "approved":
+            return by, []
+        _, last = max([(resolution.n, resolution.by), *state.edited_by])
+        return last, submitters_of(state, asked.n)
 
     async def _submitters_of_repaired(self, tenant: str, asked: list[ApprovalRequested]) -> list[str | None]:
         """Who has submitted the tasks that these calls would repair: their work is what goes on."""

@@ -30,6 +30,7 @@ from ingress.lane_statistics import Lanes
 from ingress.links import preferred_link, signed_link, task_links, task_path
 from ingress.listing.lists import Lists
 from ingress.parsing import (
+    check_pool,
     parse_idempotency_key,
     parse_limit,
     parse_link_request,
@@ -131,7 +132,8 @@ class Ingress:
         prefer = request.headers.get(headers.HTTP_PREFER)
         wait_seconds = parse_wait_seconds(prefer)
         body = await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX))
-        task_request = within_rights(parse_task_request(body, self._settings.pools), body, caller.identity)
+        allowed = within_rights(parse_task_request(body), body, caller.identity)
+        task_request = check_pool(allowed, self._settings.pools)
         refusal = self._storage.refusal
         if refusal is not None:
             raise RequestRefused("queue-full", refusal, retry_after_seconds=RETRY_AFTER_SECONDS)

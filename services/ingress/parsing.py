@@ -26,9 +26,13 @@ _METADATA = "metadata."
 _RECORD = re.compile(r"[1-9][0-9]{0,17}")
 
 
-def parse_task_request(body: bytes, pools: tuple[str, ...]) -> TaskRequest:
+def parse_task_request(body: bytes) -> TaskRequest:
     """The task that a body asks for. Raises `InvalidPayload`."""
-    request = decode(body, TaskRequest, whole_numbers=True)
+    return decode(body, TaskRequest, whole_numbers=True)
+
+
+def check_pool(request: TaskRequest, pools: tuple[str, ...]) -> TaskRequest:
+    """Hold a task against the pools that there are, whoever has named its own. Raises `InvalidPayload`."""
     if request.pool not in pools:
         raise InvalidPayload(f"there is no pool {request.pool!r}; there is {', '.join(pools)}")
     return request

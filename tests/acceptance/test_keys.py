@@ -220,7 +220,11 @@ async def test_a_keys_pool_and_budget_bound_its_tasks(asked: Asked) -> None:
         assert next(iter(fields)) in refused.json()["detail"]
     told = await asked.client.get(f"/v1/tasks/{accepted.json()['id']}/events", headers=bearer(key))
     assert told.status_code == 307
-    # Nor does a model, or a replay.
+    # A pool that is gone takes no more tasks, or they would wait for ever.
+    of_none = await write_key(asked.requests, "acme", pool="gone")
+    lost = await asked.client.post("/v1/tasks", json={"input": "!say 1"}, headers=bearer(of_none))
+    assert (lost.status_code, lost.json()["code"]) == (400, "invalid-request")
+    # Nor does a model get another one, or a replay.
     journal = await asked.client.get(
         f"{asked.mesh.edge_url}/v1/tasks/{accepted.json()['id']}/events", headers=bearer(key)
     )

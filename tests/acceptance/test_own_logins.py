@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -16,57 +15,14 @@ from mesh.configuration.settings import BROKER_ROLES
 from tests.support.all_work import VARIABLES, configuration, do_all_work
 from tests.support.authority import Authority
 from tests.support.broker import Broker
-from tests.support.operator_mode import OperatorMode, private, user_key
+from tests.support.guarded import KINDS, Own
+from tests.support.operator_mode import OperatorMode, private
 from tests.support.steady_load import under_load
 from tests.support.up import up
 from tests.support.waiting import until
 from tests.support.webhook_receiver import webhook_receiver
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
-
-TOKEN = "t0ken-of-a-file"
-
-
-class Own(NamedTuple):
-    """A broker's configuration, its URL's scheme, the variables for a mesh, and the secrets in them."""
-
-    extra: str
-    scheme: str
-    variables: Mapping[str, str]
-    secrets: tuple[str, ...]
-
-
-def in_operator_mode(folder: Path) -> Own:
-    """Creds for each service, and others for everybody else."""
-    operator = OperatorMode()
-    files = {role: private(folder / f"{role}.creds", operator.creds(role)) for role in (*BROKER_ROLES, "all")}
-    variables = {f"MESH_NATS_CREDS_{role.upper()}": str(files[role]) for role in BROKER_ROLES}
-    seeds = (re.findall(r"^SU\w+$", file.read_text(), re.MULTILINE)[0] for file in files.values())
-    return Own(operator.configuration(), "nats", {**variables, "MESH_NATS_CREDS": str(files["all"])}, tuple(seeds))
-
-
-def with_tls_first(folder: Path) -> Own:
-    """TLS before anything else, certificates of both sides, and an nkey."""
-    authority, key = Authority(folder), user_key()
-    server, client = authority.signs("server"), authority.signs("client")
-    tls = f'cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}"'
-    extra = (
-        f"tls {{ {tls}, verify: true, handshake_first: true }}\nauthorization {{ users: [ {{ nkey: {key.public} }} ] }}"
-    )
-    variables = {
-        "MESH_NATS_TLS_FIRST": "1",
-        "MESH_NATS_TLS_CA": str(authority.ca),
-        "MESH_NATS_TLS_CERT": str(client.cert),
-        "MESH_NATS_TLS_KEY": str(client.key),
-        "MESH_NATS_NKEY": str(private(folder / "user.nk", key.seed + "\n")),
-    }
-    return Own(extra, "tls", variables, (key.seed, client.key.read_text().splitlines()[1]))
-
-
-def with_token_files(folder: Path) -> Own:
-    """A token."""
-    file = private(folder / "token", TOKEN + "\n")
-    return Own(f'authorization {{ token: "{TOKEN}" }}', "nats", {"MESH_NATS_TOKEN_FILE": str(file)}, (TOKEN,))
 
 
 @asynccontextmanager
@@ -80,7 +36,7 @@ async def own(folder: Path, made: Own) -> AsyncIterator[Broker]:
         await broker.stop()
 
 
-@pytest.mark.parametrize("kind", [in_operator_mode, with_tls_first, with_token_files], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 async def test_every_kind_of_work_is_done_and_no_secret_is_written(tmp_path: Path, kind: Callable[[Path], Own]) -> None:
     made = kind(tmp_path / "secrets")
     async with own(tmp_path, made) as broker, webhook_receiver() as receiver:

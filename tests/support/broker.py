@@ -115,6 +115,8 @@ class Broker:
             jetstream=f"domain: {domain}" if domain else "",
         )
         self._config.write_text(self._text + (enforced.accounts(guests) if self.enforces else ""))
+        self.variables: Mapping[str, str] = {}
+        """What a mesh is told of it beside its URL."""
         self.process: subprocess.Popen[bytes] | None = None
         self.environment: Mapping[str, str] | None = None
         """What its configuration may name as variables; None is this process's own environment."""

@@ -21,6 +21,7 @@ from mesh.configuration.settings import Settings, load_settings
 from mesh.serving.service import READY_FD_VARIABLE, Ready
 from tests.support import children
 from tests.support.broker import Broker, free_port
+from tests.support.guarded import guard
 from tests.support.patience import ended, lease, within
 from tests.support.slow_link import SlowLink, slow_link
 
@@ -129,6 +130,7 @@ class Mesh:
             "MESH_CONFIG": NO_FILE,
             # Scripts that hang are no reason to wait for as long as a step may take.
             "MESH_DRAIN_SECONDS": "5",
+            **broker.variables,
             **variables,
         }
         self.settings = load_settings(self.environment)
@@ -141,6 +143,8 @@ class Mesh:
         if self.link is None and not self.broker.enforces:
             return self.environment
         url = self.link.url if self.link is not None else f"nats://127.0.0.1:{self.broker.port}"
+        if self.broker.url.startswith("tls:"):
+            url = url.replace("nats:", "tls:")
         return self.environment | {"MESH_NATS_URL": self.broker.with_login(url, service)}
 
     async def start(self, service: str, *arguments: str, **variables: str) -> Process:
@@ -229,7 +233,10 @@ async def distant_mesh(
     **variables: str,
 ) -> AsyncIterator[Mesh]:
     """A running mesh whose services, those that are started later too, are behind one slow link, `mesh.link`."""
-    broker = Broker(folder / "broker", extra=broker_extra, max_payload=max_payload)
+    own = guard(folder / "secrets") if not broker_extra else None
+    broker = Broker(folder / "broker", extra=own.extra if own is not None else broker_extra, max_payload=max_payload)
+    if own is not None:
+        broker.url, broker.variables = broker.url.replace("nats", own.scheme, 1), own.variables
     async with _distant_mesh(folder, rtt_seconds, broker, *services, **variables) as mesh:
         yield mesh
 

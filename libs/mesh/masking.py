@@ -1,4 +1,7 @@
-"""Secrets taken out of texts that others have written: a server's error may repeat the key that it was shown."""
+"""Secrets taken out of texts that others have written: a server's error may repeat the key that it was shown.
+
+`hidden` is what this process hides in every line of its log.
+"""
 
 from __future__ import annotations
 
@@ -37,3 +40,33 @@ def _forms(secret: str) -> set[str]:
     if len(secret) < SECRET_CHARACTERS_MIN:
         return set()
     return {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe="")}
+
+
+HIDDEN_MAX: Final = 1_000
+"""So many secrets are looked for in each line, the newest ones: what was rotated away may still be told for a while."""
+
+
+class _Hidden:
+    """The secrets of this process, and what finds them. It is one for each process, as its log is."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.mask = Mask()
+        self.raw: list[bytes] = []
+        """What a line in lower case has, if it has a secret."""
+
+
+hidden: Final = _Hidden()
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Let no line have these secrets from now on, nor those that were hidden before.
+
+    No line should: this is for the one that nobody has thought of, such as an error that quotes a stranger.
+    """
+    texts = [text for secret in secrets for text in (secret, *secret.split())]
+    if texts == hidden.texts[: len(texts)]:
+        return
+    hidden.texts = list(dict.fromkeys([*texts, *hidden.texts]))[:HIDDEN_MAX]
+    hidden.mask = Mask(hidden.texts)
+    hidden.raw = [literal.lower() for literal in hidden.mask.literals()]

@@ -35,7 +35,7 @@ def trust_for(url: str, certificate: Path | None) -> ssl.SSLContext | bool:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
         context.load_verify_locations(cadata=_first(certificate.read_text(encoding="utf-8", errors="replace")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MeshctlError(f"{certificate}: can't read the certificate of the mesh: {reason}") from None
     return context

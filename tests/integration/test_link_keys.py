@@ -74,6 +74,18 @@ async def test_what_is_known_holds_while_the_broker_is_away(connection: Connecti
     assert await edge.check(real.token, task) == real.link
 
 
+async def test_a_read_that_fails_is_that_of_all_who_wait_for_it(connection: Connection) -> None:
+    """Each for itself, and one after the other, they would wait for a broker that is away as often as there are."""
+    edge, task = LinkSigning(connection.requests), new_id()
+    real = await LinkSigning(connection.requests).make(TENANT, task, 600)
+    await connection.requests.api(f"STREAM.DELETE.{KEYS_BUCKET.stream_name}")
+    before = connection.client.stats["out_msgs"]
+    found = await asyncio.gather(*(edge.check(real.token, task) for _ in range(20)), return_exceptions=True)
+    reads = connection.client.stats["out_msgs"] - before
+    assert all(isinstance(each, TaskmeshError) and not isinstance(each, LinkInvalid) for each in found), found
+    assert reads <= 3, f"{reads} reads for {len(found)} links"
+
+
 async def test_keys_that_this_version_cannot_read_are_said_without_being_shown(connection: Connection) -> None:
     value = encode({"keys": [{"id": "abcdefgh", "secret": "canary-secret", "created_at": "2026-01-01T00:00:00Z"}]})
     await key_value.put(connection.requests, KEYS_BUCKET.name, LINK_KEYS_KEY, value)

@@ -321,8 +321,10 @@ async def test_keys_that_could_not_be_read_for_long_hold_no_more(fetched: Fetche
 
 
 async def test_an_issuer_that_does_not_answer_is_unavailable(tmp_path: Path) -> None:
-    door = door_of(tmp_path, "http://127.0.0.1:1/jwks")
+    door = door_of(tmp_path, "http://127.0.0.1:1/jwks?code=canary")
     assert (await refusal(door, EC.token(claims()))).startswith("credentials-unavailable")
     check = door.keys.check_readiness()
     assert not check.ok
     assert "http://127.0.0.1:1/jwks" in str(check.detail)
+    # Anybody reads what is ready.
+    assert "canary" not in str(check.detail)

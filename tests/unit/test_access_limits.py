@@ -225,6 +225,24 @@ async def test_many_clients_of_one_key_come_at_once_to_a_service_that_has_just_s
     assert {*await asyncio.gather(*asking)} == {"ok"}
 
 
+async def test_many_clients_of_one_new_key_wait_once_for_a_broker_that_is_away() -> None:
+    """Each for itself, and one after the other, they would wait for as long as the broker is away."""
+    keys, looking = Keys(), asyncio.Event()
+    keys.is_away = True
+
+    async def slow(scope: HTTPScope) -> Identity:
+        await looking.wait()
+        return await keys(scope)
+
+    door = limited(slow, Limits(auth(), is_open=False))
+    asking = [asyncio.create_task(code_of(door, asked(b"right"))) for _ in range(20)]
+    await asyncio.sleep(0)
+    looking.set()
+    assert ({*await asyncio.gather(*asking)}, keys.looked_at) == ({"broker-unavailable"}, 1)
+    keys.is_away = False
+    assert await code_of(door, asked(b"right")) == "ok"
+
+
 async def test_a_link_is_one_of_the_credentials() -> None:
     door = limited(Keys(), Limits(auth(failures_per_minute=2), is_open=False, clock=Clock()))
     codes = [await code_of(door, asked(None, query=b"after=%d&link=x%d" % (each, each))) for each in range(4)]

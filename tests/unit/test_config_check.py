@@ -157,7 +157,10 @@ def test_check_ends_with_2_where_there_is_a_mistake(
 def test_show_says_where_each_value_is_from_and_shows_no_secret(
     alone: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("mesh.toml").write_text(GOOD)
+    Path("mesh.toml").write_text(
+        GOOD
+        + '[auth]\nmode = "jwt"\n[auth.jwt]\nissuer = "https://i/"\naudience = "a"\njwks = "https://i/k?code=s3cret"\n'
+    )
     alone.setenv("MESH_NATS_URL", "nats://u:s3cret@h:4222")
     assert main(["config", "show", "--workers", "3"]) == 0
     told = capsys.readouterr().out
@@ -166,6 +169,7 @@ def test_show_says_where_each_value_is_from_and_shows_no_secret(
     assert shown["MESH_WORKERS"] == (3, "MESH_WORKERS")
     assert shown["MESH_NATS_URL"] == ("nats://***@h:4222", "MESH_NATS_URL")
     assert shown["pools.default.model"] == ("m", "mesh.toml")
+    assert shown["auth.jwt.jwks"] == ("https://i/k?…", "mesh.toml")
     assert shown["mcp.m.command"] == (["prog", "…"], "mesh.toml")
     assert "pools.default.wait_seconds" not in shown
     assert main(["config", "show", "--all"]) == 0

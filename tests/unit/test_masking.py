@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,9 +62,12 @@ def test_the_headers_for_a_collector_are_secrets() -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("form", ["json", "console"])
-async def test_no_line_of_a_log_has_a_secret_whoever_writes_it(form: str) -> None:
+async def test_no_line_of_a_log_has_a_secret_whoever_writes_it(form: str, tmp_path: Path) -> None:
     code = f"""
 import logging, structlog
+from pathlib import Path
+from mesh.broker.credentials import Credentials
+from mesh.masking import hide
 from mesh.configuration.secret_sources import Secrets
 from mesh.configuration.settings import Settings
 from mesh.telemetry import traces
@@ -76,12 +80,16 @@ try:
 except ValueError:
     log.exception("two")
 logging.getLogger("library").warning("three canary-key-1")
-traces.hide(["canary-key-2"])
+hide(["canary-key-2"])
 log.info("four", a={{"b": ["canary-key-1", "canary-key-2"]}})
+log.info("five", url="https://x/?key=CANARY-KEY-1")
+open("password", "w").write("canary-of-a-file")
+Credentials(Settings(nats_user="u", nats_password_file=Path("password").absolute()), "steward").read()
+log.info("six", error="of canary-of-a-file")
 """
-    ended = await children.run([sys.executable, "-c", code], {}, seconds=30)
+    ended = await children.run([sys.executable, "-c", code], {}, cwd=tmp_path, seconds=30)
     assert ended.returncode == 0, ended.stderr
-    assert "canary" not in ended.stdout + ended.stderr
+    assert "canary" not in (ended.stdout + ended.stderr).lower()
     lines = ended.stderr.splitlines()
-    assert all(any(word in line for line in lines) for word in ("one", "two", "three", "four", "stays"))
-    assert ended.stderr.count("[secret]") == 6
+    assert all(any(word in line for line in lines) for word in ("one", "two", "three", "four", "five", "six", "stays"))
+    assert ended.stderr.count("[secret]") == 8

@@ -10,6 +10,7 @@ import pytest
 from contracts.retries import NAK_SECONDS_MAX, STEP_POLICY
 from contracts.streams import LANE_BACKLOG_MAX, RESULTS, SIGNALS, SIGNALS_MAX, TASKS_MAX
 from contracts.tasks import BODY_BYTES_MAX
+from mesh.access.limits import BURST_SECONDS, FAILURES_PER_MINUTE, REQUESTS_PER_SECOND
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.mesh_toml import PoolConfiguration
@@ -56,6 +57,8 @@ def test_the_limits_are_the_codes() -> None:
         f"{PoolConfiguration().wait_seconds:g} s",
         f"{BODY_BYTES_MAX // 1024} KiB",
         f"{SETTINGS.edge_streams_max:,}",
+        f"{REQUESTS_PER_SECOND:g} a second, {REQUESTS_PER_SECOND * BURST_SECONDS:,.0f} at once",
+        f"{FAILURES_PER_MINUTE:g} a minute",
         f"{SETTINGS.worker_concurrency}",
         f"{SETTINGS.max_tries}",
         f"{SETTINGS.max_deliver}",

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
+import socket
 import ssl
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from mesh.errors import SettingsError
+from mesh.serving.connections import Connections
 from mesh.serving.tls import Certificate, load
+from mesh.serving.tls_protocol import TlsProtocol
 from tests.support.certificates import Authority, Pair, make_certificate
 
 
@@ -30,6 +37,22 @@ def encrypted(pair: Pair) -> None:
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
+
+
+def remarked(pair: Pair) -> None:
+    """What OpenSSL passes over."""
+    first, rest = pair.certificate.read_bytes().split(b"\n", 1)
+    pair.certificate.write_bytes(first + b"\n\xe9\n" + rest)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"\xef\xbb\xbf", "issuer: Société\n".encode(), b"# -----BEGIN CERTIFICATE----- \xe9 -----END CERTIFICATE-----\n"],
+)
+def test_what_stands_before_a_certificate_is_none(authority: Authority, before: bytes) -> None:
+    pair = authority.issue(days=30)
+    pair.certificate.write_bytes(before + pair.certificate.read_bytes())
+    assert load(*pair).not_after > datetime.now(UTC)
 
 
 def test_a_pair_is_read_with_its_times(authority: Authority) -> None:
@@ -65,10 +88,12 @@ def test_a_certificate_that_has_ended_is_read_all_the_same(authority: Authority)
         (lambda pair: pair.certificate.write_bytes(bytes(2**21)), r"MESH_TLS_CERT='.*': has more than 1048576 bytes"),
         (lambda pair: (pair.key.unlink(), pair.key.mkdir()), r"MESH_TLS_KEY='.*': can't be read: Is a directory"),
         (encrypted, r"MESH_TLS_KEY='.*': is encrypted: give one without a password"),
+        (remarked, r"MESH_TLS_CERT='.*': its first certificate holds what is not ASCII"),
     ],
     ids=[
         *("no certificate", "no key", "an empty certificate", "an empty key", "a key for a certificate"),
         *("a certificate for a key", "half a key", "noise", "a huge one", "a folder", "a password"),
+        "a remark within it",
     ],
 )
 def test_a_pair_that_is_none_is_one_line(authority: Authority, spoil: Callable[[Pair], object], told: str) -> None:
@@ -142,3 +167,41 @@ def test_a_link_that_leads_elsewhere_is_a_change(authority: Authority, tmp_path:
         name.symlink_to(target)
     certificate.look()
     assert certificate.not_after > datetime.now(UTC) + timedelta(days=80)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+async def test_an_answer_that_was_large_takes_no_memory_behind_itself(authority: Authority) -> None:
+    """OpenSSL's buffer keeps the size that it once had, for as long as the connection is open."""
+    answer, count = bytes(4 * 2**20), 20
+    context = load(*authority.issue()).context
+
+    class Answering(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            cast("asyncio.Transport", transport).write(answer)
+
+    def take(address: tuple[str, int]) -> ssl.SSLSocket:
+        trusting = authority.client_context()
+        trusting.check_hostname = False
+        client = trusting.wrap_socket(socket.create_connection(address))
+        left = len(answer)
+        while left:
+            left -= len(client.recv(left))
+        return client
+
+    connections = Connections(1024)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: TlsProtocol(lambda **_: Answering(), connections, lambda: context), "127.0.0.1"
+    )
+    address = server.sockets[0].getsockname()
+    clients = [await asyncio.to_thread(take, address)]
+    before = resident_bytes()
+    clients += [await asyncio.to_thread(take, address) for _ in range(count)]
+    grown = resident_bytes() - before
+    for client in clients:
+        client.close()
+    server.close()
+    assert grown < count * len(answer) / 4
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

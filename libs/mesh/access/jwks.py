@@ -67,6 +67,8 @@ class KeySet:
         """`source`: a URL or a file, by `folder`."""
         self._source = source
         self._file = None if "://" in source else folder / source
+        self._shown = source if self._file is not None else source.partition("?")[0]
+        """Without a query, which may hold what is nobody's."""
         self._keys: dict[str | None, list[PublicKey]] = {}
         self._content = b""
         self._read_at: float | None = None
@@ -90,7 +92,7 @@ class KeySet:
     def check_readiness(self) -> HealthCheck:
         """Whether there are keys by which a token can be checked."""
         hold = self._hold(asyncio.get_running_loop().time())
-        return HealthCheck(name="jwks", ok=hold, detail=None if hold else f"{self._source}: {self.failure}")
+        return HealthCheck(name="jwks", ok=hold, detail=None if hold else f"{self._shown}: {self.failure}")
 
     async def keep(self) -> None:
         """Read the keys again and again, until cancelled."""
@@ -153,7 +155,7 @@ class KeySet:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             if reason != self.failure:
-                log.error("jwks.unreadable", source=self._source, error=reason)
+                log.error("jwks.unreadable", source=self._shown, error=reason)
             self.failure = reason
             return
         self.failure = None

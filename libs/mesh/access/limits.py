@@ -46,6 +46,8 @@ BURST_SECONDS: Final = 5.0
 
 _WRONG: Final = frozenset({"unauthorized", "forbidden"})
 """The codes by which a door says that credentials are not right."""
+_NOBODY_CAN_TELL: Final = frozenset({"broker-unavailable", "credentials-unavailable"})
+"""The codes by which it says that they can't be looked up at present."""
 _LINK: Final = re.compile(rb"(?:^|&)link=([^&]*)")
 
 
@@ -110,6 +112,14 @@ class Remembered:
         self._digests.pop(digest, None)
 
 
+class _Looking:
+    """A look at credentials that nobody has shown before, for all who show the same ones meanwhile."""
+
+    def __init__(self) -> None:
+        self.is_over = asyncio.Event()
+        self.nobody_can_tell: TaskmeshError | None = None
+
+
 class Limits:
     """The limits of one process. `is_open`: nobody is known by name there, and nothing holds that is not asked for."""
 
@@ -117,8 +127,8 @@ class Limits:
         self._is_open = is_open
         self._clock = clock
         self._known = Remembered()
-        self._looking: dict[bytes, asyncio.Event] = {}
-        """Credentials that are just being looked at for the first time, each with what is set once that is over."""
+        self._looking: dict[bytes, _Looking] = {}
+        """Credentials that are just being looked at for the first time."""
         self._refused: dict[str, int] = {}
         self._next_log = 0.0
         self._rates: tuple[tuple[float, float], float] = ((0.0, 0.0), 0.0)
@@ -172,14 +182,17 @@ class Limits:
         digest = self._known.digest(credentials)
         # Many clients that share a key come at once to a service that has just started: one of them is looked at.
         while not self._known.has(digest) and (looking := self._looking.get(digest)) is not None:
-            await looking.wait()
+            await looking.is_over.wait()
+            if looking.nobody_can_tell is not None:
+                # One after the other would each wait for as long.
+                raise RequestRefused(looking.nobody_can_tell.code, str(looking.nobody_can_tell))
         # Counted before they are looked at, since many may come at once; given back if they are right.
         wait_seconds = self._failures.take(source, self._clock())
         if wait_seconds and not self._known.has(digest):
             detail = "too many credentials that came from there were not right"
             raise self._too_many("credentials", source, detail, wait_seconds)
         is_wrong = False
-        looked = self._looking.setdefault(digest, asyncio.Event()) if not self._known.has(digest) else None
+        looked = self._looking.setdefault(digest, _Looking()) if not self._known.has(digest) else None
         try:
             identity = await door(scope)
             self._known.add(digest)
@@ -187,11 +200,13 @@ class Limits:
             is_wrong = error.code in _WRONG
             if is_wrong:
                 self._known.remove(digest)
+            if looked is not None and error.code in _NOBODY_CAN_TELL:
+                looked.nobody_can_tell = error
             raise
         finally:
             if looked is not None:
                 self._looking.pop(digest, None)
-                looked.set()
+                looked.is_over.set()
             if not (is_wrong or wait_seconds):
                 self._failures.give_back(source)
         return identity

@@ -58,6 +58,8 @@ class LinkSigning:
         self._lock = asyncio.Lock()
         self._begun = 0
         self._done = 0
+        self._failure: TaskmeshError | None = None
+        """What the last read ended with, if it gave no keys."""
 
     async def make(self, tenant: str, task: str, seconds: int) -> SignedLink:
         """A link to a task that is this tenant's. The first one that a mesh makes, makes its key.
@@ -99,6 +101,8 @@ class LinkSigning:
         wanted = self._begun + 1
         async with self._lock:
             if self._done >= wanted:
+                if self._failure is not None:
+                    raise self._failure.with_traceback(None)
                 return
             if self._read_at is not None:
                 since = asyncio.get_running_loop().time() - self._read_at
@@ -109,6 +113,12 @@ class LinkSigning:
                 # From the leader: who was given a link by one process shows it to another in the next moment.
                 entry = await key_value.get_from_leader(self._requests, KEYS_BUCKET.name, LINK_KEYS_KEY)
                 self._keys = _readable(entry)
+                self._failure = None
+            except TaskmeshError as error:
+                # Theirs, too, who wait for this read: one after the other each would wait for as long.
+                self._failure = error
+                self._done = begun
+                raise
             finally:
                 self._read_at = asyncio.get_running_loop().time()
             self._done = begun

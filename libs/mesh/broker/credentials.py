@@ -28,6 +28,7 @@ from mesh.clock import wall_clock
 from mesh.configuration.broker_urls import BrokerUrl, parse_broker_url, without_password
 from mesh.configuration.settings import LOGIN_FIELDS, Settings
 from mesh.errors import SettingsError
+from mesh.masking import hide
 
 _TLS_FILES: Final = ("nats_tls_ca", "nats_tls_cert", "nats_tls_key")
 _ENCRYPTED_SCHEMES: Final = ("tls", "wss")
@@ -92,7 +93,12 @@ class Credentials:
         return "nats_tls_cert" in self._named
 
     def read(self) -> Shown:
-        """The login, from its file as it is now. Raises `LoginUnusable`."""
+        """The login, from its file as it is now; no line of a log has it from then on. Raises `LoginUnusable`."""
+        shown = self._read()
+        hide(filter(None, (shown.password, shown.token, shown.seed)))
+        return shown
+
+    def _read(self) -> Shown:
         named = self._named
         if file := named.get("nats_creds"):
             self._note(file)

@@ -85,6 +85,9 @@ def _harmless(path: tuple[str, ...], value: Any) -> Any:
         parts = urlsplit(str(value))
         rest = HIDDEN if parts.path.strip("/") or parts.query else ""
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{rest}"
+    if path == ("auth", "jwt", "jwks"):
+        url, query, _ = str(value).partition("?")
+        return url + query + (HIDDEN if query else "")
     if path[0] == "mcp" and path[-1] == "command":
         return [value[0], HIDDEN] if len(value) > 1 else value
     return value

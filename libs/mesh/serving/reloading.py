@@ -31,6 +31,7 @@ from mesh.configuration.reloading import read_again
 from mesh.configuration.secret_sources import gather
 from mesh.configuration.settings import SOURCE_VARIABLE, Settings
 from mesh.errors import SettingsError
+from mesh.masking import hide
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.telemetry import traces
 
@@ -181,7 +182,7 @@ class Reloading:
             if has_secrets(settings.configuration, self._process.name):
                 keep_private()
             traces.set_level(settings.logged_level)
-            traces.hide(settings.secret_texts)
+            hide(settings.secret_texts)
             self._process.settings = settings
             done = True
             for part in self._parts:

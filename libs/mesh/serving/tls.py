@@ -7,7 +7,9 @@ connects after a change gets the new certificate. A pair that can't be used chan
 from __future__ import annotations
 
 import asyncio
+import codecs
 import os
+import re
 import ssl
 import stat
 from collections.abc import AsyncIterator, Mapping
@@ -44,8 +46,8 @@ _TELLING: Final = {
     "CA_MD_TOO_WEAK": "the certificate is signed in a way that is too weak",
 }
 
-_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
-_END: Final = "-----END CERTIFICATE-----"
+_CERTIFICATE: Final = re.compile(r"^-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.MULTILINE | re.DOTALL)
+"""What OpenSSL takes for one begins a line: elsewhere it is a comment."""
 _NO_CHECK_TIME: Final = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which the standard library has no name for."""
 _FLIGHTS_MAX: Final = 4
@@ -226,11 +228,13 @@ def _content(name: str, path: Path) -> bytes:
 
 
 def _first_certificate(path: Path) -> str:
-    content = _content("MESH_TLS_CERT", path).decode("ascii", errors="replace")
-    begin, end = content.find(_BEGIN), content.find(_END)
-    if begin < 0 or end < begin:
+    content = _content("MESH_TLS_CERT", path).removeprefix(codecs.BOM_UTF8).decode("ascii", errors="replace")
+    found = _CERTIFICATE.search(content)
+    if found is None:
         raise SettingsError(f"MESH_TLS_CERT={str(path)!r}: holds no certificate in PEM form")
-    return content[begin : end + len(_END)]
+    if not found[0].isascii():
+        raise SettingsError(f"MESH_TLS_CERT={str(path)!r}: its first certificate holds what is not ASCII")
+    return found[0]
 
 
 def _tried(context: ssl.SSLContext, certificate: str) -> tuple[datetime, datetime]:

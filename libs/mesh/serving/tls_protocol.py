@@ -35,6 +35,8 @@ PLAIN_BYTES_MAX: Final = 256 * 1024
 _HANDSHAKE: Final = 0x16
 """The first byte of a TLS connection: a record of the type handshake (RFC 8446, 5.1)."""
 _READ_BYTES: Final = 256 * 1024
+_WRITE_BYTES: Final = 64 * 1024
+"""So much is encrypted at once: OpenSSL's buffer stays as large as it once was, for as long as the connection lives."""
 
 
 class Tls(NamedTuple):
@@ -233,8 +235,8 @@ class TlsTransport(asyncio.Transport):
             return
         left = memoryview(data)
         while left:
-            left = left[self._tls.write(left) :]
-        self._lower.flush()
+            left = left[self._tls.write(left[:_WRITE_BYTES]) :]
+            self._lower.flush()
 
     def write_eof(self) -> None:
         self._lower.end()

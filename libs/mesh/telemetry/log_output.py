@@ -6,19 +6,15 @@ A line that can't be written is dropped, since whoever logs must not end of a fu
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import structlog
 
-from mesh.masking import Mask
+from mesh.masking import hidden
 
 FIELD_CHARACTERS_MAX: Final = 8192
 """A traceback of thirty calls is whole. An endless recursion's, or a stranger's text, must not fill the disk."""
-
-HIDDEN_MAX: Final = 1_000
-"""So many secrets are looked for in each line, the newest ones: what was rotated away may still be told for a while."""
 
 File = TypeVar("File")
 
@@ -61,36 +57,14 @@ def bounded(_: object, __: str, event: structlog.typing.EventDict) -> structlog.
     return event
 
 
-class _Hidden:
-    """The secrets of this process, and what finds them. It is one for each process, as its log is."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.mask = Mask()
-        self.raw: list[bytes] = []
-
-
-_hidden = _Hidden()
-
-
-def hide(secrets: Iterable[str]) -> None:
-    """Let no line have these secrets from now on, nor those that were hidden before.
-
-    No line should: this is for the one that nobody has thought of, such as an error that quotes a stranger.
-    """
-    texts = [text for secret in secrets for text in (secret, *secret.split())]
-    _hidden.texts = list(dict.fromkeys([*texts, *_hidden.texts]))[:HIDDEN_MAX]
-    _hidden.mask = Mask(_hidden.texts)
-    _hidden.raw = _hidden.mask.literals()
-
-
 def masked(_: object, __: str, line: Any) -> str | bytes:
     """A rendered line without this process's secrets. A search for each costs less than a microsecond."""
     if isinstance(line, str):
-        return _hidden.mask(line)
+        return hidden.mask(line)
     rendered: bytes = line
-    if any(each in rendered for each in _hidden.raw):
-        return _hidden.mask(rendered.decode(errors="replace")).encode()
+    lowered = rendered.lower()
+    if any(each in lowered for each in hidden.raw):
+        return hidden.mask(rendered.decode(errors="replace")).encode()
     return rendered
 
 
@@ -99,4 +73,4 @@ class MaskedFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        return _hidden.mask(super().format(record))
+        return hidden.mask(super().format(record))

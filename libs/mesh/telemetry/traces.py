@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -29,7 +29,8 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
-from mesh.telemetry import levels, log_output, variables
+from mesh.masking import hide
+from mesh.telemetry import levels, variables
 from mesh.telemetry.log_output import MaskedFormatter, bounded, lossy, masked
 
 if TYPE_CHECKING:
@@ -88,11 +89,6 @@ def configure(settings: Settings, service: str, least: str | None = None) -> Non
     otlp, prometheus = is_asked_for(os.environ), settings.ops_address is not None and service != COMMAND
     if otlp or prometheus:
         _start_exporting(service, otlp=otlp, prometheus=prometheus)
-
-
-def hide(secrets: Iterable[str]) -> None:
-    """Let no log line have these secrets from now on."""
-    log_output.hide(secrets)
 
 
 def set_level(level: str) -> None:

@@ -81,8 +81,8 @@ def ports(home: Path) -> Iterator[int]:
 def is_of_home(home: Path, server: str) -> bool:
     """Whether `server` (`nats://host:port`) is this home's own broker, and runs. Nobody else is shown its logins.
 
-    What a broker has left that was killed, or whose machine went down, names a process that may be anybody's by now, and
-    a port that any user of the machine may have taken: a broker that runs holds the home's lock.
+    What a broker has left that was killed, or whose machine went down, names a process that may be anybody's by now,
+    and a port that any user of the machine may have taken: a broker that runs holds the home's lock.
     """
     return server in {f"nats://{HOST}:{port}" for port in ports(home)} and is_locked(home)
 

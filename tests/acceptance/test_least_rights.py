@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.support.webhook_receiver import SECRET, webhook_receiver
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
 
 SERVICES = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
+OTHER_TASK = "01j00000000000000000000000"
 HEARD = "live.events.*.*.*"
 
 
@@ -81,7 +83,7 @@ async def test_a_day_of_all_kinds_of_work_and_of_an_operator_is_refused_nothing(
             await until(is_packed)
             assert (await client.get(f"/v1/tasks/{ended}")).json()["status"] == "completed"
             await until(lambda: bool(receiver.received))
-            await _operate(mesh, ended)
+            await _operate(mesh, ended, tmp_path)
             assert not mesh.logs_of("broker.error"), mesh.logs_of("broker.error")
             assert not mesh.logs_of("broker.rights_missing")
             assert mesh.tracebacks() == []
@@ -154,7 +156,7 @@ async def _work(mesh: Mesh, client: PatientClient) -> None:
     assert (await client.get("/v1/tools")).status_code == 200
 
 
-async def _operate(mesh: Mesh, task: str) -> None:
+async def _operate(mesh: Mesh, task: str, tmp_path: Path) -> None:
     """What an operator does."""
     lines = {line["check"]: line for line in await meshctl(mesh, "doctor")}
     assert "rights" not in lines, lines["rights"]
@@ -178,6 +180,17 @@ async def _operate(mesh: Mesh, task: str) -> None:
         ("permissions", "ingress", "--format", "json"),
     ):
         await meshctl(mesh, *arguments)
+    # A task that this mesh has not, as another's.
+    text = json.dumps((await meshctl(mesh, "export", task))[0]).replace(task, OTHER_TASK)
+    file = tmp_path / "exported.jsonl"
+    file.write_text(text + "\n")
+    await meshctl(mesh, "import", str(file))
+    [exported] = await meshctl(mesh, "export", OTHER_TASK)
+    assert exported["task"] == OTHER_TASK
+    key = (await meshctl(mesh, "keys", "list"))[0]["id"]
+    rotated = await meshctl(mesh, "keys", "rotate", key)
+    await meshctl(mesh, "keys", "revoke", rotated[0]["id"])
+    await meshctl(mesh, "triggers", "test", "--name", "order", "--payload", "{}")
     told = await meshctl(mesh, "workers")
     worker = next(line["worker"] for line in told if line.get("service") == "inference_worker")
     await meshctl(mesh, "drain", worker)

@@ -93,6 +93,29 @@ async def test_who_goes_on_using_an_old_login_is_named_and_cut_off(tmp_path: Pat
         await until(lambda: bool(closed))
 
 
+async def test_a_rotation_that_can_t_be_written_down_is_told_and_the_next_one_goes_on_from_there(
+    tmp_path: Path,
+) -> None:
+    async with up(tmp_path / "home", "--workers", "0", "--runners", "0") as mesh:
+        in_the_way = mesh.home / "logins" / "steward.new"
+        in_the_way.mkdir()
+        answer = await meshctl("rotate", "--home", str(mesh.home))
+        assert answer.returncode == 1
+        assert f"can't write {mesh.home}/logins: Is a directory" in answer.stderr, answer.stderr
+        half = logins_of(mesh)
+        assert (half["ingress"].user, half["steward"].user) == ("ingress-2", "steward-1")
+        for login in half.values():
+            assert await said_by_broker(mesh, login) == ""
+        in_the_way.rmdir()
+        answer = await meshctl("rotate", "--home", str(mesh.home))
+        assert answer.returncode == 0, answer.stderr
+        whole = logins_of(mesh)
+        assert (whole["ingress"].user, whole["steward"].user) == ("ingress-3", "steward-2")
+        for role in LOGINS:
+            assert await said_by_broker(mesh, whole[role]) == "", role
+            assert "Authorization Violation" in await said_by_broker(mesh, half[role]), role
+
+
 async def test_a_broker_of_ones_own_is_not_rotated_here(tmp_path: Path) -> None:
     answer = await meshctl("rotate", "--home", str(tmp_path / "nowhere"))
     assert answer.returncode == 1

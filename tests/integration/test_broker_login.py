@@ -16,6 +16,7 @@ from mesh.configuration.settings import Settings
 from mesh.errors import BrokerDistrusted, BrokerRefused, SettingsError
 from meshctl.commands.doctor import gather
 from meshctl.diagnosis.checks import diagnose
+from meshctl.supervision.home import Home
 from tests.support.broker import Broker, free_port
 from tests.support.certificates import make_certificate
 from tests.support.patience import within
@@ -118,9 +119,13 @@ async def test_the_logins_of_a_home_are_shown_to_its_own_broker_alone(guarded: B
     assert guarded.process is not None
     ports = home / PORTS_FOLDER / f"nats-server_{guarded.process.pid}.ports"
     ports.write_text(f'{{"nats": ["nats://127.0.0.1:{guarded.port}"]}}')
-    for alone in (settings, replace(settings, nats_url=None, nats_port=guarded.port)):
-        async with connect(alone, "steward") as connection:
-            assert connection.is_connected
+    with pytest.raises(BrokerRefused, match="asks for a login"):
+        async with connect(settings, "steward"):
+            pytest.fail("the login went to who has a port, and maybe a pid, that a broker of this home had once")
+    with Home(home).locked():
+        for alone in (settings, replace(settings, nats_url=None, nats_port=guarded.port)):
+            async with connect(alone, "steward") as connection:
+                assert connection.is_connected
 
 
 async def test_an_inbox_that_may_not_be_heard_is_named_at_the_start(tmp_path: Path) -> None:

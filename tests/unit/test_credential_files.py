@@ -115,6 +115,9 @@ def test_a_wrong_seed_is_one_line_that_says_what_is_wrong(file: Callable[[str], 
     named = file(damaged)
     with pytest.raises(LoginUnusable, match="holds a seed that is damaged") as raised:
         public_key_of(read_seed(named), named)
+    of_no_kind = file(f"SUZ{'A' * 51}GBZI")  # Its checksum is right.
+    with pytest.raises(LoginUnusable, match="holds a seed that can't be used: invalid prefix byte"):
+        public_key_of(read_seed(of_no_kind), of_no_kind)
     assert damaged not in str(raised.value)
 
 

@@ -165,7 +165,10 @@ def _pair(seed: str, file: NamedFile) -> Any:
     raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
     if binascii.crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
         raise file.unusable("holds a seed that is damaged: its checksum is another")
-    return nkeys.from_seed(bytearray(seed.encode()))
+    try:
+        return nkeys.from_seed(bytearray(seed.encode()))
+    except nkeys.NkeysError as error:
+        raise file.unusable(f"holds a seed that can't be used: {str(error).removeprefix('nkeys: ')}") from None
 
 
 def _seed_in(content: str, file: NamedFile) -> str:

@@ -5,6 +5,7 @@ Both lie in MESH_HOME, which its owner alone can read. Other users of the machin
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from mesh.configuration.broker_urls import BrokerLogin
 HOST: Final = "127.0.0.1"
 PORTS_FOLDER: Final = "ports"
 """In MESH_HOME: nats-server writes `<program>_<pid>.ports` there, once it accepts connections."""
+LOCK_FILE: Final = "lock"
+"""In MESH_HOME: `meshctl up` and its broker hold it while one of them lives."""
 LOGINS_FOLDER: Final = "logins"
 """In MESH_HOME: a file for each user of the embedded broker. Its two lines are variables of the `nats` CLI."""
 USER_VARIABLE: Final = "NATS_USER"
@@ -76,8 +79,27 @@ def ports(home: Path) -> Iterator[int]:
 
 
 def is_of_home(home: Path, server: str) -> bool:
-    """Whether `server` (`nats://host:port`) is this home's own broker, and runs. Nobody else is shown its logins."""
-    return server in {f"nats://{HOST}:{port}" for port in ports(home)}
+    """Whether `server` (`nats://host:port`) is this home's own broker, and runs. Nobody else is shown its logins.
+
+    What a broker has left that was killed, or whose machine went down, names a process that may be anybody's by now,
+    and a port that any user of the machine may have taken: a broker that runs holds the home's lock.
+    """
+    return server in {f"nats://{HOST}:{port}" for port in ports(home)} and is_locked(home)
+
+
+def is_locked(home: Path) -> bool:
+    """Whether a mesh, or its broker, runs on this home."""
+    try:
+        descriptor = os.open(home / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_alive(pid: int) -> bool:

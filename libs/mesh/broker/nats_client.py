@@ -1,8 +1,10 @@
 """nats-py's client, but for what it shows the broker, and when it gives up.
 
 Tried with nats-py 2.16: it takes one TLS context for good; it reads a creds file without an end for ever; it sends a
-login in the clear to a server of a `tls://` URL that offers no TLS; and it closes for good, without another word, when
-the broker takes a login away in the middle, by a reload or since a JWT expires.
+login in the clear to a server of a `tls://` URL that offers no TLS; it closes for good, without another word, when the
+broker says of a connection that serves what it does not know: that a login is taken away, by a reload or since a JWT
+expires, or that there are too many subscriptions; and it reads nothing more, and looks connected for a minute, once an
+answer comes to a ping that nobody waits for any longer.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ LOGIN_GONE: Final = (
     "account authentication expired",
 )
 """What a server (2.15) says in small letters to whom it lets in no more. A new connect reads what there is by now."""
+_HANDLED: Final = ("stale connection", "permissions violation")
+"""What nats-py takes as it is meant: it connects anew, or says what was refused."""
 
 
 class TlsRefused(nats.errors.Error):
@@ -59,6 +63,11 @@ class NatsClient(Client):
             async with asyncio.timeout(CLOSE_SECONDS_MAX):
                 await self.close()
 
+    async def _connect_to_server(self, s: Any) -> None:
+        # nats-py leaves the line of a try that failed open until it is collected as garbage.
+        self.abort()
+        await super()._connect_to_server(s)
+
     def _connect_command(self) -> bytes:
         """The CONNECT line. Raises `LoginUnusable`, `TlsRefused`."""
         server = self._current_server
@@ -76,9 +85,17 @@ class NatsClient(Client):
         return line
 
     async def _process_err(self, err_msg: str) -> None:
-        if self.is_connected and any(said in err_msg for said in LOGIN_GONE):
-            error: Any = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
-            await self._error_cb(error)
-            await self._process_op_err(error)
+        if not self.is_connected or any(said in err_msg for said in _HANDLED):
+            await super()._process_err(err_msg)
             return
-        await super()._process_err(err_msg)
+        error: Any = nats.errors.Error(f"nats: {err_msg.strip(chr(39))}")
+        await self._error_cb(error)
+        if any(said in err_msg for said in LOGIN_GONE):
+            await self._process_op_err(error)
+        # Of anything else the server ends the connection itself if it has to, and the client connects anew.
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            # Who asked has given up: the answer counts, and is nobody's.
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()

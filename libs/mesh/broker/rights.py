@@ -118,9 +118,11 @@ class Rights:
         if subject.lower() == USER_INFO.lower():
             self._tells = False
             return
-        if len(self._refused) < REFUSED_MAX:
-            self._refused[Missing(verb, subject)] = None
-        self._look.set()
+        refused = Missing(verb, subject)
+        # What is refused again and again, maybe a hundred times a second, tells nothing new.
+        if refused not in self._refused and len(self._refused) < REFUSED_MAX:
+            self._refused[refused] = None
+            self._look.set()
 
     def on_reconnected(self) -> None:
         """All is subscribed anew, as a user who may have got other rights."""

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from mesh.broker.embedded import LOGINS_FOLDER, PORTS_FOLDER, is_alive
+from mesh.broker.embedded import LOCK_FILE, LOGINS_FOLDER, PORTS_FOLDER, is_alive, is_locked
 from meshctl.errors import HomeBusy, MeshctlError
 from meshctl.supervision import private_files
 
@@ -51,7 +51,7 @@ class Home:
         self.logs = self.path / "logs"
         self.pids = self.path / "pids.json"
         self.addresses = self.path / "addresses.json"
-        self.lock = self.path / "lock"
+        self.lock = self.path / LOCK_FILE
         self.nats_config = self.path / "nats.conf"
         self.nats_ports = self.path / PORTS_FOLDER
         self.logins = self.path / LOGINS_FOLDER
@@ -130,17 +130,7 @@ class Home:
 
     def is_locked(self) -> bool:
         """Whether a mesh runs here. A mesh that was killed holds no lock, whoever has its pid by now."""
-        try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_locked(self.path)
 
     def write_pids(self, pids: Mapping[str, list[int]]) -> None:
         """Replace pids.json."""

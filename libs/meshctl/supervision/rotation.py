@@ -34,7 +34,7 @@ _CONNECTIONS: Final = "$SYS.REQ.SERVER.PING.CONNZ"
 
 
 class RotationFailed(Exception):
-    """The broker does not take the new logins. The old ones hold."""
+    """The broker does not take the new logins, or they can't be written down. The old ones hold."""
 
 
 class Seen(NamedTuple):
@@ -55,9 +55,17 @@ async def rotate(broker: Broker, home: Home, told: Told, grace_seconds: float) -
     if not await _until_answer(broker, new[0].login, is_taken=True):
         broker.let_in(old)
         raise RotationFailed(f"{broker.name} does not take new logins: its log says why")
-    for user in new:
-        broker_logins.keep(home, user)
-    broker.users = new
+    broker.users = list(old)
+    for place, user in enumerate(new):
+        try:
+            broker_logins.keep(home, user)
+        except OSError as error:
+            # Some have theirs by now: the broker takes both, and the next rotation goes on from what the files have.
+            reason = error.strerror or str(error)
+            raise RotationFailed(
+                f"can't write {home.logins}: {reason}; old and new logins hold: run it again"
+            ) from None
+        broker.users[place] = user
     told({"event": "logins.written", "logins": [user.role for user in new]})
     left = await _until_unused(broker, old, grace_seconds)
     broker.let_in(new)

@@ -86,6 +86,7 @@ async def test_a_deadline_ends_a_task_once_in_whatever_state(tmp_path: Path, awa
         if away:
             await mesh.start("inference_worker")
         await until_no_work_is_left(connection)
+        await until(lambda: all_fired(connection, 0))  # Each goes once it is carried out, records and all.
         stored = await read_stored(connection.requests)
     for task, case in cases.items():
         end = stored.journals[task][-1].event

@@ -116,7 +116,7 @@ async def test_a_mesh_that_was_stopped_is_forgotten_and_one_that_was_killed_is_t
     person = Person(mesh)
     addresses = mesh.home / "addresses.json"
     told = json.loads(addresses.read_bytes())
-    assert told == {name: mesh.ready[name] for name in ("ingress_url", "edge_url", "nats_url")}
+    assert told == {name: mesh.ready[name] for name in ("ingress_url", "edge_url", "nats_url")} | {"tls_cert": None}
 
     await mesh.end(signal.SIGKILL)
     # The broker holds the home's lock until it has ended, too.

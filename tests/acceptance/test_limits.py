@@ -89,7 +89,7 @@ async def test_a_stream_that_is_nearly_full_is_named_by_all_and_no_new_task_is_t
     assert "9" in red[stream]
     assert watched.mesh.logs_of("storage.high_water")[-1]["full"] == [stream]
 
-    answer = await meshctl("doctor", environment={"MESH_NATS_URL": watched.mesh.broker.url})
+    answer = await meshctl("doctor", environment=watched.mesh.environment)
     assert answer.returncode == 1
     [line] = [line for line in answer.stdout.splitlines() if '"storage"' in line]
     assert '"fail"' in line

@@ -25,13 +25,14 @@ from mesh.configuration.settings import Settings
 from mesh.rules import trigger_bucket as bucket
 from tests.support.agents import Agents
 from tests.support.broker import Broker
+from tests.support.guarded import STRANGERS
 from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, running_mesh
 from tests.support.terminal import Terminal
 from tests.support.toolchains import REPOSITORY, nats_cli
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [STRANGERS, pytest.mark.acceptance, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 DEPLOY = REPOSITORY / "deploy" / "nats"
 COMMANDS = [

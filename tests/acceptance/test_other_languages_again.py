@@ -25,6 +25,7 @@ from mesh.journal.journal import Journal
 from mesh.task.decisions import queued_event
 from mesh.task.outbox import messages_after, messages_to_go_on
 from tests.support.checker import Recorded, check_journal, read_stored
+from tests.support.guarded import STRANGERS
 from tests.support.other_languages import ANSWERS, COMMANDS, TEXT, TOOLS, Tools, broken_schemas
 from tests.support.processes import running_mesh
 from tests.support.tasks import claim_first_turn, turn_work
@@ -33,7 +34,7 @@ from tests.support.waiting import until
 ODD_SECONDS = "8.418"
 """A lease that is no whole number of nanoseconds in binary floating point: 8417999999.999999."""
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [STRANGERS, pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 SERVED = {"python": "add", **TOOLS}
 ASKED: dict[str, dict[str, Any]] = {
     "python": {"a": 40, "b": 2},

@@ -296,7 +296,7 @@ async def test_a_wrong_file_ends_every_service_with_one_line_that_names_the_key(
 
 async def test_a_missing_key_ends_the_worker_with_one_line_that_names_its_variable(tmp_path: Path) -> None:
     async with model_server(openai) as server, running_mesh(tmp_path) as mesh:
-        variables = configured(tmp_path, server) | {"LOCAL_KEY": "", "MESH_NATS_URL": mesh.broker.url}
+        variables = configured(tmp_path, server) | {**mesh.broker.way_in, "LOCAL_KEY": ""}
         status, said = await start_in_vain("inference_worker", **variables)
         assert (status, said.count("\n")) == (2, 1), said
         assert "providers.local.api_key_env: the variable LOCAL_KEY is not set" in said

@@ -22,13 +22,14 @@ from tests.support.agents import Agents
 from tests.support.broker import Broker
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.commands import meshctl
+from tests.support.guarded import STRANGERS
 from tests.support.http_client import PatientClient
 from tests.support.pages import read_page
 from tests.support.processes import Mesh, running_mesh
 from tests.support.toolchains import nats_cli
 from tests.support.waiting import until, until_no_work_is_left
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+pytestmark = [STRANGERS, pytest.mark.acceptance, pytest.mark.slow]
 
 PAGE = read_page("docs/backup.md")
 WALKS = (PAGE,)

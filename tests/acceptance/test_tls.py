@@ -185,7 +185,7 @@ async def test_a_broken_pair_is_said_once_and_the_one_of_before_is_shown(
     await until(lambda: len(mesh.logs_of("tls.kept")) >= 3)
     ingress.signal(signal.SIGHUP)
     # An order to reload is refused, and the line says why.
-    refused = await meshctl("reload", environment={**ENVIRONMENT, "MESH_NATS_URL": mesh.broker.url})
+    refused = await meshctl("reload", environment={**ENVIRONMENT, **mesh.broker.way_in})
     assert (refused.returncode, "MESH_TLS_KEY" in refused.stdout + refused.stderr) == (1, True)
     assert len(mesh.logs_of("tls.kept")) == 3, "each process says it once"
     assert await shown_at(ingress.address, trust) == before
@@ -197,7 +197,7 @@ async def test_a_broken_pair_is_said_once_and_the_one_of_before_is_shown(
         assert str(pair.key) not in ready.text
 
     async def doctor_tells() -> bool:
-        told = await meshctl("doctor", environment={**ENVIRONMENT, "MESH_NATS_URL": mesh.broker.url})
+        told = await meshctl("doctor", environment={**ENVIRONMENT, **mesh.broker.way_in})
         return "certificate is the one of before" in told.stdout
 
     await until(doctor_tells)

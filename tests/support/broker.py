@@ -129,6 +129,11 @@ class Broker:
         if self.process is not None:
             self.process.send_signal(signal.SIGHUP)
 
+    @property
+    def way_in(self) -> dict[str, str]:
+        """The variables of who connects to it."""
+        return {**self.variables, "MESH_NATS_URL": self.url}
+
     def url_of(self, process: str) -> str:
         """Where a process finds it, with the login of its role if the broker enforces their rights."""
         return self.with_login(f"nats://127.0.0.1:{self.port}", process)

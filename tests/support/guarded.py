@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import pytest
+
 from mesh.configuration.settings import BROKER_ROLES
 from tests.support import enforced
 from tests.support.authority import Authority
@@ -67,6 +69,11 @@ KINDS: Final[Mapping[str, Callable[[Path], Own]]] = {
     "tls-first": with_tls_first,
     "token": with_token_files,
 }
+
+
+STRANGERS = pytest.mark.skipif(
+    os.environ.get(enforced.VARIABLE) in KINDS, reason="programs of others, which this test starts, have no login there"
+)
 
 
 def guard(folder: Path) -> Own | None:

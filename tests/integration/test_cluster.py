@@ -109,7 +109,7 @@ async def test_a_stream_of_one_copy_on_a_cluster_is_named_and_one_command_gives_
             doctor = await meshctl("doctor", **environment)
             assert doctor.returncode == 1
             assert check_of(doctor.stdout, "replicas")["detail"].startswith(
-                "R1 on a cluster: all 20 streams and buckets"
+                f"R1 on a cluster: all {len(declared(settings).streams)} streams and buckets"
             )
 
             applied = await meshctl("streams", "apply", **environment)

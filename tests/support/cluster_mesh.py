@@ -12,8 +12,10 @@ from mesh.broker.provisioning import apply, find_declared
 from mesh.broker.replication import until_current
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
+from mesh.errors import BrokerUnavailable
 from tests.support.cluster import Cluster
 from tests.support.processes import Mesh
+from tests.support.waiting import until
 
 REPLICAS = 3
 
@@ -46,6 +48,14 @@ async def cluster_mesh(folder: Path, *services: str, extra: str = "", **variable
 async def provision(requests: Requests, settings: Settings) -> None:
     """Create all streams as `meshctl streams apply` does, and wait until each copy has all there is."""
     wanted = await find_declared(requests, settings)
-    await apply(requests, wanted, update=True)
+
+    async def applied() -> bool:
+        try:
+            await apply(requests, wanted, update=True)
+        except BrokerUnavailable:
+            return False  # A stream of three copies may take a busy machine longer than an answer may; it goes on.
+        return True
+
+    await until(applied, 60)
     late = await until_current(requests, [stream.name for stream in wanted.streams])
     assert not late, late

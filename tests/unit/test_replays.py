@@ -101,7 +101,7 @@ def test_what_is_told_beforehand_is_what_the_fold_makes_of_it(
     before = deepcopy(journal.state)
     told = after_replay(journal.state, steps, edits)
     assert journal.state == before, "the state it was told of is as it was"
-    event = journal.add(events.TaskReplayed, steps=steps, by="test", edits=edits)
+    event = journal.add(events.TaskReplayed, steps=steps, by="nobody", edits=edits)
     assert event.n == told.next_n - 1
     told.changed_at, told.revision = journal.state.changed_at, journal.state.revision
     told.milestone_bytes = journal.state.milestone_bytes

@@ -33,6 +33,8 @@ def after_replay(state: TaskState, steps: Sequence[StepGen], edits: RecordedEdit
         dead_letters=dict(state.dead_letters),
         repaired=dict(state.repaired),
         gens=dict(state.gens),
+        edited_by=list(state.edited_by),
+        said={},
         turns={number: replace(turn) for number, turn in state.turns.items()},
     )
     at = state.changed_at or datetime.fromtimestamp(0, UTC)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nats.errors
 import pytest
+from structlog.testing import capture_logs
 
 from mesh.broker.connection import connect
 from mesh.configuration.settings import Settings
@@ -95,3 +96,18 @@ async def test_what_is_refused_again_and_again_is_asked_about_once(tmp_path: Pat
     finally:
         broker.enforces = False  # What is refused here is what this is about.
         await broker.stop()
+
+
+async def test_the_end_of_a_connection_that_is_given_up_is_no_error(broker: Broker) -> None:
+    """What is written to it last may find nobody; whatever keeps the next one from being made is told all the same."""
+    async with connect(Settings(nats_url=broker.url), "test") as connection:
+        for is_under_way, error, is_told in (
+            (True, BrokenPipeError(32, "Broken pipe"), False),
+            (True, ConnectionRefusedError(111, "Connection refused"), True),
+            (False, BrokenPipeError(32, "Broken pipe"), True),
+        ):
+            connection.renewal.is_under_way = is_under_way
+            with capture_logs() as lines:
+                await connection._on_error(error)
+            assert ([line["event"] for line in lines] == ["broker.error"]) is is_told, error
+        connection.renewal.is_under_way = False

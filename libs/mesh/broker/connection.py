@@ -120,6 +120,8 @@ class Connection:
                 return
 
     async def _on_error(self, error: Exception) -> None:
+        if self.renewal.is_under_way and isinstance(error, BrokenPipeError | ConnectionResetError):
+            return  # Of the connection that is given up. What the next one has to say is something else.
         said = self._said_of(error)
         if any(gone in said.lower() for gone in LOGIN_GONE):
             said = self.credentials.refusal()

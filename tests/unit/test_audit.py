@@ -12,6 +12,7 @@ from litestar.types import HTTPScope, Receive, Scope, Send
 from contracts.generation.openapi import openapi
 from mesh.access.audit import REFUSALS_BURST, UNKNOWN, asked, audited
 from mesh.access.callers import Identity, identified
+from mesh.access.sources import source_of
 from mesh.serving.http import RequestRefused, note_in
 
 TASK = "01jh2v0000000000000000000a"
@@ -76,8 +77,13 @@ def acting(code: str | None, error: BaseException | None = None) -> Any:
     return app
 
 
+def came_from(scope: HTTPScope) -> str:
+    """Where a request comes from, without front doors."""
+    return source_of(scope, ())
+
+
 async def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_log() -> None:
-    app = audited(identified(acting(None), closed_door))
+    app = audited(identified(acting(None), closed_door), came_from)
     with structlog.testing.capture_logs() as lines:
         for _ in range(20 * REFUSALS_BURST):
             await ask(app)
@@ -87,10 +93,10 @@ async def test_a_flood_of_refusals_is_counted_and_does_not_fill_the_log() -> Non
 
 
 async def test_what_was_done_has_a_line_however_much_was_refused_before() -> None:
-    refusing = audited(identified(acting(None), closed_door))
+    refusing = audited(identified(acting(None), closed_door), came_from)
     for _ in range(2 * REFUSALS_BURST):
         await ask(refusing)
-    doing = audited(identified(acting(None), open_to_ada))
+    doing = audited(identified(acting(None), open_to_ada), came_from)
     with structlog.testing.capture_logs() as lines:
         for _ in range(2 * REFUSALS_BURST):
             await ask(doing, f"/v1/tasks/{TASK}/cancel", "POST")
@@ -102,12 +108,12 @@ async def test_what_was_done_has_a_line_however_much_was_refused_before() -> Non
 @pytest.mark.parametrize("code", ["conflict", "queue-full", "four-eyes"])
 async def test_an_act_that_fails_says_by_what(code: str) -> None:
     with structlog.testing.capture_logs() as lines:
-        await ask(audited(identified(acting(code), open_to_ada)))
+        await ask(audited(identified(acting(code), open_to_ada), came_from))
     assert [line["result"] for line in lines] == [code]
 
 
 async def test_an_act_of_which_nobody_knows_the_end_is_not_said_to_be_accepted() -> None:
-    app = audited(identified(acting(None, asyncio.CancelledError()), open_to_ada))
+    app = audited(identified(acting(None, asyncio.CancelledError()), open_to_ada), came_from)
     with structlog.testing.capture_logs() as lines, pytest.raises(asyncio.CancelledError):
         await ask(app)
     assert [line["result"] for line in lines] == ["internal"]
@@ -118,5 +124,5 @@ async def test_reading_has_no_line() -> None:
         pass
 
     with structlog.testing.capture_logs() as lines:
-        await ask(audited(identified(reading, open_to_ada)))
+        await ask(audited(identified(reading, open_to_ada), came_from))
     assert lines == []

@@ -17,6 +17,7 @@ from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 from contracts.errors import HTTP_STATUS_BY_CODE, TaskmeshError
 from contracts.subjects import TASK_PATTERN
 from mesh.access.callers import API, Caller
+from mesh.access.pace import Pace
 from mesh.serving.http import AnyRequest, RequestNote, note_in, with_note
 from mesh.telemetry import audit
 
@@ -79,27 +80,17 @@ def acted(request: AnyRequest, caller: Caller, what: str, task: str | None = Non
         note.act, note.task, note.tenant, note.by = what, task, caller.tenant, caller.name
 
 
-def peer_of(scope: HTTPScope) -> str:
-    """The address that a request's connection comes from."""
-    client = scope.get("client")
-    return client[0] if client else "unknown"
-
-
 class _Refusals:
-    """How many lines of refusals may still be written: a token bucket, of one process."""
+    """Which refusals have a line, of one process."""
 
     def __init__(self) -> None:
-        self._left = float(REFUSALS_BURST)
-        self._at = 0.0
+        self._pace = Pace(REFUSALS_PER_SECOND, REFUSALS_BURST)
         self._left_out = 0
 
     def take(self) -> bool:
         """Whether one more may be written; else it is counted, and soon told."""
         loop = asyncio.get_running_loop()
-        since, self._at = loop.time() - self._at, loop.time()
-        self._left = min(REFUSALS_BURST, self._left + since * REFUSALS_PER_SECOND)
-        if self._left >= 1:
-            self._left -= 1
+        if self._pace.takes(loop.time()):
             return True
         if not self._left_out:
             loop.call_later(LEFT_OUT_SECONDS, self._tell)
@@ -111,7 +102,7 @@ class _Refusals:
         audit.tell_left_out(left_out)
 
 
-def audited(app: ASGIApp, source_of: Source = peer_of) -> ASGIApp:
+def audited(app: ASGIApp, source_of: Source) -> ASGIApp:
     """An application whose acts and refusals have a line in the audit log each. It lies around the door."""
     refusals = _Refusals()
 

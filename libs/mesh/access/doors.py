@@ -14,9 +14,10 @@ from contracts.access import KEY_PREFIX
 from contracts.records.status import HealthCheck
 from mesh.access.bearer import bearer_of, refused
 from mesh.access.callers import Door, Identity, open_door
-from mesh.access.front_doors import Network, asked_for
+from mesh.access.front_doors import asked_for
 from mesh.access.key_door import KeyDoor
 from mesh.access.modes import mode_of
+from mesh.access.sources import Network
 from mesh.background import Replaceable, background
 from mesh.broker.connection import Connection
 from mesh.configuration.access_tables import AuthConfiguration, JwtConfiguration

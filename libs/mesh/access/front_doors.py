@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +13,7 @@ from contracts import headers
 from contracts.errors import InvalidName
 from contracts.fields import BY_CHARACTERS_MAX
 from mesh.access.callers import Identity
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from mesh.access.sources import Network, is_from
 
 CALLER_CHARACTERS_MAX: Final = 128
 
@@ -46,18 +44,3 @@ def asked_for(identity: Identity, scope: HTTPScope, trusted: Sequence[Network]) 
             f"{headers.HTTP_CALLER} and the front door's name may have {BY_CHARACTERS_MAX} characters together"
         )
     return replace(identity, any_tenant=True, name=name)
-
-
-def is_from(scope: HTTPScope, networks: Sequence[Network]) -> bool:
-    """Whether whoever holds the other end of a request's connection is in one of these networks."""
-    client = scope.get("client")
-    if not client:
-        return False
-    try:
-        address = ipaddress.ip_address(client[0].partition("%")[0])
-    except ValueError:
-        return False
-    # A socket for both families shows IPv4 addresses as mapped ones.
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return any(address in network for network in networks if network.version == address.version)

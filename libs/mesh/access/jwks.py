@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from contracts.records.status import HealthCheck
 from mesh.access.pace import Pace
+from mesh.access.shared_read import SharedRead
 from mesh.errors import SettingsError
 
 log = structlog.get_logger("mesh.access.jwks")
@@ -72,9 +73,7 @@ class KeySet:
         self._keys: dict[str | None, list[PublicKey]] = {}
         self._content = b""
         self._read_at: float | None = None
-        self._lock = asyncio.Lock()
-        self._begun = 0
-        self._done = 0
+        self._reading = SharedRead(self._read)
         self._unknown = Pace(UNKNOWN_PER_SECOND, UNKNOWN_BURST)
         self.generation = 0
         self.failure: str | None = "not read yet"
@@ -130,15 +129,11 @@ class KeySet:
 
         Those who ask while one is under way share the next one. None: `pace` has no more of them.
         """
-        wanted = self._begun + 1
-        async with self._lock:
-            if self._done < wanted:
-                if pace is not None and not pace.takes(asyncio.get_running_loop().time()):
-                    return None
-                self._begun += 1
-                await self._read()
-                self._done = self._begun
-            return self.failure is None
+
+        async def may_begin() -> bool:
+            return pace is None or pace.takes(asyncio.get_running_loop().time())
+
+        return self.failure is None if await self._reading.again(may_begin) else None
 
     async def _read(self) -> None:
         began_at = asyncio.get_running_loop().time()

@@ -27,6 +27,7 @@ from contracts.links import (
     verify,
 )
 from contracts.streams import KEYS_BUCKET
+from mesh.access.shared_read import SharedRead
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -55,9 +56,7 @@ class LinkSigning:
         self._requests = requests
         self._keys: list[LinkKey] = []
         self._read_at: float | None = None
-        self._lock = asyncio.Lock()
-        self._begun = 0
-        self._done = 0
+        self._reading = SharedRead(self._read)
         self._failure: TaskmeshError | None = None
         """What the last read ended with, if it gave no keys."""
 
@@ -98,30 +97,27 @@ class LinkSigning:
 
     async def _refresh(self) -> None:
         """Have the keys as they are now, or later. Those who ask while a read is under way share the next one."""
-        wanted = self._begun + 1
-        async with self._lock:
-            if self._done >= wanted:
-                if self._failure is not None:
-                    raise self._failure.with_traceback(None)
-                return
-            if self._read_at is not None:
-                since = asyncio.get_running_loop().time() - self._read_at
-                await asyncio.sleep(max(0.0, READ_PAUSE_SECONDS - since))
-            self._begun += 1
-            begun = self._begun
-            try:
-                # From the leader: who was given a link by one process shows it to another in the next moment.
-                entry = await key_value.get_from_leader(self._requests, KEYS_BUCKET.name, LINK_KEYS_KEY)
-                self._keys = _readable(entry)
-                self._failure = None
-            except TaskmeshError as error:
-                # Theirs, too, who wait for this read: one after the other each would wait for as long.
-                self._failure = error
-                self._done = begun
-                raise
-            finally:
-                self._read_at = asyncio.get_running_loop().time()
-            self._done = begun
+        await self._reading.again(self._pause)
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    async def _pause(self) -> bool:
+        if self._read_at is not None:
+            since = asyncio.get_running_loop().time() - self._read_at
+            await asyncio.sleep(max(0.0, READ_PAUSE_SECONDS - since))
+        return True
+
+    async def _read(self) -> None:
+        try:
+            # From the leader: who was given a link by one process shows it to another in the next moment.
+            entry = await key_value.get_from_leader(self._requests, KEYS_BUCKET.name, LINK_KEYS_KEY)
+            self._keys = _readable(entry)
+            self._failure = None
+        except TaskmeshError as error:
+            # Theirs, too, who wait for this read: one after the other each would wait for as long.
+            self._failure = error
+        finally:
+            self._read_at = asyncio.get_running_loop().time()
 
 
 async def rotate_keys(requests: Requests, grace_seconds: float) -> list[LinkKey]:

@@ -38,10 +38,7 @@ def source_of(scope: HTTPScope, proxies: Sequence[Network], header: SourceHeader
     It is that of who holds the connection's other end, unless that is one of `proxies`: then it is the last in `header`
     that is none of them. Where all are, it is the first; where one is no address, the front door that has passed it on.
     """
-    client = scope.get("client")
-    if not client:
-        return LOCAL
-    peer = _of_peer(client[0])
+    peer = _peer_of(scope)
     if peer is None:
         return LOCAL
     if not proxies or not _is_among(peer, proxies):
@@ -53,6 +50,12 @@ def source_of(scope: HTTPScope, proxies: Sequence[Network], header: SourceHeader
         if not _is_among(hop, proxies):
             break
     return str(peer)
+
+
+def is_from(scope: HTTPScope, networks: Sequence[Network]) -> bool:
+    """Whether whoever holds the other end of a request's connection is in one of these networks."""
+    peer = _peer_of(scope)
+    return peer is not None and _is_among(peer, networks)
 
 
 def counted_as(source: str) -> str:
@@ -67,6 +70,12 @@ def unmapped(network: Network) -> Network:
         if mapped is not None:
             return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED.prefixlen))
     return network
+
+
+def _peer_of(scope: HTTPScope) -> Address | None:
+    """Who holds the other end of a request's connection; None where that has no address."""
+    client = scope.get("client")
+    return _of_peer(client[0]) if client else None
 
 
 @functools.lru_cache(maxsize=4096)

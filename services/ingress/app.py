@@ -170,7 +170,7 @@ class Ingress:
         """`GET /v1/tasks/{id}`"""
         tenant = tenant_of(request, "read")
         shown = await self._record(tenant, checked_task(task), says_waiting=True)
-        return json_response(shown, 200, {"Cache-Control": "no-store"})
+        return json_response(shown)
 
     async def link(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/links`"""
@@ -180,7 +180,7 @@ class Ingress:
         await self._record(caller.tenant, task)  # Only of a task that is there is there anything to see.
         acted(request, caller, "link", task)
         made = await signed_link(self._settings, self.signing, caller, task, wanted.expires_in_seconds)
-        return json_response(made, 200, {"Cache-Control": "no-store"})
+        return json_response(made)
 
     def events(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}/events`: they are at the stream edge."""
@@ -201,37 +201,37 @@ class Ingress:
             cursor=query.get("cursor"),
         )
         linked = [self._linked(task) for task in page.tasks]
-        return json_response(msgspec.structs.replace(page, tasks=linked), 200, {"Cache-Control": "no-store"})
+        return json_response(msgspec.structs.replace(page, tasks=linked))
 
     async def counts(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tasks/counts`"""
         counts = await self.lists.counts(tenant_of(request, "read"))
-        return json_response(counts, 200, {"Cache-Control": "no-store"})
+        return json_response(counts)
 
     async def tools(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tools`"""
         tenant_of(request, "read")
         query = request.query_params
         page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
-        return json_response(page, 200, {"Cache-Control": "no-store"})
+        return json_response(page)
 
     async def pool_load(self, request: AnyRequest, pool: str) -> Response[bytes]:
         """`GET /v1/pools/{pool}/load`"""
         tenant_of(request, "operate")
         load = await self._pool_loads.load(pool, self._settings.pools)
-        return json_response(load, 200, {"Cache-Control": "no-store"})
+        return json_response(load)
 
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
         caller = caller_of(request, "submit")
         record = await self._record(caller.tenant, checked_task(task))
         if record.status in ENDED:
-            return json_response(record, 200, {"Cache-Control": "no-store"})
+            return json_response(record)
         acted(request, caller, "cancel", record.id)
         command = CancelCommand(task=record.id, tenant=caller.tenant, by=caller.name)
         await commands.send(self._requests, command, cancel_message_id(record.id), request, "/v1/tasks/{task}/cancel")
         log.debug("task.cancel_asked", task=record.id, tenant=caller.tenant)
-        return json_response(record, 202, {"Cache-Control": "no-store"})
+        return json_response(record, 202)
 
     async def input(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/inputs`"""
@@ -253,7 +253,7 @@ class Ingress:
             if ack.duplicate and isinstance(command, ApprovalCommand) and command.decision == "approved":
                 await self._approving.send_again(journal.state, command, message_id, ack, request, route)
             log.debug("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
-        return json_response(self._linked(record(journal.state)), 202, {"Cache-Control": "no-store"})
+        return json_response(self._linked(record(journal.state)), 202)
 
     async def _check_duplicate(
         self, tenant: str, task: str, said: MessageInput, message_id: str, sequence: int
@@ -301,7 +301,7 @@ class Ingress:
         )
         answer_headers = {"Location": task_path(submitted.task)}
         if link is not None:
-            answer_headers |= {"Preference-Applied": "link", "Cache-Control": "no-store"}
+            answer_headers["Preference-Applied"] = "link"
         return json_response(accepted, 202, answer_headers)
 
     async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:

@@ -29,9 +29,8 @@ class Approving:
 
     def __init__(self, requests: Requests, journals: WarmJournals, configuration: Configuration) -> None:
         self._requests = requests
-        self._journals = journals
         self._configuration = configuration
-        self._approvals = Approvals(configuration, self._state_of)
+        self._approvals = Approvals(configuration, journals.state_of)
 
     async def check(self, caller: Caller, state: TaskState, command: AnyCommand) -> None:
         """Hold a command against the rules. Raises `RequestRefused`, `BrokerUnavailable`."""
@@ -57,8 +56,3 @@ class Approving:
         stored = await sequence_from_leader(self._requests, CONTROL.name, ack.seq)
         if stored is None or decode(stored.payload, ApprovalCommand).by != command.by:
             await commands.send(self._requests, command, f"{message_id}.{new_id()}", request, route)
-
-    async def _state_of(self, tenant: str, task: str) -> TaskState:
-        journal = await self._journals.open(tenant, task)
-        await journal.catch_up_with_leader(lambda state: state.exists)
-        return journal.state

@@ -114,8 +114,7 @@ class Ingress:
         self._submission.configure(settings.configuration.pools)
         self._providers.configure(settings.configuration)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
-        self._approving = Approving(self._requests, self._journals, settings.configuration)
-        self.dead_letters.take(self._approving)
+        self._approving.configure(settings.configuration)
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""

@@ -29,8 +29,13 @@ class Approving:
 
     def __init__(self, requests: Requests, journals: WarmJournals, configuration: Configuration) -> None:
         self._requests = requests
+        self._journals = journals
+        self.configure(configuration)
+
+    def configure(self, configuration: Configuration) -> None:
+        """Go by these rules from the next request on."""
         self._configuration = configuration
-        self._approvals = Approvals(configuration, journals.state_of)
+        self._approvals = Approvals(configuration, self._journals.state_of)
 
     async def check(self, caller: Caller, state: TaskState, command: AnyCommand) -> None:
         """Hold a command against the rules. Raises `RequestRefused`, `BrokerUnavailable`."""

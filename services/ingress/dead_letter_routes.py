@@ -64,10 +64,6 @@ class DeadLetters:
         self._journals = journals
         self._approving = approving
 
-    def take(self, approving: Approving) -> None:
-        """Go by these rules from the next request on."""
-        self._approving = approving
-
     async def page(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/dead-letters`"""
         query = request.query_params

@@ -22,7 +22,7 @@ from contracts.records.status import ENDED, TaskAccepted, TaskLink, TaskRecord
 from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
-from ingress.approving import Approving, what_of
+from ingress.approving import Approving
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
 from ingress.journals import checked_task, packed_record, read_journal
 from ingress.known_tools import KnownTools
@@ -69,7 +69,7 @@ from mesh.serving.http import (
     read_json_body,
 )
 from mesh.task.records import record
-from mesh.telemetry import metrics, traces
+from mesh.telemetry import audit, metrics, traces
 
 log = structlog.get_logger("ingress")
 
@@ -243,7 +243,7 @@ class Ingress:
         message_id = input_decisions.message_id(tenant, task, said, key)
         if not input_decisions.was_carried_out(journal.state, said, message_id):
             command = input_decisions.command_for(journal.state, said, message_id, caller.name)
-            acted(request, caller, what_of(command), task)
+            acted(request, caller, audit.what_of(command), task)
             await self._approving.check(caller, journal.state, command)
             route = "/v1/tasks/{task}/inputs"
             ack = await commands.send(self._requests, command, message_id, request, route)

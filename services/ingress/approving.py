@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contracts.codec import decode
 from contracts.identifiers import new_id
-from contracts.messages.control import AnyCommand, ApprovalCommand, Command
+from contracts.messages.control import AnyCommand, ApprovalCommand
 from contracts.streams import CONTROL
 from ingress import commands
 from mesh.access.approvals import Approvals
@@ -15,13 +15,6 @@ from mesh.configuration.mesh_toml import Configuration
 from mesh.journal.warm import WarmJournals
 from mesh.serving.http import AnyRequest, RequestRefused
 from mesh.task.state import TaskState
-
-
-def what_of(command: Command) -> str:
-    """What the audit log calls a command."""
-    if isinstance(command, ApprovalCommand):
-        return "approve" if command.decision == "approved" else "deny"
-    return str(command.__struct_config__.tag)
 
 
 class Approving:

@@ -21,7 +21,6 @@ from contracts.messages.control import (
     ApprovalCommand,
     CancelCommand,
     InputCommand,
-    ReplayCommand,
     RoomCommand,
     decode_control,
 )
@@ -159,9 +158,8 @@ class ControlLoop:
 def _tell_refusal(command: AnyCommand, error: ErrorInfo) -> None:
     if error.code == FOUR_EYES:
         # It came past every ingress, or before that took over what the configuration says now.
-        what = "replay" if isinstance(command, ReplayCommand) else "approve"
         audit.tell(
-            what=what,
+            what=audit.what_of(command),
             task=command.task,
             tenant=command.tenant,
             by=command.by,

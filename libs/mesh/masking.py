@@ -64,9 +64,9 @@ def hide(secrets: Iterable[str]) -> None:
 
     No line should: this is for the one that nobody has thought of, such as an error that quotes a stranger.
     """
-    texts = [text for secret in secrets for text in (secret, *secret.split())]
-    if texts == hidden.texts[: len(texts)]:
+    texts = list(dict.fromkeys([*secrets, *hidden.texts]))[:HIDDEN_MAX]
+    if texts == hidden.texts:
         return
-    hidden.texts = list(dict.fromkeys([*texts, *hidden.texts]))[:HIDDEN_MAX]
+    hidden.texts = texts
     hidden.mask = Mask(hidden.texts)
     hidden.raw = [literal.lower() for literal in hidden.mask.literals()]

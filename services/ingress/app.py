@@ -22,7 +22,7 @@ from contracts.records.status import ENDED, TaskAccepted, TaskLink, TaskRecord
 from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
-from ingress.approving import Approving, what_of
+from ingress.approving import Approving
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
 from ingress.journals import checked_task, packed_record, read_journal
 from ingress.known_tools import KnownTools
@@ -69,7 +69,7 @@ from mesh.serving.http import (
     read_json_body,
 )
 from mesh.task.records import record
-from mesh.telemetry import metrics, traces
+from mesh.telemetry import audit, metrics, traces
 
 log = structlog.get_logger("ingress")
 
@@ -114,8 +114,7 @@ class Ingress:
         self._submission.configure(settings.configuration.pools)
         self._providers.configure(settings.configuration)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
-        self._approving = Approving(self._requests, self._journals, settings.configuration)
-        self.dead_letters.take(self._approving)
+        self._approving.configure(settings.configuration)
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
@@ -170,7 +169,7 @@ class Ingress:
         """`GET /v1/tasks/{id}`"""
         tenant = tenant_of(request, "read")
         shown = await self._record(tenant, checked_task(task), says_waiting=True)
-        return json_response(shown, 200, {"Cache-Control": "no-store"})
+        return json_response(shown)
 
     async def link(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/links`"""
@@ -180,7 +179,7 @@ class Ingress:
         await self._record(caller.tenant, task)  # Only of a task that is there is there anything to see.
         acted(request, caller, "link", task)
         made = await signed_link(self._settings, self.signing, caller, task, wanted.expires_in_seconds)
-        return json_response(made, 200, {"Cache-Control": "no-store"})
+        return json_response(made)
 
     def events(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}/events`: they are at the stream edge."""
@@ -201,37 +200,37 @@ class Ingress:
             cursor=query.get("cursor"),
         )
         linked = [self._linked(task) for task in page.tasks]
-        return json_response(msgspec.structs.replace(page, tasks=linked), 200, {"Cache-Control": "no-store"})
+        return json_response(msgspec.structs.replace(page, tasks=linked))
 
     async def counts(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tasks/counts`"""
         counts = await self.lists.counts(tenant_of(request, "read"))
-        return json_response(counts, 200, {"Cache-Control": "no-store"})
+        return json_response(counts)
 
     async def tools(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/tools`"""
         tenant_of(request, "read")
         query = request.query_params
         page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
-        return json_response(page, 200, {"Cache-Control": "no-store"})
+        return json_response(page)
 
     async def pool_load(self, request: AnyRequest, pool: str) -> Response[bytes]:
         """`GET /v1/pools/{pool}/load`"""
         tenant_of(request, "operate")
         load = await self._pool_loads.load(pool, self._settings.pools)
-        return json_response(load, 200, {"Cache-Control": "no-store"})
+        return json_response(load)
 
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
         caller = caller_of(request, "submit")
         record = await self._record(caller.tenant, checked_task(task))
         if record.status in ENDED:
-            return json_response(record, 200, {"Cache-Control": "no-store"})
+            return json_response(record)
         acted(request, caller, "cancel", record.id)
         command = CancelCommand(task=record.id, tenant=caller.tenant, by=caller.name)
         await commands.send(self._requests, command, cancel_message_id(record.id), request, "/v1/tasks/{task}/cancel")
         log.debug("task.cancel_asked", task=record.id, tenant=caller.tenant)
-        return json_response(record, 202, {"Cache-Control": "no-store"})
+        return json_response(record, 202)
 
     async def input(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/inputs`"""
@@ -244,7 +243,7 @@ class Ingress:
         message_id = input_decisions.message_id(tenant, task, said, key)
         if not input_decisions.was_carried_out(journal.state, said, message_id):
             command = input_decisions.command_for(journal.state, said, message_id, caller.name)
-            acted(request, caller, what_of(command), task)
+            acted(request, caller, audit.what_of(command), task)
             await self._approving.check(caller, journal.state, command)
             route = "/v1/tasks/{task}/inputs"
             ack = await commands.send(self._requests, command, message_id, request, route)
@@ -253,7 +252,7 @@ class Ingress:
             if ack.duplicate and isinstance(command, ApprovalCommand) and command.decision == "approved":
                 await self._approving.send_again(journal.state, command, message_id, ack, request, route)
             log.debug("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
-        return json_response(self._linked(record(journal.state)), 202, {"Cache-Control": "no-store"})
+        return json_response(self._linked(record(journal.state)), 202)
 
     async def _check_duplicate(
         self, tenant: str, task: str, said: MessageInput, message_id: str, sequence: int
@@ -301,7 +300,7 @@ class Ingress:
         )
         answer_headers = {"Location": task_path(submitted.task)}
         if link is not None:
-            answer_headers |= {"Preference-Applied": "link", "Cache-Control": "no-store"}
+            answer_headers["Preference-Applied"] = "link"
         return json_response(accepted, 202, answer_headers)
 
     async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:

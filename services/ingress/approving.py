@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contracts.codec import decode
 from contracts.identifiers import new_id
-from contracts.messages.control import AnyCommand, ApprovalCommand, Command
+from contracts.messages.control import AnyCommand, ApprovalCommand
 from contracts.streams import CONTROL
 from ingress import commands
 from mesh.access.approvals import Approvals
@@ -17,21 +17,18 @@ from mesh.serving.http import AnyRequest, RequestRefused
 from mesh.task.state import TaskState
 
 
-def what_of(command: Command) -> str:
-    """What the audit log calls a command."""
-    if isinstance(command, ApprovalCommand):
-        return "approve" if command.decision == "approved" else "deny"
-    return str(command.__struct_config__.tag)
-
-
 class Approving:
     """The operator's rules for approvals, at the ingress."""
 
     def __init__(self, requests: Requests, journals: WarmJournals, configuration: Configuration) -> None:
         self._requests = requests
         self._journals = journals
+        self.configure(configuration)
+
+    def configure(self, configuration: Configuration) -> None:
+        """Go by these rules from the next request on."""
         self._configuration = configuration
-        self._approvals = Approvals(configuration, self._state_of)
+        self._approvals = Approvals(configuration, self._journals.state_of)
 
     async def check(self, caller: Caller, state: TaskState, command: AnyCommand) -> None:
         """Hold a command against the rules. Raises `RequestRefused`, `BrokerUnavailable`."""
@@ -57,8 +54,3 @@ class Approving:
         stored = await sequence_from_leader(self._requests, CONTROL.name, ack.seq)
         if stored is None or decode(stored.payload, ApprovalCommand).by != command.by:
             await commands.send(self._requests, command, f"{message_id}.{new_id()}", request, route)
-
-    async def _state_of(self, tenant: str, task: str) -> TaskState:
-        journal = await self._journals.open(tenant, task)
-        await journal.catch_up_with_leader(lambda state: state.exists)
-        return journal.state

@@ -50,7 +50,6 @@ DROPPED = "given up: its dead letters were dropped"
 """The reason of the `task.cancelled` of a task that nobody will repair."""
 FULL_SECONDS = 2
 """When to put a message back again whose lane is full."""
-_NO_STORE = {"Cache-Control": "no-store"}
 
 
 class DeadLetters:
@@ -65,10 +64,6 @@ class DeadLetters:
         self._journals = journals
         self._approving = approving
 
-    def take(self, approving: Approving) -> None:
-        """Go by these rules from the next request on."""
-        self._approving = approving
-
     async def page(self, request: AnyRequest) -> Response[bytes]:
         """`GET /v1/dead-letters`"""
         query = request.query_params
@@ -78,7 +73,7 @@ class DeadLetters:
             limit=parse_limit(query.get("limit")),
             cursor=query.get("cursor"),
         )
-        return json_response(page, 200, _NO_STORE)
+        return json_response(page)
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/dead-letters/{id}`"""
@@ -94,7 +89,7 @@ class DeadLetters:
             more=more,
             links=task_links(self._settings, task),
         )
-        return json_response(shown, 200, _NO_STORE)
+        return json_response(shown)
 
     async def replay(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/dead-letters/{id}/replay`"""
@@ -117,9 +112,7 @@ class DeadLetters:
         after = after_replay(state, steps, wanted.edits)
         replay_decisions.check_size(after, self._requests.fitting(BODY_BYTES_MAX))
         if wanted.dry_run:
-            return json_response(
-                replay_decisions.plan(state, after, steps, task_links(self._settings, task)), 200, _NO_STORE
-            )
+            return json_response(replay_decisions.plan(state, after, steps, task_links(self._settings, task)))
         command = ReplayCommand(
             task=task, tenant=tenant, by=caller.name, steps=steps, edits=wanted.edits, reason=wanted.reason
         )
@@ -140,18 +133,18 @@ class DeadLetters:
         ).state
         found = replace(record(state), links=task_links(self._settings, task))
         if state.terminal is not None:
-            return json_response(found, 200, _NO_STORE)
+            return json_response(found)
         if not state.open_dead_letters:
             raise RequestRefused("conflict", f"task {task} is {state.status}, and has no open dead letter")
         acted(request, caller, "drop", task)
         command = CancelCommand(task=task, tenant=tenant, by=caller.name, reason=DROPPED)
         await commands.send(self._requests, command, cancel_message_id(task), request, "/v1/dead-letters/{task}")
         log.info("task.drop_asked", task=task, tenant=tenant)
-        return json_response(found, 202, _NO_STORE)
+        return json_response(found, 202)
 
     async def malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`GET /v1/dead-letters/malformed/{record_sequence}`"""
-        return json_response(await self._malformed(tenant_of(request, "read"), number), 200, _NO_STORE)
+        return json_response(await self._malformed(tenant_of(request, "read"), number))
 
     async def drop_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`DELETE /v1/dead-letters/malformed/{record_sequence}`"""
@@ -160,7 +153,7 @@ class DeadLetters:
         acted(request, caller, "delete", found.task)
         await self._requests.delete_message(DEAD_LETTERS.name, found.record_sequence)
         log.info("dead_letter.deleted", tenant=found.tenant, record=found.record_sequence)
-        return json_response(found, 200, _NO_STORE)
+        return json_response(found)
 
     async def requeue_malformed(self, request: AnyRequest, number: str) -> Response[bytes]:
         """`POST /v1/dead-letters/malformed/{record_sequence}/requeue`"""
@@ -173,7 +166,7 @@ class DeadLetters:
             raise RequestRefused(error.code, str(error), retry_after_seconds=FULL_SECONDS) from None
         await self._requests.delete_message(DEAD_LETTERS.name, found.record_sequence)
         log.info("dead_letter.requeued", tenant=found.tenant, record=found.record_sequence, subject=found.subject)
-        return json_response(found, 200, _NO_STORE)
+        return json_response(found)
 
     async def _malformed(self, tenant: str, number: str) -> ShownDeadLetter:
         sequence = parse_record_sequence(number)
@@ -235,7 +228,7 @@ class DeadLetters:
             steps=replay_decisions.gone_on(steps),
             links=task_links(self._settings, state.task),
         )
-        return json_response(accepted, 202, _NO_STORE)
+        return json_response(accepted, 202)
 
 
 def dead_letter_routes(dead_letters: DeadLetters) -> list[object]:

@@ -116,20 +116,22 @@ def parse_wait_seconds(prefer: str | None) -> int:
 
     Preferences that are not understood are ignored, as the RFC wants it.
     """
-    for preference in (prefer or "").split(","):
-        match = _WAIT.fullmatch(preference.partition(";")[0])
-        if match is not None:
-            return min(int(match[1]), WAIT_SECONDS_MAX)
-    return 0
+    match = _preference(prefer, _WAIT)
+    return min(int(match[1]), WAIT_SECONDS_MAX) if match is not None else 0
 
 
 def parse_link_seconds(prefer: str | None) -> int | None:
     """How long a link is to hold that `Prefer: link` or `link=N` asks for, at most `LINK_SECONDS_MAX`; None without."""
-    for preference in (prefer or "").split(","):
-        match = _LINK.fullmatch(preference.partition(";")[0])
-        if match is not None:
-            return min(int(match[1]), LINK_SECONDS_MAX) if match[1] else LINK_SECONDS_DEFAULT
-    return None
+    match = _preference(prefer, _LINK)
+    if match is None:
+        return None
+    return min(int(match[1]), LINK_SECONDS_MAX) if match[1] else LINK_SECONDS_DEFAULT
+
+
+def _preference(prefer: str | None, wanted: re.Pattern[str]) -> re.Match[str] | None:
+    """The first preference of this form, without its parameters; None if there is none."""
+    found = (wanted.fullmatch(each.partition(";")[0]) for each in (prefer or "").split(","))
+    return next(filter(None, found), None)
 
 
 def parse_status(value: str | None) -> Status | None:

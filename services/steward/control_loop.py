@@ -21,7 +21,6 @@ from contracts.messages.control import (
     ApprovalCommand,
     CancelCommand,
     InputCommand,
-    ReplayCommand,
     RoomCommand,
     decode_control,
 )
@@ -59,13 +58,13 @@ class ControlLoop:
         self._requests = connection.requests
         self._worker = worker
         self._deliveries_max = settings.max_deliver
-        self.take(settings)
         self._journals = WarmJournals(connection.requests)
+        self.take(settings)
         self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle, AT_ONCE_MAX)
 
     def take(self, settings: Settings) -> None:
         """Go by these settings from the next command on."""
-        self._approvals = Approvals(settings.configuration, self._state_of)
+        self._approvals = Approvals(settings.configuration, self._journals.state_of)
 
     async def run(self) -> None:
         """Carry out commands until cancelled; then let those in hand end, within `MESH_DRAIN_SECONDS`."""
@@ -155,18 +154,12 @@ class ControlLoop:
             case event:
                 raise TypeError(f"{type(event).__name__} is no outcome")
 
-    async def _state_of(self, tenant: str, task: str) -> TaskState:
-        journal = await self._journals.open(tenant, task)
-        await journal.catch_up_with_leader(lambda state: state.exists)
-        return journal.state
-
 
 def _tell_refusal(command: AnyCommand, error: ErrorInfo) -> None:
     if error.code == FOUR_EYES:
         # It came past every ingress, or before that took over what the configuration says now.
-        what = "replay" if isinstance(command, ReplayCommand) else "approve"
         audit.tell(
-            what=what,
+            what=audit.what_of(command),
             task=command.task,
             tenant=command.tenant,
             by=command.by,

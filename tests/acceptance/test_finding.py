@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from mesh.fleet.members import SERVICES
+from mesh.configuration.settings import SERVICES
 from meshctl.supervision.home import Home
 from tests.support.broker import Broker
 from tests.support.patience import within

@@ -20,7 +20,7 @@ from nats.aio.client import Client
 
 from mesh.broker.embedded import LOGINS, login_path, read_login
 from mesh.configuration.broker_urls import BrokerLogin
-from mesh.fleet.members import SERVICES
+from mesh.configuration.settings import SERVICES
 from tests.support import children
 from tests.support.broker import Broker
 from tests.support.toolchains import REPOSITORY, nats_cli

@@ -9,8 +9,9 @@ import msgspec
 
 from contracts.records.status import LaneStatistics, WorkerRecord
 from contracts.subjects import PRIORITIES
+from mesh.configuration.settings import SERVICES
 from mesh.fleet.findings import Fleet
-from mesh.fleet.members import SERVICES, Member
+from mesh.fleet.members import Member
 from mesh.fleet.queues import Queue
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -10,8 +10,9 @@ import pytest
 
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import HealthCheck
+from mesh.configuration.settings import SERVICES
 from mesh.fleet.findings import CHECKS, findings
-from mesh.fleet.members import SERVICES, Member
+from mesh.fleet.members import Member
 from mesh.fleet.queues import FullLane, Queue
 from tests.unit.small_fleet import AT, MEMBERS, WELL, lane, member
 

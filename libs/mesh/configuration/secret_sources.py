@@ -155,11 +155,11 @@ def gather(
     return Secrets(values), mistakes
 
 
-def open_to_all(configuration: Configuration, environment: Mapping[str, str], service: str | None = None) -> list[Path]:
-    """The files with secrets of a service (None: of all) that every user of this machine may read."""
+def open_to_all(configuration: Configuration, environment: Mapping[str, str], service: str) -> list[Path]:
+    """The files with secrets of a service that every user of this machine may read."""
     paths = []
     for source in sources(configuration):
-        if source.file is not None and service in (None, source.service):
+        if source.file is not None and source.service == service:
             try:
                 paths.append(secret_path(source.file, configuration.source, environment, source.key))
             except SettingsError:

@@ -267,7 +267,8 @@ LOGIN_FIELDS: Final = ("nats_creds", "nats_nkey", "nats_user", "nats_password_fi
 """Who a process is to its broker."""
 ROLE_FIELDS: Final = (*LOGIN_FIELDS, "nats_tls_ca", "nats_tls_cert", "nats_tls_key", "nats_tls_first")
 """What may be said of one service alone."""
-BROKER_ROLES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "meshctl")
+SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
+BROKER_ROLES: Final = (*SERVICES, "meshctl")
 """Who connects to a broker: the services, and meshctl."""
 
 

@@ -11,7 +11,8 @@ from contracts.records.providers import ProviderRecord
 from contracts.records.status import LaneStatistics, WorkerRecord
 from contracts.streams import BUILT_IN_TOOLS
 from contracts.subjects import PRIORITIES
-from mesh.fleet.members import SERVICES, Member
+from mesh.configuration.settings import SERVICES
+from mesh.fleet.members import Member
 from mesh.fleet.queues import FullLane, Queue, pools_with_work
 from mesh.fleet.statistics import age_seconds, old_after_seconds
 from mesh.wording import first_few

@@ -18,10 +18,10 @@ from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET
 from mesh.background import first_of
 from mesh.broker.connection import Connection
+from mesh.configuration.settings import SERVICES
 from mesh.errors import BrokerUnavailable
 from mesh.fleet.records import read_records
 
-SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
 PING: Final = "$SRV.PING"
 """Every process of the mesh answers it (nats micro, NATS ADR-32), and so may other programs of the account."""
 ANSWER_SECONDS_MAX: Final = 1.0

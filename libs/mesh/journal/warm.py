@@ -7,6 +7,7 @@ from collections import OrderedDict
 from mesh.broker.requests import Requests
 from mesh.journal.folded import FoldedJournal
 from mesh.journal.journal import Journal
+from mesh.task.state import TaskState
 
 PAYLOAD_BYTES_MAX = 16 * 1024 * 1024
 """Of all journals together, as they are stored; a folded state takes a few times as much."""
@@ -43,6 +44,12 @@ class WarmJournals:
         if self._opened % OPENED_BETWEEN == 0:
             self._shrink()
         return Journal(self._requests, tenant, task, traceparent, folded)
+
+    async def state_of(self, tenant: str, task: str) -> TaskState:
+        """The state of a task; one that does not exist where its stream's leader has none. Raises as `open` does."""
+        journal = await self.open(tenant, task)
+        await journal.catch_up_with_leader(lambda state: state.exists)
+        return journal.state
 
     def is_warm(self, tenant: str, task: str) -> bool:
         """Whether a journal is here."""

@@ -7,7 +7,6 @@ origins are checked where a request changes something. Clients that are no brows
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from contracts import headers
-from mesh.configuration.addresses import is_loopback
+from mesh.configuration.addresses import is_ip_address, is_loopback
 from mesh.configuration.settings import Address
 from mesh.serving.http import send_problem, with_head_and_options
 
@@ -76,7 +75,7 @@ def host_name(value: str) -> str | None:
 
 def is_host_allowed(name: str, access: Access) -> bool:
     """Whether a service answers for a name. Addresses are nobody's to point elsewhere, so they always pass."""
-    return access.hosts is None or name in access.hosts or is_loopback(name) or _ip_address(name) is not None
+    return access.hosts is None or name in access.hosts or is_loopback(name) or is_ip_address(name)
 
 
 def is_origin_allowed(origin: str, host: str, access: Access) -> bool:
@@ -93,13 +92,6 @@ def urlsplit_netloc(origin: str) -> str | None:
     """`host:port` of an origin, in lower case; None for one without, such as `null`."""
     try:
         return urlsplit(origin).netloc.lower() or None
-    except ValueError:
-        return None
-
-
-def _ip_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
     except ValueError:
         return None
 

@@ -286,15 +286,14 @@ def _shows_certificate(settings: Settings, name: str) -> bool:
 @asynccontextmanager
 async def _certificate(settings: Settings, name: str, wellness: Wellness) -> AsyncIterator[Certificate | None]:
     """Read a service's certificate, if it has one, and read it again during the body when it changes."""
-    if not _shows_certificate(settings, name):
-        if settings.tls_key is not None and settings.tls_cert is None:
-            raise SettingsError("MESH_TLS_KEY is the key of MESH_TLS_CERT, which is not set")
+    if settings.tls_key is not None and settings.tls_cert is None:
+        raise SettingsError("MESH_TLS_KEY is the key of MESH_TLS_CERT, which is not set")
+    if settings.tls_cert is None or not _shows_certificate(settings, name):
         yield None
         return
-    from mesh.serving.tls import certificate_of  # noqa: PLC0415 - what reads certificates takes megabytes
+    from mesh.serving.tls import Certificate  # noqa: PLC0415 - what reads certificates takes megabytes
 
-    certificate = certificate_of(settings)
-    assert certificate is not None  # noqa: S101 - it has one
+    certificate = Certificate(settings.tls_cert, settings.tls_key)
     wellness.add_remark(certificate.checks)
     async with certificate.watched():
         yield certificate

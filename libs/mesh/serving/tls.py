@@ -23,7 +23,7 @@ import structlog
 from contracts.records.status import HealthCheck
 from mesh.clock import now
 from mesh.configuration.addresses import is_loopback
-from mesh.configuration.settings import Address, Settings
+from mesh.configuration.settings import Address
 from mesh.errors import SettingsError
 from mesh.serving.tls_protocol import Tls
 from mesh.telemetry import metrics
@@ -193,13 +193,6 @@ class Certificate:
         else:
             detail = None
         return HealthCheck(name="certificate", ok=True, detail=detail)
-
-
-def certificate_of(settings: Settings) -> Certificate | None:
-    """The certificate that settings name; None if they name none. Raises `SettingsError`."""
-    if settings.tls_cert is not None:
-        return Certificate(settings.tls_cert, settings.tls_key)
-    return None
 
 
 def _look(files: list[Path]) -> _Look:

@@ -34,7 +34,7 @@ def fold(
     head = event.head if isinstance(event, UnknownEvent) else event
     if head.n != state.next_n and not (holes_allowed and head.n > state.next_n):
         raise JournalCorrupt(f"task {state.task}: expected n={state.next_n}, read n={head.n} at sequence {sequence}")
-    before = (state.revision, state.next_n - 1)
+    before = state.revision
     state.revision = sequence
     state.first_sequence = state.first_sequence or sequence
     state.next_n = head.n + 1
@@ -50,7 +50,7 @@ def fold(
     if isinstance(event, TerminalEvent):
         state.terminal = event
         # Not the n of the last event that is there: tokens that came right before the end may be gone.
-        state.before_end = before[0], head.n - 1
+        state.before_end = before, head.n - 1
     else:
         _apply(state, event)
 

@@ -9,11 +9,20 @@ from typing import Final
 
 import structlog
 
+from contracts.messages.control import ApprovalCommand, Command
+
 log = structlog.get_logger("mesh.telemetry.audit")
 
 ACCEPTED: Final = "accepted"
 BROKER: Final = "broker"
 """The source of what did not come over HTTP."""
+
+
+def what_of(command: Command) -> str:
+    """What a line calls a command."""
+    if isinstance(command, ApprovalCommand):
+        return "approve" if command.decision == "approved" else "deny"
+    return str(command.__struct_config__.tag)
 
 
 def tell(

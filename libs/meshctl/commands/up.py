@@ -13,8 +13,7 @@ from typing import Any
 from contracts import VERSION
 from mesh.configuration.broker_urls import without_password
 from mesh.configuration.secret_sources import read_secrets
-from mesh.configuration.settings import Settings, load_settings
-from mesh.fleet.members import SERVICES
+from mesh.configuration.settings import SERVICES, Settings, load_settings
 from mesh.serving.privacy import has_secrets, keep_private
 from mesh.telemetry import traces
 from meshctl.client import Client

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from mesh.configuration.settings import SERVICES
 from mesh.fleet.findings import Fleet, clock_ahead, findings
-from mesh.fleet.members import SERVICES
 from mesh.fleet.statistics import age_seconds
 from meshctl.diagnosis.check import Check
 

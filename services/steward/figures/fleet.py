@@ -10,7 +10,8 @@ from contracts.records.providers import ProviderRecord
 from contracts.streams import PROVIDERS_BUCKET
 from mesh.broker.connection import Connection
 from mesh.clock import now
-from mesh.fleet.members import SERVICES, Member, read_members
+from mesh.configuration.settings import SERVICES
+from mesh.fleet.members import Member, read_members
 from mesh.fleet.records import read_records
 from mesh.telemetry import figures, metrics
 

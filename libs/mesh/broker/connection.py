@@ -209,13 +209,10 @@ async def connect(
         await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
-        await connection.rights.learn()
-        jobs = (
-            connection.clock.keep(),
-            connection.line.watch(),
-            connection.rights.keep(),
-            connection.renewal.watch(),
-        )
+        jobs = [connection.clock.keep(), connection.line.watch(), connection.renewal.watch()]
+        if connection.rights.are_needed:
+            await connection.rights.learn()
+            jobs.append(connection.rights.keep())
         keeping = [asyncio.create_task(job) for job in jobs]
         try:
             yield connection

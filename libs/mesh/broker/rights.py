@@ -109,6 +109,11 @@ class Rights:
         self.granted: Granted | None = None
         """None while the broker has not told, or will not."""
 
+    @property
+    def are_needed(self) -> bool:
+        """Whether this is a process with a list of what it needs: of anybody else nothing can be missing."""
+        return self._role is not None
+
     def may_call(self, call: str) -> bool:
         """Whether a call of the JetStream API is allowed, by what is known: True where nothing is."""
         subject = jetstream_api(self._requests.domain_in_rights) + call

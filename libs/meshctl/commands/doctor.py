@@ -168,6 +168,7 @@ async def gather(settings: Settings) -> Facts:
             async with connected(settings) as connection:
                 if broker.jetstream:
                     foreign = foreign_streams(await streams_of(connection.requests))
+                    await connection.rights.learn()
                     missing = await missing_rights(connection.requests, connection.rights.granted)
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)

@@ -9,7 +9,15 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from contracts import subjects
-from contracts.access import NAME_CHARACTERS_MAX, SCOPES, KeyRecord, Scope, parse_key
+from contracts.access import (
+    KEY_ID_PATTERN,
+    KEY_PREFIX,
+    NAME_CHARACTERS_MAX,
+    SCOPES,
+    KeyRecord,
+    Scope,
+    parse_key,
+)
 from contracts.errors import InvalidName, InvalidPayload
 from contracts.headers import TENANT_DEFAULT
 from contracts.links import LinkKey
@@ -30,7 +38,7 @@ SPAN_DAYS_MAX: Final = 36_500
 _SETTINGS: Final = ("home", "nats_url", "nats_domain", "nats_port")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SPAN: Final = re.compile(r"([0-9]{1,9})([smhd])")
-_ID: Final = re.compile(r"(?:tm_)?([0-9a-z]{16})")
+_ID: Final = re.compile(rf"(?:{KEY_PREFIX})?({KEY_ID_PATTERN})")
 
 _DESCRIPTION: Final = """\
 Make API keys, list them, end them. They lie at the broker, hashed: a key is shown once, when it is made. A key

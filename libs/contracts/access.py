@@ -16,13 +16,13 @@ import msgspec
 from msgspec import Meta
 
 from contracts.codec import exactly
-from contracts.fields import LaneName, Tenant, Time
+from contracts.fields import By, LaneName, Tenant, Time
 from contracts.tasks import BUDGET_TOKENS_MAX
 
 KEY_ID_PATTERN: Final = r"[0-9a-z]{16}"
-KEY_PATTERN: Final = rf"tm_({KEY_ID_PATTERN})_([A-Za-z0-9_-]{{43}})"
 KEY_PREFIX: Final = "tm_"
 """What every key begins with, and no token of an issuer does."""
+KEY_PATTERN: Final = rf"{KEY_PREFIX}({KEY_ID_PATTERN})_([A-Za-z0-9_-]{{43}})"
 SECRET_BYTES: Final = 32
 HASH_PATTERN: Final = r"[0-9a-f]{64}"
 NAME_CHARACTERS_MAX: Final = 128
@@ -47,7 +47,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hash: Annotated[str, exactly(HASH_PATTERN, 64)]
     """SHA-256 over the secret, as it stands in the key, in hexadecimal digits."""
     created_at: Time
-    by: Annotated[str, Meta(min_length=1, max_length=256)]
+    by: By
     """Who has made it."""
     name: Annotated[str, Meta(max_length=NAME_CHARACTERS_MAX)] | None = None
     """What it is for: for people."""
@@ -68,7 +68,7 @@ class Key(NamedTuple):
     secret: str
 
     def __str__(self) -> str:
-        return f"tm_{self.id}_{self.secret}"
+        return f"{KEY_PREFIX}{self.id}_{self.secret}"
 
     def __repr__(self) -> str:
         return f"Key({self.id!r}, ***)"

@@ -32,7 +32,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 Time = Annotated[datetime, Meta(tz=True)]
 BY_CHARACTERS_MAX = 256
 By = Annotated[str, Meta(min_length=1, max_length=BY_CHARACTERS_MAX)]
-"""Who wants something: a caller's name, such as `key:<id>`, or what of the mesh does (`contracts.access`)."""
+"""Who wants something: a caller's name, such as `key:<id>`, or what of the mesh does (`contracts.actors`)."""
 DIGITS_MAX = 19
 """Of a number of 63 bits."""
 

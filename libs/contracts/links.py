@@ -98,11 +98,7 @@ def new_link_key(now: datetime) -> LinkKey:
 def rotated(keys: Sequence[LinkKey], now: datetime, grace_seconds: float) -> list[LinkKey]:
     """The keys with a new one that signs. Links of the others hold until they expire, or for as long as the grace."""
     ends_at = now + timedelta(seconds=grace_seconds)
-    kept = [
-        msgspec.structs.replace(each, until=ends_at if each.until is None else min(each.until, ends_at))
-        for each in keys
-        if each.until is None or each.until > now
-    ]
+    kept = [msgspec.structs.replace(each, until=min(each.until or ends_at, ends_at)) for each in keys]
     return [new_link_key(now), *(each for each in kept if each.until is not None and each.until > now)][
         :SIGNING_KEYS_MAX
     ]

@@ -177,13 +177,9 @@ def permissions_of(
             _operator(lists)
         case "supervisor":
             _supervisor(lists)
-    responses = None
-    if role in ("operator", "supervisor"):
-        responses = Responses() if role == "supervisor" else None
-    else:
+    if role not in ("operator", "supervisor"):
         _service(lists, role)
-        responses = Responses()
-    return lists.made()._replace(allow_responses=responses)
+    return lists.made()._replace(allow_responses=None if role == "operator" else Responses())
 
 
 _DISPENSABLE: Final = (
@@ -381,6 +377,16 @@ def _provide(lists: Lists) -> None:
     )
 
 
+def _compare(lists: Lists) -> None:
+    """See what there is of streams and consumers, and delete those of lanes that are no more."""
+    lists.call(
+        "STREAM.LIST",
+        *(f"CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in _ALL_STREAMS),
+        *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
+        *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
+    )
+
+
 def _operator(lists: Lists) -> None:
     """meshctl: doctor, streams, workers, lanes, providers, triggers, repair, drain, reload, keys, export and import."""
     _append(lists, "log")
@@ -396,11 +402,8 @@ def _operator(lists: Lists) -> None:
     lists.read_keys(*BUCKETS)
     for bucket in (TRIGGERS_BUCKET, KEYS_BUCKET, ARCHIVE_BUCKET):
         lists.write(bucket)
+    _compare(lists)
     lists.call(
-        "STREAM.LIST",
-        *(f"CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in _ALL_STREAMS),
-        *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
-        *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
         # The doctor finds out by it whether a stream takes anything. Who may change a stream can empty it anyhow.
         *(
             f"STREAM.PURGE.{each.name}"
@@ -420,12 +423,7 @@ def _supervisor(lists: Lists) -> None:
     lists.read(EVENTS.name)
     lists.write(KEYS_BUCKET)
     lists.read_keys(KEYS_BUCKET)
-    lists.call(
-        "STREAM.LIST",
-        *(f"CONSUMER.{verb}.{stream}" for verb in ("LIST", "NAMES") for stream in _ALL_STREAMS),
-        *(f"CONSUMER.INFO.{stream}.*" for stream in _ALL_STREAMS),
-        *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
-    )
+    _compare(lists)
     lists.subscribe(subjects.STORE_ROOM, subjects.CONFIGURATION_RELOAD)
 
 

@@ -141,6 +141,14 @@ def test_what_is_no_file_to_read_is_one_line(tmp_path: Path) -> None:
             read_word(named)
 
 
+def test_a_folder_that_is_no_file_to_read_leaves_nothing_open(tmp_path: Path) -> None:
+    before = list(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        with pytest.raises(LoginUnusable, match="is no regular file"):
+            NamedFile("MESH_NATS_TOKEN_FILE", tmp_path).read()
+    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
 def credentials(role: str = "steward", **variables: str) -> Credentials:
     """Of a role, by variables."""
     return Credentials(load_variables({"MESH_NATS_URL": URL, **variables}), role)

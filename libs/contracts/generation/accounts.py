@@ -34,14 +34,11 @@ def role_users(
     *,
     domain: str | None = None,
     pools: Iterable[str] | None = None,
-    tools: Iterable[str] | None = None,
     webhooks: Iterable[str] | None = None,
 ) -> list[User]:
     """One user for each role; the arguments as of `permissions_of`. Raises `InvalidName`."""
-    pools, tools, webhooks = (tuple(each) if each is not None else None for each in (pools, tools, webhooks))
-    return [
-        User(role, permissions_of(role, domain=domain, pools=pools, tools=tools, webhooks=webhooks)) for role in ROLES
-    ]
+    pools, webhooks = (tuple(each) if each is not None else None for each in (pools, webhooks))
+    return [User(role, permissions_of(role, domain=domain, pools=pools, webhooks=webhooks)) for role in ROLES]
 
 
 # A server's configuration

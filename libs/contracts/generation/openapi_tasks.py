@@ -225,6 +225,6 @@ def follow_task() -> dict[str, Any]:
                 "description": "From the ingress: `Location` is the same at the stream edge.",
                 "headers": {"Location": header("Location"), "Cache-Control": header("NoStore")},
             },
-            **problems("400", "401", "403", "404", "429", "503"),
+            **problems("400", "404", "503"),
         },
     }

@@ -61,9 +61,6 @@ class Connection:
         """What the client said last of what goes wrong."""
         self._refusals = 0
         self._was_connected = False
-        self._not_heard: set[str] = set()
-        """Subjects that the broker's user may not subscribe to, in small letters, as it was at the start."""
-        self._was_checked = False
 
     @property
     def is_connected(self) -> bool:
@@ -94,8 +91,7 @@ class Connection:
             # Twice: the client's ping overtakes what waits to be sent. A refusal comes before the second answer.
             await self.client.flush(PING_ANSWER_SECONDS)
             await self.client.flush(PING_ANSWER_SECONDS)
-        self._was_checked = True
-        if subject.lower() in self._not_heard:
+        if self.rights.was_refused("subscribe", subject):
             raise SettingsError(f"the broker's user may not subscribe to {subject}: no answer would come")
 
     async def answers(self) -> None:
@@ -134,8 +130,6 @@ class Connection:
         if denied is not None:
             self.requests.on_not_allowed(denied[2])
             verb: Verb = "publish" if denied[1].lower() == "publish" else "subscribe"
-            if verb == "subscribe" and not self._was_checked:
-                self._not_heard.add(denied[2].lower())
             self.rights.on_refused(verb, denied[2])
             said = f"the broker's user may not {verb} to {denied[2]}"
         self.trouble = said
@@ -215,13 +209,10 @@ async def connect(
         await connection.check_inbox(await connection.requests.start())
         # Before anything is decided or stamped here.
         await connection.clock.learn()
-        await connection.rights.learn()
-        jobs = (
-            connection.clock.keep(),
-            connection.line.watch(),
-            connection.rights.keep(),
-            connection.renewal.watch(),
-        )
+        jobs = [connection.clock.keep(), connection.line.watch(), connection.renewal.watch()]
+        if connection.rights.are_needed:
+            await connection.rights.learn()
+            jobs.append(connection.rights.keep())
         keeping = [asyncio.create_task(job) for job in jobs]
         try:
             yield connection

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
-import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import nats.errors
 
+from mesh.configuration.secret_files import content_of
 from mesh.errors import SettingsError
 
 FILE_BYTES_MAX: Final = 64 * 1024
@@ -72,14 +71,11 @@ class NamedFile(NamedTuple):
     def read(self) -> str:
         """What it holds. Raises `LoginUnusable`."""
         try:
-            # A pipe would be waited for, and could be read once.
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise self.unusable("is no regular file, which could be read at each connect")
-                content = file.read(FILE_BYTES_MAX + 1)
+            content = content_of(self.path, FILE_BYTES_MAX)
         except OSError as error:
             raise self.unusable(error.strerror or str(error)) from None
+        if content is None:
+            raise self.unusable("is no regular file, which could be read at each connect")
         if len(content) > FILE_BYTES_MAX:
             raise self.unusable(f"has more than {FILE_BYTES_MAX:,} bytes: it is another file")
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import ssl
-from datetime import UTC
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -86,11 +85,6 @@ class Credentials:
         """Whether nothing may go to the broker in the clear: the URL, or a setting of TLS, says so."""
         encrypted = any(server.partition("://")[0] in _ENCRYPTED_SCHEMES for server in self.url.servers)
         return encrypted or self.tls_first or any(name in self._named for name in _TLS_FILES)
-
-    @property
-    def shows_certificate(self) -> bool:
-        """Whether the broker is shown a certificate."""
-        return "nats_tls_cert" in self._named
 
     def read(self) -> Shown:
         """The login, from its file as it is now; no line of a log has it from then on. Raises `LoginUnusable`."""
@@ -290,7 +284,7 @@ def _why(file: NamedFile) -> str:
         return ""
     if expires_at is None or wall_clock() < expires_at:
         return ""
-    return f": its JWT expired on {expires_at.astimezone(UTC):%Y-%m-%d at %H:%M:%S} UTC"
+    return f": its JWT expired on {expires_at:%Y-%m-%d at %H:%M:%S} UTC"
 
 
 def _whose(file: NamedFile) -> str:

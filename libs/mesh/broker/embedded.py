@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from contracts.permissions import ROLES, Role
 from mesh.configuration.broker_urls import BrokerLogin
 
 HOST: Final = "127.0.0.1"
@@ -25,21 +26,20 @@ LOGINS_FOLDER: Final = "logins"
 USER_VARIABLE: Final = "NATS_USER"
 PASSWORD_VARIABLE: Final = "NATS_PASSWORD"  # noqa: S105 - the variable's name
 LOGIN_BYTES_MAX: Final = 4096
-SERVICES: Final = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
-SUPERVISOR: Final = "supervisor"
+SUPERVISOR: Final[Role] = "supervisor"
 """`meshctl up` itself."""
-OPERATOR: Final = "operator"
+OPERATOR: Final[Role] = "operator"
 """The commands of meshctl."""
 ADMIN: Final = "admin"
 """People with the `nats` CLI, and programs of one's own: it may do everything."""
-LOGINS: Final = (*SERVICES, OPERATOR, SUPERVISOR, ADMIN)
+LOGINS: Final = (*ROLES, ADMIN)
 
 
 def login_name(role: str) -> str:
     """Which login a process takes: a service its own, meshctl the operator's, anything else the administrator's."""
-    if role in SERVICES:
-        return role
-    return OPERATOR if role == "meshctl" else ADMIN
+    if role == "meshctl":
+        return OPERATOR
+    return role if role in ROLES else ADMIN
 
 
 def login_path(home: Path, login: str) -> Path:

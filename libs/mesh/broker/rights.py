@@ -104,9 +104,15 @@ class Rights:
         self._tells = True
         """Whether the broker may be asked: a user who may not ask would stand in the server's log each time."""
         self._refused: dict[Missing, None] = {}
+        """Since the last connect, in small letters."""
         self._missing: list[Missing] = []
         self.granted: Granted | None = None
         """None while the broker has not told, or will not."""
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether this is a process with a list of what it needs: of anybody else nothing can be missing."""
+        return self._role is not None
 
     def may_call(self, call: str) -> bool:
         """Whether a call of the JetStream API is allowed, by what is known: True where nothing is."""
@@ -118,11 +124,15 @@ class Rights:
         if subject.lower() == USER_INFO.lower():
             self._tells = False
             return
-        refused = Missing(verb, subject)
+        refused = Missing(verb, subject.lower())
         # What is refused again and again, maybe a hundred times a second, tells nothing new.
         if refused not in self._refused and len(self._refused) < REFUSED_MAX:
             self._refused[refused] = None
             self._look.set()
+
+    def was_refused(self, verb: Verb, subject: str) -> bool:
+        """Whether the server has refused a subject on this connection."""
+        return Missing(verb, subject.lower()) in self._refused
 
     def on_reconnected(self) -> None:
         """All is subscribed anew, as a user who may have got other rights."""
@@ -162,7 +172,7 @@ class Rights:
         missing = self.granted.lacks(essential) if self.granted is not None else []
         for verb, subject in self._refused:
             needed = essential.publish if verb == "publish" else essential.subscribe
-            missing += [Missing(verb, each) for each in needed if overlap(each.lower(), subject.lower())]
+            missing += [Missing(verb, each) for each in needed if overlap(each.lower(), subject)]
         return list(dict.fromkeys(missing))
 
     async def keep(self) -> None:

@@ -49,21 +49,13 @@ def read_secret(path: Path, key: str) -> str:
     """
     where = f"{key}: the file {path}"
     try:
-        # A pipe that nobody writes to would keep the start waiting: it is opened all the same, and refused.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        content = content_of(path, SECRET_BYTES_MAX)
     except FileNotFoundError:
         raise SettingsError(f"{where} is not there") from None
     except (OSError, ValueError) as error:
         raise SettingsError(f"{where} can't be read: {_reason(error)}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SettingsError(f"{where} is no regular file")
-        with os.fdopen(descriptor, "rb", closefd=False) as opened:
-            content = opened.read(SECRET_BYTES_MAX + 1)
-    except OSError as error:
-        raise SettingsError(f"{where} can't be read: {_reason(error)}") from None
-    finally:
-        os.close(descriptor)
+    if content is None:
+        raise SettingsError(f"{where} is no regular file")
     if len(content) > SECRET_BYTES_MAX:
         raise SettingsError(f"{where} has more than {SECRET_BYTES_MAX} bytes: it can't be the one that was meant")
     try:
@@ -73,6 +65,19 @@ def read_secret(path: Path, key: str) -> str:
     if not text:
         raise SettingsError(f"{where} is empty")
     return text
+
+
+def content_of(path: Path, bytes_max: int) -> bytes | None:
+    """What a regular file holds, one byte more than so many at most; None of anything else. Raises `OSError`."""
+    # A pipe that nobody writes to would keep the start waiting: it is opened all the same, and refused.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as opened:
+            return opened.read(bytes_max + 1)
+    finally:
+        os.close(descriptor)
 
 
 def is_open_to_all(path: Path) -> bool:

@@ -35,7 +35,7 @@ from mesh.configuration.checking import unknown_variables
 from mesh.configuration.digest import configuration_digest
 from mesh.configuration.secret_sources import named_variables
 from mesh.configuration.settings import BROKER_ROLES, Settings, load_settings, load_variables
-from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused, SettingsError
+from mesh.errors import BrokerDistrusted, BrokerError, BrokerRefused
 from mesh.fleet.findings import Fleet
 from mesh.fleet.looking import read_fleet
 from mesh.journal.reconciliation import Reconciliation
@@ -168,6 +168,7 @@ async def gather(settings: Settings) -> Facts:
             async with connected(settings) as connection:
                 if broker.jetstream:
                     foreign = foreign_streams(await streams_of(connection.requests))
+                    await connection.rights.learn()
                     missing = await missing_rights(connection.requests, connection.rights.granted)
                     streams = await seen_streams(connection, settings)
                     levels = await read_levels(connection.requests)
@@ -224,13 +225,13 @@ def login_files(settings: Settings) -> list[str]:
     for role in BROKER_ROLES:
         if role != "meshctl" and role not in settings.of_role:
             continue
-        with suppress(SettingsError):
+        try:
             credentials = Credentials(settings, role)
             found |= dict.fromkeys(credentials.open_to_others())
-        if role != "meshctl":
-            try:
-                Credentials(settings, role).check()
-            except LoginUnusable as error:
+            if role != "meshctl":
+                credentials.check()
+        except LoginUnusable as error:
+            if role != "meshctl":
                 found[str(error)] = None
     return list(found)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from contracts import subjects
-from contracts.access import NAME_CHARACTERS_MAX, SCOPES, KeyRecord, Scope, parse_key
+from contracts.access import (
+    KEY_ID_PATTERN,
+    KEY_PREFIX,
+    NAME_CHARACTERS_MAX,
+    SCOPES,
+    KeyRecord,
+    Scope,
+    parse_key,
+)
 from contracts.errors import InvalidName, InvalidPayload
 from contracts.headers import TENANT_DEFAULT
 from contracts.links import LinkKey
@@ -22,24 +27,18 @@ from mesh.access.keys import MadeKey, Rights
 from mesh.access.link_keys import rotate_keys
 from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.configuration.settings import load_variables
-from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.display.keys_table import keys_table
-from meshctl.flags import add_setting_flags, environment_with
+from meshctl.flags import add_setting_flags
 from meshctl.operators import operator_name
-from meshctl.supervision import discovery
-from meshctl.supervision.acts import tell_act
-from meshctl.supervision.broker_setup import connected
+from meshctl.supervision.acts import act_at_broker
 
 GRACE: Final = timedelta(hours=24)
 SPAN_DAYS_MAX: Final = 36_500
 _SETTINGS: Final = ("home", "nats_url", "nats_domain", "nats_port")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SPAN: Final = re.compile(r"([0-9]{1,9})([smhd])")
-_ID: Final = re.compile(r"(?:tm_)?([0-9a-z]{16})")
-
-Result = TypeVar("Result")
+_ID: Final = re.compile(rf"(?:{KEY_PREFIX})?({KEY_ID_PATTERN})")
 
 _DESCRIPTION: Final = """\
 Make API keys, list them, end them. They lie at the broker, hashed: a key is shown once, when it is made. A key
@@ -112,7 +111,7 @@ def _run_create(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> MadeKey:
         return await keys.make(requests, rights, operator_name(), _end(arguments.expires))
 
-    _tell_made(arguments, "key.created", _at_broker(arguments, act, "key-create"))
+    _tell_made(arguments, "key.created", act_at_broker(arguments, act, "key-create"))
     return 0
 
 
@@ -120,7 +119,7 @@ def _run_list(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> tuple[list[KeyRecord], datetime]:
         return await keys.read_all(requests), now()
 
-    records, at = _at_broker(arguments, act)
+    records, at = act_at_broker(arguments, act)
     found = [record for record in records if getattr(arguments, "tenant", record.tenant) == record.tenant]
     if arguments.json or not output.for_people():
         for record in found:
@@ -136,7 +135,7 @@ def _run_revoke(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> tuple[KeyRecord, datetime]:
         return await keys.revoke(requests, arguments.key), now()
 
-    record, at = _at_broker(arguments, act, "key-revoke")
+    record, at = act_at_broker(arguments, act, "key-revoke")
     if arguments.json or not output.for_people():
         output.json_line({"event": "key.revoked", **_as_json(record, at)})
     else:
@@ -148,7 +147,7 @@ def _run_rotate(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> MadeKey:
         return await keys.rotate(requests, arguments.key, operator_name(), arguments.grace, _end(arguments.expires))
 
-    _tell_made(arguments, "key.rotated", _at_broker(arguments, act, "key-rotate"), old=arguments.key)
+    _tell_made(arguments, "key.rotated", act_at_broker(arguments, act, "key-rotate"), old=arguments.key)
     return 0
 
 
@@ -156,7 +155,7 @@ def _run_rotate_links(arguments: argparse.Namespace) -> int:
     async def act(requests: Requests) -> list[LinkKey]:
         return await rotate_keys(requests, arguments.grace.total_seconds())
 
-    key, *before = _at_broker(arguments, act, "rotate-links")
+    key, *before = act_at_broker(arguments, act, "rotate-links")
     until = max((each.until for each in before if each.until is not None), default=None)
     if arguments.json or not output.for_people():
         output.json_line({"event": "link_key.rotated", "id": key.id, "links_of_before_until": until})
@@ -196,24 +195,6 @@ def _as_json(record: KeyRecord, at: datetime) -> dict[str, Any]:
         "pool": record.pool,
         "budget_tokens": record.budget_tokens,
     }
-
-
-def _at_broker(
-    arguments: argparse.Namespace, act: Callable[[Requests], Awaitable[Result]], what: str | None = None
-) -> Result:
-    """What an act at the broker comes to. `what`: what the audit log calls it, if it is to have a line there."""
-    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
-    # What the connection has to say, is said by the error.
-    traces.configure(replace(settings, log_level="error"), "meshctl")
-
-    async def run() -> Result:
-        async with connected(settings) as connection:
-            result = await act(connection.requests)
-            if what is not None:
-                await tell_act(connection, what)
-            return result
-
-    return asyncio.run(run())
 
 
 def _end(told: timedelta | datetime | None) -> datetime | None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from rich.table import Table
@@ -20,24 +16,17 @@ from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.headers import TENANT_DEFAULT
 from contracts.triggers import rules
 from contracts.triggers.rules import Signal, TriggerRule
-from mesh.broker.connection import Connection
 from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.configuration.settings import load_variables
 from mesh.rules.trigger_bucket import RuleBook, RuleUnknown, add, remove
-from mesh.telemetry import traces
 from meshctl.display import output
 from meshctl.display.tables import cell, plain_table
-from meshctl.flags import add_setting_flags, environment_with
-from meshctl.supervision import discovery
-from meshctl.supervision.acts import tell_act
-from meshctl.supervision.broker_setup import connected
+from meshctl.flags import add_setting_flags
+from meshctl.supervision.acts import act_at_broker
 
 RULE_FILE_BYTES_MAX: Final = 1024 * 1024
 _SETTINGS = ("home", "nats_url", "nats_domain", "nats_port")
 _FLAGS: Final = ("name", "signal", "schedule", "time_zone", "when", "task", "sends", "per_minute_max")
-
-Result = TypeVar("Result")
 
 
 def add_commands(commands: Any) -> None:
@@ -111,13 +100,12 @@ def _add_tenant(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _run_add(arguments: argparse.Namespace) -> int:
     rule = rule_of(arguments)
-
-    async def adding(connection: Connection) -> TriggerRule:
-        added = await add(connection.requests, rule, replace=arguments.replace)
-        await tell_act(connection, "trigger-add", tenant=rule.tenant)
-        return added
-
-    added = _at_broker(arguments, adding)
+    added = act_at_broker(
+        arguments,
+        lambda requests: add(requests, rule, replace=arguments.replace),
+        "trigger-add",
+        tenant=rule.tenant,
+    )
     if output.for_people():
         print(f"rule {added.name} of tenant {added.tenant} is added")
     else:
@@ -126,7 +114,7 @@ def _run_add(arguments: argparse.Namespace) -> int:
 
 
 def _run_list(arguments: argparse.Namespace) -> int:
-    rules = _at_broker(arguments, lambda connection: _read(connection.requests))
+    rules = act_at_broker(arguments, _read)
     tenant = getattr(arguments, "tenant", None)
     rules = [rule for rule in rules if tenant in (None, rule.tenant)]
     if output.for_people():
@@ -139,12 +127,7 @@ def _run_list(arguments: argparse.Namespace) -> int:
 
 def _run_remove(arguments: argparse.Namespace) -> int:
     tenant = getattr(arguments, "tenant", None) or TENANT_DEFAULT
-
-    async def removing(connection: Connection) -> None:
-        await remove(connection.requests, tenant, arguments.rule)
-        await tell_act(connection, "trigger-remove", tenant=tenant)
-
-    _at_broker(arguments, removing)
+    act_at_broker(arguments, lambda requests: remove(requests, tenant, arguments.rule), "trigger-remove", tenant=tenant)
     if output.for_people():
         print(f"rule {output.printable(arguments.rule)} of tenant {output.printable(tenant)} is gone")
     else:
@@ -156,7 +139,7 @@ def _run_test(arguments: argparse.Namespace) -> int:
     others = {flag for flag in _FLAGS if flag != "name" and getattr(arguments, flag) is not None}
     if arguments.file is None and not others:
         tenant = getattr(arguments, "tenant", None) or TENANT_DEFAULT
-        rule = _at_broker(arguments, lambda connection: _stored(connection.requests, tenant, arguments.name or ""))
+        rule = act_at_broker(arguments, lambda requests: _stored(requests, tenant, arguments.name or ""))
     else:
         rule = rule_of(arguments)
     text = sys.stdin.read() if arguments.payload == "-" else arguments.payload
@@ -243,18 +226,6 @@ async def _stored(requests: Requests, tenant: str, name: str) -> TriggerRule:
     if rule is None:
         raise RuleUnknown(f"tenant {tenant} has no rule {name}")
     return rule
-
-
-def _at_broker(arguments: argparse.Namespace, act: Callable[[Connection], Awaitable[Result]]) -> Result:
-    settings = discovery.at_broker(load_variables(environment_with(arguments, os.environ)))
-    # A rule that can't be read is said on standard error; what the connection has to say, by the error.
-    traces.configure(replace(settings, log_level="error"), "meshctl")
-
-    async def run() -> Result:
-        async with connected(settings) as connection:
-            return await act(connection)
-
-    return asyncio.run(run())
 
 
 def _read_file(name: str) -> dict[str, Any]:

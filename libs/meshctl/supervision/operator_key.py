@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from contracts.access import SCOPES, is_secret_of, parse_key
+from contracts.access import NAME_CHARACTERS_MAX, SCOPES, is_secret_of, parse_key
 from contracts.headers import TENANT_DEFAULT
 from mesh.access.keys import Rights, make, read, state_of
 from mesh.broker.requests import Requests
@@ -26,7 +26,7 @@ async def operator_key_at(settings: Settings, home: Home) -> str:
         kept = home.read_operator_key()
         if kept is not None and await _opens(connection.requests, kept):
             return kept
-        rights = Rights(TENANT_DEFAULT, [*SCOPES], f"{NAME} on {home.path}"[:128], any_tenant=True)
+        rights = Rights(TENANT_DEFAULT, [*SCOPES], f"{NAME} on {home.path}"[:NAME_CHARACTERS_MAX], any_tenant=True)
         made = await make(connection.requests, rights, operator_name())
         home.write_operator_key(str(made.key))
         return str(made.key)

@@ -13,8 +13,8 @@ import pytest
 
 from mesh.configuration.settings import BROKER_ROLES
 from tests.support.all_work import VARIABLES, configuration, do_all_work
-from tests.support.authority import Authority
 from tests.support.broker import Broker
+from tests.support.certificates import Authority
 from tests.support.guarded import KINDS, Own
 from tests.support.operator_mode import OperatorMode, private
 from tests.support.steady_load import under_load
@@ -68,13 +68,13 @@ async def test_creds_and_certificates_are_rotated_under_load_without_a_failed_re
     """Of an operator's NATS with TLS: new creds for each service, new certificates of both sides, all by files."""
     folder, operator = tmp_path / "secrets", OperatorMode()
     authority = Authority(folder)
-    server, client = authority.signs("server"), authority.signs("client")
+    server, client = authority.issue("server"), authority.issue("client")
     files = {role: private(folder / f"{role}.creds", operator.creds(role)) for role in BROKER_ROLES}
-    tls = f'tls {{ cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}", verify: true }}\n'
+    tls = f"tls {{ {authority.broker_tls(server)} }}\n"
     variables = {
         **{f"MESH_NATS_CREDS_{role.upper()}": str(file) for role, file in files.items()},
-        "MESH_NATS_TLS_CA": str(authority.ca),
-        "MESH_NATS_TLS_CERT": str(client.cert),
+        "MESH_NATS_TLS_CA": str(authority.file),
+        "MESH_NATS_TLS_CERT": str(client.certificate),
         "MESH_NATS_TLS_KEY": str(client.key),
     }
     async with own(tmp_path, Own(tls + operator.configuration(), "tls", variables, ())) as broker:
@@ -89,9 +89,9 @@ async def test_creds_and_certificates_are_rotated_under_load_without_a_failed_re
                 await until(lambda: load.ended >= 4, 30)
                 for number in (1, 2):
                     assert broker.process is not None
-                    authority.signs("server")
+                    authority.issue("server")
                     broker.process.send_signal(signal.SIGHUP)
-                    authority.signs("client")
+                    authority.issue("client")
                     for role, file in files.items():
                         private(file, operator.creds(f"{role}-{number}"))
                     await until(partial(has_renewed, number), 30)

@@ -21,8 +21,8 @@ from mesh.configuration.settings import Settings
 from mesh.errors import BrokerRefused, SettingsError
 from meshctl.commands.doctor import gather
 from meshctl.diagnosis.checks import diagnose
-from tests.support.authority import Authority, Pair
 from tests.support.broker import Broker
+from tests.support.certificates import Authority, Pair
 from tests.support.operator_mode import OperatorMode, account_key, private, user_key
 from tests.support.patience import within
 from tests.support.slow_link import slow_link
@@ -64,10 +64,7 @@ async def says(settings: Settings) -> str:
 
 def tls_of(server: Pair, authority: Authority, *, first: bool) -> str:
     """A server's TLS, which asks clients for a certificate."""
-    return (
-        f'tls {{ cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}", verify: true,'
-        f" handshake_first: {str(first).lower()} }}"
-    )
+    return f"tls {{ {authority.broker_tls(server)}, handshake_first: {str(first).lower()} }}"
 
 
 async def test_creds_let_in_and_wrong_ones_are_one_line(tmp_path: Path) -> None:
@@ -116,27 +113,27 @@ async def test_nkeys_passwords_and_tokens_let_in_and_wrong_ones_are_one_line(tmp
 @pytest.mark.parametrize("first", [False, True])
 async def test_certificates_let_in_and_wrong_ones_are_one_line(tmp_path: Path, first: bool) -> None:
     authority, other = Authority(tmp_path / "right"), Authority(tmp_path / "wrong")
-    mine, foreign = authority.signs("client"), other.signs("client")
-    async with running(tmp_path, tls_of(authority.signs("server"), authority, first=first)) as broker:
+    mine, foreign = authority.issue("client"), other.issue("client")
+    async with running(tmp_path, tls_of(authority.issue("server"), authority, first=first)) as broker:
         for url in (broker.url, broker.url.replace("nats", "tls")):
             right = Settings(
                 nats_url=url,
-                nats_tls_ca=authority.ca,
-                nats_tls_cert=mine.cert,
+                nats_tls_ca=authority.file,
+                nats_tls_cert=mine.certificate,
                 nats_tls_key=mine.key,
                 nats_tls_first=first,
             )
             assert await lets_in(right)
-        nobody = Settings(nats_url=url, nats_tls_ca=authority.ca, nats_tls_first=first)
-        wrong_ca, no_ca = replace(right, nats_tls_ca=other.ca), replace(right, nats_tls_ca=None)
-        stranger = replace(right, nats_tls_cert=foreign.cert, nats_tls_key=foreign.key)
+        nobody = Settings(nats_url=url, nats_tls_ca=authority.file, nats_tls_first=first)
+        wrong_ca, no_ca = replace(right, nats_tls_ca=other.file), replace(right, nats_tls_ca=None)
+        stranger = replace(right, nats_tls_cert=foreign.certificate, nats_tls_key=foreign.key)
         untrusted = f"the broker at {url} shows a certificate that is not trusted here: "
         assert (await says(wrong_ca)).startswith(untrusted)
-        assert (await says(wrong_ca)).endswith(f"MESH_NATS_TLS_CA={other.ca} has not its authority")
+        assert (await says(wrong_ca)).endswith(f"MESH_NATS_TLS_CA={other.file} has not its authority")
         assert (await says(no_ca)).endswith("MESH_NATS_TLS_CA names its authority")
         for settings, line in (
             (nobody, "asks for a certificate: MESH_NATS_TLS_CERT and MESH_NATS_TLS_KEY name one"),
-            (stranger, f"refuses the certificate of MESH_NATS_TLS_CERT={foreign.cert}: unknown ca"),
+            (stranger, f"refuses the certificate of MESH_NATS_TLS_CERT={foreign.certificate}: unknown ca"),
         ):
             with pytest.raises(BrokerRefused, match=f"^the broker at {url} {line}"):
                 async with within(20), connect(settings, "test"):
@@ -149,16 +146,16 @@ async def test_nothing_goes_in_the_clear_to_a_broker_that_offers_no_tls(tmp_path
     assert (await says(Settings(nats_url=tls, nats_token_file=token))) == (
         f"the broker at {tls} offers no TLS, which its URL asks for: nothing is sent to it in the clear"
     )
-    with_ca = Settings(nats_url=broker.url, nats_tls_ca=authority.ca, nats_token_file=token)
-    assert f"which MESH_NATS_TLS_CA={authority.ca} asks for" in await says(with_ca)
+    with_ca = Settings(nats_url=broker.url, nats_tls_ca=authority.file, nats_token_file=token)
+    assert f"which MESH_NATS_TLS_CA={authority.file} asks for" in await says(with_ca)
     first = Settings(nats_url=broker.url, nats_tls_first=True, nats_token_file=token)
     assert "does not begin with TLS, as MESH_NATS_TLS_FIRST has it" in await says(first)
 
 
 async def test_a_broker_that_waits_for_tls_is_told_as_such(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    async with running(tmp_path, tls_of(authority.signs("server"), authority, first=True)) as broker:
-        settings = Settings(nats_url=broker.url, nats_tls_ca=authority.ca)
+    async with running(tmp_path, tls_of(authority.issue("server"), authority, first=True)) as broker:
+        settings = Settings(nats_url=broker.url, nats_tls_ca=authority.file)
         checks = {check.check: check for check in diagnose(await gather(settings))}
         assert "if it waits for TLS first, set MESH_NATS_TLS_FIRST=1" in checks["broker"].detail
 
@@ -263,20 +260,20 @@ async def test_a_new_login_that_is_refused_leaves_the_old_one_in_use(tmp_path: P
 
 async def test_certificates_are_taken_up_while_requests_go_on(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    server, client = authority.signs("server"), authority.signs("client")
+    server, client = authority.issue("server"), authority.issue("client")
     async with running(tmp_path, tls_of(server, authority, first=False)) as broker:
         settings = Settings(
             nats_url=broker.url.replace("nats", "tls"),
-            nats_tls_ca=authority.ca,
-            nats_tls_cert=client.cert,
+            nats_tls_ca=authority.file,
+            nats_tls_cert=client.certificate,
             nats_tls_key=client.key,
         )
         with capture_logs() as logs:
             async with connect(settings, "test") as connection:
-                authority.signs("server")
+                authority.issue("server")
                 assert broker.process is not None
                 broker.process.send_signal(signal.SIGHUP)
-                authority.signs("client")
+                authority.issue("client")
 
                 async def asks_on() -> bool:
                     assert await connection.requests.api("INFO")

@@ -176,9 +176,7 @@ async def test_another_user_of_the_machine_neither_publishes_nor_subscribes_nor_
 
 
 async def test_a_password_of_ones_own_broker_is_printed_nowhere(tmp_path: Path) -> None:
-    broker = Broker(tmp_path / "nats", extra=f"authorization {{ user: me, password: {SECRET} }}")
-    await broker.start()
-    try:
+    async with Broker(tmp_path / "nats", extra=f"authorization {{ user: me, password: {SECRET} }}") as broker:
         url = broker.url.replace("//", f"//me:{SECRET}@")
         async with up(tmp_path / "home", variables={"MESH_NATS_URL": url}) as mesh:
             assert mesh.ready["nats_url"] == broker.url.replace("//", "//***@")
@@ -194,8 +192,6 @@ async def test_a_password_of_ones_own_broker_is_printed_nowhere(tmp_path: Path) 
                 f"meshctl: the broker at {mesh.ready['nats_url']} refuses the user or password of MESH_NATS_URL"
             )
             assert "wr0ng" not in answer.stderr + answer.stdout
-    finally:
-        await broker.stop()
 
 
 @pytest.mark.slow

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,17 +27,6 @@ from tests.support.slow_link import slow_link
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-@asynccontextmanager
-async def running(folder: Path, extra: str) -> AsyncIterator[Broker]:
-    """A broker that asks who is there."""
-    broker = Broker(folder / "nats", extra=extra)
-    await broker.start()
-    try:
-        yield broker
-    finally:
-        await broker.stop()
 
 
 async def lets_in(settings: Settings) -> bool:
@@ -69,7 +56,7 @@ def tls_of(server: Pair, authority: Authority, *, first: bool) -> str:
 
 async def test_creds_let_in_and_wrong_ones_are_one_line(tmp_path: Path) -> None:
     operator = OperatorMode()
-    async with running(tmp_path, operator.configuration()) as broker:
+    async with Broker(tmp_path / "nats", extra=operator.configuration()) as broker:
         url = broker.url
         good = private(tmp_path / "good.creds", operator.creds("me"))
         assert await lets_in(Settings(nats_url=url, nats_creds=good))
@@ -90,7 +77,7 @@ async def test_nkeys_passwords_and_tokens_let_in_and_wrong_ones_are_one_line(tmp
     users = f"authorization {{ users: [ {{ nkey: {key.public} }}, {{ user: me, password: right }} ] }}"
     seed, other = private(tmp_path / "seed", key.seed), private(tmp_path / "other", user_key().seed)
     right, wrong = private(tmp_path / "right", "right\n"), private(tmp_path / "wrong", "wrong\n")
-    async with running(tmp_path / "users", users) as broker:
+    async with Broker(tmp_path / "users", extra=users) as broker:
         url = broker.url
         assert await lets_in(Settings(nats_url=url, nats_nkey=seed))
         assert await lets_in(Settings(nats_url=url, nats_user="me", nats_password_file=right))
@@ -103,7 +90,7 @@ async def test_nkeys_passwords_and_tokens_let_in_and_wrong_ones_are_one_line(tmp
         )
         account = private(tmp_path / "account", account_key().seed)
         assert "holds the seed of an account" in await says(Settings(nats_url=url, nats_nkey=account))
-    async with running(tmp_path / "token", "authorization { token: right }") as broker:
+    async with Broker(tmp_path / "token", extra="authorization { token: right }") as broker:
         assert await lets_in(Settings(nats_url=broker.url, nats_token_file=right))
         assert f"refuses the token of MESH_NATS_TOKEN_FILE={wrong}" in await says(
             Settings(nats_url=broker.url, nats_token_file=wrong)
@@ -114,7 +101,7 @@ async def test_nkeys_passwords_and_tokens_let_in_and_wrong_ones_are_one_line(tmp
 async def test_certificates_let_in_and_wrong_ones_are_one_line(tmp_path: Path, first: bool) -> None:
     authority, other = Authority(tmp_path / "right"), Authority(tmp_path / "wrong")
     mine, foreign = authority.issue("client"), other.issue("client")
-    async with running(tmp_path, tls_of(authority.issue("server"), authority, first=first)) as broker:
+    async with Broker(tmp_path / "nats", extra=tls_of(authority.issue("server"), authority, first=first)) as broker:
         for url in (broker.url, broker.url.replace("nats", "tls")):
             right = Settings(
                 nats_url=url,
@@ -154,7 +141,7 @@ async def test_nothing_goes_in_the_clear_to_a_broker_that_offers_no_tls(tmp_path
 
 async def test_a_broker_that_waits_for_tls_is_told_as_such(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    async with running(tmp_path, tls_of(authority.issue("server"), authority, first=True)) as broker:
+    async with Broker(tmp_path / "nats", extra=tls_of(authority.issue("server"), authority, first=True)) as broker:
         settings = Settings(nats_url=broker.url, nats_tls_ca=authority.file)
         checks = {check.check: check for check in diagnose(await gather(settings))}
         assert "if it waits for TLS first, set MESH_NATS_TLS_FIRST=1" in checks["broker"].detail
@@ -163,7 +150,7 @@ async def test_a_broker_that_waits_for_tls_is_told_as_such(tmp_path: Path) -> No
 async def test_a_jwt_that_expires_in_the_middle_is_followed_by_its_successor(tmp_path: Path) -> None:
     operator = OperatorMode()
     file = private(tmp_path / "me.creds", operator.creds("me", expires_at=time.time() + 4))
-    async with running(tmp_path, operator.configuration()) as broker:
+    async with Broker(tmp_path / "nats", extra=operator.configuration()) as broker:
         with capture_logs() as logs:
             async with connect(Settings(nats_url=broker.url, nats_creds=file), "test") as connection:
                 await until(lambda: not connection.is_connected)
@@ -180,7 +167,7 @@ async def test_a_new_login_is_taken_while_requests_and_pulls_go_on(tmp_path: Pat
     other = private(tmp_path / "other", "x")
     users = f"authorization {{ users: [ {nkeys}, {{ user: other, password: x }} ] }}"
     # At a distance, so that something is on its way at any time.
-    async with running(tmp_path, users) as broker, slow_link(broker.port, 0.04) as link:
+    async with Broker(tmp_path / "nats", extra=users) as broker, slow_link(broker.port, 0.04) as link:
         settings = Settings(nats_url=link.url, nats_nkey=file)
         publisher = Settings(nats_url=broker.url, nats_user="other", nats_password_file=other)
         with capture_logs() as logs:
@@ -238,7 +225,7 @@ def _was_said(logs: list[EventDict], says: str) -> bool:
 async def test_a_new_login_that_is_refused_leaves_the_old_one_in_use(tmp_path: Path) -> None:
     key, other = user_key(), user_key()
     file = private(tmp_path / "seed", key.seed)
-    async with running(tmp_path, f"authorization {{ users: [ {{ nkey: {key.public} }} ] }}") as broker:
+    async with Broker(tmp_path / "nats", extra=f"authorization {{ users: [ {{ nkey: {key.public} }} ] }}") as broker:
         with capture_logs() as logs:
             async with connect(Settings(nats_url=broker.url, nats_nkey=file), "test") as connection:
                 for content, says in ((other.seed, "refuses the nkey of MESH_NATS_NKEY="), ("", "holds no seed")):
@@ -261,7 +248,7 @@ async def test_a_new_login_that_is_refused_leaves_the_old_one_in_use(tmp_path: P
 async def test_certificates_are_taken_up_while_requests_go_on(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     server, client = authority.issue("server"), authority.issue("client")
-    async with running(tmp_path, tls_of(server, authority, first=False)) as broker:
+    async with Broker(tmp_path / "nats", extra=tls_of(server, authority, first=False)) as broker:
         settings = Settings(
             nats_url=broker.url.replace("nats", "tls"),
             nats_tls_ca=authority.file,
@@ -287,7 +274,7 @@ async def test_certificates_are_taken_up_while_requests_go_on(tmp_path: Path) ->
 async def test_a_secret_that_others_can_read_is_used_and_told(tmp_path: Path) -> None:
     file = private(tmp_path / "token", "x")
     file.chmod(0o644)
-    async with running(tmp_path, "authorization { token: x }") as broker:
+    async with Broker(tmp_path / "nats", extra="authorization { token: x }") as broker:
         settings = Settings(nats_url=broker.url, nats_token_file=file)
         with capture_logs() as logs:
             assert await lets_in(settings)

@@ -16,6 +16,7 @@ import pytest
 
 from mesh.configuration.settings import BROKER_ROLES
 from tests.support import enforced
+from tests.support.broker import Broker
 from tests.support.certificates import Authority
 from tests.support.operator_mode import OperatorMode, private, user_key
 
@@ -29,6 +30,12 @@ class Own(NamedTuple):
     scheme: str
     variables: Mapping[str, str]
     secrets: tuple[str, ...]
+
+    def broker(self, folder: Path, max_payload: str = "1MB") -> Broker:
+        """It, without any streams, and not started yet."""
+        made = Broker(folder, extra=self.extra, max_payload=max_payload)
+        made.url, made.variables = made.url.replace("nats", self.scheme, 1), self.variables
+        return made
 
 
 def in_operator_mode(folder: Path) -> Own:

@@ -133,8 +133,11 @@ async def _work(mesh: Mesh, client: PatientClient) -> None:
     assert "event: task.completed" in (await client.get(link, timeout=stretched(30))).text
     large = '!call add {"a": 1, "b": 2}\n!call current_time {}\n!then\n!say 2'
     await until_status(await post(input=large, tools=["add", "current_time"]), "completed")
-    approved = await post(input='!call send_signal {"name": "a.b", "payload": {}}\n!then\nok', tools=["send_signal"])
-    await until_status(approved, "waiting", "completed")
+    sends = '!call send_signal {"name": "a.b", "payload": {}}\n!then\nok'
+    approved = await post(input=sends, tools=["send_signal"], approval="always")
+    await until_status(approved, "waiting")
+    await meshctl(mesh, "approve", approved)
+    await until_status(approved, "completed")
     asked = await post(input="!ask Which?\n!then\nok", tools=["ask_user"])
     await until_status(asked, "waiting")
     await meshctl(mesh, "why", asked)
@@ -150,7 +153,7 @@ async def _work(mesh: Mesh, client: PatientClient) -> None:
     await meshctl(mesh, "dead-letters", "list")
     await meshctl(mesh, "dead-letters", "replay", gave_up, "--input", "!say 2")
     await until_status(gave_up, "completed")
-    assert (await client.get("/v1/pools/default")).status_code in (200, 404)
+    assert (await client.get("/v1/pools/default/load")).status_code == 200
     assert (await client.get("/v1/tools")).status_code == 200
 
 

@@ -13,16 +13,16 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-import nats.errors
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from mesh.broker.embedded import LOGINS, login_path, read_login
+from mesh.broker.embedded import LOGINS
 from mesh.configuration.broker_urls import BrokerLogin
 from mesh.configuration.settings import SERVICES
 from tests.support import children
 from tests.support.broker import Broker
+from tests.support.home_logins import logins_of, said_by_broker
 from tests.support.toolchains import REPOSITORY, nats_cli
 from tests.support.up import ENVIRONMENT, Up, meshctl, up
 from tests.support.waiting import until
@@ -39,37 +39,20 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Up]:
         yield running
 
 
-def logins_of(mesh: Up) -> dict[str, BrokerLogin]:
-    found = {role: read_login(login_path(mesh.home, role)) for role in LOGINS}
-    return {role: login for role, login in found.items() if login is not None}
-
-
 def passwords_of(mesh: Up) -> list[str]:
     return [login.password or "" for login in logins_of(mesh).values()]
 
 
-async def said_by_broker(url: str, **login: str | None) -> str:
-    """What the broker says to a client that does not try again; nothing: it lets it in."""
-    client = Client()
-    try:
-        await client.connect(url, allow_reconnect=False, **login)  # type: ignore[arg-type]  # strings alone
-    except nats.errors.Error as error:
-        return str(error)
-    finally:
-        await client.close()
-    return ""
-
-
 async def test_a_client_without_a_login_cannot_forge_an_approval(mesh: Up) -> None:
-    url, logins = mesh.ready["nats_url"], logins_of(mesh)
+    logins = logins_of(mesh)
     assert logins.keys() == set(LOGINS)
-    assert "Authorization Violation" in await said_by_broker(url)
-    assert "Authorization Violation" in await said_by_broker(url, token="wrong")
-    assert "Authorization Violation" in await said_by_broker(url, user="admin-1", password="wrong")
+    assert "Authorization Violation" in await said_by_broker(mesh, BrokerLogin())
+    assert "Authorization Violation" in await said_by_broker(mesh, BrokerLogin(token="wrong"))
+    assert "Authorization Violation" in await said_by_broker(mesh, BrokerLogin("admin-1", "wrong"))
     steward, edge = logins["steward"], logins["stream_edge"]
-    assert "Authorization Violation" in await said_by_broker(url, user=steward.user, password=edge.password)
+    assert "Authorization Violation" in await said_by_broker(mesh, BrokerLogin(steward.user, edge.password))
     for login in logins.values():
-        assert await said_by_broker(url, user=login.user, password=login.password) == ""
+        assert await said_by_broker(mesh, login) == ""
 
 
 async def test_each_service_has_its_own_rights(mesh: Up) -> None:
@@ -176,9 +159,7 @@ async def test_another_user_of_the_machine_neither_publishes_nor_subscribes_nor_
 
 
 async def test_a_password_of_ones_own_broker_is_printed_nowhere(tmp_path: Path) -> None:
-    broker = Broker(tmp_path / "nats", extra=f"authorization {{ user: me, password: {SECRET} }}")
-    await broker.start()
-    try:
+    async with Broker(tmp_path / "nats", extra=f"authorization {{ user: me, password: {SECRET} }}") as broker:
         url = broker.url.replace("//", f"//me:{SECRET}@")
         async with up(tmp_path / "home", variables={"MESH_NATS_URL": url}) as mesh:
             assert mesh.ready["nats_url"] == broker.url.replace("//", "//***@")
@@ -194,8 +175,6 @@ async def test_a_password_of_ones_own_broker_is_printed_nowhere(tmp_path: Path) 
                 f"meshctl: the broker at {mesh.ready['nats_url']} refuses the user or password of MESH_NATS_URL"
             )
             assert "wr0ng" not in answer.stderr + answer.stdout
-    finally:
-        await broker.stop()
 
 
 @pytest.mark.slow

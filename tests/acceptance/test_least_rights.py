@@ -94,9 +94,9 @@ async def test_the_lists_hold_for_the_newer_form_of_acknowledgements_and_at_a_se
     tmp_path: Path, domain: str | None
 ) -> None:
     """A server of the domain takes it out of a subject before it looks at rights: its lists are the plain ones."""
-    broker = Broker(tmp_path / "broker", extra="feature_flags { js_ack_fc_v2: true }", domain=domain, enforces=True)
-    await broker.start()
-    try:
+    async with Broker(
+        tmp_path / "broker", extra="feature_flags { js_ack_fc_v2: true }", domain=domain, enforces=True
+    ) as broker:
         mesh = Mesh(tmp_path, broker, {"MESH_NATS_DOMAIN": domain} if domain else {})
         async with serving(mesh, *SERVICES), PatientClient(base_url=mesh.ingress_url) as client:
             script = '!call calculator {"expression": "6 * 7"}\n!say 3'
@@ -109,8 +109,6 @@ async def test_the_lists_hold_for_the_newer_form_of_acknowledgements_and_at_a_se
             lines = {line["check"]: line for line in await meshctl(mesh, "doctor")}
             assert "rights" not in lines, lines["rights"]
             assert mesh.tracebacks() == []
-    finally:
-        await broker.stop()
 
 
 async def _work(mesh: Mesh, client: PatientClient) -> None:
@@ -135,8 +133,11 @@ async def _work(mesh: Mesh, client: PatientClient) -> None:
     assert "event: task.completed" in (await client.get(link, timeout=stretched(30))).text
     large = '!call add {"a": 1, "b": 2}\n!call current_time {}\n!then\n!say 2'
     await until_status(await post(input=large, tools=["add", "current_time"]), "completed")
-    approved = await post(input='!call send_signal {"name": "a.b", "payload": {}}\n!then\nok', tools=["send_signal"])
-    await until_status(approved, "waiting", "completed")
+    sends = '!call send_signal {"name": "a.b", "payload": {}}\n!then\nok'
+    approved = await post(input=sends, tools=["send_signal"], approval="always")
+    await until_status(approved, "waiting")
+    await meshctl(mesh, "approve", approved)
+    await until_status(approved, "completed")
     asked = await post(input="!ask Which?\n!then\nok", tools=["ask_user"])
     await until_status(asked, "waiting")
     await meshctl(mesh, "why", asked)
@@ -152,7 +153,7 @@ async def _work(mesh: Mesh, client: PatientClient) -> None:
     await meshctl(mesh, "dead-letters", "list")
     await meshctl(mesh, "dead-letters", "replay", gave_up, "--input", "!say 2")
     await until_status(gave_up, "completed")
-    assert (await client.get("/v1/pools/default")).status_code in (200, 404)
+    assert (await client.get("/v1/pools/default/load")).status_code == 200
     assert (await client.get("/v1/tools")).status_code == 200
 
 
@@ -219,10 +220,9 @@ def url_of(mesh: Mesh, service: str) -> str:
 async def test_an_http_service_is_not_ready_without_a_right_that_it_needs_and_is_once_it_has_it(
     tmp_path: Path, service: str, subject: str, verb: str
 ) -> None:
-    broker = Broker(tmp_path / "broker", enforces=True)
+    broker = Broker(tmp_path / "broker", enforces=True, may_refuse=True)
     broker.take_away({service: {subject}})
-    await broker.start()
-    try:
+    async with broker:
         mesh = Mesh(tmp_path, broker, {})
         async with serving(mesh, service):
             status, checks = await readiness(url_of(mesh, service))
@@ -237,19 +237,15 @@ async def test_an_http_service_is_not_ready_without_a_right_that_it_needs_and_is
 
             await until(is_ready)
             assert mesh.logs_of("broker.rights_complete")
-    finally:
-        broker.enforces = False  # What is refused here is what this is about.
-        await broker.stop()
 
 
 async def test_a_right_that_is_taken_away_while_a_service_runs_shows_though_the_broker_tells_no_lists(
     tmp_path: Path,
 ) -> None:
     """By what is refused: a stream is asked for, and stands still."""
-    broker = Broker(tmp_path / "broker", enforces=True)
+    broker = Broker(tmp_path / "broker", enforces=True, may_refuse=True)
     broker.take_away({"stream_edge": {HEARD, "$SYS.REQ.USER.INFO"}})
-    await broker.start()
-    try:
+    async with broker:
         mesh = Mesh(tmp_path, broker, {})
         async with serving(mesh, "ingress", "stream_edge"):
             assert (await readiness(mesh.edge_url))[0] == 200
@@ -263,16 +259,12 @@ async def test_a_right_that_is_taken_away_while_a_service_runs_shows_though_the_
                         return status == 503 and {"name": "rights", "ok": False, "detail": detail} in checks
 
                     await until(is_told)
-    finally:
-        broker.enforces = False  # As above.
-        await broker.stop()
 
 
 async def test_a_worker_says_which_right_it_lacks_in_its_record(tmp_path: Path) -> None:
-    broker = Broker(tmp_path / "broker", enforces=True)
+    broker = Broker(tmp_path / "broker", enforces=True, may_refuse=True)
     broker.take_away({"inference_worker": {"hold.*.*"}})
-    await broker.start()
-    try:
+    async with broker:
         mesh = Mesh(tmp_path, broker, {})
         async with serving(mesh, "inference_worker"):
 
@@ -281,6 +273,3 @@ async def test_a_worker_says_which_right_it_lacks_in_its_record(tmp_path: Path) 
                 return any("hold.*.*" in str(check) for check in worker.get("checks", ()))
 
             await until(is_told)
-    finally:
-        broker.enforces = False  # As above.
-        await broker.stop()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import pytest
 
 from mesh.configuration.settings import BROKER_ROLES
 from tests.support.all_work import VARIABLES, configuration, do_all_work
-from tests.support.authority import Authority
-from tests.support.broker import Broker
+from tests.support.certificates import Authority
 from tests.support.guarded import KINDS, Own
 from tests.support.operator_mode import OperatorMode, private
 from tests.support.steady_load import under_load
@@ -25,25 +23,13 @@ from tests.support.webhook_receiver import webhook_receiver
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
 
 
-@asynccontextmanager
-async def own(folder: Path, made: Own) -> AsyncIterator[Broker]:
-    broker = Broker(folder / "nats", extra=made.extra)
-    broker.url = broker.url.replace("nats", made.scheme, 1)
-    await broker.start()
-    try:
-        yield broker
-    finally:
-        await broker.stop()
-
-
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 async def test_every_kind_of_work_is_done_and_no_secret_is_written(tmp_path: Path, kind: Callable[[Path], Own]) -> None:
     made = kind(tmp_path / "secrets")
-    async with own(tmp_path, made) as broker, webhook_receiver() as receiver:
+    async with made.broker(tmp_path / "nats") as broker, webhook_receiver() as receiver:
         variables = {
             **VARIABLES,
-            **made.variables,
-            "MESH_NATS_URL": broker.url,
+            **broker.way_in,
             "MESH_CONFIG": str(configuration(tmp_path, receiver)),
         }
         async with up(tmp_path / "home", variables=variables) as mesh:
@@ -68,35 +54,33 @@ async def test_creds_and_certificates_are_rotated_under_load_without_a_failed_re
     """Of an operator's NATS with TLS: new creds for each service, new certificates of both sides, all by files."""
     folder, operator = tmp_path / "secrets", OperatorMode()
     authority = Authority(folder)
-    server, client = authority.signs("server"), authority.signs("client")
+    server, client = authority.issue("server"), authority.issue("client")
     files = {role: private(folder / f"{role}.creds", operator.creds(role)) for role in BROKER_ROLES}
-    tls = f'tls {{ cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}", verify: true }}\n'
+    tls = f"tls {{ {authority.broker_tls(server)} }}\n"
     variables = {
         **{f"MESH_NATS_CREDS_{role.upper()}": str(file) for role, file in files.items()},
-        "MESH_NATS_TLS_CA": str(authority.ca),
-        "MESH_NATS_TLS_CERT": str(client.cert),
+        "MESH_NATS_TLS_CA": str(authority.file),
+        "MESH_NATS_TLS_CERT": str(client.certificate),
         "MESH_NATS_TLS_KEY": str(client.key),
     }
-    async with own(tmp_path, Own(tls + operator.configuration(), "tls", variables, ())) as broker:
-        variables["MESH_NATS_URL"] = broker.url
-        async with up(tmp_path / "home", variables=variables) as mesh:
+    async with (
+        Own(tls + operator.configuration(), "tls", variables, ()).broker(tmp_path / "nats") as broker,
+        up(tmp_path / "home", variables=broker.way_in) as mesh,
+    ):
 
-            def has_renewed(times: int) -> bool:
-                services = [path for path in (mesh.home / "logs").glob("*.log") if "nats" not in path.name]
-                return all(path.read_text().count('"broker.reconnected"') >= times for path in services)
+        def has_renewed(times: int) -> bool:
+            services = [path for path in (mesh.home / "logs").glob("*.log") if "nats" not in path.name]
+            return all(path.read_text().count('"broker.reconnected"') >= times for path in services)
 
-            async with under_load(mesh.ready["ingress_url"], mesh.ready["edge_url"]) as load:
-                await until(lambda: load.ended >= 4, 30)
-                for number in (1, 2):
-                    assert broker.process is not None
-                    authority.signs("server")
-                    broker.process.send_signal(signal.SIGHUP)
-                    authority.signs("client")
-                    for role, file in files.items():
-                        private(file, operator.creds(f"{role}-{number}"))
-                    await until(partial(has_renewed, number), 30)
-                seen = load.ended
-                await until(lambda: load.ended >= seen + 4, 30)
-            assert load.faults == []
-            text = "".join(path.read_text() for path in [mesh.log, *(mesh.home / "logs").glob("*.log")])
-            assert not re.findall(r'"broker\.(?:disconnected|credentials_unusable|error)"', text)
+        async with under_load(mesh.ready["ingress_url"], mesh.ready["edge_url"]) as load:
+            for number in (1, 2):
+                assert broker.process is not None
+                authority.issue("server")
+                broker.process.send_signal(signal.SIGHUP)
+                authority.issue("client")
+                for role, file in files.items():
+                    private(file, operator.creds(f"{role}-{number}"))
+                await until(partial(has_renewed, number), 30)
+        assert load.faults == []
+        text = "".join(path.read_text() for path in [mesh.log, *(mesh.home / "logs").glob("*.log")])
+        assert not re.findall(r'"broker\.(?:disconnected|credentials_unusable|error)"', text)

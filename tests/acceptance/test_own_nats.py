@@ -6,8 +6,6 @@ import json
 import random
 import string
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -27,17 +25,6 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio]
 SERVICES = ("ingress", "stream_edge", "inference_worker", "tool_runner", "steward")
 SMALL = 128 * 1024
 OLD_FORM = "$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<sequence>.<time>.<pending>"
-
-
-@asynccontextmanager
-async def own(folder: Path, extra: str = "", max_payload: str = "1MB") -> AsyncIterator[Broker]:
-    """A broker without any streams."""
-    broker = Broker(folder / "nats", extra=extra, max_payload=max_payload)
-    await broker.start()
-    try:
-        yield broker
-    finally:
-        await broker.stop()
 
 
 async def doctor(url: str) -> dict[str, dict[str, str]]:
@@ -102,7 +89,7 @@ async def test_with_a_small_max_payload_a_task_that_does_not_compress_is_packed_
 
 
 async def test_a_max_payload_that_is_too_small_for_anything_stops_the_start(tmp_path: Path) -> None:
-    async with own(tmp_path, max_payload="32KB") as broker:
+    async with Broker(tmp_path / "nats", max_payload="32KB") as broker:
         says = "the broker's max_payload is 32,768 bytes: at least 65,536 are needed"
         assert await start_in_vain("steward", broker.url) == f"steward: {says}"
         assert (await doctor(broker.url))["max_payload"]["status"] == "fail"
@@ -134,7 +121,7 @@ async def test_the_newer_form_of_acknowledgements_is_understood(tmp_path: Path) 
 
 
 async def test_a_stream_of_somebody_else_on_our_subjects_is_named(tmp_path: Path) -> None:
-    async with own(tmp_path) as broker:
+    async with Broker(tmp_path / "nats") as broker:
         async with connect(Settings(nats_url=broker.url), "test") as connection:
             await connection.requests.api("STREAM.CREATE.ORDERS", {"name": "ORDERS", "subjects": ["tasks.>"]})
             await connection.requests.api("STREAM.CREATE.EVENTS", {"name": "EVENTS", "subjects": ["shop.>"]})

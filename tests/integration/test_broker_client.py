@@ -47,55 +47,48 @@ async def test_an_answer_to_a_ping_that_nobody_waits_for_any_more_breaks_nothing
 
 async def test_a_broker_that_refuses_one_more_subscription_still_serves(tmp_path: Path) -> None:
     """It leaves the connection as it is: nats-py (2.16) would close it for good."""
-    broker = Broker(tmp_path, extra="max_subscriptions: 8")
-    await broker.start()
-    try:
-        async with connect(Settings(nats_url=broker.url), "test") as connection:
-            for number in range(9):
-                await connection.client.subscribe(f"some.{number}")
-            await until(lambda: "maximum subscriptions exceeded" in connection.trouble)
-            assert "limits" in await connection.requests.api("INFO")
-    finally:
-        await broker.stop()
+    async with (
+        Broker(tmp_path, extra="max_subscriptions: 8") as broker,
+        connect(Settings(nats_url=broker.url), "test") as connection,
+    ):
+        for number in range(9):
+            await connection.client.subscribe(f"some.{number}")
+        await until(lambda: "maximum subscriptions exceeded" in connection.trouble)
+        assert "limits" in await connection.requests.api("INFO")
 
 
 async def test_tries_that_are_refused_leave_no_line_open(tmp_path: Path) -> None:
     file = private(tmp_path / "token", "right")
-    broker = Broker(tmp_path / "nats", extra="authorization { token: right }")
-    await broker.start()
-    try:
-        async with connect(Settings(nats_url=broker.url, nats_token_file=file), "test") as connection:
-            await broker.kill()
-            private(file, "wrong")
-            gc.disable()
-            try:
-                await broker.start()
-                await until(lambda: connection._refusals >= 2)
-                before = lines_open()
-                await until(lambda: connection._refusals >= 12)
-                assert lines_open() <= before + 1
-            finally:
-                gc.enable()
-            private(file, "right")
-            await until(lambda: connection.is_connected)
-    finally:
-        await broker.stop()
+    async with (
+        Broker(tmp_path / "nats", extra="authorization { token: right }") as broker,
+        connect(Settings(nats_url=broker.url, nats_token_file=file), "test") as connection,
+    ):
+        await broker.kill()
+        private(file, "wrong")
+        gc.disable()
+        try:
+            await broker.start()
+            await until(lambda: connection._refusals >= 2)
+            before = lines_open()
+            await until(lambda: connection._refusals >= 12)
+            assert lines_open() <= before + 1
+        finally:
+            gc.enable()
+        private(file, "right")
+        await until(lambda: connection.is_connected)
 
 
 async def test_what_is_refused_again_and_again_is_asked_about_once(tmp_path: Path) -> None:
     """A worker without the right to one of its subjects publishes there for each token."""
-    broker = Broker(tmp_path, enforces=True)
-    await broker.start()
-    try:
-        async with connect(Settings(nats_url=broker.url_of("inference_worker")), "inference_worker") as connection:
-            sent = connection.client.stats["out_msgs"]
-            for _ in range(50):
-                await connection.client.publish("control.approval.acme", b"{}")
-                await connection.client.flush()
-            assert connection.client.stats["out_msgs"] - sent < 55
-    finally:
-        broker.enforces = False  # What is refused here is what this is about.
-        await broker.stop()
+    async with (
+        Broker(tmp_path, enforces=True, may_refuse=True) as broker,
+        connect(Settings(nats_url=broker.url_of("inference_worker")), "inference_worker") as connection,
+    ):
+        sent = connection.client.stats["out_msgs"]
+        for _ in range(50):
+            await connection.client.publish("control.approval.acme", b"{}")
+            await connection.client.flush()
+        assert connection.client.stats["out_msgs"] - sent < 55
 
 
 async def test_the_end_of_a_connection_that_is_given_up_is_no_error(broker: Broker) -> None:

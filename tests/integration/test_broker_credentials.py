@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,25 +19,14 @@ from mesh.configuration.settings import Settings
 from mesh.errors import BrokerRefused, SettingsError
 from meshctl.commands.doctor import gather
 from meshctl.diagnosis.checks import diagnose
-from tests.support.authority import Authority, Pair
 from tests.support.broker import Broker
+from tests.support.certificates import Authority, Pair
 from tests.support.operator_mode import OperatorMode, account_key, private, user_key
 from tests.support.patience import within
 from tests.support.slow_link import slow_link
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-@asynccontextmanager
-async def running(folder: Path, extra: str) -> AsyncIterator[Broker]:
-    """A broker that asks who is there."""
-    broker = Broker(folder / "nats", extra=extra)
-    await broker.start()
-    try:
-        yield broker
-    finally:
-        await broker.stop()
 
 
 async def lets_in(settings: Settings) -> bool:
@@ -64,15 +51,12 @@ async def says(settings: Settings) -> str:
 
 def tls_of(server: Pair, authority: Authority, *, first: bool) -> str:
     """A server's TLS, which asks clients for a certificate."""
-    return (
-        f'tls {{ cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}", verify: true,'
-        f" handshake_first: {str(first).lower()} }}"
-    )
+    return f"tls {{ {authority.broker_tls(server)}, handshake_first: {str(first).lower()} }}"
 
 
 async def test_creds_let_in_and_wrong_ones_are_one_line(tmp_path: Path) -> None:
     operator = OperatorMode()
-    async with running(tmp_path, operator.configuration()) as broker:
+    async with Broker(tmp_path / "nats", extra=operator.configuration()) as broker:
         url = broker.url
         good = private(tmp_path / "good.creds", operator.creds("me"))
         assert await lets_in(Settings(nats_url=url, nats_creds=good))
@@ -93,7 +77,7 @@ async def test_nkeys_passwords_and_tokens_let_in_and_wrong_ones_are_one_line(tmp
     users = f"authorization {{ users: [ {{ nkey: {key.public} }}, {{ user: me, password: right }} ] }}"
     seed, other = private(tmp_path / "seed", key.seed), private(tmp_path / "other", user_key().seed)
     right, wrong = private(tmp_path / "right", "right\n"), private(tmp_path / "wrong", "wrong\n")
-    async with running(tmp_path / "users", users) as broker:
+    async with Broker(tmp_path / "users", extra=users) as broker:
         url = broker.url
         assert await lets_in(Settings(nats_url=url, nats_nkey=seed))
         assert await lets_in(Settings(nats_url=url, nats_user="me", nats_password_file=right))
@@ -106,7 +90,7 @@ async def test_nkeys_passwords_and_tokens_let_in_and_wrong_ones_are_one_line(tmp
         )
         account = private(tmp_path / "account", account_key().seed)
         assert "holds the seed of an account" in await says(Settings(nats_url=url, nats_nkey=account))
-    async with running(tmp_path / "token", "authorization { token: right }") as broker:
+    async with Broker(tmp_path / "token", extra="authorization { token: right }") as broker:
         assert await lets_in(Settings(nats_url=broker.url, nats_token_file=right))
         assert f"refuses the token of MESH_NATS_TOKEN_FILE={wrong}" in await says(
             Settings(nats_url=broker.url, nats_token_file=wrong)
@@ -116,27 +100,27 @@ async def test_nkeys_passwords_and_tokens_let_in_and_wrong_ones_are_one_line(tmp
 @pytest.mark.parametrize("first", [False, True])
 async def test_certificates_let_in_and_wrong_ones_are_one_line(tmp_path: Path, first: bool) -> None:
     authority, other = Authority(tmp_path / "right"), Authority(tmp_path / "wrong")
-    mine, foreign = authority.signs("client"), other.signs("client")
-    async with running(tmp_path, tls_of(authority.signs("server"), authority, first=first)) as broker:
+    mine, foreign = authority.issue("client"), other.issue("client")
+    async with Broker(tmp_path / "nats", extra=tls_of(authority.issue("server"), authority, first=first)) as broker:
         for url in (broker.url, broker.url.replace("nats", "tls")):
             right = Settings(
                 nats_url=url,
-                nats_tls_ca=authority.ca,
-                nats_tls_cert=mine.cert,
+                nats_tls_ca=authority.file,
+                nats_tls_cert=mine.certificate,
                 nats_tls_key=mine.key,
                 nats_tls_first=first,
             )
             assert await lets_in(right)
-        nobody = Settings(nats_url=url, nats_tls_ca=authority.ca, nats_tls_first=first)
-        wrong_ca, no_ca = replace(right, nats_tls_ca=other.ca), replace(right, nats_tls_ca=None)
-        stranger = replace(right, nats_tls_cert=foreign.cert, nats_tls_key=foreign.key)
+        nobody = Settings(nats_url=url, nats_tls_ca=authority.file, nats_tls_first=first)
+        wrong_ca, no_ca = replace(right, nats_tls_ca=other.file), replace(right, nats_tls_ca=None)
+        stranger = replace(right, nats_tls_cert=foreign.certificate, nats_tls_key=foreign.key)
         untrusted = f"the broker at {url} shows a certificate that is not trusted here: "
         assert (await says(wrong_ca)).startswith(untrusted)
-        assert (await says(wrong_ca)).endswith(f"MESH_NATS_TLS_CA={other.ca} has not its authority")
+        assert (await says(wrong_ca)).endswith(f"MESH_NATS_TLS_CA={other.file} has not its authority")
         assert (await says(no_ca)).endswith("MESH_NATS_TLS_CA names its authority")
         for settings, line in (
             (nobody, "asks for a certificate: MESH_NATS_TLS_CERT and MESH_NATS_TLS_KEY name one"),
-            (stranger, f"refuses the certificate of MESH_NATS_TLS_CERT={foreign.cert}: unknown ca"),
+            (stranger, f"refuses the certificate of MESH_NATS_TLS_CERT={foreign.certificate}: unknown ca"),
         ):
             with pytest.raises(BrokerRefused, match=f"^the broker at {url} {line}"):
                 async with within(20), connect(settings, "test"):
@@ -149,16 +133,16 @@ async def test_nothing_goes_in_the_clear_to_a_broker_that_offers_no_tls(tmp_path
     assert (await says(Settings(nats_url=tls, nats_token_file=token))) == (
         f"the broker at {tls} offers no TLS, which its URL asks for: nothing is sent to it in the clear"
     )
-    with_ca = Settings(nats_url=broker.url, nats_tls_ca=authority.ca, nats_token_file=token)
-    assert f"which MESH_NATS_TLS_CA={authority.ca} asks for" in await says(with_ca)
+    with_ca = Settings(nats_url=broker.url, nats_tls_ca=authority.file, nats_token_file=token)
+    assert f"which MESH_NATS_TLS_CA={authority.file} asks for" in await says(with_ca)
     first = Settings(nats_url=broker.url, nats_tls_first=True, nats_token_file=token)
     assert "does not begin with TLS, as MESH_NATS_TLS_FIRST has it" in await says(first)
 
 
 async def test_a_broker_that_waits_for_tls_is_told_as_such(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    async with running(tmp_path, tls_of(authority.signs("server"), authority, first=True)) as broker:
-        settings = Settings(nats_url=broker.url, nats_tls_ca=authority.ca)
+    async with Broker(tmp_path / "nats", extra=tls_of(authority.issue("server"), authority, first=True)) as broker:
+        settings = Settings(nats_url=broker.url, nats_tls_ca=authority.file)
         checks = {check.check: check for check in diagnose(await gather(settings))}
         assert "if it waits for TLS first, set MESH_NATS_TLS_FIRST=1" in checks["broker"].detail
 
@@ -166,7 +150,7 @@ async def test_a_broker_that_waits_for_tls_is_told_as_such(tmp_path: Path) -> No
 async def test_a_jwt_that_expires_in_the_middle_is_followed_by_its_successor(tmp_path: Path) -> None:
     operator = OperatorMode()
     file = private(tmp_path / "me.creds", operator.creds("me", expires_at=time.time() + 4))
-    async with running(tmp_path, operator.configuration()) as broker:
+    async with Broker(tmp_path / "nats", extra=operator.configuration()) as broker:
         with capture_logs() as logs:
             async with connect(Settings(nats_url=broker.url, nats_creds=file), "test") as connection:
                 await until(lambda: not connection.is_connected)
@@ -183,7 +167,7 @@ async def test_a_new_login_is_taken_while_requests_and_pulls_go_on(tmp_path: Pat
     other = private(tmp_path / "other", "x")
     users = f"authorization {{ users: [ {nkeys}, {{ user: other, password: x }} ] }}"
     # At a distance, so that something is on its way at any time.
-    async with running(tmp_path, users) as broker, slow_link(broker.port, 0.04) as link:
+    async with Broker(tmp_path / "nats", extra=users) as broker, slow_link(broker.port, 0.04) as link:
         settings = Settings(nats_url=link.url, nats_nkey=file)
         publisher = Settings(nats_url=broker.url, nats_user="other", nats_password_file=other)
         with capture_logs() as logs:
@@ -241,7 +225,7 @@ def _was_said(logs: list[EventDict], says: str) -> bool:
 async def test_a_new_login_that_is_refused_leaves_the_old_one_in_use(tmp_path: Path) -> None:
     key, other = user_key(), user_key()
     file = private(tmp_path / "seed", key.seed)
-    async with running(tmp_path, f"authorization {{ users: [ {{ nkey: {key.public} }} ] }}") as broker:
+    async with Broker(tmp_path / "nats", extra=f"authorization {{ users: [ {{ nkey: {key.public} }} ] }}") as broker:
         with capture_logs() as logs:
             async with connect(Settings(nats_url=broker.url, nats_nkey=file), "test") as connection:
                 for content, says in ((other.seed, "refuses the nkey of MESH_NATS_NKEY="), ("", "holds no seed")):
@@ -263,20 +247,20 @@ async def test_a_new_login_that_is_refused_leaves_the_old_one_in_use(tmp_path: P
 
 async def test_certificates_are_taken_up_while_requests_go_on(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    server, client = authority.signs("server"), authority.signs("client")
-    async with running(tmp_path, tls_of(server, authority, first=False)) as broker:
+    server, client = authority.issue("server"), authority.issue("client")
+    async with Broker(tmp_path / "nats", extra=tls_of(server, authority, first=False)) as broker:
         settings = Settings(
             nats_url=broker.url.replace("nats", "tls"),
-            nats_tls_ca=authority.ca,
-            nats_tls_cert=client.cert,
+            nats_tls_ca=authority.file,
+            nats_tls_cert=client.certificate,
             nats_tls_key=client.key,
         )
         with capture_logs() as logs:
             async with connect(settings, "test") as connection:
-                authority.signs("server")
+                authority.issue("server")
                 assert broker.process is not None
                 broker.process.send_signal(signal.SIGHUP)
-                authority.signs("client")
+                authority.issue("client")
 
                 async def asks_on() -> bool:
                     assert await connection.requests.api("INFO")
@@ -290,7 +274,7 @@ async def test_certificates_are_taken_up_while_requests_go_on(tmp_path: Path) ->
 async def test_a_secret_that_others_can_read_is_used_and_told(tmp_path: Path) -> None:
     file = private(tmp_path / "token", "x")
     file.chmod(0o644)
-    async with running(tmp_path, "authorization { token: x }") as broker:
+    async with Broker(tmp_path / "nats", extra="authorization { token: x }") as broker:
         settings = Settings(nats_url=broker.url, nats_token_file=file)
         with capture_logs() as logs:
             assert await lets_in(settings)

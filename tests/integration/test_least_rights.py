@@ -214,11 +214,9 @@ ACTS: Final = [
 @pytest.fixture
 async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
     """A broker that enforces the lists, also of a runner of one tool, and of who sends a tenant's signals."""
-    running = Broker(tmp_path / "broker", enforces=True, guests=[guests.runner(["charge"]), guests.signals("acme")])
-    await running.start()
-    yield running
-    running.enforces = False  # What is refused here is what this is about.
-    await running.stop()
+    asked = [guests.runner(["charge"]), guests.signals("acme")]
+    async with Broker(tmp_path / "broker", enforces=True, guests=asked, may_refuse=True) as running:
+        yield running
 
 
 async def _refused(broker: Broker, identity: str, acts: list[Act]) -> set[tuple[str, str]]:
@@ -386,9 +384,7 @@ async def test_at_a_leaf_whose_jetstream_is_the_hub_s_the_lists_of_the_domain_ar
     remote = f'leafnodes {{ remotes: [ {{ url: "nats-leaf://edge:e1@127.0.0.1:{port}", account: TASKMESH }} ] }}\n'
     leaf = Broker(tmp_path / "leaf", extra=remote + accounts.accounts_conf(users), domain="leaf", enforces=False)
     leaf.environment = {**os.environ, **enforced.passwords()}
-    try:
-        await hub.start()
-        await leaf.start()
+    async with hub, leaf:
         await until(lambda: is_linked(leaf))
 
         def at_leaf(user: str) -> Settings:
@@ -404,6 +400,3 @@ async def test_at_a_leaf_whose_jetstream_is_the_hub_s_the_lists_of_the_domain_ar
                 assert (await opened.requests.api("STREAM.INFO.EVENTS"))["state"]["messages"] == 0
                 await key_value.put(opened.requests, "workers", service, b"{}")
         assert enforced.violations(leaf.log) == []
-    finally:
-        await leaf.stop()
-        await hub.stop()

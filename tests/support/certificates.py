@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.operator_mode import private
+
 
 def make_certificate(folder: Path, name: str) -> Path:
     """A file with a certificate for a DNS name, and its key."""
@@ -52,30 +54,49 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        constraints = x509.BasicConstraints(ca=True, path_length=None)
-        certificate = self._signed(self._name, self._key, 365).add_extension(constraints, critical=True)
-        self.file = folder / f"{name}.pem"
-        self.file.write_bytes(_pem(certificate.sign(self._key, hashes.SHA256())))
-
-    def issue(self, name: str = "server", days: float = 30, age_days: float = 1, *hosts: str) -> Pair:
-        """A pair for these hosts, be they names or addresses; without any for this machine. It ends in so many days."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = [_general_name(host) for host in hosts or ("localhost", "127.0.0.1", "::1")]
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._signed(subject, key, days, age_days).add_extension(
-            x509.SubjectAlternativeName(names), critical=False
+        usage = x509.KeyUsage(
+            digital_signature=True,
+            key_cert_sign=True,
+            crl_sign=True,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
+            decipher_only=False,
         )
-        pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
-        pair.key.touch(mode=0o600)
-        pair.key.write_bytes(_key_pem(key))
-        pair.certificate.write_bytes(_pem(certificate.sign(self._key, hashes.SHA256())))
-        return pair
+        certificate = (
+            self._begun(self._name, self._key, 365)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(usage, critical=True)
+        )
+        self.file = private(folder / f"{name}.pem", self._signed(certificate))
+
+    def issue(self, name: str = "server", days: float = 30, age_days: float = 1, passphrase: str | None = None) -> Pair:
+        """A pair for this machine that ends in so many days, in files that are replaced at once if they are there."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        addresses = [x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "::1")]
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses])
+        certificate = self._begun(subject, key, days, age_days).add_extension(names, critical=False)
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if passphrase is not None:
+            encryption = serialization.BestAvailableEncryption(passphrase.encode())
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        return Pair(
+            private(self._folder / f"{name}.crt", self._signed(certificate)),
+            private(self._folder / f"{name}.key", pem.decode()),
+        )
+
+    def broker_tls(self, shown: Pair) -> str:
+        """What a nats-server has in `tls`: the pair that it shows, and that clients show one of this authority."""
+        return f'cert_file: "{shown.certificate}", key_file: "{shown.key}", ca_file: "{self.file}", verify: true'
 
     def client_context(self) -> ssl.SSLContext:
         """How a client knows what this authority has signed."""
         return ssl.create_default_context(cafile=self.file)
 
-    def _signed(
+    def _begun(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: float, age_days: float = 1
     ) -> x509.CertificateBuilder:
         at = datetime.now(UTC)
@@ -88,6 +109,9 @@ class Authority:
             .not_valid_before(at - timedelta(days=age_days))
             .not_valid_after(at + timedelta(days=days))
         )
+
+    def _signed(self, begun: x509.CertificateBuilder) -> str:
+        return begun.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 class Pair(NamedTuple):
@@ -104,20 +128,3 @@ class Pair(NamedTuple):
         """Take the other's place, as a program that renews certificates does: one file after the other."""
         other.certificate.replace(self.certificate)
         other.key.replace(self.key)
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

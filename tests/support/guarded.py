@@ -16,7 +16,8 @@ import pytest
 
 from mesh.configuration.settings import BROKER_ROLES
 from tests.support import enforced
-from tests.support.authority import Authority
+from tests.support.broker import Broker
+from tests.support.certificates import Authority
 from tests.support.operator_mode import OperatorMode, private, user_key
 
 TOKEN: Final = "t0ken-of-a-file"
@@ -29,6 +30,12 @@ class Own(NamedTuple):
     scheme: str
     variables: Mapping[str, str]
     secrets: tuple[str, ...]
+
+    def broker(self, folder: Path, max_payload: str = "1MB") -> Broker:
+        """It, without any streams, and not started yet."""
+        made = Broker(folder, extra=self.extra, max_payload=max_payload)
+        made.url, made.variables = made.url.replace("nats", self.scheme, 1), self.variables
+        return made
 
 
 def in_operator_mode(folder: Path) -> Own:
@@ -43,15 +50,13 @@ def in_operator_mode(folder: Path) -> Own:
 def with_tls_first(folder: Path) -> Own:
     """TLS before anything else, certificates of both sides, and an nkey."""
     authority, key = Authority(folder), user_key()
-    server, client = authority.signs("server"), authority.signs("client")
-    tls = f'cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.ca}"'
-    extra = (
-        f"tls {{ {tls}, verify: true, handshake_first: true }}\nauthorization {{ users: [ {{ nkey: {key.public} }} ] }}"
-    )
+    server, client = authority.issue("server"), authority.issue("client")
+    tls = f"tls {{ {authority.broker_tls(server)}, handshake_first: true }}"
+    extra = f"{tls}\nauthorization {{ users: [ {{ nkey: {key.public} }} ] }}"
     variables = {
         "MESH_NATS_TLS_FIRST": "1",
-        "MESH_NATS_TLS_CA": str(authority.ca),
-        "MESH_NATS_TLS_CERT": str(client.cert),
+        "MESH_NATS_TLS_CA": str(authority.file),
+        "MESH_NATS_TLS_CERT": str(client.certificate),
         "MESH_NATS_TLS_KEY": str(client.key),
         "MESH_NATS_NKEY": str(private(folder / "user.nk", key.seed + "\n")),
     }

@@ -234,9 +234,10 @@ async def distant_mesh(
 ) -> AsyncIterator[Mesh]:
     """A running mesh whose services, those that are started later too, are behind one slow link, `mesh.link`."""
     own = guard(folder / "secrets") if not broker_extra else None
-    broker = Broker(folder / "broker", extra=own.extra if own is not None else broker_extra, max_payload=max_payload)
     if own is not None:
-        broker.url, broker.variables = broker.url.replace("nats", own.scheme, 1), own.variables
+        broker = own.broker(folder / "broker", max_payload)
+    else:
+        broker = Broker(folder / "broker", extra=broker_extra, max_payload=max_payload)
     async with _distant_mesh(folder, rtt_seconds, broker, *services, **variables) as mesh:
         yield mesh
 

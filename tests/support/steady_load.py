@@ -12,6 +12,7 @@ import httpx
 
 from tests.support.clients import Viewer
 from tests.support.http_client import PatientClient
+from tests.support.waiting import until
 
 AT_ONCE = 4
 SCRIPT = "!rate 30\n!say 45"
@@ -20,12 +21,12 @@ AGENT = '!rate 30\n!say 15\n!call add {"a": 1, "b": 2}\n!then\n!rate 30\n!say 15
 
 
 class SteadyLoad:
-    """`faults` are one line each; `ended` counts the tasks that were followed to their end."""
+    """`faults` are one line each."""
 
     def __init__(self, ingress_url: str, edge_url: str) -> None:
         self.faults: list[str] = []
-        self.ended = 0
         self.is_over = False
+        self._tried = 0
         self._ingress_url = ingress_url
         self._edge = urlsplit(edge_url).netloc
 
@@ -38,7 +39,12 @@ class SteadyLoad:
                     await self._one(client, {"input": AGENT if agent else SCRIPT, **agent})
                 except (httpx.HTTPError, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
                     self.faults.append(f"{type(error).__name__}: {error}")
-                self.ended += 1
+                self._tried += 1
+
+    async def until_more(self) -> None:
+        """Wait until as many more tasks were followed to their end, or in vain, as there are clients."""
+        wanted = self._tried + AT_ONCE
+        await until(lambda: self._tried >= wanted)
 
     async def _one(self, client: httpx.AsyncClient, request: dict[str, object]) -> None:
         answer = await client.post("/v1/tasks", json=request)
@@ -67,11 +73,13 @@ class SteadyLoad:
 
 @asynccontextmanager
 async def under_load(ingress_url: str, edge_url: str) -> AsyncIterator[SteadyLoad]:
-    """Load during the body. Each of it has followed a task to its end before the body begins, and once after it."""
+    """Load during the body, and before and after it for as long as each of its clients has a task."""
     load = SteadyLoad(ingress_url, edge_url)
     tasks = [asyncio.create_task(load.run(number)) for number in range(AT_ONCE)]
     try:
+        await load.until_more()
         yield load
+        await load.until_more()
     finally:
         load.is_over = True
         await asyncio.gather(*tasks)

@@ -27,7 +27,7 @@ from mesh.configuration.secrets import environment_for
 from mesh.configuration.settings import BROKER_ROLES, Settings, load_settings, load_variables
 from mesh.configuration.showing import shown_variables
 from mesh.errors import SettingsError
-from tests.support.authority import Authority
+from tests.support.certificates import Authority
 from tests.support.operator_mode import Key, OperatorMode, account_key, creds_text, private, user_key
 
 URL = "nats://127.0.0.1:4222"
@@ -233,22 +233,22 @@ def test_a_file_that_others_can_read_is_told_and_works(tmp_path: Path) -> None:
 
 def test_certificates_that_can_not_be_used_are_one_line(tmp_path: Path) -> None:
     authority, other = Authority(tmp_path / "one"), Authority(tmp_path / "two")
-    good, locked = authority.signs("good"), authority.signs("locked", "passphrase")
+    good, locked = authority.issue("good"), authority.issue("locked", passphrase="passphrase")
     text = private(tmp_path / "text", "hello")
     table = (
-        (good.cert, good.key, authority.ca, None),
+        (good.certificate, good.key, authority.file, None),
         (
-            good.cert,
-            other.signs("good").key,
-            authority.ca,
+            good.certificate,
+            other.issue("good").key,
+            authority.file,
             "MESH_NATS_TLS_KEY=.* is not the key of MESH_NATS_TLS_CERT=",
         ),
-        (locked.cert, locked.key, authority.ca, "MESH_NATS_TLS_KEY=.*: has a passphrase"),
-        (good.key, good.cert, authority.ca, "MESH_NATS_TLS_CERT=.*: holds no certificate"),
-        (good.cert, text, authority.ca, "MESH_NATS_TLS_KEY=.*: holds no key"),
-        (good.cert, good.key, text, "MESH_NATS_TLS_CA=.*: holds no certificate of an authority"),
-        (good.cert, good.key, tmp_path / "none", "MESH_NATS_TLS_CA=.*: No such file"),
-        (good.cert, tmp_path / "none", authority.ca, "MESH_NATS_TLS_KEY=.*: No such file"),
+        (locked.certificate, locked.key, authority.file, "MESH_NATS_TLS_KEY=.*: has a passphrase"),
+        (good.key, good.certificate, authority.file, "MESH_NATS_TLS_CERT=.*: holds no certificate"),
+        (good.certificate, text, authority.file, "MESH_NATS_TLS_KEY=.*: holds no key"),
+        (good.certificate, good.key, text, "MESH_NATS_TLS_CA=.*: holds no certificate of an authority"),
+        (good.certificate, good.key, tmp_path / "none", "MESH_NATS_TLS_CA=.*: No such file"),
+        (good.certificate, tmp_path / "none", authority.file, "MESH_NATS_TLS_KEY=.*: No such file"),
     )
     for cert, key, ca, says in table:
         login = credentials(

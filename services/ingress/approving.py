@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contracts.codec import decode
+from contracts.errors import InvalidPayload
 from contracts.identifiers import new_id
 from contracts.messages.control import AnyCommand, ApprovalCommand
 from contracts.streams import CONTROL
 from ingress import commands
+from ingress.journals import not_understood
 from mesh.access.approvals import Approvals
 from mesh.access.callers import Caller
 from mesh.broker.direct_get import sequence_from_leader
@@ -28,10 +30,10 @@ class Approving:
     def configure(self, configuration: Configuration) -> None:
         """Go by these rules from the next request on."""
         self._configuration = configuration
-        self._approvals = Approvals(configuration, self._journals.state_of)
+        self._approvals = Approvals(configuration, self._state_of)
 
     async def check(self, caller: Caller, state: TaskState, command: AnyCommand) -> None:
-        """Hold a command against the rules. Raises `RequestRefused`, `BrokerUnavailable`."""
+        """Hold a command against the rules. Raises `RequestRefused`, `JournalNotUnderstood`, `BrokerUnavailable`."""
         if isinstance(command, ApprovalCommand) and command.decision == "approved":
             tool = state.approvals[command.call].tool
             scope = self._approvals.scope_of(tool)
@@ -54,3 +56,9 @@ class Approving:
         stored = await sequence_from_leader(self._requests, CONTROL.name, ack.seq)
         if stored is None or decode(stored.payload, ApprovalCommand).by != command.by:
             await commands.send(self._requests, command, f"{message_id}.{new_id()}", request, route)
+
+    async def _state_of(self, tenant: str, task: str) -> TaskState:
+        try:
+            return await self._journals.state_of(tenant, task)
+        except InvalidPayload as error:
+            raise not_understood("journal", tenant, task, error) from None

@@ -32,9 +32,7 @@ async def read_journal(
         journal = await journals.open(tenant, task)
         await journal.catch_up_with_leader(shows)
     except InvalidPayload as error:
-        # No fault of who asks: another version has written it.
-        log.error("journal.not_understood", task=task, tenant=tenant, error=str(error))
-        raise JournalNotUnderstood(f"this version can't read the journal of task {task}") from None
+        raise not_understood("journal", tenant, task, error) from None
     if not journal.state.exists:
         raise TaskNotFound(f"there is no task {task}")
     return journal
@@ -45,9 +43,14 @@ async def packed_record(requests: Requests, tenant: str, task: str) -> TaskRecor
     try:
         packed = await find(requests, tenant, task)
     except InvalidPayload as error:
-        log.error("journal.not_understood", task=task, tenant=tenant, error=str(error))
-        raise JournalNotUnderstood(f"this version can't read the pack of task {task}") from None
+        raise not_understood("pack", tenant, task, error) from None
     return None if packed is None else packed.record
+
+
+def not_understood(what: str, tenant: str, task: str, error: InvalidPayload) -> JournalNotUnderstood:
+    """What is to be raised: no fault of who asks, since another version has written it. It is logged here."""
+    log.error("journal.not_understood", task=task, tenant=tenant, error=str(error))
+    return JournalNotUnderstood(f"this version can't read the {what} of task {task}")
 
 
 def checked_task(task: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import signal
 from pathlib import Path
 
 import nats.errors
 import pytest
+from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
 from mesh.broker.connection import connect
@@ -104,3 +106,18 @@ async def test_the_end_of_a_connection_that_is_given_up_is_no_error(broker: Brok
                 await connection._on_error(error)
             assert ([line["event"] for line in lines] == ["broker.error"]) is is_told, error
         connection.renewal.is_under_way = False
+
+
+async def test_of_several_answers_the_own_server_s_is_taken(broker: Broker) -> None:
+    """At a leaf the hub answers, too, what is asked of the system account: about the link, and it may be faster."""
+    settings = Settings(nats_url=broker.url)
+    async with connect(settings, "test") as other, connect(settings, "test") as connection:
+        from_own = json.dumps({"server": {"id": other.client._server_info["server_id"]}})
+
+        async def answer(message: Msg) -> None:
+            for payload in ("no JSON", '{"data":{}}', '{"server":{"id":"HUB"}}', from_own):
+                await message.respond(payload.encode())
+
+        await other.client.subscribe("who.am.i", cb=answer)
+        await other.client.flush()
+        assert (await connection.requests.of_own_server("who.am.i")).data == from_own.encode()

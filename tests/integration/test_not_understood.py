@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts import headers, subjects
 from contracts.codec import decode, encode
-from contracts.journal.parts import StepGen
-from contracts.messages.control import DeadlineCommand, ReplayCommand, replay_message_id
+from contracts.identifiers import new_id
+from contracts.journal.events import ApprovalRequested
+from contracts.journal.parts import Parent, StepGen
+from contracts.messages.control import ApprovalCommand, DeadlineCommand, ReplayCommand, replay_message_id
 from contracts.messages.work import TurnWork
+from ingress.approving import Approving
+from mesh.access.callers import ANYBODY, Caller
 from mesh.background import background
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import read_page
+from mesh.clock import now
+from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.settings import Settings
+from mesh.errors import JournalNotUnderstood
 from mesh.journal.giving_up import left_seconds
 from mesh.journal.journal import Journal
+from mesh.journal.warm import WarmJournals
 from mesh.task.decisions import queued_event
 from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, status_is, working
@@ -109,3 +119,22 @@ async def test_a_journal_with_an_event_that_this_version_refuses_is_left_to_anot
 
 def test_a_message_that_is_left_rests_longer_each_time_and_at_most_ten_seconds() -> None:
     assert [left_seconds(deliveries) for deliveries in (1, 2, 3, 4, 5, 100)] == [1, 2, 4, 8, 10, 10]
+
+
+async def test_who_may_approve_is_not_told_while_the_task_above_can_t_be_read(connection: Connection) -> None:
+    """It is no mistake of who approves, and no reason to let them."""
+    requests = connection.requests
+    parent = new_id()
+    await requests.publish(subjects.journal_log("default", parent), b'{"type":"task.queued","v":1}')
+    journal = await begin_journal(requests, msgspec.structs.replace(turn_work(), parent=Parent(parent, "1-0", 1)))
+    await journal.append(
+        lambda stamp: ApprovalRequested(
+            *stamp, call="1-0", tool="charge", arguments={}, expires_at=now() + timedelta(days=1)
+        ),
+        lambda _: True,
+    )
+    rules = parse_configuration(b"[pools.default]\n[approvals]\nfour_eyes = true\n")
+    approving = Approving(requests, WarmJournals(requests), rules)
+    command = ApprovalCommand(task=journal.state.task, tenant="default", by="http", call="1-0", decision="approved")
+    with pytest.raises(JournalNotUnderstood, match=parent):
+        await approving.check(Caller(ANYBODY, "default"), journal.state, command)

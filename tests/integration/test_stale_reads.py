@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
 from contracts import headers, subjects
 from contracts.actors import BY_MESH
 from contracts.codec import encode
+from contracts.journal.events import InputReceived
 from contracts.journal.parts import Parent
 from contracts.messages.control import CancelCommand, cancel_message_id
 from contracts.messages.work import TurnWork
@@ -19,6 +22,7 @@ from mesh.broker.connection import Connection
 from mesh.broker.direct_get import find_sequence, last_sequence
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
+from mesh.journal.warm import WarmJournals
 from mesh.rules import trigger_bucket
 from mesh.steps.postponement import NOT_VISIBLE_DELIVERIES_MAX
 from mesh.task.decisions import queued_event
@@ -86,6 +90,19 @@ async def test_a_sub_task_whose_parents_end_only_the_leader_has_does_not_begin(
             await publish_work(connection.requests, child)
             await until(ended)
     assert await status_of(connection, child.task) == "cancelled"
+
+
+async def test_who_has_told_a_task_something_is_asked_of_the_leader(connection: Connection) -> None:
+    """Who may approve depends on it: a replica that is behind must hide nobody."""
+    journals = WarmJournals(connection.requests)
+    journal = await begin_journal(connection.requests, turn_work())
+    task = journal.state.task
+    before = (await journals.state_of("default", task)).revision
+    await journal.append(lambda stamp: InputReceived(*stamp, text="go on", by="key:bob", mode="append"), lambda _: True)
+    with replicas_behind(before) as reads:
+        reading = asyncio.create_task(journals.state_of("default", task))
+        await until(lambda: len(reads) >= 2 or reading.done())
+    assert [each.by for each in (await reading).inputs] == ["key:bob"]
 
 
 async def test_a_step_that_is_refused_gives_up_where_its_task_goes_on_by_it(

@@ -59,16 +59,34 @@ class PubAck(msgspec.Struct, frozen=True):
 _decode_pub_ack = msgspec.json.Decoder(PubAck).decode
 
 
+class _Server(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _SystemAnswer(msgspec.Struct, frozen=True):
+    server: _Server
+
+
+_decode_system_answer = msgspec.json.Decoder(_SystemAnswer).decode
+
+
 class _Waiter:
-    __slots__ = ("future", "messages", "subject", "timer")
+    __slots__ = ("future", "messages", "server_id", "subject", "timer")
 
     def __init__(
-        self, subject: str, future: asyncio.Future[Msg], timer: asyncio.TimerHandle, messages: list[Msg] | None
+        self,
+        subject: str,
+        future: asyncio.Future[Msg],
+        timer: asyncio.TimerHandle,
+        messages: list[Msg] | None,
+        server_id: str | None,
     ) -> None:
         self.subject = subject
         self.future = future
         self.timer = timer
         self.messages = messages
+        self.server_id = server_id
+        """Whose answer alone is one; None: anybody's."""
 
 
 class Requests:
@@ -191,6 +209,15 @@ class Requests:
         """Send, and return the first answer. Raises `BrokerUnavailable`."""
         return await self._send(subject, payload, message_headers, timeout_seconds, None)
 
+    async def of_own_server(self, subject: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> Msg:
+        """Ask the server that this process is connected to, and return its answer. Raises `BrokerUnavailable`.
+
+        A question to the system account goes over links of leaves, too, and the hub's answer may be the first: it
+        is about the link (tried with nats-server 2.15.1).
+        """
+        server_id = str(self._client._server_info.get("server_id", ""))
+        return await self._send(subject, b"", None, timeout_seconds, None, server_id)
+
     async def many(
         self, subject: str, payload: bytes, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS
     ) -> tuple[list[Msg], Msg]:
@@ -297,6 +324,7 @@ class Requests:
         message_headers: dict[str, str] | None,
         timeout_seconds: float,
         messages: list[Msg] | None,
+        server_id: str | None = None,
     ) -> Msg:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
@@ -309,7 +337,7 @@ class Requests:
         token = str(next(self._numbers))
         future: asyncio.Future[Msg] = loop.create_future()
         timer = loop.call_at(deadline, _time_out, future, subject)
-        self._waiters[token] = _Waiter(subject, future, timer, messages)
+        self._waiters[token] = _Waiter(subject, future, timer, messages, server_id)
         try:
             sent_at = loop.time()
             await self._client.publish(subject, payload, reply=self._prefix + token, headers=message_headers)
@@ -332,10 +360,20 @@ class Requests:
         waiter = self._waiters.get(message.subject[len(self._prefix) :])
         if waiter is None or waiter.future.done():
             return
+        if waiter.server_id is not None and _answering_server(message.data) != waiter.server_id:
+            return
         if waiter.messages is None or (message.headers and headers.STATUS in message.headers):
             waiter.future.set_result(message)
         else:
             waiter.messages.append(message)
+
+
+def _answering_server(payload: bytes) -> str | None:
+    """The id of the server that an answer of the system account is from; None where it has none."""
+    try:
+        return _decode_system_answer(payload).server.id
+    except msgspec.MsgspecError:
+        return None
 
 
 def _prefix(subject: str) -> str:

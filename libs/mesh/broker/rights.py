@@ -154,7 +154,7 @@ class Rights:
         """Ask the broker once."""
         if self._tells:
             with contextlib.suppress(TaskmeshError):
-                answer = await self._requests.one(USER_INFO, timeout_seconds=ANSWER_SECONDS_MAX)
+                answer = await self._requests.of_own_server(USER_INFO, timeout_seconds=ANSWER_SECONDS_MAX)
                 self.granted = read_granted(answer.data)
         missing = self._find()
         if missing and missing != self._missing:

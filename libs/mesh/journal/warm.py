@@ -46,9 +46,12 @@ class WarmJournals:
         return Journal(self._requests, tenant, task, traceparent, folded)
 
     async def state_of(self, tenant: str, task: str) -> TaskState:
-        """The state of a task; one that does not exist where its stream's leader has none. Raises as `open` does."""
+        """The state of a task as its stream's leader has it; one that does not exist where it has none.
+
+        Raises as `open` does.
+        """
         journal = await self.open(tenant, task)
-        await journal.catch_up_with_leader(lambda state: state.exists)
+        await journal.catch_up_with_leader()
         return journal.state
 
     def is_warm(self, tenant: str, task: str) -> bool:

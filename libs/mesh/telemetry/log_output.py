@@ -74,3 +74,21 @@ class MaskedFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         return hidden.mask(super().format(record))
+
+
+class LibraryNoise(logging.Filter):
+    """Drops what asyncio says of a TLS connection that its other end has given up: whoever made it says so itself.
+
+    uvloop (0.22) shows the traceback of a first write into a connection that was reset before its handshake began.
+    asyncio, and uvloop likewise, warn at the end of each connection that was made by `loop.start_tls` with a
+    `StreamReaderProtocol`, as nats-py's are.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        said = record.getMessage()
+        if said.startswith("returning true from eof_received()"):
+            return False
+        error = record.exc_info[1] if record.exc_info else None
+        is_handshake = said.startswith("Exception in callback <bound method SSLProtocol.connection_made ")
+        return not (is_handshake and isinstance(error, RuntimeError) and "the handler is closed" in str(error))

@@ -31,7 +31,7 @@ from contracts import VERSION, headers
 from mesh.configuration.settings import Settings
 from mesh.masking import hide
 from mesh.telemetry import levels, variables
-from mesh.telemetry.log_output import MaskedFormatter, bounded, lossy, masked
+from mesh.telemetry.log_output import LibraryNoise, MaskedFormatter, bounded, lossy, masked
 
 if TYPE_CHECKING:
     from mesh.telemetry.exporting import Exporting
@@ -84,6 +84,9 @@ def configure(settings: Settings, service: str, least: str | None = None) -> Non
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(MaskedFormatter("%(name)s: %(message)s"))
+    loops = logging.getLogger("asyncio")
+    if not loops.filters:
+        loops.addFilter(LibraryNoise())
     # nats-py reports through its callbacks too; one line for each event is enough.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     otlp, prometheus = is_asked_for(os.environ), settings.ops_address is not None and service != COMMAND

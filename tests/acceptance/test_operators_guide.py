@@ -25,14 +25,13 @@ from mesh.configuration.settings import Settings
 from mesh.rules import trigger_bucket as bucket
 from tests.support.agents import Agents
 from tests.support.broker import Broker
-from tests.support.guarded import STRANGERS
 from tests.support.http_client import PatientClient
 from tests.support.processes import Mesh, running_mesh
 from tests.support.terminal import Terminal
 from tests.support.toolchains import REPOSITORY, nats_cli
 from tests.support.waiting import until
 
-pytestmark = [STRANGERS, pytest.mark.acceptance, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 DEPLOY = REPOSITORY / "deploy" / "nats"
 COMMANDS = [
@@ -147,8 +146,7 @@ async def submit(mesh: Mesh, script: str, key: str) -> str:
 def terminal(program: Path, broker: Broker, command: str, task: str, home: Path) -> Terminal:
     """A command of the guide on a terminal, with a task's id in the place of TASK."""
     words = shlex.split(re.sub(r"\bTASK\b", task, command))
-    environment = {**os.environ, "NATS_URL": broker.url, "HOME": str(home), "XDG_CONFIG_HOME": str(home)}
-    return Terminal([str(program), *words[1:]], environment, REPOSITORY)
+    return Terminal([str(program), *words[1:]], {**os.environ, **broker.cli_variables(home)}, REPOSITORY)
 
 
 def changes(*kinds: str) -> list[str]:

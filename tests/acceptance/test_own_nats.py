@@ -6,6 +6,7 @@ import json
 import random
 import string
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ SMALL = 128 * 1024
 OLD_FORM = "$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<sequence>.<time>.<pending>"
 
 
-async def doctor(url: str) -> dict[str, dict[str, str]]:
+async def doctor(way_in: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The doctor's lines, by check."""
-    answer = await meshctl("doctor", environment={**ENVIRONMENT, "MESH_NATS_URL": url})
+    answer = await meshctl("doctor", environment={**ENVIRONMENT, **way_in})
     return {line["check"]: line for line in map(json.loads, answer.stdout.splitlines())}
 
 
@@ -60,7 +61,7 @@ async def test_with_a_small_max_payload_a_large_request_is_413_and_a_long_answer
         assert answer.json()["status"] == "completed", answer.text
         assert mesh.logs_of("broker.small_payload")
         assert not mesh.logs_of("step.failed")
-        lines = await doctor(mesh.broker.url)
+        lines = await doctor(mesh.broker.way_in)
     assert lines["max_payload"]["status"] == "warn"
     assert "131,072" in lines["max_payload"]["detail"]
 
@@ -92,7 +93,7 @@ async def test_a_max_payload_that_is_too_small_for_anything_stops_the_start(tmp_
     async with Broker(tmp_path / "nats", max_payload="32KB") as broker:
         says = "the broker's max_payload is 32,768 bytes: at least 65,536 are needed"
         assert await start_in_vain("steward", broker.url) == f"steward: {says}"
-        assert (await doctor(broker.url))["max_payload"]["status"] == "fail"
+        assert (await doctor(broker.way_in))["max_payload"]["status"] == "fail"
 
 
 async def test_the_newer_form_of_acknowledgements_is_understood(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ async def test_a_stream_of_somebody_else_on_our_subjects_is_named(tmp_path: Path
             answer = await meshctl(*command, environment=environment)
             assert answer.returncode == 2
             assert answer.stderr.splitlines()[-1].startswith(f"meshctl: {named}")
-        line = (await doctor(broker.url))["subjects"]
+        line = (await doctor(broker.way_in))["subjects"]
     assert line["status"] == "fail"
     assert named in line["detail"]
     assert "stream EVENTS is somebody else's: it takes shop.>" in line["detail"]
@@ -147,7 +148,7 @@ async def test_a_missing_right_is_named_at_once(tmp_path: Path) -> None:
     )
     async with running_mesh(tmp_path, broker_extra=users) as mesh:
         url = mesh.broker.url.replace("//", "//me:x@")
-        lines = await doctor(url)
+        lines = await doctor({"MESH_NATS_URL": url})
         assert lines["rights"]["status"] == "fail"
         assert lines["rights"]["detail"] == ("the broker's user may not publish to tasks.*.*.*, $KV.workers.>")
         await mesh.start("ingress", MESH_NATS_URL=url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -81,8 +82,9 @@ async def test_a_tenant_that_fills_its_share_fails_alone_and_any_client_reads_wh
 
         read = await (await connection.client.jetstream().object_store(RESULTS_BUCKET)).get(first.object.name)
         file = tmp_path / "read"
-        command = [str(nats_cli()), "--server", mesh.broker.url, "object", "get", RESULTS_BUCKET, first.object.name]
-        got = children.run_blocking([*command, "--output", str(file), "--force", "--no-progress"], seconds=30)
+        command = [str(nats_cli()), "object", "get", RESULTS_BUCKET, first.object.name, "--force", "--no-progress"]
+        variables = {**os.environ, **mesh.broker.cli_variables(tmp_path / "home")}
+        got = children.run_blocking([*command, "--output", str(file)], variables, seconds=30)
         assert got.returncode == 0, got.stderr
         assert file.read_bytes() == read.data
         assert len(file.read_bytes()) == first.object.size > 1_000_000

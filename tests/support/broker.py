@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Final, Self
 
 import httpx
 
@@ -55,6 +56,15 @@ PORTS = range(12_000, 32_000)
 TAKEN_MAX = 256
 """Ports that a test's process keeps others from: who listens on an older one does so by now, or not any more."""
 _taken: deque[IO[bytes]] = deque()
+
+_CONTEXT: Final = {
+    "MESH_NATS_CREDS": "creds",
+    "MESH_NATS_NKEY": "nkey",
+    "MESH_NATS_TLS_CA": "ca",
+    "MESH_NATS_TLS_CERT": "cert",
+    "MESH_NATS_TLS_KEY": "key",
+}
+"""What a context of the `nats` CLI calls a mesh's variables."""
 
 
 def free_port() -> int:
@@ -137,6 +147,20 @@ class Broker:
     def way_in(self) -> dict[str, str]:
         """The variables of who connects to it."""
         return {**self.variables, "MESH_NATS_URL": self.url}
+
+    def cli_variables(self, home: Path) -> dict[str, str]:
+        """The variables by which the `nats` CLI finds it, with a context in this folder for what it asks for."""
+        shown = self.variables
+        context: dict[str, Any] = {name: shown[each] for each, name in _CONTEXT.items() if each in shown}
+        if "MESH_NATS_TOKEN_FILE" in shown:
+            context["token"] = Path(shown["MESH_NATS_TOKEN_FILE"]).read_text().strip()
+        if "MESH_NATS_TLS_FIRST" in shown:
+            context["tls_first"] = True
+        folder = home / "nats" / "context"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "test.json").write_text(json.dumps({"url": self.url, **context}))
+        (folder.parent / "context.txt").write_text("test")
+        return {"NATS_URL": self.url, "HOME": str(home), "XDG_CONFIG_HOME": str(home)}
 
     def url_of(self, process: str) -> str:
         """Where a process finds it, with the login of its role if the broker enforces their rights."""

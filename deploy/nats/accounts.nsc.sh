@@ -27,8 +27,17 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub 'control.replay.*' \
   --allow-pub 'timers.at.deadline.*.*.*' \
   --allow-pub 'dead.*.*' \
+  --allow-pub 'backlog.*.*.*' \
+  --allow-pub 'backlog.grew' \
+  --allow-pub 'usage.*.*.*.*.*.*' \
+  --allow-pub '$JS.API.DIRECT.GET.USAGE' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
+  --allow-pub '$JS.API.STREAM.INFO.USAGE' \
+  --allow-pub '$KV.valves.>' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
+  --allow-pub '$JS.API.DIRECT.GET.BACKLOG' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.BACKLOG' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TURNS' \
   --allow-pub '$JS.API.DIRECT.GET.CONTROL' \
@@ -55,6 +64,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.INFO.TASKS' \
   --allow-pub '$JS.API.STREAM.INFO.TURNS' \
   --allow-pub '$JS.API.STREAM.INFO.TOOLS' \
+  --allow-pub '$JS.API.STREAM.INFO.BACKLOG' \
   --allow-pub '$JS.API.STREAM.INFO.CONTROL' \
   --allow-pub '$JS.API.STREAM.INFO.EVENTS' \
   --allow-pub '$JS.API.STREAM.INFO.DEAD_LETTERS' \
@@ -73,6 +83,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.INFO.KV_walks' \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
@@ -84,10 +95,14 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$SRV.INFO' \
   --allow-pub '$JS.API.STREAM.LIST' \
   --allow-pub '$KV.workers.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
   --allow-sub '_INBOX_ingress.>' \
   --allow-sub '$KV.keys.>' \
   --allow-sub 'live.events.*.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.ingress' \
   --allow-sub '$SRV.*.ingress.*' \
@@ -112,9 +127,13 @@ nsc add user --account TASKMESH --name stream_edge \
   --allow-pub '$JS.API.STREAM.INFO.TASKS' \
   --allow-pub '$JS.API.STREAM.INFO.KV_tasks' \
   --allow-pub '$KV.workers.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
   --allow-sub '_INBOX_stream_edge.>' \
   --allow-sub '$KV.keys.>' \
   --allow-sub 'live.events.*.*.*' \
+  --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.stream_edge' \
   --allow-sub '$SRV.*.stream_edge.*' \
@@ -162,6 +181,12 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'stats.lanes.*.*' \
   --allow-pub 'live.events.*.*.preview' \
   --allow-pub 'providers.changed.*' \
+  --allow-pub 'backlog.*.*.*' \
+  --allow-pub 'backlog.grew' \
+  --allow-pub 'usage.*.*.*.*.*.*' \
+  --allow-pub '$JS.API.DIRECT.GET.USAGE' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
+  --allow-pub '$JS.API.STREAM.INFO.USAGE' \
   --allow-pub '$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_providers.$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
@@ -173,11 +198,15 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub '$JS.API.STREAM.INFO.TASKS' \
   --allow-pub '$JS.API.STREAM.INFO.KV_tasks' \
   --allow-pub '$KV.workers.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
   --allow-sub '_INBOX_inference_worker.>' \
   --allow-sub 'live.events.*.*.log' \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.inference_worker' \
   --allow-sub '$SRV.*.inference_worker.*' \
@@ -232,10 +261,14 @@ nsc add user --account TASKMESH --name tool_runner \
   --allow-pub '$JS.API.STREAM.INFO.TASKS' \
   --allow-pub '$JS.API.STREAM.INFO.KV_tasks' \
   --allow-pub '$KV.workers.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
   --allow-sub '_INBOX_tool_runner.>' \
   --allow-sub 'live.events.*.*.log' \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
+  --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.tool_runner' \
   --allow-sub '$SRV.*.tool_runner.*' \
@@ -285,6 +318,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.INFO.TASKS' \
   --allow-pub '$JS.API.STREAM.INFO.TURNS' \
   --allow-pub '$JS.API.STREAM.INFO.TOOLS' \
+  --allow-pub '$JS.API.STREAM.INFO.BACKLOG' \
   --allow-pub '$JS.API.STREAM.INFO.CONTROL' \
   --allow-pub '$JS.API.STREAM.INFO.EVENTS' \
   --allow-pub '$JS.API.STREAM.INFO.DEAD_LETTERS' \
@@ -292,6 +326,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.INFO.SIGNALS' \
   --allow-pub '$JS.API.STREAM.INFO.OBJ_results' \
   --allow-pub '$JS.API.STREAM.INFO.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.INFO.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.KV_tasks' \
   --allow-pub '$JS.API.STREAM.INFO.KV_workers' \
   --allow-pub '$JS.API.STREAM.INFO.KV_providers' \
@@ -302,6 +337,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.INFO.KV_walks' \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub 'timers.at.cron.*.*' \
@@ -336,12 +372,19 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.ACK.EVENTS.*.*.*.*.*.*' \
   --allow-pub '$JS.ACK.*.*.EVENTS.*.*.*.*.*.*' \
   --allow-pub '$JS.ACK.*.*.EVENTS.*.*.*.*.*.*.*' \
+  --allow-pub 'backlog.*.*.*' \
+  --allow-pub 'backlog.grew' \
+  --allow-pub 'usage.*.*.*.*.*.*' \
+  --allow-pub '$JS.API.DIRECT.GET.USAGE' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TURNS' \
   --allow-pub '$JS.API.DIRECT.GET.TOOLS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TOOLS' \
+  --allow-pub '$JS.API.DIRECT.GET.BACKLOG' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.BACKLOG' \
   --allow-pub '$JS.API.DIRECT.GET.CONTROL' \
   --allow-pub '$JS.API.STREAM.MSG.GET.CONTROL' \
   --allow-pub '$JS.API.DIRECT.GET.TIMERS' \
@@ -369,6 +412,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TURNS' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TOOLS' \
+  --allow-pub '$JS.API.STREAM.MSG.DELETE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.CONTROL' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TIMERS' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.ARCHIVE' \
@@ -376,6 +420,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.PURGE.DEAD_LETTERS' \
   --allow-pub '$JS.API.STREAM.PURGE.OBJ_results' \
   --allow-pub '$JS.API.STREAM.PURGE.KV_tasks' \
+  --allow-pub '$JS.API.CONSUMER.LIST.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.LIST.CONTROL' \
   --allow-pub '$JS.API.CONSUMER.LIST.EVENTS' \
   --allow-pub '$JS.API.CONSUMER.LIST.DEAD_LETTERS' \
@@ -384,6 +429,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.LIST.SIGNALS' \
   --allow-pub '$JS.API.CONSUMER.LIST.OBJ_results' \
   --allow-pub '$JS.API.CONSUMER.LIST.ARCHIVE' \
+  --allow-pub '$JS.API.CONSUMER.LIST.USAGE' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_workers' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_providers' \
@@ -394,8 +440,10 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_walks' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.NAMES.EVENTS' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TOOLS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.CONTROL.*' \
@@ -406,6 +454,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.INFO.SIGNALS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.OBJ_results.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.ARCHIVE.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.USAGE.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_tasks.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_workers.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_providers.*' \
@@ -416,10 +465,12 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_walks.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
   --allow-pub '$JS.API.STREAM.CREATE.TASKS' \
+  --allow-pub '$JS.API.STREAM.CREATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.CREATE.TURNS' \
   --allow-pub '$JS.API.STREAM.CREATE.TOOLS' \
   --allow-pub '$JS.API.STREAM.CREATE.CONTROL' \
@@ -430,6 +481,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.CREATE.SIGNALS' \
   --allow-pub '$JS.API.STREAM.CREATE.OBJ_results' \
   --allow-pub '$JS.API.STREAM.CREATE.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.CREATE.USAGE' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_tasks' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_workers' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_providers' \
@@ -440,7 +492,9 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.CREATE.KV_walks' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
+  --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
   --allow-pub '$JS.API.STREAM.UPDATE.TOOLS' \
   --allow-pub '$JS.API.STREAM.UPDATE.CONTROL' \
@@ -451,6 +505,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.UPDATE.SIGNALS' \
   --allow-pub '$JS.API.STREAM.UPDATE.OBJ_results' \
   --allow-pub '$JS.API.STREAM.UPDATE.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.UPDATE.USAGE' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_tasks' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_workers' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_providers' \
@@ -461,6 +516,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_walks' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -473,10 +529,15 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$SRV.INFO' \
   --allow-pub '$JS.API.STREAM.LIST' \
   --allow-pub '$KV.workers.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
   --allow-sub '_INBOX_steward.>' \
   --allow-sub 'stats.lanes.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'audit.act' \
+  --allow-sub 'backlog.grew' \
+  --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.steward' \
   --allow-sub '$SRV.*.steward.*' \
@@ -526,6 +587,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.INFO.TASKS' \
   --allow-pub '$JS.API.STREAM.INFO.TURNS' \
   --allow-pub '$JS.API.STREAM.INFO.TOOLS' \
+  --allow-pub '$JS.API.STREAM.INFO.BACKLOG' \
   --allow-pub '$JS.API.STREAM.INFO.CONTROL' \
   --allow-pub '$JS.API.STREAM.INFO.EVENTS' \
   --allow-pub '$JS.API.STREAM.INFO.DEAD_LETTERS' \
@@ -533,6 +595,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.INFO.SIGNALS' \
   --allow-pub '$JS.API.STREAM.INFO.OBJ_results' \
   --allow-pub '$JS.API.STREAM.INFO.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.INFO.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.KV_tasks' \
   --allow-pub '$JS.API.STREAM.INFO.KV_workers' \
   --allow-pub '$JS.API.STREAM.INFO.KV_providers' \
@@ -543,9 +606,11 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.INFO.KV_walks' \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.STREAM.CREATE.TASKS' \
+  --allow-pub '$JS.API.STREAM.CREATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.CREATE.TURNS' \
   --allow-pub '$JS.API.STREAM.CREATE.TOOLS' \
   --allow-pub '$JS.API.STREAM.CREATE.CONTROL' \
@@ -556,6 +621,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.CREATE.SIGNALS' \
   --allow-pub '$JS.API.STREAM.CREATE.OBJ_results' \
   --allow-pub '$JS.API.STREAM.CREATE.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.CREATE.USAGE' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_tasks' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_workers' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_providers' \
@@ -566,7 +632,9 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.CREATE.KV_walks' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
+  --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
   --allow-pub '$JS.API.STREAM.UPDATE.TOOLS' \
   --allow-pub '$JS.API.STREAM.UPDATE.CONTROL' \
@@ -577,6 +645,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.UPDATE.SIGNALS' \
   --allow-pub '$JS.API.STREAM.UPDATE.OBJ_results' \
   --allow-pub '$JS.API.STREAM.UPDATE.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.UPDATE.USAGE' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_tasks' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_workers' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_providers' \
@@ -587,6 +656,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_walks' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -608,6 +678,8 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub 'archive.*' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
+  --allow-pub '$JS.API.DIRECT.GET.BACKLOG' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.BACKLOG' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TURNS' \
   --allow-pub '$JS.API.DIRECT.GET.TOOLS' \
@@ -624,6 +696,8 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.MSG.GET.SIGNALS' \
   --allow-pub '$JS.API.DIRECT.GET.OBJ_results' \
   --allow-pub '$JS.API.STREAM.MSG.GET.OBJ_results' \
+  --allow-pub '$JS.API.DIRECT.GET.USAGE' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_tools' \
   --allow-pub '$JS.API.DIRECT.GET.KV_triggers' \
@@ -634,15 +708,23 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_storage' \
   --allow-pub '$JS.API.DIRECT.GET.KV_keys' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_keys' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_triggers.$KV.triggers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_walks.$KV.walks.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_storage.$KV.storage.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_keys.$KV.keys.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
   --allow-pub '$KV.triggers.>' \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$KV.archive.>' \
+  --allow-pub '$KV.valves.>' \
+  --allow-pub 'backlog.*.*.*' \
+  --allow-pub 'backlog.grew' \
+  --allow-pub 'usage.*.*.*.*.*.*' \
   --allow-pub '$JS.API.STREAM.LIST' \
+  --allow-pub '$JS.API.CONSUMER.LIST.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.LIST.CONTROL' \
   --allow-pub '$JS.API.CONSUMER.LIST.EVENTS' \
   --allow-pub '$JS.API.CONSUMER.LIST.DEAD_LETTERS' \
@@ -651,6 +733,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.LIST.SIGNALS' \
   --allow-pub '$JS.API.CONSUMER.LIST.OBJ_results' \
   --allow-pub '$JS.API.CONSUMER.LIST.ARCHIVE' \
+  --allow-pub '$JS.API.CONSUMER.LIST.USAGE' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_workers' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_providers' \
@@ -661,7 +744,9 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_walks' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TASKS' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TURNS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TOOLS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.CONTROL' \
@@ -672,6 +757,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.NAMES.SIGNALS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.OBJ_results' \
   --allow-pub '$JS.API.CONSUMER.NAMES.ARCHIVE' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.USAGE' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_workers' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_providers' \
@@ -682,7 +768,9 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_walks' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_keys' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TOOLS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.CONTROL.*' \
@@ -693,6 +781,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.INFO.SIGNALS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.OBJ_results.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.ARCHIVE.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.USAGE.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_tasks.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_workers.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_providers.*' \
@@ -703,22 +792,26 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_walks.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
   --allow-pub '$JS.API.STREAM.PURGE.TASKS' \
+  --allow-pub '$JS.API.STREAM.PURGE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.PURGE.TURNS' \
   --allow-pub '$JS.API.STREAM.PURGE.TOOLS' \
   --allow-pub '$JS.API.STREAM.PURGE.CONTROL' \
   --allow-pub '$JS.API.STREAM.PURGE.EVENTS' \
   --allow-pub '$JS.API.STREAM.PURGE.DEAD_LETTERS' \
   --allow-pub '$JS.API.STREAM.PURGE.OBJ_results' \
+  --allow-pub '$JS.API.STREAM.PURGE.USAGE' \
   --allow-pub '$JS.API.STREAM.PURGE.KV_tasks' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.DEAD_LETTERS' \
   --allow-sub '_INBOX_meshctl.>'
 nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$SYS.REQ.USER.INFO' \
   --allow-pub '$JS.API.STREAM.INFO.TASKS' \
+  --allow-pub '$JS.API.STREAM.INFO.BACKLOG' \
   --allow-pub '$JS.API.STREAM.INFO.TURNS' \
   --allow-pub '$JS.API.STREAM.INFO.TOOLS' \
   --allow-pub '$JS.API.STREAM.INFO.CONTROL' \
@@ -729,6 +822,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.INFO.SIGNALS' \
   --allow-pub '$JS.API.STREAM.INFO.OBJ_results' \
   --allow-pub '$JS.API.STREAM.INFO.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.INFO.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.KV_tasks' \
   --allow-pub '$JS.API.STREAM.INFO.KV_workers' \
   --allow-pub '$JS.API.STREAM.INFO.KV_providers' \
@@ -739,9 +833,11 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.INFO.KV_walks' \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.STREAM.CREATE.TASKS' \
+  --allow-pub '$JS.API.STREAM.CREATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.CREATE.TURNS' \
   --allow-pub '$JS.API.STREAM.CREATE.TOOLS' \
   --allow-pub '$JS.API.STREAM.CREATE.CONTROL' \
@@ -752,6 +848,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.CREATE.SIGNALS' \
   --allow-pub '$JS.API.STREAM.CREATE.OBJ_results' \
   --allow-pub '$JS.API.STREAM.CREATE.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.CREATE.USAGE' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_tasks' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_workers' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_providers' \
@@ -762,7 +859,9 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.CREATE.KV_walks' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
+  --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
   --allow-pub '$JS.API.STREAM.UPDATE.TOOLS' \
   --allow-pub '$JS.API.STREAM.UPDATE.CONTROL' \
@@ -773,6 +872,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.UPDATE.SIGNALS' \
   --allow-pub '$JS.API.STREAM.UPDATE.OBJ_results' \
   --allow-pub '$JS.API.STREAM.UPDATE.ARCHIVE' \
+  --allow-pub '$JS.API.STREAM.UPDATE.USAGE' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_tasks' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_workers' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_providers' \
@@ -783,6 +883,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_walks' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -813,6 +914,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_keys.$KV.keys.>' \
   --allow-pub '$JS.API.STREAM.LIST' \
+  --allow-pub '$JS.API.CONSUMER.LIST.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.LIST.CONTROL' \
   --allow-pub '$JS.API.CONSUMER.LIST.EVENTS' \
   --allow-pub '$JS.API.CONSUMER.LIST.DEAD_LETTERS' \
@@ -821,6 +923,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.LIST.SIGNALS' \
   --allow-pub '$JS.API.CONSUMER.LIST.OBJ_results' \
   --allow-pub '$JS.API.CONSUMER.LIST.ARCHIVE' \
+  --allow-pub '$JS.API.CONSUMER.LIST.USAGE' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_workers' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_providers' \
@@ -831,7 +934,9 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_walks' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TASKS' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TURNS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TOOLS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.CONTROL' \
@@ -842,6 +947,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.NAMES.SIGNALS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.OBJ_results' \
   --allow-pub '$JS.API.CONSUMER.NAMES.ARCHIVE' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.USAGE' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_workers' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_providers' \
@@ -852,7 +958,9 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_walks' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_keys' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.KV_valves' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TOOLS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.CONTROL.*' \
@@ -863,6 +971,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.INFO.SIGNALS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.OBJ_results.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.ARCHIVE.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.USAGE.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_tasks.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_workers.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_providers.*' \
@@ -873,6 +982,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_walks.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \

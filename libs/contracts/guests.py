@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from contracts import subjects
-from contracts.permissions import USER_INFO, Lists, Permissions
+from contracts.permission_lists import Lists, Permissions
+from contracts.permissions import USER_INFO
 from contracts.streams import DEAD_LETTERS, EVENTS, TOOLS, TOOLS_BUCKET, TURNS, tool_consumer
 
 DOMAIN: Final = "taskmesh"

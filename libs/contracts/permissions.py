@@ -13,15 +13,17 @@ to: so whoever is not trusted gets an account of its own (`contracts.guests`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
 
 from contracts import subjects
 from contracts.errors import InvalidName
 from contracts.links import LINK_KEYS_KEY
+from contracts.permission_lists import Lists, Permissions, Responses
 from contracts.streams import (
     ADVISORIES,
     ARCHIVE,
     ARCHIVE_BUCKET,
+    BACKLOG,
     BUCKETS,
     CONTROL,
     CRITIC_CONSUMER,
@@ -41,9 +43,10 @@ from contracts.streams import (
     TOOLS_BUCKET,
     TRIGGERS_BUCKET,
     TURNS,
+    USAGE,
+    VALVES_BUCKET,
     WALKS_BUCKET,
     WORKERS_BUCKET,
-    BucketDeclaration,
     lane_consumer,
     tool_consumer,
     webhook_consumer,
@@ -55,95 +58,12 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 INBOXES: Final[dict[Role, str]] = {role: role for role in ROLES} | {"operator": "meshctl", "supervisor": "meshctl"}
 """Whose inbox a role's answers come to: `_INBOX_<name>.>`."""
-RESPONSES_MAX: Final = 16
-"""Answers to one request: a discovery (`$SRV.INFO`) and an order have one each."""
-RESPONSE_SECONDS: Final = 600
-"""A process that was suspended answers late what nobody waits for any more: no reason to call that a violation."""
 USER_INFO: Final = "$SYS.REQ.USER.INFO"
 """Tells a connection its own rights. Its answer comes from the server that it is at."""
 
 _ALL_STREAMS: Final = (*(each.name for each in STREAMS), *(each.stream_name for each in BUCKETS))
-_ACK_TOKENS: Final = ".*.*.*.*.*"
-"""Deliveries, the message's and the consumer's sequence, time, pending (NATS ADR-15)."""
 _QUEUES: Final = (TASKS.name, TURNS.name, TOOLS.name)
 _TASK_TIMERS: Final = tuple(f"timers.at.{kind}.*.*.*" for kind in subjects.TIMER_KINDS)
-
-
-class Responses(NamedTuple):
-    """The right to answer whoever asks on a subject that one listens to: so often, and so long after the question."""
-
-    max: int = RESPONSES_MAX
-    seconds: int = RESPONSE_SECONDS
-
-
-class Permissions(NamedTuple):
-    """What a user of the broker may do. Subjects in NATS's own form, with `*` and `>`; all that is not named is denied.
-
-    `allow_responses`: None if it may answer nobody.
-    """
-
-    publish: tuple[str, ...]
-    subscribe: tuple[str, ...]
-    allow_responses: Responses | None = None
-
-
-class Lists:
-    """Gathers what a user may do. `domain`: of the JetStream that is meant, where it is another server's."""
-
-    def __init__(self, domain: str | None) -> None:
-        self._api = subjects.jetstream_api(domain)
-        self._domain = domain
-        self._publish: dict[str, None] = {}
-        self._subscribe: dict[str, None] = {}
-
-    def publish(self, *names: str) -> None:
-        """Subjects as they are."""
-        self._publish.update(dict.fromkeys(names))
-
-    def subscribe(self, *names: str) -> None:
-        """The same, to listen to."""
-        self._subscribe.update(dict.fromkeys(names))
-
-    def call(self, *calls: str) -> None:
-        """Calls of the JetStream API."""
-        self.publish(*(self._api + each for each in calls))
-
-    def write(self, bucket: BucketDeclaration, keys: str = ">") -> None:
-        """Put and delete keys. Servers keep `$KV.>` within a domain (NATS ADR-8)."""
-        subject = f"$KV.{bucket.name}.{keys}"
-        self.publish(self._api + subject if self._domain else subject)
-
-    def read_keys(self, *buckets: BucketDeclaration) -> None:
-        """Read single keys, and nothing else of a bucket."""
-        self.call(*(f"DIRECT.GET.{each.stream_name}.$KV.{each.name}.>" for each in buckets))
-
-    def read_bucket(self, *buckets: BucketDeclaration) -> None:
-        """Read keys, one or many, also at the leader."""
-        self.read_keys(*buckets)
-        self.read(*(each.stream_name for each in buckets))
-
-    def read(self, *streams: str) -> None:
-        """Read a stream's messages, at a replica and at its leader."""
-        for stream in streams:
-            self.call(f"DIRECT.GET.{stream}", f"STREAM.MSG.GET.{stream}")
-
-    def info(self, *streams: str) -> None:
-        """Ask how streams stand."""
-        self.call(*(f"STREAM.INFO.{each}" for each in streams))
-
-    def pull(self, stream: str, *consumers: str) -> None:
-        """Pull a stream's consumers, and answer what they deliver.
-
-        An answer's subject is one of two, by what the server is configured to (`js_ack_fc_v2`): the newer has the
-        domain and the account before the stream, and a random token at its end.
-        """
-        for consumer in consumers:
-            self.call(f"CONSUMER.MSG.NEXT.{stream}.{consumer}")
-            place = f"{stream}.{consumer}{_ACK_TOKENS}"
-            self.publish(f"$JS.ACK.{place}", f"$JS.ACK.*.*.{place}", f"$JS.ACK.*.*.{place}.*")
-
-    def made(self) -> Permissions:
-        return Permissions(tuple(self._publish), tuple(self._subscribe))
 
 
 def permissions_of(
@@ -229,6 +149,8 @@ def _service(lists: Lists, role: str) -> None:
     lists.call("STREAM.LIST")
     lists.info(EVENTS.name, TASKS.name, TASKS_BUCKET.stream_name)
     lists.write(WORKERS_BUCKET)
+    lists.read_bucket(VALVES_BUCKET)
+    lists.subscribe(f"$KV.{VALVES_BUCKET.name}.>")
     lists.subscribe("$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD)
 
 
@@ -271,6 +193,18 @@ def _fleet(lists: Lists) -> None:
     lists.info(*_QUEUES)
 
 
+def _count(lists: Lists) -> None:
+    """Count what was used, and see what was."""
+    lists.publish(*USAGE.subjects)
+    lists.read(USAGE.name)
+    lists.info(USAGE.name)
+
+
+def _put_off(lists: Lists) -> None:
+    """Put a turn into the backlog, and tell the stewards."""
+    lists.publish(*BACKLOG.subjects, subjects.BACKLOG_GREW)
+
+
 def _levels(lists: Lists) -> None:
     """How full the streams, the account and the disk are."""
     lists.info(*_ALL_STREAMS)
@@ -292,7 +226,10 @@ def _ingress(lists: Lists) -> None:
     _append(lists, "log")
     lists.publish(*TASKS.subjects, *(f"control.{kind}.*" for kind in ("cancel", "input", "approval", "replay")))
     lists.publish("timers.at.deadline.*.*.*", *DEAD_LETTERS.subjects)
-    lists.read(TASKS.name, TURNS.name, CONTROL.name, DEAD_LETTERS.name)
+    _put_off(lists)
+    _count(lists)
+    lists.write(VALVES_BUCKET)
+    lists.read(TASKS.name, BACKLOG.name, TURNS.name, CONTROL.name, DEAD_LETTERS.name)
     lists.call(
         f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",
         *(f"CONSUMER.INFO.{stream}.*" for stream in (TASKS.name, TURNS.name)),
@@ -323,6 +260,8 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
         lists.pull(stream, *names)
         lists.call(*(f"CONSUMER.INFO.{stream}.{name}" for name in names))
     lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED)
+    _put_off(lists)
+    _count(lists)
     lists.write(PROVIDERS_BUCKET)
     lists.read_keys(PROVIDERS_BUCKET, TOOLS_BUCKET)
     lists.read(RESULTS.name)
@@ -351,13 +290,18 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
     lists.pull(ADVISORIES.name, "steward")
     lists.pull(DEAD_LETTERS.name, CRITIC_CONSUMER)
     lists.pull(EVENTS.name, *(["*"] if webhooks is None else map(webhook_consumer, webhooks)))
-    lists.read(*_QUEUES, CONTROL.name, TIMERS.name, DEAD_LETTERS.name, SIGNALS.name, RESULTS.name)
+    _put_off(lists)
+    _count(lists)
+    lists.read(*_QUEUES, BACKLOG.name, CONTROL.name, TIMERS.name, DEAD_LETTERS.name, SIGNALS.name, RESULTS.name)
     lists.read_bucket(TRIGGERS_BUCKET, WALKS_BUCKET, STORAGE_BUCKET)
     for bucket in (LANES_BUCKET, ARCHIVE_BUCKET, WALKS_BUCKET, STORAGE_BUCKET):
         lists.write(bucket)
     lists.write(TRIGGERS_BUCKET, "_pace.*.*")
     lists.call(
-        *(f"STREAM.MSG.DELETE.{stream}" for stream in (*_QUEUES, CONTROL.name, TIMERS.name, ARCHIVE.name)),
+        *(
+            f"STREAM.MSG.DELETE.{stream}"
+            for stream in (*_QUEUES, BACKLOG.name, CONTROL.name, TIMERS.name, ARCHIVE.name)
+        ),
         *(f"STREAM.PURGE.{each}" for each in (EVENTS.name, TIMERS.name, DEAD_LETTERS.name, RESULTS.name)),
         f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
         *(f"CONSUMER.LIST.{stream}" for stream in _ALL_STREAMS),
@@ -366,14 +310,18 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
         *(f"CONSUMER.DELETE.{stream}.*" for stream in _QUEUES),
     )
     _provide(lists)
-    lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING, subjects.OPERATOR_ACTS)
+    lists.subscribe("stats.lanes.*.*", subjects.LANES_WAITING, subjects.OPERATOR_ACTS, subjects.BACKLOG_GREW)
 
 
 def _provide(lists: Lists) -> None:
     """Create what is declared, and change it; of consumers those of streams that have some."""
     lists.call(
         *(f"STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE") for stream in _ALL_STREAMS),
-        *(f"CONSUMER.DURABLE.CREATE.{each.name}.*" for each in STREAMS if each not in (RESULTS, ARCHIVE)),
+        *(
+            f"CONSUMER.DURABLE.CREATE.{each.name}.*"
+            for each in STREAMS
+            if each not in (RESULTS, ARCHIVE, BACKLOG, USAGE)
+        ),
     )
 
 
@@ -400,14 +348,16 @@ def _operator(lists: Lists) -> None:
     lists.publish(*(f"control.{kind}.*" for kind in subjects.CONTROL_KINDS), *SIGNALS.subjects, *ARCHIVE.subjects)
     lists.read(*_ALL_STREAMS)
     lists.read_keys(*BUCKETS)
-    for bucket in (TRIGGERS_BUCKET, KEYS_BUCKET, ARCHIVE_BUCKET):
+    for bucket in (TRIGGERS_BUCKET, KEYS_BUCKET, ARCHIVE_BUCKET, VALVES_BUCKET):
         lists.write(bucket)
+    _put_off(lists)
+    _count(lists)
     _compare(lists)
     lists.call(
         # The doctor finds out by it whether a stream takes anything. Who may change a stream can empty it anyhow.
         *(
             f"STREAM.PURGE.{each.name}"
-            for each in (TASKS, TURNS, TOOLS, CONTROL, EVENTS, DEAD_LETTERS, TIMERS, RESULTS)
+            for each in (TASKS, BACKLOG, TURNS, TOOLS, CONTROL, EVENTS, DEAD_LETTERS, TIMERS, RESULTS, USAGE)
         ),
         f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
         f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",

@@ -43,8 +43,10 @@ SIZES: Mapping[str, Size] = MappingProxyType(
         # Some 70 bytes for each task in ARCHIVE.
         "KV_archive": Size(4, 8 * MIB, 64 * GIB),
         "DEAD_LETTERS": Size(4, 16 * MIB, 16 * GIB),
-        # Queues. The largest message has 1 MiB; TASKS takes 50,000 messages, and what waits elsewhere came from there.
-        "TASKS": Size(3, 16 * MIB, 2 * GIB),
+        # Queues. The largest message has 1 MiB; TASKS takes 50,000 messages, BACKLOG 100,000, and what waits elsewhere
+        # came from there.
+        "TASKS": Size(2, 8 * MIB, 2 * GIB),
+        "BACKLOG": Size(3, 8 * MIB, 4 * GIB),
         "TURNS": Size(2, 16 * MIB, 2 * GIB),
         "TOOLS": Size(2, 16 * MIB, 2 * GIB),
         "CONTROL": Size(0.6, 8 * MIB, 512 * MIB),
@@ -52,6 +54,8 @@ SIZES: Mapping[str, Size] = MappingProxyType(
         "TIMERS": Size(1, 8 * MIB, 256 * MIB),
         "SIGNALS": Size(1, 8 * MIB, GIB),
         "ADVISORIES": Size(0.2, 4 * MIB, 64 * MIB),
+        # Some 200 bytes for each counter: a tenant, a day, a model and a kind.
+        "USAGE": Size(0.5, 4 * MIB, GIB),
         "KV_workers": _SMALL_BUCKET,
         "KV_providers": _SMALL_BUCKET,
         "KV_lanes": _SMALL_BUCKET,
@@ -60,6 +64,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
         "KV_walks": _SMALL_BUCKET,
         "KV_storage": _SMALL_BUCKET,
         "KV_keys": _SMALL_BUCKET,
+        "KV_valves": _SMALL_BUCKET,
     }
 )
 """By the name of the stream; that of a bucket is `KV_<bucket>`, and `OBJ_results` is the store of large results."""

@@ -6,33 +6,32 @@ sizes in bytes. Every stream has numeric limits. deploy/nats/streams/*.json is r
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import msgspec
-
 from contracts import subjects
+from contracts.declarations import (
+    ACK_PENDING_MAX,
+    ACK_WAIT_SECONDS,
+    FEW_WAITING_PULLS_MAX,
+    MAX_DELIVER,
+    BucketDeclaration,
+    ConsumerDeclaration,
+    StreamDeclaration,
+)
 from contracts.sizes import DEFAULT_TOTAL_BYTES, share_out
 
-ACK_WAIT_SECONDS = 5.0
-"""Lease of a step: how long a delivery may go without a heartbeat. MESH_ACK_WAIT_SECONDS overrides it."""
-MAX_DELIVER = 10
-"""The net under crash loops; tries by policy are fewer (`contracts.retries`). MESH_MAX_DELIVER overrides it."""
-DUPLICATE_WINDOW_SECONDS = 600
-MESSAGE_BYTES_MAX = 1024 * 1024
-"""NATS's own default `max_payload`."""
 LANE_BACKLOG_MAX = 5_000
-"""Waiting tasks of one tenant in one lane."""
+"""Tasks of one tenant that wait in one lane's backlog, unless its settings say less."""
+TASKS_WINDOW = 64
+"""First turns of one tenant and lane in TASKS, those that run included; what is beyond waits in BACKLOG. A fleet that
+has more places widens it (`steward`)."""
 TASKS_MAX = 50_000
-"""Waiting tasks of the whole mesh."""
+"""First turns that wait or run, of the whole mesh."""
+BACKLOG_MAX = 100_000
+"""Tasks of the whole mesh that wait behind those."""
 LANE_CONSUMERS_MAX = 10_000
 """Consumers of a stream that has one for each lane or tool. An explicit number lifts the server's own bound of 1,000
 (`default_max_consumers`). Each takes some 30 KiB of the server's memory; a cluster bears about 2,000."""
 WAITING_PULLS_MAX = 10_000
 """Pulls that wait at a lane or tool: one for each of its workers or runners. The next one is refused."""
-FEW_WAITING_PULLS_MAX = 512
-"""The same of consumers that only the steward pulls."""
-ACK_PENDING_MAX = 10_000
-"""Deliveries in flight in one lane, delayed retries included. The server's default of 1,000 stops a lane early."""
 SIGNALS_MAX = 1_000_000
 """Signals that are kept, and so may wait."""
 WORKERS_TTL_SECONDS = 90
@@ -53,126 +52,6 @@ BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "propose_repl
 
 _BYTES = share_out(DEFAULT_TOTAL_BYTES)
 """What is declared where nobody has said how large the disk is; `contracts.sizes` shares out what there is."""
-_NANOSECONDS = 1_000_000_000
-
-
-class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream. Sizes in bytes, times in seconds; -1 is no limit of that kind, and then another kind has one.
-
-    The server reserves `max_bytes` of all streams together against the limit of the account, if that has one. As
-    declared they come to 24 GiB (`contracts.sizes`); a mesh replaces them by what its disk and mesh.toml say.
-    """
-
-    name: str
-    description: str
-    subjects: tuple[str, ...]
-    retention: Literal["limits", "workqueue"] = "limits"
-    discard: Literal["old", "new"] = "old"
-    discard_new_per_subject: bool = False
-    max_msgs: int = -1
-    max_msgs_per_subject: int = -1
-    max_bytes: int
-    max_age_seconds: float = 0
-    max_msg_bytes: int = MESSAGE_BYTES_MAX
-    max_consumers: int = 256
-    duplicate_window_seconds: float = DUPLICATE_WINDOW_SECONDS
-    allow_direct: bool = True
-    allow_msg_schedules: bool = False
-    allow_msg_ttl: bool = False
-    allow_rollup_headers: bool = False
-    deny_delete: bool = False
-    republish: tuple[str, str] | None = None
-
-    def as_config(self, replicas: int = 1) -> dict[str, Any]:
-        """The JSON of a JetStream StreamConfig."""
-        config: dict[str, Any] = {
-            "name": self.name,
-            "description": self.description,
-            "subjects": list(self.subjects),
-            "retention": self.retention,
-            "discard": self.discard,
-            "discard_new_per_subject": self.discard_new_per_subject,
-            "storage": "file",
-            "num_replicas": replicas,
-            "max_msgs": self.max_msgs,
-            "max_msgs_per_subject": self.max_msgs_per_subject,
-            "max_bytes": self.max_bytes,
-            "max_age": int(self.max_age_seconds * _NANOSECONDS),
-            "max_msg_size": self.max_msg_bytes,
-            "max_consumers": self.max_consumers,
-            "duplicate_window": int(self.duplicate_window_seconds * _NANOSECONDS),
-            "allow_direct": self.allow_direct,
-            "allow_rollup_hdrs": self.allow_rollup_headers,
-            "deny_delete": self.deny_delete,
-        }
-        if self.allow_msg_schedules:
-            config["allow_msg_schedules"] = True
-        if self.allow_msg_ttl:
-            config["allow_msg_ttl"] = True
-        if self.republish is not None:
-            config["republish"] = {"src": self.republish[0], "dest": self.republish[1]}
-        return config
-
-
-class ConsumerDeclaration(msgspec.Struct, frozen=True, kw_only=True):
-    """A durable pull consumer with explicit ack. Its `backoff` list stays unset: it would overwrite `ack_wait`."""
-
-    stream: str
-    name: str
-    filter_subject: str
-    ack_wait_seconds: float = ACK_WAIT_SECONDS
-    max_deliver: int = MAX_DELIVER
-    max_ack_pending: int = ACK_PENDING_MAX
-    max_waiting: int = FEW_WAITING_PULLS_MAX
-    inactive_threshold_seconds: float = 0
-    deliver_policy: Literal["all", "new"] = "all"
-
-    def as_config(self) -> dict[str, Any]:
-        """The JSON of a JetStream ConsumerConfig."""
-        config: dict[str, Any] = {
-            "durable_name": self.name,
-            "name": self.name,
-            "filter_subject": self.filter_subject,
-            "deliver_policy": self.deliver_policy,
-            "ack_policy": "explicit",
-            "ack_wait": int(self.ack_wait_seconds * _NANOSECONDS),
-            "max_deliver": self.max_deliver,
-            "max_ack_pending": self.max_ack_pending,
-            "max_waiting": self.max_waiting,
-        }
-        if self.inactive_threshold_seconds:
-            config["inactive_threshold"] = int(self.inactive_threshold_seconds * _NANOSECONDS)
-        return config
-
-
-class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True):
-    """A key-value bucket with direct reads, and one value kept for each key."""
-
-    name: str
-    description: str
-    max_bytes: int
-    ttl_seconds: float = 0
-
-    @property
-    def stream_name(self) -> str:
-        """Name of the stream under the bucket."""
-        return f"KV_{self.name}"
-
-    def as_stream(self) -> StreamDeclaration:
-        """The stream under the bucket (NATS ADR-8)."""
-        return StreamDeclaration(
-            name=self.stream_name,
-            description=self.description,
-            subjects=(f"$KV.{self.name}.>",),
-            discard="new",
-            max_msgs_per_subject=1,
-            max_bytes=self.max_bytes,
-            max_age_seconds=self.ttl_seconds,
-            # JetStream takes no duplicate window longer than the age of the messages.
-            duplicate_window_seconds=min(120.0, self.ttl_seconds) if self.ttl_seconds else 120.0,
-            allow_rollup_headers=True,
-            deny_delete=True,
-        )
 
 
 TASKS = StreamDeclaration(
@@ -186,6 +65,17 @@ TASKS = StreamDeclaration(
     max_msgs_per_subject=LANE_BACKLOG_MAX,
     max_bytes=_BYTES["TASKS"],
     max_consumers=LANE_CONSUMERS_MAX,
+)
+BACKLOG = StreamDeclaration(
+    name="BACKLOG",
+    description="Turns that wait for their tenant's turn. Nobody pulls them: stewards move them on, in fair order.",
+    subjects=("backlog.*.*.*",),
+    retention="workqueue",
+    discard="new",
+    discard_new_per_subject=True,
+    max_msgs=BACKLOG_MAX,
+    max_msgs_per_subject=LANE_BACKLOG_MAX,
+    max_bytes=_BYTES["BACKLOG"],
 )
 TURNS = StreamDeclaration(
     name="TURNS",
@@ -281,8 +171,20 @@ ARCHIVE = StreamDeclaration(
     max_bytes=_BYTES["ARCHIVE"],
 )
 
+USAGE = StreamDeclaration(
+    name="USAGE",
+    description="Counters: what each tenant has used, by day, provider, model and pool.",
+    subjects=(subjects.USAGE_ALL,),
+    # Counters can't be combined with discard new (NATS ADR-49). What is lost is counted again from journals.
+    discard="old",
+    max_msgs_per_subject=1,
+    max_bytes=_BYTES["USAGE"],
+    allow_msg_counter=True,
+)
+
 STREAMS: tuple[StreamDeclaration, ...] = (
     TASKS,
+    BACKLOG,
     TURNS,
     TOOLS,
     CONTROL,
@@ -293,6 +195,7 @@ STREAMS: tuple[StreamDeclaration, ...] = (
     SIGNALS,
     RESULTS,
     ARCHIVE,
+    USAGE,
 )
 
 TASKS_BUCKET = BucketDeclaration(name="tasks", description="Status record of each task.", max_bytes=_BYTES["KV_tasks"])
@@ -322,6 +225,9 @@ STORAGE_BUCKET = BucketDeclaration(
     name="storage", description="How full the streams were, an hour apart.", max_bytes=_BYTES["KV_storage"]
 )
 KEYS_BUCKET = BucketDeclaration(name="keys", description="API keys, hashed.", max_bytes=_BYTES["KV_keys"])
+VALVES_BUCKET = BucketDeclaration(
+    name="valves", description="What people have paused, or limited for a while.", max_bytes=_BYTES["KV_valves"]
+)
 
 BUCKETS: tuple[BucketDeclaration, ...] = (
     TASKS_BUCKET,
@@ -334,6 +240,7 @@ BUCKETS: tuple[BucketDeclaration, ...] = (
     WALKS_BUCKET,
     STORAGE_BUCKET,
     KEYS_BUCKET,
+    VALVES_BUCKET,
 )
 
 

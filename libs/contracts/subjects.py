@@ -66,6 +66,10 @@ CONFIGURATION_RELOAD = "configuration.reload"
 """A step of a reload, to all processes; core NATS, each answers."""
 OPERATOR_ACTS = "audit.act"
 """What an operator has done at the broker itself, for a steward to log; core NATS, a request."""
+USAGE_ALL = "usage.*.*.*.*.*.*"
+"""Counters of what tenants have used, as a filter."""
+BACKLOG_GREW = "backlog.grew"
+"""Something has come into BACKLOG: told to stewards, on core NATS, with the lane and tenant as JSON."""
 TRIGGER_RULES = "$KV.triggers.*.*"
 """The rules among what the bucket `triggers` holds."""
 MALFORMED = "malformed"
@@ -152,6 +156,11 @@ def jetstream_api(domain: str | None) -> str:
 def tasks(pool: str, priority: str, tenant: str) -> str:
     """First turns: `tasks.<pool>.<priority>.<tenant>`."""
     return f"tasks.{check_pool(pool)}.{check_priority(priority)}.{check_tenant(tenant)}"
+
+
+def backlog(pool: str, priority: str, tenant: str) -> str:
+    """Turns that wait for their tenant's turn: `backlog.<pool>.<priority>.<tenant>`."""
+    return f"backlog.{check_pool(pool)}.{check_priority(priority)}.{check_tenant(tenant)}"
 
 
 def turns(pool: str, priority: str, tenant: str) -> str:
@@ -248,15 +257,19 @@ def lane_key(pool: str, priority: str) -> str:
 
 
 def worker_key(worker: str) -> str:
-    """Key of a worker in the bucket `workers`: its name, which holds an @ and may hold dots, made one token.
+    """Key of a worker in the bucket `workers`: its name, which holds an @ and may hold dots, made one token."""
+    if not 0 < len(worker) <= WORKER_CHARACTERS_MAX:
+        raise InvalidName(f"not a worker's name: {worker!r:.80}")
+    return as_token(worker)
+
+
+def as_token(text: str) -> str:
+    """A text as one token of a subject.
 
     Each byte of its UTF-8 that is no ASCII letter, digit, `-` or `_` is written as `=` and two hexadecimal digits.
     """
-    if not 0 < len(worker) <= WORKER_CHARACTERS_MAX:
-        raise InvalidName(f"not a worker's name: {worker!r:.80}")
     return "".join(
-        chr(byte) if chr(byte) in _KEY_CHARACTERS else f"={byte:02x}"
-        for byte in worker.encode("utf-8", "surrogatepass")
+        chr(byte) if chr(byte) in _KEY_CHARACTERS else f"={byte:02x}" for byte in text.encode("utf-8", "surrogatepass")
     )
 
 

@@ -16,7 +16,8 @@ from nats.aio.msg import Msg
 
 from contracts import guests
 from contracts.generation import accounts
-from contracts.permissions import INBOXES, ROLES, Permissions
+from contracts.permission_lists import Permissions
+from contracts.permissions import INBOXES, ROLES
 from contracts.streams import BUCKETS, STREAMS
 from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect

@@ -14,7 +14,8 @@ from typing import Final
 
 from contracts.generation.accounts import User, accounts_conf, password_variable, role_users
 from contracts.guests import Guest
-from contracts.permissions import ROLES, Permissions
+from contracts.permission_lists import Permissions
+from contracts.permissions import ROLES
 
 VARIABLE: Final = "TASKMESH_TEST_BROKER"
 ENFORCED: Final = "enforced"

@@ -12,7 +12,7 @@ from typing import Any
 
 import nkeys  # type: ignore[import-untyped]  # it has no types
 
-from contracts.permissions import Permissions
+from contracts.permission_lists import Permissions
 
 _NO_LIMITS = {"subs": -1, "data": -1, "payload": -1}
 _ACCOUNT_LIMITS = {

@@ -29,7 +29,7 @@ import msgspec
 
 from contracts.codec import decode
 from contracts.triggers.rules import TriggerRule, check_rule
-from mesh.configuration.mesh_toml import parse_configuration
+from mesh.configuration.mesh_toml import KEYS, parse_configuration
 from meshctl.__main__ import build_parser
 from tests.support import children
 
@@ -61,9 +61,7 @@ _GAP = r"^[ \t]*…[ \t]*$"
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 _BLANK_LINE = "\0"
 _CURSOR = re.compile(r"(Last-Event-ID: |--after )(\d+)")
-_MESH_TOML = frozenset(
-    ("providers", "pools", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs", "auth", "approvals")
-)
+_MESH_TOML = frozenset(KEYS)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts import errors, headers, retries, streams
+from contracts import declarations, errors, headers, retries, streams
 from contracts.api import sse
 from contracts.generate import (
     ACCOUNTS,
@@ -305,8 +305,8 @@ def test_the_protocol_names_every_stream_bucket_header_and_code() -> None:
 def test_the_protocol_says_the_numbers_that_are_declared() -> None:
     text = protocol()
     for number in (
-        f"{streams.ACK_WAIT_SECONDS:g} s",
-        f"{streams.MAX_DELIVER} deliveries",
+        f"{declarations.ACK_WAIT_SECONDS:g} s",
+        f"{declarations.MAX_DELIVER} deliveries",
         f"{retries.STEP_POLICY.tries_max} tries",
         f"{retries.STEP_POLICY.delay_seconds_first:g} s",
         f"{retries.STEP_POLICY.delay_seconds_max:g} s",

@@ -9,14 +9,8 @@ import pytest
 from contracts import guests, subjects
 from contracts.errors import InvalidName
 from contracts.generation import accounts
-from contracts.permissions import (
-    ROLES,
-    USER_INFO,
-    Permissions,
-    Responses,
-    essentials_of,
-    permissions_of,
-)
+from contracts.permission_lists import Permissions, Responses
+from contracts.permissions import ROLES, USER_INFO, essentials_of, permissions_of
 from contracts.streams import ADVISORIES, BUCKETS, STREAMS
 from mesh.broker.rights import Granted, Missing, Rule, read_granted, told
 

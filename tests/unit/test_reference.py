@@ -18,6 +18,7 @@ import mesh.configuration
 from mesh.configuration.checking import unknown_variables
 from mesh.configuration.mesh_toml import KEYS, Configuration, ServerConfiguration, parse_configuration
 from mesh.configuration.settings import BOUNDS, CHOICES, load_settings, variable_fields
+from mesh.configuration.tenants_table import TenantsConfiguration
 from mesh.configuration.tool_tables import ToolsConfiguration
 from mesh.configuration.webhook_tables import SECRETS_MAX
 from mesh.errors import SettingsError
@@ -44,6 +45,7 @@ BEFORE = {
     '[providers.<name>] kind = "anthropic"': ANTHROPIC,
     '[providers.<name>] kind = "scripted"': '[providers.x]\nkind = "scripted"\n',
     "[providers.<name>.breaker]": '[providers.x]\nkind = "scripted"\n[providers.x.breaker]\n',
+    "[tenants.<name>]": "[tenants.x]\n",
     "[pools.<name>]": "[pools.default]\n",
     "[[pools.<name>.fallbacks]]": "[[pools.default.fallbacks]]\n",
     "[tools.<name>]": "[tools.add]\n",
@@ -200,7 +202,7 @@ def test_every_standard_variable_is_one_that_is_read() -> None:
 
 
 def test_every_type_of_the_file_has_a_table() -> None:
-    whole = {Configuration, ToolsConfiguration}
+    whole = {Configuration, TenantsConfiguration, ToolsConfiguration}
     assert {each.kind for each in TABLES} == configuration_types() - whole
     assert {each.names[0] for each in TABLES} == set(KEYS)
     assert list(sections()) == [*(each.title for each in TABLES), "Words"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.declarations import MAX_DELIVER
 from contracts.retries import BROKER_POLICY, PROCESS_POLICY, STEP_POLICY, RetryPolicy
-from contracts.streams import MAX_DELIVER
 
 POLICY = RetryPolicy(tries_max=5, delay_seconds_first=0.5, delay_seconds_max=8.0)
 LONGEST = 0.999_999

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from contracts import streams, subjects
+from contracts import declarations, streams, subjects
+from contracts.declarations import ConsumerDeclaration, StreamDeclaration
 from contracts.generate import CONSUMER_CONFIGURATIONS, POOLS, REPOSITORY, STREAM_CONFIGURATIONS
-from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, ConsumerDeclaration, StreamDeclaration, consumers
+from contracts.streams import BUCKETS, BUILT_IN_TOOLS, STREAMS, consumers
 
 DECLARED: list[StreamDeclaration] = [*STREAMS, *(bucket.as_stream() for bucket in BUCKETS)]
 CONSUMERS = consumers(POOLS, BUILT_IN_TOOLS)
@@ -59,7 +60,7 @@ def test_every_stream_has_numeric_limits(stream: StreamDeclaration) -> None:
     for limit in ("max_msgs", "max_msgs_per_subject"):
         assert config[limit] == -1 or config[limit] > 0, limit
     assert config["max_age"] >= 0
-    assert config["max_msg_size"] <= streams.MESSAGE_BYTES_MAX < config["max_bytes"]
+    assert config["max_msg_size"] <= declarations.MESSAGE_BYTES_MAX < config["max_bytes"]
     # JetStream takes no duplicate window longer than the age of the messages.
     assert config["max_age"] == 0 or config["duplicate_window"] <= config["max_age"]
 
@@ -193,7 +194,7 @@ def test_a_full_lane_refuses_and_started_work_does_not() -> None:
 
 
 @pytest.mark.parametrize("bucket", BUCKETS, ids=lambda bucket: bucket.name)
-def test_a_bucket_keeps_one_value_for_each_key(bucket: streams.BucketDeclaration) -> None:
+def test_a_bucket_keeps_one_value_for_each_key(bucket: declarations.BucketDeclaration) -> None:
     config = bucket.as_stream().as_config()
     assert config["name"] == f"KV_{bucket.name}"
     assert config["subjects"] == [f"$KV.{bucket.name}.>"]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.declarations import MESSAGE_BYTES_MAX
 from contracts.journal import events, parts
 from contracts.journal.parts import Usage
 from contracts.records.tools import ASK_USER_DECLARATION
-from contracts.streams import MESSAGE_BYTES_MAX
 from contracts.tasks import OUTPUT_BYTES_MAX, Message, TaskRequest, output_bytes
 from inference_worker.dialects.scripted.model import ScriptedProvider
 from inference_worker.models.chunks import ReasoningDelta, TextDelta, TurnInput

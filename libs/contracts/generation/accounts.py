@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from contracts.guests import Guest, Import
-from contracts.permissions import ROLES, Permissions, permissions_of
+from contracts.permission_lists import Permissions
+from contracts.permissions import ROLES, permissions_of
 
 ACCOUNT: Final = "TASKMESH"
 """The account of a mesh: its streams, and the users of its services."""

@@ -17,6 +17,7 @@ from contracts.codec import decode, exactly
 from contracts.errors import ErrorInfo
 from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
 from contracts.journal.parts import (
+    Estimate,
     FinishReason,
     Incomplete,
     ObjectReference,
@@ -71,6 +72,8 @@ class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
     """Who has submitted it: a caller, a rule, the critic; of a sub-task, who has submitted its parent."""
     pool_bound: bool = False
     """Whether its submitter may use no other pool: its sub-tasks stay in the one that it is in."""
+    estimate: Estimate | None = None
+    """What it was thought to cost. Absent where nobody has estimated it."""
 
 
 class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):

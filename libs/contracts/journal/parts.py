@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from contracts.errors import ErrorInfo
 from contracts.fields import Call, Count, Id, LaneName, Ordinal, Seconds, SignalFilter, Step
-from contracts.tasks import RequestInput, RequestModel
+from contracts.tasks import Priority, RequestInput, RequestModel
 
 CALLS_EDITED_MAX = 64
 CHAIN_RULES_MAX = 8
@@ -25,6 +25,26 @@ class Usage(msgspec.Struct, frozen=True):
     input_tokens: Count = 0
     output_tokens: Count = 0
     discarded_tokens: Ordinal | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a task was thought to cost when it was accepted: tokens of its first turn, and where they are from.
+
+    `basis` of what is put out: `limit` (the request or its pool bounds it), `median` (what the pool's turns have put
+    out lately) or `default`. `lowered_from`: the lane that was asked for, where the task got a less urgent one, for
+    `lowered_for`: its tenant's `tier`, or its `size`.
+    """
+
+    input_tokens: Count
+    output_tokens: Count
+    basis: Literal["limit", "median", "default"] = "default"
+    lowered_from: Priority | None = None
+    lowered_for: Literal["tier", "size"] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Read and put out together."""
+        return self.input_tokens + self.output_tokens
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

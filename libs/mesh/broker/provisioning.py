@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 import structlog
 
+from contracts.declarations import ConsumerDeclaration, StreamDeclaration
 from contracts.sizes import text
 from contracts.streams import (
     BUCKETS,
@@ -16,8 +17,6 @@ from contracts.streams import (
     EVENTS,
     STREAMS,
     WEBHOOK_CONSUMER_PREFIX,
-    ConsumerDeclaration,
-    StreamDeclaration,
     consumers,
     critic_consumer,
     webhook_consumers,

@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from contracts import headers, subjects
-from contracts.streams import MESSAGE_BYTES_MAX
+from contracts.declarations import MESSAGE_BYTES_MAX
 from mesh import faults
 from mesh.broker.levels import TimerRoom
 from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoLeader, NoRoom, NotAllowed

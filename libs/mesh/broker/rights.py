@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from contracts.errors import TaskmeshError
-from contracts.permissions import ROLES, USER_INFO, Permissions, Role, essentials_of
+from contracts.permission_lists import Permissions
+from contracts.permissions import ROLES, USER_INFO, Role, essentials_of
 from contracts.records.status import HealthCheck
 from contracts.subjects import jetstream_api, overlap, within
 from mesh.background import first_of

@@ -7,9 +7,11 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
+from contracts.declarations import MESSAGE_BYTES_MAX, StreamDeclaration
 from contracts.errors import TaskmeshError
-from contracts.permissions import Permissions, essentials_of
-from contracts.streams import ADVISORIES, BUCKETS, MESSAGE_BYTES_MAX, STREAMS, StreamDeclaration
+from contracts.permission_lists import Permissions
+from contracts.permissions import essentials_of
+from contracts.streams import ADVISORIES, BUCKETS, STREAMS
 from mesh.broker.connection import Connection
 from mesh.broker.requests import Requests
 from mesh.broker.rights import Granted, Missing

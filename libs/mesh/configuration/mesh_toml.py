@@ -35,6 +35,7 @@ from mesh.configuration.logs_table import LogsConfiguration, parse_logs
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
+from mesh.configuration.tenants_table import TenantsConfiguration, parse_tenants
 from mesh.configuration.toml_tables import HEADER_NAME, HEADER_VALUE, convert, named_tables
 from mesh.configuration.tool_tables import ToolsConfiguration, parse_tools
 from mesh.configuration.webhook_tables import WebhookConfiguration, parse_webhooks
@@ -44,7 +45,10 @@ CONFIG_VARIABLE = "MESH_CONFIG"
 DEFAULT_FILE = "mesh.toml"
 NO_FILE = os.devnull
 """What MESH_CONFIG names where no file must count: it reads as an empty one."""
-KEYS = ("pools", "providers", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs", "auth", "approvals")
+KEYS = (
+    *("pools", "providers", "tenants", "tools", "mcp", "webhooks", "critic", "results", "storage", "logs", "auth"),
+    "approvals",
+)
 FILE_BYTES_MAX = 1024 * 1024
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
@@ -238,6 +242,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     providers: dict[str, ProviderConfiguration]
     pools: dict[str, PoolConfiguration]
+    tenants: TenantsConfiguration = TenantsConfiguration()
     tools: ToolsConfiguration = ToolsConfiguration()
     webhooks: dict[str, WebhookConfiguration] = {}
     critic: CriticConfiguration | None = None
@@ -330,6 +335,7 @@ def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> C
     return Configuration(
         providers=providers,
         pools=pools,
+        tenants=parse_tenants(tables, source),
         tools=parse_tools(tables, source),
         webhooks=parse_webhooks(tables, source),
         critic=parse_critic(tables, tuple(pools), source),

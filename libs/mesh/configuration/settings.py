@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+from contracts.declarations import ACK_WAIT_SECONDS, MAX_DELIVER
 from contracts.retries import STEP_POLICY
-from contracts.streams import ACK_WAIT_SECONDS, MAX_DELIVER
 from mesh.configuration.broker_urls import BrokerLogin, parse_broker_url, without_password
 from mesh.configuration.mesh_toml import DEFAULT_FILE, Configuration, default_configuration, load_configuration
 from mesh.configuration.secret_files import read_secret, secret_path

@@ -49,6 +49,8 @@ class BucketsConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """How full streams were in the last day."""
     keys: SizeText | None = None
     """API keys: some 300 bytes each."""
+    valves: SizeText | None = None
+    """What people have paused, or limited for a while."""
 
 
 class StorageConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +74,9 @@ class StorageConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     results: SizeText | None = None
     """The object store: results of tools that are larger than 256 KiB."""
     tasks: SizeText | None = None
-    """TASKS: first turns that wait."""
+    """TASKS: first turns that wait for a worker, or run."""
+    backlog: SizeText | None = None
+    """BACKLOG: turns that wait for their tenant's turn."""
     turns: SizeText | None = None
     """TURNS: later turns that wait."""
     tools: SizeText | None = None
@@ -87,6 +91,8 @@ class StorageConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """SIGNALS: events from outside, of the last seven days."""
     advisories: SizeText | None = None
     """ADVISORIES: what the broker says of messages that it gave up."""
+    usage: SizeText | None = None
+    """USAGE: counters of what tenants have used."""
     buckets: BucketsConfiguration = BucketsConfiguration()
     """The sizes of buckets."""
 

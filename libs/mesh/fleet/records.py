@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from contracts.codec import decode
+from contracts.declarations import BucketDeclaration
 from contracts.errors import InvalidPayload
-from contracts.streams import BucketDeclaration
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import Scan
 

@@ -212,4 +212,5 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
         budget_tokens=work.budget_tokens if work.budget_tokens is not None else work.request.budget_tokens,
         by=work.by,
         pool_bound=work.pool_bound,
+        estimate=work.estimate,
     )

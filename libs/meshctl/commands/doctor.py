@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 import msgspec
 import nats.errors
 
+from contracts.declarations import MESSAGE_BYTES_MAX
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.sizes import SIZES
-from contracts.streams import EVENTS, MESSAGE_BYTES_MAX
+from contracts.streams import EVENTS
 from mesh.broker.connection import Connection
 from mesh.broker.credential_files import LoginUnusable
 from mesh.broker.credentials import Credentials

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
+from contracts.declarations import BucketDeclaration
 from contracts.errors import InvalidPayload
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import LaneStatistics, WorkerRecord
-from contracts.streams import LANES_BUCKET, PROVIDERS_BUCKET, WORKERS_BUCKET, BucketDeclaration
+from contracts.streams import LANES_BUCKET, PROVIDERS_BUCKET, WORKERS_BUCKET
 from contracts.subjects import PRIORITIES
 from mesh.broker.requests import Requests
 from mesh.clock import now

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from contracts.streams import MESSAGE_BYTES_MAX
+from contracts.declarations import MESSAGE_BYTES_MAX
 from mesh.broker.connection import SERVER_VERSION_MIN
 from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import ACCOUNT, DISK, Level, above, refusing

@@ -24,6 +24,7 @@ from mesh.configuration.mesh_toml import (
 )
 from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.storage_table import BucketsConfiguration, StorageConfiguration
+from mesh.configuration.tenants_table import TENANTS_MAX, TenantConfiguration
 from mesh.configuration.tool_tables import (
     SERVERS_MAX,
     HttpGetConfiguration,
@@ -114,6 +115,20 @@ slow_first_token_seconds = 20
 open_seconds_max = 30
 """,
         ("providers", "mine", "breaker"),
+    ),
+    Table(
+        "[tenants.<name>]",
+        TenantConfiguration,
+        """
+[tenants.acme]
+weight = 3
+tier = "normal"
+backlog = 500
+tokens_per_day = 2_000_000
+on_exhausted = "wait"
+""",
+        ("tenants", "acme"),
+        tables_max=TENANTS_MAX,
     ),
     Table(
         "[pools.<name>]",

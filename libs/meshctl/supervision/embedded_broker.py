@@ -25,8 +25,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from contracts.permissions import Permissions, check_role, permissions_of
-from contracts.streams import MESSAGE_BYTES_MAX
+from contracts.declarations import MESSAGE_BYTES_MAX
+from contracts.permission_lists import Permissions
+from contracts.permissions import check_role, permissions_of
 from mesh.broker.connection import SERVER_VERSION_MIN
 from mesh.broker.embedded import HOST
 from mesh.configuration.broker_urls import BrokerLogin

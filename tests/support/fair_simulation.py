@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from contracts.streams import LANE_BACKLOG_MAX
 from steward.admission.fair_order import Ahead, FairOrder
 
 Rule = Literal["arrival", "window", "fair"]
@@ -121,7 +122,7 @@ class Lane:
 
     places: int
     rule: Rule = "fair"
-    window: int = 64
+    window: int = LANE_BACKLOG_MAX
     ingresses: int = 1
     mover_seconds: float = 0.05
     depth_age_seconds: float = 1.0

@@ -6,8 +6,8 @@ from typing import Final
 
 from contracts import headers, subjects
 from contracts.codec import encode
-from contracts.errors import TaskmeshError
-from contracts.messages.work import TurnWork, decode_work
+from contracts.messages.envelope import read_envelope
+from contracts.messages.work import TurnWork
 from contracts.streams import BACKLOG
 from mesh import faults
 from mesh.broker.deliveries import Delivery
@@ -27,15 +27,13 @@ def backlog_subject(lane: subjects.LaneSubject) -> str:
 def destination(message: Stored) -> str:
     """Where a message of BACKLOG goes on to: TASKS if it brings the request, else TURNS.
 
-    One that can't be read goes to TASKS, whose worker says what is wrong with it. Raises `InvalidName`.
+    One of another version goes its way, too. One that is no work goes to TASKS, whose worker says what is wrong with
+    it. Raises `InvalidName`.
     """
     lane = subjects.parse_backlog(message.subject)
-    try:
-        work = decode_work(message.payload, message.subject)
-    except TaskmeshError:
-        return subjects.tasks(*lane)
-    is_first = isinstance(work, TurnWork) and work.request is not None
-    return subjects.tasks(*lane) if is_first else subjects.turns(*lane)
+    envelope = read_envelope(message.payload, message.subject)
+    is_later = envelope is not None and envelope.request is None
+    return subjects.turns(*lane) if is_later else subjects.tasks(*lane)
 
 
 async def put(
@@ -108,10 +106,8 @@ async def withdraw(requests: Requests, lane: subjects.LaneSubject, task: str) ->
 
 
 def _task_of(message: Stored) -> str | None:
-    try:
-        return decode_work(message.payload, message.subject).task
-    except TaskmeshError:
-        return None
+    envelope = read_envelope(message.payload, message.subject)
+    return envelope.task if envelope is not None else None
 
 
 def queue_of(work: TurnWork) -> subjects.LaneSubject:

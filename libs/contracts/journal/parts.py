@@ -40,6 +40,20 @@ class Usage(msgspec.Struct, frozen=True):
     untold_calls: Ordinal | msgspec.UnsetType = msgspec.UNSET
 
 
+class ModelCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call of a model of which nobody has told what it has used, as whoever made it has died or was cut off."""
+
+    turn: Ordinal
+    provider: str | None = None
+    model: str | None = None
+    pool: LaneName | None = None
+
+
+SpentReason = Literal["hedge", "slow", "failed", "redirect", "recall"]
+"""Why what a model was asked for is not its turn's answer: another one gave its first token sooner, it gave none in
+time, its call failed, its user said something else, its worker stops."""
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a task was thought to cost when it was accepted: tokens of its first turn, and where they are from.
 

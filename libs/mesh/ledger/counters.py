@@ -10,7 +10,7 @@ on with a batch after that asks the counters which of them have had it (`counted
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from contracts.records.usage import Counter, What, counter_of, counters_of
 from contracts.streams import USAGE
 from mesh.broker.direct_get import LAST_SUBJECTS_MAX, Stored, last_from_leader, last_of_many, subjects_of
 from mesh.broker.requests import Requests
+from mesh.errors import BrokerUnavailable
 
 AT_ONCE_MAX: Final = 32
 """Increments under way at a time: the broker takes ten thousand a second, and others wait for it, too."""
@@ -47,10 +48,17 @@ class _Value(msgspec.Struct):
     val: Annotated[str, msgspec.Meta(max_length=64)]
 
 
-async def add(requests: Requests, increments: Mapping[Counter, int], batch: str) -> None:
+def _always() -> bool:
+    return True
+
+
+async def add(
+    requests: Requests, increments: Mapping[Counter, int], batch: str, may: Callable[[], bool] = _always
+) -> None:
     """Count a batch, whose name is its own. Counting it again within ten minutes changes nothing.
 
-    Raises `BrokerError`, `BrokerUnavailable`, `InvalidName`.
+    `may` is asked right before each increment goes out. Raises `BrokerError`, `BrokerUnavailable`, also where it may
+    not go on, and `InvalidName`.
     """
     room = asyncio.Semaphore(AT_ONCE_MAX)
 
@@ -62,6 +70,8 @@ async def add(requests: Requests, increments: Mapping[Counter, int], batch: str)
             headers.MESSAGE_ID: f"{batch}:{subject}",
         }
         async with room:
+            if not may():
+                raise BrokerUnavailable("others count now: this took too long")
             await requests.publish(subject, b"", message_headers)
 
     await asyncio.gather(*(count(counter, increment) for counter, increment in increments.items() if increment))

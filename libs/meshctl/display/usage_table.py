@@ -41,6 +41,8 @@ def usage_table(head: str, rows: Sequence[UsageRow], total: UsageRow) -> Table:
 
 def cost(row: UsageRow) -> str:
     """What a row has cost, in the currency of the prices."""
+    if not (row.input_tokens or row.output_tokens):
+        return "-"
     return _UNKNOWN if row.cost_micros is msgspec.UNSET else f"{row.cost_micros / MICROS:,.6f}"
 
 

@@ -22,7 +22,7 @@ from mesh.ledger.counting import Counting
 from mesh.task.records import record
 from steward.archiving import packing
 from steward.archiving.packing import Packing
-from tests.integration.test_usage_counting import USAGE, count_all, counted, expected, turn
+from tests.integration.test_usage_counting import USAGE, count_all, counted, expected, lately, turn
 
 pytestmark = pytest.mark.integration
 
@@ -83,17 +83,27 @@ async def test_a_difference_that_somebody_has_planted_is_found_and_set_right(
     await count_all(steward)
     await pack_all(requests, settings, monkeypatch)
     await turn(requests)
-    day = day_of(now())
+    day = next(iter(await counters.read(requests, "default", lately()))).place.period
     here = Place("default", day, "mine", "m", "default")
-    stranger = Counter(here._replace(tenant="stranger"), "output")
-    await counters.add(requests, {Counter(here, "input"): 1, stranger: 2}, "planted")
+    mine, stranger = (
+        Counter(here._replace(provider="planted"), "input"),
+        Counter(here._replace(tenant="stranger"), "output"),
+    )
+    await counters.add(requests, {mine: 1, stranger: 2}, "planted")
     found = await audited(requests)
-    month = here._replace(period=month_of(day))
-    assert found.differences == [Difference(Counter(here, "input"), 20, 21), Difference(stranger, 0, 2)]
+    assert found.differences == [Difference(mine, 0, 1), Difference(stranger, 0, 2)]
+
+    # One that should be there, and is too small.
+    of_day = await counters.read(requests, "default", [day])
+    counter, value = next((each, value) for each, value in of_day.items() if each.place.provider == "mine")
+    await counters.add(requests, {counter: -1}, "planted too")
+    assert Difference(counter, value, value - 1) in (await audited(requests)).differences
 
     # One of a month is held against its days.
-    await counters.add(requests, {Counter(month, "cost"): -5}, "planted too")
-    assert Difference(Counter(month, "cost"), 50, 45) in (await audited(requests)).differences
+    month = Counter(here._replace(period=month_of(day)), "cost")
+    await counters.add(requests, {month: -5}, "planted at last")
+    found = await audited(requests)
+    assert [each.is_ - each.should_be for each in found.differences if each.counter == month] == [-5]
 
     counting = Counting(requests, "operator")
     assert await counting.take(steal=True)

@@ -34,6 +34,10 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.USAGE' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
+  --allow-pub '$KV.budgets.>' \
   --allow-pub '$KV.valves.>' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
@@ -84,6 +88,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
@@ -189,6 +194,10 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.USAGE' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
+  --allow-pub '$KV.budgets.>' \
   --allow-pub '$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_providers.$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
@@ -343,6 +352,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub 'timers.at.cron.*.*' \
@@ -382,6 +392,9 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub 'usage.*.*.*.*.*.*' \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \
@@ -447,6 +460,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.NAMES.EVENTS' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
@@ -472,6 +486,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_budgets.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
@@ -499,6 +514,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_budgets' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
   --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
@@ -523,6 +539,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -613,6 +630,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.STREAM.CREATE.TASKS' \
@@ -639,6 +657,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_budgets' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
   --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
@@ -663,6 +682,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -716,12 +736,15 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_keys' \
   --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_triggers.$KV.triggers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_walks.$KV.walks.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_storage.$KV.storage.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_keys.$KV.keys.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
   --allow-pub '$KV.triggers.>' \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$KV.archive.>' \
@@ -752,6 +775,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TASKS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TURNS' \
@@ -776,6 +800,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
@@ -800,6 +825,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_budgets.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
@@ -841,6 +867,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.STREAM.CREATE.TASKS' \
@@ -867,6 +894,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_budgets' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
   --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
@@ -891,6 +919,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -942,6 +971,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TASKS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TURNS' \
@@ -966,6 +996,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
@@ -990,6 +1021,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_budgets.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \

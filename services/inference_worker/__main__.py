@@ -10,6 +10,7 @@ from inference_worker.lane_reports import LaneReporter
 from inference_worker.models.breakers import Breakers
 from inference_worker.pools import Generation, PoolHandlers
 from inference_worker.providers import open_providers
+from inference_worker.turn.budgets import BudgetGate, TurnBudgets
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
 from inference_worker.turn.spending import prices_in
@@ -17,7 +18,10 @@ from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.shares import Share
+from mesh.budgets.accounts import Accounts
+from mesh.budgets.spending import BudgetSpending
 from mesh.configuration.settings import Settings
+from mesh.configuration.tenants_table import TenantConfiguration
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
 from mesh.steps.work_loop import WorkLoop
@@ -51,30 +55,41 @@ class Worker:
         self._toolbox = Toolbox(service.requests, configuration.tools)
         self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
         self.reporter = LaneReporter(service.connection, service.worker)
+        self._tenants = configuration.tenants
+        self._accounts = Accounts(service.requests)
+        self.spending = BudgetSpending(self._accounts, service.worker, self._tenant)
         self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
+
+    def _tenant(self, name: str) -> TenantConfiguration:
+        return self._tenants.of(name)
+
+    async def budgets(self) -> None:
+        """See what tenants have left, and write down what their turns use, until cancelled."""
+        async with background(self._accounts.run()):
+            await self.spending.run()
 
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
         async with AsyncExitStack() as stack:
             opening = open_providers(settings, guard=self.breakers.guard, requests=self._requests)
             providers = await stack.enter_async_context(opening)
-            return Generation(
-                {
-                    pool: TurnHandler(
-                        candidates,
-                        self._tools,
-                        self._history,
-                        pool=settings.configuration.pools[pool],
-                        available=self.breakers.available,
-                        waiting_seconds=settings.waiting_seconds,
-                        on_claimed=self.reporter.claimed,
-                        on_finished=self.reporter.finished,
-                        prices=prices_in(settings.configuration),
-                    )
-                    for pool, candidates in providers.items()
-                },
-                stack.pop_all().aclose,
-            )
+            handlers = {
+                pool: TurnHandler(
+                    candidates,
+                    self._tools,
+                    self._history,
+                    pool=settings.configuration.pools[pool],
+                    available=self.breakers.available,
+                    waiting_seconds=settings.waiting_seconds,
+                    on_claimed=self.reporter.claimed,
+                    on_finished=self.reporter.finished,
+                    prices=prices_in(settings.configuration),
+                )
+                for pool, candidates in providers.items()
+            }
+            for handler in handlers.values():
+                handler.budgets = TurnBudgets(self.spending, settings.configuration)
+            return Generation(handlers, stack.pop_all().aclose)
         raise AssertionError  # No context here swallows an exception.
 
     async def take(self, settings: Settings, handlers: PoolHandlers) -> None:
@@ -84,6 +99,7 @@ class Worker:
             configuration.breakers, {pool: configuration.providers_of(pool) for pool in configuration.pools}
         )
         self._toolbox.configure(configuration.tools)
+        self._tenants = configuration.tenants
         await handlers.replace(await self.generation(settings))
 
 
@@ -91,11 +107,18 @@ async def main(service: Service) -> None:
     """Run turns until told to stop."""
     settings, worker = service.settings, Worker(service)
     handlers = PoolHandlers(await worker.generation(settings))
-    loop = WorkLoop(service.connection, settings, lanes(settings, worker.breakers), handlers, service.worker)
+    loop = WorkLoop(
+        service.connection,
+        settings,
+        lanes(settings, worker.breakers),
+        handlers,
+        service.worker,
+        puts_off=BudgetGate(worker.spending),
+    )
     service.reloading.add(lambda _: None, lambda settings: worker.take(settings, handlers))
     try:
         async with (
-            background(worker.reporter.run(), worker.breakers.run(service.stopping)),
+            background(worker.reporter.run(), worker.breakers.run(service.stopping), worker.budgets()),
             heartbeats(
                 service,
                 lambda: loop.steps_running,
@@ -106,6 +129,7 @@ async def main(service: Service) -> None:
             await service.ready()
             await loop.run(service.stopping, service.hurrying, service.patient)
     finally:
+        await worker.spending.close()
         await handlers.close()
 
 

@@ -15,14 +15,16 @@ import pytest
 
 from contracts.journal import events
 from mesh.broker.connection import Connection, connect
-from mesh.budgets.account import spend, taken_of, used_in
+from mesh.budgets.account import spend, spent_in, taken_of, used_in
 from mesh.budgets.accounts import Accounts
 from mesh.budgets.limits import Amount, end_of, window_seconds
 from mesh.clock import now
 from mesh.journal.journal import Journal
+from mesh.task.budget import tokens
 from mesh.task.state import TaskState
 from tests.support.bad_input import assert_problem
 from tests.support.http_client import PatientClient
+from tests.support.patience import lease
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until
 
@@ -188,6 +190,40 @@ async def test_a_turn_ends_where_its_tenants_budget_does(tmp_path: Path) -> None
         assert MONTH * 0.8 < texts < MONTH * 5
         refused = await submitted(client)
         assert_problem(refused, "budget-exhausted")
+
+
+async def test_what_a_killed_worker_had_under_way_is_counted_once_its_turn_has_ended_elsewhere(tmp_path: Path) -> None:
+    tenants = "[tenants.acme]\ntokens_per_month = 100000\n"
+    services = ("ingress", "inference_worker", "inference_worker")
+    async with (
+        budgeted(tmp_path, tenants, *services, MESH_ACK_WAIT_SECONDS=str(lease(1.0))) as (mesh, connection),
+        PatientClient(base_url=mesh.ingress_url) as client,
+    ):
+        answer = await submitted(client, input="!rate 50\n!say 150", max_output_tokens=1_000)
+        task = answer.json()["id"]
+
+        async def runs() -> bool:
+            # The reservation has become what the turn uses.
+            used, taken = await account(connection)
+            return 0 < used < taken
+
+        await until(runs)
+        claimed_by = (await state_of(connection, task)).claims["1", 0].worker
+        killed = next(process for process in mesh.processes if f"-{process.pid}@" in claimed_by)
+        await killed.kill()
+        state = await ended(connection, task)
+        assert isinstance(state.terminal, events.TaskCompleted)
+        assert state.terminal.incomplete is None
+        told = tokens(state.terminal.usage)
+
+        async def is_settled() -> bool:
+            known = await Accounts(connection.requests).change("acme", lambda _: None)
+            return spent_in(known, "month").tokens >= told and not known.held
+
+        await until(is_settled)
+        known = await Accounts(connection.requests).change("acme", lambda _: None)
+        # What nobody has told of the attempt that was cut off is no more than what was seen of it: its 150 words.
+        assert spent_in(known, "month").tokens <= told + 200
 
 
 async def test_tasks_wait_for_a_budget_where_the_setting_says_so(tmp_path: Path) -> None:

@@ -227,6 +227,7 @@ class OfPools:
 
     def __init__(self, most: dict[str, int]) -> None:
         self.most = most
+        self.is_holding = True
         self.waits: dict[str, int] = {}
         self.weights: dict[str, float] = {}
         self._callbacks: list[Callable[[], None]] = []
@@ -234,6 +235,10 @@ class OfPools:
     def has_room(self, pool: str, in_hand: Mapping[str, int]) -> bool:
         """Whether there is one more."""
         return in_hand.get(pool, 0) < self.most.get(pool, PLACES)
+
+    def holds(self, pool: str) -> bool:
+        """As it is set."""
+        return self.is_holding
 
     def weight(self, pool: str) -> float:
         """Alike, unless set."""
@@ -294,3 +299,36 @@ async def test_a_pool_has_as_many_at_once_as_its_places_and_they_may_change(
             ended.release()
         await until(lambda: running["done"] == 24)
         await until(lambda: set(places.waits.values()) == {0})
+
+
+async def test_a_message_that_another_process_has_room_for_is_not_kept_by_one_without(
+    connection: Connection, settings: Settings
+) -> None:
+    """One place, and a turn that does not end: the lanes that waited ask for nothing, until there is room again."""
+    full, ended, done = asyncio.Event(), asyncio.Event(), Counter[str]()
+
+    async def hang(_: Delivery, __: Permit) -> Answer:
+        full.set()
+        await ended.wait()
+        done["hung"] += 1
+        return Ack()
+
+    async def work(_: Delivery, __: Permit) -> Answer:
+        done["worked"] += 1
+        return Ack()
+
+    places, consumers = OfPools({"default": 1}), specs(connection, settings)
+    places.is_holding = False
+    quick = replace(settings, drain_seconds=0)
+    stuck = Consumption(connection, quick, consumers, hang, PLACES, places=places)
+    async with background(stuck.run()):
+        await back_up(connection, {"normal": 1})
+        await full.wait()
+        async with background(Consumption(connection, quick, specs(connection, settings), work, PLACES).run()):
+            for _ in range(3):
+                await back_up(connection, {"high": 4, "normal": 4, "low": 2})
+            await until(lambda: done["worked"] == 30)
+            assert stuck.in_hand == 1
+        ended.set()
+        await back_up(connection, {"high": 3, "low": 3})
+        await until(lambda: done["hung"] == 7)

@@ -142,6 +142,19 @@ async def test_workers_share_a_server_alike_and_each_has_one_place_at_least() ->
     await asyncio.sleep(0)
 
 
+async def test_few_places_beside_those_of_other_workers_hold_nothing_back() -> None:
+    servers = {"a": bears("a", 4), "b": bears("b", 40)}
+    places = PoolPlaces(settings(), lambda: servers, lambda _: True)
+    assert places.holds("default")
+    servers["a"].shared(2, 0)
+    assert not places.holds("default")
+    assert not places.holds("other")
+    assert places.holds("third")
+    servers["a"] = bears("a", 40)
+    servers["a"].shared(2, 0)
+    assert places.holds("default")
+
+
 def test_more_kept_places_than_a_worker_has_are_refused_with_one_line() -> None:
     text = "[pools.default.places]\nmin = 3\n[pools.other.places]\nmin = 3\n"
     check_places_of(settings(text, concurrency=6))

@@ -112,7 +112,8 @@ class Consumption:
     def add(self, spec: ConsumerSpec) -> None:
         """Pull one more consumer."""
         start = partial(self._start, spec.gate, spec.share)
-        lane = Lane(self._connection, spec, self._ack_wait_seconds, start, self._changed.set)
+        may_wait = partial(self._may_wait, spec.share.pool)
+        lane = Lane(self._connection, spec, self._ack_wait_seconds, start, self._changed.set, may_wait)
         self._lanes[lane] = len(self._lanes)
         self._has_some(lane)
 
@@ -179,6 +180,10 @@ class Consumption:
         """Whether a pool may have one more while each has so many."""
         return self._places is None or self._places.has_room(pool, had)
 
+    def _may_wait(self, pool: str) -> bool:
+        """Whether the lanes of a pool may have pulls open that wait."""
+        return self._places is None or self._places.holds(pool) or self._places.has_room(pool, self._had)
+
     def _more_room(self) -> None:
         self._in_hand.look_again()
         self._changed.set()
@@ -230,6 +235,10 @@ class Consumption:
         # The permit is taken before anything is awaited: the next pull must know.
         task = asyncio.create_task(self._run(delivery, gate, gate.acquire(), share.pool))
         self._had[share.pool] += 1
+        if not self._may_wait(share.pool):
+            for lane in self._lanes:
+                if lane.spec.share.pool == share.pool:
+                    lane.stop_waiting()
         self._in_hand.add(delivery, task)
         self._leases.add(delivery, task)
         task.add_done_callback(partial(self._end, share.pool))

@@ -16,6 +16,13 @@ class Places(Protocol):
         """Whether one more message of a pool may be begun while each pool has so many in hand."""
         ...
 
+    def holds(self, pool: str) -> bool:
+        """Whether a message that comes while its pool has no room may wait here for it; else its lanes ask for none.
+
+        Where another process has room for it, it had better wait at the broker.
+        """
+        ...
+
     def weight(self, pool: str) -> float:
         """The pool's share of the free places, as it stands to those of the others."""
         ...

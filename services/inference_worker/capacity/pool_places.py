@@ -16,6 +16,9 @@ from mesh.errors import SettingsError
 SHIFT_SECONDS = 1.0
 """How often shares are looked at."""
 
+HOLDING_FROM = 8
+"""Of so many turns one ends soon: a pull that is open all the time then costs less than one that comes and goes."""
+
 Servers = Callable[[], Mapping[str, ServerCapacity]]
 """What is known of the servers of providers; of one that is missing nothing is, and it bears all."""
 Usable = Callable[[str], bool]
@@ -65,6 +68,11 @@ class PoolPlaces:
         mine = self._providers(pool)
         # Who calls the same servers shares what they bear.
         return sum(count for other, count in in_hand.items() if count and mine & self._providers(other)) < limit
+
+    def holds(self, pool: str) -> bool:
+        """Whether a message may wait here for room: not for one of few turns to end while other workers have some."""
+        servers = [server for each in self._providers(pool) if (server := self._servers().get(each)) is not None]
+        return all(server.workers == 1 or server.limit >= HOLDING_FROM for server in servers)
 
     def weight(self, pool: str) -> float:
         """The pool's share of the free places. A pool of which nothing is known to wait has that of its weight."""

@@ -29,11 +29,14 @@ FIT = CACHE_TOKENS // (PROMPT_TOKENS + OUTPUT_TOKENS)
 """Requests of the engine that fit at their full size."""
 SLOTS = 3
 REFUSES_BEYOND = 4
+QUEUES_BEYOND = 6
+QUEUED = 400
+"""Tasks for the server that queues: they run beside all other tests, until its limit is found."""
 
 
 @dataclass
 class Bench:
-    """A worker of three pools, each on a server of its own kind."""
+    """A worker of four pools, each on a server of its own kind."""
 
     mesh: Mesh
     connection: Connection
@@ -41,6 +44,7 @@ class Bench:
     engine: Engine
     slots: Slots
     refusing: Slots
+    queueing: Slots
 
     async def submit(self, pool: str, count: int) -> list[str]:
         """So many tasks."""
@@ -94,7 +98,7 @@ def toml(servers: dict[str, str]) -> str:
         kind = "openai"
         base_url = "{base_url}"
         breaker = {{ enabled = false }}
-        capacity = {{ signals = "{"none" if name == "refusing" else "auto"}" }}
+        capacity = {{ signals = "{"none" if name in ("refusing", "queueing") else "auto"}" }}
         [pools.{"default" if name == "engine" else name}]
         provider = "{name}"
         model = "m"
@@ -109,9 +113,10 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
     folder = tmp_path_factory.mktemp("capacity")
     engine = Engine(CACHE_TOKENS)
     slots, refusing = Slots(SLOTS, 0.2, tells=True), Slots(REFUSES_BEYOND, 0.2, refuses=True)
+    queueing = Slots(QUEUES_BEYOND, 0.4)
     async with AsyncExitStack() as stack:
         servers = {"engine": (await stack.enter_async_context(engine_server(engine))).base_url}
-        for name, behave in (("slots", slots), ("refusing", refusing)):
+        for name, behave in (("slots", slots), ("refusing", refusing), ("queueing", queueing)):
             servers[name] = (await stack.enter_async_context(model_server(behave))).base_url
         file = folder / "mesh.toml"
         file.write_text(toml(servers))
@@ -119,7 +124,9 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
         mesh = await stack.enter_async_context(running_mesh(folder, *services, MESH_CONFIG=str(file)))
         connection = await stack.enter_async_context(connect(mesh.settings, "test"))
         client = await stack.enter_async_context(PatientClient(timeout=30))
-        yield Bench(mesh, connection, client, engine, slots, refusing)
+        bench = Bench(mesh, connection, client, engine, slots, refusing, queueing)
+        await bench.submit("queueing", QUEUED)
+        yield bench
         assert mesh.tracebacks() == []
 
 
@@ -178,6 +185,15 @@ async def test_a_server_that_refuses_shows_its_limit_by_that(bench: Bench) -> No
     before = refusing.refused
     await bench.until_completed(await bench.submit("refusing", 40))
     assert refusing.refused - before <= 5
+
+
+async def test_a_server_that_only_has_others_wait_shows_its_limit_by_its_speed(bench: Bench) -> None:
+    async def is_found() -> bool:
+        limit = await bench.limit("queueing")
+        return limit is not None and 0.8 * QUEUES_BEYOND <= limit <= 1.2 * QUEUES_BEYOND
+
+    await until(is_found, seconds=60)
+    assert bench.queueing.at_once_most > QUEUES_BEYOND
 
 
 async def test_workers_share_a_server_and_what_one_leaves_is_the_others(bench: Bench) -> None:

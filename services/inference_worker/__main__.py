@@ -6,8 +6,11 @@ from contextlib import AsyncExitStack
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
+from inference_worker.capacity.capacities import Capacities
+from inference_worker.capacity.pool_places import PoolPlaces, check_places_of
 from inference_worker.lane_reports import LaneReporter
 from inference_worker.models.breakers import Breakers
+from inference_worker.models.candidates import Source
 from inference_worker.pools import Generation, PoolHandlers
 from inference_worker.providers import open_providers
 from inference_worker.turn.budgets import BudgetGate, TurnBudgets
@@ -22,13 +25,14 @@ from mesh.budgets.accounts import Accounts
 from mesh.budgets.spending import BudgetSpending
 from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantConfiguration
-from mesh.serving.heartbeats import heartbeats
+from mesh.serving.heartbeats import PlacesTold, heartbeats
 from mesh.serving.service import Service, run
 from mesh.steps.work_loop import WorkLoop
+from mesh.telemetry import metrics
 from mesh.tools.toolbox import Toolbox
 
 WEIGHTS = {"high": 16, "normal": 8, "low": 2}
-"""Shares of a pool's places while all of its lanes are backed up. Pools share alike."""
+"""Shares of a pool's places while all of its lanes are backed up. Pools share by what waits (`capacity.shifting`)."""
 
 
 def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
@@ -59,6 +63,9 @@ class Worker:
         self._accounts = Accounts(service.requests)
         self.spending = BudgetSpending(self._accounts, service.worker, self._tenant)
         self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
+        self.capacities = Capacities(service.requests, service.settings, service.worker)
+        self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
+        self.capacities.on_changed(self.places.changed)
 
     def _tenant(self, name: str) -> TenantConfiguration:
         return self._tenants.of(name)
@@ -71,7 +78,7 @@ class Worker:
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
         async with AsyncExitStack() as stack:
-            opening = open_providers(settings, guard=self.breakers.guard, requests=self._requests)
+            opening = open_providers(settings, guard=self._guarded, requests=self._requests)
             providers = await stack.enter_async_context(opening)
             handlers = {
                 pool: TurnHandler(
@@ -92,9 +99,15 @@ class Worker:
             return Generation(handlers, stack.pop_all().aclose)
         raise AssertionError  # No context here swallows an exception.
 
+    def _guarded(self, source: Source) -> Source:
+        # A call that the breaker refuses is none of the server's.
+        return self.breakers.guard(self.capacities.measured(source))
+
     async def take(self, settings: Settings, handlers: PoolHandlers) -> None:
         """Go by these settings from the next turn on."""
         configuration = settings.configuration
+        self.capacities.configure(settings)
+        self.places.configure(configuration)
         self.breakers.configure(
             configuration.breakers, {pool: configuration.providers_of(pool) for pool in configuration.pools}
         )
@@ -114,16 +127,21 @@ async def main(service: Service) -> None:
         handlers,
         service.worker,
         puts_off=BudgetGate(worker.spending),
+        places=worker.places,
     )
-    service.reloading.add(lambda _: None, lambda settings: worker.take(settings, handlers))
+    metrics.watch_capacity(lambda: {name: server.limit for name, server in worker.capacities.servers.items()})
+    service.reloading.add(check_places_of, lambda settings: worker.take(settings, handlers))
     try:
         async with (
-            background(worker.reporter.run(), worker.breakers.run(service.stopping), worker.budgets()),
+            background(
+                worker.reporter.run(), worker.breakers.run(service.stopping), worker.capacities.run(), worker.budgets()
+            ),
             heartbeats(
                 service,
                 lambda: loop.steps_running,
                 concurrency=settings.worker_concurrency,
                 pools=settings.pools,
+                places=lambda: PlacesTold(worker.places.places(), worker.places.capacity()),
             ),
         ):
             await service.ready()

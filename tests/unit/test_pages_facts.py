@@ -61,6 +61,7 @@ def test_the_limits_are_the_codes() -> None:
         "any",
         f"{FAILURES_PER_MINUTE:g} a minute",
         f"{SETTINGS.worker_concurrency}",
+        "what it bears",
         f"{SETTINGS.max_tries}",
         f"{SETTINGS.max_deliver}",
         "a quarter of the bucket `results`",

@@ -298,13 +298,6 @@ async def test_the_limit_of_a_callers_requests_is_told_too(tmp_path: Path) -> No
         assert left(answers[3], "requests")[1] == int(answers[3].headers["retry-after"])
 
 
-async def test_who_has_neither_limit_nor_budget_is_told_of_none(tmp_path: Path) -> None:
-    async with budgeted(tmp_path, "", "ingress") as (mesh, _), PatientClient(base_url=mesh.ingress_url) as client:
-        answer = await submitted(client)
-        assert answer.status_code == 202
-        assert [name for name in answer.headers if "ratelimit" in name] == []
-
-
 async def test_a_task_ends_where_it_has_cost_what_it_may(tmp_path: Path) -> None:
     """After a turn, and in the middle of one; and a limit that nothing could hold is refused."""
     priced = '[providers.scripted]\nkind = "scripted"\n[providers.scripted.prices."*"]\ninput = 0\noutput = 1000\n'
@@ -317,6 +310,7 @@ async def test_a_task_ends_where_it_has_cost_what_it_may(tmp_path: Path) -> None
         script = "a b c d e f g h\n!call add {}\n!then\nmore"
         asked = await submitted(client, input=script, tools=["add"], unknown_tools="allow", budget_cost=0.006)
         after_a_turn = asked.json()["id"]
+        assert [name for name in asked.headers if "ratelimit" in name] == [], "its tenant has no budget"
         request = {"input": "!rate 100\n!say 5000", "budget_cost": 0.2}
         answer = await client.post("/v1/tasks", json=request, headers={"Mesh-Tenant": "acme"})
         in_a_turn = answer.json()["id"]

@@ -50,7 +50,7 @@ class Worker:
         self._toolbox = Toolbox(service.requests, configuration.tools)
         self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
         self.reporter = LaneReporter(service.connection, service.worker)
-        self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
+        self.breakers = Breakers(service.requests, configuration.breakers, service.worker, configuration.paces)
 
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
@@ -79,7 +79,9 @@ class Worker:
         """Go by these settings from the next turn on."""
         configuration = settings.configuration
         self.breakers.configure(
-            configuration.breakers, {pool: configuration.providers_of(pool) for pool in configuration.pools}
+            configuration.breakers,
+            {pool: configuration.providers_of(pool) for pool in configuration.pools},
+            configuration.paces,
         )
         self._toolbox.configure(configuration.tools)
         await handlers.replace(await self.generation(settings))
@@ -93,7 +95,7 @@ async def main(service: Service) -> None:
     service.reloading.add(lambda _: None, lambda settings: worker.take(settings, handlers))
     try:
         async with (
-            background(worker.reporter.run(), worker.breakers.run(service.stopping)),
+            background(worker.reporter.run(), worker.breakers.run(service.stopping), worker.breakers.pacing.run()),
             heartbeats(
                 service,
                 lambda: loop.steps_running,

@@ -32,6 +32,7 @@ from mesh.configuration.addresses import is_host
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
+from mesh.configuration.pace_table import PaceSettings
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
@@ -64,6 +65,8 @@ class ScriptedProviderConfiguration(
 
     breaker: BreakerSettings = BreakerSettings(enabled=False)
     """When the provider counts as down. Off unless this table is there, since a script asks for its failures."""
+    pace: PaceSettings = PaceSettings()
+    """What it allows all workers together."""
 
 
 class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +103,8 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
     """When the provider counts as down, for all workers."""
+    pace: PaceSettings = PaceSettings()
+    """What it allows all workers together."""
 
     @property
     def host(self) -> str | None:
@@ -264,6 +269,11 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         """The breaker of each provider that a pool uses."""
         used = sorted({provider for pool in self.pools for provider in self.providers_of(pool)})
         return {name: self.providers[name].breaker for name in used}
+
+    @property
+    def paces(self) -> dict[str, PaceSettings]:
+        """What each provider that a pool uses allows."""
+        return {name: self.providers[name].pace for name in self.breakers}
 
 
 def default_configuration() -> Configuration:

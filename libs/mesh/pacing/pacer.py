@@ -36,7 +36,7 @@ LOOK_SECONDS = 60.0
 """How often a record is looked at that nothing is heard of."""
 GAP_SECONDS = 0.02
 """How soon after one booking comes the next."""
-DEBT_SECONDS = 0.25
+DEBT_SECONDS = 0.5
 """How long what a turn has used beside its booking may stay unsaid."""
 START_SECONDS = 2.0
 """How long a booked beginning that nobody uses is kept."""
@@ -130,7 +130,21 @@ class Pacer:
     @property
     def is_paced(self) -> bool:
         """Whether anything of it is limited."""
-        return self.settings.is_set
+        return bool(self._limits) or self._settings.concurrency is not None
+
+    @property
+    def settings(self) -> PaceSettings:
+        """What is allowed. May be set again."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: PaceSettings) -> None:
+        self._settings, self._limits = settings, tuple(settings.by_minute)
+
+    @property
+    def has_a_say(self) -> bool:
+        """Whether it may have changed what others may do: something is limited, or it was refused."""
+        return self.is_paced or self._refused_until is not None or self.record is not None
 
     def is_shut(self, at: float) -> bool:
         """Whether nobody may call the provider, since it has refused."""
@@ -212,7 +226,7 @@ class Pacer:
 
     def owe(self, used: Mapping[Limit, float], booked: Mapping[Limit, float]) -> None:
         """So much was used, where so much was booked."""
-        for limit in self.settings.by_minute:
+        for limit in self._limits:
             more = used.get(limit, 0.0) - booked.get(limit, 0.0)
             if more:
                 self._debts[limit] = self._debts.get(limit, 0.0) + more
@@ -332,7 +346,7 @@ class Pacer:
 
     @property
     def _rated(self) -> bool:
-        return bool(self.settings.by_minute)
+        return bool(self._limits)
 
     def _shut_until(self) -> float:
         return max(shut_until(self.record), self._refused_until or 0.0)

@@ -68,8 +68,13 @@ class Pacing:
         """Call `callback` whenever there may be another room."""
         self._callbacks.append(callback)
 
-    def changed(self) -> None:
-        """Something happened that gates must learn of, or the record."""
+    def changed(self, pacer: Pacer | None = None) -> None:
+        """Something happened that gates must learn of, or the record; at this provider, if nothing is said of others.
+
+        One that nothing limits, and that was not refused, costs nothing more.
+        """
+        if pacer is not None and not pacer.has_a_say:
+            return
         for callback in self._callbacks:
             callback()
         self._set_timer()

@@ -278,7 +278,7 @@ class PoolGate:
             if place is None:
                 self.ask()
                 return None
-            self._breakers.pacing.changed()
+            self._breakers.pacing.changed(place.pacer)
             return PoolPermit(self, None, place)
         for provider in self.providers:
             probe = self._breakers.free_probe(provider)
@@ -320,7 +320,7 @@ class PoolGate:
             self._breakers.changed()
         if place is not None:
             place.release()
-            self._breakers.pacing.changed()
+            self._breakers.pacing.changed(place.pacer)
 
     def _closed(self) -> list[str]:
         return [provider for provider in self.providers if self._breakers.is_closed(provider)]

@@ -61,7 +61,7 @@ class PacedSource:
                 allowed, remaining = told_by(headers)
                 pacer.hear(allowed, remaining)
 
-        read_bytes = _bytes_of(turn.messages) + len(turn.prefix) if pacer.settings.by_minute else 0
+        read_bytes = _bytes_of(turn.messages) + len(turn.prefix) if pacer.is_paced else 0
         request = pacer.begin(place_in_hand(pacer), read_bytes, turn.max_output_tokens)
         try:
             async with aclosing(self._source.stream(replace(turn, on_headers=heard))) as chunks:
@@ -77,7 +77,7 @@ class PacedSource:
                 error.counts = error.counts and not pacer.is_paced
             raise
         finally:
-            self._pacing.changed()
+            self._pacing.changed(pacer)
 
 
 def _bytes_of(messages: Sequence[ConversationItem]) -> int:

@@ -140,23 +140,6 @@ def test_the_key_of_a_fallbacks_provider_is_needed_too() -> None:
         read_secrets(parse_configuration(text.encode()), {})
 
 
-def test_what_a_provider_allows_is_unlimited_unless_it_is_set() -> None:
-    configuration = parse_configuration(
-        b"""
-        [providers.plain]
-        kind = "anthropic"
-        [providers.scripted]
-        kind = "scripted"
-        pace = { requests_per_minute = 0.5, concurrency = 3 }
-        [pools.default]
-        fallbacks = [{ provider = "plain", model = "any" }]
-        """
-    )
-    plain, scripted = configuration.paces["plain"], configuration.paces["scripted"]
-    assert (plain.is_set, plain.by_minute) == (False, {})
-    assert (scripted.is_set, scripted.by_minute, scripted.concurrency) == (True, {"requests": 0.5}, 3)
-
-
 def test_a_servers_breaker_is_on_and_the_scripted_models_off_unless_they_are_set() -> None:
     configuration = parse_configuration(
         b"""
@@ -296,12 +279,6 @@ def test_what_names_no_pool_has_the_default_one() -> None:
         (f"{LOCAL}breaker = {{ failure_rate = 1.5 }}", "providers.local.breaker.failure_rate", "<= 1"),
         (f"{LOCAL}breaker = {{ open_second = 1 }}", "providers.local.breaker", "`open_second`"),
         (f"{LOCAL}breaker = {{ open_seconds = 61 }}", "providers.local.breaker.open_seconds", "open_seconds_max"),
-        (f"{LOCAL}pace = {{ requests_per_minute = 0 }}", "providers.local.pace.requests_per_minute", ">= 0.1"),
-        (f"{LOCAL}pace = {{ tokens_per_minute = -1 }}", "providers.local.pace.tokens_per_minute", ">= 0.1"),
-        (f"{LOCAL}pace = {{ output_tokens_per_minute = inf }}", "providers.local.pace.output_tokens_per_minute", "<="),
-        (f"{LOCAL}pace = {{ concurrency = 0 }}", "providers.local.pace.concurrency", ">= 1"),
-        (f"{LOCAL}pace = {{ concurrency = 1.5 }}", "providers.local.pace.concurrency", "`int"),
-        (f"{LOCAL}pace = {{ requests_per_second = 1 }}", "providers.local.pace", "`requests_per_second`"),
         (f"{CLAUDE}base_url = 'ftp://a'", "providers.claude.base_url", "must be http"),
         (f"{CLAUDE}continue_prefix = 'vllm'", "providers.claude", "`continue_prefix`"),
         (

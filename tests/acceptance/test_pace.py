@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from contracts import subjects
 from contracts.codec import decode
 from contracts.records.pace import PaceRecord, pace_key
+from contracts.streams import lane_consumer
 from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.clock import now
@@ -44,6 +46,13 @@ async def post(mesh: Mesh, recorded: Recorded, count: int, put_out: int = 60, re
 async def record_of(connection: Connection) -> PaceRecord | None:
     entry = await key_value.get(connection.requests, "providers", pace_key("local"))
     return decode(entry.value, PaceRecord) if entry is not None and entry.value is not None else None
+
+
+async def delivered(connection: Connection) -> int:
+    """Messages of the pool's lanes that were delivered, and are neither answered for good nor pulled again."""
+    names = [lane_consumer("TASKS", "default", priority) for priority in subjects.PRIORITIES]
+    infos = [await connection.requests.api(f"CONSUMER.INFO.TASKS.{name}") for name in names]
+    return sum(int(info["num_ack_pending"]) for info in infos)
 
 
 def tries_of(stored: Stored) -> list[int]:
@@ -86,7 +95,7 @@ async def test_a_refusal_shuts_the_provider_for_all_workers_until_its_time(tmp_p
         services = ("ingress", "steward", *["inference_worker"] * 3)
         config = {"MESH_CONFIG": str(tmp_path / "mesh.toml")}
         async with running_mesh(tmp_path, *services, **config) as mesh, connect(mesh.settings, "test") as connection:
-            provider.shut_until = time.monotonic() + 5
+            provider.shut_until = time.monotonic() + 3600
             await post(mesh, recorded, 3)
             await until(lambda: provider.refused > 0)
 
@@ -95,13 +104,22 @@ async def test_a_refusal_shuts_the_provider_for_all_workers_until_its_time(tmp_p
                 return record is not None and record.shut_until is not None and record.shut_until > now()
 
             await until(shut)
-            refused = provider.refused
             await post(mesh, recorded, 40)
+            # What was pulled goes back: it holds no worker's place.
+            await until(lambda: len(mesh.logs_of("delivery.not_begun")) >= provider.refused)
+            # Three may have been under way; nobody tried any of the other forty.
+            assert provider.refused <= 3
+            assert provider.taken == 0
+            assert len(mesh.logs_of("pace.shut")) >= 1
+            await until(lambda: len(mesh.logs_of("pace.shut") + mesh.logs_of("pace.seen_shut")) >= 3)
+            assert await delivered(connection) <= 3
+
+            # As an operator would open it by hand.
+            provider.shut_until = 0.0
+            await key_value.delete(connection.requests, "providers", pace_key("local"))
+            await connection.requests.announce(subjects.provider_changed("local", "paced"))
             await until_no_work_is_left(connection, seconds=60)
-            # Three may have been under way; nobody tried the other forty before the time had come.
-            assert refused <= 3
-            assert provider.refused <= refused + 3
-            assert provider.first_at >= provider.shut_until
+            assert provider.refused <= 3
             stored = await read_stored(connection.requests)
             assert mesh.tracebacks() == []
     assert check(recorded, stored) == []

@@ -18,6 +18,7 @@ def test_what_a_provider_allows_is_unlimited_unless_it_is_set() -> None:
         fallbacks = [{ provider = "plain", model = "any" }]
         """
     )
+    assert parse_configuration(b"").paces == {}, "the scripted model refuses nobody"
     plain, scripted = configuration.paces["plain"], configuration.paces["scripted"]
     assert (plain.is_set, plain.by_minute) == (False, {})
     assert (scripted.is_set, scripted.by_minute, scripted.concurrency) == (True, {"requests": 0.5}, 3)

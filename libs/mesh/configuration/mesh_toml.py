@@ -272,8 +272,11 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def paces(self) -> dict[str, PaceSettings]:
-        """What each provider that a pool uses allows."""
-        return {name: self.providers[name].pace for name in self.breakers}
+        """What each provider that a pool uses allows; without the scripted model, unless it has limits."""
+        used = {name: self.providers[name] for name in self.breakers}
+        return {
+            name: each.pace for name, each in used.items() if each.pace.is_set or isinstance(each, ServerConfiguration)
+        }
 
 
 def default_configuration() -> Configuration:

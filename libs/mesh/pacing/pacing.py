@@ -43,6 +43,7 @@ class Pacing:
     def __init__(self, requests: Requests, configured: Mapping[str, PaceSettings], worker: str) -> None:
         self._requests = requests
         self._worker = worker
+        self._configured = frozenset(configured)
         self._pacers = {name: Pacer(name, settings, worker) for name, settings in configured.items()}
         self._callbacks: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
@@ -54,14 +55,19 @@ class Pacing:
             self._pacers[provider] = Pacer(provider, PaceSettings(), self._worker)
         return self._pacers[provider]
 
+    def keeps(self, provider: str) -> bool:
+        """Whether anything is known of a provider's limits, or it may refuse."""
+        return provider in self._configured
+
     def room(self, provider: str) -> float:
         """How much may begin at a provider now, by all workers: 0.0 is nothing, 1.0 all that it allows."""
         return self.pacer(provider).part(now().timestamp())
 
     def configure(self, configured: Mapping[str, PaceSettings]) -> None:
         """Go by other limits, and other providers. What was booked and is owed stays."""
-        for name, settings in configured.items():
-            self.pacer(name).settings = settings
+        self._configured = frozenset(configured)
+        for name in {*self._pacers, *configured}:
+            self.pacer(name).settings = configured.get(name, PaceSettings())
         self.changed()
 
     def on_changed(self, callback: Callable[[], None]) -> None:

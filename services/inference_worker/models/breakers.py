@@ -143,7 +143,8 @@ class Breakers:
 
     def guard(self, source: Source) -> Source:
         """The source behind its breaker, at its pace."""
-        source = PacedSource(source, self.pacing)
+        if self.pacing.keeps(source.name):
+            source = PacedSource(source, self.pacing)
         breaker = self._breakers.get(source.name)
         return source if breaker is None else GuardedSource(source, breaker, self.changed)
 

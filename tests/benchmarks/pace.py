@@ -1,7 +1,7 @@
 """A burst at a provider that enforces its limits: how much of them is used, and how much is refused.
 
 600 requests and 60,000 tokens a minute, `TIMES` as fast; what is beyond gets 429. Tasks are of 20 tenants, and of
-uneven length. One worker, eight, and eight of which one is killed in the middle. `--tasks 10000` takes a quarter of an hour.
+uneven length. One worker, eight, and eight of which one is killed in the middle. `--tasks 10000` takes 15 minutes.
 """
 
 from __future__ import annotations

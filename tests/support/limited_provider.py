@@ -7,6 +7,7 @@ have used. It tells what is left, and how long to wait, in OpenAI's headers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -76,14 +77,19 @@ class LimitedProvider:
         self.running += 1
         self.running_most = max(self.running_most, self.running)
         try:
-            await exchange.begin(**{name.replace("_", "-"): value for name, value in self._headers().items()})
-            await exchange.say(chunk({"role": "assistant", "content": "word " * min(put_out, 5)}))
-            await asyncio.sleep(self.turn_seconds)
-            await exchange.say(chunk(finish_reason="stop"), usage(read, put_out))
-            await exchange.send(DONE)
-            await exchange.end()
+            # Who asked may have been killed meanwhile: uvloop says that by a RuntimeError.
+            with contextlib.suppress(OSError, RuntimeError):
+                await self._answer(exchange, read, put_out)
         finally:
             self.running -= 1
+
+    async def _answer(self, exchange: Exchange, read: int, put_out: int) -> None:
+        await exchange.begin(**{name.replace("_", "-"): value for name, value in self._headers().items()})
+        await exchange.say(chunk({"role": "assistant", "content": "word " * min(put_out, 5)}))
+        await asyncio.sleep(self.turn_seconds)
+        await exchange.say(chunk(finish_reason="stop"), usage(read, put_out))
+        await exchange.send(DONE)
+        await exchange.end()
 
     def part_used(self, limit: str) -> float:
         """Of what is allowed between the first request and the last one."""

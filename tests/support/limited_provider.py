@@ -65,10 +65,12 @@ class LimitedProvider:
         read, put_out = max(1, len(text) // BYTES_PER_TOKEN), int(text.split(" ", 2)[1])
         cost, at = {"requests": 1.0, "tokens": float(read + put_out)}, time.monotonic()
         wait = max(self.buckets.take(cost, at), self.shut_until - at)
+        # Who asked may have been killed meanwhile: uvloop says that by a RuntimeError.
         if wait > 0:
             self.refused += 1
             body = {"error": {"code": "rate_limit_exceeded", "message": "Rate limit reached"}}
-            await exchange.refuse(429, body, retry_after_ms=str(round(wait * 1000) + 1), **self._headers())
+            with contextlib.suppress(OSError, RuntimeError):
+                await exchange.refuse(429, body, retry_after_ms=str(round(wait * 1000) + 1), **self._headers())
             return
         self.taken += 1
         self.first_at, self.last_at = self.first_at or at, at
@@ -77,7 +79,6 @@ class LimitedProvider:
         self.running += 1
         self.running_most = max(self.running_most, self.running)
         try:
-            # Who asked may have been killed meanwhile: uvloop says that by a RuntimeError.
             with contextlib.suppress(OSError, RuntimeError):
                 await self._answer(exchange, read, put_out)
         finally:

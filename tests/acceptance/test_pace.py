@@ -132,7 +132,7 @@ async def test_a_fleet_keeps_to_a_concurrency_and_a_dead_worker_does_not_keep_it
     recorded = Recorded()
     provider = LimitedProvider(requests_per_second=1_000, tokens_per_second=1e9, seconds=6, turn_seconds=0.2)
     async with limited_server(provider) as server:
-        text = mesh_toml(server.base_url, provider, more="concurrency = 4")
+        text = mesh_toml(server.base_url, provider, more="concurrency = 4", times=2)
         (tmp_path / "mesh.toml").write_text(text)
         services = ("ingress", "steward", *["inference_worker"] * 2)
         config = {"MESH_CONFIG": str(tmp_path / "mesh.toml")}
@@ -142,8 +142,12 @@ async def test_a_fleet_keeps_to_a_concurrency_and_a_dead_worker_does_not_keep_it
             await mesh.processes[-1].kill()
             await until_no_work_is_left(connection, seconds=90)
             stored = await read_stored(connection.requests)
+            record = await record_of(connection)
             assert mesh.tracebacks() == []
     assert check(recorded, stored) == []
     assert {each["status"] for each in stored.records.values()} == {"completed"}
+    # Its headers tell of less than what is set.
+    assert record is not None
+    assert record.told == {limit: allowed * 60 for limit, allowed in provider.allowed.items()}
     # A turn of each worker may begin on credit.
     assert provider.running_most <= 4 + 2

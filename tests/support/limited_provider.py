@@ -119,15 +119,15 @@ async def limited_server(provider: LimitedProvider) -> AsyncIterator[ModelServer
         yield server
 
 
-def mesh_toml(base_url: str, provider: LimitedProvider, more: str = "") -> str:
-    """A configuration whose only pool is there, and that knows its limits."""
+def mesh_toml(base_url: str, provider: LimitedProvider, more: str = "", times: int = 1) -> str:
+    """A configuration whose only pool is there, and that knows its limits, or takes them for so many times as high."""
     return f"""
         [providers.local]
         kind = "openai"
         base_url = "{base_url}"
         [providers.local.pace]
-        requests_per_minute = {provider.allowed["requests"] * 60}
-        tokens_per_minute = {provider.allowed["tokens"] * 60}
+        requests_per_minute = {provider.allowed["requests"] * 60 * times}
+        tokens_per_minute = {provider.allowed["tokens"] * 60 * times}
         {more}
         [pools.default]
         provider = "local"

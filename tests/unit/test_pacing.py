@@ -418,3 +418,29 @@ def test_a_fleet_keeps_to_a_concurrency() -> None:
 )
 def test_headers_of_rate_limits(headers: dict[str, str], allowed: object, remaining: object) -> None:
     assert told_by(headers) == (allowed, remaining)
+
+
+def test_what_was_booked_before_a_refusal_does_not_begin_all_at_once_after_it() -> None:
+    limits = settings(requests_per_minute=6_000)
+    pacer = Pacer("main", limits, "one")
+    for _ in range(40):
+        begun(pacer, START, 1)
+        record = synced(pacer, None, START)
+        pacer.ask(START)
+    record = synced(pacer, record, START + 1)
+    assert pacer.room(START + 1.4) > 5
+    pacer.refuse(0.5, START + 1)
+    record = synced(pacer, record, START + 1.01)
+    assert pacer.room(START + 1.51) <= 1
+    assert record is not None
+    assert record.booked_until["requests"].timestamp() == pytest.approx(START + 1.5)
+
+
+def test_a_place_that_is_given_up_costs_nothing() -> None:
+    pacer = Pacer("main", settings(requests_per_minute=60), "one")
+    place = pacer.take(START)
+    assert place is not None
+    place.release()
+    record = synced(pacer, None, START)
+    assert (pacer.in_use, room(pacer.settings, record, START)) == (0, 1.0)
+    assert pacer.room(START) == 1

@@ -181,6 +181,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'stats.lanes.*.*' \
   --allow-pub 'live.events.*.*.preview' \
   --allow-pub 'providers.changed.*' \
+  --allow-pub 'providers.paced.*' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \
@@ -209,6 +210,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub 'providers.paced.*' \
   --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.inference_worker' \

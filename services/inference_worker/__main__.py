@@ -54,7 +54,7 @@ class Worker:
         self._toolbox = Toolbox(service.requests, configuration.tools)
         self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
         self.reporter = LaneReporter(service.connection, service.worker)
-        self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
+        self.breakers = Breakers(service.requests, configuration.breakers, service.worker, configuration.paces)
         self.capacities = Capacities(service.requests, service.settings, service.worker)
         self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
         self.capacities.on_changed(self.places.changed)
@@ -92,7 +92,9 @@ class Worker:
         self.capacities.configure(settings)
         self.places.configure(configuration)
         self.breakers.configure(
-            configuration.breakers, {pool: configuration.providers_of(pool) for pool in configuration.pools}
+            configuration.breakers,
+            {pool: configuration.providers_of(pool) for pool in configuration.pools},
+            configuration.paces,
         )
         self._toolbox.configure(configuration.tools)
         await handlers.replace(await self.generation(settings))
@@ -114,7 +116,12 @@ async def main(service: Service) -> None:
     service.reloading.add(check_places_of, lambda settings: worker.take(settings, handlers))
     try:
         async with (
-            background(worker.reporter.run(), worker.breakers.run(service.stopping), worker.capacities.run()),
+            background(
+                worker.reporter.run(),
+                worker.breakers.run(service.stopping),
+                worker.breakers.pacing.run(),
+                worker.capacities.run(),
+            ),
             heartbeats(
                 service,
                 lambda: loop.steps_running,

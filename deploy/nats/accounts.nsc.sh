@@ -181,6 +181,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'stats.lanes.*.*' \
   --allow-pub 'live.events.*.*.preview' \
   --allow-pub 'providers.changed.*' \
+  --allow-pub 'stats.providers' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \
@@ -206,6 +207,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub 'stats.providers' \
   --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.inference_worker' \

@@ -123,6 +123,7 @@ _DISPENSABLE: Final = (
     subjects.LANES_WAITING,
     subjects.PROVIDERS_CHANGED,
     "stats.lanes.",
+    subjects.PROVIDER_SPEEDS,
     ".preview",
 )
 
@@ -259,13 +260,13 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
             names = [lane_consumer(stream, pool, priority) for pool in pools for priority in subjects.PRIORITIES]
         lists.pull(stream, *names)
         lists.call(*(f"CONSUMER.INFO.{stream}.{name}" for name in names))
-    lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED)
+    lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED, subjects.PROVIDER_SPEEDS)
     _put_off(lists)
     _count(lists)
     lists.write(PROVIDERS_BUCKET)
     lists.read_keys(PROVIDERS_BUCKET, TOOLS_BUCKET)
     lists.read(RESULTS.name)
-    lists.subscribe(subjects.PROVIDERS_CHANGED)
+    lists.subscribe(subjects.PROVIDERS_CHANGED, subjects.PROVIDER_SPEEDS)
 
 
 def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:

@@ -8,8 +8,10 @@ from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
 from inference_worker.lane_reports import LaneReporter
 from inference_worker.models.breakers import Breakers
+from inference_worker.pool_routing import PoolRouting
 from inference_worker.pools import Generation, PoolHandlers
 from inference_worker.providers import open_providers
+from inference_worker.speed_reports import SpeedReporter
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
 from inference_worker.turn.turns import TurnHandler
@@ -51,11 +53,13 @@ class Worker:
         self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
         self.reporter = LaneReporter(service.connection, service.worker)
         self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
+        self.speeds = SpeedReporter(service.connection, service.worker)
 
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
         async with AsyncExitStack() as stack:
-            opening = open_providers(settings, guard=self.breakers.guard, requests=self._requests)
+            routing = PoolRouting(settings.configuration, self.breakers, self.speeds)
+            opening = open_providers(settings, routing.guard, self._requests, routing.route)
             providers = await stack.enter_async_context(opening)
             return Generation(
                 {
@@ -93,7 +97,7 @@ async def main(service: Service) -> None:
     service.reloading.add(lambda _: None, lambda settings: worker.take(settings, handlers))
     try:
         async with (
-            background(worker.reporter.run(), worker.breakers.run(service.stopping)),
+            background(worker.reporter.run(), worker.speeds.run(), worker.breakers.run(service.stopping)),
             heartbeats(
                 service,
                 lambda: loop.steps_running,

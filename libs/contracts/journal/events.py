@@ -32,6 +32,7 @@ from contracts.journal.parts import (
 from contracts.tasks import Priority, TaskRequest
 
 MESSAGE_CHARACTERS_MAX = 1_000
+REASON_CHARACTERS_MAX = 200
 EVENT_TYPE_PATTERN = r"[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}"
 
 
@@ -90,6 +91,8 @@ class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
     model: str | None = None
     call: Call | None = None
     tool: LaneName | None = None
+    reason: Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)] | None = None
+    """Why this model, of a pool that chooses: a word, and figures. Absent: it is the pool's first that may be asked."""
     base: Count | None = None
     """Of a turn: n of the event from which on what there is of it was generated. That of this claim, if it begins."""
 

@@ -32,6 +32,7 @@ from mesh.configuration.addresses import is_host
 from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
+from mesh.configuration.pool_routing import Prefer, Weight, check_routing
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
@@ -183,6 +184,8 @@ class FallbackConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     """A provider of this file, or `scripted`."""
     model: ModelName | None = None
     """The model's name at the provider. Only the scripted model needs none."""
+    weight: Weight = 1.0
+    """As the pool's own `weight`."""
 
 
 class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,6 +200,14 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """The model for requests that name none. Only the scripted model needs none."""
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """The most tokens that a turn may put out. A request may ask for less."""
+    prefer: Prefer = "order"
+    """Which of the pool's models a turn goes to. `order`: the first that can be asked.
+
+    `latency`: the one that is expected to be done first. `cost`: the cheapest that meets the task's deadline.
+    `balanced`: twice as fast may cost twice as much. These three need fallbacks; the last two, prices of each model.
+    """
+    weight: Weight = 1.0
+    """The share of turns that the pool's own model gets, beside others that `prefer` finds as good."""
     fallbacks: Annotated[list[FallbackConfiguration], Meta(max_length=FALLBACKS_MAX)] = []
     """The pool's next models, in their order. None comes twice."""
     on_context: OnContext | Annotated[list[OnContext], Meta(min_length=1, max_length=2)] | None = None
@@ -222,6 +233,11 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """How long a task may take from its acceptance. Then it ends with what there is. A request may ask for less."""
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
     """How many tokens a task's turns may read and put out. Then it ends, incomplete. A request may ask for less."""
+
+    @property
+    def models(self) -> list[PoolConfiguration | FallbackConfiguration]:
+        """What names a model: the pool itself, then its fallbacks."""
+        return [self, *self.fallbacks]
 
     @property
     def switches_on_context(self) -> bool:
@@ -367,6 +383,7 @@ def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfigu
         raise SettingsError(f"{where}.on_context: switch needs fallbacks")
     if pool.on_slow != "wait" and not pool.fallbacks:
         raise SettingsError(f"{where}.on_slow: {pool.on_slow} needs fallbacks")
+    check_routing(pool.prefer, [(each.provider, each.model, each.weight) for each in pool.models], providers, where)
 
 
 def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:

@@ -132,6 +132,7 @@ def _claim(state: TaskState, event: events.StepClaimed) -> None:
         turn = _turn(state, event.turn)
         turn.claims += 1
         turn.model = (event.provider, event.model)
+        turn.left.clear()
         if turn.completed is None:
             # Versions before 0.2 do not say it. An input is rather shown twice than never.
             turn.base_n = event.base if event.base is not None else turn.base_n or event.n
@@ -142,6 +143,8 @@ def _switch(state: TaskState, event: events.ModelSwitched) -> None:
         return
     turn = _turn(state, event.turn)
     turn.switched = event
+    if turn.model is not None:
+        turn.left.add(turn.model)
     turn.model = (event.provider, event.to_model)
     if event.reason == "context":
         state.switched = event

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from contracts.journal import events
 from inference_worker.models.chunks import Chunk, TurnInput
-from mesh.task.state import TaskState
+from inference_worker.models.prompt_size import NO_SIZE, PromptSize
+from mesh.task.state import ModelName, TaskState
 
 Available = Callable[[str], bool]
 """Whether a provider, by its name, may be asked now."""
@@ -56,13 +57,20 @@ class Candidate:
     source: Source
     model: str
     index: int
+    weight: float = 1.0
+    """Its share where a choice among several comes to the same."""
 
     @property
     def provider(self) -> str:
         """Its provider's name."""
         return self.source.name
 
-    def is_at(self, place: tuple[str | None, str | None] | None) -> bool:
+    @property
+    def place(self) -> ModelName:
+        """Provider and model."""
+        return self.provider, self.model
+
+    def is_at(self, place: ModelName | None) -> bool:
         """Whether this is the model of that name, at the provider of that name."""
         return place == (self.provider, self.model)
 
@@ -99,6 +107,10 @@ class Candidates:
         start = candidate.index + 1
         return self.first_available(available, start) if start < len(self.all) else None
 
+    def after(self, state: TaskState, turn: int, candidate: Candidate, available: Available) -> Candidate | None:
+        """Which one comes in where the turn's own is slow, or away: the next that may be asked; None without one."""
+        return self.available_from(available, candidate.index + 1)
+
     def of_turn(self, state: TaskState, turn: int) -> Candidate:
         """The one that a turn is with."""
         return self._of(state.turn(turn).switched) or self.all[self._lowest(state)]
@@ -109,6 +121,15 @@ class Candidates:
         if available(with_it.provider):
             return with_it
         return self.available_from(available, self._lowest(state)) or with_it
+
+    def claim(self, state: TaskState, turn: int, available: Available) -> dict[str, str]:
+        """What a claim says: provider and model."""
+        candidate = self.to_claim(state, turn, available)
+        return {"provider": candidate.provider, "model": candidate.model}
+
+    def size(self, _state: TaskState, _turn: int, _candidate: Candidate) -> PromptSize:
+        """How large the turn's prompt is to one of them, where that counts."""
+        return NO_SIZE
 
     def claimed(self, state: TaskState, claim: events.StepClaimed) -> Candidate:
         """The one that a claim names."""

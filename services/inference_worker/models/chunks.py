@@ -10,6 +10,7 @@ import msgspec
 
 from contracts.journal.parts import FinishReason, Usage
 from contracts.records.tools import ToolDeclaration
+from inference_worker.models.prompt_size import NO_SIZE, PromptSize
 from mesh.task.conversation import ConversationItem
 
 
@@ -47,6 +48,8 @@ class TurnInput:
     """Failed tries of this turn before, over all its replays."""
     deliveries: int = 1
     """How often this turn was claimed, this time included, over all its replays."""
+    size: PromptSize = NO_SIZE
+    """How large the prompt is, about: what its time is held against."""
     sight: Sight | None = None
     """Where the images of the conversation come from; a model without one is shown none."""
 

@@ -35,6 +35,7 @@ from inference_worker.turn.history import text_bytes
 from inference_worker.turn.observing import observed_call
 from inference_worker.turn.offers import missing_from, with_note_of_missing
 from inference_worker.turn.racing import Asked, Race
+from inference_worker.turn.restarting import failed_tries, restart_reason
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep, StepRecalled
 from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
@@ -101,9 +102,8 @@ class TurnHandler:
         self._on_finished = on_finished
 
     def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
-        """Which provider and model the turn goes to."""
-        candidate = self._candidates_of(state).to_claim(state, work.turn, self._available)
-        return {"provider": candidate.provider, "model": candidate.model}
+        """Which provider and model the turn goes to, and why, where there was a choice."""
+        return self._candidates_of(state).claim(state, work.turn, self._available)
 
     def _candidates_of(self, state: TaskState) -> Candidates:
         return self._candidates.for_model(state.request.model if state.request is not None else None)
@@ -251,7 +251,7 @@ class TurnHandler:
     ) -> Ending | None:
         """Let the model speak; None if it is not to go on so: it was redirected or recalled, or has another model."""
         candidates = self._candidates_of(step.state)
-        second = candidates.available_from(self._available, candidate.index + 1)
+        second = candidates.after(step.state, step.work.turn, candidate, self._available)
         # A text that has begun goes on with its model.
         if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
             return await self._ask_in_time(step, attempt, candidate, turn_input, second)
@@ -290,7 +290,7 @@ class TurnHandler:
         self, step: ClaimedStep, work: TurnWork, candidate: Candidate, error: StepFailed
     ) -> None:
         """Record with which model the turn goes on whose provider is away. Raises the error if there is none."""
-        after = self._candidates_of(step.state).available_from(self._available, candidate.index + 1)
+        after = self._candidates_of(step.state).after(step.state, work.turn, candidate, self._available)
         if after is None:
             raise error
         await self._switch(step, work.turn, candidate, after, "unavailable")
@@ -378,6 +378,7 @@ class TurnHandler:
         return TurnInput(
             messages=with_note_of_missing(entries, missing),
             model=candidate.model,
+            size=self._candidates_of(state).size(state, work.turn, candidate),
             tools=(*(offered.declaration for offered in tools.values()), *questions),
             # A redirect may have taken back the last of the budget: the model is asked all the same, and then cut.
             max_output_tokens=None if tokens_max is None else max(1, tokens_max),
@@ -386,32 +387,6 @@ class TurnHandler:
             tries=failed_tries(state, work.step),
             deliveries=turn.claims,
         )
-
-
-def restart_reason(state: TaskState, work: TurnWork, candidate: Candidate) -> str | None:
-    """Why the turn has to begin again; None if it goes on with what there is."""
-    turn = state.turn(work.turn)
-    if is_redirected(state, work.turn):
-        return "redirect"
-    if not turn.parts and not turn.reasoning:
-        return None
-    if turn.outdated:
-        return "edit"
-    made_by = turn.model_of_text
-    if made_by is not None and made_by[0] is not None and not candidate.is_at(made_by):
-        return "switch"
-    # A text can be continued; reasoning without text can't.
-    return None if turn.parts and candidate.source.continues(turn.text) else _why_again(state, work)
-
-
-def _why_again(state: TaskState, work: TurnWork) -> str:
-    return "retry" if state.tries.get((work.step, work.gen)) else "takeover"
-
-
-def failed_tries(state: TaskState, step: str) -> int:
-    """Failed tries of a step, over all its replays; the one that ended in a dead letter is told by its replay."""
-    retried = sum(tries for (tried, _), tries in state.tries.items() if tried == step)
-    return retried + state.gen(step)
 
 
 def _end_of(step: ClaimedStep, turn: int) -> Callable[[Stamp], JournalEvent]:

@@ -1,0 +1,49 @@
+"""Which pools choose among their models, and what they choose by: the settings of one configuration."""
+
+from __future__ import annotations
+
+from inference_worker.models.breakers import Breakers
+from inference_worker.models.candidates import Candidates, Source
+from inference_worker.models.measured_source import MeasuredSource
+from inference_worker.models.router import Prices, Routed, Router
+from inference_worker.speed_reports import SpeedReporter
+from mesh.clock import lease_clock
+from mesh.configuration.mesh_toml import Configuration
+from mesh.configuration.pool_routing import prices_of_model
+
+
+class PoolRouting:
+    """What a configuration makes of its pools' models. `guard` and `route` are for `open_providers`."""
+
+    def __init__(self, configuration: Configuration, breakers: Breakers, speeds: SpeedReporter) -> None:
+        self._configuration = configuration
+        self._breakers = breakers
+        self._speeds = speeds
+        routed = [name for name, pool in configuration.pools.items() if pool.prefer != "order"]
+        self._measured = {provider for pool in routed for provider in configuration.providers_of(pool)}
+        if routed:
+            speeds.want()
+
+    def guard(self, source: Source) -> Source:
+        """A source behind its breaker, and timed if any pool chooses it."""
+        if source.name in self._measured:
+            source = MeasuredSource(source, self._speeds.speeds, lease_clock)
+        return self._breakers.guard(source)
+
+    def route(self, name: str, candidates: Candidates) -> Candidates:
+        """A pool's models, chosen among by its preference, if it has any."""
+        pool = self._configuration.pools[name]
+        if pool.prefer == "order":
+            return candidates
+        router = Router(
+            prefer=pool.prefer,
+            speeds=self._speeds.speeds,
+            prices_of=self._prices_of,
+            is_closed=self._breakers.is_closed,
+            max_output_tokens=pool.max_output_tokens,
+        )
+        return Routed.of(candidates, router)
+
+    def _prices_of(self, provider: str, model: str) -> Prices | None:
+        prices: Prices | None = prices_of_model(self._configuration.providers[provider], model)
+        return prices

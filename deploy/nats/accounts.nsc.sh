@@ -421,6 +421,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.PURGE.EVENTS' \
   --allow-pub '$JS.API.STREAM.PURGE.DEAD_LETTERS' \
   --allow-pub '$JS.API.STREAM.PURGE.OBJ_results' \
+  --allow-pub '$JS.API.STREAM.PURGE.USAGE' \
   --allow-pub '$JS.API.STREAM.PURGE.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.LIST.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.LIST.CONTROL' \
@@ -722,6 +723,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$KV.archive.>' \
   --allow-pub '$KV.valves.>' \
+  --allow-pub '$KV.walks.ledger' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \

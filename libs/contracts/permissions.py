@@ -31,6 +31,7 @@ from contracts.streams import (
     EVENTS,
     KEYS_BUCKET,
     LANES_BUCKET,
+    LEDGER_KEY,
     PROVIDERS_BUCKET,
     RESULTS,
     SIGNALS,
@@ -303,7 +304,7 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
             f"STREAM.MSG.DELETE.{stream}"
             for stream in (*_QUEUES, BACKLOG.name, CONTROL.name, TIMERS.name, ARCHIVE.name)
         ),
-        *(f"STREAM.PURGE.{each}" for each in (EVENTS.name, TIMERS.name, DEAD_LETTERS.name, RESULTS.name)),
+        *(f"STREAM.PURGE.{each}" for each in (EVENTS.name, TIMERS.name, DEAD_LETTERS.name, RESULTS.name, USAGE.name)),
         f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
         *(f"CONSUMER.LIST.{stream}" for stream in _ALL_STREAMS),
         f"CONSUMER.NAMES.{EVENTS.name}",
@@ -351,6 +352,7 @@ def _operator(lists: Lists) -> None:
     lists.read_keys(*BUCKETS)
     for bucket in (TRIGGERS_BUCKET, KEYS_BUCKET, ARCHIVE_BUCKET, VALVES_BUCKET):
         lists.write(bucket)
+    lists.write(WALKS_BUCKET, LEDGER_KEY)
     _put_off(lists)
     _count(lists)
     _compare(lists)

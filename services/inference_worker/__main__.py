@@ -14,6 +14,7 @@ from inference_worker.providers import open_providers
 from inference_worker.speed_reports import SpeedReporter
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
+from inference_worker.turn.spending import prices_in
 from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
@@ -72,6 +73,7 @@ class Worker:
                         waiting_seconds=settings.waiting_seconds,
                         on_claimed=self.reporter.claimed,
                         on_finished=self.reporter.finished,
+                        prices=prices_in(settings.configuration),
                     )
                     for pool, candidates in providers.items()
                 },

@@ -5,11 +5,11 @@ from __future__ import annotations
 from inference_worker.models.breakers import Breakers
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.measured_source import MeasuredSource
-from inference_worker.models.router import Prices, Routed, Router
+from inference_worker.models.router import Routed, Router
 from inference_worker.speed_reports import SpeedReporter
+from inference_worker.turn.spending import prices_in
 from mesh.clock import lease_clock
 from mesh.configuration.mesh_toml import Configuration
-from mesh.configuration.pool_routing import prices_of_model
 
 
 class PoolRouting:
@@ -38,12 +38,8 @@ class PoolRouting:
         router = Router(
             prefer=pool.prefer,
             speeds=self._speeds.speeds,
-            prices_of=self._prices_of,
+            prices_of=prices_in(self._configuration),
             is_closed=self._breakers.is_closed,
             max_output_tokens=pool.max_output_tokens,
         )
         return Routed.of(candidates, router)
-
-    def _prices_of(self, provider: str, model: str) -> Prices | None:
-        prices: Prices | None = prices_of_model(self._configuration.providers[provider], model)
-        return prices

@@ -22,6 +22,7 @@ from steward.stranded import Stranded
 from steward.sweeping import Sweeps
 from steward.trigger_firing import Triggers
 from steward.unbegun import Unbegun
+from steward.usage_counting import UsageCounting
 from steward.waking import Waking
 from steward.webhooks import Webhooks
 
@@ -69,6 +70,7 @@ async def main(service: Service) -> None:
         lanes.run(),
         Waking(service.requests).run(),
         StorageSampling(service.requests).run(),
+        UsageCounting(service.requests, service.worker).run(),
         webhooks.run(),
         provisioning.run(),
         critic.run(),

@@ -107,7 +107,7 @@ class Fleet:
         for index, provider in enumerate(self._providers):
             speed = speeds.of(str(index), MODEL)
             cached = work.prefix_tokens if kept == index else 0
-            first = speed.first_token_seconds(work.input_tokens - cached, now) if speed.is_known else None
+            first = speed.first_token_seconds(work.input_tokens - cached, now) if speed.is_known(now) else None
             options.append(
                 Option(
                     index=index,

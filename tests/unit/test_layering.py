@@ -41,6 +41,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.journal": (*_BELOW_THE_JOURNAL, "mesh.archive"),
     "mesh.providers": _BELOW_THE_JOURNAL,
     "mesh.rules": _BELOW_THE_JOURNAL,
+    "mesh.ledger": ("mesh", "mesh.configuration", "mesh.task", "mesh.broker", "mesh.archive"),
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.serving": _BELOW_THE_JOURNAL,
     "mesh.fleet": _BELOW_THE_JOURNAL,

@@ -28,6 +28,24 @@ def test_a_pool_has_a_preference_and_its_models_have_weights() -> None:
     assert parse_configuration(TWO.encode()).pools["default"].prefer == "order"
 
 
+def test_with_prices_of_each_model_a_pool_may_prefer_what_costs_least() -> None:
+    prices = """
+    [providers.local.prices."*"]
+    input = 1
+    output = 2
+    [providers.scripted]
+    kind = "scripted"
+    [providers.scripted.prices."scripted"]
+    input = 0
+    output = 0
+    """
+    for prefer in ("cost", "balanced"):
+        text = f'{TWO}prefer = "{prefer}"\n{SCRIPTED}{prices}'
+        assert parse_configuration(text.encode()).pools["default"].prefer == prefer
+        with pytest.raises(SettingsError, match=r'there is no providers\.scripted\.prices\."scripted"'):
+            parse_configuration(text.replace('prices."scripted"', 'prices."other"').encode())
+
+
 @pytest.mark.parametrize(
     ("more", "key", "why"),
     [

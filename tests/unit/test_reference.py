@@ -45,6 +45,7 @@ BEFORE = {
     '[providers.<name>] kind = "anthropic"': ANTHROPIC,
     '[providers.<name>] kind = "scripted"': '[providers.x]\nkind = "scripted"\n',
     "[providers.<name>.breaker]": '[providers.x]\nkind = "scripted"\n[providers.x.breaker]\n',
+    '[providers.<name>.prices."<model>"]': '[providers.x]\nkind = "scripted"\n[providers.x.prices.y]\n',
     "[tenants.<name>]": "[tenants.x]\n",
     "[pools.<name>]": "[pools.default]\n",
     "[[pools.<name>.fallbacks]]": "[[pools.default.fallbacks]]\n",

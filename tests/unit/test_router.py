@@ -21,6 +21,7 @@ from inference_worker.models.prompt_size import CACHED_SECONDS_MAX, PromptSize
 from inference_worker.models.router import Routed, Router
 from inference_worker.models.speeds import Speeds
 from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.configuration.prices_table import ModelPrices
 from mesh.task.failures import StepFailed
 from tests.unit.journals import START, HandMadeJournal
 from tests.unit.played import STOP, PlayedProvider, claimed_step, turn_handler
@@ -181,7 +182,7 @@ def test_a_provider_whose_breaker_lets_one_call_through_gets_that_call() -> None
 
 
 def test_later_turns_stay_where_their_prompt_was_read_as_long_as_it_is_kept() -> None:
-    prices = PoolPrices(input=1.0, cached_input=0.1, output=1.0)
+    prices = ModelPrices(input=1.0, cached_input=0.1, output=1.0)
     later = [START + timedelta(seconds=10)]
     house = House(1.0, 0.97, 9.0, prefer="balanced", prices_of=lambda *_: prices, now=lambda: later[0])
     journal = begun()
@@ -195,7 +196,7 @@ def test_later_turns_stay_where_their_prompt_was_read_as_long_as_it_is_kept() ->
 
 
 def test_the_cost_of_a_turn_is_of_its_estimate_and_its_deadline_counts() -> None:
-    of = {"main": PoolPrices(input=1.0, cached_input=None, output=2.0), "backup": PoolPrices(5.0, None, 10.0)}
+    of = {"main": ModelPrices(input=1.0, output=2.0), "backup": ModelPrices(input=5.0, output=10.0)}
     house = House(9.0, 0.5, prefer="cost", prices_of=lambda provider, _: of[provider])
     estimate = Estimate(input_tokens=1_000, output_tokens=500, basis="median")
 
@@ -218,15 +219,6 @@ def test_what_an_answer_may_have_is_bounded_by_pool_and_task() -> None:
     assert claim(house, begun()).split()[1] == "seconds=1.40"  # One to the first token, and 40 of 100 tokens a second.
     limited = begun(TaskRequest(input="hello", max_output_tokens=10))
     assert claim(house, limited).split()[1] == "seconds=1.10"
-
-
-class PoolPrices:
-    """Of a million tokens."""
-
-    def __init__(self, input: float, cached_input: float | None, output: float) -> None:
-        self.input = input
-        self.cached_input = cached_input
-        self.output = output
 
 
 # Turns

@@ -107,6 +107,8 @@ def test_one_that_failed_at_everything_is_tried_again_as_often_as_one_that_is_tw
 def test_one_that_was_too_slow_for_the_deadline_is_believed_so_for_a_while() -> None:
     quick = Option(index=0, seconds=1.0, cost=100.0)
     cheap = Option(index=1, seconds=8.0, cost=10.0, idle_seconds=30.0)
+    unknown = Option(index=2, cost=1_000.0)
+    assert shares(cheap, unknown, prefer="cost", left_seconds=4.0) == [0.0, 1.0]
     assert shares(quick, cheap, prefer="cost", left_seconds=4.0)[1] == 0.0
     assert shares(quick, replace(cheap, idle_seconds=61.0), prefer="cost", left_seconds=4.0)[1] > 0.1
 

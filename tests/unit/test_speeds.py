@@ -44,14 +44,18 @@ def first_token(speed: Speed, at: float, tokens: int = 100) -> float:
 
 def test_nothing_is_known_before_a_call_and_little_before_an_answer() -> None:
     speed = Speed()
-    assert (speed.first_token_seconds(100, 0.0), speed.is_known, speed.success) == (None, False, 1.0)
+    assert (speed.first_token_seconds(100, 0.0), speed.is_known(0.0), speed.success) == (None, False, 1.0)
     speed.merge(1.0, call(0.5))
-    known = [speed.is_known]
+    known = [speed.is_known(1.0)]
     speed.merge(2.0, answer(100, 4.0))
-    assert [*known, speed.is_known] == [False, True]
+    assert [*known, speed.is_known(2.0)] == [False, True]
     assert (speed.output_tokens, speed.output_seconds(50)) == (100, 2.0)
     hurried, _ = speed_of(call(0.5), call(0.5))
-    assert hurried.is_known
+    assert hurried.is_known(1_001.0)
+    hanging = Speed()
+    hanging.begin(5.0)
+    assert [hanging.is_known(at) for at in (14.0, 15.0)] == [False, True]
+    assert hanging.first_token_seconds(100, 15.0) == 10.0
 
 
 @pytest.mark.parametrize("before", [3, 20, 500])
@@ -148,5 +152,5 @@ def test_what_is_remembered_and_told_is_bounded() -> None:
     speeds = Speeds()
     for number in range(MODELS_MAX + 10):
         speeds.saw(call(0.5, model=f"m{number}"), 1.0)
-    assert not speeds.of("p", "m0").is_known
+    assert not speeds.of("p", "m0").is_known(1.0)
     assert len(speeds.take_untold()) == MODELS_TOLD_MAX

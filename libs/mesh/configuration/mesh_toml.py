@@ -33,6 +33,7 @@ from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
 from mesh.configuration.pool_routing import Prefer, Weight, check_routing
+from mesh.configuration.prices_table import Prices
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
@@ -65,6 +66,8 @@ class ScriptedProviderConfiguration(
 
     breaker: BreakerSettings = BreakerSettings(enabled=False)
     """When the provider counts as down. Off unless this table is there, since a script asks for its failures."""
+    prices: Prices = {}
+    """What its tokens cost, by the model's name."""
 
 
 class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +104,8 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
     """When the provider counts as down, for all workers."""
+    prices: Prices = {}
+    """What its tokens cost, by the model's name; `"*"` is any other. What has no price costs an unknown amount."""
 
     @property
     def host(self) -> str | None:
@@ -383,7 +388,8 @@ def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfigu
         raise SettingsError(f"{where}.on_context: switch needs fallbacks")
     if pool.on_slow != "wait" and not pool.fallbacks:
         raise SettingsError(f"{where}.on_slow: {pool.on_slow} needs fallbacks")
-    check_routing(pool.prefer, [(each.provider, each.model, each.weight) for each in pool.models], providers, where)
+    prices = {name: each.prices for name, each in providers.items()}
+    check_routing(pool.prefer, [(each.provider, each.model, each.weight) for each in pool.models], prices, where)
 
 
 def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
+from mesh.configuration.prices_table import Prices, prices_of
 from mesh.errors import SettingsError
 
 Prefer = Literal["order", "cost", "latency", "balanced"]
 Weight = Annotated[float, Meta(gt=0, le=1_000)]
 
+SCRIPTED_MODEL: Final = "scripted"
+"""The model of a pool that names none."""
 _NEEDS_PRICES: Final = ("cost", "balanced")
 
 
-def prices_of_model(provider: Any, model: str | None) -> Any:
-    """The prices of a provider's model: its own, or those of `"*"`; None if there are neither."""
-    prices: Mapping[str, Any] = getattr(provider, "prices", {})
-    return prices.get(model or "") or prices.get("*")
-
-
 def check_routing(
-    prefer: Prefer, models: Sequence[tuple[str, str | None, float]], providers: Mapping[str, Any], where: str
+    prefer: Prefer, models: Sequence[tuple[str, str | None, float]], prices: Mapping[str, Prices], where: str
 ) -> None:
-    """Raise `SettingsError` if the preference can't be followed. `models`: provider, model and weight of each."""
+    """Raise `SettingsError` if the preference can't be followed. `models`: provider, model and weight of each.
+
+    `prices`: those of each provider.
+    """
     if prefer == "order":
         for at, (_, _, weight) in enumerate(models):
             if weight != 1.0:
@@ -35,6 +35,7 @@ def check_routing(
         raise SettingsError(f"{where}.prefer: {prefer} needs fallbacks: there is one model alone")
     if prefer in _NEEDS_PRICES:
         for provider, model, _ in models:
-            if prices_of_model(providers[provider], model) is None:
-                key = f'providers.{provider}.prices."{model or "*"}"'
+            name = model or SCRIPTED_MODEL
+            if prices_of(prices[provider], name) is None:
+                key = f'providers.{provider}.prices."{name}"'
                 raise SettingsError(f"{where}.prefer: {prefer} needs the prices of each model; there is no {key}")

@@ -200,6 +200,7 @@ class StepLife:
                 call=tool.call if tool else None,
                 tool=tool.tool if tool else None,
                 base=None if tool else base_of_claim(state, work.turn, stamp.n),
+                lost=None if tool else state.turn(work.turn).open_calls or None,
             )
 
         return build

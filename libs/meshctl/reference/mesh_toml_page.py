@@ -22,6 +22,7 @@ from mesh.configuration.mesh_toml import (
     ScriptedProviderConfiguration,
     ServerConfiguration,
 )
+from mesh.configuration.prices_table import MODELS_MAX, ModelPrices
 from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.storage_table import BucketsConfiguration, StorageConfiguration
 from mesh.configuration.tenants_table import TENANTS_MAX, TenantConfiguration
@@ -115,6 +116,22 @@ slow_first_token_seconds = 20
 open_seconds_max = 30
 """,
         ("providers", "mine", "breaker"),
+    ),
+    Table(
+        '[providers.<name>.prices."<model>"]',
+        ModelPrices,
+        """
+[providers.mine]
+kind = "openai"
+base_url = "http://127.0.0.1:8000/v1"
+
+[providers.mine.prices."qwen3-8b"]
+input = 0.25
+cached_input = 0.025
+output = 2.0
+""",
+        ("providers", "mine", "prices", "qwen3-8b"),
+        tables_max=MODELS_MAX,
     ),
     Table(
         "[tenants.<name>]",

@@ -6,37 +6,18 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
 
 from inference_worker.models.candidates import Available, Candidate, Candidates
 from inference_worker.models.prompt_size import PromptSize, cached_tokens, prompt_tokens
 from inference_worker.models.routing import Option, Prefer, choose, ranked
 from inference_worker.models.speeds import Speeds
 from mesh.clock import lease_clock, now
+from mesh.configuration.prices_table import ModelPrices
 from mesh.task.limits import output_tokens_max
 from mesh.task.state import ModelName, TaskState
 
 OUTPUT_TOKENS = 256
 """What an answer is thought to have where nobody has seen one."""
-
-
-class Prices(Protocol):
-    """Of a million tokens, in the currency: so much is a token's price in millionths."""
-
-    @property
-    def input(self) -> float:
-        """Of what is read."""
-        ...
-
-    @property
-    def cached_input(self) -> float | None:
-        """Of what of it is in the provider's cache; None: as any other."""
-        ...
-
-    @property
-    def output(self) -> float:
-        """Of what is put out."""
-        ...
 
 
 def _full(_: str) -> float:
@@ -49,7 +30,7 @@ class Router:
 
     prefer: Prefer
     speeds: Speeds
-    prices_of: Callable[[str, str], Prices | None] = lambda _provider, _model: None
+    prices_of: Callable[[str, str], ModelPrices | None] = lambda _provider, _model: None
     """Of a provider and a model; None where nobody has set any."""
     is_closed: Callable[[str], bool] = lambda _: True
     """Whether a provider's breaker is closed: one that may be asked all the same is to be probed."""
@@ -90,7 +71,7 @@ class Router:
         at = self.clock()
         speed = self.speeds.of(candidate.provider, candidate.model)
         uncached = size.uncached_tokens
-        seconds = speed.first_token_seconds(uncached, at) if speed.is_known else None
+        seconds = speed.first_token_seconds(uncached, at) if speed.is_known(at) else None
         prices = self.prices_of(candidate.provider, candidate.model)
         cost = None
         if prices is not None:

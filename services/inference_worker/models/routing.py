@@ -6,7 +6,8 @@
 the best one's. `a` is 1 for `latency`, 0.05 for `cost` (of two that cost alike the faster one), and 1/2 for `balanced`:
 there twice as fast may cost twice as much. `success` is the part of calls that the provider does not fail, `room` how
 much of what it bears is free, 0 to 1. Who has just failed at this very step counts `FAILED_FACTOR` times. With `cost`
-and `balanced` only those are chosen from that meet the task's deadline; if none does, the fastest.
+and `balanced` only those are chosen from that meet the task's deadline; if none does, one that nobody knows; without
+any the fastest.
 
 Two are drawn by lot, each with its weight over the eighth power of its score, and the better one gets the turn. So one
 that is a fifth worse gets 1 turn in 30, and those that are alike share by their weights: a fleet whose workers all know
@@ -98,8 +99,11 @@ def choose(options: Sequence[Option], prefer: Prefer, left_seconds: float | None
     known = [each for each in able if each.seconds is not None] or able
     if left_seconds is not None and prefer != "latency":
         in_time = [each for each in known if _seconds(each) <= left_seconds]
-        # None is known to meet it: what counts is to be as little late as possible.
-        known, prefer = (in_time, prefer) if in_time else (known, "latency")
+        if in_time:
+            known = in_time
+        else:
+            # None is known to meet it: one that may, or else the one that is the least late.
+            known, prefer = [each for each in able if each.seconds is None] or able, "latency"
     scores = scores_of(known, prefer)
     best = known[min(range(len(known)), key=scores.__getitem__)]
     explored = _to_explore(able, best, prefer, left_seconds, dice)

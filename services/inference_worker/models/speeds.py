@@ -27,6 +27,8 @@ SPREAD_PART_MIN = 0.1
 """Prompts whose sizes are within this part of their mean tell nothing of what size costs."""
 LEAST_SECONDS = 10.0
 LOAD_FACTOR_MAX = 3.0
+HANGS_SECONDS = 10.0
+"""Who has given no token in so long is known to be slow, though nobody knows how slow."""
 MODELS_MAX = 1_024
 """Models that are remembered; of more, those that were called last. Requests may name any."""
 NEVER = float("inf")
@@ -79,10 +81,10 @@ class Speed:
         """The calls of this worker that are under way, and how many others were as each began."""
         self._next = 0
 
-    @property
-    def is_known(self) -> bool:
-        """Whether a call has come to its end, or several have begun to answer and were left."""
-        return self._sums.answers > 0 or self._sums.calls > 1
+    def is_known(self, at: float) -> bool:
+        """Whether a call has come to its end, or several have begun to answer and were left; or one seems to hang."""
+        hangs = any(at - since >= HANGS_SECONDS for since in self._waiting.values())
+        return self._sums.answers > 0 or self._sums.calls > 1 or hangs
 
     @property
     def output_tokens(self) -> float | None:

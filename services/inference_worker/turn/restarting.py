@@ -1,4 +1,4 @@
-"""When a turn has to begin again, and how often it was tried. Pure."""
+"""Why a turn begins again, and how often it was tried. Pure."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from contracts.retries import AWAY_CODES
 from contracts.tasks import TaskRequest
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
-from inference_worker.models.chunks import TurnInput
+from inference_worker.models.chunks import Meter, TurnInput
 from inference_worker.turn.attempts import Attempt, Ending, is_redirected
 from inference_worker.turn.calls import ConversationSource, OfferedTool, Offers, decided_calls
 from inference_worker.turn.compaction import COMPACTIONS_MAX, compacted
@@ -36,6 +36,7 @@ from inference_worker.turn.observing import observed_call
 from inference_worker.turn.offers import missing_from, with_note_of_missing
 from inference_worker.turn.racing import Asked, Race
 from inference_worker.turn.restarting import failed_tries, restart_reason
+from inference_worker.turn.spending import PricesOf, Spending, no_prices
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep, StepRecalled
 from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
@@ -80,7 +81,7 @@ class TurnHandler:
     too short.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a turn stands on, each by its name
         self,
         candidates: Candidates,
         toolbox: Offers,
@@ -91,6 +92,7 @@ class TurnHandler:
         waiting_seconds: float = WAITING_SECONDS,
         on_claimed: OnClaimed = _ignore,
         on_finished: OnFinished = _ignore,
+        prices: PricesOf = no_prices,
     ) -> None:
         self._candidates = candidates
         self._toolbox = toolbox
@@ -100,6 +102,7 @@ class TurnHandler:
         self._waiting_seconds = waiting_seconds
         self._on_claimed = on_claimed
         self._on_finished = on_finished
+        self._prices = prices
 
     def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
         """Which provider and model the turn goes to, and why, where there was a choice."""
@@ -183,6 +186,7 @@ class TurnHandler:
         missing = missing_from(request.tools, tools)
         if missing:
             log.warning("turn.tools_missing", tools=missing)
+        spending = Spending(step, work.pool, self._prices)
         # Its sub-tasks may have used up more than they were given: then no model is asked.
         ending = Ending("length") if budget_left(step.state) == 0 else None
         if ending is None:
@@ -196,15 +200,19 @@ class TurnHandler:
                 ending = Ending("length", Usage(output_tokens=tokens_of(step.state.turn(work.turn))))
                 break
             try:
-                ending = await self._ask(step, attempt, candidate, turn_input)
+                ending = await self._ask(step, attempt, candidate, turn_input, spending)
+                if ending is None:
+                    await spending.tell("recall" if step.recalled.is_set() else "redirect")
             except StepFailed as error:
+                await spending.tell("failed")
                 if error.code == CONTEXT_TOO_LONG:
                     await self._go_on_after_overflow(step, work, candidate, error)
                 elif error.code in AWAY_CODES:
                     await self._go_on_elsewhere(step, work, candidate, error)
                 else:
                     raise
-        end = ending
+        end = await spending.answered(ending)
+        provider, model = spending.place()
         turn = step.state.turn(work.turn)
         text, reasoning, timings = turn.text, turn.reasoning_text, attempt.timings()
         calls = decided_calls(work.turn, end.calls, tools, request)
@@ -221,6 +229,9 @@ class TurnHandler:
                 timings=timings,
                 budget_left_tokens=budget_left_with(step.state, end.usage),
                 missing_tools=missing or None,
+                provider=provider,
+                model=model,
+                pool=work.pool,
             )
         )
 
@@ -247,14 +258,15 @@ class TurnHandler:
         log.warning("model.switched", model=after.model, provider=after.provider, reason=reason)
 
     async def _ask(
-        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput
+        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput, spending: Spending
     ) -> Ending | None:
         """Let the model speak; None if it is not to go on so: it was redirected or recalled, or has another model."""
         candidates = self._candidates_of(step.state)
         second = candidates.after(step.state, step.work.turn, candidate, self._available)
         # A text that has begun goes on with its model.
         if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
-            return await self._ask_in_time(step, attempt, candidate, turn_input, second)
+            return await self._ask_in_time(step, attempt, (candidate, second), turn_input, spending)
+        spending.ask(candidate, turn_input)
         with observed_call(candidate.provider, turn_input) as call:
             ending = await attempt.stream(call.chunks(candidate.source.stream(turn_input)))
             if ending is not None:
@@ -262,27 +274,37 @@ class TurnHandler:
         return ending
 
     async def _ask_in_time(
-        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput, second: Candidate
+        self,
+        step: ClaimedStep,
+        attempt: Attempt,
+        models: tuple[Candidate, Candidate],
+        turn_input: TurnInput,
+        spending: Spending,
     ) -> Ending | None:
         """The same, where a second model comes in if the first one is slow."""
-        turn = step.work.turn
+        (candidate, second), turn = models, step.work.turn
         async with Race() as race:
+            spending.ask(candidate, turn_input)
             race.ask(candidate, turn_input)
             first = await attempt.wait(race.first_to_speak(), self._pool.slow_seconds)
             if first == "slow" and self._pool.on_slow == "hedge":
                 await step.append(
                     lambda stamp: events.ModelHedged(*stamp, turn=turn, model=second.model, provider=second.provider)
                 )
-                race.ask(second, replace(turn_input, model=second.model))
+                also = replace(turn_input, model=second.model, meter=Meter())
+                spending.ask(second, also)
+                race.ask(second, also)
                 first = await attempt.wait(race.first_to_speak())
             if isinstance(first, Asked):
                 await race.close_all(but=first)
+                await spending.tell("hedge", but=first.candidate)
                 if first.candidate is second:
                     await self._switch(step, turn, candidate, second, "latency")
                 return await attempt.stream(first.chunks())
         if first == "deadline":
             return await attempt.cut()
         if first == "slow":
+            await spending.tell("slow")
             await self._switch(step, turn, candidate, second, "latency")
         return None
 
@@ -355,7 +377,8 @@ class TurnHandler:
         first_delta = min((n for n, _ in turn.parts + turn.reasoning), default=None)
         reason = restart_reason(step.state, work, candidate)
         if reason is not None:
-            discard_from, discarded = first_delta, tokens_of(turn)
+            # What a provider has told of it is no estimate, and counts already.
+            discard_from, discarded = first_delta, max(0, tokens_of(turn) - turn.told_output_tokens)
             left = budget_left(step.state)
             if reason not in WANTED_RESTARTS and left is not None and left <= discarded:
                 return None

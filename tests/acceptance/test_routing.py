@@ -1,0 +1,189 @@
+"""Pools that choose among their models: real processes, and servers on loopback that are slow, fail and recover."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mesh.broker.connection import connect
+from tests.support.checker import Recorded, Stored, check, read_stored
+from tests.support.clients import Viewer, submit
+from tests.support.http_client import PatientClient
+from tests.support.model_server import DONE, Exchange, ModelServer, chunk, model_server, usage
+from tests.support.patience import stretched
+from tests.support.processes import Mesh, running_mesh
+from tests.support.waiting import until, until_no_work_is_left
+
+pytestmark = pytest.mark.acceptance
+
+SERVICES = ("ingress", "stream_edge", "steward", "inference_worker", "inference_worker")
+AT_ONCE = 6
+WINDOW = 12
+"""Calls that a share is taken of."""
+MOST = 10
+
+
+class Server:
+    """Answers after its time, or not at all."""
+
+    def __init__(self, name: str, asked: list[str], first_token_seconds: float) -> None:
+        self.seconds = first_token_seconds
+        self.fails = False
+        self._name = name
+        self._asked = asked
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """As vLLM answers, a little later."""
+        self._asked.append(self._name)
+        if self.fails:
+            await exchange.refuse(503, {"error": {"message": "the engine is dead"}})
+            return
+        await asyncio.sleep(self.seconds)
+        await exchange.begin()
+        await exchange.say(chunk({"content": "Hello"}), chunk(finish_reason="stop"), usage(100, 50))
+        await exchange.send(DONE)
+        await exchange.end()
+
+
+class Load:
+    """So many tasks at a time, each followed to its end, one after another."""
+
+    def __init__(self, mesh: Mesh, recorded: Recorded, **request: object) -> None:
+        self._mesh = mesh
+        self._recorded = recorded
+        self._request = request
+        self.is_over = False
+        self.tasks: list[str] = []
+
+    async def one(self, client: PatientClient) -> str:
+        """A task, from its submission to its end."""
+        task = await submit(client, self._mesh.ingress_url, self._recorded, "hello", **self._request)
+        self.tasks.append(task)
+        self._recorded.histories.append(await Viewer(str(self._mesh.settings.edge_address), task).follow())
+        return task
+
+    async def _run(self) -> None:
+        async with PatientClient(timeout=30) as client:
+            while not self.is_over:
+                await self.one(client)
+
+    @asynccontextmanager
+    async def under_way(self) -> AsyncIterator[None]:
+        """A block during which it goes on. Those that were begun come to their end."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(AT_ONCE):
+                group.create_task(self._run())
+            try:
+                yield
+            finally:
+                self.is_over = True
+
+
+def configured(folder: Path, servers: dict[str, ModelServer], pools: str) -> dict[str, str]:
+    """A mesh.toml with these providers."""
+    providers = "".join(
+        f'[providers.{name}]\nkind = "openai"\nbase_url = "{server.base_url}"\n'
+        "breaker = { samples_min = 4, window_seconds = 10, open_seconds = 1, open_seconds_max = 2 }\n"
+        for name, server in servers.items()
+    )
+    (folder / "mesh.toml").write_text(providers + pools)
+    return {"MESH_CONFIG": str(folder / "mesh.toml")}
+
+
+async def stored_of(mesh: Mesh, recorded: Recorded) -> Stored:
+    """What there is in the end, judged."""
+    async with connect(mesh.settings, "test") as connection:
+        await until_no_work_is_left(connection)
+        stored = await read_stored(connection.requests)
+    assert check(recorded, stored) == []
+    assert mesh.tracebacks() == []
+    assert stored.dead_letters == []
+    return stored
+
+
+async def test_turns_leave_a_provider_that_is_slow_or_fails_and_come_back_once_it_has_recovered(tmp_path: Path) -> None:
+    asked: list[str] = []
+    quick, steady = Server("quick", asked, stretched(0.1)), Server("steady", asked, stretched(0.4))
+    recorded = Recorded()
+
+    def gets_most(name: str) -> bool:
+        return asked[-WINDOW:].count(name) >= MOST
+
+    async def leads(name: str) -> None:
+        """Wait until this one gets most of what comes from now on."""
+        begin = len(asked)
+        await until(lambda: len(asked) >= begin + WINDOW and gets_most(name), seconds=60)
+
+    pools = """
+    [pools.default]
+    provider = "steady"
+    model = "m"
+    fallbacks = [{ provider = "quick", model = "m" }]
+    prefer = "latency"
+    wait_seconds = 3600
+    """
+    async with model_server(quick) as one, model_server(steady) as other:
+        variables = configured(tmp_path, {"quick": one, "steady": other}, pools)
+        async with running_mesh(tmp_path, *SERVICES, **variables) as mesh:
+            load = Load(mesh, recorded)
+            async with load.under_way():
+                await leads("quick")
+                quick.seconds *= 12
+                await leads("steady")
+                quick.seconds /= 12
+                await leads("quick")
+                quick.fails = True
+                await leads("steady")
+                quick.fails = False
+                await leads("quick")
+            stored = await stored_of(mesh, recorded)
+    assert {record["status"] for record in stored.records.values()} == {"completed"}
+    events = [stored_event.event for journal in stored.journals.values() for stored_event in journal]
+    claims = [event for event in events if event["type"] == "step.claimed"]
+    words = {claim["reason"].split()[0] for claim in claims}
+    assert {"best", "explore"} <= words <= {"best", "near", "explore", "probe", "only", "resumed", "none-available"}
+    assert not any(event["type"] == "model.switched" and event["reason"] != "unavailable" for event in events)
+
+
+async def test_the_cheapest_that_meets_the_deadline_gets_the_turns(tmp_path: Path) -> None:
+    asked: list[str] = []
+    slow_seconds = stretched(1.0)
+    cheap, dear = Server("cheap", asked, slow_seconds), Server("dear", asked, 0.0)
+    recorded = Recorded()
+    pools = """
+    [providers.cheap.prices."*"]
+    input = 1.0
+    output = 2.0
+    [providers.dear.prices."*"]
+    input = 5.0
+    output = 10.0
+    [pools.default]
+    provider = "dear"
+    model = "m"
+    fallbacks = [{ provider = "cheap", model = "m" }]
+    prefer = "cost"
+    """
+    async with model_server(cheap) as one, model_server(dear) as other:
+        variables = configured(tmp_path, {"cheap": one, "dear": other}, pools)
+        async with running_mesh(tmp_path, *SERVICES, **variables) as mesh, PatientClient(timeout=30) as client:
+            patient = Load(mesh, recorded)
+            await asyncio.gather(*(patient.one(client) for _ in range(24)))
+            hurried = Load(mesh, recorded, deadline_seconds=slow_seconds * 0.9)
+            # The first ones find out that the dear one is quick.
+            for _ in range(15):
+                await hurried.one(client)
+            stored = await stored_of(mesh, recorded)
+    costs = [stored.records[task]["usage"]["cost_micros"] for task in patient.tasks]
+    assert sum(costs) <= 1.1 * 200 * len(costs)
+    claims = {
+        task: next(each.event for each in stored.journals[task] if each.event["type"] == "step.claimed")
+        for task in hurried.tasks
+    }
+    in_time = [task for task in hurried.tasks if "incomplete" not in stored.records[task]]
+    assert len(in_time) >= 13
+    assert {claims[task]["provider"] for task in in_time} == {"dear"}
+    assert all(" cost_micros=5" in claims[task]["reason"] for task in in_time)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from inference_worker.models.breakers import Breakers
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.measured_source import MeasuredSource
-from inference_worker.models.router import Routed, Router
+from inference_worker.models.router import Room, Routed, Router, free
 from inference_worker.speed_reports import SpeedReporter
 from inference_worker.turn.spending import prices_in
 from mesh.clock import lease_clock
@@ -15,10 +15,13 @@ from mesh.configuration.mesh_toml import Configuration
 class PoolRouting:
     """What a configuration makes of its pools' models. `guard` and `route` are for `open_providers`."""
 
-    def __init__(self, configuration: Configuration, breakers: Breakers, speeds: SpeedReporter) -> None:
+    def __init__(
+        self, configuration: Configuration, breakers: Breakers, speeds: SpeedReporter, room: Room = free
+    ) -> None:
         self._configuration = configuration
         self._breakers = breakers
         self._speeds = speeds
+        self._room = room
         routed = [name for name, pool in configuration.pools.items() if pool.prefer != "order"]
         self._measured = {provider for pool in routed for provider in configuration.providers_of(pool)}
         if routed:
@@ -40,6 +43,7 @@ class PoolRouting:
             speeds=self._speeds.speeds,
             prices_of=prices_in(self._configuration),
             is_closed=self._breakers.is_closed,
+            room=self._room,
             max_output_tokens=pool.max_output_tokens,
         )
         return Routed.of(candidates, router)

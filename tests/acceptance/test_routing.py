@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from mesh.broker.connection import connect
 from tests.support.checker import Recorded, Stored, check, read_stored
-from tests.support.clients import Viewer, submit
+from tests.support.choosing import Asked, Load, Server, configured
 from tests.support.http_client import PatientClient
-from tests.support.model_server import DONE, Exchange, ModelServer, chunk, model_server, usage
+from tests.support.model_server import model_server
 from tests.support.patience import stretched
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
@@ -25,73 +23,6 @@ AT_ONCE = 6
 WINDOW = 12
 """Calls that a share is taken of."""
 MOST = 10
-
-
-class Server:
-    """Answers after its time, or not at all."""
-
-    def __init__(self, name: str, asked: list[str], first_token_seconds: float) -> None:
-        self.seconds = first_token_seconds
-        self.fails = False
-        self._name = name
-        self._asked = asked
-
-    async def __call__(self, exchange: Exchange) -> None:
-        """As vLLM answers, a little later."""
-        self._asked.append(self._name)
-        if self.fails:
-            await exchange.refuse(503, {"error": {"message": "the engine is dead"}})
-            return
-        await asyncio.sleep(self.seconds)
-        await exchange.begin()
-        await exchange.say(chunk({"content": "Hello"}), chunk(finish_reason="stop"), usage(100, 50))
-        await exchange.send(DONE)
-        await exchange.end()
-
-
-class Load:
-    """So many tasks at a time, each followed to its end, one after another."""
-
-    def __init__(self, mesh: Mesh, recorded: Recorded, **request: object) -> None:
-        self._mesh = mesh
-        self._recorded = recorded
-        self._request = request
-        self.is_over = False
-        self.tasks: list[str] = []
-
-    async def one(self, client: PatientClient) -> str:
-        """A task, from its submission to its end."""
-        task = await submit(client, self._mesh.ingress_url, self._recorded, "hello", **self._request)
-        self.tasks.append(task)
-        self._recorded.histories.append(await Viewer(str(self._mesh.settings.edge_address), task).follow())
-        return task
-
-    async def _run(self) -> None:
-        async with PatientClient(timeout=30) as client:
-            while not self.is_over:
-                await self.one(client)
-
-    @asynccontextmanager
-    async def under_way(self) -> AsyncIterator[None]:
-        """A block during which it goes on. Those that were begun come to their end."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
-                group.create_task(self._run())
-            try:
-                yield
-            finally:
-                self.is_over = True
-
-
-def configured(folder: Path, servers: dict[str, ModelServer], pools: str) -> dict[str, str]:
-    """A mesh.toml with these providers."""
-    providers = "".join(
-        f'[providers.{name}]\nkind = "openai"\nbase_url = "{server.base_url}"\n'
-        "breaker = { samples_min = 4, window_seconds = 10, open_seconds = 1, open_seconds_max = 2 }\n"
-        for name, server in servers.items()
-    )
-    (folder / "mesh.toml").write_text(providers + pools)
-    return {"MESH_CONFIG": str(folder / "mesh.toml")}
 
 
 async def stored_of(mesh: Mesh, recorded: Recorded) -> Stored:
@@ -106,12 +37,12 @@ async def stored_of(mesh: Mesh, recorded: Recorded) -> Stored:
 
 
 async def test_turns_leave_a_provider_that_is_slow_or_fails_and_come_back_once_it_has_recovered(tmp_path: Path) -> None:
-    asked: list[str] = []
+    asked: list[Asked] = []
     quick, steady = Server("quick", asked, stretched(0.1)), Server("steady", asked, stretched(0.4))
     recorded = Recorded()
 
     def gets_most(name: str) -> bool:
-        return asked[-WINDOW:].count(name) >= MOST
+        return sum(each.server == name for each in asked[-WINDOW:]) >= MOST
 
     async def leads(name: str) -> None:
         """Wait until this one gets most of what comes from now on."""
@@ -130,7 +61,7 @@ async def test_turns_leave_a_provider_that_is_slow_or_fails_and_come_back_once_i
         variables = configured(tmp_path, {"quick": one, "steady": other}, pools)
         async with running_mesh(tmp_path, *SERVICES, **variables) as mesh:
             load = Load(mesh, recorded)
-            async with load.under_way():
+            async with load.under_way(AT_ONCE):
                 await leads("quick")
                 quick.seconds *= 12
                 await leads("steady")
@@ -150,7 +81,7 @@ async def test_turns_leave_a_provider_that_is_slow_or_fails_and_come_back_once_i
 
 
 async def test_the_cheapest_that_meets_the_deadline_gets_the_turns(tmp_path: Path) -> None:
-    asked: list[str] = []
+    asked: list[Asked] = []
     slow_seconds = stretched(1.0)
     cheap, dear = Server("cheap", asked, slow_seconds), Server("dear", asked, 0.0)
     recorded = Recorded()

@@ -37,6 +37,7 @@ from tests.benchmarks import (
     resume,
     retention,
     rolling,
+    routing,
     takeover,
 )
 from tests.benchmarks.bench import Run
@@ -63,6 +64,7 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "fold": journal.measure_fold,
     "takeover": takeover.measure,
     "rolling": rolling.measure,
+    "routing": routing.measure,
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
     "long_runs": long_runs.measure,

@@ -65,6 +65,15 @@ def test_a_change_by_five_is_known_by_the_fifth_call_however_many_were_before(be
     assert factor / 2 <= first_token(speed, at) <= factor * 2
 
 
+def test_one_that_has_recovered_is_known_by_the_first_call_after_a_while() -> None:
+    speed, at = speed_of(*[call(5.0)] * 50)
+    speed.merge(at + 5.0, ModelSums(provider="p", model="m", begun=1))
+    speed.merge(at + 5.5, call(0.5))
+    assert first_token(speed, at + 5.5) < 2.5
+    speed.merge(at + 6.0, call(0.5))
+    assert first_token(speed, at + 6.0) < 1.5
+
+
 def test_a_single_odd_call_among_many_moves_little() -> None:
     speed, at = speed_of(*[call(1.0)] * 50, call(5.0))
     assert first_token(speed, at) < 1.5

@@ -98,6 +98,12 @@ _breaker_moves = _counter(
     "Changes of a provider's breaker that this process made.",
     ("taskmesh.provider", "taskmesh.state"),
 )
+_routed = _counter(
+    "taskmesh.routing.choices",
+    "{choice}",
+    "Choices of a model for a turn, in pools that have a preference, by what they were made for.",
+    ("taskmesh.provider", "taskmesh.reason"),
+)
 _tool_refusals = _counter(
     "taskmesh.tool.refusals", "{refusal}", "Tools whose consumer or declaration the broker refused, each time.", ()
 )
@@ -321,6 +327,12 @@ def breaker_moved(provider: str, state: str) -> None:
     """A breaker has become `closed`, `open` or `half_open`."""
     if traces.enabled():
         _breaker_moves.add(1, {"taskmesh.provider": provider, "taskmesh.state": state})
+
+
+def routed(provider: str, why: str) -> None:
+    """A turn goes to this provider, for a reason of one word."""
+    if traces.enabled():
+        _routed.add(1, {"taskmesh.provider": provider, "taskmesh.reason": why})
 
 
 def tool_refused() -> None:

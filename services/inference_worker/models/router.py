@@ -15,12 +15,18 @@ from mesh.clock import lease_clock, now
 from mesh.configuration.prices_table import ModelPrices
 from mesh.task.limits import output_tokens_max
 from mesh.task.state import ModelName, TaskState
+from mesh.telemetry import metrics
 
 OUTPUT_TOKENS = 256
 """What an answer is thought to have where nobody has seen one."""
 
 
-def _full(_: str) -> float:
+Room = Callable[[str], float]
+"""How much of what a provider bears is free, 0 to 1, by its name."""
+
+
+def free(_: str) -> float:
+    """All of it."""
     return 1.0
 
 
@@ -34,8 +40,7 @@ class Router:
     """Of a provider and a model; None where nobody has set any."""
     is_closed: Callable[[str], bool] = lambda _: True
     """Whether a provider's breaker is closed: one that may be asked all the same is to be probed."""
-    room: Callable[[str], float] = _full
-    """How much of what a provider bears is free, 0 to 1."""
+    room: Room = free
     max_output_tokens: int | None = None
     dice: random.Random = random.Random()  # noqa: RUF009 - one for all is right
     clock: Callable[[], float] = lease_clock
@@ -135,6 +140,7 @@ class Routed(Candidates):
     def claim(self, state: TaskState, turn: int, available: Available) -> dict[str, str]:
         """What a claim says: provider, model, and why it is this one."""
         candidate, reason = self._to_claim(state, turn, available)
+        metrics.routed(candidate.provider, reason.partition(" ")[0])
         return {"provider": candidate.provider, "model": candidate.model, "reason": reason}
 
     def to_claim(self, state: TaskState, turn: int, available: Available) -> Candidate:

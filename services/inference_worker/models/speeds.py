@@ -5,8 +5,8 @@ not matter who has seen a call: all that hear the same come to the same.
 
 An estimate is of the newest calls. What is older than `HALF_LIFE_SECONDS` counts half, and never for more than
 `CALLS_MAX` calls; a call that took less than half of what was expected, or more than twice, halves what there was.
-So a server that has become five times slower is known by its fifth answer, however many were quick; and a single
-odd call among many moves little.
+So a server that has become five times slower is known by its fifth answer, however many were quick, one that has
+recovered by the first that is tried, and a single odd call among many moves little.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from contracts.records.speeds import MODELS_TOLD_MAX, ModelSums
 
@@ -29,6 +30,10 @@ LEAST_SECONDS = 10.0
 LOAD_FACTOR_MAX = 3.0
 HANGS_SECONDS = 10.0
 """Who has given no token in so long is known to be slow, though nobody knows how slow."""
+STALE_SECONDS = 2.0
+CALLS_RECOVERED = 0.5
+"""What all of before counts, once a call after a while shows that it has become better. A call that is slower by chance
+is frequent, and one that is quicker by chance is not."""
 MODELS_MAX = 1_024
 """Models that are remembered; of more, those that were called last. Requests may name any."""
 NEVER = float("inf")
@@ -116,19 +121,24 @@ class Speed:
 
     def merge(self, at: float, told: ModelSums) -> None:
         """Count what was seen, here or by another worker."""
+        self.tried_at = max(self.tried_at, at)
+        if not (told.calls or told.failures or told.answers):
+            return
         sums = self._sums
         counted = sums.calls + sums.failures
         if counted:
             age_seconds = max(0.0, at - self._merged_at)
             kept = max(counted * 0.5 ** (age_seconds / HALF_LIFE_SECONDS), min(counted, CALLS_MIN))
-            if self._is_news(told):
+            news = self._news(told)
+            if news == "faster" and age_seconds >= STALE_SECONDS:
+                kept = min(kept, CALLS_RECOVERED)
+            elif news is not None:
                 kept /= SURPRISE
             sums.shrink(min(kept, CALLS_MAX) / counted)
         sums.add(told)
         if told.calls:
             self._least.add(at, told.first_token_seconds / told.calls)
         self._merged_at = at
-        self.tried_at = max(self.tried_at, at)
 
     def first_token_seconds(self, input_tokens: float, at: float) -> float | None:
         """How long the first token of a prompt may take, of which so much is in no cache; None if nobody knows.
@@ -172,16 +182,17 @@ class Speed:
         mean_seconds, mean = sums.first_token_seconds / sums.calls, sums.input_tokens / sums.calls
         return max(0.0, mean_seconds + self.seconds_per_input_token * (input_tokens - mean))
 
-    def _is_news(self, told: ModelSums) -> bool:
+    def _news(self, told: ModelSums) -> Literal["faster", "slower"] | None:
         sums = self._sums
         pairs: list[tuple[float, float]] = []
         if told.calls and sums.calls:
             pairs.append((told.first_token_seconds / told.calls, self._on_the_line(told.input_tokens / told.calls)))
         if told.output_tokens and sums.output_tokens:
             pairs.append((told.output_seconds / told.output_tokens, sums.output_seconds / sums.output_tokens))
-        if told.calls and sums.failures > sums.calls:
-            return True  # It failed most, and does so no more.
-        return any(now > before * SURPRISE or now * SURPRISE < before for now, before in pairs)
+        if any(now > before * SURPRISE for now, before in pairs):
+            return "slower"
+        failed_most = told.calls > 0 and sums.failures > sums.calls
+        return "faster" if failed_most or any(now * SURPRISE < before for now, before in pairs) else None
 
 
 class _Least:

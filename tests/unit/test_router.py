@@ -20,10 +20,11 @@ from inference_worker.models.measured_source import MeasuredSource
 from inference_worker.models.prompt_size import CACHED_SECONDS_MAX, PromptSize
 from inference_worker.models.router import Routed, Router
 from inference_worker.models.speeds import Speeds
+from inference_worker.turn.turns import TurnHandler
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.configuration.prices_table import ModelPrices
 from mesh.task.failures import StepFailed
-from tests.unit.journals import START, HandMadeJournal
+from tests.unit.journals import START, FoldedStep, HandMadeJournal
 from tests.unit.played import STOP, PlayedProvider, claimed_step, turn_handler
 
 NAMES = (("main", "large"), ("backup", "small"), ("played", "played-1"))
@@ -224,20 +225,54 @@ def test_what_an_answer_may_have_is_bounded_by_pool_and_task() -> None:
 # Turns
 
 
-async def test_a_turn_goes_on_with_the_best_of_the_others_where_its_provider_is_away() -> None:
+def failing_house(code: str, *, retryable: bool) -> House:
+    """Of three the best fails, and so does the next best."""
     house = House(0.5, 9.0, 1.0)
-    house.providers[0] = PlayedProvider(StepFailed("provider-unreachable", "gone", retryable=True), named=NAMES[0])
-    house.providers[2] = PlayedProvider(StepFailed("provider-loading", "soon", retryable=True), named=NAMES[2])
+    for index in (0, 2):
+        house.providers[index] = PlayedProvider(StepFailed(code, "no", retryable=retryable), named=NAMES[index])
     house.pool = Routed.of(Candidates.of_providers(house.providers), house.router)
-    handler = turn_handler(house.providers[0], pool=PoolConfiguration())
-    handler._candidates = house.pool
+    return house
+
+
+def claimed_by(handler: TurnHandler) -> FoldedStep:
+    """The first turn of a new task, claimed as the handler says."""
     step = claimed_step()
     step.claim = msgspec.structs.replace(step.claim, **handler.describe_claim(step.state, step.work))
-    step.state.turn(1).model = NAMES[0]
+    step.state.turn(1).model = step.claim.provider, step.claim.model
+    return step
+
+
+@pytest.mark.parametrize(
+    ("code", "retryable"),
+    [
+        ("provider-unreachable", True),
+        ("provider-loading", True),
+        ("rate-limited", True),
+        ("quota-exhausted", False),
+        ("provider-unauthorized", False),
+        ("model-not-found", False),
+    ],
+)
+async def test_a_turn_goes_on_with_the_best_of_the_others_where_its_provider_is_away_or_refuses(
+    code: str, retryable: bool
+) -> None:
+    house = failing_house(code, retryable=retryable)
+    handler = turn_handler(house.pool, pool=PoolConfiguration())
+    step = claimed_by(handler)
     await handler.perform(step)
     switched = [event for event in step.journal.events if isinstance(event, events.ModelSwitched)]
     assert [(each.provider, each.reason) for each in switched] == [("played", "unavailable"), ("backup", "unavailable")]
     assert step.journal.types()[-2:] == ["turn.completed", "task.completed"]
+
+
+@pytest.mark.parametrize(("code", "routed"), [("provider-error", True), ("rate-limited", False)])
+async def test_other_failures_and_those_of_a_pool_with_an_order_are_tries_of_the_step(code: str, routed: bool) -> None:
+    house = failing_house(code, retryable=True)
+    handler = turn_handler(house.pool if routed else Candidates(house.pool.all), pool=PoolConfiguration())
+    step = claimed_by(handler)
+    with pytest.raises(StepFailed, match="no"):
+        await handler.perform(step)
+    assert "model.switched" not in step.journal.types()
 
 
 # What is measured

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from contracts.journal import events
+from contracts.retries import AWAY_CODES
 from inference_worker.models.chunks import Chunk, TurnInput
 from inference_worker.models.prompt_size import NO_SIZE, PromptSize
 from mesh.task.state import ModelName, TaskState
@@ -80,6 +81,8 @@ class Candidates:
     """A pool's models, in their order: at least one."""
 
     all: tuple[Candidate, ...]
+    left_on: ClassVar[frozenset[str]] = AWAY_CODES
+    """Failures of a model after which another one goes on with the turn in the same claim."""
 
     @classmethod
     def of_providers(cls, providers: Iterable[Provider]) -> Candidates:

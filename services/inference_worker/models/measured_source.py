@@ -12,7 +12,11 @@ from inference_worker.models.guarded_source import FAULTS
 from inference_worker.models.speeds import Speeds
 from mesh.task.failures import StepFailed
 
-NOT_SERVED = FAULTS | {"rate-limited", "quota-exhausted"}
+REFUSED = frozenset(
+    {"rate-limited", "provider-overloaded", "quota-exhausted", "provider-unauthorized", "model-not-found"}
+)
+"""What one provider refuses, and another may do."""
+NOT_SERVED = FAULTS | REFUSED
 """Failures after which another provider would have been the better choice."""
 
 

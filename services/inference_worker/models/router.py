@@ -6,8 +6,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import ClassVar
 
+from contracts.retries import AWAY_CODES
 from inference_worker.models.candidates import Available, Candidate, Candidates
+from inference_worker.models.measured_source import REFUSED
 from inference_worker.models.prompt_size import PromptSize, cached_tokens, prompt_tokens
 from inference_worker.models.routing import Option, Prefer, choose, ranked
 from inference_worker.models.speeds import Speeds
@@ -110,6 +113,7 @@ class Router:
 class Routed(Candidates):
     """The models of a pool that has a preference. Their order counts for contexts alone: the next one has more room."""
 
+    left_on: ClassVar[frozenset[str]] = AWAY_CODES | REFUSED
     router: Router
     equal: int = 0
     """The first so many may be chosen among: all, or those that have the model which the request names."""

@@ -23,7 +23,6 @@ from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER, ASK_USER_DECLARATION
-from contracts.retries import AWAY_CODES
 from contracts.tasks import TaskRequest
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
@@ -207,7 +206,7 @@ class TurnHandler:
                 await spending.tell("failed")
                 if error.code == CONTEXT_TOO_LONG:
                     await self._go_on_after_overflow(step, work, candidate, error)
-                elif error.code in AWAY_CODES:
+                elif error.code in self._candidates.left_on:
                     await self._go_on_elsewhere(step, work, candidate, error)
                 else:
                     raise

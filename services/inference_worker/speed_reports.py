@@ -21,8 +21,34 @@ from mesh.clock import lease_clock
 log = structlog.get_logger("inference_worker.speed_reports")
 
 REPORT_SECONDS = 1.0
-REPORTS_PER_SECOND_MAX = 100.0
-"""Of the whole fleet: each worker hears all of them. A large one reports less often."""
+SMOOTHING = 0.2
+DELIVERIES_PER_SECOND_MAX = 5_000.0
+"""Of reports, in the whole fleet: each one that is sent comes to all. So of a large fleet a part reports, drawn anew
+each time: it has seen the same providers as the others."""
+
+
+class Sampling:
+    """Whether a worker reports this time, by how many there are.
+
+    That is known from how many others have reported, and how likely it was that each did.
+    """
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self.workers = 1.0
+        """About how many report, or would, this one included."""
+
+    @property
+    def share(self) -> float:
+        """The part of them that is to report each time."""
+        return min(1.0, DELIVERIES_PER_SECOND_MAX / self.workers**2)
+
+    def is_drawn(self, others: int) -> bool:
+        """Whether it is this worker's turn; `others` have reported since it was last asked."""
+        seen = 1 + others / self.share
+        # At once to more, as all may have been started together, and slowly to fewer.
+        self.workers = max(seen, self.workers + (seen - self.workers) * SMOOTHING)
+        return self._dice.random() < self.share
 
 
 class SpeedReporter:
@@ -35,6 +61,7 @@ class SpeedReporter:
         self._clock = clock
         self._others: set[str] = set()
         """Who has reported since this worker's last report."""
+        self._sampling = Sampling(random.Random())
         self._wanted = asyncio.Event()
 
     def want(self) -> None:
@@ -46,12 +73,12 @@ class SpeedReporter:
         await self._wanted.wait()
         await self._connection.client.subscribe(subjects.PROVIDER_SPEEDS, cb=self._hear)
         while True:
-            seconds = max(REPORT_SECONDS, (len(self._others) + 1) / REPORTS_PER_SECOND_MAX)
-            self._others.clear()
             # Workers that were started together need not report together.
-            await asyncio.sleep(seconds * random.uniform(0.8, 1.2))
-            if not self._connection.is_connected:
-                self.speeds.take_untold()  # It is old once the broker is back.
+            await asyncio.sleep(REPORT_SECONDS * random.uniform(0.8, 1.2))
+            is_drawn = self._sampling.is_drawn(len(self._others))
+            self._others.clear()
+            if not is_drawn or not self._connection.is_connected:
+                self.speeds.take_untold()  # By the next time it is old.
                 continue
             try:
                 await self.report()

@@ -10,8 +10,9 @@ import pytest
 from mesh.broker.connection import connect
 from tests.support.checker import Recorded, Stored, check, read_stored
 from tests.support.choosing import Asked, Load, Server, configured
+from tests.support.clients import Viewer, submit
 from tests.support.http_client import PatientClient
-from tests.support.model_server import model_server
+from tests.support.model_server import DONE, Exchange, chunk, model_server, usage
 from tests.support.patience import stretched
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
@@ -118,3 +119,56 @@ async def test_the_cheapest_that_meets_the_deadline_gets_the_turns(tmp_path: Pat
     assert len(in_time) >= 13
     assert {claims[task]["provider"] for task in in_time} == {"dear"}
     assert all(" cost_micros=5" in claims[task]["reason"] for task in in_time)
+
+
+async def test_who_takes_a_turn_over_goes_on_with_the_text_where_it_was_begun_and_a_refusal_is_no_failure(
+    tmp_path: Path,
+) -> None:
+    """Of two servers one has begun the text, and the other has no quota left, which costs a call and no more."""
+    recorded, begun = Recorded(), "Once upon a while somebody said hel"
+    killed = asyncio.Event()
+
+    async def tells(exchange: Exchange) -> None:
+        await exchange.begin()
+        if not killed.is_set():
+            await exchange.say(chunk({"content": begun}))
+            await exchange.gone.wait()
+            return
+        goes_on = exchange.body["messages"][-1]["role"] == "assistant"
+        await exchange.say(chunk({"content": "lo" if goes_on else f"{begun}lo"}), chunk({}, "stop"), usage(9, 1))
+        await exchange.send(DONE)
+        await exchange.end()
+
+    async def has_no_quota(exchange: Exchange) -> None:
+        await exchange.refuse(429, {"error": {"message": "no money left", "code": "insufficient_quota"}})
+
+    pools = """
+    [pools.default]
+    provider = "poor"
+    model = "m"
+    fallbacks = [{ provider = "teller", model = "m" }]
+    prefer = "latency"
+    """
+    async with model_server(tells) as one, model_server(has_no_quota) as other:
+        variables = configured(tmp_path, {"teller": one, "poor": other}, pools, 'continue_prefix = "vllm"')
+        async with (
+            running_mesh(tmp_path, *SERVICES[:4], MESH_ACK_WAIT_SECONDS="1", **variables) as mesh,
+            PatientClient(timeout=30) as client,
+        ):
+            task = await submit(client, mesh.ingress_url, recorded, "hello")
+            viewer = Viewer(str(mesh.settings.edge_address), task)
+            following = asyncio.create_task(viewer.follow())
+            await until(lambda: any("output.delta" in frame for frame in viewer.history.frames))
+            killed.set()
+            await mesh.processes[-1].kill()
+            await mesh.start("inference_worker")
+            recorded.histories.append(await following)
+            stored = await stored_of(mesh, recorded)
+    assert stored.records[task]["output"] == f"{begun}lo"
+    events = [each.event for each in stored.journals[task]]
+    claims = [event for event in events if event["type"] == "step.claimed"]
+    assert (claims[-1]["provider"], claims[-1]["reason"]) == ("teller", "resumed")
+    kinds = {event["type"] for event in events}
+    assert not kinds & {"turn.restarted", "task.retrying", "task.dead_lettered"}
+    switches = [(event["provider"], event["reason"]) for event in events if event["type"] == "model.switched"]
+    assert switches == ([] if claims[0]["provider"] == "teller" else [("teller", "unavailable")])

@@ -95,11 +95,12 @@ class Load:
                 await self.one(client)
 
 
-def configured(folder: Path, servers: dict[str, ModelServer], pools: str) -> dict[str, str]:
+def configured(folder: Path, servers: dict[str, ModelServer], pools: str, more: str = "") -> dict[str, str]:
     """A mesh.toml with these providers, and a hurried breaker before each; the variables that name it."""
     providers = "".join(
         f'[providers.{name}]\nkind = "openai"\nbase_url = "{server.base_url}"\n'
         "breaker = { samples_min = 4, window_seconds = 10, open_seconds = 1, open_seconds_max = 2 }\n"
+        f"{more}\n"
         for name, server in servers.items()
     )
     (folder / "mesh.toml").write_text(providers + pools)

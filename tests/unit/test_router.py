@@ -153,6 +153,8 @@ def test_who_takes_over_is_the_best_that_this_claim_has_not_left() -> None:
     journal.switched("small", "unavailable")
     assert house.pool.after(journal.state, 1, of_turn(house, journal), always) is None
     assert house.pool.after(journal.state, 1, first, without("backup", "played")) is None
+    claim(house, journal)  # Whoever takes it over may ask them all again.
+    assert house.pool.after(journal.state, 1, of_turn(house, journal), always) is not None
 
 
 def test_a_try_that_failed_goes_elsewhere_if_another_is_nearly_as_good() -> None:

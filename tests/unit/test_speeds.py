@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from contracts.codec import decode, encode
 from contracts.records.speeds import MODELS_TOLD_MAX, ModelSums, SpeedSample
 from inference_worker.models.speeds import MODELS_MAX, Speed, Speeds
+from inference_worker.speed_reports import DELIVERIES_PER_SECOND_MAX, Sampling
 
 
 def call(seconds: float, tokens: int = 100, in_flight: int = 0, model: str = "m") -> ModelSums:
@@ -155,6 +158,19 @@ def test_all_that_hear_the_same_come_to_the_same() -> None:
         listener.heard(told.models, 11.0)
         assert listener.of("p", "m").first_token_seconds(100, 11.0) == pytest.approx(0.5)
     assert one.of("p", "m").tried_at == 11.0
+
+
+@pytest.mark.parametrize("workers", [2, 60, 200, 1_000])
+def test_of_a_large_fleet_a_part_reports_so_that_not_all_hear_from_all(workers: int) -> None:
+    fleet = [Sampling(random.Random(number)) for number in range(workers)]
+    reported, delivered = 0, []
+    for _ in range(40):
+        drawn = [each.is_drawn(max(0, reported - 1)) for each in fleet]
+        reported = sum(drawn)
+        delivered.append(reported * workers)
+    lately = sum(delivered[20:]) / 20
+    assert lately <= 2 * DELIVERIES_PER_SECOND_MAX
+    assert lately >= min(workers**2, 0.2 * DELIVERIES_PER_SECOND_MAX)
 
 
 def test_what_is_remembered_and_told_is_bounded() -> None:

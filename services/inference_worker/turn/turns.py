@@ -261,9 +261,10 @@ class TurnHandler:
     ) -> Ending | None:
         """Let the model speak; None if it is not to go on so: it was redirected or recalled, or has another model."""
         candidates = self._candidates_of(step.state)
-        second = candidates.after(step.state, step.work.turn, candidate, self._available)
+        slow_ends = self._pool.on_slow != "wait"
+        second = candidates.after(step.state, step.work.turn, candidate, self._available) if slow_ends else None
         # A text that has begun goes on with its model.
-        if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
+        if second is not None and not turn_input.prefix and not attempt.is_late:
             return await self._ask_in_time(step, attempt, (candidate, second), turn_input, spending)
         spending.ask(candidate, turn_input)
         with observed_call(candidate.provider, turn_input) as call:

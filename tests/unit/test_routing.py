@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from contracts.journal.events import REASON_CHARACTERS_MAX
 from inference_worker.models.routing import Choice, Option, Prefer, choose, ranked, scores_of
 from tests.unit.simulated_routing import Fleet, Provider, Work
 
@@ -171,6 +174,44 @@ def test_scores_are_finite_whatever_is_known() -> None:
     for prefer in preferences:
         assert all(0 < score < float("inf") for score in scores_of(odd, prefer))
         drawn(*odd, prefer=prefer)
+
+
+times = st.floats(0.0, 1e9)
+options = st.builds(
+    Option,
+    index=st.just(0),
+    seconds=st.none() | times,
+    cost=st.none() | times,
+    weight=st.floats(0.01, 1_000.0),
+    success=st.floats(0.0, 1.0),
+    room=st.floats(0.0, 1.0),
+    idle_seconds=st.floats(0.0, float("inf")),
+    has_prefix=st.booleans(),
+    just_failed=st.booleans(),
+    is_probe=st.booleans(),
+)
+
+
+@given(
+    st.lists(options, min_size=1, max_size=9),
+    st.sampled_from(["latency", "cost", "balanced"]),
+    st.none() | st.floats(-1e6, 1e6),
+    st.integers(0, 100),
+)
+def test_whatever_is_known_one_is_chosen_that_has_room_and_its_reason_fits_a_claim(
+    made: list[Option], prefer: Prefer, left_seconds: float | None, seed: int
+) -> None:
+    numbered = [replace(each, index=index) for index, each in enumerate(made)]
+    choice = choose(numbered, prefer, left_seconds, random.Random(seed))
+    assert choice.option in numbered
+    assert choice.of == len(numbered)
+    assert len(choice.reason) <= REASON_CHARACTERS_MAX
+    if choice.why != "probe" and any(each.room > 0 for each in numbered):
+        assert choice.option.room > 0
+    known = [each for each in numbered if each.room > 0 and each.seconds is not None and not each.is_probe]
+    in_time = [each for each in known if left_seconds is not None and (each.seconds or 0.0) <= left_seconds]
+    if choice.why in ("best", "near", "prefix") and prefer != "latency" and in_time:
+        assert choice.option in in_time
 
 
 # Fleets

@@ -15,11 +15,13 @@ import structlog
 
 from contracts.errors import TaskmeshError
 from contracts.records.usage import counters_of, day_of
-from contracts.streams import USAGE
+from contracts.streams import EVENTS, USAGE
 from mesh.background import repeatedly
+from mesh.broker.direct_get import read_next
 from mesh.broker.requests import Requests
+from mesh.broker.scanning import ALL
 from mesh.clock import now
-from mesh.ledger.counting import Counting
+from mesh.ledger.counting import Counting, counted_up_to
 from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("steward.usage_counting")
@@ -54,6 +56,12 @@ class UsageCounting:
             with suppress(TaskmeshError, TimeoutError):
                 async with asyncio.timeout(LEAVE_SECONDS_MAX):
                     await self._counting.leave()
+
+    async def lag(self, at: datetime) -> timedelta:
+        """How long the first message that is not counted has been there. Raises `TaskmeshError`."""
+        counted = await counted_up_to(self._requests)
+        first = await read_next(self._requests, EVENTS.name, ALL, counted) if counted is not None else None
+        return max(timedelta(), at - first.stored_at) if first is not None else timedelta()
 
     async def round(self) -> None:
         """Count what is there, if that is this steward's to do. Raises `TaskmeshError`."""

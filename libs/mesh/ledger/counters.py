@@ -28,6 +28,10 @@ AT_ONCE_MAX: Final = 32
 """Increments under way at a time: the broker takes ten thousand a second, and others wait for it, too."""
 
 
+MICROS: Final = 1_000_000
+"""Of what costs are told in, in one of the currency."""
+
+
 class Totals(NamedTuple):
     """What was used in a period. `cost_micros` is of all that has a price; `untold_calls` are in nothing else."""
 

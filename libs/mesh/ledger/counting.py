@@ -33,7 +33,7 @@ from mesh.ledger.entries import increments_of
 
 log = structlog.get_logger("mesh.ledger.counting")
 
-LEASE_SECONDS: Final = 30.0
+LEASE_SECONDS: Final = 10.0
 """How long another waits for one that is gone. It is renewed at a third of that."""
 BATCH_BYTES_MAX: Final = 256 * 1024
 """Of the increments of a batch, as its record has them: one page of events adds to some thousand counters at most, but

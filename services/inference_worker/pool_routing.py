@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from inference_worker.models.breakers import Breakers
+from collections.abc import Callable
+
 from inference_worker.models.candidates import Candidates, Source
-from inference_worker.models.measured_source import MeasuredSource
 from inference_worker.models.router import Room, Routed, Router, free
+from inference_worker.models.timed_source import TimedSource
 from inference_worker.speed_reports import SpeedReporter
 from inference_worker.turn.spending import prices_in
 from mesh.clock import lease_clock
@@ -16,10 +17,17 @@ class PoolRouting:
     """What a configuration makes of its pools' models. `guard` and `route` are for `open_providers`."""
 
     def __init__(
-        self, configuration: Configuration, breakers: Breakers, speeds: SpeedReporter, room: Room = free
+        self,
+        configuration: Configuration,
+        guarded: Callable[[Source], Source],
+        speeds: SpeedReporter,
+        is_closed: Callable[[str], bool],
+        room: Room = free,
     ) -> None:
+        """`guarded` is what stands before each source in any pool, such as its breaker."""
         self._configuration = configuration
-        self._breakers = breakers
+        self._guarded = guarded
+        self._is_closed = is_closed
         self._speeds = speeds
         self._room = room
         routed = [name for name, pool in configuration.pools.items() if pool.prefer != "order"]
@@ -28,10 +36,10 @@ class PoolRouting:
             speeds.want()
 
     def guard(self, source: Source) -> Source:
-        """A source behind its breaker, and timed if any pool chooses it."""
+        """A source with what stands before it, and timed if any pool chooses it."""
         if source.name in self._measured:
-            source = MeasuredSource(source, self._speeds.speeds, lease_clock)
-        return self._breakers.guard(source)
+            source = TimedSource(source, self._speeds.speeds, lease_clock)
+        return self._guarded(source)
 
     def route(self, name: str, candidates: Candidates) -> Candidates:
         """A pool's models, chosen among by its preference, if it has any."""
@@ -42,7 +50,7 @@ class PoolRouting:
             prefer=pool.prefer,
             speeds=self._speeds.speeds,
             prices_of=prices_in(self._configuration),
-            is_closed=self._breakers.is_closed,
+            is_closed=self._is_closed,
             room=self._room,
             max_output_tokens=pool.max_output_tokens,
         )

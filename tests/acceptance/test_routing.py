@@ -110,7 +110,8 @@ async def test_the_cheapest_that_meets_the_deadline_gets_the_turns(tmp_path: Pat
                 await hurried.one(client)
             stored = await stored_of(mesh, recorded)
     costs = [stored.records[task]["usage"]["cost_micros"] for task in patient.tasks]
-    assert sum(costs) <= 1.1 * 200 * len(costs)
+    # One or two may have been spent on finding out what the dear one does.
+    assert costs.count(200) >= len(costs) - 2
     claims = [
         next(each.event for each in stored.journals[task] if each.event["type"] == "step.claimed")
         for task in hurried.tasks

@@ -16,10 +16,10 @@ from contracts.records.speeds import ModelSums
 from contracts.tasks import TaskRequest
 from inference_worker.models.candidates import Candidate, Candidates
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
-from inference_worker.models.measured_source import MeasuredSource
 from inference_worker.models.prompt_size import CACHED_SECONDS_MAX, PromptSize
 from inference_worker.models.router import Routed, Router
 from inference_worker.models.speeds import Speeds
+from inference_worker.models.timed_source import TimedSource
 from inference_worker.turn.turns import TurnHandler
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.configuration.prices_table import ModelPrices
@@ -297,13 +297,13 @@ def after(clock: Clock, seconds: float) -> Callable[[], object]:
     return lambda: clock.on(seconds)
 
 
-async def heard(source: MeasuredSource, turn: TurnInput) -> list[Chunk]:
+async def heard(source: TimedSource, turn: TurnInput) -> list[Chunk]:
     return [chunk async for chunk in source.stream(turn)]
 
 
-def measured(clock: Clock, chunks: Sequence[object]) -> tuple[MeasuredSource, Speeds]:
+def measured(clock: Clock, chunks: Sequence[object]) -> tuple[TimedSource, Speeds]:
     speeds = Speeds()
-    return MeasuredSource(PlayedProvider(*chunks), speeds, clock), speeds  # type: ignore[arg-type]  # chunks and waits
+    return TimedSource(PlayedProvider(*chunks), speeds, clock), speeds  # type: ignore[arg-type]  # chunks and waits
 
 
 TURN = TurnInput(messages=(), model="m", size=PromptSize(1_000, 400))

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from contracts.retries import AWAY_CODES
 from inference_worker.models.candidates import Available, Candidate, Candidates
-from inference_worker.models.measured_source import REFUSED
 from inference_worker.models.prompt_size import PromptSize, cached_tokens, prompt_tokens
 from inference_worker.models.routing import Option, Prefer, choose, ranked
 from inference_worker.models.speeds import Speeds
+from inference_worker.models.timed_source import REFUSED
 from mesh.clock import lease_clock, now
 from mesh.configuration.prices_table import ModelPrices
 from mesh.task.limits import output_tokens_max

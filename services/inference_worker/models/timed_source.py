@@ -20,7 +20,7 @@ NOT_SERVED = FAULTS | REFUSED
 """Failures after which another provider would have been the better choice."""
 
 
-class MeasuredSource:
+class TimedSource:
     """A source whose calls are timed by `clock`, in seconds."""
 
     def __init__(self, source: Source, speeds: Speeds, clock: Callable[[], float]) -> None:

@@ -45,6 +45,7 @@ from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
 from ingress.rights import within_rights
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
+from ingress.usage import UsageReports, usage_routes
 from ingress.waiting import Waits
 from mesh.access.audit import acted
 from mesh.access.callers import caller_of, tenant_of
@@ -104,6 +105,7 @@ class Ingress:
         self._journals = WarmJournals(requests)
         self._waits = Waits(requests, lanes.fleet, providers)
         self._approving = Approving(requests, self._journals, settings.configuration)
+        self.usage = UsageReports(requests)
         self.signing = LinkSigning(requests)
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals, self._approving)
@@ -421,6 +423,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     handlers: list[object] = [
         *(submit, tasks, counts, tools, pool_load, task, events, links, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
+        *usage_routes(ingress.usage),
         *health_routes("ingress", probe),
     ]
     return Litestar(

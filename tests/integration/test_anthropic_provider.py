@@ -137,9 +137,13 @@ async def test_reasons_to_stop(reason: str, expected: str) -> None:
 async def test_the_output_is_counted_cumulatively_and_the_cache_is_input() -> None:
     interim = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 3}}
     start = started(9, cache_creation_input_tokens=20, cache_read_input_tokens=300)
-    assert last(await generated(start, text(0, "a"), interim, ended("end_turn", 4))).usage == Usage(329, 4)
+    assert last(await generated(start, text(0, "a"), interim, ended("end_turn", 4))).usage == Usage(
+        329, 4, cached_tokens=300, cache_creation_tokens=20
+    )
     again = ended("end_turn", 4, input_tokens=10, cache_read_input_tokens=None)
-    assert last(await generated(start, text(0, "a"), again)).usage == Usage(330, 4)
+    assert last(await generated(start, text(0, "a"), again)).usage == Usage(
+        330, 4, cached_tokens=300, cache_creation_tokens=20
+    )
 
 
 # Calls

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.integration
     [
         (dialects.openai, "", Usage(9, 2)),
         (dialects.vllm, "Hm. Yes.", Usage(9, 4)),
-        (dialects.llama_cpp, "Hm. Yes.", Usage(9, 4)),
+        (dialects.llama_cpp, "Hm. Yes.", Usage(9, 4, cached_tokens=4)),
         (dialects.ollama, "Hm. Yes.", Usage(9, 4)),
     ],
     ids=["openai", "vllm", "llama_cpp", "ollama"],

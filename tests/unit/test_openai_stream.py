@@ -114,7 +114,10 @@ def test_an_end_that_is_none_is_a_failure(reason: str | None, code: str) -> None
         ([chunk({}, "stop"), usage(3, 4)], Usage(3, 4)),
         ([chunk({}, usage={"prompt_tokens": 3, "completion_tokens": 1}), chunk({}, "stop"), usage(3, 4)], Usage(3, 4)),
         ([chunk({}, "stop", usage=usage(3, 4)["usage"]), chunk({}, usage=None)], Usage(3, 4)),
-        ([chunk({}, "stop", timings={"cache_n": 1, "prompt_n": 2, "predicted_n": 4.0 and 4})], Usage(3, 4)),
+        (
+            [chunk({}, "stop", timings={"cache_n": 1, "prompt_n": 2, "predicted_n": 4.0 and 4})],
+            Usage(3, 4, cached_tokens=1),
+        ),
         ([chunk({}, "stop", timings={"prompt_n": 9, "predicted_n": 9}), usage(3, 4)], Usage(3, 4)),
         ([usage(3, 4), chunk({}, "stop", timings={"prompt_n": 9, "predicted_n": 9})], Usage(3, 4)),
         ([chunk({}, "stop", usage={"prompt_tokens": None, "completion_tokens": -1})], Usage(0, 0)),

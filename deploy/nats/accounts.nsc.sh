@@ -187,6 +187,8 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'stats.lanes.*.*' \
   --allow-pub 'live.events.*.*.preview' \
   --allow-pub 'providers.changed.*' \
+  --allow-pub 'providers.paced.*' \
+  --allow-pub 'stats.providers' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
@@ -220,6 +222,8 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub 'providers.paced.*' \
+  --allow-sub 'stats.providers' \
   --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.inference_worker' \

@@ -127,7 +127,9 @@ _DISPENSABLE: Final = (
     subjects.OPERATOR_ACTS,
     subjects.LANES_WAITING,
     subjects.PROVIDERS_CHANGED,
+    subjects.PROVIDERS_PACED,
     "stats.lanes.",
+    subjects.PROVIDER_SPEEDS,
     ".preview",
 )
 
@@ -272,7 +274,8 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
             names = [lane_consumer(stream, pool, priority) for pool in pools for priority in subjects.PRIORITIES]
         lists.pull(stream, *names)
         lists.call(*(f"CONSUMER.INFO.{stream}.{name}" for name in names))
-    lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED)
+    lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED)
+    lists.publish(subjects.PROVIDER_SPEEDS)
     _put_off(lists)
     _count(lists)
     _budgets(lists)
@@ -281,7 +284,7 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     # How many share a model server.
     lists.read_bucket(WORKERS_BUCKET)
     lists.read(RESULTS.name)
-    lists.subscribe(subjects.PROVIDERS_CHANGED)
+    lists.subscribe(subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED, subjects.PROVIDER_SPEEDS)
 
 
 def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:

@@ -41,6 +41,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.admission": _BELOW_THE_JOURNAL,
     "mesh.journal": (*_BELOW_THE_JOURNAL, "mesh.archive", "mesh.admission"),
     "mesh.providers": _BELOW_THE_JOURNAL,
+    "mesh.pacing": _BELOW_THE_JOURNAL,
     "mesh.rules": _BELOW_THE_JOURNAL,
     "mesh.ledger": ("mesh", "mesh.configuration", "mesh.task", "mesh.broker", "mesh.archive"),
     "mesh.budgets": (*_BELOW_THE_JOURNAL, "mesh.ledger", "mesh.serving"),

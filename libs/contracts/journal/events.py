@@ -35,6 +35,7 @@ from contracts.journal.parts import (
 from contracts.tasks import Priority, TaskRequest
 
 MESSAGE_CHARACTERS_MAX = 1_000
+REASON_CHARACTERS_MAX = 200
 
 
 class Stamp(NamedTuple):
@@ -92,6 +93,8 @@ class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
     model: str | None = None
     call: Call | None = None
     tool: LaneName | None = None
+    reason: Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)] | None = None
+    """Why this model, of a pool that chooses: a word, and figures. Absent: it is the pool's first that may be asked."""
     base: Count | None = None
     """Of a turn: n of the event from which on what there is of it was generated. That of this claim, if it begins."""
     lost: list[ModelCall] | None = None

@@ -33,6 +33,8 @@ from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings, check_capacity, check_places
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
+from mesh.configuration.pace_table import PaceSettings
+from mesh.configuration.pool_routing import Prefer, Weight, check_routing
 from mesh.configuration.prices_table import Prices
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.secret_files import SecretPath, check_one
@@ -66,6 +68,8 @@ class ScriptedProviderConfiguration(
 
     breaker: BreakerSettings = BreakerSettings(enabled=False)
     """When the provider counts as down. Off unless this table is there, since a script asks for its failures."""
+    pace: PaceSettings = PaceSettings()
+    """What it allows all workers together."""
     prices: Prices = {}
     """What its tokens cost, by the model's name."""
 
@@ -104,6 +108,8 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
     """When the provider counts as down, for all workers."""
+    pace: PaceSettings = PaceSettings()
+    """What it allows all workers together."""
     prices: Prices = {}
     """What its tokens cost, by the model's name; `"*"` is any other. What has no price costs an unknown amount."""
     capacity: CapacitySettings | None = None
@@ -177,7 +183,6 @@ class AnthropicProviderConfiguration(
 
 ProviderConfiguration = ScriptedProviderConfiguration | OpenAIProviderConfiguration | AnthropicProviderConfiguration
 
-
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 OnContext = Literal["switch", "compact", "fail"]
 SLOW_SECONDS = 10.0
@@ -191,6 +196,8 @@ class FallbackConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     """A provider of this file, or `scripted`."""
     model: ModelName | None = None
     """The model's name at the provider. Only the scripted model needs none."""
+    weight: Weight = 1.0
+    """As the pool's own `weight`."""
 
 
 class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,6 +212,14 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """The model for requests that name none. Only the scripted model needs none."""
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """The most tokens that a turn may put out. A request may ask for less."""
+    prefer: Prefer = "order"
+    """Which of the pool's models a turn goes to. `order`: the first that can be asked.
+
+    `latency`: the one that is expected to be done first. `cost`: the cheapest that meets the task's deadline.
+    `balanced`: twice as fast may cost twice as much. These three need fallbacks; the last two, prices of each model.
+    """
+    weight: Weight = 1.0
+    """The share of turns that the pool's own model gets, beside others that `prefer` finds as good."""
     fallbacks: Annotated[list[FallbackConfiguration], Meta(max_length=FALLBACKS_MAX)] = []
     """The pool's next models, in their order. None comes twice."""
     on_context: OnContext | Annotated[list[OnContext], Meta(min_length=1, max_length=2)] | None = None
@@ -232,6 +247,11 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """How many tokens a task's turns may read and put out. Then it ends, incomplete. A request may ask for less."""
     places: PlacesSettings = PlacesSettings()
     """Its part of the places of a worker that serves several pools."""
+
+    @property
+    def models(self) -> list[PoolConfiguration | FallbackConfiguration]:
+        """What names a model: the pool itself, then its fallbacks."""
+        return [self, *self.fallbacks]
 
     @property
     def switches_on_context(self) -> bool:
@@ -274,6 +294,14 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         """The breaker of each provider that a pool uses."""
         used = sorted({provider for pool in self.pools for provider in self.providers_of(pool)})
         return {name: self.providers[name].breaker for name in used}
+
+    @property
+    def paces(self) -> dict[str, PaceSettings]:
+        """What each provider that a pool uses allows; without the scripted model, unless it has limits."""
+        used = {name: self.providers[name] for name in self.breakers}
+        return {
+            name: each.pace for name, each in used.items() if each.pace.is_set or isinstance(each, ServerConfiguration)
+        }
 
 
 def default_configuration() -> Configuration:
@@ -379,6 +407,8 @@ def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfigu
         raise SettingsError(f"{where}.on_context: switch needs fallbacks")
     if pool.on_slow != "wait" and not pool.fallbacks:
         raise SettingsError(f"{where}.on_slow: {pool.on_slow} needs fallbacks")
+    prices = {name: each.prices for name, each in providers.items()}
+    check_routing(pool.prefer, [(each.provider, each.model, each.weight) for each in pool.models], prices, where)
 
 
 def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:

@@ -142,6 +142,7 @@ def _claim(state: TaskState, event: events.StepClaimed) -> None:
         turn = _turn(state, event.turn)
         turn.claims += 1
         turn.model = (event.provider, event.model)
+        turn.left.clear()
         turn.lost_calls += len(event.lost or ())
         _open_call(state, turn)
         if turn.completed is None:
@@ -154,6 +155,8 @@ def _switch(state: TaskState, event: events.ModelSwitched) -> None:
         return
     turn = _turn(state, event.turn)
     turn.switched = event
+    if turn.model is not None:
+        turn.left.add(turn.model)
     turn.model = (event.provider, event.to_model)
     _open_call(state, turn)
     if event.reason == "context":

@@ -49,6 +49,8 @@ class TurnState:
     """Which model has the turn: that of its last claim, or of a switch since."""
     model_of_text: ModelName | None = None
     """Which model made what there is of it."""
+    left: set[ModelName] = field(default_factory=set)
+    """Which models it was switched away from since its last claim."""
     discarded_tokens: int = 0
     """About how many tokens its restarts have taken back."""
     switched: events.ModelSwitched | None = None

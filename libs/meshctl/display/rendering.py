@@ -71,6 +71,7 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
         case events.StepClaimed():
             what = f"call {event.call} ({event.tool})" if event.call else f"turn {event.turn}"
             model = f" with {event.model}" if event.model else ""
+            model += f" at {event.provider} ({event.reason})" if event.reason else ""
             again = f", delivery {event.delivery}" if event.delivery > 1 else ""
             return f"{what} claimed by {event.worker}{model}{again}"
         case events.StepReleased() | events.TurnRestarted():

@@ -128,7 +128,7 @@ class ModelServer:
         # What is shown was read before: the server's time begins here.
         give_up_at = _clock() + self._configuration.first_token_seconds
         try:
-            response = await self._open(body, give_up_at, turn.meter)
+            response = await self._open(body, give_up_at, turn)
             try:
                 # The response's iterator is a generator, whatever its type says; it is closed here, not by chance.
                 data = cast("AsyncGenerator[bytes, None]", response.aiter_bytes())
@@ -176,10 +176,10 @@ class ModelServer:
         for chunk in answer.end():
             yield chunk
 
-    async def _open(self, body: _Body, give_up_at: float, meter: Meter) -> httpx.Response:
+    async def _open(self, body: _Body, give_up_at: float, turn: TurnInput) -> httpx.Response:
         """Send the request, and wait for the head of the answer. Raises what an answer that is no stream stands for."""
         headers = {"Content-Length": str(body.size_bytes)}
-        meter.ask()
+        turn.meter.ask()
         try:
             request = self._client.build_request("POST", self._url, content=body.parts(), headers=headers)
             with _translated():
@@ -187,16 +187,18 @@ class ModelServer:
                     response = await self._client.send(request, stream=True)
         except ProviderFailed as error:
             if error.code == UNREACHABLE:
-                meter.refused()
+                turn.meter.refused()
             raise
         finally:
             # A server may answer before it has read all.
             body.let_go()
+        if turn.on_headers is not None:
+            turn.on_headers(response.headers)
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if response.status_code == httpx.codes.OK and content_type not in _NO_STREAM:
             return response
         if response.status_code != httpx.codes.OK:
-            meter.refused()
+            turn.meter.refused()
         try:
             said = await _error_body(response)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import msgspec
 
 from contracts.journal.parts import FinishReason, Usage
 from contracts.records.tools import ToolDeclaration
+from inference_worker.models.prompt_size import NO_SIZE, PromptSize
 from mesh.task.budget import total
 from mesh.task.conversation import ConversationItem
 
@@ -87,8 +88,12 @@ class TurnInput:
     """Failed tries of this turn before, over all its replays."""
     deliveries: int = 1
     """How often this turn was claimed, this time included, over all its replays."""
+    size: PromptSize = NO_SIZE
+    """How large the prompt is, about: what its time is held against."""
     sight: Sight | None = None
     """Where the images of the conversation come from; a model without one is shown none."""
+    on_headers: Callable[[Mapping[str, str]], None] | None = None
+    """Told the headers of each answer, whatever it is."""
     meter: Meter = field(default_factory=Meter, compare=False)
     """Where is told what this uses."""
 

@@ -23,7 +23,6 @@ from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER, ASK_USER_DECLARATION
-from contracts.retries import AWAY_CODES
 from contracts.tasks import TaskRequest
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
@@ -109,9 +108,8 @@ class TurnHandler:
         self._prices = prices
 
     def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
-        """Which provider and model the turn goes to."""
-        candidate = self._candidates_of(state).to_claim(state, work.turn, self._available)
-        return {"provider": candidate.provider, "model": candidate.model}
+        """Which provider and model the turn goes to, and why, where there was a choice."""
+        return self._candidates_of(state).claim(state, work.turn, self._available)
 
     def _candidates_of(self, state: TaskState) -> Candidates:
         return self._candidates.for_model(state.request.model if state.request is not None else None)
@@ -220,7 +218,7 @@ class TurnHandler:
                 await spending.tell("failed")
                 if error.code == CONTEXT_TOO_LONG:
                     await self._go_on_after_overflow(step, work, candidate, error)
-                elif error.code in AWAY_CODES:
+                elif error.code in self._candidates.left_on:
                     await self._go_on_elsewhere(step, work, candidate, error)
                 else:
                     raise
@@ -278,9 +276,10 @@ class TurnHandler:
     ) -> Ending | None:
         """Let the model speak; None if it is not to go on so: it was redirected or recalled, or has another model."""
         candidates = self._candidates_of(step.state)
-        second = candidates.available_from(self._available, candidate.index + 1)
+        slow_ends = self._pool.on_slow != "wait"
+        second = candidates.after(step.state, step.work.turn, candidate, self._available) if slow_ends else None
         # A text that has begun goes on with its model.
-        if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
+        if second is not None and not turn_input.prefix and not attempt.is_late:
             return await self._ask_in_time(step, attempt, (candidate, second), turn_input, spending)
         spending.ask(candidate, turn_input)
         with observed_call(candidate.provider, turn_input) as call:
@@ -328,7 +327,7 @@ class TurnHandler:
         self, step: ClaimedStep, work: TurnWork, candidate: Candidate, error: StepFailed
     ) -> None:
         """Record with which model the turn goes on whose provider is away. Raises the error if there is none."""
-        after = self._candidates_of(step.state).available_from(self._available, candidate.index + 1)
+        after = self._candidates_of(step.state).after(step.state, work.turn, candidate, self._available)
         if after is None:
             raise error
         await self._switch(step, work.turn, candidate, after, "unavailable")
@@ -419,6 +418,7 @@ class TurnHandler:
         return TurnInput(
             messages=with_note_of_missing(entries, missing),
             model=candidate.model,
+            size=self._candidates_of(state).size(state, work.turn, candidate),
             tools=(*(offered.declaration for offered in tools.values()), *questions),
             # A redirect may have taken back the last of the budget: the model is asked all the same, and then cut.
             max_output_tokens=None if tokens_max is None else max(1, tokens_max),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mesh.broker.connection import connect
-from tests.support.checker import Recorded, check, read_stored
+from tests.support.checker import Recorded, StoredEvent, check, read_stored
 from tests.support.clients import PostingConnection
 from tests.support.processes import running_mesh
 from tests.support.waiting import until, until_no_work_is_left
@@ -47,6 +47,16 @@ async def depth_told(address: str, recorded: Recorded) -> int | None:
     return accepted["queue"]["depth"]  # type: ignore[no-any-return]  # of JSON
 
 
+async def is_known(address: str, recorded: Recorded) -> bool:
+    """Whether the ingress knows how its lane stands."""
+    return await depth_told(address, recorded) is not None
+
+
+def claims_of(journal: list[StoredEvent]) -> int:
+    """How often the one turn of a task was claimed."""
+    return sum(event.event["type"] == "step.claimed" for event in journal)
+
+
 async def test_a_tenant_that_floods_hurts_only_itself(tmp_path: Path) -> None:
     recorded = Recorded()
     async with (
@@ -54,11 +64,7 @@ async def test_a_tenant_that_floods_hurts_only_itself(tmp_path: Path) -> None:
         connect(mesh.settings, "test") as connection,
     ):
         address = str(mesh.settings.ingress_address)
-
-        async def is_known() -> bool:
-            return await depth_told(address, recorded) is not None
-
-        await until(is_known)
+        await until(lambda: is_known(address, recorded))
         await asyncio.gather(*(post(address, "flood", FLOOD // 4, recorded) for _ in range(4)))
         few = await post(address, "few", FEW, recorded)
         await until_no_work_is_left(connection, 120)
@@ -80,3 +86,41 @@ async def test_a_tenant_that_floods_hurts_only_itself(tmp_path: Path) -> None:
     )
     # An equal share would be ten of each. Some lie ready, or run, before the first of the few can.
     assert places[-1] - first_possible - FEW <= 3 * FEW
+
+
+async def test_nothing_is_lost_nor_run_twice_when_the_steward_that_moves_is_killed_and_another_takes_over(
+    tmp_path: Path,
+) -> None:
+    recorded = Recorded()
+    async with (
+        running_mesh(
+            tmp_path, "ingress", "inference_worker", "steward", "steward", MESH_WORKER_CONCURRENCY=str(PLACES)
+        ) as mesh,
+        connect(mesh.settings, "test") as connection,
+    ):
+        address = str(mesh.settings.ingress_address)
+        await until(lambda: is_known(address, recorded))
+        await asyncio.gather(*(post(address, "flood", FLOOD // 8, recorded) for _ in range(2)))
+
+        async def mover() -> str | None:
+            await connection.requests.backlog_lanes.refresh()
+            record = connection.requests.backlog_lanes.record
+            return record.mover if record is not None and record.lanes else None
+
+        async def somebody_moves() -> bool:
+            return await mover() is not None
+
+        await until(somebody_moves)
+        killed = await mover()
+        [process] = [each for each in mesh.processes if each.service == "steward" and f"-{each.pid}@" in str(killed)]
+        await process.kill()
+
+        async def another_moves() -> bool:
+            return await mover() not in (None, killed)
+
+        await until(another_moves, 60)
+        await until_no_work_is_left(connection, 120)
+        stored = await read_stored(connection.requests)
+        assert mesh.tracebacks() == []
+    assert check(recorded, stored) == []
+    assert all(claims_of(journal) == 1 for journal in stored.journals.values()), "a move that was cut short is no claim"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from contracts import headers, subjects
 from contracts.codec import encode
+from contracts.errors import InvalidName
 from contracts.messages.envelope import read_envelope
 from contracts.messages.work import TurnWork
 from contracts.streams import BACKLOG
@@ -91,8 +93,11 @@ async def waiting_by_lane(requests: Requests, subject_filter: str = "backlog.>")
     info = await stream_info(requests, BACKLOG.name)
     if info is None or not int(info["state"]["messages"]):
         return {}
-    counts = await subjects_of(requests, BACKLOG.name, subject_filter)
-    return {subjects.parse_backlog(subject): count for subject, count in counts.items()}
+    found: dict[subjects.LaneSubject, int] = {}
+    for subject, count in (await subjects_of(requests, BACKLOG.name, subject_filter)).items():
+        with contextlib.suppress(InvalidName):  # A stranger's: it stays there, and holds up nobody.
+            found[subjects.parse_backlog(subject)] = count
+    return found
 
 
 async def find(requests: Requests, stream: str, subject: str, task: str) -> Stored | None:

@@ -113,7 +113,7 @@ class Ingress:
     async def take(self, settings: Settings) -> None:
         """Go by these settings from the next request on."""
         self._settings = settings
-        self._submission.configure(settings.configuration.pools)
+        self._submission.configure(settings.configuration)
         self._providers.configure(settings.configuration)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
         self._approving.configure(settings.configuration)
@@ -267,8 +267,11 @@ class Ingress:
         journal = await read_journal(self._journals, tenant, task, lambda state: message_id in state.commands)
         input_decisions.was_carried_out(journal.state, said, message_id)
 
-    async def _admit(self, tenant: str, request: TaskRequest) -> None:
-        """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end."""
+    async def _admit(self, tenant: str, request: TaskRequest) -> int | None:
+        """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end.
+
+        Returns how many tokens what it continues has, if it does.
+        """
         refusal = self._providers.refusal(request)
         if refusal is not None:
             raise RequestRefused("pool-unavailable", refusal.reason, retry_after_seconds=refusal.retry_after_seconds)
@@ -276,7 +279,7 @@ class Ingress:
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)
         if request.continues is None:
-            return
+            return None
         journal = await read_journal(
             self._journals, tenant, request.continues, lambda state: state.terminal is not None
         )
@@ -284,6 +287,8 @@ class Ingress:
             raise RequestRefused(
                 "conflict", f"task {request.continues} is {journal.state.status}: only an ended one can be continued"
             )
+        last = journal.state.last_completed
+        return last.usage.input_tokens + last.usage.output_tokens if last is not None else None
 
     async def _accepted(self, submitted: Submitted, link: TaskLink | None) -> Response[bytes]:
         known = await self._record(submitted.tenant, submitted.task) if submitted.existing else None

@@ -48,6 +48,7 @@ class Lanes:
                     self._statistics[key] = decode(entry.value, LaneStatistics)
             except TaskmeshError as error:
                 failure = error  # One lane that can't be read says nothing of the others.
+        await self._requests.backlog_lanes.refresh()
         if failure is not None:
             raise failure
 

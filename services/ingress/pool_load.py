@@ -11,6 +11,7 @@ from contracts.api.pools import LaneLoad, PoolLoad
 from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET, lane_consumer
 from contracts.subjects import PRIORITIES
+from mesh.admission.backlog import waiting_by_lane
 from mesh.broker.direct_get import subjects_of
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
@@ -57,9 +58,10 @@ class PoolLoads:
 
     async def _lane(self, pool: str, priority: str) -> LaneLoad:
         counts = await asyncio.gather(*(self._counts(stream, root, pool, priority) for stream, root in _STREAMS))
+        behind = await waiting_by_lane(self._requests, f"backlog.{pool}.{priority}.*")
         return LaneLoad(
             priority=priority,  # type: ignore[arg-type]  # one of PRIORITIES
-            waiting=sum(waiting for waiting, _ in counts),
+            waiting=sum(waiting for waiting, _ in counts) + sum(behind.values()),
             running=sum(running for _, running in counts),
         )
 

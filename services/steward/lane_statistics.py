@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import structlog
 from nats.aio.msg import Msg
@@ -12,6 +13,7 @@ from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
 from contracts.records.status import LaneSample, LaneStatistics
 from contracts.streams import lane_consumer
+from mesh.admission.backlog import waiting_by_lane
 from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
@@ -23,12 +25,24 @@ from steward.statistics import LaneWindow
 
 log = structlog.get_logger("steward.lane_statistics")
 
+CROWDED_MIN = 64
+CROWDED_ROUNDS = 2
+"""A lane is crowded that has more waiting in TASKS than so many messages, and so many rounds of what runs there: more
+than ingresses leave there, so that it was sub-tasks, an older ingress, or a fleet that has shrunk."""
+
 
 class LaneKeeper:
     """Keeps the statistics of all lanes."""
 
-    def __init__(self, connection: Connection, pools: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        pools: tuple[str, ...],
+        on_crowded: Callable[[list[tuple[str, str]]], None] = lambda _: None,
+    ) -> None:
+        """`on_crowded` is told, at each look, the lanes that have too much in TASKS for any order."""
         self._connection = connection
+        self._on_crowded = on_crowded
         self._windows = {
             subjects.lane_key(pool, priority): LaneWindow(pool, priority)  # type: ignore[arg-type]  # one of PRIORITIES
             for pool in pools
@@ -51,14 +65,26 @@ class LaneKeeper:
             for consumer in await all_consumers(self._connection.requests, stream):
                 depths[consumer["name"]] += int(consumer["num_pending"])
                 running[consumer["name"]] += int(consumer["num_ack_pending"])
+        backlog = await self._backlog()
+        crowded: list[tuple[str, str]] = []
         for key, window in self._windows.items():
             # Both streams name the consumer of a lane alike.
             name = lane_consumer("TASKS", window.pool, window.priority)
-            await self._update(key, window, depths[name], running[name])
+            if depths[name] > max(CROWDED_MIN, CROWDED_ROUNDS * running[name]):
+                crowded.append((window.pool, window.priority))
+            await self._update(key, window, depths[name], running[name], backlog[key])
+        self._on_crowded(crowded)
 
-    async def _update(self, key: str, window: LaneWindow, depth: int, running: int) -> None:
+    async def _backlog(self) -> Counter[str]:
+        """How many messages wait in BACKLOG, by the keys of lanes."""
+        counts: Counter[str] = Counter()
+        for lane, count in (await waiting_by_lane(self._connection.requests)).items():
+            counts[subjects.lane_key(lane.pool, lane.priority)] += count
+        return counts
+
+    async def _update(self, key: str, window: LaneWindow, ready: int, running: int, backlog: int) -> None:
         at = lease_clock()
-        statistics = window.statistics(at, now(), depth, running)
+        statistics = window.statistics(at, now(), ready + backlog, running, backlog)
         written_at, before = self._written.get(key, (0.0, None))
         if before is not None and _same(before, statistics) and at - written_at < self._unchanged_seconds_max:
             return
@@ -77,6 +103,6 @@ class LaneKeeper:
 
 
 def _same(one: LaneStatistics, other: LaneStatistics) -> bool:
-    return (one.depth, one.running) == (other.depth, other.running) and (
+    return (one.depth, one.running, one.backlog) == (other.depth, other.running, other.backlog) and (
         one.wait_seconds_p95 == other.wait_seconds_p95 and one.drain_per_second == other.drain_per_second
     )

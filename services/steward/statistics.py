@@ -11,6 +11,8 @@ from contracts.tasks import Priority
 
 WINDOW_SECONDS = 60.0
 SAMPLES_MAX = 4096
+OUTPUTS_MAX = 1024
+"""Turns whose output is remembered: the last ones, however long ago. A lane that was quiet has no other median."""
 
 
 class LaneWindow:
@@ -21,13 +23,15 @@ class LaneWindow:
         self.priority: Priority = priority
         self._finished: deque[tuple[float, int]] = deque(maxlen=SAMPLES_MAX)
         self._waits: deque[tuple[float, float]] = deque(maxlen=SAMPLES_MAX)
+        self._outputs: deque[int] = deque(maxlen=OUTPUTS_MAX)
 
     def add(self, at: float, sample: LaneSample) -> None:
         """Take in a worker's report."""
         self._finished.append((at, sample.finished))
         self._waits.extend((at, wait) for wait in sample.wait_seconds)
+        self._outputs.extend(sample.output_tokens)
 
-    def statistics(self, at: float, time: datetime, depth: int, running: int) -> LaneStatistics:
+    def statistics(self, at: float, time: datetime, depth: int, running: int, backlog: int = 0) -> LaneStatistics:
         """The lane as it stands."""
         for samples in (self._finished, self._waits):
             while samples and samples[0][0] < at - WINDOW_SECONDS:
@@ -36,6 +40,7 @@ class LaneWindow:
         # A lane that has just begun is measured over the time it has been seen, but never over less than a second.
         seconds = max(1.0, at - self._finished[0][0]) if self._finished else WINDOW_SECONDS
         waits = sorted(wait for _, wait in self._waits)
+        outputs = sorted(self._outputs)
         return LaneStatistics(
             pool=self.pool,
             priority=self.priority,
@@ -45,6 +50,8 @@ class LaneWindow:
             drain_per_second=round(finished / seconds, 4) if finished else None,
             wait_seconds_p50=_percentile(waits, 0.50),
             wait_seconds_p95=_percentile(waits, 0.95),
+            backlog=backlog,
+            output_tokens_p50=outputs[(len(outputs) - 1) // 2] if outputs else None,
         )
 
 

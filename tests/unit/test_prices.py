@@ -22,7 +22,8 @@ from contracts.records.usage import (
     days_of,
     month_of,
 )
-from contracts.subjects import USAGE_ALL, matches
+from contracts.subject_filters import matches
+from contracts.subjects import USAGE_ALL
 from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.prices_table import ModelPrices, prices_of
 from mesh.errors import SettingsError

@@ -205,8 +205,9 @@ class TaskCounts(msgspec.Struct, frozen=True, kw_only=True):
 class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A lane as the steward sees it, in the bucket `lanes` under `<pool>.<priority>`.
 
-    `depth` counts waiting turns, `running` delivered and unacked ones. `drain_per_second` is over the last
-    minute, null while nothing drained. Waits are seconds from acceptance to claim, over the last minute.
+    `depth` counts waiting turns, `backlog` those of them that wait in BACKLOG, `running` delivered and unacked ones.
+    `drain_per_second` is over the last minute, null while nothing drained. Waits are seconds from acceptance to claim,
+    over the last minute. `output_tokens_p50`: what a turn puts out, of those that ended lately.
     """
 
     pool: LaneName
@@ -217,17 +218,24 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     drain_per_second: Annotated[float, Meta(ge=0)] | None = None
     wait_seconds_p50: Seconds | None = None
     wait_seconds_p95: Seconds | None = None
+    backlog: Count = 0
+    output_tokens_p50: Count | None = None
 
 
-class LaneSample(msgspec.Struct, frozen=True, kw_only=True):
+class LaneSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker reports of a lane about once a second on `stats.lanes.<pool>.<priority>`, not stored.
 
-    `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen.
+    `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen. `tokens`: what the
+    turns of each tenant have used, read and put out; `begun`: how many of them were first turns. Both of at most 256
+    tenants: the others come with the next report. `output_tokens`: what some of the turns have put out, at most 64.
     """
 
     worker: str
     finished: Count
     wait_seconds: list[Seconds]
+    tokens: dict[Tenant, Count] = {}
+    begun: dict[Tenant, Count] = {}
+    output_tokens: list[Count] = []
 
 
 class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -61,8 +61,8 @@ WANTED_RESTARTS = ("redirect", "edit")
 SwitchReason = Literal["context", "latency", "unavailable"]
 OnClaimed = Callable[[str, str, float], None]
 """Told pool, priority and seconds from acceptance to the first claim."""
-OnFinished = Callable[[str, str], None]
-"""Told pool and priority of a turn that is over."""
+OnFinished = Callable[[TurnWork, events.TurnCompleted | None], None]
+"""Told of a turn that is over, and what it has come to; None of one that has failed."""
 
 
 def _ignore(*_: object) -> None:
@@ -124,9 +124,9 @@ class TurnHandler:
             await self._perform(step, work, queued)
         except StepFailed as error:
             if error.terminal:
-                self._on_finished(work.pool, work.priority)
+                self._on_finished(work, None)
             raise
-        self._on_finished(work.pool, work.priority)
+        self._on_finished(work, step.state.turn(work.turn).completed)
 
     async def _perform(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
         if step.state.turn(work.turn).completed is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from mesh.configuration.mesh_toml import NO_FILE, default_configuration, parse_configuration
 from mesh.configuration.settings import load_settings
 from mesh.errors import SettingsError
-from tests.unit.test_configuration import LOCAL, POOL, ROOT
+from tests.unit.test_configuration import LOCAL, POOL, ROOT, parse
 
 
 def test_the_file_is_the_one_that_is_named(tmp_path: Path) -> None:

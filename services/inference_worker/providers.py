@@ -26,10 +26,10 @@ from inference_worker.models import endpoints
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.chunks import Chunk, TurnInput
 from mesh.broker.requests import Requests
-from mesh.configuration.mesh_toml import (
+from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.configuration.provider_tables import (
     AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
-    PoolConfiguration,
     ProviderConfiguration,
     ScriptedProviderConfiguration,
 )

@@ -13,7 +13,7 @@ from inference_worker.dialects.anthropic.client import AnthropicProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import Finished, ReasoningDelta, RequestedCall, TextDelta
 from inference_worker.providers import PoolProvider
-from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.configuration.provider_tables import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ToolAnswer
 from tests.support.anthropic_provider import ADD, KEY, PROMPT, connected, generate, generated, last, said, turn
 from tests.support.messages_server import (

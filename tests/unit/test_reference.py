@@ -16,7 +16,8 @@ import pytest
 
 import mesh.configuration
 from mesh.configuration.checking import unknown_variables
-from mesh.configuration.mesh_toml import KEYS, Configuration, ServerConfiguration, parse_configuration
+from mesh.configuration.mesh_toml import KEYS, Configuration, parse_configuration
+from mesh.configuration.provider_tables import ServerConfiguration
 from mesh.configuration.settings import BOUNDS, CHOICES, load_settings, variable_fields
 from mesh.configuration.tenants_table import TenantsConfiguration
 from mesh.configuration.tool_tables import ToolsConfiguration

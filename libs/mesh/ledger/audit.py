@@ -84,6 +84,8 @@ async def audit(requests: Requests, counting: Counting, retention: timedelta) ->
     began_at = now()
     first, last = (began_at - retention + MARGIN).date(), began_at.date()
     days = days_of(first, last)
+    if not days:
+        return Audit(first, last, 0, [], 0)  # What ended may be gone within a day.
     journals = await _journals(requests, counting, days[0], began_at)
     # What was written with a clock that is ahead lies in a day of its own.
     days = sorted({*days, *(counter.place.period for counter in journals.counted)})

@@ -20,7 +20,6 @@ from contracts.identifiers import new_id
 from contracts.records.usage import Counter, counter_of
 from contracts.records.walks import CountedBatch, LedgerRecord
 from contracts.streams import EVENTS, LEDGER_KEY, WALKS_BUCKET
-from mesh import faults
 from mesh.broker import key_value
 from mesh.broker.direct_get import last_sequence, read_next
 from mesh.broker.milestones import MilestoneReader
@@ -165,9 +164,7 @@ class Counting:
         batch = CountedBatch(to=to, batch=new_id(), increments=by_subject)
         self._record = msgspec.structs.replace(self._record, batch=batch)
         await self._renew()
-        faults.reach("before-count", "usage")
         await counters.add(self._requests, increments, batch.batch, self._may)
-        faults.reach("after-count", "usage")
         self._record = msgspec.structs.replace(self._record, cursor=to, batch=None)
 
     async def _finish(self, batch: CountedBatch) -> None:

@@ -14,17 +14,16 @@ from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.descriptions import field_descriptions
 from mesh.configuration.logs_table import LogsConfiguration
-from mesh.configuration.mesh_toml import (
+from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
+from mesh.configuration.pace_table import PaceSettings
+from mesh.configuration.prices_table import MODELS_MAX, ModelPrices
+from mesh.configuration.provider_tables import (
     AnthropicProviderConfiguration,
-    FallbackConfiguration,
     OpenAIProviderConfiguration,
-    PoolConfiguration,
     ProviderConfiguration,
     ScriptedProviderConfiguration,
     ServerConfiguration,
 )
-from mesh.configuration.pace_table import PaceSettings
-from mesh.configuration.prices_table import MODELS_MAX, ModelPrices
 from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.storage_table import BucketsConfiguration, StorageConfiguration
 from mesh.configuration.tenants_table import TENANTS_MAX, TenantConfiguration

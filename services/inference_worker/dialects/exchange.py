@@ -23,7 +23,7 @@ from inference_worker.dialects.reading import decoded
 from inference_worker.models import endpoints
 from inference_worker.models.chunks import Begun, Chunk, Meter, TurnInput
 from mesh.clock import now
-from mesh.configuration.mesh_toml import ServerConfiguration
+from mesh.configuration.provider_tables import ServerConfiguration
 from mesh.masking import Mask
 
 KEEPALIVE_SECONDS = 4.0

@@ -34,6 +34,10 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.USAGE' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
+  --allow-pub '$KV.budgets.>' \
   --allow-pub '$KV.valves.>' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
@@ -84,6 +88,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
@@ -191,6 +196,10 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.USAGE' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
+  --allow-pub '$KV.budgets.>' \
   --allow-pub '$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_providers.$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
@@ -350,6 +359,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub 'timers.at.cron.*.*' \
@@ -389,6 +399,9 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub 'usage.*.*.*.*.*.*' \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \
@@ -454,6 +467,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.NAMES.EVENTS' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
@@ -479,6 +493,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_budgets.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
@@ -506,6 +521,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_budgets' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
   --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
@@ -530,6 +546,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -620,6 +637,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.STREAM.CREATE.TASKS' \
@@ -646,6 +664,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_budgets' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
   --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
@@ -670,6 +689,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -723,12 +743,15 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_keys' \
   --allow-pub '$JS.API.DIRECT.GET.KV_valves' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_valves' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_triggers.$KV.triggers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_walks.$KV.walks.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_storage.$KV.storage.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_keys.$KV.keys.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_valves.$KV.valves.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
   --allow-pub '$KV.triggers.>' \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$KV.archive.>' \
@@ -759,6 +782,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TASKS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TURNS' \
@@ -783,6 +807,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
@@ -807,6 +832,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_budgets.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \
@@ -848,6 +874,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.INFO.KV_storage' \
   --allow-pub '$JS.API.STREAM.INFO.KV_keys' \
   --allow-pub '$JS.API.STREAM.INFO.KV_valves' \
+  --allow-pub '$JS.API.STREAM.INFO.KV_budgets' \
   --allow-pub '$JS.API.INFO' \
   --allow-pub 'storage.room' \
   --allow-pub '$JS.API.STREAM.CREATE.TASKS' \
@@ -874,6 +901,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.CREATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.CREATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.CREATE.KV_budgets' \
   --allow-pub '$JS.API.STREAM.UPDATE.TASKS' \
   --allow-pub '$JS.API.STREAM.UPDATE.BACKLOG' \
   --allow-pub '$JS.API.STREAM.UPDATE.TURNS' \
@@ -898,6 +926,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_storage' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_keys' \
   --allow-pub '$JS.API.STREAM.UPDATE.KV_valves' \
+  --allow-pub '$JS.API.STREAM.UPDATE.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DURABLE.CREATE.TOOLS.*' \
@@ -949,6 +978,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.LIST.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.LIST.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TASKS' \
   --allow-pub '$JS.API.CONSUMER.NAMES.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TURNS' \
@@ -973,6 +1003,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_storage' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_keys' \
   --allow-pub '$JS.API.CONSUMER.NAMES.KV_valves' \
+  --allow-pub '$JS.API.CONSUMER.NAMES.KV_budgets' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.BACKLOG.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
@@ -997,6 +1028,7 @@ nsc add user --account TASKMESH --name supervisor \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_storage.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_keys.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.KV_valves.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.KV_budgets.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TURNS.*' \
   --allow-pub '$JS.API.CONSUMER.DELETE.TOOLS.*' \

@@ -25,6 +25,7 @@ from contracts.streams import (
     ARCHIVE_BUCKET,
     BACKLOG,
     BUCKETS,
+    BUDGETS_BUCKET,
     CONTROL,
     CRITIC_CONSUMER,
     DEAD_LETTERS,
@@ -117,6 +118,9 @@ _DISPENSABLE: Final = (
     "$SRV.",
     f"KV_{KEYS_BUCKET.name}",
     f"$KV.{KEYS_BUCKET.name}.",
+    # Whoever needs it, since a tenant has a budget, says so where it lacks it.
+    BUDGETS_BUCKET.stream_name,
+    f"$KV.{BUDGETS_BUCKET.name}.",
     "process.",
     subjects.CONFIGURATION_RELOAD,
     subjects.STORE_ROOM,
@@ -203,6 +207,12 @@ def _count(lists: Lists) -> None:
     lists.info(USAGE.name)
 
 
+def _budgets(lists: Lists) -> None:
+    """See what tenants have left of their budgets, and book what they use of them."""
+    lists.read_bucket(BUDGETS_BUCKET)
+    lists.write(BUDGETS_BUCKET)
+
+
 def _put_off(lists: Lists) -> None:
     """Put a turn into the backlog, and tell the stewards; see which lanes they order."""
     lists.publish(*BACKLOG.subjects, subjects.BACKLOG_GREW)
@@ -232,6 +242,7 @@ def _ingress(lists: Lists) -> None:
     lists.publish("timers.at.deadline.*.*.*", *DEAD_LETTERS.subjects)
     _put_off(lists)
     _count(lists)
+    _budgets(lists)
     lists.write(VALVES_BUCKET)
     lists.read(TASKS.name, BACKLOG.name, TURNS.name, CONTROL.name, DEAD_LETTERS.name)
     lists.call(
@@ -267,6 +278,7 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     lists.publish(subjects.PROVIDER_SPEEDS)
     _put_off(lists)
     _count(lists)
+    _budgets(lists)
     lists.write(PROVIDERS_BUCKET)
     lists.read_keys(PROVIDERS_BUCKET, TOOLS_BUCKET)
     # How many share a model server.
@@ -300,6 +312,7 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
     lists.pull(EVENTS.name, *(["*"] if webhooks is None else map(webhook_consumer, webhooks)))
     _put_off(lists)
     _count(lists)
+    lists.read_bucket(BUDGETS_BUCKET)
     lists.read(*_QUEUES, BACKLOG.name, CONTROL.name, TIMERS.name, DEAD_LETTERS.name, SIGNALS.name, RESULTS.name)
     lists.read_bucket(TRIGGERS_BUCKET, WALKS_BUCKET, STORAGE_BUCKET)
     for bucket in (LANES_BUCKET, ARCHIVE_BUCKET, WALKS_BUCKET, STORAGE_BUCKET):

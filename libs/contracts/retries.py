@@ -38,6 +38,14 @@ AWAY_SECONDS = 900.0
 AWAY_NAKS_MAX = 3
 """So many of these waits of a step are by nak, each of which uses up a delivery; further ones go through TIMERS."""
 
+PAUSE_CODES = frozenset({"budget-exhausted"})
+"""The turn's tenant has used up a budget: nothing was asked of anybody. These tries are none of `STEP_POLICY`'s, and
+there may be any number of them."""
+PAUSE_SECONDS_MAX = 3600.0
+"""How long such a turn waits at most until it is tried again: a budget may be raised before its window ends."""
+PAUSE_SPREAD_SECONDS = 5.0
+"""Over so many seconds those begin that waited for the same moment."""
+
 NAK_SECONDS_MAX = 10.0
 """A longer delay goes through TIMERS: a message that is nak'd with a delay takes a place of its consumer's
 `max_ack_pending`."""

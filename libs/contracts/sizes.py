@@ -65,6 +65,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
         "KV_storage": _SMALL_BUCKET,
         "KV_keys": _SMALL_BUCKET,
         "KV_valves": _SMALL_BUCKET,
+        "KV_budgets": _SMALL_BUCKET,
     }
 )
 """By the name of the stream; that of a bucket is `KV_<bucket>`, and `OBJ_results` is the store of large results."""

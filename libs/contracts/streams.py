@@ -43,6 +43,8 @@ TOOLS_TTL_SECONDS = 600
 TOOL_CONSUMER_IDLE_SECONDS = 24 * 3600
 """How long the consumer of a tool that does not come along stays after its last runner has pulled. What waits on the
 tool's subject stays, for the consumer that its next runner creates."""
+BUDGETS_TTL_SECONDS = 35 * 24 * 3600
+"""How long a tenant's account is kept after it has changed last: longer than the longest month."""
 WEBHOOK_CONSUMER_PREFIX = "webhook-"
 CRITIC_CONSUMER = "critic"
 BUILT_IN_TOOLS = ("add", "calculator", "current_time", "http_get", "propose_replay", "send_signal", "spawn_task")
@@ -228,6 +230,12 @@ KEYS_BUCKET = BucketDeclaration(name="keys", description="API keys, hashed.", ma
 VALVES_BUCKET = BucketDeclaration(
     name="valves", description="What people have paused, or limited for a while.", max_bytes=_BYTES["KV_valves"]
 )
+BUDGETS_BUCKET = BucketDeclaration(
+    name="budgets",
+    description="What tenants with a budget have used and reserved.",
+    max_bytes=_BYTES["KV_budgets"],
+    ttl_seconds=BUDGETS_TTL_SECONDS,
+)
 
 BUCKETS: tuple[BucketDeclaration, ...] = (
     TASKS_BUCKET,
@@ -241,6 +249,7 @@ BUCKETS: tuple[BucketDeclaration, ...] = (
     STORAGE_BUCKET,
     KEYS_BUCKET,
     VALVES_BUCKET,
+    BUDGETS_BUCKET,
 )
 
 

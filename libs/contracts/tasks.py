@@ -20,6 +20,9 @@ WAIT_SECONDS_MAX = 60
 """Longest `Prefer: wait`."""
 DEADLINE_SECONDS_MAX = 30 * 24 * 3600
 BUDGET_TOKENS_MAX = 1_000_000_000
+BUDGET_COST_MAX = 1e9
+COST_MICROS = 1_000_000
+"""Millionths of the currency, in which costs are counted."""
 
 Priority = Literal["high", "normal", "low"]
 ApprovalMode = Literal["never", "destructive", "always"]
@@ -42,8 +45,9 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     """The body of `POST /v1/tasks`. Unknown fields are refused: a misspelt limit must not be ignored.
 
     `input` is text or messages. `deadline_seconds` counts from acceptance. `budget_tokens` are read and put
-    out, over all turns. `metadata` comes back unchanged. `unknown_tools`: whether `tools` may have names that nobody
-    has declared yet, and that no configuration knows.
+    out, over all turns; `budget_cost` is what they may cost, in the currency of the prices. `metadata` comes back
+    unchanged. `unknown_tools`: whether `tools` may have names that nobody has declared yet, and that no configuration
+    knows.
     """
 
     input: RequestInput
@@ -59,6 +63,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     deadline_seconds: Annotated[float, Meta(gt=0, le=DEADLINE_SECONDS_MAX)] | None = None
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
+    budget_cost: Annotated[float, Meta(gt=0, le=BUDGET_COST_MAX)] | None = None
     continues: Annotated[str, exactly(TASK_PATTERN, 26)] | None = None
     metadata: (
         Annotated[

@@ -15,6 +15,7 @@ from inference_worker.pool_routing import PoolRouting
 from inference_worker.pools import Generation, PoolHandlers
 from inference_worker.providers import open_providers
 from inference_worker.speed_reports import SpeedReporter
+from inference_worker.turn.budgets import BudgetGate, TurnBudgets
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
 from inference_worker.turn.spending import prices_in
@@ -22,7 +23,10 @@ from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.shares import Share
+from mesh.budgets.accounts import Accounts
+from mesh.budgets.spending import BudgetSpending
 from mesh.configuration.settings import Settings
+from mesh.configuration.tenants_table import TenantConfiguration
 from mesh.serving.heartbeats import PlacesTold, heartbeats
 from mesh.serving.service import Service, run
 from mesh.steps.work_loop import WorkLoop
@@ -57,11 +61,22 @@ class Worker:
         self._toolbox = Toolbox(service.requests, configuration.tools)
         self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
         self.reporter = LaneReporter(service.connection, service.worker)
+        self._tenants = configuration.tenants
+        self._accounts = Accounts(service.requests)
+        self.spending = BudgetSpending(self._accounts, service.worker, self._tenant)
         self.breakers = Breakers(service.requests, configuration.breakers, service.worker, configuration.paces)
         self.speeds = SpeedReporter(service.connection, service.worker)
         self.capacities = Capacities(service.requests, service.settings, service.worker)
         self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
         self.capacities.on_changed(self.places.changed)
+
+    def _tenant(self, name: str) -> TenantConfiguration:
+        return self._tenants.of(name)
+
+    async def budgets(self) -> None:
+        """See what tenants have left, and write down what their turns use, until cancelled."""
+        async with background(self._accounts.run()):
+            await self.spending.run()
 
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
@@ -71,23 +86,23 @@ class Worker:
             )
             opening = open_providers(settings, routing.guard, self._requests, routing.route)
             providers = await stack.enter_async_context(opening)
-            return Generation(
-                {
-                    pool: TurnHandler(
-                        candidates,
-                        self._tools,
-                        self._history,
-                        pool=settings.configuration.pools[pool],
-                        available=self.breakers.available,
-                        waiting_seconds=settings.waiting_seconds,
-                        on_claimed=self.reporter.claimed,
-                        on_finished=self.reporter.finished,
-                        prices=prices_in(settings.configuration),
-                    )
-                    for pool, candidates in providers.items()
-                },
-                stack.pop_all().aclose,
-            )
+            handlers = {
+                pool: TurnHandler(
+                    candidates,
+                    self._tools,
+                    self._history,
+                    pool=settings.configuration.pools[pool],
+                    available=self.breakers.available,
+                    waiting_seconds=settings.waiting_seconds,
+                    on_claimed=self.reporter.claimed,
+                    on_finished=self.reporter.finished,
+                    prices=prices_in(settings.configuration),
+                )
+                for pool, candidates in providers.items()
+            }
+            for handler in handlers.values():
+                handler.budgets = TurnBudgets(self.spending, settings.configuration)
+            return Generation(handlers, stack.pop_all().aclose)
         raise AssertionError  # No context here swallows an exception.
 
     def _guarded(self, source: Source) -> Source:
@@ -110,6 +125,7 @@ class Worker:
             configuration.paces,
         )
         self._toolbox.configure(configuration.tools)
+        self._tenants = configuration.tenants
         await handlers.replace(await self.generation(settings))
 
 
@@ -123,6 +139,7 @@ async def main(service: Service) -> None:
         lanes(settings, worker.breakers),
         handlers,
         service.worker,
+        puts_off=BudgetGate(worker.spending),
         places=worker.places,
     )
     metrics.watch_capacity(lambda: {name: server.limit for name, server in worker.capacities.servers.items()})
@@ -135,6 +152,7 @@ async def main(service: Service) -> None:
                 worker.breakers.run(service.stopping),
                 worker.breakers.pacing.run(),
                 worker.capacities.run(),
+                worker.budgets(),
             ),
             heartbeats(
                 service,
@@ -147,6 +165,7 @@ async def main(service: Service) -> None:
             await service.ready()
             await loop.run(service.stopping, service.hurrying, service.patient)
     finally:
+        await worker.spending.close()
         await handlers.close()
 
 

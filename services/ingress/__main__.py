@@ -51,15 +51,15 @@ async def main(service: Service) -> None:
         opened_door(service, address, "MESH_INGRESS_ADDRESS") as door,
         heartbeats(service),
         ingress.lists.open(),
-        background(
-            fleet.run(), lanes.run(), crowding.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)
-        ),
+        background(fleet.run(), lanes.run(), crowding.run(), storage.run(), providers.run(), ingress.budgets.run()),
+        background(*figure_rounds(ingress.lists)),
     ):
         app = guarded(
             behind(door, create_app(ingress, probe), service, ingress.signing),
             Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
         )
         await serve(app, listener, service.stopping, service.ready(), service.tls(address))
+    await ingress.budgets.close()
     await submission.close()
 
 

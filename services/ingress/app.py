@@ -23,6 +23,7 @@ from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
 from ingress.approving import Approving
+from ingress.budgets import Budgets, Reservation
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
 from ingress.journals import checked_task, packed_record, read_journal
 from ingress.known_tools import KnownTools
@@ -67,8 +68,10 @@ from mesh.serving.http import (
     health_routes,
     http_code,
     json_response,
+    quotas_in,
     read_json_body,
 )
+from mesh.serving.rate_limit_fields import Quota, rate_limit_fields
 from mesh.task.records import record
 from mesh.telemetry import audit, metrics, traces
 
@@ -103,7 +106,8 @@ class Ingress:
         self._tools = KnownTools(requests, settings.configuration.tools)
         self._pool_loads = PoolLoads(requests, settings.worker_concurrency)
         self._journals = WarmJournals(requests)
-        self._waits = Waits(requests, lanes.fleet, providers)
+        self.budgets = Budgets(requests, settings.configuration, submission.median_output)
+        self._waits = Waits(requests, lanes.fleet, providers, self.budgets)
         self._approving = Approving(requests, self._journals, settings.configuration)
         self.usage = UsageReports(requests)
         self.signing = LinkSigning(requests)
@@ -115,6 +119,7 @@ class Ingress:
         self._settings = settings
         self._submission.configure(settings.configuration)
         self._providers.configure(settings.configuration)
+        self.budgets.configure(settings.configuration)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
         self._approving.configure(settings.configuration)
 
@@ -142,16 +147,18 @@ class Ingress:
         with traces.span("POST /v1/tasks", incoming, SpanKind.SERVER, _SPAN_ATTRIBUTES) as span:
             traceparent = traces.current_traceparent() or incoming or traces.new_traceparent()
             try:
-                submitted = await self._submission.submit(
-                    # For the door alone: it is not stored, where an older worker would not know it.
-                    msgspec.structs.replace(task_request, unknown_tools="refuse"),
-                    tenant,
-                    key,
-                    traceparent,
-                    admit=lambda: self._admit(tenant, task_request),
-                    by=caller.name,
-                    pool_bound=caller.identity.pool is not None,
-                )
+                with self.budgets.reserving(tenant, task_request) as reservation:
+                    submitted = await self._submission.submit(
+                        # For the door alone: it is not stored, where an older worker would not know it.
+                        msgspec.structs.replace(task_request, unknown_tools="refuse"),
+                        tenant,
+                        key,
+                        traceparent,
+                        admit=lambda: self._admit(tenant, task_request, reservation),
+                        by=caller.name,
+                        pool_bound=caller.identity.pool is not None,
+                    )
+                    reservation.is_needed = not submitted.existing
             except QueueFull as error:
                 retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)
                 raise RequestRefused(error.code, str(error), retry_after_seconds=retry_after) from None
@@ -165,7 +172,7 @@ class Ingress:
             link = await preferred_link(
                 self._settings, self.signing, caller, submitted.task, parse_link_seconds(prefer)
             )
-            return await self._accepted(submitted, link)
+            return await self._accepted(submitted, link, [*quotas_in(request.scope), *self.budgets.quotas(tenant)])
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}`"""
@@ -267,8 +274,8 @@ class Ingress:
         journal = await read_journal(self._journals, tenant, task, lambda state: message_id in state.commands)
         input_decisions.was_carried_out(journal.state, said, message_id)
 
-    async def _admit(self, tenant: str, request: TaskRequest) -> int | None:
-        """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end.
+    async def _admit(self, tenant: str, request: TaskRequest, reservation: Reservation) -> int | None:
+        """Refuse a task that none could run in time, names an unknown tool, continues no end, or is over the budget.
 
         Returns how many tokens what it continues has, if it does.
         """
@@ -278,19 +285,20 @@ class Ingress:
         unknown = await self._tools.refusal(request.tools or ()) if request.unknown_tools == "refuse" else None
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)
-        if request.continues is None:
-            return None
-        journal = await read_journal(
-            self._journals, tenant, request.continues, lambda state: state.terminal is not None
-        )
+        history_tokens = await self._history_tokens(tenant, request.continues) if request.continues else None
+        await reservation.take(history_tokens or 0)
+        return history_tokens
+
+    async def _history_tokens(self, tenant: str, task: str) -> int | None:
+        journal = await read_journal(self._journals, tenant, task, lambda state: state.terminal is not None)
         if journal.state.terminal is None:
             raise RequestRefused(
-                "conflict", f"task {request.continues} is {journal.state.status}: only an ended one can be continued"
+                "conflict", f"task {task} is {journal.state.status}: only an ended one can be continued"
             )
         last = journal.state.last_completed
         return last.usage.input_tokens + last.usage.output_tokens if last is not None else None
 
-    async def _accepted(self, submitted: Submitted, link: TaskLink | None) -> Response[bytes]:
+    async def _accepted(self, submitted: Submitted, link: TaskLink | None, quotas: list[Quota]) -> Response[bytes]:
         known = await self._record(submitted.tenant, submitted.task) if submitted.existing else None
         accepted = TaskAccepted(
             id=submitted.task,
@@ -305,7 +313,7 @@ class Ingress:
             links=task_links(self._settings, submitted.task),
             link=link or msgspec.UNSET,
         )
-        answer_headers = {"Location": task_path(submitted.task)}
+        answer_headers = {"Location": task_path(submitted.task), **rate_limit_fields(quotas)}
         if link is not None:
             answer_headers["Preference-Applied"] = "link"
         return json_response(accepted, 202, answer_headers)

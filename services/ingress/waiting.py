@@ -12,6 +12,7 @@ from contracts.errors import TaskmeshError
 from contracts.identifiers import turn_of
 from contracts.records.status import Waiting
 from contracts.streams import TASKS, TOOLS, TURNS, lane_consumer, tool_consumer
+from ingress.budgets import Budgets
 from ingress.fleet_watch import FleetWatch
 from ingress.pool_availability import Providers
 from mesh.broker.requests import Requests
@@ -29,10 +30,11 @@ PLACES_AT_ONCE_MAX: Final = 8
 class Waits:
     """Says of tasks what they wait for."""
 
-    def __init__(self, requests: Requests, fleet: FleetWatch, providers: Providers) -> None:
+    def __init__(self, requests: Requests, fleet: FleetWatch, providers: Providers, budgets: Budgets) -> None:
         self._requests = requests
         self._fleet = fleet
         self._providers = providers
+        self._budgets = budgets
         self._looking = 0
 
     async def of(self, state: TaskState) -> Waiting | None:
@@ -62,6 +64,10 @@ class Waits:
         if fleet is not None and not fleet.serves(queue or Queue(name, priority)):
             who = f"worker of pool {name}" if priority else f"runner of {name}"
             return _instead(waiting, "no-worker" if priority else "no-runner", f"and no {who} answers.")
+        blocked = await self._budgets.blocked(state.tenant) if priority else None
+        if blocked is not None:
+            used_up = f"and its tenant's budget of {blocked.limit.told()} is used up until {clock(blocked.until)}."
+            return _instead(waiting, "pause", used_up, until=blocked.until)
         down = self._providers.down(state.pool) if priority else None
         if down is not None:
             return _instead(waiting, "provider", f"and no provider of pool {name} is called at present: {down}.")

@@ -11,6 +11,7 @@ from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
 from steward.admission.mover import Mover
 from steward.advisories import Advisories
+from steward.budgets import BudgetCondition
 from steward.control_loop import ControlLoop
 from steward.critic import Critics
 from steward.figures.rounds import figure_rounds
@@ -35,6 +36,8 @@ async def main(service: Service) -> None:
     """Carry out commands, purge what is due, keep lanes and provisioning, until told to stop."""
     settings = service.settings
     mover = Mover(service.connection, settings, service.worker)
+    budgets = BudgetCondition(service.requests, settings.configuration)
+    mover.add_condition(budgets.may_go_on)
     lanes = LaneKeeper(service.connection, settings.pools, mover.crowd)
     control = ControlLoop(service.connection, settings, service.worker)
     timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
@@ -57,6 +60,7 @@ async def main(service: Service) -> None:
         # A webhook, or the critic, that is new has a consumer of its own, which is made there.
         await webhooks.take(settings)
         control.take(settings)
+        budgets.configure(settings.configuration)
         mover.take(settings)
         critic.take(settings)
 
@@ -80,6 +84,7 @@ async def main(service: Service) -> None:
         reconciling.run(),
         lanes.run(),
         mover.run(),
+        budgets.run(),
         Waking(service.requests).run(),
         StorageSampling(service.requests).run(),
         counting.run(),

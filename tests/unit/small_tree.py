@@ -22,7 +22,7 @@ from contracts.messages.control import AnyCommand, CancelCommand
 from contracts.messages.work import TurnWork
 from contracts.records.tools import SPAWN_TASK
 from contracts.tasks import TaskRequest
-from inference_worker.turn.turns import task_completed
+from inference_worker.turn.task_ends import task_completed
 from mesh.task.budget import budget_left, budget_left_with, share_of_budget, tokens
 from mesh.task.decisions import queued_event
 from mesh.task.fold import fold

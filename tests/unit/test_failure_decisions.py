@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ErrorInfo
-from contracts.retries import AWAY_SECONDS, RetryPolicy
+from contracts.retries import AWAY_SECONDS, PAUSE_SECONDS_MAX, PAUSE_SPREAD_SECONDS, RetryPolicy
 from mesh.task.decisions import Claim, Decision, Later, Leave, Settle, decide, decide_stranded
 from mesh.task.failures import CLAIMS_UNCOUNTED_MAX, Fail, GiveUp, Retry, StepFailed, decide_failure
 from mesh.task.state import TaskState
@@ -239,3 +239,33 @@ def test_a_failure_is_stored_with_its_code() -> None:
     error = failure()
     assert error.info() == ErrorInfo("provider-error", "no")
     assert (error.retryable, error.terminal, error.retry_after_seconds) == (True, False, None)
+
+
+# A tenant whose budget is used up
+
+
+def used_up(seconds: float) -> StepFailed:
+    return StepFailed("budget-exhausted", "used up", retryable=True, retry_after_seconds=seconds)
+
+
+def test_a_turn_waits_for_its_tenants_budget_for_as_long_as_it_takes_and_uses_up_no_try() -> None:
+    journal = waited(10 * AWAY_SECONDS, tries=200, reason="budget-exhausted")
+    assert decide_failure(journal.state, TURN_1, used_up(1_800), POLICY, 0.0) == Retry(1_800, 201)
+    assert decide_failure(journal.state, TURN_1, used_up(10**6), POLICY, 0.0) == Retry(PAUSE_SECONDS_MAX, 201)
+    # Those that waited for the same moment do not come at once.
+    assert decide_failure(journal.state, TURN_1, used_up(60), POLICY, 0.5) == Retry(60 + PAUSE_SPREAD_SECONDS / 2, 201)
+    assert decide_failure(journal.state, TURN_1, failure(), POLICY, 0.5) == Retry(0.5, 201), "its first that counts"
+
+
+def test_a_wait_for_a_budget_is_none_for_a_provider() -> None:
+    """Else a provider that goes away right after it would be given up at once."""
+    journal = waited(AWAY_SECONDS, reason="budget-exhausted")
+    assert isinstance(decide_failure(journal.state, TURN_1, away(), POLICY, 0.5), Retry)
+
+
+def test_short_waits_for_a_budget_use_up_few_deliveries() -> None:
+    waits = [
+        decide_failure(waited(1, tries=tries, reason="budget-exhausted").state, TURN_1, used_up(3), POLICY, 0.0)
+        for tries in range(1, 10)
+    ]
+    assert [isinstance(wait, Retry) and wait.by_timer for wait in waits] == [False] * 2 + [True] * 7

@@ -44,6 +44,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.pacing": _BELOW_THE_JOURNAL,
     "mesh.rules": _BELOW_THE_JOURNAL,
     "mesh.ledger": ("mesh", "mesh.configuration", "mesh.task", "mesh.broker", "mesh.archive"),
+    "mesh.budgets": (*_BELOW_THE_JOURNAL, "mesh.ledger", "mesh.serving"),
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.serving": _BELOW_THE_JOURNAL,
     "mesh.fleet": _BELOW_THE_JOURNAL,
@@ -51,6 +52,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.steps": (
         *_BELOW_THE_JOURNAL,
         "mesh.archive",
+        "mesh.admission",
         "mesh.journal",
         "mesh.providers",
         "mesh.rules",

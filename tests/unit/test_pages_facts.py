@@ -58,6 +58,7 @@ def test_the_limits_are_the_codes() -> None:
         f"{BODY_BYTES_MAX // 1024} KiB",
         f"{SETTINGS.edge_streams_max:,}",
         f"{REQUESTS_PER_SECOND:g} a second, {REQUESTS_PER_SECOND * BURST_SECONDS:,.0f} at once",
+        "any",
         f"{FAILURES_PER_MINUTE:g} a minute",
         f"{SETTINGS.worker_concurrency}",
         "what it bears",

@@ -50,8 +50,8 @@ def test_what_is_declared_is_the_default_total_shared_out() -> None:
 
 
 def test_less_than_the_least_is_told_with_the_numbers() -> None:
-    assert text(LEAST_TOTAL_BYTES) == "284MiB"
-    with pytest.raises(SizesDoNotFit, match="need 284MiB at least, and there are 283MiB"):
+    assert text(LEAST_TOTAL_BYTES) == "288MiB"
+    with pytest.raises(SizesDoNotFit, match="need 288MiB at least, and there are 287MiB"):
         share_out(LEAST_TOTAL_BYTES - MIB)
 
 
@@ -63,7 +63,7 @@ def test_what_is_given_holds_and_the_others_share_the_rest() -> None:
 
 
 def test_what_is_given_and_leaves_too_little_is_told_with_the_numbers() -> None:
-    with pytest.raises(SizesDoNotFit, match=r"come to 1\.9GiB, and the other streams need 220MiB .* total of 2GiB"):
+    with pytest.raises(SizesDoNotFit, match=r"come to 1\.9GiB, and the other streams need 224MiB .* total of 2GiB"):
         share_out(2 * GIB, {"EVENTS": 2 * GIB - 64 * MIB})
 
 

@@ -76,6 +76,17 @@ def response_headers() -> dict[str, Any]:
             "description": "Whole seconds after which another try has a fair chance.",
             "schema": {"type": "integer", "minimum": 1},
         },
+        "RateLimitPolicy": {
+            "description": (
+                "The quotas that hold for the caller (draft-ietf-httpapi-ratelimit-headers-10): `q` in a window of `w` "
+                "seconds; `qu` is the unit, requests where it is absent. Absent without any."
+            ),
+            "schema": {"type": "string", "examples": ['"tokens-per-day";q=2000000;w=86400;qu="tokens"']},
+        },
+        "RateLimit": {
+            "description": "What is left of each of them (`r`), and in how many seconds there is more (`t`).",
+            "schema": {"type": "string", "examples": ['"tokens-per-day";r=1200;t=3600']},
+        },
         "Challenge": {
             "description": "How to show credentials (RFC 6750).",
             "schema": {"type": "string"},
@@ -101,6 +112,8 @@ def problem_responses() -> dict[str, Any]:
         response = _problem_response(f"{text}.")
         if number in (429, 503):
             response["headers"] = {"Retry-After": header("RetryAfter")}
+        if number == errors.HTTP_STATUS_BY_CODE["rate-limited"]:
+            response["headers"] |= {"RateLimit-Policy": header("RateLimitPolicy"), "RateLimit": header("RateLimit")}
         if number == errors.HTTP_STATUS_BY_CODE["unauthorized"]:
             response["headers"] = {"WWW-Authenticate": header("Challenge")}
         responses[f"Problem{number}"] = response
@@ -217,6 +230,8 @@ def in_header(name: str, schema: dict[str, Any], description: str) -> dict[str, 
 _HEADER_NAMES = {
     "Location": "Location",
     "PreferenceApplied": "Preference-Applied",
+    "RateLimitPolicy": "RateLimit-Policy",
+    "RateLimit": "RateLimit",
     "NoStore": "Cache-Control",
 }
 

@@ -47,7 +47,7 @@ def submit_task() -> dict[str, Any]:
             "202": json_answer(
                 "The task is accepted: it can't be lost any more.",
                 "TaskAccepted",
-                headers=("Location", "PreferenceApplied"),
+                headers=("Location", "PreferenceApplied", "RateLimitPolicy", "RateLimit"),
             ),
             **problems("400", "404", "409", "413", "415", "422", "503"),
         },

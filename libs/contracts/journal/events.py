@@ -154,7 +154,9 @@ class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
     usage: Usage
     timings: Timings
     budget_left_tokens: Count | None = None
-    """What was left of the task's budget then, of which its sub-tasks have used their part. Absent without a budget."""
+    """What was left of the task's budget then, of which its sub-tasks have used their part. Absent without a budget.
+
+    0 as well where the turn has used up what its task may cost, or was cut since its tenant's budget is used up."""
     missing_tools: list[LaneName] | None = None
     """Tools of the request that nobody served when the turn was generated: the model was told so. Absent if none."""
     provider: str | None = None

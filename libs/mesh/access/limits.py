@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -27,7 +28,8 @@ from mesh.access.callers import Door, Identity, open_door
 from mesh.access.sources import counted_as, source_of, unmapped
 from mesh.configuration.access_tables import AuthConfiguration
 from mesh.configuration.settings import Settings
-from mesh.serving.http import RequestRefused, http_code
+from mesh.serving.http import RequestRefused, http_code, note_quota
+from mesh.serving.rate_limit_fields import Quota
 from mesh.telemetry import metrics
 
 log = structlog.get_logger("mesh.access.limits")
@@ -41,6 +43,10 @@ LOG_SECONDS: Final = 10.0
 REQUESTS_PER_SECOND: Final = 200.0
 FAILURES_PER_MINUTE: Final = 60.0
 """What holds where `[auth]` says nothing, but in mode `open`: there nothing does."""
+ROUNDING_SECONDS: Final = 1e-6
+"""Times that were added up are no exact multiples of an interval: the last of a burst would be refused for it."""
+REQUESTS: Final = "requests"
+"""What the limit of a caller's requests is called in `RateLimit`."""
 BURST_SECONDS: Final = 5.0
 """Of so many seconds all requests may come at once, where `[auth]` says nothing else."""
 
@@ -55,6 +61,8 @@ class Rates:
     """So many a second for each name, and so many at once (the generic cell rate algorithm; ITU-T I.371, annex A)."""
 
     def __init__(self, per_second: float, burst: float, names_max: int = CALLERS_MAX) -> None:
+        self.burst_seconds = burst / per_second
+        """How long it takes until as many may come at once again as ever."""
         self._interval_seconds = 1.0 / per_second
         self._tolerance_seconds = (burst - 1) * self._interval_seconds
         self._names_max = names_max
@@ -67,13 +75,21 @@ class Rates:
     def take(self, name: str, at: float) -> float:
         """Count one more at this time, if it may be: 0. Else nothing is counted: seconds until one may."""
         due = self._due.get(name, at)
-        wait_seconds = max(0.0, due - self._tolerance_seconds - at)
-        if not wait_seconds:
+        wait_seconds = due - self._tolerance_seconds - at
+        if wait_seconds <= ROUNDING_SECONDS:
+            wait_seconds = 0.0
             self._due[name] = max(due, at) + self._interval_seconds
         self._due.move_to_end(name)
         if len(self._due) > self._names_max:
             self._due.popitem(last=False)
         return wait_seconds
+
+    def quota(self, name: str, at: float) -> Quota:
+        """How many may come at once, and when it is as many again as ever."""
+        ahead = max(0.0, self._due.get(name, at) - at)
+        left = math.floor((self._tolerance_seconds - ahead + ROUNDING_SECONDS) / self._interval_seconds) + 1
+        most = round(self._tolerance_seconds / self._interval_seconds + 1)
+        return Quota(REQUESTS, most, self.burst_seconds, max(0, left), ahead)
 
     def give_back(self, name: str) -> None:
         """Count one less."""
@@ -170,9 +186,13 @@ class Limits:
         identity = await self._identity(door, scope, source)
         if self._requests is not None:
             caller = source if identity.name in (BY_HTTP, BY_LINK) else identity.name
-            wait_seconds = self._requests.take(caller, self._clock())
+            at = self._clock()
+            wait_seconds = self._requests.take(caller, at)
+            quota = self._requests.quota(caller, at)
             if wait_seconds:
-                raise self._too_many("requests", source, "this caller sends more requests than it may", wait_seconds)
+                detail = "this caller sends more requests than it may"
+                raise self._too_many("requests", source, detail, wait_seconds, quota._replace(seconds=wait_seconds))
+            note_quota(scope, quota)
         return identity
 
     async def _identity(self, door: Door, scope: HTTPScope, source: str) -> Identity:
@@ -211,7 +231,9 @@ class Limits:
                 self._failures.give_back(source)
         return identity
 
-    def _too_many(self, kind: str, source: str, detail: str, wait_seconds: float) -> RequestRefused:
+    def _too_many(
+        self, kind: str, source: str, detail: str, wait_seconds: float, quota: Quota | None = None
+    ) -> RequestRefused:
         self._refused[kind] = self._refused.get(kind, 0) + 1
         at = self._clock()
         if at >= self._next_log:
@@ -219,7 +241,8 @@ class Limits:
             # Of many sources the one that has come now stands for all: the log does not grow with them.
             log.warning("access.limited", source=source, refused=self._refused)
             self._refused = {}
-        return RequestRefused("rate-limited", detail, retry_after_seconds=wait_seconds)
+        quotas = () if quota is None else (quota,)
+        return RequestRefused("rate-limited", detail, retry_after_seconds=wait_seconds, quotas=quotas)
 
 
 def limited(door: Door, limits: Limits) -> Door:

@@ -82,6 +82,10 @@ class Entrance:
         """The limits of a pool."""
         return self._pools.get(name, _NO_LIMITS)
 
+    def median_output(self, pool: str) -> int | None:
+        """What turns of a pool have put out lately, as far as is known."""
+        return self._lanes.median_output(pool)
+
     def place(self, request: TaskRequest, tenant: str, history_tokens: int) -> tuple[Priority, Estimate]:
         """The lane that a task gets, and what it is thought to cost."""
         median = self._lanes.median_output(request.pool)

@@ -51,6 +51,8 @@ class BucketsConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """API keys: some 300 bytes each."""
     valves: SizeText | None = None
     """What people have paused, or limited for a while."""
+    budgets: SizeText | None = None
+    """What tenants with a budget have used: about a kilobyte each."""
 
 
 class StorageConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -91,6 +91,10 @@ class Submission:
         """Give tasks other limits, and tenants other shares, from now on."""
         self._entrance.configure(configuration.pools, configuration.tenants)
 
+    def median_output(self, pool: str) -> int | None:
+        """What turns of a pool have put out lately, in tokens, as far as is known here."""
+        return self._entrance.median_output(pool)
+
     async def submit(
         self,
         request: TaskRequest,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -32,6 +32,7 @@ from mesh.background import background
 from mesh.serving.connections import Connections, raise_descriptor_limit
 from mesh.serving.http_protocol import Protocol
 from mesh.serving.listening import BACKLOG
+from mesh.serving.rate_limit_fields import Quota, rate_limit_fields
 from mesh.serving.security_headers import PROBLEM_JSON, security_headers
 from mesh.serving.tls_protocol import Tls, TlsProtocol
 
@@ -49,6 +50,7 @@ Probe = Callable[[], Awaitable[list[HealthCheck]]]
 
 
 _NOTE = "taskmesh.note"
+_QUOTAS = "taskmesh.quotas"
 
 
 @dataclass(slots=True)
@@ -75,12 +77,29 @@ def note_in(scope: Scope) -> RequestNote | None:
     return note
 
 
-class RequestRefused(TaskmeshError):
-    """A request that gets a problem document. `retry_after_seconds` becomes Retry-After."""
+def note_quota(scope: Scope, quota: Quota) -> None:
+    """Note a quota of who asks, for the fields `RateLimit` of the answer."""
+    cast("dict[str, Any]", scope).setdefault(_QUOTAS, []).append(quota)
 
-    def __init__(self, code: str, detail: str, *, retry_after_seconds: float | None = None) -> None:
+
+def quotas_in(scope: Scope) -> list[Quota]:
+    """The quotas that were noted."""
+    quotas: list[Quota] = cast("dict[str, Any]", scope).get(_QUOTAS, [])
+    return quotas
+
+
+class RequestRefused(TaskmeshError):
+    """A request that gets a problem document. `retry_after_seconds` becomes Retry-After.
+
+    `quotas`: what the caller has, and what is left of it, for the fields `RateLimit`.
+    """
+
+    def __init__(
+        self, code: str, detail: str, *, retry_after_seconds: float | None = None, quotas: Sequence[Quota] = ()
+    ) -> None:
         super().__init__(detail, code=code)
         self.retry_after_seconds = retry_after_seconds
+        self.quotas = quotas
 
 
 def json_response(value: object, status: int = 200, response_headers: dict[str, str] | None = None) -> Response[bytes]:
@@ -117,7 +136,10 @@ def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
         if http_code(error) == "internal":
             # What it says is all there is to know: it was raised for a reason that is not the client's.
             log.error("http.internal_error", path=request.scope["path"], code=error.code, error=str(error))
-        return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
+        response = problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
+        if isinstance(error, RequestRefused) and response.status_code == HTTP_STATUS_BY_CODE["rate-limited"]:
+            response.headers.update(rate_limit_fields((*quotas_in(request.scope), *error.quotas)))
+        return response
     if isinstance(error, MethodNotAllowedException):
         response = problem_response("method-not-allowed", f"{request.method} is not served here")
         allowed = {*((error.headers or {}).get("allow") or "").split(", ")} - {""}

@@ -25,6 +25,7 @@ from contracts.journal.parts import StepGen
 from contracts.messages.work import ToolWork, TurnWork, Work, decode_work
 from contracts.retries import STEP_POLICY
 from contracts.streams import EVENTS
+from mesh.admission import backlog
 from mesh.archive.lookup import journal_of
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
@@ -41,6 +42,7 @@ from mesh.journal.warm import WarmJournals
 from mesh.journal.watching import Watches
 from mesh.steps import postponement, spans
 from mesh.steps.claimed_step import ClaimedStep, StepHandler, StepRecalled, perform_while_owned
+from mesh.steps.put_off import NEVER, PutsOff
 from mesh.task.budget import accounts
 from mesh.task.decisions import (
     FIRST_STEP,
@@ -71,7 +73,12 @@ class HandOver:
     """The process stops, and the step is not begun here: another message of it is published."""
 
 
-Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold | HandOver
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """The step waits until its tenant may go on: its message goes into BACKLOG."""
+
+
+Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold | HandOver | PutOff
 """What is decided of a delivery whose step is not to be performed here and now."""
 
 
@@ -87,6 +94,7 @@ class StepLife:
         deliveries_max: int,
         projection: BackgroundProjection,
         journals: WarmJournals | None = None,
+        puts_off: PutsOff = NEVER,
     ) -> None:
         self._requests = connection.requests
         self._journals = journals or WarmJournals(connection.requests)
@@ -96,6 +104,7 @@ class StepLife:
         self._policy = msgspec.structs.replace(STEP_POLICY, tries_max=tries_max)
         self._deliveries_max = deliveries_max
         self._projection = projection
+        self._puts_off = puts_off
 
     async def live(self, delivery: Delivery, permit: Permit) -> Answer:
         """Bring a step as far as it can be brought under this delivery. Raises `StepLost`, `BrokerUnavailable`."""
@@ -114,6 +123,7 @@ class StepLife:
                 # What follows carries what this came with: so the steps of a task lie beside each other.
                 carried = incoming or claimed
                 with traces.carrying(carried):
+                    self._puts_off.expect(work)
                     try:
                         journal = await self._journals.open(work.tenant, work.task, claimed)
                         decided = await self._claim(journal, work, delivery, permit)
@@ -157,6 +167,9 @@ class StepLife:
                 return HandOver()
             case Claim() if not permit.is_valid:
                 return Hold()
+            case Claim() if (work.step, work.gen) not in state.bindings and await self._puts_off.is_put_off(work):
+                # One that was claimed before goes on by this message alone (rule 3), and waits by a timer.
+                return PutOff()
             case Claim():
                 if work.step == FIRST_STEP:
                     # Whoever accepted the task may have died before it could.
@@ -212,6 +225,10 @@ class StepLife:
                 return decided
             case HandOver():
                 return await self._hand_over(journal, work, delivery)
+            case PutOff():
+                await backlog.put_off(self._requests, delivery)
+                log.info("step.put_off", message=delivery.sequence)
+                return Ack()
             case Settle():
                 return await self._settle(journal.state, work)
             case SettleDeadLetter(event):

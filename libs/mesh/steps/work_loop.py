@@ -16,6 +16,7 @@ from mesh.configuration.settings import Settings
 from mesh.journal.projection import BackgroundProjection
 from mesh.journal.warm import WarmJournals
 from mesh.steps.claimed_step import StepHandler
+from mesh.steps.put_off import NEVER, PutsOff
 from mesh.steps.step_life import StepLife
 
 log = structlog.get_logger("mesh.steps.work_loop")
@@ -32,11 +33,12 @@ class WorkLoop:
         handler: StepHandler,
         worker: str,
         journals: WarmJournals | None = None,
+        puts_off: PutsOff = NEVER,
         places: Places | None = None,
     ) -> None:
         self._projection = BackgroundProjection(connection.requests)
         life = StepLife(
-            connection, handler, worker, settings.max_tries, settings.max_deliver, self._projection, journals
+            connection, handler, worker, settings.max_tries, settings.max_deliver, self._projection, journals, puts_off
         )
         self._consumption = Consumption(
             connection,

@@ -15,6 +15,7 @@ from contracts.identifiers import turn_of
 from contracts.journal import events, parts
 from contracts.records.tools import SPAWN_TASK
 from contracts.records.usage import unpriced_of
+from contracts.tasks import COST_MICROS
 from mesh.task.discarded import discarded_tokens
 from mesh.task.state import TaskState
 
@@ -56,6 +57,17 @@ def budget_left_with(state: TaskState, usage: parts.Usage) -> int | None:
     """What is left once the turn under way is completed, as its event tells it."""
     left = budget_left(state)
     return None if left is None else max(0, left - tokens(usage))
+
+
+def cost_left_micros(state: TaskState) -> int | None:
+    """What the turns to come may cost, in millionths of the currency; None without such a budget.
+
+    What ended sub-tasks have cost is taken off as well. What has no price costs nothing here: it is unknown.
+    """
+    budget = state.request.budget_cost if state.request else None
+    if budget is None:
+        return None
+    return max(0, round(budget * COST_MICROS) - (tree_usage(state).cost_micros or 0))
 
 
 def was_budget_left(state: TaskState, completed: events.TurnCompleted) -> int | None:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from contracts.errors import TaskmeshError
 from contracts.messages.work import Work
-from contracts.retries import AWAY_CODES, AWAY_NAKS_MAX, AWAY_POLICY, AWAY_SECONDS, NAK_SECONDS_MAX, RetryPolicy
+from contracts.retries import (
+    AWAY_CODES,
+    AWAY_NAKS_MAX,
+    AWAY_POLICY,
+    AWAY_SECONDS,
+    NAK_SECONDS_MAX,
+    PAUSE_CODES,
+    PAUSE_SECONDS_MAX,
+    PAUSE_SPREAD_SECONDS,
+    RetryPolicy,
+)
 from mesh.task.state import TaskState
 
 
@@ -67,6 +77,8 @@ def decide_failure(
     """What follows a failed try. Tries are counted in the journal, so that crashes and deploys don't eat them."""
     if error.terminal:
         return Fail()
+    if error.code in PAUSE_CODES:
+        return _while_paused(state, work, error, random_fraction)
     counts = error.counts or state.turn(work.turn).claims >= CLAIMS_UNCOUNTED_MAX
     if counts and error.retryable and error.code in AWAY_CODES:
         return _while_away(state, work, error, random_fraction)
@@ -78,6 +90,16 @@ def decide_failure(
     # What is not counted has no number for a timer of its own; the breaker says when, whatever the provider asks for.
     retry_after_seconds = error.retry_after_seconds if counts else None
     return Retry(policy.delay_seconds(of_step, random_fraction, retry_after_seconds), tries)
+
+
+def _while_paused(state: TaskState, work: Work, error: StepFailed, random_fraction: float) -> Retry:
+    """The next try of a turn that waits for its tenant's budget. It has a number, for its timer, and counts nowhere."""
+    waits = state.tries_away(work.step, work.gen) + 1
+    delay_seconds = min(error.retry_after_seconds or 0.0, PAUSE_SECONDS_MAX) + PAUSE_SPREAD_SECONDS * random_fraction
+    if waits > AWAY_NAKS_MAX:
+        # Each wait by nak uses up a delivery.
+        delay_seconds = max(delay_seconds, NAK_SECONDS_MAX + 1.0)
+    return Retry(delay_seconds, state.tries.get((work.step, work.gen), 0) + 1)
 
 
 def _while_away(state: TaskState, work: Work, error: StepFailed, random_fraction: float) -> Retry | GiveUp:

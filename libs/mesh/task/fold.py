@@ -10,7 +10,7 @@ from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
 from contracts.journal import events, parts
 from contracts.journal.events import DELTAS, JournalEvent, TerminalEvent, UnknownEvent
-from contracts.retries import AWAY_CODES
+from contracts.retries import AWAY_CODES, PAUSE_CODES
 from mesh.errors import JournalCorrupt
 from mesh.task.state import FAILURES_MAX, Away, TaskState, TurnState
 
@@ -210,11 +210,17 @@ def _retry(state: TaskState, event: events.TaskRetrying) -> None:
 
 
 def _note_absence(state: TaskState, event: events.TaskRetrying) -> None:
-    """Note whether the try failed as its provider was away. One that has no number of its own counts nowhere."""
+    """Note whether the try failed as its provider was away, or its tenant's budget used up.
+
+    One that has no number of its own counts nowhere.
+    """
     step_gen = (event.step, event.gen)
     before = state.away.get(step_gen)
-    if event.reason in AWAY_CODES:
-        numbered = event.tries > state.tries.get(step_gen, 0)
+    numbered = event.tries > state.tries.get(step_gen, 0)
+    if event.reason in PAUSE_CODES:
+        since = before.since if before is not None else event.time
+        state.away[step_gen] = Away((before.tries if before else 0) + numbered, since, event.n, lasts=False)
+    elif event.reason in AWAY_CODES:
         since = state.away_since(*step_gen) or event.time
         state.away[step_gen] = Away((before.tries if before else 0) + numbered, since, event.n)
     elif before is not None:

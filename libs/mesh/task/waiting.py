@@ -11,6 +11,7 @@ from datetime import datetime
 from contracts.identifiers import turn_of
 from contracts.journal import parts
 from contracts.records.status import Waiting, WaitsFor
+from contracts.retries import PAUSE_CODES
 from mesh.task.state import TaskState
 
 
@@ -155,6 +156,10 @@ def _next_try(state: TaskState, step: str, since: datetime) -> Waiting | None:
     failed = f"after {tries} failed tr{'y' if tries == 1 else 'ies'}{why}"
     retry_at = state.retry_at.get(step_gen)
     away_since = state.away_since(step, step_gen[1])
+    if failures and failures[-1].code in PAUSE_CODES:
+        at = f"; it is tried again at {clock(retry_at)}" if retry_at is not None else ""
+        detail = f"{name} waits for its tenant's budget, which is used up{at}."
+        return Waiting(on="retry", since=state.changed_at or since, step=step, tool=tool, until=retry_at, detail=detail)
     if retry_at is not None:
         on: WaitsFor = "retry"
         detail = f"{name} is tried again at {clock(retry_at)}, {failed}."

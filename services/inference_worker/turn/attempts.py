@@ -16,6 +16,7 @@ from contracts.journal.events import JournalEvent
 from contracts.journal.parts import FinishReason, Timings, Usage
 from contracts.tasks import OUTPUT_BYTES_MAX, output_bytes
 from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
+from inference_worker.turn.budgets import Measured
 from inference_worker.turn.coalescing import DeltaKind, DeltaWriter
 from mesh.clock import now
 from mesh.steps.claimed_step import ClaimedStep
@@ -50,8 +51,11 @@ class Ending:
 class Attempt:
     """One attempt at a turn: its clock, and how much it may still write."""
 
-    def __init__(self, step: ClaimedStep, turn: int, queued: events.TaskQueued) -> None:
+    def __init__(
+        self, step: ClaimedStep, turn: int, queued: events.TaskQueued, measured: Measured | None = None
+    ) -> None:
         self._step = step
+        self._measured = measured or Measured()
         self._turn = turn
         self._loop = asyncio.get_running_loop()
         # Not the loop's clock for what is told: uvloop's counts whole milliseconds.
@@ -155,10 +159,12 @@ class Attempt:
         while (chunk := await self._next(chunks)) is not None:
             match chunk:
                 case TextDelta(text):
-                    if not await self._write(writer, "output", text):
+                    if not await self._write(writer, "output", text) or self._measured.put_out(text):
                         return Ending("length")
                 case ReasoningDelta(text):
                     await self._write(writer, "reasoning", text)
+                    if self._measured.put_out(text):
+                        return Ending("length")
                 case Finished():
                     return _ending(chunk, self._step.fitting)
         return await self.cut()

@@ -20,7 +20,7 @@ import structlog
 from contracts.errors import ErrorInfo
 from contracts.journal import events
 from contracts.journal.events import JournalEvent, Stamp
-from contracts.journal.parts import Timings, ToolCall, Usage
+from contracts.journal.parts import ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER, ASK_USER_DECLARATION
 from contracts.tasks import TaskRequest
@@ -28,6 +28,7 @@ from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
 from inference_worker.models.chunks import Meter, TurnInput
 from inference_worker.turn.attempts import Attempt, Ending, is_redirected
+from inference_worker.turn.budgets import Measured, TurnBudgets
 from inference_worker.turn.calls import ConversationSource, OfferedTool, Offers, decided_calls
 from inference_worker.turn.compaction import COMPACTIONS_MAX, compacted
 from inference_worker.turn.history import text_bytes
@@ -36,13 +37,14 @@ from inference_worker.turn.offers import missing_from, with_note_of_missing
 from inference_worker.turn.racing import Asked, Race
 from inference_worker.turn.restarting import failed_tries, restart_reason
 from inference_worker.turn.spending import PricesOf, Spending, no_prices
+from inference_worker.turn.task_ends import end_of_task
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep, StepRecalled
-from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
+from mesh.task.budget import budget_left, budget_left_with, cost_left_micros
 from mesh.task.conversation import ConversationItem, continued, conversation, shown_to
 from mesh.task.discarded import tokens_of
 from mesh.task.failures import StepFailed
-from mesh.task.limits import incomplete_after, is_last_turn, output_tokens_max
+from mesh.task.limits import is_last_turn, output_tokens_max
 from mesh.task.outbox import unasked
 from mesh.task.state import TaskState
 from mesh.telemetry import metrics
@@ -99,6 +101,8 @@ class TurnHandler:
         self._pool = pool or PoolConfiguration()
         self._available = available
         self._waiting_seconds = waiting_seconds
+        self.budgets = TurnBudgets()
+        """Those that its tenants have: none, unless they are set."""
         self._on_claimed = on_claimed
         self._on_finished = on_finished
         self._prices = prices
@@ -144,7 +148,7 @@ class TurnHandler:
             if asked is not None:
                 build = self._requests_of(step, turn, asked)
             elif is_last_turn(state, completed):
-                build = _end_of(step, turn)
+                build = end_of_task(step, turn)
             else:
                 return
             # An input that arrives before the end is stored makes another turn of it.
@@ -178,8 +182,16 @@ class TurnHandler:
         return build
 
     async def _generate(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
-        """Generate the turn up to `turn.completed`."""
-        attempt = Attempt(step, work.turn, queued)
+        """Generate the turn up to `turn.completed`. Raises `StepFailed` where its tenant's budget is used up, too."""
+        if not _is_used_up(step.state):
+            await self.budgets.check(step.state)
+        with self.budgets.measured(step, work.turn) as measured:
+            await self._generate_measured(step, work, queued, measured)
+
+    async def _generate_measured(
+        self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued, measured: Measured
+    ) -> None:
+        attempt = Attempt(step, work.turn, queued, measured)
         request = step.state.request or queued.request
         tools = await self._tools_of(step, attempt, request)
         missing = missing_from(request.tools, tools)
@@ -187,14 +199,14 @@ class TurnHandler:
             log.warning("turn.tools_missing", tools=missing)
         spending = Spending(step, work.pool, self._prices)
         # Its sub-tasks may have used up more than they were given: then no model is asked.
-        ending = Ending("length") if budget_left(step.state) == 0 else None
+        ending = Ending("length") if _is_used_up(step.state) else None
         if ending is None:
             await self._begin_with_claimed(step, work)
         while ending is None:
             if step.is_recalled:
                 raise StepRecalled
             candidate = self._candidates_of(step.state).of_turn(step.state, work.turn)
-            turn_input = await self._prepare(step, work, candidate, tools, missing)
+            turn_input = await self._prepare(step, work, candidate, tools, missing, measured)
             if turn_input is None:
                 ending = Ending("length", Usage(output_tokens=tokens_of(step.state.turn(work.turn))))
                 break
@@ -215,6 +227,9 @@ class TurnHandler:
         turn = step.state.turn(work.turn)
         text, reasoning, timings = turn.text, turn.reasoning_text, attempt.timings()
         calls = decided_calls(work.turn, end.calls, tools, request)
+        cost_left, cost = cost_left_micros(step.state), end.usage.cost_micros or 0
+        is_used_up = measured.is_used_up or (cost_left is not None and cost_left <= cost)
+        left = 0 if is_used_up else budget_left_with(step.state, end.usage)
         await step.append(
             lambda stamp: events.TurnCompleted(
                 *stamp,
@@ -226,7 +241,7 @@ class TurnHandler:
                 finish_reason=end.finish_reason,
                 usage=end.usage,
                 timings=timings,
-                budget_left_tokens=budget_left_with(step.state, end.usage),
+                budget_left_tokens=left,
                 missing_tools=missing or None,
                 provider=provider,
                 model=model,
@@ -368,6 +383,7 @@ class TurnHandler:
         candidate: Candidate,
         tools: dict[str, OfferedTool],
         missing: Sequence[str],
+        measured: Measured,
     ) -> TurnInput | None:
         """What the model is asked; what it can't continue, or must not, is taken back first.
 
@@ -397,6 +413,7 @@ class TurnHandler:
         state = step.state
         turn, tokens_max = state.turn(work.turn), output_tokens_max(state)
         entries = compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max)
+        measured.asks(candidate, text_bytes(entries))
         questions = (ASK_USER_DECLARATION,) if self._pool.ask_user else ()
         return TurnInput(
             messages=with_note_of_missing(entries, missing),
@@ -412,37 +429,6 @@ class TurnHandler:
         )
 
 
-def _end_of(step: ClaimedStep, turn: int) -> Callable[[Stamp], JournalEvent]:
-    def build(stamp: Stamp) -> JournalEvent:
-        return task_completed(stamp, step.state, turn)
-
-    return build
-
-
-def task_completed(stamp: Stamp, state: TaskState, turn: int) -> events.TaskCompleted:
-    """The end of a task whose last turn is completed: that turn's text, and the usage of all of them."""
-    completed = state.turn(turn).completed
-    if completed is None:
-        raise ValueError("the turn is not completed")
-    incomplete = incomplete_after(state, completed)
-    output = completed.text or (state.output_so_far or "" if incomplete else "")
-    return events.TaskCompleted(
-        *stamp,
-        output=output,
-        incomplete=incomplete,
-        usage=usage_so_far(state),
-        timings=_timings_of_all(stamp, state, completed.timings),
-        **accounts(state),
-    )
-
-
-def _timings_of_all(stamp: Stamp, state: TaskState, last: Timings) -> Timings:
-    """Of one turn its own; of several the first one's wait and first token, and all the time since its claim."""
-    first, claim = state.turn(1).completed, state.claims.get(("1", state.gen("1")))
-    if len(state.turns) == 1 or first is None or claim is None:
-        return last
-    return Timings(
-        queued_seconds=first.timings.queued_seconds,
-        first_token_seconds=first.timings.first_token_seconds,
-        total_seconds=max(0.0, (stamp.time - claim.time).total_seconds()),
-    )
+def _is_used_up(state: TaskState) -> bool:
+    """Whether the task's own budget has nothing left, so that no model is asked."""
+    return 0 in (budget_left(state), cost_left_micros(state))

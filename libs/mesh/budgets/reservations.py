@@ -1,0 +1,199 @@
+"""Reservations: what accepted tasks are thought to use, taken from a budget before they begin.
+
+An acceptance asks nobody. Each process takes some of what is left ahead of need, in a block that is its own: so what
+all of them accept never comes to more than a budget has, however little they see of each other. Only who has no block
+yet, or meets more at once than it holds, waits for one request, together with all who come meanwhile. Blocks become
+smaller as a budget runs out, and what nobody needs goes back within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from contracts.errors import TaskmeshError
+from contracts.records.budgets import BudgetAccount
+from mesh.background import is_seen
+from mesh.budgets.account import hold, lacking, release, taken_of, used_in
+from mesh.budgets.accounts import Accounts
+from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, counted, end_of, limits_of
+from mesh.clock import lease_clock, now
+from mesh.configuration.tenants_table import TenantConfiguration
+
+log = structlog.get_logger("mesh.budgets.reservations")
+
+AHEAD_SHARE: Final = 16
+"""A process takes at most this part of what is left ahead of need."""
+AHEAD_TASKS_MAX: Final = 64
+"""And no more than so many tasks need like the one that came last."""
+LOW_SHARE: Final = 4
+"""When this part of a block is left, the next one is taken, beside what goes on."""
+IDLE_SECONDS: Final = 2.0
+"""How long a block may lie unused before it goes back."""
+RESERVED_FOR: Final = timedelta(seconds=30)
+"""When who was refused for what others have reserved has a fair chance: by then some of these have run."""
+TIDY_SECONDS: Final = 0.5
+
+
+class BudgetExhausted(TaskmeshError):
+    """A tenant has not as much left of a budget. `frees_at`: when the window of `limit` ends.
+
+    Sooner, if no more than reservations are in the way: what they turn out to take too little of comes back with them.
+    """
+
+    code = "budget-exhausted"
+    retryable = True
+
+    def __init__(self, tenant: str, limit: Limit, frees_at: datetime, *, is_reserved: bool) -> None:
+        why = "of which tasks that wait or run are thought to take the rest" if is_reserved else "and has used them up"
+        super().__init__(f"tenant {tenant} may use {limit.told()}, {why}")
+        self.limit = limit
+        self.frees_at = frees_at
+
+
+@dataclass(slots=True)
+class _Block:
+    """What a process has taken for a tenant, and not given to a task yet."""
+
+    left: Amount = NOTHING
+    granted: Amount = NOTHING
+    used_at: float = 0.0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    ahead: asyncio.Task[None] | None = None
+
+
+class Reservations:
+    """What one process reserves. `tenant_of` tells what holds for a tenant at present."""
+
+    def __init__(self, accounts: Accounts, tenant_of: Callable[[str], TenantConfiguration]) -> None:
+        self._accounts = accounts
+        self._tenant_of = tenant_of
+        self._blocks: dict[str, _Block] = {}
+
+    async def run(self) -> None:
+        """Give back what is not needed, until cancelled."""
+        while True:
+            await asyncio.sleep(TIDY_SECONDS)
+            idle = lease_clock() - IDLE_SECONDS
+            for tenant, block in list(self._blocks.items()):
+                if block.used_at <= idle and not block.lock.locked():
+                    await self._return(tenant, block)
+
+    async def close(self) -> None:
+        """Give all back: no task is accepted any more."""
+        for tenant, block in list(self._blocks.items()):
+            await self._return(tenant, block)
+
+    async def reserve(self, tenant: str, estimate: Amount) -> Amount:
+        """Reserve what a task is thought to use, and return what was reserved of it: nothing without a budget.
+
+        Nothing is for a tenant whose tasks wait for their budget, either. Raises `BudgetExhausted`, and
+        `BrokerUnavailable`.
+        """
+        configured = self._tenant_of(tenant)
+        limits = limits_of(configured)
+        if not limits or configured.on_exhausted == "wait":
+            return NOTHING
+        amount = counted(estimate, limits)
+        block = self._blocks.setdefault(tenant, _Block())
+        block.used_at = lease_clock()
+        if not block.left.covers(amount):
+            self._refuse_by_sight(tenant, block, amount, limits)
+            async with block.lock:
+                # Whoever was before may have taken enough for all.
+                while not block.left.covers(amount):
+                    await self._take(tenant, block, amount, limits)
+        block.left = block.left.less(amount)
+        if block.ahead is None and not block.left.covers(_part(block.granted, LOW_SHARE)):
+            block.ahead = asyncio.create_task(self._take_ahead(tenant, block, amount, limits))
+            block.ahead.add_done_callback(is_seen)
+        return amount
+
+    def give_back(self, tenant: str, reserved: Amount) -> None:
+        """A task for which so much was reserved was not accepted after all."""
+        block = self._blocks.get(tenant)
+        if block is not None:
+            block.left = block.left.plus(reserved)
+            block.used_at = lease_clock()
+
+    def left(self, tenant: str) -> dict[Limit, int]:
+        """What is left of each limit, as far as is known here."""
+        limits = limits_of(self._tenant_of(tenant))
+        if not limits:
+            return {}
+        block = self._blocks.get(tenant)
+        used = taken_of(self._accounts.known(tenant))
+        own = block.left if block is not None else NOTHING
+        return {limit: max(0, limit.most - used[limit.window].of(limit.unit) + own.of(limit.unit)) for limit in limits}
+
+    def _refuse_by_sight(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
+        """Refuse without a request what an account leaves no room for that was read a moment ago."""
+        account = self._accounts.known(tenant)
+        if self._accounts.is_fresh(tenant) and block.ahead is None and not block.lock.locked():
+            _check(tenant, account, amount.less(block.left), limits)
+
+    async def _take(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
+        """Take a block with room for so much. Raises `BudgetExhausted`, `BrokerUnavailable`."""
+        granted = NOTHING
+        own = block.left  # Tasks may get some of it meanwhile: it counts as taken, and then some more is.
+
+        def reserved(account: BudgetAccount) -> BudgetAccount:
+            nonlocal granted
+            wanted = amount.less(own)
+            left = _check(tenant, account, wanted, limits)
+            granted = wanted.plus(_part(left.less(wanted), AHEAD_SHARE).least(amount.times(AHEAD_TASKS_MAX)))
+            return hold(account, now(), granted)
+
+        await self._accounts.change(tenant, reserved)
+        block.granted = block.left.plus(granted)
+        block.left = block.left.plus(granted)
+
+    async def _take_ahead(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
+        try:
+            async with block.lock:
+                if not block.left.covers(_part(block.granted, LOW_SHARE)):
+                    await self._take(tenant, block, block.left.plus(amount), limits)
+        except BudgetExhausted:
+            block.granted = NOTHING  # There is no more to be taken: who needs it is told.
+        except TaskmeshError as error:
+            log.warning("budget.not_reserved", tenant=tenant, error=str(error))
+        finally:
+            block.ahead = None
+
+    async def _return(self, tenant: str, block: _Block) -> None:
+        async with block.lock:
+            # None of it may be given away any more while it is on its way back.
+            unused, block.left, block.granted = block.left, NOTHING, NOTHING
+            if unused != NOTHING:
+                try:
+                    await self._accounts.change(tenant, lambda account: release(account, now(), now(), unused))
+                except TaskmeshError as error:
+                    # It ends by itself.
+                    log.warning("budget.not_returned", tenant=tenant, error=str(error))
+        # Who waits for the lock has used it just now.
+        if block.left == NOTHING and block.ahead is None and block.used_at <= lease_clock() - IDLE_SECONDS:
+            self._blocks.pop(tenant, None)
+
+
+def _check(tenant: str, account: BudgetAccount, wanted: Amount, limits: tuple[Limit, ...]) -> Amount:
+    """What is left in the tightest windows, where that is as much as is wanted. Raises `BudgetExhausted`."""
+    at = now()
+    used = taken_of(account)
+    short = lacking(limits, at, used, wanted)
+    if short is not None:
+        really = lacking(limits, at, used_in(account), wanted)
+        if really is not None:
+            raise BudgetExhausted(tenant, really, end_of(really.window, at), is_reserved=False)
+        frees_at = min(end_of(short.window, at), at + RESERVED_FOR)
+        raise BudgetExhausted(tenant, short, frees_at, is_reserved=True)
+    left = {unit: [each.most - used[each.window].of(unit) for each in limits if each.unit == unit] for unit in UNITS}
+    return Amount(min(left["tokens"], default=0), min(left["cost"], default=0))
+
+
+def _part(amount: Amount, share: int) -> Amount:
+    return Amount(amount.tokens // share, amount.cost_micros // share)

@@ -1,0 +1,157 @@
+"""Budgets of tenants, as turns go by them: whether one may begin, what it uses, and whether it is to end early."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from contracts.journal.parts import Usage
+from contracts.messages.work import Work
+from inference_worker.models.candidates import Candidate
+from mesh.admission.estimate import estimate
+from mesh.budgets.costs import cost_of_output, prices_at, taken_by, thought_to_take
+from mesh.budgets.limits import Amount
+from mesh.budgets.spending import BYTES_PER_TOKEN, BudgetSpending, TurnMeter
+from mesh.clock import now
+from mesh.configuration.mesh_toml import Configuration
+from mesh.steps.claimed_step import ClaimedStep
+from mesh.task.budget import cost_left_micros, usage_so_far
+from mesh.task.failures import StepFailed
+from mesh.task.state import TaskState
+
+log = structlog.get_logger("inference_worker.turn.budgets")
+
+EXHAUSTED = "budget-exhausted"
+
+
+class Measured:
+    """A turn that is measured: nothing of it, where its tenant has no budget."""
+
+    def __init__(
+        self,
+        meter: TurnMeter | None = None,
+        configuration: Configuration | None = None,
+        cost_left_micros: int | None = None,
+    ) -> None:
+        """`cost_left_micros`: what the turn may cost by its task's own budget; None if it has none."""
+        self._meter = meter
+        self._configuration = configuration
+        self._cost_left = cost_left_micros
+        self._cost: Callable[[int], int] = _nothing
+        self._bytes = 0
+        self.is_used_up = False
+        """Whether the turn was cut since its tenant's budget is used up, or what its task may cost."""
+
+    def asks(self, candidate: Candidate, shown_bytes: int) -> None:
+        """A model is about to be asked, and shown so much."""
+        if self._configuration is None:
+            return
+        prices = prices_at(self._configuration, candidate.provider, candidate.model)
+        reads = taken_by(Usage(input_tokens=shown_bytes // BYTES_PER_TOKEN), prices)
+        if self._meter is not None:
+            self._meter.reads(reads)
+        if self._cost_left is not None:
+            self._cost_left -= reads.cost_micros + self._cost(self._bytes // BYTES_PER_TOKEN)
+            self._cost, self._bytes = cost_of_output(prices), 0
+
+    def put_out(self, text: str) -> bool:
+        """It has put out more. True if it is to end here."""
+        if self._meter is None and self._cost_left is None:
+            return False
+        is_over = self._meter is not None and self._meter.put_out(text)
+        if self._cost_left is not None:
+            self._bytes += len(text.encode())
+            is_over |= self._cost(self._bytes // BYTES_PER_TOKEN) >= self._cost_left
+        if not is_over:
+            return False
+        if not self.is_used_up:
+            log.warning("turn.cut_by_budget")
+        self.is_used_up = True
+        return True
+
+
+class BudgetGate:
+    """Puts turns off whose tenant has used up a budget: `PutsOff`."""
+
+    def __init__(self, spending: BudgetSpending) -> None:
+        self._spending = spending
+
+    def expect(self, work: Work) -> None:
+        """What its tenant has left is looked up, if it has a budget."""
+        self._spending.expect(work.tenant)
+
+    async def is_put_off(self, work: Work) -> bool:
+        """Whether its tenant has nothing left."""
+        return await self._spending.blocked(work.tenant) is not None
+
+
+class TurnBudgets:
+    """The budgets that the turns of one configuration go by. Without `spending` there are none."""
+
+    def __init__(self, spending: BudgetSpending | None = None, configuration: Configuration | None = None) -> None:
+        self._spending = spending
+        self._configuration = configuration
+
+    async def check(self, state: TaskState) -> None:
+        """Raise `StepFailed` if the tenant has used up a budget: the turn waits until that frees."""
+        blocked = await self._spending.blocked(state.tenant) if self._spending is not None else None
+        if blocked is not None:
+            seconds = max(0.0, (blocked.until - now()).total_seconds())
+            detail = f"the tenant has used up its budget: {blocked.limit.told()}"
+            raise StepFailed(EXHAUSTED, detail, retryable=True, retry_after_seconds=seconds)
+
+    @contextmanager
+    def measured(self, step: ClaimedStep, turn: int) -> Iterator[Measured]:
+        """A block in which a turn is generated. What it has used is what the journal tells of it at the block's end."""
+        meter, cost_left = self._begin(step.state, turn), cost_left_micros(step.state)
+        if meter is None:
+            yield Measured(None, self._configuration, cost_left)
+            return
+        before = usage_so_far(step.state)
+        try:
+            yield Measured(meter, self._configuration, cost_left)
+        finally:
+            meter.ended(_told(before, usage_so_far(step.state), meter.used))
+
+    def _begin(self, state: TaskState, turn: int) -> TurnMeter | None:
+        queued, request = state.queued, state.request
+        if self._spending is None or self._configuration is None or queued is None or request is None:
+            return None
+        if not self._spending.has_budget(state.tenant):
+            return None
+        pool = self._configuration.pools[request.pool]
+        prices = prices_at(self._configuration, pool.provider, request.model or pool.model)
+        before = state.turn(turn - 1).completed
+        if before is not None:
+            # A conversation grows: as much as the turn before, at least.
+            expected = taken_by(before.usage, prices)
+        else:
+            expected = thought_to_take(queued.estimate or estimate(request, pool), prices)
+        # Of a task that somebody has submitted the first turn was reserved then.
+        is_reserved = turn == 1 and state.turn(1).claims == 1 and queued.parent is None and queued.trigger is None
+        reserved_at = queued.accepted_at if is_reserved else None
+        return self._spending.begin(state.tenant, expected, cost_of_output(prices), reserved_at)
+
+
+def _nothing(_: int) -> int:
+    return 0
+
+
+def _told(before: Usage, after: Usage, seen: Amount) -> Amount:
+    """What a turn has used, by what its task's journal tells before and after it.
+
+    Of a call that was cut off its provider may have told nothing, or not all: then it is no less than what was seen.
+    """
+    told = Amount(
+        max(0, _tokens(after) - _tokens(before)), max(0, (after.cost_micros or 0) - (before.cost_micros or 0))
+    )
+    has_all = (after.untold_calls or 0) <= (before.untold_calls or 0) and told.tokens
+    if has_all:
+        return told
+    return Amount(max(told.tokens, seen.tokens), max(told.cost_micros, seen.cost_micros))
+
+
+def _tokens(usage: Usage) -> int:
+    return usage.input_tokens + usage.output_tokens + (usage.discarded_tokens or 0)

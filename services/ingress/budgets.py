@@ -1,0 +1,146 @@
+"""Budgets at acceptance: what a task is thought to take is reserved, or the task is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.tasks import TaskRequest
+from mesh.admission.estimate import estimate
+from mesh.background import background, repeatedly
+from mesh.broker.requests import Requests
+from mesh.budgets.accounts import Accounts
+from mesh.budgets.correction import CORRECT_SECONDS, correct
+from mesh.budgets.costs import prices_at, thought_to_take
+from mesh.budgets.limits import NOTHING, Amount, limits_of
+from mesh.budgets.quotas import quotas_of
+from mesh.budgets.reservations import BudgetExhausted, Reservations
+from mesh.budgets.spending import Blocked, is_blocked
+from mesh.clock import now
+from mesh.configuration.mesh_toml import Configuration
+from mesh.configuration.prices_table import ModelPrices
+from mesh.configuration.tenants_table import TenantConfiguration
+from mesh.errors import BrokerUnavailable
+from mesh.loop_health import LoopHealth
+from mesh.serving.http import RequestRefused
+from mesh.serving.rate_limit_fields import Quota
+
+log = structlog.get_logger("ingress.budgets")
+
+MedianOutput = Callable[[str], int | None]
+
+
+class Budgets:
+    """The budgets of all tenants, as one ingress goes by them."""
+
+    def __init__(self, requests: Requests, configuration: Configuration, median_output: MedianOutput) -> None:
+        """`median_output`: what a pool's turns have put out lately, in tokens, as far as that is known."""
+        self._requests = requests
+        self._median_output = median_output
+        self._configuration = configuration
+        self._accounts = Accounts(requests)
+        self._reservations = Reservations(self._accounts, self.tenant)
+
+    def configure(self, configuration: Configuration) -> None:
+        """Go by other limits from now on."""
+        self._configuration = configuration
+
+    def tenant(self, name: str) -> TenantConfiguration:
+        """What holds for a tenant at present."""
+        return self._configuration.tenants.of(name)
+
+    async def run(self) -> None:
+        """Keep accounts fresh, and give back what is not needed, until cancelled."""
+        correcting = repeatedly(self._correct, CORRECT_SECONDS, LoopHealth(log, "budgets.uncorrected"))
+        async with background(self._accounts.run(), self._reservations.run()):
+            await correcting
+
+    async def close(self) -> None:
+        """Accept nothing any more: what is reserved for no task goes back."""
+        await self._reservations.close()
+
+    def reserving(self, tenant: str, request: TaskRequest) -> Reservation:
+        """A block in which a task is accepted, or not."""
+        return Reservation(self, tenant, request)
+
+    def quotas(self, tenant: str) -> list[Quota]:
+        """What is left of a tenant's budgets, as far as is known here."""
+        return quotas_of(self._reservations.left(tenant), now())
+
+    async def blocked(self, tenant: str) -> Blocked | None:
+        """The limit that a tenant has used up, so that its turns wait; None if there is none."""
+        if not limits_of(self.tenant(tenant)):
+            return None
+        return is_blocked(await self._accounts.looked(tenant), self.tenant(tenant))
+
+    def check_priced(self, request: TaskRequest) -> None:
+        """Raise `InvalidPayload` for a task that may cost so much, and whose model has no price: nothing bounds it."""
+        if request.budget_cost is not None and self._prices(request) is None:
+            raise InvalidPayload(f"budget_cost: nobody has set what the model of pool {request.pool!r} costs")
+
+    def _prices(self, request: TaskRequest) -> ModelPrices | None:
+        pool = self._configuration.pools[request.pool]
+        return prices_at(self._configuration, pool.provider, request.model or pool.model)
+
+    async def reserve(self, tenant: str, request: TaskRequest, history_tokens: int) -> Amount:
+        """Reserve what a task is thought to take; nothing if its tenant has no budget.
+
+        Raises `RequestRefused`, and `BrokerUnavailable`.
+        """
+        if not limits_of(self.tenant(tenant)):
+            return NOTHING
+        pool = self._configuration.pools[request.pool]
+        thought = estimate(request, pool, self._median_output(request.pool), history_tokens)
+        amount = thought_to_take(thought, self._prices(request))
+        try:
+            return await self._reservations.reserve(tenant, amount)
+        except BudgetExhausted as error:
+            seconds = (error.frees_at - now()).total_seconds()
+            quotas = [
+                quota._replace(seconds=seconds) if quota.name == error.limit.name else quota
+                for quota in self.quotas(tenant)
+            ]
+            raise RequestRefused(error.code, str(error), retry_after_seconds=seconds, quotas=quotas) from None
+
+    def give_back(self, tenant: str, reserved: Amount) -> None:
+        """A task was not accepted after all."""
+        self._reservations.give_back(tenant, reserved)
+
+    async def _correct(self) -> None:
+        failure: TaskmeshError | None = None
+        for tenant in self._accounts.wanted:
+            try:
+                await correct(self._requests, self._accounts, tenant, limits_of(self.tenant(tenant)))
+            except TaskmeshError as error:
+                failure = error  # It says nothing of the others.
+        if failure is not None:
+            raise failure
+
+
+class Reservation:
+    """What is reserved for one task. It goes back at the block's end if the task turns out not to need it.
+
+    Where nobody knows whether the task was accepted, it stays, and ends by itself.
+    """
+
+    def __init__(self, budgets: Budgets, tenant: str, request: TaskRequest) -> None:
+        self._budgets = budgets
+        self._tenant = tenant
+        self._request = request
+        budgets.check_priced(request)
+        self._reserved = NOTHING
+        self.is_needed = True
+
+    async def take(self, history_tokens: int) -> None:
+        """Reserve what the task is thought to take. Raises `RequestRefused`, and `BrokerUnavailable`."""
+        self._reserved = await self._budgets.reserve(self._tenant, self._request, history_tokens)
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        is_in_doubt = kind is not None and (not issubclass(kind, Exception) or issubclass(kind, BrokerUnavailable))
+        if self._reserved != NOTHING and not is_in_doubt and (kind is not None or not self.is_needed):
+            self._budgets.give_back(self._tenant, self._reserved)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import nats.errors
 import structlog
 
 from contracts import subjects
 from contracts.codec import encode
+from contracts.messages.work import TurnWork
 from contracts.records.status import LaneSample
 from mesh.broker.connection import Connection
+from mesh.clock import now
 
 log = structlog.get_logger("inference_worker.lane_reports")
 
 REPORT_SECONDS = 1.0
 WAITS_MAX = 64
 """Waits in one report; of more, an even choice."""
+TENANTS_MAX = 256
+"""Tenants that one report names. Turns of others count for their lane alone."""
 
 
 @dataclass(slots=True)
@@ -26,6 +31,9 @@ class LaneTally:
     """A lane since the last report."""
 
     finished: int = 0
+    first_turns: int = 0
+    first_turns_by: dict[str, int] = field(default_factory=dict)
+    busy_seconds: float = 0.0
     waits_seen: int = 0
     wait_seconds: list[float] = field(default_factory=list)
 
@@ -38,6 +46,15 @@ class LaneTally:
         place = random.randrange(self.waits_seen)
         if place < WAITS_MAX:
             self.wait_seconds[place] = seconds
+
+    def add_turn(self, work: TurnWork, seconds: float) -> None:
+        """Count a turn that is over, and had a place for so long."""
+        self.finished += 1
+        self.busy_seconds += seconds
+        if work.turn == 1:
+            self.first_turns += 1
+            if work.tenant in self.first_turns_by or len(self.first_turns_by) < TENANTS_MAX:
+                self.first_turns_by[work.tenant] = self.first_turns_by.get(work.tenant, 0) + 1
 
 
 class LaneReporter:
@@ -52,9 +69,10 @@ class LaneReporter:
         """A turn was claimed for the first time, so long after it was accepted."""
         self._tally(pool, priority).add_wait(wait_seconds)
 
-    def finished(self, pool: str, priority: str) -> None:
-        """A turn is over."""
-        self._tally(pool, priority).finished += 1
+    def finished(self, work: TurnWork, claimed_at: datetime) -> None:
+        """A turn is over, which was claimed then."""
+        seconds = max(0.0, (now() - claimed_at).total_seconds())
+        self._tally(work.pool, work.priority).add_turn(work, seconds)
 
     async def run(self) -> None:
         """Report about once a second, until cancelled. While the broker is away, samples gather."""
@@ -71,7 +89,14 @@ class LaneReporter:
         """Publish what has gathered, one message for each lane."""
         tallies, self._tallies = self._tallies, {}
         for (pool, priority), tally in tallies.items():
-            sample = LaneSample(worker=self._worker, finished=tally.finished, wait_seconds=tally.wait_seconds)
+            sample = LaneSample(
+                worker=self._worker,
+                finished=tally.finished,
+                wait_seconds=tally.wait_seconds,
+                first_turns=tally.first_turns,
+                first_turns_by=tally.first_turns_by,
+                busy_seconds=round(tally.busy_seconds, 4),
+            )
             await self._connection.client.publish(subjects.lane_statistics(pool, priority), encode(sample))
 
     def _tally(self, pool: str, priority: str) -> LaneTally:

@@ -10,12 +10,13 @@ import msgspec
 from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.identifiers import turn_of
-from contracts.records.status import Waiting
+from contracts.records.status import QueueState, Waiting
 from contracts.streams import TASKS, TOOLS, TURNS, lane_consumer, tool_consumer
-from ingress.fleet_watch import FleetWatch
+from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from mesh.broker.requests import Requests
 from mesh.clock import now
+from mesh.fleet.eta import begun, without_eta
 from mesh.fleet.findings import Fleet
 from mesh.fleet.places import ahead_of
 from mesh.fleet.queues import Queue
@@ -29,9 +30,10 @@ PLACES_AT_ONCE_MAX: Final = 8
 class Waits:
     """Says of tasks what they wait for."""
 
-    def __init__(self, requests: Requests, fleet: FleetWatch, providers: Providers) -> None:
+    def __init__(self, requests: Requests, lanes: Lanes, providers: Providers) -> None:
         self._requests = requests
-        self._fleet = fleet
+        self._lanes = lanes
+        self._fleet = lanes.fleet
         self._providers = providers
         self._looking = 0
 
@@ -52,10 +54,28 @@ class Waits:
             return await self._in_queue(waiting, state, fleet)
         return waiting
 
+    def place(self, pool: str, priority: str, before: int | None = None) -> QueueState:
+        """Where a task that comes now stands, or one before which so many others stand. Costs no request."""
+        state = self._lanes.queue(pool, priority, before)
+        if state.basis in ("no-worker", "paused") or self._providers.down(pool) is None:
+            return state
+        return without_eta(state, "no-provider")
+
+    def place_of(self, state: TaskState, waiting: Waiting) -> QueueState:
+        """Where a task stands that has not begun, and waits for this."""
+        _, priority = _queue_of(waiting, state)
+        if waiting.on in ("worker", "no-worker", "pause", "provider"):
+            place = self.place(state.pool, priority, waiting.ahead)
+            return place if waiting.ahead is not None else msgspec.structs.replace(place, position=None)
+        # Somebody has it already, or a timer brings it.
+        return begun(self._lanes.depth(state.pool, priority))
+
     async def _in_queue(self, waiting: Waiting, state: TaskState, fleet: Fleet | None) -> Waiting:
         name, priority = _queue_of(waiting, state)
         queue = fleet.queue(name, priority) if fleet is not None else None
         label = (queue or Queue(name, priority)).label
+        ahead = await self._ahead(waiting, state)
+        waiting = msgspec.structs.replace(waiting, ahead=ahead)
         if queue is not None and queue.paused_seconds:
             until = now() + timedelta(seconds=queue.paused_seconds)
             return _instead(waiting, "pause", f"and {label} is paused until {clock(until)}.", until=until)
@@ -65,12 +85,11 @@ class Waits:
         down = self._providers.down(state.pool) if priority else None
         if down is not None:
             return _instead(waiting, "provider", f"and no provider of pool {name} is called at present: {down}.")
-        ahead = await self._ahead(waiting, state)
         if ahead is None:
             return waiting
         before = f"{ahead:,} message{'' if ahead == 1 else 's'}"
         return msgspec.structs.replace(
-            waiting, ahead=ahead, detail=f"{waiting.detail.removesuffix('.')}, with {before} before it in {label}."
+            waiting, detail=f"{waiting.detail.removesuffix('.')}, with {before} before it in {label}."
         )
 
     async def _ahead(self, waiting: Waiting, state: TaskState) -> int | None:

@@ -47,18 +47,21 @@ class LaneKeeper:
         """Look at all lanes once, and write what has changed. Raises `TaskmeshError`."""
         depths: Counter[str] = Counter()
         running: Counter[str] = Counter()
+        waiting_tasks: Counter[str] = Counter()
         for stream in ("TASKS", "TURNS"):
             for consumer in await all_consumers(self._connection.requests, stream):
                 depths[consumer["name"]] += int(consumer["num_pending"])
                 running[consumer["name"]] += int(consumer["num_ack_pending"])
+                if stream == "TASKS":
+                    waiting_tasks[consumer["name"]] += int(consumer["num_pending"])
         for key, window in self._windows.items():
             # Both streams name the consumer of a lane alike.
             name = lane_consumer("TASKS", window.pool, window.priority)
-            await self._update(key, window, depths[name], running[name])
+            await self._update(key, window, depths[name], running[name], waiting_tasks[name])
 
-    async def _update(self, key: str, window: LaneWindow, depth: int, running: int) -> None:
+    async def _update(self, key: str, window: LaneWindow, depth: int, running: int, waiting_tasks: int) -> None:
         at = lease_clock()
-        statistics = window.statistics(at, now(), depth, running)
+        statistics = window.statistics(at, now(), depth, running, waiting_tasks)
         written_at, before = self._written.get(key, (0.0, None))
         if before is not None and _same(before, statistics) and at - written_at < self._unchanged_seconds_max:
             return
@@ -76,7 +79,9 @@ class LaneKeeper:
             window.add(lease_clock(), sample)
 
 
+_TELLING = ("depth", "running", "waiting_tasks", "wait_seconds_p95", "drain_per_second", "tasks_per_second")
+
+
 def _same(one: LaneStatistics, other: LaneStatistics) -> bool:
-    return (one.depth, one.running) == (other.depth, other.running) and (
-        one.wait_seconds_p95 == other.wait_seconds_p95 and one.drain_per_second == other.drain_per_second
-    )
+    # Shares of tenants change with each second: they are told with the rest.
+    return all(getattr(one, name) == getattr(other, name) for name in _TELLING)

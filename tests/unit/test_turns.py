@@ -220,13 +220,13 @@ async def test_tries_and_deliveries_are_counted_over_all_replays() -> None:
 class Reports:
     def __init__(self) -> None:
         self.claimed: list[tuple[str, str, float]] = []
-        self.finished: list[tuple[str, str]] = []
+        self.finished: list[tuple[object, ...]] = []
 
     def handler(self, provider: PlayedProvider) -> TurnHandler:
         return turn_handler(
             provider,
             on_claimed=lambda *claimed: self.claimed.append(claimed),
-            on_finished=lambda *finished: self.finished.append(finished),
+            on_finished=lambda work, claimed_at: self.finished.append((work.pool, work.priority, claimed_at)),
         )
 
 
@@ -234,7 +234,7 @@ async def test_a_lane_is_told_of_the_first_claim_and_of_the_end() -> None:
     reports = Reports()
     await reports.handler(PlayedProvider(STOP)).perform(claimed_step())
     assert reports.claimed == [("default", "normal", 1.0)]
-    assert reports.finished == [("default", "normal")]
+    assert [finished[:2] for finished in reports.finished] == [("default", "normal")]
 
 
 @pytest.mark.parametrize(("terminal", "finished"), [(True, 1), (False, 0)])

@@ -124,6 +124,7 @@ def component_schemas() -> dict[str, Any]:
         status.TaskCounts,
         tools.ToolList,
         pools.PoolLoad,
+        pools.PoolList,
         dead_letters.DeadLetterList,
         dead_letters.TaskDeadLetters,
         dead_letters.ReplayRequest,

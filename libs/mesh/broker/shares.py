@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+LANE_WEIGHTS: Final = {"high": 16, "normal": 8, "low": 2}
+"""Shares of a pool's places while all of its lanes are backed up. Pools share alike."""
 
 
 class Share(NamedTuple):

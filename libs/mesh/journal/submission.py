@@ -208,7 +208,7 @@ class Submission:
                 return await self._requests.publish(subject, payload, message_headers, timeout_seconds=max(left, 0.01))
             except BrokerError as error:
                 if error.number in NO_ROOM:
-                    raise QueueFull(f"lane {work.pool}.{work.priority} takes no more of tenant {work.tenant}") from None
+                    raise _queue_full(error, work) from None
                 raise
             except BrokerUnavailable:
                 failures += 1
@@ -296,6 +296,15 @@ async def begin(requests: Requests, work: TurnWork, traceparent: str | None) -> 
     except StepLost:
         return None
     return journal.state
+
+
+def _queue_full(error: BrokerError, work: TurnWork) -> QueueFull:
+    """What is full, by what the broker says of it (nats-server: `ErrMaxMsgsPerSubject`, and the others)."""
+    if "per subject" in error.said:
+        return QueueFull(f"lane {work.pool}.{work.priority} takes no more of tenant {work.tenant}")
+    if "maximum messages" in error.said:
+        return QueueFull("the queues of the mesh take no more", cause="tasks")
+    return QueueFull(f"there is no room for more tasks: {error.said}", cause="storage")
 
 
 def _queued_of(first: Stored) -> TaskQueued | None:

@@ -76,11 +76,24 @@ def note_in(scope: Scope) -> RequestNote | None:
 
 
 class RequestRefused(TaskmeshError):
-    """A request that gets a problem document. `retry_after_seconds` becomes Retry-After."""
+    """A request that gets a problem document. `retry_after_seconds` becomes Retry-After.
 
-    def __init__(self, code: str, detail: str, *, retry_after_seconds: float | None = None) -> None:
+    `cause` is a stable word for what stands in the way, and `depth` how many stand before it there.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        retry_after_seconds: float | None = None,
+        cause: str | None = None,
+        depth: int | None = None,
+    ) -> None:
         super().__init__(detail, code=code)
         self.retry_after_seconds = retry_after_seconds
+        self.cause = cause
+        self.depth = depth
 
 
 def json_response(value: object, status: int = 200, response_headers: dict[str, str] | None = None) -> Response[bytes]:
@@ -95,11 +108,18 @@ def http_code(error: Exception) -> str:
     return code if code in HTTP_STATUS_BY_CODE else "internal"
 
 
-def problem_response(code: str, detail: str | None, retry_after_seconds: float | None = None) -> Response[bytes]:
+def problem_response(
+    code: str,
+    detail: str | None,
+    retry_after_seconds: float | None = None,
+    *,
+    cause: str | None = None,
+    depth: int | None = None,
+) -> Response[bytes]:
     """A problem document (RFC 9457). Codes outside of HTTP's table are `internal` to a client."""
     if code not in HTTP_STATUS_BY_CODE:
         code = "internal"
-    document = problem(code, detail)
+    document = problem(code, detail, cause=cause, depth=depth)
     response_headers = {"Cache-Control": "no-store"}
     if document.status == HTTP_STATUS_BY_CODE["unauthorized"]:
         response_headers["WWW-Authenticate"] = 'Bearer realm="taskmesh"'  # RFC 9110, 15.5.2
@@ -117,6 +137,9 @@ def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
         if http_code(error) == "internal":
             # What it says is all there is to know: it was raised for a reason that is not the client's.
             log.error("http.internal_error", path=request.scope["path"], code=error.code, error=str(error))
+        if isinstance(error, RequestRefused):
+            later = error.retry_after_seconds
+            return problem_response(error.code, str(error), later, cause=error.cause, depth=error.depth)
         return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
     if isinstance(error, MethodNotAllowedException):
         response = problem_response("method-not-allowed", f"{request.method} is not served here")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 import structlog
@@ -60,8 +60,8 @@ WANTED_RESTARTS = ("redirect", "edit")
 SwitchReason = Literal["context", "latency", "unavailable"]
 OnClaimed = Callable[[str, str, float], None]
 """Told pool, priority and seconds from acceptance to the first claim."""
-OnFinished = Callable[[str, str], None]
-"""Told pool and priority of a turn that is over."""
+OnFinished = Callable[[TurnWork, datetime], None]
+"""Told a turn that is over, and when it was claimed."""
 
 
 def _ignore(*_: object) -> None:
@@ -122,9 +122,9 @@ class TurnHandler:
             await self._perform(step, work, queued)
         except StepFailed as error:
             if error.terminal:
-                self._on_finished(work.pool, work.priority)
+                self._on_finished(work, step.claim.time)
             raise
-        self._on_finished(work.pool, work.priority)
+        self._on_finished(work, step.claim.time)
 
     async def _perform(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
         if step.state.turn(work.turn).completed is None:

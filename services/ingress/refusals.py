@@ -1,12 +1,15 @@
 """Refusals that say what stands in the way, and when it is worth while to come again.
 
 Who is refused gets a time of its own: of those who come at once each is told a later one, as far apart as room comes
-free. So they do not come back together, and find what they were promised, unless others have come meanwhile. Each
-ingress knows its own alone, and takes the others to refuse as many.
+free. So they do not come back together. For a moment after the broker has refused, only as many are let through as were
+told to be there by now: what comes free is theirs, and no newcomer's. Each ingress knows its own alone, and takes the
+others to refuse as many.
 """
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -30,8 +33,13 @@ HEADROOM: Final = 0.9
 """The part of what comes free that is promised: some comes later than it was thought to."""
 LINES_MAX: Final = 10_000
 """So many lines of those who were refused are kept. The one that was added to longest ago goes."""
-FULL_SECONDS_MAX: Final = 0.1
-"""So long a lane that was full is taken to be so, without asking the broker."""
+FULL_SECONDS: Final = 2.0
+"""So long a lane that was full is taken to be so, but for those who were told to come by now. If there is room after
+all, these are not refused, and it ends."""
+FULL_SECONDS_UNKNOWN: Final = 0.1
+"""The same of a lane whose speed is not known: nobody was told a time."""
+TOLD_MAX: Final = 10_000
+"""So many times of one line are kept."""
 
 
 class Told(NamedTuple):
@@ -41,29 +49,51 @@ class Told(NamedTuple):
     before: int
 
 
+class _Line:
+    """Those who were refused for one reason: what comes free until `last` is promised, and `expected` is when they come
+    to get it, the next first."""
+
+    __slots__ = ("expected", "last")
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.expected: list[float] = []
+
+
 class ComeBack:
     """When each of those who are refused may come again. Times are seconds on any clock that only goes forward."""
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self._chance = chance
-        self._last: OrderedDict[str, float] = OrderedDict()
-        """When the last of a line was told to come."""
+        self._lines: OrderedDict[str, _Line] = OrderedDict()
 
     def take(self, line: str, at: float, per_second: float | None, *, after_seconds: float = 0.0) -> Told:
         """A time for one more of a line that goes so fast, `after_seconds` from now at the soonest."""
         if not per_second:
             return Told((after_seconds or UNKNOWN_SECONDS) * (1 + self._chance()), 0)
-        apart = 1 / (per_second * HEADROOM)
-        soonest = at + after_seconds
-        last = max(self._last.get(line, 0.0), soonest)
-        due = last + apart
-        if due - at > SECONDS_MAX:
-            return Told(SECONDS_MAX * (1 + self._chance()) / 2, round((last - soonest) / apart))
-        self._last[line] = due
-        self._last.move_to_end(line)
-        if len(self._last) > LINES_MAX:
-            self._last.popitem(last=False)
-        return Told(due - at, round((last - soonest) / apart))
+        known = self._lines.setdefault(line, _Line())
+        self._lines.move_to_end(line)
+        if len(self._lines) > LINES_MAX:
+            self._lines.popitem(last=False)
+        before = len(known.expected)
+        due = max(known.last, at + after_seconds) + 1 / (per_second * HEADROOM)
+        if due - at > SECONDS_MAX or before >= TOLD_MAX:
+            return Told(min(due - at, SECONDS_MAX) * (1 + self._chance()) / 2, before)
+        known.last = due
+        # The header has whole seconds, rounded up.
+        seconds = float(math.ceil(due - at))
+        heapq.heappush(known.expected, at + seconds)
+        return Told(seconds, before)
+
+    def came(self, line: str, at: float) -> bool:
+        """Somebody comes: whether one was told to be there by now, who then has come."""
+        known = self._lines.get(line)
+        if known is None or not known.expected or known.expected[0] > at:
+            return False
+        heapq.heappop(known.expected)
+        if not known.expected:
+            del self._lines[line]
+        return True
 
 
 class Refusals:
@@ -76,9 +106,10 @@ class Refusals:
         self._full_until: OrderedDict[str, float] = OrderedDict()
 
     def known_full(self, request: TaskRequest, tenant: str) -> RequestRefused | None:
-        """A refusal for a lane that was full a moment ago: the broker need not say so to each of many."""
-        until = self._full_until.get(_lane_of(request, tenant))
-        if until is None or self._clock() >= until:
+        """A refusal for a lane that was full a moment ago, of whoever was not told to come by now; else None."""
+        line, at = _line_of(request, tenant), self._clock()
+        was_due = self._come_back.came(line, at)
+        if was_due or at >= self._full_until.get(line, 0.0):
             return None
         return self._full(request, tenant)
 
@@ -86,10 +117,9 @@ class Refusals:
         """For a task that there is no room for."""
         if error.cause != "lane":
             return self._no_room(error, request)
-        lane, per_second = _lane_of(request, tenant), self._per_second(request, tenant)
-        seconds = min(FULL_SECONDS_MAX, 0.5 / per_second) if per_second else FULL_SECONDS_MAX
-        self._full_until[lane] = self._clock() + seconds
-        self._full_until.move_to_end(lane)
+        line, per_second = _line_of(request, tenant), self._per_second(request, tenant)
+        self._full_until[line] = self._clock() + (FULL_SECONDS if per_second else FULL_SECONDS_UNKNOWN)
+        self._full_until.move_to_end(line)
         if len(self._full_until) > LINES_MAX:
             self._full_until.popitem(last=False)
         return self._full(request, tenant)
@@ -122,7 +152,7 @@ class Refusals:
         )
 
     def _full(self, request: TaskRequest, tenant: str) -> RequestRefused:
-        line = _lane_of(request, tenant)
+        line = _line_of(request, tenant)
         told = self._come_back.take(line, self._clock(), self._per_second(request, tenant))
         return RequestRefused(
             "queue-full",
@@ -154,5 +184,5 @@ class Refusals:
         return speed / self._lanes.fleet.ingresses if speed is not None else None
 
 
-def _lane_of(request: TaskRequest, tenant: str) -> str:
+def _line_of(request: TaskRequest, tenant: str) -> str:
     return f"{request.pool}.{request.priority}.{tenant}"

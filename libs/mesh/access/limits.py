@@ -41,6 +41,8 @@ LOG_SECONDS: Final = 10.0
 REQUESTS_PER_SECOND: Final = 200.0
 FAILURES_PER_MINUTE: Final = 60.0
 """What holds where `[auth]` says nothing, but in mode `open`: there nothing does."""
+COME_BACK_SECONDS_MAX: Final = 60.0
+"""Nobody who sends too much is told to come much later than this."""
 BURST_SECONDS: Final = 5.0
 """Of so many seconds all requests may come at once, where `[auth]` says nothing else."""
 
@@ -60,6 +62,8 @@ class Rates:
         self._names_max = names_max
         self._due: OrderedDict[str, float] = OrderedDict()
         """When each would have been served, had all that it asked for come evenly."""
+        self._told: OrderedDict[str, float] = OrderedDict()
+        """When the last one that was refused was told to come again."""
 
     def __len__(self) -> int:
         return len(self._due)
@@ -74,6 +78,21 @@ class Rates:
         if len(self._due) > self._names_max:
             self._due.popitem(last=False)
         return wait_seconds
+
+    def come_back(self, name: str, at: float, wait_seconds: float) -> tuple[float, int]:
+        """When one may come again that was refused, of whom one may after `wait_seconds`; and how many come before.
+
+        Of many at once each is told a later time, as far apart as it may send them: so most of them are not refused
+        again.
+        """
+        due = max(self._told.get(name, 0.0), at + wait_seconds - self._interval_seconds) + self._interval_seconds
+        before = round((due - at - wait_seconds) / self._interval_seconds)
+        if due - at <= COME_BACK_SECONDS_MAX:
+            self._told[name] = due
+            self._told.move_to_end(name)
+            if len(self._told) > self._names_max:
+                self._told.popitem(last=False)
+        return due - at, before
 
     def give_back(self, name: str) -> None:
         """Count one less."""
@@ -172,7 +191,9 @@ class Limits:
             caller = source if identity.name in (BY_HTTP, BY_LINK) else identity.name
             wait_seconds = self._requests.take(caller, self._clock())
             if wait_seconds:
-                raise self._too_many("requests", source, "this caller sends more requests than it may", wait_seconds)
+                wait_seconds, before = self._requests.come_back(caller, self._clock(), wait_seconds)
+                detail = "this caller sends more requests than it may"
+                raise self._too_many("requests", source, detail, wait_seconds, before)
         return identity
 
     async def _identity(self, door: Door, scope: HTTPScope, source: str) -> Identity:
@@ -211,7 +232,9 @@ class Limits:
                 self._failures.give_back(source)
         return identity
 
-    def _too_many(self, kind: str, source: str, detail: str, wait_seconds: float) -> RequestRefused:
+    def _too_many(
+        self, kind: str, source: str, detail: str, wait_seconds: float, before: int | None = None
+    ) -> RequestRefused:
         self._refused[kind] = self._refused.get(kind, 0) + 1
         at = self._clock()
         if at >= self._next_log:
@@ -219,7 +242,7 @@ class Limits:
             # Of many sources the one that has come now stands for all: the log does not grow with them.
             log.warning("access.limited", source=source, refused=self._refused)
             self._refused = {}
-        return RequestRefused("rate-limited", detail, retry_after_seconds=wait_seconds)
+        return RequestRefused("rate-limited", detail, retry_after_seconds=wait_seconds, cause=kind, depth=before)
 
 
 def limited(door: Door, limits: Limits) -> Door:

@@ -18,6 +18,7 @@ from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.fleet.eta import PoolView, pool_view, queue_state, speed_of, without_eta
+from mesh.fleet.pool_states import standing
 from mesh.fleet.statistics import look_seconds, old_after_seconds
 from mesh.loop_health import LoopHealth
 
@@ -132,11 +133,7 @@ class Lanes:
         fresh = [lane for lane in counted if (at - lane.time).total_seconds() <= self._old_after_seconds]
         workers = None if fleet is None else [each.record for each in fleet.alive if each.record is not None]
         view = pool_view(pool, fresh, workers)
-        if not self.fleet.serves(pool):
-            return _Known(lease_clock(), view, dict.fromkeys(PRIORITIES, "no-worker"))
-        queues = {priority: fleet.queue(pool, priority) for priority in PRIORITIES} if fleet is not None else {}
-        paused = [priority for priority, queue in queues.items() if queue is not None and queue.paused_seconds]
-        return _Known(lease_clock(), view, dict.fromkeys(paused, "paused"))
+        return _Known(lease_clock(), view, {} if fleet is None else standing(fleet, pool))
 
     def _since(self, view: PoolView, pool: str, priority: str) -> float:
         """How many more wait in a lane than when it was looked at: those accepted here, less those begun since."""
@@ -146,8 +143,9 @@ class Lanes:
             return 0.0
         at = now().timestamp()
         since = max(lane.time.timestamp(), at - self._behind_seconds)
-        per_second = speed_of(view, priority).per_second if view.places != 0 else None
-        return accepted.since(since) - (per_second or 0.0) * max(0.0, at - since)
+        # Only of what was measured: what places could do says nothing of a moment in which they may not.
+        per_second = (lane.tasks_per_second or 0.0) if view.places != 0 else 0.0
+        return accepted.since(since) - per_second * max(0.0, at - since)
 
     def is_idle(self, pool: str) -> bool:
         """Whether nothing of a pool waits for a worker, as far as is known."""

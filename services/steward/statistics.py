@@ -18,6 +18,10 @@ MEMORY_SECONDS_MAX = 300.0
 """A rate is over no less and no more than about these."""
 TOLD_FROM_EVENTS = 10
 """No rate is told of fewer: places that are filled at once empty at once, too."""
+STALLED_SECONDS = 5.0
+"""Something has to wait for so long before it is said that little goes: reports come a second late."""
+STALLED_FACTOR = 3
+"""So much slower than it could be is slow."""
 FORGOTTEN_SECONDS = 300.0
 """So long after something waited last, how fast it went says nothing any more."""
 TENANT_SECONDS = 60.0
@@ -60,6 +64,13 @@ class Drain:
     def per_second(self) -> float | None:
         """The rate; None until enough were seen."""
         return self._events / self._seconds if self._seen >= TOLD_FROM_EVENTS and self._seconds else None
+
+    def slower_than(self, per_second: float) -> float | None:
+        """Of too few for a rate, no more than which it is, if that is far below what is thought to be possible."""
+        if self._seconds < STALLED_SECONDS:
+            return None
+        bound = (self._events + 1) / self._seconds
+        return bound if bound < per_second / STALLED_FACTOR else None
 
     def _memory_seconds(self) -> float:
         if not self._events:
@@ -160,13 +171,20 @@ class LaneWindow:
             running=running,
             waiting_tasks=waiting_tasks,
             drain_per_second=round(finished / seconds, 4) if finished else None,
-            tasks_per_second=_rounded(self._drain.per_second),
+            tasks_per_second=_rounded(self._tasks_per_second(running)),
             task_seconds=_rounded(self._task_seconds.seconds),
             wait_seconds_p50=_percentile(waits, 0.50),
             wait_seconds_p95=_percentile(waits, 0.95),
             wait_seconds_p99=_percentile(waits, 0.99),
             tenants=self._tenants.told(at),
         )
+
+    def _tasks_per_second(self, running: int) -> float | None:
+        task_seconds = self._task_seconds.seconds
+        if self._drain.per_second is not None or not task_seconds:
+            return self._drain.per_second
+        # Tasks like those before would have ended by now: who goes by these would promise too much.
+        return self._drain.slower_than(running / task_seconds)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -93,6 +93,18 @@ def window(*samples: LaneSample) -> LaneStatistics:
     return lane.statistics(1.0, AT, depth=5, running=2, waiting_tasks=3)
 
 
+def test_where_nothing_ends_though_much_could_that_is_told() -> None:
+    """All places have tasks that hang: by how long tasks took before, one would begin every few milliseconds."""
+    lane = LaneWindow("default", "normal")
+    lane.add(0.0, sample(finished=10, first_turns=10, busy_seconds=0.1))
+    told = [
+        lane.statistics(float(second), AT, depth=5, running=2, waiting_tasks=5).tasks_per_second for second in range(21)
+    ]
+    assert told[3] is None
+    assert told[10] is not None
+    assert told[20] == pytest.approx(1 / 20, rel=0.1)
+
+
 def test_waits_have_three_percentiles() -> None:
     told = window(sample(finished=1, wait_seconds=[float(number) for number in range(1, 101)]))
     assert (told.wait_seconds_p50, told.wait_seconds_p95, told.wait_seconds_p99) == (50.0, 95.0, 99.0)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from contracts.api.pools import LaneState, PoolState, ProviderState, TenantShare
 from contracts.records.providers import ProviderRecord
-from contracts.records.status import QueueState, WorkerRecord
+from contracts.records.status import EtaBasis, LaneStatistics, QueueState, WorkerRecord
 from contracts.subjects import PRIORITIES
-from mesh.fleet.eta import PoolView
+from mesh.fleet.eta import PoolView, pool_view, queue_state, without_eta
+from mesh.fleet.findings import Fleet
+from mesh.fleet.statistics import old_after_seconds
 
 Place = Callable[[str, str], QueueState]
 """The place of a task that comes now, by pool and priority."""
@@ -35,6 +37,45 @@ def pool_state(
         providers=list(providers),
         tenants=[each for each in _tenants(view) if tenant in (None, each.tenant)],
     )
+
+
+def standing(fleet: Fleet, pool: str) -> dict[str, EtaBasis]:
+    """The lanes of a pool, by priority, from which nobody takes anything at present, and why."""
+    if not fleet.serves_pool(pool):
+        return dict.fromkeys(PRIORITIES, "no-worker")
+    queues = {priority: fleet.queue(pool, priority) for priority in PRIORITIES}
+    paused = [priority for priority, queue in queues.items() if queue is not None and queue.paused_seconds]
+    return dict.fromkeys(paused, "paused")
+
+
+def pools_of(fleet: Fleet, providers_of: Callable[[str], Iterable[str]]) -> list[PoolState]:
+    """All pools of a mesh, by one look at it: those that are configured, and those that have lanes with statistics."""
+    counts = fleet.statistics if fleet.has("steward") else ()
+    old = old_after_seconds(max(1, len(fleet.pools)) * len(PRIORITIES))
+    fresh = [lane for lane in counts if (fleet.at - lane.time).total_seconds() <= old]
+    workers = [member.record for member in fleet.alive if member.record is not None]
+    records = {record.provider: record for record in fleet.providers}
+    names = sorted({*fleet.pools, *(lane.pool for lane in fresh)})
+    return [_pool_of(fleet, name, fresh, workers, provider_states(providers_of(name), records)) for name in names]
+
+
+def _pool_of(
+    fleet: Fleet,
+    pool: str,
+    fresh: Iterable[LaneStatistics],
+    workers: list[WorkerRecord],
+    providers: list[ProviderState],
+) -> PoolState:
+    view, stands = pool_view(pool, fresh, workers), standing(fleet, pool)
+    if providers and all(provider.breaker != "closed" for provider in providers):
+        for priority in PRIORITIES:
+            stands.setdefault(priority, "no-provider")
+
+    def place(_: str, priority: str) -> QueueState:
+        state = queue_state(view, priority)
+        return without_eta(state, stands[priority]) if priority in stands else state
+
+    return pool_state(pool, view, place, workers, providers)
 
 
 def provider_states(

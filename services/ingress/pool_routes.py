@@ -55,11 +55,11 @@ class Pools:
             self._waits.place,
             workers,
             provider_states(names, self._providers.records(names)),
-            None if _sees_all(caller) else caller.tenant,
+            None if sees_all(caller) else caller.tenant,
         )
 
 
-def _sees_all(caller: Caller) -> bool:
+def sees_all(caller: Caller) -> bool:
     """Whether a caller may know of other tenants."""
     identity = caller.identity
     return "operate" in identity.scopes and (identity.tenant is None or identity.any_tenant)

@@ -264,12 +264,12 @@ class Ingress:
 
     async def _admit(self, tenant: str, request: TaskRequest) -> None:
         """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end."""
-        refusal = self._providers.refusal(request)
-        if refusal is not None:
-            raise self._refusals.pool_unavailable(refusal, request)
         full = self._refusals.known_full(request, tenant)
         if full is not None:
             raise full
+        refusal = self._providers.refusal(request)
+        if refusal is not None:
+            raise self._refusals.pool_unavailable(refusal, request)
         unknown = await self._tools.refusal(request.tools or ()) if request.unknown_tools == "refuse" else None
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)

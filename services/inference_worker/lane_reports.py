@@ -31,8 +31,7 @@ class LaneTally:
     """A lane since the last report."""
 
     finished: int = 0
-    first_turns: int = 0
-    first_turns_by: dict[str, int] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
     busy_seconds: float = 0.0
     waits_seen: int = 0
     wait_seconds: list[float] = field(default_factory=list)
@@ -52,9 +51,7 @@ class LaneTally:
         self.finished += 1
         self.busy_seconds += seconds
         if work.turn == 1:
-            self.first_turns += 1
-            if work.tenant in self.first_turns_by or len(self.first_turns_by) < TENANTS_MAX:
-                self.first_turns_by[work.tenant] = self.first_turns_by.get(work.tenant, 0) + 1
+            self.begun[work.tenant] = self.begun.get(work.tenant, 0) + 1
 
 
 class LaneReporter:
@@ -93,8 +90,7 @@ class LaneReporter:
                 worker=self._worker,
                 finished=tally.finished,
                 wait_seconds=tally.wait_seconds,
-                first_turns=tally.first_turns,
-                first_turns_by=tally.first_turns_by,
+                begun=tally.begun,
                 busy_seconds=round(tally.busy_seconds, 4),
             )
             await self._connection.client.publish(subjects.lane_statistics(pool, priority), encode(sample))

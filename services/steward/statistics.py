@@ -89,7 +89,7 @@ class TaskSeconds:
         """Take in a worker's report."""
         kept = math.exp(-sample.finished / MEMORY_EVENTS)
         self._busy_seconds = self._busy_seconds * kept + sample.busy_seconds
-        self._tasks = self._tasks * kept + sample.first_turns
+        self._tasks = self._tasks * kept + sum(sample.begun.values())
 
     @property
     def seconds(self) -> float | None:
@@ -149,9 +149,9 @@ class LaneWindow:
         """Take in a worker's report."""
         self._finished.append((at, sample.finished))
         self._waits.extend((at, wait) for wait in sample.wait_seconds)
-        self._drain.add(sample.first_turns)
+        self._drain.add(sum(sample.begun.values()))
         self._task_seconds.add(sample)
-        self._tenants.add(at, sample.first_turns_by)
+        self._tenants.add(at, sample.begun)
 
     def statistics(self, at: float, time: datetime, depth: int, running: int, waiting_tasks: int) -> LaneStatistics:
         """The lane as it stands."""

@@ -64,7 +64,7 @@ def test_a_task_has_a_place_for_all_of_its_turns() -> None:
     seconds = TaskSeconds()
     assert seconds.seconds is None
     for _ in range(100):
-        seconds.add(sample(finished=8, first_turns=2, busy_seconds=16.0))
+        seconds.add(sample(finished=8, begun={"a": 2}, busy_seconds=16.0))
     assert seconds.seconds == pytest.approx(8.0)
 
 
@@ -96,7 +96,7 @@ def window(*samples: LaneSample) -> LaneStatistics:
 def test_where_nothing_ends_though_much_could_that_is_told() -> None:
     """All places have tasks that hang: by how long tasks took before, one would begin every few milliseconds."""
     lane = LaneWindow("default", "normal")
-    lane.add(0.0, sample(finished=10, first_turns=10, busy_seconds=0.1))
+    lane.add(0.0, sample(finished=10, begun={"a": 10}, busy_seconds=0.1))
     told = [
         lane.statistics(float(second), AT, depth=5, running=2, waiting_tasks=5).tasks_per_second for second in range(21)
     ]

@@ -261,16 +261,15 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class LaneSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker reports of a lane about once a second on `stats.lanes.<pool>.<priority>`, not stored.
 
-    `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen. Of what finished,
-    `first_turns` were the first of their task, by tenant in `first_turns_by` (at most 256 of these); `busy_seconds` is
-    how long all of it took together.
+    `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen. `begun`: how many
+    of the turns were first ones, by tenant, of at most 256: the others come with the next report. `busy_seconds`: how
+    long all of the turns were worked on.
     """
 
     worker: str
     finished: Count
     wait_seconds: list[Seconds]
-    first_turns: Count = 0
-    first_turns_by: dict[Tenant, Count] = {}
+    begun: dict[Tenant, Count] = {}
     busy_seconds: Seconds = 0.0
 
 

@@ -29,6 +29,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub 'dead.*.*' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
   --allow-pub 'usage.*.*.*.*.*.*' \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
@@ -51,7 +52,6 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$SRV.PING' \
   --allow-pub '$JS.API.DIRECT.GET.KV_workers.$KV.workers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_providers.$KV.providers.>' \
-  --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_workers' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_workers' \
   --allow-pub '$JS.API.DIRECT.GET.KV_providers' \
@@ -102,6 +102,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-sub '$KV.keys.>' \
   --allow-sub 'live.events.*.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub '$KV.lanes._backlog' \
   --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.ingress' \
@@ -183,6 +184,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'providers.changed.*' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
   --allow-pub 'usage.*.*.*.*.*.*' \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
@@ -241,6 +243,9 @@ nsc add user --account TASKMESH --name tool_runner \
   --allow-pub '$JS.API.STREAM.INFO.TIMERS' \
   --allow-pub '$JS.API.STREAM.PURGE.TIMERS' \
   --allow-pub 'dead.*.*' \
+  --allow-pub 'backlog.*.*.*' \
+  --allow-pub 'backlog.grew' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
   --allow-pub '$JS.API.CONSUMER.MSG.NEXT.TOOLS.*' \
   --allow-pub '$JS.ACK.TOOLS.*.*.*.*.*.*' \
   --allow-pub '$JS.ACK.*.*.TOOLS.*.*.*.*.*.*' \

@@ -201,8 +201,9 @@ def _count(lists: Lists) -> None:
 
 
 def _put_off(lists: Lists) -> None:
-    """Put a turn into the backlog, and tell the stewards."""
+    """Put a turn into the backlog, and tell the stewards; see which lanes they order."""
     lists.publish(*BACKLOG.subjects, subjects.BACKLOG_GREW)
+    lists.read_keys(LANES_BUCKET)
 
 
 def _levels(lists: Lists) -> None:
@@ -242,7 +243,7 @@ def _ingress(lists: Lists) -> None:
     _take_credentials(lists)
     # The first link of a mesh makes the key that signs it.
     lists.write(KEYS_BUCKET, LINK_KEYS_KEY)
-    lists.subscribe("live.events.*.*.*", subjects.PROVIDERS_CHANGED)
+    lists.subscribe("live.events.*.*.*", subjects.PROVIDERS_CHANGED, f"$KV.{LANES_BUCKET.name}.{subjects.BACKLOG_KEY}")
 
 
 def _stream_edge(lists: Lists) -> None:
@@ -270,6 +271,7 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
 
 def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:
     _step(lists)
+    _put_off(lists)
     lists.pull(TOOLS.name, *(["*"] if tools is None else map(tool_consumer, tools)))
     lists.call(f"CONSUMER.LIST.{TOOLS.name}", f"CONSUMER.NAMES.{TOOLS.name}", f"CONSUMER.DURABLE.CREATE.{TOOLS.name}.*")
     lists.write(TOOLS_BUCKET)

@@ -19,10 +19,8 @@ from contracts.declarations import (
 from contracts.sizes import DEFAULT_TOTAL_BYTES, share_out
 
 LANE_BACKLOG_MAX = 5_000
-"""Tasks of one tenant that wait in one lane's backlog, unless its settings say less."""
-TASKS_WINDOW = 64
-"""First turns of one tenant and lane in TASKS, those that run included; what is beyond waits in BACKLOG. A fleet that
-has more places widens it (`steward`)."""
+"""Tasks of one tenant that wait in one lane's backlog, unless its settings say less; and in TASKS, those that run
+included. TASKS is kept short by those who publish into it (ADR-30): there it is the net below."""
 TASKS_MAX = 50_000
 """First turns that wait or run, of the whole mesh."""
 BACKLOG_MAX = 100_000

@@ -70,6 +70,8 @@ USAGE_ALL = "usage.*.*.*.*.*.*"
 """Counters of what tenants have used, as a filter."""
 BACKLOG_GREW = "backlog.grew"
 """Something has come into BACKLOG: told to stewards, on core NATS, with the lane and tenant as JSON."""
+BACKLOG_KEY = "_backlog"
+"""Key of the stewards' record of the backlog, in the bucket `lanes`. No pool is named so."""
 TRIGGER_RULES = "$KV.triggers.*.*"
 """The rules among what the bucket `triggers` holds."""
 MALFORMED = "malformed"
@@ -330,16 +332,24 @@ def _parts(subject: str, prefix: str, count: int) -> list[str]:
     return parts
 
 
+def _lane(subject: str, prefix: str) -> LaneSubject:
+    _, pool, priority, tenant = _parts(subject, prefix, 4)
+    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
+
+
 def parse_tasks(subject: str) -> LaneSubject:
     """Take `tasks.<pool>.<priority>.<tenant>` apart."""
-    _, pool, priority, tenant = _parts(subject, "tasks", 4)
-    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return _lane(subject, "tasks")
+
+
+def parse_backlog(subject: str) -> LaneSubject:
+    """Take `backlog.<pool>.<priority>.<tenant>` apart."""
+    return _lane(subject, "backlog")
 
 
 def parse_turns(subject: str) -> LaneSubject:
     """Take `turns.<pool>.<priority>.<tenant>` apart."""
-    _, pool, priority, tenant = _parts(subject, "turns", 4)
-    return LaneSubject(check_pool(pool), check_priority(priority), check_tenant(tenant))
+    return _lane(subject, "turns")
 
 
 def parse_tools(subject: str) -> str:
@@ -419,31 +429,3 @@ def parse_cron(subject: str) -> tuple[str, str]:
     if part not in ("at", "fired") or kind != CRON:
         raise InvalidName(f"not a schedule: {subject!r:.120}")
     return check_tenant(tenant), check_rule(rule)
-
-
-def matches(subject_filter: str, subject: str) -> bool:
-    """Whether a filter with wildcards takes a subject."""
-    return overlap(subject_filter, subject)
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether there is a subject that both filters take, as NATS reads `*` and `>`."""
-    ours, theirs = one.split("."), other.split(".")
-    for mine, its in zip(ours, theirs, strict=False):
-        if ">" in (mine, its):
-            return True
-        if "*" not in (mine, its) and mine != its:
-            return False
-    # One is longer: a tail `>` stands for one token at least, and would have been met above.
-    return len(ours) == len(theirs)
-
-
-def within(one: str, other: str) -> bool:
-    """Whether a filter takes only what another one takes, too, as NATS reads `*` and `>`."""
-    ours, theirs = one.split("."), other.split(".")
-    for mine, its in zip(ours, theirs, strict=False):
-        if its == ">":
-            return True
-        if mine == ">" or its not in ("*", mine):
-            return False
-    return len(ours) == len(theirs)

@@ -64,7 +64,7 @@ class QueueFull(TaskmeshError):
     def __init__(self, message: str, *, cause: str = "lane") -> None:
         super().__init__(message)
         self.cause = cause
-        """`lane`: the tenant's part of the lane is full.  tasks: the queues of the whole mesh are.  storage: a stream,
+        """`lane`: the tenant's part of the lane is full.  queues: those of the whole mesh are.  storage: a stream,
         or the disk, has no room."""
 
 

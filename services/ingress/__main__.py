@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contracts.records.status import HealthCheck
 from ingress.app import Ingress, create_app
+from ingress.crowding import Crowding
 from ingress.figures import figure_rounds
 from ingress.fleet_watch import FleetWatch
 from ingress.lane_statistics import Lanes
@@ -29,7 +30,8 @@ async def main(service: Service) -> None:
     listener = bind(settings.ingress_address, "MESH_INGRESS_ADDRESS")
     fleet = FleetWatch(service.connection, settings.pools)
     lanes = Lanes(service.requests, settings.pools, fleet)
-    submission = Submission(service.requests, settings.configuration.pools)
+    crowding = Crowding(service.requests, lanes)
+    submission = Submission(service.requests, settings.configuration.pools, settings.configuration.tenants, crowding)
     storage = Storage(service.requests, settings.high_water_percent, settings.filling_percent)
     providers = Providers(service.requests, settings.configuration, lanes)
     following = Following(service.connection)
@@ -49,7 +51,9 @@ async def main(service: Service) -> None:
         opened_door(service, address, "MESH_INGRESS_ADDRESS") as door,
         heartbeats(service),
         ingress.lists.open(),
-        background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
+        background(
+            fleet.run(), lanes.run(), crowding.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)
+        ),
     ):
         app = guarded(
             behind(door, create_app(ingress, probe), service, ingress.signing),

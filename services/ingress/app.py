@@ -101,6 +101,7 @@ class Ingress:
         self._storage = storage
         self._providers = providers
         self._refusals = Refusals(lanes)
+        lanes.configure(settings.configuration.tenants)
         self._stopping = stopping
         self._tools = KnownTools(requests, settings.configuration.tools)
         self._journals = WarmJournals(requests)
@@ -114,9 +115,10 @@ class Ingress:
     async def take(self, settings: Settings) -> None:
         """Go by these settings from the next request on."""
         self._settings = settings
-        self._submission.configure(settings.configuration.pools)
+        self._submission.configure(settings.configuration)
         self._providers.configure(settings.configuration)
         self.pools.take(settings)
+        self._lanes.configure(settings.configuration.tenants)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
         self._approving.configure(settings.configuration)
 
@@ -262,8 +264,11 @@ class Ingress:
         journal = await read_journal(self._journals, tenant, task, lambda state: message_id in state.commands)
         input_decisions.was_carried_out(journal.state, said, message_id)
 
-    async def _admit(self, tenant: str, request: TaskRequest) -> None:
-        """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end."""
+    async def _admit(self, tenant: str, request: TaskRequest) -> int | None:
+        """Refuse a task that no provider could run in time, that names an unknown tool, or continues what is no end.
+
+        Returns how many tokens what it continues has, if it does.
+        """
         full = self._refusals.known_full(request, tenant)
         if full is not None:
             raise full
@@ -274,7 +279,7 @@ class Ingress:
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)
         if request.continues is None:
-            return
+            return None
         journal = await read_journal(
             self._journals, tenant, request.continues, lambda state: state.terminal is not None
         )
@@ -282,6 +287,8 @@ class Ingress:
             raise RequestRefused(
                 "conflict", f"task {request.continues} is {journal.state.status}: only an ended one can be continued"
             )
+        last = journal.state.last_completed
+        return last.usage.input_tokens + last.usage.output_tokens if last is not None else None
 
     async def _accepted(self, submitted: Submitted, link: TaskLink | None) -> Response[bytes]:
         known = await self._record(submitted.tenant, submitted.task, says_waiting=True) if submitted.existing else None
@@ -307,8 +314,8 @@ class Ingress:
         """Where an accepted task stands: a new one behind all that was seen, and one that was there where it is."""
         if known is not None:
             return known.queue or begun(self._lanes.depth(known.pool, known.priority))
-        place = self._waits.place(submitted.pool, submitted.priority)
-        self._lanes.accepted(submitted.pool, submitted.priority)
+        place = self._waits.place(submitted.pool, submitted.priority, tenant=submitted.tenant)
+        self._lanes.accepted(submitted.pool, submitted.priority, submitted.tenant)
         return place
 
     async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:

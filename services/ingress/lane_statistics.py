@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -17,7 +17,8 @@ from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
-from mesh.fleet.eta import PoolView, pool_view, queue_state, speed_of, without_eta
+from mesh.configuration.tenants_table import TenantsConfiguration
+from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of, without_eta
 from mesh.fleet.pool_states import standing
 from mesh.fleet.statistics import look_seconds, old_after_seconds
 from mesh.loop_health import LoopHealth
@@ -27,6 +28,8 @@ log = structlog.get_logger("ingress.lane_statistics")
 REFRESH_SECONDS = 1.0
 COUNTED_SECONDS: Final = 0.1
 """Acceptances are counted together for so long."""
+ACCEPTED_MAX: Final = 10_000
+"""Lanes, and tenants in them, whose acceptances are counted. Those that had none for longest go."""
 KNOWN_SECONDS: Final = 0.25
 """So long what is known of a pool is good: it is put together of all lanes, and asked for with each acceptance."""
 
@@ -72,7 +75,9 @@ class Lanes:
         self._old_after_seconds = old_after_seconds(len(self._keys))
         self._behind_seconds = look_seconds(len(self._keys)) + REFRESH_SECONDS
         """So old may be what is known of a lane that changes: until the next look, and until that is read here."""
-        self._accepted: dict[str, Accepted] = {}
+        self._accepted: OrderedDict[str, Accepted] = OrderedDict()
+        """By lane, and by lane and tenant."""
+        self._tenants = TenantsConfiguration()
         self._pools: dict[str, _Known] = {}
 
     async def run(self) -> None:
@@ -88,15 +93,21 @@ class Lanes:
                     self._statistics[key] = decode(entry.value, LaneStatistics)
             except TaskmeshError as error:
                 failure = error  # One lane that can't be read says nothing of the others.
+        await self._requests.backlog_lanes.refresh()
         if failure is not None:
             raise failure
 
-    def accepted(self, pool: str, priority: str) -> None:
+    def accepted(self, pool: str, priority: str, tenant: str) -> None:
         """A task was accepted here: it stands in its lane before the next look at that."""
-        key = lane_key(pool, priority)
-        if key not in self._accepted:
-            self._accepted[key] = Accepted(self._behind_seconds)
-        self._accepted[key].add(now().timestamp())
+        lane, at = lane_key(pool, priority), now().timestamp()
+        for key in (lane, f"{lane}.{tenant}"):
+            known = self._accepted.get(key)
+            if known is None:
+                known = self._accepted[key] = Accepted(self._behind_seconds)
+            known.add(at)
+            self._accepted.move_to_end(key)
+        while len(self._accepted) > ACCEPTED_MAX:
+            self._accepted.popitem(last=False)
 
     def lane(self, pool: str, priority: str) -> LaneStatistics | None:
         """A lane's statistics; None if there are none, or they are old, or nobody keeps them."""
@@ -109,16 +120,45 @@ class Lanes:
         """A pool as it is known to be."""
         return self._known(pool).view
 
-    def queue(self, pool: str, priority: str, before: int | None = None) -> QueueState:
+    def configure(self, tenants: TenantsConfiguration) -> None:
+        """Go by other weights of tenants from now on."""
+        self._tenants = tenants
+
+    def queue(self, pool: str, priority: str, before: float | None = None, *, tenant: str | None = None) -> QueueState:
         """Where a task that comes now stands, and when it begins; or one before which so many others stand.
+
+        `tenant`: whose it is. Without one it is taken for the lane's last.
 
         There is no time while it is not known, or nobody works there. Costs no request, and little time: each
         acceptance asks.
         """
         known = self._known(pool)
+        if before is None and tenant is not None:
+            before = self._before_of_tenant(known.view, pool, priority, tenant)
         state = queue_state(known.view, priority, more=self._since(known.view, pool, priority), before=before)
         stands = known.stands.get(priority)
         return state if stands is None or state.depth is None else without_eta(state, stands)
+
+    def before_in_backlog(self, pool: str, priority: str, tenant: str, own: float) -> float | None:
+        """How many go before one that waits in BACKLOG behind so many of its own tenant; None where nobody knows."""
+        lane = self._known(pool).view.lanes.get(priority)
+        record = self._requests.backlog_lanes.record
+        found = [each for each in record.lanes if (each.pool, each.priority) == (pool, priority)] if record else []
+        if lane is None or not found:
+            return None
+        ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
+        return ready + before_in_backlog(own, tenant, found[0], lambda name: self._tenants.of(name).weight)
+
+    def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
+        """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""
+        if not self._requests.backlog_lanes.has(pool, priority):
+            return None
+        record = self._requests.backlog_lanes.record
+        found = [each for each in record.lanes if (each.pool, each.priority) == (pool, priority)] if record else []
+        accepted = self._accepted.get(f"{lane_key(pool, priority)}.{tenant}")
+        since = now().timestamp() - self._behind_seconds
+        own = (found[0].tenants.get(tenant, 0) if found else 0) + (accepted.since(since) if accepted else 0)
+        return self.before_in_backlog(pool, priority, tenant, own)
 
     def _known(self, pool: str) -> _Known:
         """What is known of a pool, put together anew when it may have changed."""

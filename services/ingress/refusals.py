@@ -163,7 +163,7 @@ class Refusals:
         )
 
     def _no_room(self, error: QueueFull, request: TaskRequest) -> RequestRefused:
-        is_queue = error.cause == "tasks"
+        is_queue = error.cause == "queues"
         told = self._come_back.take(
             error.cause,
             self._clock(),

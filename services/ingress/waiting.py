@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -18,7 +18,7 @@ from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.fleet.eta import begun, without_eta
 from mesh.fleet.findings import Fleet
-from mesh.fleet.places import ahead_of
+from mesh.fleet.places import ahead_of, before_of_tenant
 from mesh.fleet.queues import Queue
 from mesh.task.state import TaskState
 from mesh.task.waiting import clock, waiting_of
@@ -54,9 +54,9 @@ class Waits:
             return await self._in_queue(waiting, state, fleet)
         return waiting
 
-    def place(self, pool: str, priority: str, before: int | None = None) -> QueueState:
+    def place(self, pool: str, priority: str, before: float | None = None, *, tenant: str | None = None) -> QueueState:
         """Where a task that comes now stands, or one before which so many others stand. Costs no request."""
-        state = self._lanes.queue(pool, priority, before)
+        state = self._lanes.queue(pool, priority, before, tenant=tenant)
         if state.basis in ("no-worker", "paused") or self._providers.down(pool) is None:
             return state
         return without_eta(state, "no-provider")
@@ -98,13 +98,24 @@ class Waits:
         self._looking += 1
         try:
             stream, consumer, subject_filter = _place_of(waiting, state)
-            return await ahead_of(
-                self._requests, stream, consumer, subject_filter, state.task, waiting.until or waiting.since
-            )
+            stored_at = waiting.until or waiting.since
+            ahead = await ahead_of(self._requests, stream, consumer, subject_filter, state.task, stored_at)
+            if ahead is not None or stream != TASKS.name:
+                return ahead
+            return await self._ahead_in_backlog(state, _queue_of(waiting, state)[1], stored_at)
         except TaskmeshError:
             return None  # It waits all the same.
         finally:
             self._looking -= 1
+
+    async def _ahead_in_backlog(self, state: TaskState, priority: str, stored_at: datetime) -> int | None:
+        """About how many go before a task that waits for its tenant's turn."""
+        subject = subjects.backlog(state.pool, priority, state.tenant)
+        own = await before_of_tenant(self._requests, subject, state.task, stored_at)
+        if own is None:
+            return None
+        before = self._lanes.before_in_backlog(state.pool, priority, state.tenant, own)
+        return None if before is None else int(before)
 
 
 def _queue_of(waiting: Waiting, state: TaskState) -> tuple[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contracts.streams import BACKLOG
 from mesh.background import background
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
+from steward.admission.mover import Mover
 from steward.advisories import Advisories
 from steward.control_loop import ControlLoop
 from steward.critic import Critics
@@ -29,7 +31,8 @@ from steward.webhooks import Webhooks
 async def main(service: Service) -> None:
     """Carry out commands, purge what is due, keep lanes and provisioning, until told to stop."""
     settings = service.settings
-    lanes = LaneKeeper(service.connection, settings.pools)
+    mover = Mover(service.connection, settings, service.worker)
+    lanes = LaneKeeper(service.connection, settings.pools, mover.crowd)
     control = ControlLoop(service.connection, settings, service.worker)
     timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
     retention = Retention(service.requests, settings, service.worker)
@@ -45,11 +48,12 @@ async def main(service: Service) -> None:
     sweeps = Sweeps(service.requests, settings, service.worker)
 
     async def take(settings: Settings) -> None:
-        triggers.submission.configure(settings.configuration.pools)
+        triggers.submission.configure(settings.configuration)
         await sweeps.take(settings)
         # A webhook, or the critic, that is new has a consumer of its own, which is made there.
         await webhooks.take(settings)
         control.take(settings)
+        mover.take(settings)
         critic.take(settings)
 
     service.reloading.add(lambda _: None, take)
@@ -62,11 +66,13 @@ async def main(service: Service) -> None:
         advisories.run(),
         stranded.run(),
         Unbegun(service.requests).run(),
+        Unbegun(service.requests, stream=BACKLOG.name).run(),
         retention.run(),
         sweeps.run(),
         ResultSweep(service.requests).run(),
         reconciling.run(),
         lanes.run(),
+        mover.run(),
         Waking(service.requests).run(),
         StorageSampling(service.requests).run(),
         webhooks.run(),

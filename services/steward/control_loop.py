@@ -26,6 +26,7 @@ from contracts.messages.control import (
 )
 from contracts.streams import TIMERS
 from mesh.access.approvals import FOUR_EYES, Approvals
+from mesh.admission import backlog
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
@@ -94,6 +95,22 @@ class ControlLoop:
             except InvalidPayload as error:
                 return await self._leave_to_another(delivery, error)
 
+    async def _clear(self, command: AnyCommand, state: TaskState, steps: tuple[str, ...]) -> None:
+        """Take away what nobody waits for any more: timers, and the message of a task that ended in the backlog.
+
+        Never fails. Whoever gets such a message all the same settles it: this keeps room, and a tenant's bound true.
+        """
+        if isinstance(command, ApprovalCommand | InputCommand):
+            await purge_timers(self._requests, state, steps)
+        queued = state.queued
+        if queued is None or state.terminal is None or state.claims:
+            return
+        try:
+            lane = subjects.LaneSubject(queued.pool, queued.priority, state.tenant)
+            await backlog.withdraw(self._requests, lane, state.task)
+        except TaskmeshError as error:
+            log.info("backlog.not_withdrawn", error=str(error))
+
     async def _leave_to_another(self, delivery: Delivery, error: TaskmeshError) -> Answer:
         return await giving_up.leave_to_another(self._requests, delivery, error, self._deliveries_max, self._worker)
 
@@ -139,8 +156,7 @@ class ControlLoop:
                 await settle(
                     self._requests, journal.state, outcome.steps, traceparent, outcome.again, refusals=refusals
                 )
-                if isinstance(command, ApprovalCommand | InputCommand):
-                    await purge_timers(self._requests, journal.state, outcome.steps)
+                await self._clear(command, journal.state, outcome.steps)
                 return Ack()
             case Unknown() if await journal.is_behind():
                 # Only the stream's leader knows that there is no such task or call (rule 11).

@@ -158,7 +158,7 @@ class Critic:
         self._configuration = configuration
         self._deliveries_max = settings.max_deliver
         self._admitting = asyncio.Lock()
-        self._submission = Submission(connection.requests, settings.configuration.pools)
+        self._submission = Submission(connection.requests, settings.configuration.pools, settings.configuration.tenants)
         self._consumption = Consumption.of_one(
             connection, settings, DEAD_LETTERS.name, CRITIC_CONSUMER, self._handle, AT_ONCE_MAX
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import structlog
 from nats.aio.msg import Msg
@@ -11,11 +12,12 @@ from contracts import subjects
 from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
 from contracts.records.status import LaneSample, LaneStatistics
-from contracts.streams import lane_consumer
+from contracts.streams import BACKLOG, lane_consumer
 from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.broker.consumer_lists import all_consumers
+from mesh.broker.direct_get import subjects_of
 from mesh.clock import lease_clock, now
 from mesh.fleet.statistics import look_seconds, unchanged_seconds_max
 from mesh.loop_health import LoopHealth
@@ -23,12 +25,24 @@ from steward.statistics import LaneWindow
 
 log = structlog.get_logger("steward.lane_statistics")
 
+CROWDED_MIN = 64
+CROWDED_ROUNDS = 2
+"""A lane is crowded that has more waiting in TASKS than so many messages, and so many rounds of what runs there: more
+than ingresses leave there, so that it was sub-tasks, an older ingress, or a fleet that has shrunk."""
+
 
 class LaneKeeper:
     """Keeps the statistics of all lanes."""
 
-    def __init__(self, connection: Connection, pools: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        pools: tuple[str, ...],
+        on_crowded: Callable[[list[tuple[str, str]]], None] = lambda _: None,
+    ) -> None:
+        """`on_crowded` is told, at each look, the lanes that have too much in TASKS for any order."""
         self._connection = connection
+        self._on_crowded = on_crowded
         self._windows = {
             subjects.lane_key(pool, priority): LaneWindow(pool, priority)  # type: ignore[arg-type]  # one of PRIORITIES
             for pool in pools
@@ -54,14 +68,31 @@ class LaneKeeper:
                 running[consumer["name"]] += int(consumer["num_ack_pending"])
                 if stream == "TASKS":
                     waiting_tasks[consumer["name"]] += int(consumer["num_pending"])
+        backlog = await self._backlog()
+        crowded: list[tuple[str, str]] = []
         for key, window in self._windows.items():
             # Both streams name the consumer of a lane alike.
             name = lane_consumer("TASKS", window.pool, window.priority)
-            await self._update(key, window, depths[name], running[name], waiting_tasks[name])
+            if depths[name] > max(CROWDED_MIN, CROWDED_ROUNDS * running[name]):
+                crowded.append((window.pool, window.priority))
+            await self._update(key, window, depths[name], running[name], waiting_tasks[name], backlog[key])
+        self._on_crowded(crowded)
 
-    async def _update(self, key: str, window: LaneWindow, depth: int, running: int, waiting_tasks: int) -> None:
+    async def _backlog(self) -> Counter[str]:
+        """How many messages wait in BACKLOG, by the keys of lanes."""
+        requests, counts = self._connection.requests, Counter[str]()
+        if int((await requests.api(f"STREAM.INFO.{BACKLOG.name}"))["state"]["messages"]):
+            for subject, count in (await subjects_of(requests, BACKLOG.name, "backlog.>")).items():
+                lane = subjects.parse_backlog(subject)
+                counts[subjects.lane_key(lane.pool, lane.priority)] += count
+        return counts
+
+    async def _update(
+        self, key: str, window: LaneWindow, ready: int, running: int, ready_tasks: int, backlog: int
+    ) -> None:
         at = lease_clock()
-        statistics = window.statistics(at, now(), depth, running, waiting_tasks)
+        # Turns that were put off lie in BACKLOG, too, but few: all of it is taken for tasks that are to begin.
+        statistics = window.statistics(at, now(), ready + backlog, running, ready_tasks + backlog, backlog)
         written_at, before = self._written.get(key, (0.0, None))
         if before is not None and _same(before, statistics) and at - written_at < self._unchanged_seconds_max:
             return
@@ -79,7 +110,9 @@ class LaneKeeper:
             window.add(lease_clock(), sample)
 
 
-_TELLING = ("depth", "running", "waiting_tasks", "wait_seconds_p95", "drain_per_second", "tasks_per_second")
+_TELLING = (
+    "depth", "running", "backlog", "waiting_tasks", "wait_seconds_p95", "drain_per_second", "tasks_per_second"
+)  # fmt: skip
 
 
 def _same(one: LaneStatistics, other: LaneStatistics) -> bool:

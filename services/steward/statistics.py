@@ -133,6 +133,10 @@ class TenantRates:
         return sorted(self._counts.items(), key=lambda each: (-each[1], each[0]))[:count]
 
 
+OUTPUTS_MAX = 1024
+"""Turns whose output is remembered: the last ones, however long ago. A lane that was quiet has no other median."""
+
+
 class LaneWindow:
     """What workers reported of a lane; times are seconds on any clock that only goes forward."""
 
@@ -144,6 +148,7 @@ class LaneWindow:
         self._drain = Drain()
         self._task_seconds = TaskSeconds()
         self._tenants = TenantRates()
+        self._outputs: deque[int] = deque(maxlen=OUTPUTS_MAX)
 
     def add(self, at: float, sample: LaneSample) -> None:
         """Take in a worker's report."""
@@ -152,8 +157,11 @@ class LaneWindow:
         self._drain.add(sum(sample.begun.values()))
         self._task_seconds.add(sample)
         self._tenants.add(at, sample.begun)
+        self._outputs.extend(sample.output_tokens)
 
-    def statistics(self, at: float, time: datetime, depth: int, running: int, waiting_tasks: int) -> LaneStatistics:
+    def statistics(
+        self, at: float, time: datetime, depth: int, running: int, waiting_tasks: int, backlog: int = 0
+    ) -> LaneStatistics:
         """The lane as it stands."""
         self._drain.look(at, waits=waiting_tasks > 0)
         for samples in (self._finished, self._waits):
@@ -163,6 +171,7 @@ class LaneWindow:
         # A lane that has just begun is measured over the time it has been seen, but never over less than a second.
         seconds = max(1.0, at - self._finished[0][0]) if self._finished else WINDOW_SECONDS
         waits = sorted(wait for _, wait in self._waits)
+        outputs = sorted(self._outputs)
         return LaneStatistics(
             pool=self.pool,
             priority=self.priority,
@@ -177,6 +186,8 @@ class LaneWindow:
             wait_seconds_p95=_percentile(waits, 0.95),
             wait_seconds_p99=_percentile(waits, 0.99),
             tenants=self._tenants.told(at),
+            backlog=backlog,
+            output_tokens_p50=outputs[(len(outputs) - 1) // 2] if outputs else None,
         )
 
     def _tasks_per_second(self, running: int) -> float | None:

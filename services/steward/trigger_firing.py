@@ -59,7 +59,9 @@ class Triggers:
         self._requests = connection.requests
         self._settings = settings
         self._worker = worker
-        self.submission = self._submission = Submission(connection.requests, settings.configuration.pools)
+        self.submission = self._submission = Submission(
+            connection.requests, settings.configuration.pools, settings.configuration.tenants
+        )
         self._book = RuleBook(connection.requests)
         self._paced: dict[str, float] = {}
         """Rules without room in this minute: until when, on the loop's clock."""

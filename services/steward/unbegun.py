@@ -14,7 +14,7 @@ import structlog
 from contracts import headers, subjects
 from contracts.errors import TaskmeshError
 from contracts.messages.work import TurnWork, decode_work
-from contracts.streams import EVENTS
+from contracts.streams import EVENTS, TASKS
 from mesh.archive.lookup import journal_of
 from mesh.background import repeatedly
 from mesh.broker.direct_get import Stored, last_of_many, last_sequence
@@ -33,18 +33,18 @@ log = structlog.get_logger("steward.unbegun")
 
 ROUND_SECONDS = 5.0
 WAITED_SECONDS = 30.0
-"""How long a message lies in TASKS before its journal is looked for: nearly every submitter has long begun it."""
+"""How long a message lies there before its journal is looked for: nearly every submitter has long begun it."""
 MESSAGES_PER_PAGE_MAX = 64
 PAGES_PER_ROUND_MAX = 16
-STREAM = "TASKS"
 
 
 class Unbegun:
-    """Walks along TASKS, from the oldest message to the first that has not waited for long, each of them once."""
+    """Walks along TASKS or BACKLOG, from the oldest message to the first that has not waited for long, each once."""
 
-    def __init__(self, requests: Requests, waited_seconds: float = WAITED_SECONDS) -> None:
+    def __init__(self, requests: Requests, waited_seconds: float = WAITED_SECONDS, stream: str = TASKS.name) -> None:
         self._requests = requests
-        self._scan = Scan(requests, STREAM)
+        self._stream = stream
+        self._scan = Scan(requests, stream)
         self._waited = timedelta(seconds=waited_seconds)
         self._cursor = 0
 
@@ -62,7 +62,7 @@ class Unbegun:
         """Look at a page; whether more may be due."""
         page = await self._scan.page(self._cursor, MESSAGES_PER_PAGE_MAX)
         if not page.messages:
-            if self._cursor > 0 and await last_sequence(self._requests, STREAM) < self._cursor:
+            if self._cursor > 0 and await last_sequence(self._requests, self._stream) < self._cursor:
                 self._cursor = 0  # The stream was made anew.
             return False
         before = now() - self._waited

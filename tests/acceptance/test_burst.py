@@ -28,7 +28,7 @@ async def test_each_of_ten_thousand_tasks_ends_once_or_was_refused(tmp_path: Pat
     statuses: Counter[int] = Counter()
     numbers = iter(range(TASKS))
     async with running_mesh(
-        tmp_path, "ingress", "inference_worker", "inference_worker", MESH_LOG_LEVEL="warning"
+        tmp_path, "ingress", "inference_worker", "inference_worker", "steward", MESH_LOG_LEVEL="warning"
     ) as mesh:
 
         async def post_many() -> None:

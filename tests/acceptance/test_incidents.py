@@ -28,6 +28,7 @@ from tests.support.cluster import running_cluster
 from tests.support.http_client import PatientClient
 from tests.support.incidents import WRITE_VARIABLE, Incident, table, table_of_page, write_page
 from tests.support.leaf import leaf_and_hub
+from tests.support.limits import limit, unlimit
 from tests.support.model_server import Exchange, model_server
 from tests.support.otlp_receiver import OtlpReceiver
 from tests.support.processes import Mesh, Process, running_mesh, serving
@@ -117,12 +118,14 @@ async def what_is_wrong_while_all_live(watched: Watched, connection: Connection)
     ]
     until_then = (now() + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     await requests.api("CONSUMER.PAUSE.TASKS.busy-low", {"pause_until": until_then})
-    config = (await requests.api("STREAM.INFO.TASKS"))["config"]
-    await requests.api("STREAM.UPDATE.TASKS", {**config, "max_msgs_per_subject": LANE_MAX})
+    for stream in ("TASKS", "BACKLOG"):
+        await limit(requests, stream, max_msgs_per_subject=LANE_MAX)
     await watched.mesh.start(
         "inference_worker", MESH_TEST_CLOCK="30", MESH_BUILD="another", MESH_MAX_TRIES="7", MESH_WORKER_CONCURENCY="9"
     )
-    paused = [await watched.submit("!say 1", pool="busy", priority="low") for _ in range(LANE_MAX)][-1]
+    paused = await watched.submit("!say 1", pool="busy", priority="low")
+    for _ in range(2 * LANE_MAX - 1):  # In TASKS, and in BACKLOG behind that.
+        await watched.submit("!say 1", pool="busy", priority="low")
     broken = [await watched.submit("hello", pool="real") for _ in range(3)][-1]
     told = ("providers", "mcp_servers", "lanes", "clocks", "builds", "configurations", "streams", "variables")
     ready = await watched.until_told(*told)
@@ -149,7 +152,8 @@ async def what_is_wrong_while_all_live(watched: Watched, connection: Connection)
         for check, what in done.items()
     ]
     assert "MESH_WORKER_CONCURRENCY may be meant" in rows[-1].doctor
-    await requests.api("STREAM.UPDATE.TASKS", config)
+    for stream in ("TASKS", "BACKLOG"):
+        await unlimit(requests, stream)
     await watched.mesh.processes[-1].stop()
     return rows
 

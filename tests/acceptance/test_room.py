@@ -38,6 +38,7 @@ async def test_calls_that_a_full_lane_refuses_hold_no_slot_and_each_becomes_its_
     ):
         requests, calls = connection.requests, Calls(connection)
         await limit(requests, "TASKS", max_msgs_per_subject=1)
+        await limit(requests, "BACKLOG", max_msgs_per_subject=1)
         blocker = turn_work(text="nobody runs this: there is no worker")
         await publish_work(requests, blocker)
         parent = await calls.ask("spawn_task", *({"input": str(number)} for number in range(CALLS)))
@@ -56,9 +57,11 @@ async def test_calls_that_a_full_lane_refuses_hold_no_slot_and_each_becomes_its_
         assert await messages_in(connection, "TIMERS", "timers.>") > 0
 
         await unlimit(requests, "TASKS")
+        await unlimit(requests, "BACKLOG")
 
         async def all_are_queued() -> bool:
-            return await messages_in(connection, "TASKS", LANE) == CALLS + 1
+            behind = await messages_in(connection, "BACKLOG", f"backlog.{LANE.removeprefix('tasks.')}")
+            return behind + await messages_in(connection, "TASKS", LANE) == CALLS + 1
 
         await until(all_are_queued, seconds=60)
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from datetime import datetime
 
-import msgspec
 import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
@@ -20,6 +19,7 @@ from contracts.streams import TASKS
 from tests.support.checker import read_stored
 from tests.support.clients import Viewer
 from tests.support.http_client import PatientClient
+from tests.support.limits import narrow
 from tests.support.submission import Bench, open_bench
 from tests.support.tasks import begin_journal, complete_turn, end_task, publish_work, turn_work
 from tests.support.waiting import until, until_no_work_is_left
@@ -328,8 +328,7 @@ async def test_a_trace_goes_from_the_request_into_the_work_and_every_milestone(
 
 
 async def test_a_full_lane_refuses_its_tenant_only_and_stores_nothing_of_what_it_refused(idle: Bench) -> None:
-    narrow = msgspec.structs.replace(TASKS, max_msgs_per_subject=5).as_config()
-    await idle.connection.requests.api("STREAM.UPDATE.TASKS", narrow)
+    await narrow(idle.connection.requests, 5, "busy")
     try:
         accepted = [await idle.accepted(f"task {number}", "busy", key=f"key {number}") for number in range(5)]
 

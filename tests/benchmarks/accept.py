@@ -113,15 +113,16 @@ def _open_loop(address: str, rate: float, seconds: int) -> dict[str, Any]:
 
 
 async def _fill_a_lane(on: Stage) -> None:
-    """Until the lane of the tenant `full` takes no more."""
+    """Until the lane of the tenant `full` takes no more, nor its backlog."""
     payload = encode(turn_work(tenant="full"))
-    for _ in range(LANE_BACKLOG_MAX):
-        await on.connection.client.publish("tasks.default.normal.full", payload)
-    try:
-        await on.connection.requests.publish("tasks.default.normal.full", payload)
-    except BrokerError:
-        return
-    raise RuntimeError("the lane has not filled up")
+    for subject in ("tasks.default.normal.full", "backlog.default.normal.full"):
+        for _ in range(LANE_BACKLOG_MAX):
+            await on.connection.client.publish(subject, payload)
+        try:
+            await on.connection.requests.publish(subject, payload)
+        except BrokerError:
+            continue
+        raise RuntimeError("the lane has not filled up")
 
 
 async def _empty(on: Stage) -> None:

@@ -16,7 +16,7 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from contracts import identifiers, subjects
+from contracts import identifiers, subject_filters, subjects
 from contracts.api import sse
 from contracts.api.inputs import TaskInput
 from contracts.codec import decode, encode
@@ -278,7 +278,7 @@ def test_a_template_is_filled_in(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", cases("trigger_rules", "overlaps"))
 def test_two_filters_overlap_or_do_not(case: list[Any]) -> None:
-    assert subjects.overlap(case[0], case[1]) is subjects.overlap(case[1], case[0]) is case[2]
+    assert subject_filters.overlap(case[0], case[1]) is subject_filters.overlap(case[1], case[0]) is case[2]
 
 
 @pytest.mark.parametrize("case", cases("trigger_rules", "tasks"))

@@ -34,6 +34,7 @@ from steward.critic import Critic, critics_task
 from tests.chaos.points import Point, give_order, order_is_open, read_reached
 from tests.integration.test_control import controlling
 from tests.support.checker import Stored, read_stored
+from tests.support.limits import narrow
 from tests.support.processes import running_mesh
 from tests.support.tasks import append_text, begin_journal, turn_work
 from tests.support.waiting import until
@@ -201,8 +202,7 @@ async def test_a_full_lane_delays_the_critic_and_costs_it_nothing(
     connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("steward.critic.ROOM_SECONDS", 0.2)
-    config = (await connection.requests.api("STREAM.INFO.TASKS"))["config"]
-    await connection.requests.api("STREAM.UPDATE.TASKS", config | {"max_msgs_per_subject": 1})
+    await narrow(connection.requests, 1, TENANT)
     lane = subjects.tasks("default", "normal", TENANT)
     waiting = await connection.requests.publish(lane, encode(turn_work()))
     configured = CriticConfiguration(codes=["provider-error"], per_hour_max=1)

@@ -14,6 +14,7 @@ from mesh.configuration.settings import Settings
 from mesh.fleet.places import ahead_of
 from mesh.fleet.queues import FullLane, Queue, read_queues
 from tests.support.broker import Broker
+from tests.support.limits import limit
 
 pytestmark = pytest.mark.integration
 
@@ -30,8 +31,10 @@ async def test_queues_are_read_with_what_waits_runs_is_paused_or_full_and_has_no
     async with connect(settings, "test") as connection:
         requests = connection.requests
         await apply(requests, declared(settings), update=False)
-        config = (await requests.api("STREAM.INFO.TASKS"))["config"]
-        await requests.api("STREAM.UPDATE.TASKS", {**config, "max_msgs_per_subject": 2})
+        await limit(requests, "BACKLOG", max_msgs_per_subject=2)
+        for _ in range(2):
+            await publish(connection, "backlog.default.normal.acme", new_id())
+        await publish(connection, "backlog.parked.low.acme", new_id())
         for tenant in ("acme", "acme", "other"):
             await publish(connection, f"tasks.default.normal.{tenant}", new_id())
         await publish(connection, "turns.default.normal.acme", new_id())
@@ -45,7 +48,8 @@ async def test_queues_are_read_with_what_waits_runs_is_paused_or_full_and_has_no
 
         seen = await read_queues(requests)
         by_label = {queue.label: queue for queue in seen.queues}
-        assert by_label["lane default, normal"] == Queue("default", "normal", waiting=3, running=1)
+        assert by_label["lane default, normal"] == Queue("default", "normal", waiting=5, running=1)
+        assert by_label["lane parked, low"] == Queue("parked", "low", waiting=1, has_consumer=False)
         assert by_label["lane retired, low"] == Queue("retired", "low", waiting=1, has_consumer=False)
         assert by_label["tool add"] == Queue("add", "", waiting=1)
         assert by_label["tool search"] == Queue("search", "", waiting=1, has_consumer=False)

@@ -19,7 +19,7 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.journal.events import TaskQueued, decode_event
 from contracts.messages.work import DeadLetter, TurnWork
-from contracts.streams import FIRINGS_MAX, TASKS, TIMERS
+from contracts.streams import FIRINGS_MAX, TIMERS
 from contracts.triggers import rules
 from contracts.triggers.rules import TriggerRule
 from mesh.background import background
@@ -33,6 +33,7 @@ from mesh.rules.broker_schedules import read_schedules
 from steward.control_loop import ControlLoop
 from steward.schedule_check import Schedules
 from steward.trigger_firing import Triggers
+from tests.support.limits import narrow
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -178,8 +179,8 @@ async def _redeliver(connection: Connection, settings: Settings) -> None:
 
 
 async def test_a_full_lane_holds_a_signal_and_not_the_others(connection: Connection, settings: Settings) -> None:
-    full = msgspec.structs.replace(TASKS, max_msgs_per_subject=1).as_config()
-    await connection.requests.api("STREAM.UPDATE.TASKS", full)
+    await narrow(connection.requests, 1, "acme")
+    await narrow(connection.requests, 1, "acme", priority="high")
     await bucket.add(connection.requests, rule(), replace=False)
     await bucket.add(
         connection.requests,

@@ -23,3 +23,12 @@ async def unlimit(requests: Requests, stream: str) -> None:
 async def level(requests: Requests, stream: str) -> Level:
     """How full a stream is."""
     return level_of(await requests.api(f"STREAM.INFO.{stream}"))
+
+
+async def narrow(
+    requests: Requests, messages_max: int, tenant: str, pool: str = "default", priority: str = "normal"
+) -> None:
+    """Let TASKS take so many first turns of each tenant and lane, and BACKLOG none more of this tenant's lane."""
+    await limit(requests, "TASKS", max_msgs_per_subject=messages_max)
+    await requests.publish(f"backlog.{pool}.{priority}.{tenant}", b"{}")
+    await limit(requests, "BACKLOG", max_msgs_per_subject=1)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from mesh.broker.connection import Connection
 from tests.support.patience import POLL_SECONDS, within
 
-QUEUES = ("TASKS", "TURNS", "TOOLS", "CONTROL")
+QUEUES = ("BACKLOG", "TASKS", "TURNS", "TOOLS", "CONTROL")
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:

@@ -94,7 +94,8 @@ class SimulatedLane:
 
     def _report(self, at: float) -> None:
         sample = LaneSample(
-            worker="w", finished=self._finished["turns"], wait_seconds=[], begun={"default": self._finished["first"]}, busy_seconds=self._busy_seconds,
+            worker="w", finished=self._finished["turns"], wait_seconds=[],
+            begun={"default": self._finished["first"]}, busy_seconds=self._busy_seconds,
         )  # fmt: skip
         if sample.finished:
             self._window.add(at, sample)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from contracts.records.backlog import LaneBacklog
 from contracts.records.status import LaneStatistics, WorkerRecord
-from mesh.fleet.eta import PoolView, pool_view, queue_state, speed_of
+from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of
 from tests.unit.simulated_lane import Promise, SimulatedLane
 from tests.unit.small_fleet import AT, lane
 
@@ -132,6 +133,33 @@ def test_of_a_lane_without_statistics_nothing_is_told() -> None:
 
 def test_a_lane_without_workers_has_no_speed_by_its_places() -> None:
     assert speed_of(view(0, lane("normal", depth=2, waiting_tasks=2, task_seconds=2.0)), "normal").per_second is None
+
+
+@pytest.mark.parametrize(
+    ("own", "tenant", "before"),
+    [
+        (0, "new", 3),  # One of each tenant that waits.
+        (9, "new", 9 + 10 + 10 + 3),
+        (9, "heavy", 9 + 5 + 5 + 3),
+        (5_000, "new", 5_000 + 5_000 + 100 + 3),
+    ],
+)
+def test_in_a_backlog_tenants_take_turns_by_their_weights(own: int, tenant: str, before: int) -> None:
+    waits = LaneBacklog(
+        pool="default",
+        priority="normal",
+        waiting=5_103,
+        tenants_waiting=3,
+        tenants={"flood": 5_000, "some": 100, "few": 3},
+    )
+    weights = {"heavy": 2.0}
+    assert before_in_backlog(own, tenant, waits, lambda name: weights.get(name, 1.0)) == before
+
+
+def test_of_tenants_that_are_not_named_each_gets_its_turn() -> None:
+    waits = LaneBacklog(pool="default", priority="normal", waiting=1_100, tenants_waiting=101, tenants={"flood": 1_000})
+    assert before_in_backlog(0, "new", waits, lambda _: 1.0) == 1 + 100
+    assert before_in_backlog(9, "new", waits, lambda _: 1.0) == 9 + 10 + 100
 
 
 def worker(*pools: str, concurrency: int | None = 4, **fields: Any) -> WorkerRecord:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import subjects
+from contracts import subject_filters
 from contracts.codec import decode, encode
 from contracts.errors import InvalidName, InvalidPayload
 from contracts.journal.parts import CHAIN_RULES_MAX
@@ -324,7 +324,7 @@ def test_any_json_is_a_signal() -> None:
     ],
 )
 def test_filters_overlap(one: str, other: str, expected: bool) -> None:
-    assert subjects.overlap(one, other) is subjects.overlap(other, one) is expected
+    assert subject_filters.overlap(one, other) is subject_filters.overlap(other, one) is expected
 
 
 _TOKENS = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3)
@@ -334,8 +334,8 @@ _NAMES = st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=4).map(".".j
 
 @given(_FILTERS, _FILTERS, _NAMES)
 def test_what_two_filters_take_they_overlap_in(one: str, other: str, name: str) -> None:
-    if subjects.matches(one, name) and subjects.matches(other, name):
-        assert subjects.overlap(one, other)
+    if subject_filters.matches(one, name) and subject_filters.matches(other, name):
+        assert subject_filters.overlap(one, other)
 
 
 def sending(name: str, takes: str, *sends: str) -> TriggerRule:

@@ -220,13 +220,15 @@ async def test_tries_and_deliveries_are_counted_over_all_replays() -> None:
 class Reports:
     def __init__(self) -> None:
         self.claimed: list[tuple[str, str, float]] = []
-        self.finished: list[tuple[object, ...]] = []
+        self.finished: list[tuple[str, int, bool]] = []
 
     def handler(self, provider: PlayedProvider) -> TurnHandler:
         return turn_handler(
             provider,
             on_claimed=lambda *claimed: self.claimed.append(claimed),
-            on_finished=lambda work, claimed_at: self.finished.append((work.pool, work.priority, claimed_at)),
+            on_finished=lambda work, completed, _: self.finished.append(
+                (work.tenant, work.turn, completed is not None)
+            ),
         )
 
 
@@ -234,7 +236,7 @@ async def test_a_lane_is_told_of_the_first_claim_and_of_the_end() -> None:
     reports = Reports()
     await reports.handler(PlayedProvider(STOP)).perform(claimed_step())
     assert reports.claimed == [("default", "normal", 1.0)]
-    assert [finished[:2] for finished in reports.finished] == [("default", "normal")]
+    assert reports.finished == [("acme", 1, True)]
 
 
 @pytest.mark.parametrize(("terminal", "finished"), [(True, 1), (False, 0)])

@@ -11,7 +11,7 @@ from contracts import access, errors, links, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
 from contracts.messages import acts, control, notifications, reloading, work
-from contracts.records import archive, orders, providers, status, storage, tools
+from contracts.records import archive, backlog, orders, providers, status, storage, tools
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -55,6 +55,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "tool_list": tools.ToolList,
     "lane_statistics": status.LaneStatistics,
     "lane_sample": status.LaneSample,
+    "backlog_record": backlog.BacklogRecord,
     "worker_record": status.WorkerRecord,
     "drain_order": orders.DrainOrder,
     "drain_answer": orders.DrainAnswer,

@@ -63,9 +63,9 @@ def _belongs_on(subject: str, envelope: Envelope) -> bool:
     prefix, *names = subject.split(".")
     # A new kind comes on a subject of its own, so that of each subject is known.
     match prefix, names:
-        case "tasks" | "turns", [pool, priority, tenant]:
+        case "tasks" | "turns" | "backlog", [pool, priority, tenant]:
             said = (envelope.kind, envelope.pool or pool, envelope.priority or priority, envelope.tenant)
-            return said == ("turn", pool, priority, tenant) and (prefix == "turns" or envelope.request is not None)
+            return said == ("turn", pool, priority, tenant) and (prefix != "tasks" or envelope.request is not None)
         case "tools", [tool]:
             return envelope.kind == "tool" and envelope.tool in (None, tool)
         case "control", [kind, tenant]:

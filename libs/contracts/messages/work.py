@@ -119,11 +119,16 @@ def decode_work(payload: bytes, subject: str) -> Work:
         if not isinstance(work, ToolWork) or work.tool != subjects.parse_tools(subject):
             raise InvalidPayload(f"not a call of the tool that {subject} is for")
         return work
-    lane = subjects.parse_tasks(subject) if prefix == "tasks" else subjects.parse_turns(subject)
+    if prefix == "backlog":
+        lane = subjects.parse_backlog(subject)
+    else:
+        lane = subjects.parse_tasks(subject) if prefix == "tasks" else subjects.parse_turns(subject)
     if not isinstance(work, TurnWork) or (work.pool, work.priority, work.tenant) != tuple(lane):
         raise InvalidPayload(f"not a turn of the lane that {subject} is for")
     if prefix == "tasks" and (work.turn != 1 or work.request is None or work.accepted_at is None):
         raise InvalidPayload("a message in TASKS must be turn 1, with `request` and `accepted_at`")
+    if prefix == "backlog" and work.request is not None and (work.turn != 1 or work.accepted_at is None):
+        raise InvalidPayload("a request in BACKLOG must be of turn 1, with `accepted_at`")
     if prefix == "turns" and work.request is not None:
         raise InvalidPayload("a message in TURNS must not carry a request")
     return work

@@ -236,11 +236,13 @@ class TenantRate(msgspec.Struct, frozen=True, kw_only=True):
 class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A lane as the steward sees it, in the bucket `lanes` under `<pool>.<priority>`.
 
-    `depth` counts waiting turns, `running` delivered and unacked ones; `waiting_tasks`, of `depth`, tasks that have not
-    begun: null of a writer that does not count them. `drain_per_second` is over the last minute, null while nothing
-    drained. `tasks_per_second`: how many tasks got through their first turn a second while some waited, newer ones
-    counting more; null until enough did. `task_seconds`: how long a task has a place, all of its turns together.
-    Waits are seconds from acceptance to claim, over the last minute. `tenants`: those with the most work, of late.
+    `depth` counts waiting turns, `backlog` those of them that wait in BACKLOG, `running` delivered and unacked ones;
+    `waiting_tasks`, of `depth`, those that are to begin a task: null of a writer that does not count them.
+    `drain_per_second` is over the last minute, null while nothing drained. `tasks_per_second`: how many tasks got
+    through their first turn a second while some waited, newer ones counting more; null until enough did.
+    `task_seconds`: how long a task has a place, all of its turns together. Waits are seconds from acceptance to claim,
+    over the last minute. `tenants`: those with the most work, of late. `output_tokens_p50`: what a turn puts out, of
+    those that ended lately.
     """
 
     pool: LaneName
@@ -256,20 +258,25 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     wait_seconds_p95: Seconds | None = None
     wait_seconds_p99: Seconds | None = None
     tenants: Annotated[list[TenantRate], Meta(max_length=TENANTS_TOLD_MAX)] = []
+    backlog: Count = 0
+    output_tokens_p50: Count | None = None
 
 
 class LaneSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker reports of a lane about once a second on `stats.lanes.<pool>.<priority>`, not stored.
 
-    `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen. `begun`: how many
-    of the turns were first ones, by tenant, of at most 256: the others come with the next report. `busy_seconds`: how
-    long all of the turns were worked on.
+    `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen. `tokens`: what the
+    turns of each tenant have used, read and put out; `begun`: how many of them were first turns. Both of at most 256
+    tenants: the others come with the next report. `output_tokens`: what some of the turns have put out, at most 64.
+    `busy_seconds`: how long all of the turns were worked on.
     """
 
     worker: str
     finished: Count
     wait_seconds: list[Seconds]
+    tokens: dict[Tenant, Count] = {}
     begun: dict[Tenant, Count] = {}
+    output_tokens: list[Count] = []
     busy_seconds: Seconds = 0.0
 
 

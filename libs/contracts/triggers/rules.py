@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from contracts import subjects
+from contracts import subject_filters, subjects
 from contracts.codec import decode, encode, exactly
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.fields import Count, SignalFilter, Tenant
@@ -119,7 +119,7 @@ def takes(rule: TriggerRule, signal: Signal) -> bool:
     if rule.on.signal is None or signal.sequence <= rule.after:
         return False
     whole_filter = f"signals.{rule.tenant}.{rule.on.signal}"
-    return subjects.matches(whole_filter, signal.subject) and conditions.hold(rule.when, signal.payload)
+    return subject_filters.matches(whole_filter, signal.subject) and conditions.hold(rule.when, signal.payload)
 
 
 def request_for(rule: TriggerRule, signal: Signal) -> TaskRequest:
@@ -249,7 +249,7 @@ def explain(cycle: list[TriggerRule]) -> str:
 
 def _sets_off(one: TriggerRule, other: TriggerRule) -> bool:
     taken = other.on.signal
-    return taken is not None and any(subjects.overlap(sent, taken) for sent in one.may_send)
+    return taken is not None and any(subject_filters.overlap(sent, taken) for sent in one.may_send)
 
 
 def admitted(pace: TriggerPace, sequence: int, per_minute_max: int, now: float) -> TriggerPace | float:

@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from contracts import headers, subjects
 from contracts.declarations import MESSAGE_BYTES_MAX
 from mesh import faults
+from mesh.broker.backlog_lanes import BacklogLanes
 from mesh.broker.levels import TimerRoom
 from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoLeader, NoRoom, NotAllowed
 
@@ -106,6 +107,8 @@ class Requests:
         """About how long a request takes at present, as an average that forgets."""
         self.timers = TimerRoom(self)
         """Whether TIMERS takes one more; ask before each."""
+        self.backlog_lanes = BacklogLanes(self)
+        """Which lanes the stewards order: what is new there goes by BACKLOG."""
         self._listeners: list[Callable[[str | None], None]] = []
         self._silent_since: dict[str, float] = {}
         """When a publish got no answer though the connection was there, by the subject's first name."""

@@ -19,7 +19,8 @@ from contracts.errors import TaskmeshError
 from contracts.permission_lists import Permissions
 from contracts.permissions import ROLES, USER_INFO, Role, essentials_of
 from contracts.records.status import HealthCheck
-from contracts.subjects import jetstream_api, overlap, within
+from contracts.subject_filters import overlap, within
+from contracts.subjects import jetstream_api
 from mesh.background import first_of
 from mesh.broker.requests import Requests
 from mesh.wording import first_few

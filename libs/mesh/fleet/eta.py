@@ -8,9 +8,10 @@ nothing of a pool waits, and a place is free, a task begins at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from contracts.records.backlog import LaneBacklog
 from contracts.records.status import EtaBasis, LaneStatistics, QueueState, WorkerRecord
 from mesh.broker.shares import LANE_WEIGHTS
 
@@ -85,7 +86,7 @@ def speed_of(view: PoolView, priority: str) -> Speed:
     return Speed(lane.drain_per_second, "drain") if lane.drain_per_second else NOT_MEASURED
 
 
-def queue_state(view: PoolView, priority: str, *, more: float = 0.0, before: int | None = None) -> QueueState:
+def queue_state(view: PoolView, priority: str, *, more: float = 0.0, before: float | None = None) -> QueueState:
     """The place of a task that comes now, or of one before which `before` others are known to stand.
 
     `more`: how many tasks more, or fewer, wait in the lane than when its statistics were written.
@@ -101,12 +102,26 @@ def queue_state(view: PoolView, priority: str, *, more: float = 0.0, before: int
     speed = speed_of(view, priority)
     if ahead < free:
         # Those before it have a place each, and so no place in line.
-        position = 1 if before is None else before + 1
+        position = 1 if before is None else int(before) + 1
         return QueueState(depth=lane.depth, position=position, eta_seconds=0.0, basis="free")
     ahead -= free
-    position = int(ahead) + 1 if before is None else before + 1
+    position = int(ahead if before is None else before) + 1
     eta_seconds = round((ahead + 1) / speed.per_second, 3) if speed.per_second else None
     return QueueState(depth=lane.depth, position=position, eta_seconds=eta_seconds, basis=speed.basis)
+
+
+def before_in_backlog(own: float, tenant: str, backlog: LaneBacklog, weight: Callable[[str], float]) -> float:
+    """How many messages of a lane's backlog go before one that has `own` of its own tenant before it.
+
+    Tenants take turns by their weights: each other one gets as many times its weight in until then, if it has as much.
+    Tasks are taken to cost alike.
+    """
+    turns = (own + 1) / weight(tenant)
+    others = {name: count for name, count in backlog.tenants.items() if name != tenant}
+    before = own + sum(min(count, turns * weight(name)) for name, count in others.items())
+    unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
+    rest = max(0, backlog.waiting - sum(backlog.tenants.values()))
+    return before + min(rest, unnamed * turns)
 
 
 def without_eta(state: QueueState, basis: EtaBasis) -> QueueState:
@@ -119,8 +134,8 @@ def begun(depth: int | None) -> QueueState:
     return QueueState(depth=depth, position=None, eta_seconds=None, basis="begun")
 
 
-def _position(before: int | None) -> int | None:
-    return None if before is None else before + 1
+def _position(before: float | None) -> int | None:
+    return None if before is None else int(before) + 1
 
 
 def _backed_up(view: PoolView, priority: str) -> list[LaneStatistics]:

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from contracts import subjects
 from contracts.errors import InvalidName
-from contracts.streams import TASKS, TOOLS, TURNS
+from contracts.streams import BACKLOG, TASKS, TOOLS, TURNS
 from mesh.broker.consumer_lists import all_consumers
 from mesh.broker.direct_get import subjects_of
 from mesh.broker.levels import stream_info
@@ -46,7 +46,7 @@ class Queue(NamedTuple):
 
 
 class FullLane(NamedTuple):
-    """Why TASKS takes no more: from one tenant in one lane (`label`), or from anybody."""
+    """Why BACKLOG, behind TASKS, takes no more: from one tenant in one lane (`label`), or from anybody."""
 
     label: str
     messages: int
@@ -70,7 +70,15 @@ async def read_queues(requests: Requests) -> Queues:
                 found[key] = _and(found.get(key), key, info)
     accepted = await stream_info(requests, TASKS.name)
     counts = await _few_subjects(requests, TASKS.name, accepted)
-    full = _full(accepted, counts)
+    waiting = await stream_info(requests, BACKLOG.name)
+    behind = await _few_subjects(requests, BACKLOG.name, waiting)
+    # What TASKS has no room for goes by BACKLOG, so that a lane is full once that is.
+    full = _full(BACKLOG.name, waiting, behind)
+    for subject, messages in behind.items():
+        key = _place(subject)
+        if key is not None:
+            one = found.get(key) or Queue(*key, has_consumer=False)
+            found[key] = one._replace(waiting=one.waiting + messages)
     # What has no consumer shows in its stream alone.
     stored = [*counts.items(), *(await subjects_of(requests, TOOLS.name, "tools.*")).items()]
     for subject, messages in stored:
@@ -92,7 +100,7 @@ def _place(subject: str) -> tuple[str, str] | None:
     first, _, rest = subject.partition(".")
     names = rest.split(".")
     try:
-        if first in ("tasks", "turns") and len(names) == 3:  # noqa: PLR2004 - pool, priority, tenant
+        if first in ("tasks", "turns", "backlog") and len(names) == 3:  # noqa: PLR2004 - pool, priority, tenant
             return subjects.check_pool(names[0]), subjects.check_priority(names[1])
         if first == "tools" and len(names) == 1:
             return subjects.check_tool(names[0]), ""
@@ -113,12 +121,12 @@ def _and(before: Queue | None, key: tuple[str, str], info: dict[str, Any]) -> Qu
     )
 
 
-def _full(info: dict[str, Any] | None, counts: dict[str, int]) -> list[FullLane]:
+def _full(stream: str, info: dict[str, Any] | None, counts: dict[str, int]) -> list[FullLane]:
     if info is None:
         return []
     lane_max, all_max = int(info["config"].get("max_msgs_per_subject", -1)), int(info["config"].get("max_msgs", -1))
     messages = int(info["state"].get("messages", 0))
-    full = [FullLane("TASKS", messages, all_max)] if 0 < all_max <= messages else []
+    full = [FullLane(stream, messages, all_max)] if 0 < all_max <= messages else []
     return full + [
         FullLane(_lane_of(subject), count, lane_max) for subject, count in counts.items() if 0 < lane_max <= count
     ]

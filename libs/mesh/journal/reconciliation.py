@@ -23,7 +23,9 @@ from contracts.messages.control import ChildDoneCommand
 from contracts.messages.envelope import read_envelope
 from contracts.messages.work import DeadLetter
 from contracts.records.status import ENDED, Status, TaskRecord
-from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from contracts.streams import BACKLOG, CONTROL, DEAD_LETTERS, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from contracts.subjects import LaneSubject
+from mesh.admission import backlog
 from mesh.archive.lookup import journal_of, locate
 from mesh.broker.direct_get import (
     Stored,
@@ -279,14 +281,29 @@ class Reconciliation:
         """Whether the message of a step lies in its queue, or may lie there behind others."""
         is_call = "-" in awaited_step.step.step
         if awaited_step.bound_to is None:
-            stream = TOOLS if is_call else TASKS if awaited_step.subject.startswith("tasks.") else TURNS
-            return await self._has_older(stream.name, awaited_step.subject, due_at)
+            if is_call:
+                return await self._has_older(TOOLS.name, awaited_step.subject, due_at)
+            return await self._waits_its_turn(awaited_step.subject, state.task, due_at)
         for stream in (TOOLS,) if is_call else (TASKS, TURNS):
             stored = await sequence_from_leader(self._requests, stream.name, awaited_step.bound_to)
             envelope = read_envelope(stored.payload, stored.subject) if stored is not None else None
             if envelope is not None and envelope.task == state.task:
                 return True
         return False
+
+    async def _waits_its_turn(self, subject: str, task: str, due_at: datetime) -> bool:
+        """Whether a turn lies in its lane, or may lie there or in BACKLOG behind others.
+
+        In this order: it goes from BACKLOG into its lane, and is stored there anew, later than it was due.
+        """
+        lane = LaneSubject(*subject.split(".")[1:])
+        if await self._has_older(BACKLOG.name, subjects.backlog(*lane), due_at):
+            return True
+        stream = TASKS if subject.startswith("tasks.") else TURNS
+        if await self._has_older(stream.name, subject, due_at):
+            return True
+        # What lies there was moved on, or is of others. Only few are: else the first would be older.
+        return await backlog.find(self._requests, stream.name, subject, task) is not None
 
     async def _has_older(self, stream: str, subject: str, due_at: datetime) -> bool:
         """Whether a subject still has a message that was stored before one was due, give or take a while.
@@ -301,7 +318,7 @@ class Reconciliation:
     ) -> Lost | None:
         last = await self._last_event(state.tenant, child.child)
         if last is None:
-            if await self._has_older(TASKS.name, child.message.subject, changed_at):
+            if await self._waits_its_turn(child.message.subject, child.child, changed_at):
                 return None
             if await self._waits_for_room(state.tenant, state.task, child.call):
                 return None

@@ -20,6 +20,7 @@ from contracts.messages.control import RoomCommand
 from contracts.retries import ROOM_POLICY
 from contracts.streams import FIRED_TTL_SECONDS, TIMERS
 from mesh import faults
+from mesh.admission import backlog
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.errors import BrokerUnavailable, NoRoom
@@ -144,4 +145,8 @@ async def _publish(requests: Requests, due: OutboxMessage, traceparent: str | No
         message_headers[headers.SCHEDULE_TTL] = f"{FIRED_TTL_SECONDS}s"
         # The stream itself would make room by dropping its oldest timer, whoever still waits for that.
         await requests.timers.take(len(due.subject) + len(payload) + TIMER_HEADER_BYTES)
+    if due.subject.startswith("tasks."):
+        # A sub-task: it waits where its lane's other tasks do.
+        await backlog.send(requests, due.subject, payload, message_headers)
+        return
     await requests.publish(due.subject, payload, message_headers or None)

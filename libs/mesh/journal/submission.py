@@ -1,8 +1,8 @@
 """Submission: from a request to a task that can't be lost.
 
-TASKS is the commit point. Before it has accepted, nothing exists; after it, the task will run, whatever
-happens to the submitter. The journal's first event is written by the submitter, or by the worker that finds
-none: whoever comes second accepts the other's.
+TASKS is the commit point, or BACKLOG where the stewards order a lane (`mesh.admission`). Before it has accepted,
+nothing exists; after it, the task will run, whatever happens to the submitter. The journal's first event is written by
+the submitter, or by the worker that finds none: whoever comes second accepts the other's.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from contracts.records.status import Status
 from contracts.retries import BROKER_POLICY
 from contracts.tasks import TaskRequest, fingerprint
 from mesh import faults
+from mesh.admission.entrance import Committed, Entrance, LaneView
 from mesh.archive.lookup import journal_of
 from mesh.broker.direct_get import Stored, last_from_leader, read_page, read_sequence
-from mesh.broker.requests import NO_ROOM, PubAck, Requests
+from mesh.broker.requests import Requests
 from mesh.clock import now
-from mesh.configuration.mesh_toml import PoolConfiguration
-from mesh.errors import BrokerError, BrokerUnavailable, IdempotencyMismatch, QueueFull, StepLost
+from mesh.configuration.mesh_toml import Configuration, PoolConfiguration
+from mesh.configuration.tenants_table import TenantsConfiguration
+from mesh.errors import BrokerUnavailable, IdempotencyMismatch, StepLost
 from mesh.journal.journal import Journal
 from mesh.journal.projection import BackgroundProjection
 from mesh.journal.settling import publish_outbox
@@ -55,7 +57,6 @@ QUEUED_SECONDS_MAX = 2.0
 BACKGROUND_MAX = 1024
 PACKED_AFTER_MIN = timedelta(seconds=1)
 """Nothing is packed so soon after it was accepted: who is faster need not ask whether it is."""
-_NO_LIMITS = PoolConfiguration()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +75,21 @@ class Submitted:
 class Submission:
     """Submits tasks over one connection. `pools`: limits that their tasks have, whatever these ask for."""
 
-    def __init__(self, requests: Requests, pools: Mapping[str, PoolConfiguration] | None = None) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        pools: Mapping[str, PoolConfiguration] | None = None,
+        tenants: TenantsConfiguration | None = None,
+        lanes: LaneView | None = None,
+    ) -> None:
         self._requests = requests
-        self._pools = pools or {}
+        self._entrance = Entrance(requests, pools or {}, tenants or TenantsConfiguration(), lanes)
         self._projection = BackgroundProjection(requests)
         self._late: set[asyncio.Task[None]] = set()
 
-    def configure(self, pools: Mapping[str, PoolConfiguration]) -> None:
-        """Give tasks other limits from now on."""
-        self._pools = pools
+    def configure(self, configuration: Configuration) -> None:
+        """Give tasks other limits, and tenants other shares, from now on."""
+        self._entrance.configure(configuration.pools, configuration.tenants)
 
     async def submit(
         self,
@@ -90,7 +97,7 @@ class Submission:
         tenant: str,
         idempotency_key: str | None,
         traceparent: str | None,
-        admit: Callable[[], Awaitable[None]] | None = None,
+        admit: Callable[[], Awaitable[int | None]] | None = None,
         *,
         by: str | None = None,
         pool_bound: bool = False,
@@ -98,7 +105,7 @@ class Submission:
         """Accept a task from whom `by` says, or refuse it. `pool_bound`: they may use no other pool.
 
         `admit` may refuse, by an error of its own, a task that does not exist yet: one that was accepted stays so,
-        whatever has become since of what it stands on.
+        whatever has become since of what it stands on. It returns how many tokens the task's history has, if any.
 
         Raises `QueueFull`, `IdempotencyMismatch`, or `BrokerUnavailable`, and then the task does not exist, or
         exists once under its key.
@@ -108,12 +115,11 @@ class Submission:
             queued = await self._first_event(tenant, task)
             if queued is not None:
                 return _existing(queued, request)
-        if admit is not None:
-            await admit()
-        work = self._first_turn(request, tenant, task, by, pool_bound=pool_bound)
-        ack = await self._publish(work, traceparent)
+        history_tokens = await admit() if admit is not None else None
+        work = self._first_turn(request, tenant, task, by, pool_bound=pool_bound, history_tokens=history_tokens or 0)
+        stream, ack = await self._publish(work, traceparent)
         if ack.duplicate:
-            return _existing(await self._duplicate_of(work, ack.seq), request)
+            return _existing(await self._duplicate_of(work, stream, ack.seq), request)
         await self._begin(work, traceparent)
         return _accepted(work)
 
@@ -140,9 +146,9 @@ class Submission:
         if admit is not None:
             await admit()
         work = self._first_turn(request, tenant, task, by, trigger)
-        ack = await self._publish(work, traceparent)
+        stream, ack = await self._publish(work, traceparent)
         if ack.duplicate:
-            return _known(await self._duplicate_of(work, ack.seq))
+            return _known(await self._duplicate_of(work, stream, ack.seq))
         await self._begin(work, traceparent)
         return _accepted(work)
 
@@ -164,17 +170,20 @@ class Submission:
         trigger: Trigger | None = None,
         *,
         pool_bound: bool = False,
+        history_tokens: int = 0,
     ) -> TurnWork:
         accepted_at = now()
-        limits = self._pools.get(request.pool, _NO_LIMITS)
+        limits = self._entrance.pool(request.pool)
+        priority, estimate = self._entrance.place(request, tenant, history_tokens)
         return TurnWork(
             task=task,
             tenant=tenant,
             turn=1,
             pool=request.pool,
-            priority=request.priority,
+            priority=priority,
             request=request,
             accepted_at=accepted_at,
+            estimate=estimate,
             deadline=_deadline(request, limits, accepted_at),
             budget_tokens=lesser(request.budget_tokens, limits.budget_tokens),
             trigger=trigger,
@@ -182,19 +191,21 @@ class Submission:
             pool_bound=pool_bound,
         )
 
-    async def _publish(self, work: TurnWork, traceparent: str | None) -> PubAck:
+    async def _publish(self, work: TurnWork, traceparent: str | None) -> Committed:
         attributes = _span_attributes(work) if traces.spans_enabled() else None
         with traces.span("publish tasks", kind=SpanKind.PRODUCER, attributes=attributes):
             # The worker's spans hang under this one.
-            ack = await self._commit(work, traces.current_traceparent() or traceparent)
-        if not ack.duplicate:
+            committed = await self._commit(work, traces.current_traceparent() or traceparent)
+        if not committed.ack.duplicate:
             metrics.task_accepted(work.pool, work.priority)
-        return ack
+        return committed
 
-    async def _commit(self, work: TurnWork, traceparent: str | None) -> PubAck:
-        """Publish into TASKS, again and again under one message id while nobody knows whether it is there."""
-        subject = subjects.tasks(work.pool, work.priority, work.tenant)
-        payload = encode(work)
+    async def _commit(self, work: TurnWork, traceparent: str | None) -> Committed:
+        """Publish into TASKS, or BACKLOG, again and again under one message id while nobody knows whether it is there.
+
+        It may come to be in both, if the first answer was lost: the journal makes one task of them.
+        """
+        payload, by_backlog = encode(work), self._entrance.goes_by_backlog(work)
         message_headers = {}
         if faults.MESSAGE_ID_ON:
             message_headers[headers.MESSAGE_ID] = turn_message_id(work.task, work.turn, work.gen)
@@ -205,11 +216,9 @@ class Submission:
         while True:
             left = give_up_at - asyncio.get_running_loop().time()
             try:
-                return await self._requests.publish(subject, payload, message_headers, timeout_seconds=max(left, 0.01))
-            except BrokerError as error:
-                if error.number in NO_ROOM:
-                    raise _queue_full(error, work) from None
-                raise
+                return await self._entrance.commit(
+                    work, payload, message_headers, max(left, 0.01), by_backlog=by_backlog
+                )
             except BrokerUnavailable:
                 failures += 1
                 delay = BROKER_POLICY.delay_seconds(failures, random.random())
@@ -260,8 +269,8 @@ class Submission:
                 raise BrokerUnavailable("the journal can't be read yet")
             await asyncio.sleep(BROKER_POLICY.delay_seconds(failures, random.random()))
 
-    async def _duplicate_of(self, work: TurnWork, sequence: int) -> TaskQueued:
-        """The first event of the task that TASKS knew already, under this key or by a try of ours that got no answer.
+    async def _duplicate_of(self, work: TurnWork, stream: str, sequence: int) -> TaskQueued:
+        """The first event of the task that a stream knew already, under this key or by a try of ours without an answer.
 
         If its journal has not begun, it is begun from the message that was accepted, never from this request.
         """
@@ -271,7 +280,7 @@ class Submission:
             queued = await self._first_event(work.tenant, work.task)
             if queued is not None:
                 return queued
-            stored = await read_sequence(self._requests, "TASKS", sequence)
+            stored = await read_sequence(self._requests, stream, sequence)
             if stored is not None:
                 accepted = decode(stored.payload, TurnWork)
                 if accepted.task == work.task and accepted.request is not None:
@@ -296,15 +305,6 @@ async def begin(requests: Requests, work: TurnWork, traceparent: str | None) -> 
     except StepLost:
         return None
     return journal.state
-
-
-def _queue_full(error: BrokerError, work: TurnWork) -> QueueFull:
-    """What is full, by what the broker says of it (nats-server: `ErrMaxMsgsPerSubject`, and the others)."""
-    if "per subject" in error.said:
-        return QueueFull(f"lane {work.pool}.{work.priority} takes no more of tenant {work.tenant}")
-    if "maximum messages" in error.said:
-        return QueueFull("the queues of the mesh take no more", cause="tasks")
-    return QueueFull(f"there is no room for more tasks: {error.said}", cause="storage")
 
 
 def _queued_of(first: Stored) -> TaskQueued | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 from rich.table import Table
 
-from contracts import subjects
+from contracts import subject_filters, subjects
 from contracts.codec import decode
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.headers import TENANT_DEFAULT
@@ -186,7 +186,7 @@ def tried(rule: TriggerRule, payload: Any, name: str | None) -> dict[str, Any]:
         subject = subjects.signal(rule.tenant, sample)
     signal = Signal(subject, payload, rule.after + 1, now())
     said: dict[str, Any] = {"event": "trigger.tested", "name": rule.name, "subject": subject, "fires": False}
-    if signal_filter is not None and not subjects.matches(f"signals.{rule.tenant}.{signal_filter}", subject):
+    if signal_filter is not None and not subject_filters.matches(f"signals.{rule.tenant}.{signal_filter}", subject):
         return {**said, "reason": "its filter does not take the subject"}
     if signal_filter is not None and not rules.takes(rule, signal):
         return {**said, "reason": "its conditions do not hold"}

@@ -60,8 +60,8 @@ WANTED_RESTARTS = ("redirect", "edit")
 SwitchReason = Literal["context", "latency", "unavailable"]
 OnClaimed = Callable[[str, str, float], None]
 """Told pool, priority and seconds from acceptance to the first claim."""
-OnFinished = Callable[[TurnWork, datetime], None]
-"""Told a turn that is over, and when it was claimed."""
+OnFinished = Callable[[TurnWork, events.TurnCompleted | None, datetime], None]
+"""Told of a turn that is over, what it has come to, None of one that has failed, and when it was claimed."""
 
 
 def _ignore(*_: object) -> None:
@@ -122,9 +122,9 @@ class TurnHandler:
             await self._perform(step, work, queued)
         except StepFailed as error:
             if error.terminal:
-                self._on_finished(work, step.claim.time)
+                self._on_finished(work, None, step.claim.time)
             raise
-        self._on_finished(work, step.claim.time)
+        self._on_finished(work, step.state.turn(work.turn).completed, step.claim.time)
 
     async def _perform(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
         if step.state.turn(work.turn).completed is None:

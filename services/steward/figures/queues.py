@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from contracts import subjects
 from contracts.streams import (
     ADVISORIES,
+    BACKLOG,
     CONTROL,
     DEAD_LETTERS,
     EVENTS,
@@ -19,6 +20,7 @@ from contracts.streams import (
     TIMERS,
     TOOLS,
     TURNS,
+    lane_consumer,
     tool_consumer,
 )
 from mesh.archive.writing import in_flight
@@ -50,7 +52,7 @@ class Queue(NamedTuple):
     def lane(self) -> tuple[str, str, str] | None:
         """Stream, pool and priority of a lane; None of any other."""
         pool, _, priority = self.name.rpartition("-")
-        is_lane = self.stream in (TASKS.name, TURNS.name) and pool and priority in subjects.PRIORITIES
+        is_lane = self.stream in (TASKS.name, BACKLOG.name, TURNS.name) and pool and priority in subjects.PRIORITIES
         return (self.stream, pool, priority) if is_lane else None
 
     @property
@@ -68,12 +70,13 @@ async def tell(requests: Requests) -> None:
         for queue in await _queues(requests, stream)
     ]
     queues += await _without_consumer(requests, queues)
+    queues += await _behind(requests)
     ages = await _oldest_ages(requests, [queue for queue in queues if queue.lane or queue.tool], now())
     lanes = {queue.lane: queue for queue in queues if queue.lane}
     tools = {queue.tool: queue for queue in queues if queue.tool}
     others = {(queue.stream, queue.name): queue for queue in queues if not (queue.lane or queue.tool)}
     figures.lane_depth.tell({key: queue.waiting for key, queue in lanes.items()})
-    figures.lane_running.tell({key: queue.running for key, queue in lanes.items()})
+    figures.lane_running.tell({key: queue.running for key, queue in lanes.items() if queue.stream != BACKLOG.name})
     figures.lane_oldest.tell({key: ages.get(queue, 0.0) for key, queue in lanes.items()})
     figures.tool_depth.tell({key: queue.waiting for key, queue in tools.items()})
     figures.tool_running.tell({key: queue.running for key, queue in tools.items()})
@@ -117,6 +120,19 @@ async def _without_consumer(requests: Requests, queues: list[Queue]) -> list[Que
         Queue(TOOLS.name, _TOOL + subject.removeprefix("tools."), subject, count, 0, 0)
         for subject, count in counts.items()
         if subject not in pulled
+    ]
+
+
+async def _behind(requests: Requests) -> list[Queue]:
+    """The lanes of BACKLOG, which has no consumer: those of TASKS, so that one where nothing waits tells 0."""
+    lanes = dict.fromkeys((consumer["name"] for consumer in await all_consumers(requests, TASKS.name)), 0)
+    for subject, count in (await subjects_of(requests, BACKLOG.name, "backlog.>")).items():
+        lane = subjects.parse_backlog(subject)
+        name = lane_consumer(TASKS.name, lane.pool, lane.priority)
+        lanes[name] = lanes.get(name, 0) + count
+    return [
+        Queue(BACKLOG.name, name, f"backlog.{'.'.join(name.rpartition('-')[::2])}.*", count, 0, 0)
+        for name, count in lanes.items()
     ]
 
 

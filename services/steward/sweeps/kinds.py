@@ -12,7 +12,7 @@ import structlog
 from contracts import subjects
 from contracts.errors import InvalidName, TaskmeshError
 from contracts.messages.envelope import read_envelope
-from contracts.streams import TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from contracts.streams import BACKLOG, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
 from mesh import faults
 from mesh.broker.direct_get import Stored
 from mesh.broker.requests import Requests
@@ -48,7 +48,7 @@ def sweeps(requests: Requests, record_age: timedelta) -> list[Sweep]:
             MESSAGE_AGE,
             lambda messages, name=stream.name: forgotten(requests, name, messages),  # type: ignore[misc]
         )
-        for stream in (TASKS, TURNS, TOOLS)
+        for stream in (TASKS, BACKLOG, TURNS, TOOLS)
     ]
     return [records, timers, *queues]
 
@@ -93,8 +93,8 @@ async def forgotten(requests: Requests, stream: str, messages: list[Stored]) -> 
     swept = 0
     for sequence, (tenant, task) in named.items():
         standing = found[tenant, task]
-        if standing == "living" or (standing == "absent" and stream == TASKS.name):
-            continue  # An absent one of TASKS may have been accepted, and have still to begin. Others are gone.
+        if standing == "living" or (standing == "absent" and stream in (TASKS.name, BACKLOG.name)):
+            continue  # An absent one of these may have been accepted, and have still to begin. Others are gone.
         if standing == "ended":
             try:
                 journal = await Journal.load(requests, tenant, task)

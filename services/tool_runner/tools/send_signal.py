@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from contracts import headers, subjects
+from contracts import headers, subject_filters, subjects
 from contracts.codec import encode, exactly
 from contracts.messages.work import ToolWork
 from contracts.records.tools import SEND_SIGNAL
@@ -74,12 +74,12 @@ def chain(state: TaskState) -> list[str]:
 
 def check(state: TaskState, subject: str, allowed: list[str]) -> None:
     """Refuse what the settings, or the rule that started the task, do not allow. Raises `ToolRefused`."""
-    if not any(subjects.matches(each, subject) for each in allowed):
+    if not any(subject_filters.matches(each, subject) for each in allowed):
         raise ToolRefused(f"the signal {subject!r} may not be sent here; {_named(allowed)}")
     trigger = state.queued.trigger if state.queued else None
     if trigger is None:
         return
-    if trigger.sends is not None and not any(subjects.matches(each, subject) for each in trigger.sends):
+    if trigger.sends is not None and not any(subject_filters.matches(each, subject) for each in trigger.sends):
         raise ToolRefused(f"the rule {trigger.rule} does not let its tasks send {subject!r}; {_named(trigger.sends)}")
 
 

@@ -1,0 +1,40 @@
+"""What the stewards say of the backlog, in the bucket `lanes`: which lanes they order, and who moves messages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from contracts.fields import Count, LaneName, Tenant, Time
+from contracts.tasks import Priority
+
+TENANTS_TOLD_MAX: Final = 256
+"""Tenants of a lane that are named, those with the most first: the record stays below 64 KiB for some lanes."""
+
+
+class LaneBacklog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A lane whose order is the stewards': new tasks go by BACKLOG.
+
+    `waiting`: messages of the lane in BACKLOG, of `tenants_waiting` tenants. `tenants`: how many each of them has, of
+    at most 256, those with the most.
+    """
+
+    pool: LaneName
+    priority: Priority
+    waiting: Count = 0
+    tenants_waiting: Count = 0
+    tenants: Annotated[dict[Tenant, Count], Meta(max_length=TENANTS_TOLD_MAX)] = {}
+
+
+class BacklogRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The lanes that the stewards order, in the bucket `lanes` under `_backlog`; none are left out.
+
+    `mover`: the steward that moves messages. It writes the record once a second while there is any lane, by compare
+    and set: one that stays as it is for 5 s is for another steward to take, and says nothing to those who submit.
+    """
+
+    mover: str
+    time: Time
+    lanes: tuple[LaneBacklog, ...] = ()

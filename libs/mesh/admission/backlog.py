@@ -1,0 +1,115 @@
+"""BACKLOG: where turns wait for their tenant's turn, and how they come there. Stewards move them on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from contracts import headers, subjects
+from contracts.codec import encode
+from contracts.messages.envelope import read_envelope
+from contracts.messages.work import TurnWork
+from contracts.streams import BACKLOG
+from mesh import faults
+from mesh.broker.deliveries import Delivery
+from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.requests import REQUEST_TIMEOUT_SECONDS, PubAck, Requests
+from mesh.errors import NoRoom
+
+PAGES_MAX: Final = 20
+"""Pages that are searched for a task's message: as many messages as a lane takes of one tenant."""
+
+
+def backlog_subject(lane: subjects.LaneSubject) -> str:
+    """Where a lane's messages of a tenant wait."""
+    return subjects.backlog(lane.pool, lane.priority, lane.tenant)
+
+
+def destination(message: Stored) -> str:
+    """Where a message of BACKLOG goes on to: TASKS if it brings the request, else TURNS.
+
+    One of another version goes its way, too. One that is no work goes to TASKS, whose worker says what is wrong with
+    it. Raises `InvalidName`.
+    """
+    lane = subjects.parse_backlog(message.subject)
+    envelope = read_envelope(message.payload, message.subject)
+    is_later = envelope is not None and envelope.request is None
+    return subjects.turns(*lane) if is_later else subjects.tasks(*lane)
+
+
+async def put(
+    requests: Requests,
+    lane: subjects.LaneSubject,
+    payload: bytes,
+    message_headers: dict[str, str],
+    timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
+) -> PubAck:
+    """Let a turn wait for its tenant's turn, and tell the stewards. Raises `NoRoom`, `BrokerUnavailable`."""
+    ack = await requests.publish(backlog_subject(lane), payload, message_headers, timeout_seconds=timeout_seconds)
+    await requests.announce(subjects.BACKLOG_GREW, encode(lane._asdict()))
+    return ack
+
+
+async def send(
+    requests: Requests,
+    subject: str,
+    payload: bytes,
+    message_headers: dict[str, str],
+) -> None:
+    """Send a first turn on: into its lane, or behind it where that is ordered, or full. Raises as `put`."""
+    lane = subjects.parse_tasks(subject)
+    if not await requests.backlog_lanes.look(lane.pool, lane.priority):
+        try:
+            await requests.publish(subject, payload, message_headers or None)
+        except NoRoom:
+            pass
+        else:
+            return
+    await put(requests, lane, payload, message_headers)
+
+
+async def put_off(requests: Requests, delivery: Delivery) -> None:
+    """Let a delivered turn wait until its tenant may go on. Its delivery is to be acked after this.
+
+    For a turn that has not been claimed. The stewards bring it back, with a message id of its own: TASKS and TURNS
+    still know the other one. Who dies before the ack does it again: one message, by the id. Raises as `put`.
+    """
+    prefix, _, rest = delivery.subject.partition(".")
+    lane = subjects.parse_tasks(delivery.subject) if prefix == "tasks" else subjects.parse_turns(delivery.subject)
+    known = delivery.headers.get(headers.MESSAGE_ID, rest)
+    message_headers = {headers.MESSAGE_ID: f"{known}.{prefix}-{delivery.sequence}"} if faults.MESSAGE_ID_ON else {}
+    if traceparent := delivery.headers.get(headers.TRACEPARENT):
+        message_headers[headers.TRACEPARENT] = traceparent
+    await put(requests, lane, delivery.payload, message_headers)
+
+
+async def find(requests: Requests, stream: str, subject: str, task: str) -> Stored | None:
+    """A task's message on one subject of TASKS, TURNS or BACKLOG, as any replica has it. Raises `BrokerUnavailable`."""
+    after, needle = 0, task.encode()
+    for _ in range(PAGES_MAX):
+        page = await read_page(requests, stream, subject, after)
+        for message in page.messages:
+            after = message.sequence
+            if needle in message.payload and _task_of(message) == task:
+                return message
+        if not page.more or not page.messages:
+            return None
+    return None
+
+
+async def withdraw(requests: Requests, lane: subjects.LaneSubject, task: str) -> bool:
+    """Delete the message of a task that has ended while it waited. False if there is none.
+
+    Raises `BrokerUnavailable`, `BrokerError`.
+    """
+    message = await find(requests, BACKLOG.name, backlog_subject(lane), task)
+    return message is not None and await requests.delete_message(BACKLOG.name, message.sequence)
+
+
+def _task_of(message: Stored) -> str | None:
+    envelope = read_envelope(message.payload, message.subject)
+    return envelope.task if envelope is not None else None
+
+
+def queue_of(work: TurnWork) -> subjects.LaneSubject:
+    """The lane of a turn."""
+    return subjects.LaneSubject(work.pool, work.priority, work.tenant)

@@ -1,0 +1,132 @@
+"""The entrance: which lane a new task gets, what it is thought to cost, and whether it goes into TASKS or BACKLOG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple, Protocol
+
+from contracts import subjects
+from contracts.journal.parts import Estimate
+from contracts.messages.work import TurnWork
+from contracts.streams import BACKLOG, LANE_BACKLOG_MAX, TASKS
+from contracts.tasks import Priority, TaskRequest
+from mesh.admission import backlog
+from mesh.admission.estimate import estimate, placed
+from mesh.broker.requests import PubAck, Requests
+from mesh.broker.stream_states import messages_on
+from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.configuration.tenants_table import TenantsConfiguration
+from mesh.errors import NoRoom, QueueFull
+
+_NO_LIMITS: Final = PoolConfiguration()
+
+
+class LaneView(Protocol):
+    """What is known of the lanes beside the way: nothing here asks the broker."""
+
+    def goes_by_backlog(self, pool: str, priority: str) -> bool:
+        """Whether one more task would have to wait for long in its lane: then its order is the stewards' to say."""
+        ...
+
+    def median_output(self, pool: str) -> int | None:
+        """What the pool's turns have put out lately, in tokens."""
+        ...
+
+
+class OrderedLanes:
+    """What the stewards say alone, for those who submit now and then."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._lanes = requests.backlog_lanes
+
+    def goes_by_backlog(self, pool: str, priority: str) -> bool:
+        """Whether the stewards order it."""
+        return self._lanes.has(pool, priority)
+
+    def median_output(self, pool: str) -> int | None:
+        """Not known here."""
+        return None
+
+
+class Committed(NamedTuple):
+    """The stream that has accepted a task, and its answer."""
+
+    stream: str
+    ack: PubAck
+
+
+class Entrance:
+    """Takes first turns in. Configured anew by `configure`."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        pools: Mapping[str, PoolConfiguration],
+        tenants: TenantsConfiguration,
+        lanes: LaneView | None = None,
+    ) -> None:
+        self._requests = requests
+        self._lanes = lanes or OrderedLanes(requests)
+        self.configure(pools, tenants)
+
+    def configure(self, pools: Mapping[str, PoolConfiguration], tenants: TenantsConfiguration) -> None:
+        """Go by these from the next task on."""
+        self._pools, self._tenants = pools, tenants
+
+    def pool(self, name: str) -> PoolConfiguration:
+        """The limits of a pool."""
+        return self._pools.get(name, _NO_LIMITS)
+
+    def place(self, request: TaskRequest, tenant: str, history_tokens: int) -> tuple[Priority, Estimate]:
+        """The lane that a task gets, and what it is thought to cost."""
+        median = self._lanes.median_output(request.pool)
+        cost = estimate(request, self.pool(request.pool), median, history_tokens)
+        return placed(request.priority, self._tenants.of(tenant), cost)
+
+    def goes_by_backlog(self, work: TurnWork) -> bool:
+        """Whether a task is for the stewards to let in: those of a tenant that has a bound on what runs always are."""
+        bounded = self._tenants.of(work.tenant).running is not None
+        return bounded or self._lanes.goes_by_backlog(work.pool, work.priority)
+
+    async def commit(
+        self, work: TurnWork, payload: bytes, headers: dict[str, str], timeout_seconds: float, *, by_backlog: bool
+    ) -> Committed:
+        """Publish a first turn. What TASKS has no room for goes by BACKLOG.
+
+        Raises `QueueFull`, `BrokerUnavailable`, or `BrokerError`.
+        """
+        lane = backlog.queue_of(work)
+        if not by_backlog:
+            try:
+                subject = subjects.tasks(*lane)
+                return Committed(
+                    TASKS.name, await self._requests.publish(subject, payload, headers, timeout_seconds=timeout_seconds)
+                )
+            except NoRoom:
+                pass
+        await self._check_backlog(lane)
+        try:
+            return Committed(BACKLOG.name, await backlog.put(self._requests, lane, payload, headers, timeout_seconds))
+        except NoRoom as error:
+            raise _no_room(lane, error) from None
+
+    async def _check_backlog(self, lane: subjects.LaneSubject) -> None:
+        """Raise `QueueFull` if the tenant has as much waiting there as it may. BACKLOG itself has the bound of all."""
+        bound = self._tenants.of(lane.tenant).backlog
+        if bound >= LANE_BACKLOG_MAX:
+            return
+        if await messages_on(self._requests, BACKLOG.name, backlog.backlog_subject(lane)) >= bound:
+            raise _full(lane)
+
+
+def _full(lane: subjects.LaneSubject) -> QueueFull:
+    return QueueFull(f"lane {lane.pool}.{lane.priority} takes no more of tenant {lane.tenant}")
+
+
+def _no_room(lane: subjects.LaneSubject, error: NoRoom) -> QueueFull:
+    """What is full, by what the broker says of it (nats-server: `ErrMaxMsgsPerSubject`, and the others)."""
+    if "per subject" in error.said:
+        return _full(lane)
+    if "maximum messages" in error.said:
+        return QueueFull("the queues of the mesh take no more", cause="queues")
+    return QueueFull(f"there is no room for more tasks: {error.said}", cause="storage")

@@ -1,0 +1,99 @@
+"""Whether a lane is crowded: then what is new goes by BACKLOG, and the stewards say in which order it is worked on.
+
+TASKS is a queue in the order of arrival, and so it must be short. Nobody asks the broker for that: an ingress knows how
+much lay there a moment ago, what it has put there itself since, and what workers take away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from typing import Final
+
+import structlog
+
+from contracts.errors import TaskmeshError
+from contracts.streams import LANES_BUCKET
+from contracts.subjects import BACKLOG_KEY, PRIORITIES
+from ingress.lane_statistics import Lanes
+from mesh.broker.requests import Requests
+from mesh.fleet.findings import Fleet
+from mesh.loop_health import LoopHealth
+
+log = structlog.get_logger("ingress.crowding")
+
+ROOM_MIN: Final = 16
+"""Messages of a lane that may lie in TASKS however few places its pool has: some tasks at once are no flood."""
+UNSEEN_SECONDS: Final = 2.0
+"""How old what is known of a lane may be: a steward looks once a second, and an ingress reads that once a second."""
+UNSEEN_MAX: Final = 10_000
+
+
+class Crowding:
+    """The lanes, as one ingress sees them: a `LaneView`."""
+
+    def __init__(self, requests: Requests, lanes: Lanes) -> None:
+        self._requests = requests
+        self._lanes = lanes
+        self._unseen: dict[tuple[str, str], deque[float]] = defaultdict(lambda: deque(maxlen=UNSEEN_MAX))
+        """When this ingress put messages there that no statistics can show yet."""
+        self._looked_at: Fleet | None = None
+        self._places: dict[str, int] = {}
+        self._ingresses = 1
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Hear of lanes that the stewards begin or end to order, until cancelled."""
+        await self._requests.on_announced(f"$KV.{LANES_BUCKET.name}.{BACKLOG_KEY}", lambda _: self._changed.set())
+        health = LoopHealth(log, "crowding.unavailable")
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._refresh(health)
+
+    def goes_by_backlog(self, pool: str, priority: str) -> bool:
+        """Whether one more task would have to wait for long; if not, it is taken to be put there."""
+        if self._requests.backlog_lanes.has(pool, priority):
+            return True
+        known = self._lanes.lane(pool, priority)
+        if known is None:
+            return False  # Nobody would bring it back from BACKLOG, as far as is known.
+        at = asyncio.get_running_loop().time()
+        unseen = self._unseen[pool, priority]
+        while unseen and unseen[0] < at - UNSEEN_SECONDS:
+            unseen.popleft()
+        self._look_at_fleet()
+        taken = (known.drain_per_second or 0.0) * (at - unseen[0]) if unseen else 0.0
+        # Every ingress sees only its own: each takes its part of what there is room for.
+        waiting = known.depth - known.backlog + max(0.0, len(unseen) * self._ingresses - taken)
+        if waiting >= max(ROOM_MIN, self._places.get(pool, 0)):
+            return True
+        unseen.append(at)
+        return False
+
+    def median_output(self, pool: str) -> int | None:
+        """What a turn of the pool puts out, by the lane that has ended most lately."""
+        known = [self._lanes.lane(pool, priority) for priority in PRIORITIES]
+        told = [lane for lane in known if lane is not None and lane.output_tokens_p50 is not None]
+        return max(told, key=lambda lane: lane.drain_per_second or 0.0).output_tokens_p50 if told else None
+
+    def _look_at_fleet(self) -> None:
+        fleet = self._lanes.fleet.fleet
+        if fleet is None or fleet is self._looked_at:
+            return
+        self._looked_at = fleet
+        places: dict[str, int] = defaultdict(int)
+        for member in fleet.alive:
+            record = member.record
+            if record is not None and not record.draining:
+                for pool in record.pools:
+                    places[pool] += record.concurrency or 0
+        self._places = places
+        self._ingresses = max(1, sum(member.service == "ingress" for member in fleet.alive))
+
+    async def _refresh(self, health: LoopHealth) -> None:
+        try:
+            await self._requests.backlog_lanes.refresh()
+            health.succeeded()
+        except TaskmeshError as error:
+            health.failed(error)

@@ -1,0 +1,126 @@
+"""Tenants of one lane take turns, with real processes: who floods hurts nobody else, and no task is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from mesh.broker.connection import connect
+from tests.support.checker import Recorded, StoredEvent, check, read_stored
+from tests.support.clients import PostingConnection
+from tests.support.processes import running_mesh
+from tests.support.waiting import until, until_no_work_is_left
+
+pytestmark = pytest.mark.acceptance
+
+FLOOD = 400
+FEW = 10
+PLACES = 4
+TURN = "!hang 0.1\nwell"
+
+
+async def post(address: str, tenant: str, count: int, recorded: Recorded) -> list[str]:
+    """Post so many tasks of a tenant, one after the other; their ids."""
+    connection = PostingConnection(address)
+    accepted: list[str] = []
+    for _ in range(count):
+        body = json.dumps({"input": TURN}).encode()
+        status, _, payload = await connection.post(body, f"Mesh-Tenant: {tenant}\r\n")
+        assert status == 202, payload
+        accepted.append(json.loads(payload)["id"])
+    connection.close()
+    recorded.accepted.update(accepted)
+    return accepted
+
+
+async def depth_told(address: str, recorded: Recorded) -> int | None:
+    """What an ingress says of the lane's depth to a task of somebody else: None while it does not know."""
+    connection = PostingConnection(address)
+    status, _, payload = await connection.post(b'{"input": "hello"}')
+    connection.close()
+    assert status == 202, payload
+    accepted = json.loads(payload)
+    recorded.accepted.add(accepted["id"])
+    return accepted["queue"]["depth"]  # type: ignore[no-any-return]  # of JSON
+
+
+async def is_known(address: str, recorded: Recorded) -> bool:
+    """Whether the ingress knows how its lane stands."""
+    return await depth_told(address, recorded) is not None
+
+
+def claims_of(journal: list[StoredEvent]) -> int:
+    """How often the one turn of a task was claimed."""
+    return sum(event.event["type"] == "step.claimed" for event in journal)
+
+
+async def test_a_tenant_that_floods_hurts_only_itself(tmp_path: Path) -> None:
+    recorded = Recorded()
+    async with (
+        running_mesh(tmp_path, "ingress", "inference_worker", "steward", MESH_WORKER_CONCURRENCY=str(PLACES)) as mesh,
+        connect(mesh.settings, "test") as connection,
+    ):
+        address = str(mesh.settings.ingress_address)
+        await until(lambda: is_known(address, recorded))
+        await asyncio.gather(*(post(address, "flood", FLOOD // 4, recorded) for _ in range(4)))
+        few = await post(address, "few", FEW, recorded)
+        await until_no_work_is_left(connection, 120)
+        stored = await read_stored(connection.requests)
+        assert mesh.tracebacks() == []
+    assert check(recorded, stored) == []
+    begun = sorted(
+        (event.sequence, task)
+        for task, journal in stored.journals.items()
+        for event in journal
+        if event.event["type"] == "step.claimed"
+    )
+    places = [index for index, (_, task) in enumerate(begun) if task in few]
+    first_possible = min(
+        sum(1 for sequence, _ in begun if sequence < event.sequence)
+        for task in few
+        for event in stored.journals[task]
+        if event.event["type"] == "task.queued"
+    )
+    # An equal share would be ten of each. Some lie ready, or run, before the first of the few can.
+    assert places[-1] - first_possible - FEW <= 3 * FEW
+
+
+async def test_nothing_is_lost_nor_run_twice_when_the_steward_that_moves_is_killed_and_another_takes_over(
+    tmp_path: Path,
+) -> None:
+    recorded = Recorded()
+    async with (
+        running_mesh(
+            tmp_path, "ingress", "inference_worker", "steward", "steward", MESH_WORKER_CONCURRENCY=str(PLACES)
+        ) as mesh,
+        connect(mesh.settings, "test") as connection,
+    ):
+        address = str(mesh.settings.ingress_address)
+        await until(lambda: is_known(address, recorded))
+        await asyncio.gather(*(post(address, "flood", FLOOD // 8, recorded) for _ in range(2)))
+
+        async def mover() -> str | None:
+            await connection.requests.backlog_lanes.refresh()
+            record = connection.requests.backlog_lanes.record
+            return record.mover if record is not None and record.lanes else None
+
+        async def somebody_moves() -> bool:
+            return await mover() is not None
+
+        await until(somebody_moves)
+        killed = await mover()
+        [process] = [each for each in mesh.processes if each.service == "steward" and f"-{each.pid}@" in str(killed)]
+        await process.kill()
+
+        async def another_moves() -> bool:
+            return await mover() not in (None, killed)
+
+        await until(another_moves, 60)
+        await until_no_work_is_left(connection, 120)
+        stored = await read_stored(connection.requests)
+        assert mesh.tracebacks() == []
+    assert check(recorded, stored) == []
+    assert all(claims_of(journal) == 1 for journal in stored.journals.values()), "a move that was cut short is no claim"

@@ -75,7 +75,7 @@ class Bench:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     folder = tmp_path_factory.mktemp("places")
-    (folder / "mesh.toml").write_text("[pools.default]\n[pools.idle]\n[pools.spare]\n")
+    (folder / "mesh.toml").write_text("[pools.default]\n[pools.idle]\n[pools.spare]\n[tenants.full]\nbacklog = 3\n")
     async with (
         running_mesh(folder, "ingress", "steward", MESH_CONFIG=str(folder / "mesh.toml")) as mesh,
         connect(mesh.settings, "test") as connection,
@@ -89,7 +89,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
         await bench.until_pool(lambda pool: pool["lanes"][1]["wait_seconds_p99"] is not None)
         for _ in range(PLACES):
             await bench.post("!hang 900")
-        await bench.until_pool(lambda pool: (pool["running"], pool["free"]) == (PLACES, 0))
+        await bench.until_pool(lambda pool: (pool["running"], pool["places"], pool["free"]) == (PLACES, PLACES, 0))
         for _ in range(WAITING):
             bench.waiting.append((await bench.post("!say 1")).json())
         yield bench
@@ -194,20 +194,32 @@ async def test_why_says_place_time_and_share(bench: Bench) -> None:
 
 
 async def test_a_refusal_says_what_is_full_how_deep_it_is_and_when_to_come_again(bench: Bench) -> None:
-    requests = bench.connection.requests
-    config = (await requests.api("STREAM.INFO.TASKS"))["config"]
-    held = WAITING + PLACES
-    await requests.api("STREAM.UPDATE.TASKS", {**config, "max_msgs_per_subject": held})
-    try:
-        # Nothing has begun for a while, and that is what the next ones are told.
-        await bench.until_pool(lambda pool: (pool["lanes"][1]["tasks_per_second"] or 1) < 0.2)
-        refused = await asyncio.gather(*(bench.post("one more") for _ in range(40)))
-        assert {answer.status_code for answer in refused} == {503}
-        problems = [answer.json() for answer in refused]
-        assert {(problem["code"], problem["cause"], problem["depth"]) for problem in problems} == {
-            ("queue-full", "lane", WAITING)
-        }
-        assert len({answer.headers["retry-after"] for answer in refused}) > 1, "they would come back together"
-        assert (await bench.post("of another", "others")).status_code == 202
-    finally:
-        await requests.api("STREAM.UPDATE.TASKS", config)
+    # Nothing has begun for a while, and that is what the next ones are told.
+    await bench.until_pool(lambda pool: (pool["lanes"][1]["tasks_per_second"] or 1) < 0.2)
+
+    async def is_full() -> bool:
+        return (await bench.post("one more", "full")).status_code == 503
+
+    await until(is_full)
+    refused = await asyncio.gather(*(bench.post("one more", "full") for _ in range(40)))
+    assert {answer.status_code for answer in refused} == {503}
+    problems = [answer.json() for answer in refused]
+    assert {(problem["code"], problem["cause"]) for problem in problems} == {("queue-full", "lane")}
+    assert all(problem["depth"] >= WAITING for problem in problems)
+    assert len({answer.headers["retry-after"] for answer in refused}) > 1, "they would come back together"
+    assert (await bench.post("of another", "others")).status_code == 202
+
+
+async def test_who_has_little_is_told_a_better_place_than_who_has_much(bench: Bench) -> None:
+    """The lane is the stewards' to order by now: tenants take turns in it."""
+    flood = [await bench.post("!say 1", "flood") for _ in range(30)]
+    assert {answer.status_code for answer in flood} == {202}
+
+    async def is_seen() -> bool:
+        last = (await bench.post("!say 1", "flood")).json()["queue"]["position"]
+        few = (await bench.post("!say 1", "few")).json()
+        shown = await bench.client.get(f"/v1/tasks/{few['id']}", headers={"Mesh-Tenant": "few"})
+        exact = shown.json()["queue"]["position"]
+        return bool(exact is not None and exact < last - 15 and few["queue"]["position"] < last - 15)
+
+    await until(is_seen)

@@ -24,7 +24,9 @@ QUEUE = 30
 """How many stand in line when the steady load begins."""
 LOAD = 0.9
 """The steady load, as a part of what the places can do."""
-LANE_MAX = 30
+BACKLOG_MAX = 14
+"""What may wait in BACKLOG of the tenant whose clients are refused; some more wait in TASKS."""
+HEADERS = "Mesh-Tenant: crowd\r\n"
 CLIENTS_MOST, CLIENTS_QUICK = 150, 70
 ERROR_MAX = 0.3
 ACCEPTED_MIN = 0.95
@@ -47,7 +49,9 @@ class _Answer(msgspec.Struct):
 async def measure(run: Run) -> list[Figure]:
     """The error of ETAs on a steady load, and how many of those who obey Retry-After are accepted."""
     chance = random.Random(run.seed)
-    async with stage(run.folder / "eta", "ingress", "steward") as on:
+    configuration = run.folder / "mesh.toml"
+    configuration.write_text(f"[pools.default]\n[tenants.crowd]\nbacklog = {BACKLOG_MAX}\n")
+    async with stage(run.folder / "eta", "ingress", "steward", MESH_CONFIG=str(configuration)) as on:
         await on.start("inference_worker", MESH_WORKER_CONCURRENCY=str(PLACES))
         promises = await _steady(on, chance, run.scale(90, 25))
         errors = await _errors(on, promises)
@@ -131,9 +135,6 @@ async def _waited(client: PatientClient, task: str) -> float:
 
 async def _obeying(on: Stage, chance: random.Random, clients: int) -> tuple[int, int]:
     """Many at once at a small lane, who come again when they are told to: how many were accepted, of how many times."""
-    requests = on.connection.requests
-    config = (await requests.api("STREAM.INFO.TASKS"))["config"]
-    await requests.api("STREAM.UPDATE.TASKS", {**config, "max_msgs_per_subject": LANE_MAX})
     accepted = again = 0
 
     async def one() -> None:
@@ -142,7 +143,7 @@ async def _obeying(on: Stage, chance: random.Random, clients: int) -> tuple[int,
         await asyncio.sleep(chance.uniform(0, 1))
         is_back = False
         while True:
-            status, headers, payload = await poster.post(_body(chance))
+            status, headers, payload = await poster.post(_body(chance), HEADERS)
             again += is_back
             if status == 202:
                 accepted += is_back

@@ -10,6 +10,7 @@ import structlog
 
 from contracts.codec import decode
 from contracts.errors import TaskmeshError
+from contracts.records.backlog import LaneBacklog
 from contracts.records.status import EtaBasis, LaneStatistics, QueueState
 from contracts.subjects import PRIORITIES, lane_key
 from ingress.fleet_watch import FleetWatch
@@ -142,22 +143,26 @@ class Lanes:
     def before_in_backlog(self, pool: str, priority: str, tenant: str, own: float) -> float | None:
         """How many go before one that waits in BACKLOG behind so many of its own tenant; None where nobody knows."""
         lane = self._known(pool).view.lanes.get(priority)
-        record = self._requests.backlog_lanes.record
-        found = [each for each in record.lanes if (each.pool, each.priority) == (pool, priority)] if record else []
-        if lane is None or not found:
+        backlog = self._backlog(pool, priority)
+        if lane is None or backlog is None:
             return None
         ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
-        return ready + before_in_backlog(own, tenant, found[0], lambda name: self._tenants.of(name).weight)
+        return ready + before_in_backlog(own, tenant, backlog, lambda name: self._tenants.of(name).weight)
+
+    def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
+        """What waits of a lane that the stewards order; None of any other lane."""
+        record = self._requests.backlog_lanes.record
+        lanes = record.lanes if record is not None else ()
+        return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
 
     def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
         """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""
-        if not self._requests.backlog_lanes.has(pool, priority):
+        backlog = self._backlog(pool, priority)
+        if backlog is None:
             return None
-        record = self._requests.backlog_lanes.record
-        found = [each for each in record.lanes if (each.pool, each.priority) == (pool, priority)] if record else []
         accepted = self._accepted.get(f"{lane_key(pool, priority)}.{tenant}")
         since = now().timestamp() - self._behind_seconds
-        own = (found[0].tenants.get(tenant, 0) if found else 0) + (accepted.since(since) if accepted else 0)
+        own = backlog.tenants.get(tenant, 0) + (accepted.since(since) if accepted is not None else 0)
         return self.before_in_backlog(pool, priority, tenant, own)
 
     def _known(self, pool: str) -> _Known:
@@ -199,12 +204,14 @@ class Lanes:
 
     def tasks_per_second(self, pool: str, priority: str, tenant: str | None = None) -> float | None:
         """How many tasks of a lane begin a second, or of a tenant's there; None while nothing was measured."""
-        view = self.view(pool)
+        view = self._known(pool).view
         speed = speed_of(view, priority).per_second
-        lane = view.lanes.get(priority)
-        if tenant is None or speed is None or lane is None or not lane.tenants:
+        backlog = self._backlog(pool, priority)
+        if tenant is None or not speed or backlog is None:
             return speed
-        # Whose share is not told has less than any that is.
-        known = {each.tenant: each.tasks_per_second for each in lane.tenants}
-        rate = known.get(tenant, min(known.values()))
-        return speed * rate / max(sum(known.values()), rate) if rate else speed
+        # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
+        waiting = {tenant, *backlog.tenants}
+        unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
+        weights = sum(self._tenants.of(name).weight for name in waiting) + unnamed
+        measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]
+        return min(speed, max(speed * self._tenants.of(tenant).weight / weights, *measured, 0.0))

@@ -29,7 +29,7 @@ STORAGE_SECONDS: Final = 30.0
 SECONDS_MAX: Final = 600.0
 """Nobody is sent away for longer: what is measured now says little of then. They come back spread over the second half
 of that."""
-HEADROOM: Final = 0.9
+HEADROOM: Final = 0.8
 """The part of what comes free that is promised: some comes later than it was thought to."""
 LINES_MAX: Final = 10_000
 """So many lines of those who were refused are kept. The one that was added to longest ago goes."""

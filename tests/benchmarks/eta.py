@@ -20,14 +20,14 @@ TOKENS = (3, 4, 5, 6, 7, 8, 9)
 TOKENS_PER_SECOND = 10
 PER_SECOND = PLACES * TOKENS_PER_SECOND / statistics.mean(TOKENS)
 """Tasks that end a second while all places are taken, but for what lies between two of them."""
-QUEUE = 30
+QUEUE = 40
 """How many stand in line when the steady load begins."""
-LOAD = 0.9
+LOAD = 0.97
 """The steady load, as a part of what the places can do."""
-BACKLOG_MAX = 14
+BACKLOG_MAX = 40
 """What may wait in BACKLOG of the tenant whose clients are refused; some more wait in TASKS."""
 HEADERS = "Mesh-Tenant: crowd\r\n"
-CLIENTS_MOST, CLIENTS_QUICK = 150, 70
+CLIENTS_MOST, CLIENTS_QUICK = 250, 160
 ERROR_MAX = 0.3
 ACCEPTED_MIN = 0.95
 WAITED_SECONDS_MIN = 1.0
@@ -140,7 +140,7 @@ async def _obeying(on: Stage, chance: random.Random, clients: int) -> tuple[int,
     async def one() -> None:
         nonlocal accepted, again
         poster = PostingConnection(on.process("ingress").address)
-        await asyncio.sleep(chance.uniform(0, 1))
+        await asyncio.sleep(chance.uniform(0, 3))
         is_back = False
         while True:
             status, headers, payload = await poster.post(_body(chance), HEADERS)
@@ -149,9 +149,13 @@ async def _obeying(on: Stage, chance: random.Random, clients: int) -> tuple[int,
                 accepted += is_back
                 break
             assert status == 503, payload
+            poster.close()
             await asyncio.sleep(math.ceil(float(headers["retry-after"])))
+            poster = PostingConnection(on.process("ingress").address)
             is_back = True
         poster.close()
 
     await asyncio.gather(*(one() for _ in range(clients)))
+    if not again:
+        raise RuntimeError("nobody was refused: the lane has never been full")
     return accepted, again

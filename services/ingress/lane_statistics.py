@@ -160,10 +160,15 @@ class Lanes:
         backlog = self._backlog(pool, priority)
         if backlog is None:
             return None
+        record = self._requests.backlog_lanes.record
         accepted = self._accepted.get(f"{lane_key(pool, priority)}.{tenant}")
-        since = now().timestamp() - self._behind_seconds
+        at = now().timestamp()
+        since = max(record.time.timestamp() if record is not None else 0.0, at - self._behind_seconds)
         own = backlog.tenants.get(tenant, 0) + (accepted.since(since) if accepted is not None else 0)
-        return self.before_in_backlog(pool, priority, tenant, own)
+        before = self.before_in_backlog(pool, priority, tenant, own)
+        lane = view.lanes.get(priority)
+        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if lane is not None and view.places != 0 else 0.0
+        return None if before is None else max(0.0, before - begun)
 
     def _known(self, pool: str) -> _Known:
         """What is known of a pool, put together anew when it may have changed."""

@@ -31,6 +31,9 @@ SECONDS_MAX: Final = 600.0
 of that."""
 HEADROOM: Final = 0.8
 """The part of what comes free that is promised: some comes later than it was thought to."""
+STEP_SECONDS: Final = 1.0
+"""Room comes free in steps of about so long, where stewards bring on what waits: nobody is promised what comes between
+two of them."""
 LINES_MAX: Final = 10_000
 """So many lines of those who were refused are kept. The one that was added to longest ago goes."""
 FULL_SECONDS: Final = 2.0
@@ -76,7 +79,7 @@ class ComeBack:
         if len(self._lines) > LINES_MAX:
             self._lines.popitem(last=False)
         before = len(known.expected)
-        due = max(known.last, at + after_seconds) + 1 / (per_second * HEADROOM)
+        due = max(known.last, at + after_seconds + STEP_SECONDS) + 1 / (per_second * HEADROOM)
         if due - at > SECONDS_MAX or before >= TOLD_MAX:
             return Told(min(due - at, SECONDS_MAX) * (1 + self._chance()) / 2, before)
         known.last = due

@@ -92,7 +92,7 @@ def test_without_times_of_their_own_most_would_be_refused_again() -> None:
 def test_each_is_told_a_later_time_and_how_many_come_before() -> None:
     line = ComeBack()
     told = [line.take("a", 100.0, 1.0) for _ in range(5)]
-    assert [each.seconds for each in told] == [2, 3, 4, 5, 7]
+    assert [each.seconds for each in told] == [3, 4, 5, 6, 8]
     assert [each.before for each in told] == [0, 1, 2, 3, 4]
     assert line.take("b", 100.0, 1.0).before == 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from contracts.records.backlog import LaneBacklog
-from contracts.records.status import LaneStatistics, WorkerRecord
+from contracts.records.status import LaneStatistics, PoolCapacity, WorkerRecord
 from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of
 from tests.unit.simulated_lane import Promise, SimulatedLane
 from tests.unit.small_fleet import AT, lane
@@ -180,3 +180,14 @@ def test_what_a_worker_runs_of_its_other_pools_takes_its_places() -> None:
     shared = pool_view("default", [lane("normal"), other], [worker("default", "other"), worker("other", concurrency=8)])
     assert (shared.places, shared.taken) == (4, 1.0)
     assert shared.free == 3
+
+
+def test_places_are_what_a_worker_gives_a_pool_and_what_its_servers_bear() -> None:
+    bears = {"default": PoolCapacity(limit=3, of_all=6, workers=2, why="kv cache")}
+    other = LaneStatistics(pool="other", priority="normal", time=AT, depth=0, running=5)
+    workers = [
+        worker("default", "other", concurrency=8, places={"default": 5, "other": 3}),
+        worker("default", concurrency=8, capacity=bears),
+    ]
+    seen = pool_view("default", [lane("normal"), other], workers)
+    assert (seen.places, seen.taken, seen.free) == (5 + 3, 0.0, 8)

@@ -83,6 +83,7 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     """How a pool stands. `depth` and `running` are those of its lanes together.
 
     `workers` live and do not drain, and have `places` between them, of which `free` ones would take a task at once.
+    `capacity`: how many turns at once the pool's servers bear, of all workers; null where nobody measures it.
     `tenants`: those with the most work, the most first; who may see one tenant alone gets that one.
     """
 
@@ -92,6 +93,7 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
     workers: Count | None
     places: Count | None
     free: Count | None
+    capacity: Count | None
     lanes: list[LaneState]
     providers: list[ProviderState]
     tenants: list[TenantShare]

@@ -33,6 +33,7 @@ def pool_state(
         workers=None if serving is None else len(serving),
         places=view.places,
         free=view.free,
+        capacity=max((each.capacity[pool].of_all for each in serving or () if pool in each.capacity), default=None),
         lanes=[_lane(pool, priority, view, place) for priority in PRIORITIES],
         providers=list(providers),
         tenants=[each for each in _tenants(view) if tenant in (None, each.tenant)],

@@ -34,7 +34,7 @@ _HELD: Final = ("no-worker", "no-provider", "paused")
 
 def pools_table(pools: Sequence[PoolState]) -> Table:
     """One line for each pool."""
-    table = plain_table("POOL", "WAITING", "RUNNING", "WORKERS", "PLACES", "FREE", "PROVIDERS", "TENANTS")
+    table = plain_table("POOL", "WAITING", "RUNNING", "WORKERS", "PLACES", "FREE", "CAPACITY", "PROVIDERS", "TENANTS")
     for pool in pools:
         table.add_row(
             cell(pool.pool),
@@ -43,6 +43,7 @@ def pools_table(pools: Sequence[PoolState]) -> Table:
             _count(pool.workers),
             _count(pool.places),
             _count(pool.free),
+            _count(pool.capacity),
             Text(", ").join(_provider(each) for each in pool.providers),
             cell(_shares(pool)),
         )

@@ -43,7 +43,7 @@ class LaneTally:
     begun: Counter[str] = field(default_factory=Counter)
     output_tokens: deque[int] = field(default_factory=lambda: deque(maxlen=OUTPUTS_MAX))
 
-    def add_turn(self, work: TurnWork, completed: TurnCompleted | None, seconds: float) -> None:
+    def add_turn(self, work: TurnWork, completed: TurnCompleted | None, seconds: float = 0.0) -> None:
         """Count a turn that is over, and had a place for so long; and what its tenant has used by it."""
         self.finished += 1
         self.busy_seconds += seconds

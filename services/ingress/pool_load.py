@@ -9,8 +9,9 @@ from typing import Final
 
 from contracts.api.pools import LaneLoad, PoolLoad
 from contracts.records.status import WorkerRecord
-from contracts.streams import BACKLOG, WORKERS_BUCKET, lane_consumer
+from contracts.streams import WORKERS_BUCKET, lane_consumer
 from contracts.subjects import PRIORITIES
+from mesh.admission.backlog import waiting_by_lane
 from mesh.broker.direct_get import subjects_of
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
@@ -57,7 +58,7 @@ class PoolLoads:
 
     async def _lane(self, pool: str, priority: str) -> LaneLoad:
         counts = await asyncio.gather(*(self._counts(stream, root, pool, priority) for stream, root in _STREAMS))
-        behind = await subjects_of(self._requests, BACKLOG.name, f"backlog.{pool}.{priority}.*")
+        behind = await waiting_by_lane(self._requests, f"backlog.{pool}.{priority}.*")
         return LaneLoad(
             priority=priority,  # type: ignore[arg-type]  # one of PRIORITIES
             waiting=sum(waiting for waiting, _ in counts) + sum(behind.values()),

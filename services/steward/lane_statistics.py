@@ -12,12 +12,12 @@ from contracts import subjects
 from contracts.codec import decode, encode
 from contracts.errors import TaskmeshError
 from contracts.records.status import LaneSample, LaneStatistics
-from contracts.streams import BACKLOG, lane_consumer
+from contracts.streams import lane_consumer
+from mesh.admission.backlog import waiting_by_lane
 from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.broker.consumer_lists import all_consumers
-from mesh.broker.direct_get import subjects_of
 from mesh.clock import lease_clock, now
 from mesh.fleet.statistics import look_seconds, unchanged_seconds_max
 from mesh.loop_health import LoopHealth
@@ -80,11 +80,9 @@ class LaneKeeper:
 
     async def _backlog(self) -> Counter[str]:
         """How many messages wait in BACKLOG, by the keys of lanes."""
-        requests, counts = self._connection.requests, Counter[str]()
-        if int((await requests.api(f"STREAM.INFO.{BACKLOG.name}"))["state"]["messages"]):
-            for subject, count in (await subjects_of(requests, BACKLOG.name, "backlog.>")).items():
-                lane = subjects.parse_backlog(subject)
-                counts[subjects.lane_key(lane.pool, lane.priority)] += count
+        counts: Counter[str] = Counter()
+        for lane, count in (await waiting_by_lane(self._connection.requests)).items():
+            counts[subjects.lane_key(lane.pool, lane.priority)] += count
         return counts
 
     async def _update(
@@ -92,7 +90,9 @@ class LaneKeeper:
     ) -> None:
         at = lease_clock()
         # Turns that were put off lie in BACKLOG, too, but few: all of it is taken for tasks that are to begin.
-        statistics = window.statistics(at, now(), ready + backlog, running, ready_tasks + backlog, backlog)
+        statistics = window.statistics(
+            at, now(), ready + backlog, running, backlog, waiting_tasks=ready_tasks + backlog
+        )
         written_at, before = self._written.get(key, (0.0, None))
         if before is not None and _same(before, statistics) and at - written_at < self._unchanged_seconds_max:
             return

@@ -160,9 +160,9 @@ class LaneWindow:
         self._outputs.extend(sample.output_tokens)
 
     def statistics(
-        self, at: float, time: datetime, depth: int, running: int, waiting_tasks: int, backlog: int = 0
+        self, at: float, time: datetime, depth: int, running: int, backlog: int = 0, *, waiting_tasks: int = 0
     ) -> LaneStatistics:
-        """The lane as it stands."""
+        """The lane as it stands. `waiting_tasks`, of `depth`, are to begin a task."""
         self._drain.look(at, waits=waiting_tasks > 0)
         for samples in (self._finished, self._waits):
             while samples and samples[0][0] < at - WINDOW_SECONDS:

@@ -16,7 +16,7 @@ from tests.support.waiting import until, until_no_work_is_left
 
 pytestmark = pytest.mark.acceptance
 
-FLOOD = 400
+FLOOD = 240
 FEW = 10
 PLACES = 4
 TURN = "!hang 0.1\nwell"

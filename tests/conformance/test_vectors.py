@@ -293,6 +293,7 @@ def test_a_rule_and_a_sequence_stand_for_one_task(case: dict[str, Any]) -> None:
 
 PARSERS: dict[str, Callable[[str], object]] = {
     "tasks": subjects.parse_tasks,
+    "backlog": subjects.parse_backlog,
     "turns": subjects.parse_turns,
     "tools": lambda subject: (subjects.parse_tools(subject),),
     "control": subjects.parse_control,

@@ -160,6 +160,23 @@ async def test_what_was_moved_and_not_deleted_is_run_once(connection: Connection
     assert await left(connection, TASKS.name) == 0
 
 
+async def test_what_is_no_work_goes_on_to_whoever_says_so_and_a_strangers_subject_holds_up_nobody(
+    connection: Connection, settings: Settings
+) -> None:
+    await connection.requests.publish("backlog.No-Pool.normal.acme", b"rubbish")
+    await connection.requests.publish("backlog.default.normal.acme", b"rubbish")
+    [task] = await wait_there(connection, "acme", 1)
+    async with moving(connection, settings):
+
+        async def both_are_there() -> bool:
+            return await left(connection, TASKS.name) == 2
+
+        await until(both_are_there)
+    payloads = [message.payload for message in (await read_page(connection.requests, TASKS.name, ">", 0)).messages]
+    assert payloads[0] == b"rubbish"
+    assert task.encode() in payloads[1]
+
+
 async def test_a_tenant_that_may_not_go_on_waits_and_holds_up_nobody(
     connection: Connection, settings: Settings
 ) -> None:

@@ -103,7 +103,9 @@ class SimulatedLane:
 
     def _look(self, at: float) -> None:
         depth, time = len(self._tasks) + len(self._later), START + timedelta(seconds=at)
-        self._written.append(self._window.statistics(at, time, depth, len(self._running), len(self._tasks)))
+        self._written.append(
+            self._window.statistics(at, time, depth, len(self._running), waiting_tasks=len(self._tasks))
+        )
 
     def _told(self, at: float) -> QueueState:
         """As an ingress that has read what was written half a second ago or earlier."""

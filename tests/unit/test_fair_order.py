@@ -136,12 +136,48 @@ def test_who_may_not_go_now_is_passed_over() -> None:
     assert turns.next() is None
 
 
-def test_what_is_reported_of_tasks_that_went_another_way_counts() -> None:
+def test_what_was_used_while_nobody_waited_is_held_against_nobody() -> None:
     order = FairOrder()
     order.used("a", 5, 500, 1.0)
-    order.wait(["a", "b"])
-    assert order.served("a") == 500
-    assert order.turns(["a", "b"]).next() == "b"
+    went(order, ["b"], 3)
+    order.used("a", 5, 500, 1.0)
+    assert sorted(went(order, ["a", "b"], 4)) == ["a", "a", "b", "b"]
+
+
+def test_who_was_stopped_for_long_gets_no_more_than_its_share_afterwards() -> None:
+    order = FairOrder()
+    went(order, ["a", "stopped"], 2)
+    went(order, ["a"], 50)
+    assert sorted(went(order, ["a", "stopped"], 4)) == ["a", "a", "stopped", "stopped"]
+
+
+def test_who_leaves_and_comes_back_pays_what_it_owes() -> None:
+    order = FairOrder()
+    went(order, ["a", "b"], 2)
+    order.used("a", 1, 1_000, 1.0)
+    order.wait(["b"])
+    assert went(order, ["a", "b"], 5) == ["b"] * 5
+
+
+def test_estimates_that_are_wrong_for_a_tenant_are_set_right_for_its_next_tasks() -> None:
+    order = FairOrder()
+    went(order, ["dear", "cheap"], 60)
+    for _ in range(30):
+        order.used("dear", 1, 1_000, 1.0)
+        order.used("cheap", 1, 10, 1.0)
+    before = order.served("dear")
+    order.moved("dear", 100, 1.0)
+    assert order.served("dear") - before > 900
+    before = order.served("cheap")
+    order.moved("cheap", 100, 1.0)
+    assert order.served("cheap") - before < 20
+
+
+def test_one_that_has_not_gone_costs_nothing() -> None:
+    order = FairOrder()
+    order.moved("a", 100, 1.0)
+    order.took_back("a")
+    assert order.served("a") == 0
 
 
 def test_few_lie_ready_unless_they_are_gone_at_the_next_look() -> None:

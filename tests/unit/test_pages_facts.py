@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from contracts.retries import NAK_SECONDS_MAX, STEP_POLICY
-from contracts.streams import LANE_BACKLOG_MAX, RESULTS, SIGNALS, SIGNALS_MAX, TASKS_MAX
+from contracts.streams import BACKLOG_MAX, LANE_BACKLOG_MAX, RESULTS, SIGNALS, SIGNALS_MAX
 from contracts.tasks import BODY_BYTES_MAX
 from mesh.access.limits import BURST_SECONDS, FAILURES_PER_MINUTE, REQUESTS_PER_SECOND
 from mesh.configuration.breaker_table import BreakerSettings
@@ -52,7 +52,7 @@ def names(cells: Sequence[str]) -> list[str]:
 def test_the_limits_are_the_codes() -> None:
     assert column(table("operating.md", "| what | at most | then | setting |"), 1) == [
         f"{LANE_BACKLOG_MAX:,}",
-        f"{TASKS_MAX:,}",
+        f"{BACKLOG_MAX:,}",
         f"{SETTINGS.high_water_percent:g} %",
         f"{PoolConfiguration().wait_seconds:g} s",
         f"{BODY_BYTES_MAX // 1024} KiB",

@@ -44,6 +44,7 @@ lanes = st.tuples(lane_names, priorities, tenants)
 tasks_of_tenants = st.tuples(tenants, task_ids)
 BUILDERS = {
     "tasks": Builder(subjects.tasks, lanes, subjects.parse_tasks),
+    "backlog": Builder(subjects.backlog, lanes, subjects.parse_backlog),
     "turns": Builder(subjects.turns, lanes, subjects.parse_turns),
     "tools": Builder(subjects.tools, st.tuples(lane_names), lambda subject: (subjects.parse_tools(subject),)),
     "control": Builder(subjects.control, st.tuples(kinds, tenants), subjects.parse_control),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from contracts import headers, subjects
 from contracts.codec import encode
+from contracts.errors import InvalidName
 from contracts.messages.envelope import read_envelope
 from contracts.messages.work import TurnWork
 from contracts.streams import BACKLOG
 from mesh import faults
 from mesh.broker.deliveries import Delivery
-from mesh.broker.direct_get import Stored, read_page
+from mesh.broker.direct_get import Stored, read_page, subjects_of
+from mesh.broker.levels import stream_info
 from mesh.broker.requests import REQUEST_TIMEOUT_SECONDS, PubAck, Requests
 from mesh.errors import NoRoom
 
@@ -80,6 +83,21 @@ async def put_off(requests: Requests, delivery: Delivery) -> None:
     if traceparent := delivery.headers.get(headers.TRACEPARENT):
         message_headers[headers.TRACEPARENT] = traceparent
     await put(requests, lane, delivery.payload, message_headers)
+
+
+async def waiting_by_lane(requests: Requests, subject_filter: str = "backlog.>") -> dict[subjects.LaneSubject, int]:
+    """How many messages wait in BACKLOG, by lane and tenant; none where there is no such stream yet.
+
+    One request where it is empty, and some for thousands of tenants. Raises `BrokerUnavailable`, `BrokerError`.
+    """
+    info = await stream_info(requests, BACKLOG.name)
+    if info is None or not int(info["state"]["messages"]):
+        return {}
+    found: dict[subjects.LaneSubject, int] = {}
+    for subject, count in (await subjects_of(requests, BACKLOG.name, subject_filter)).items():
+        with contextlib.suppress(InvalidName):  # A stranger's: it stays there, and holds up nobody.
+            found[subjects.parse_backlog(subject)] = count
+    return found
 
 
 async def find(requests: Requests, stream: str, subject: str, task: str) -> Stored | None:

@@ -1,29 +1,42 @@
 """Fair order: which tenant of a lane goes next, by the tokens that each was served over its weight. Pure.
 
 The one that was served least goes next (virtual token counters; Sheng et al., "Fairness in Serving Large Language
-Models", OSDI 2024). A task counts by its estimate when it goes, and by what it has used once that is known. A tenant
-that had nothing waiting has saved nothing up: it begins where the others are.
+Models", OSDI 2024). A task counts by its estimate when it goes, set right by how far the tenant's estimates were off of
+late, and by what it has used once that is known. A tenant that had nothing waiting has saved nothing up: it begins
+where the others are.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 EXPECTED_MAX = 10_000
-"""Tasks of a tenant whose usage is still awaited. Of more the oldest keep their estimates."""
+"""Tasks of a tenant whose usage is still awaited. Of more the oldest are taken to have cost what was thought."""
 TENANTS_MAX = 20_000
 """Tenants that are remembered. Of more, those that wait no longer are forgotten: they begin where the others are."""
+NEWEST_PART = 0.1
+"""What the newest task counts for in how much dearer a tenant's tasks are than they are thought to be."""
+DEARER_MAX = 100.0
+"""An estimate is not set right by more than so many times, either way."""
 
 
 @dataclass(slots=True)
 class _Tenant:
-    """What a tenant was served: tokens over weight, those that are expected included."""
+    """What a tenant was served, in tokens over weight, and what its tasks that are under way were thought to cost."""
 
-    served: float
-    expected: deque[float] = field(default_factory=lambda: deque(maxlen=EXPECTED_MAX))
+    used: float = 0.0
+    expected: deque[float] = field(default_factory=deque)
+    expected_sum: float = 0.0
+    dearer: float = 1.0
+    """How many times more its tasks have cost of late than they were thought to."""
+
+    @property
+    def served(self) -> float:
+        """What was used, and what is under way."""
+        return self.used + self.dearer * self.expected_sum
 
 
 class FairOrder:
@@ -32,21 +45,27 @@ class FairOrder:
     def __init__(self) -> None:
         self._tenants: dict[str, _Tenant] = {}
         self._waiting: set[str] = set()
-        self._floor = 0.0
-        """The least that any of those was served who waited. It only grows."""
+        self._dearer = 1.0
+        """That of the lane's tasks altogether, for tenants of whom nothing is known."""
 
     def wait(self, tenants: Iterable[str]) -> None:
-        """These have tasks that wait, and no others."""
+        """These have tasks that wait and may go, and no others.
+
+        Who comes anew begins where the one is that was served least of those who waited all along; if there is none,
+        where the one is that was served most. What it was served more than that before stays.
+        """
         names = set(tenants)
-        stayed = [self._tenants[name].served for name in names & self._waiting]
-        if stayed:
-            self._floor = max(self._floor, min(stayed))
-        for name in names - self._waiting:
-            tenant = self._of(name)
-            tenant.served = max(tenant.served, self._floor)
+        new = names - self._waiting
+        if new:
+            stayed = [self._tenants[name].served for name in names & self._waiting]
+            known = (tenant.served for tenant in self._tenants.values())
+            begin = min(stayed) if stayed else max(known, default=0.0)
+            for name in new:
+                tenant = self._of(name)
+                tenant.used += max(0.0, begin - tenant.served)
         self._waiting = names
         if len(self._tenants) > TENANTS_MAX:
-            self._forget()
+            self._tenants = {name: self._tenants[name] for name in names}
 
     def turns(self, candidates: Iterable[str]) -> Turns:
         """These take turns from now on."""
@@ -55,34 +74,48 @@ class FairOrder:
     def moved(self, tenant: str, tokens: int, weight: float) -> None:
         """A task of the tenant goes that is thought to cost so much."""
         known, cost = self._of(tenant), tokens / weight
-        known.served += cost
         known.expected.append(cost)
+        known.expected_sum += cost
+        if len(known.expected) > EXPECTED_MAX:
+            self._ended(known, 1, known.dearer * known.expected[0])
 
     def used(self, tenant: str, tasks: int, tokens: int, weight: float) -> None:
-        """The first turns of so many tasks have ended, and all turns of the tenant have used so many tokens."""
-        known = self._of(tenant)
-        for _ in range(min(tasks, len(known.expected))):
-            known.served -= known.expected.popleft()
-        known.served += tokens / weight
+        """The first turns of so many tasks have ended, and all turns of the tenant have used so many tokens.
+
+        Nothing counts of a tenant that has nothing waiting, and whose tasks did not: nobody else waited for it.
+        """
+        known = self._tenants.get(tenant)
+        if known is None or (tenant not in self._waiting and not known.expected):
+            return
+        self._ended(known, tasks, tokens / weight)
+
+    def took_back(self, tenant: str) -> None:
+        """A task that went last has not gone."""
+        known = self._tenants.get(tenant)
+        if known is not None and known.expected:
+            known.expected_sum -= known.expected.pop()
 
     def served(self, tenant: str) -> float:
         """Tokens over weight."""
         known = self._tenants.get(tenant)
-        return self._floor if known is None else known.served
-
-    def shares(self) -> Mapping[str, float]:
-        """What each tenant was served beyond the one that was served least, for people to look at."""
-        return {name: round(max(0.0, known.served - self._floor), 1) for name, known in self._tenants.items()}
+        return 0.0 if known is None else known.served
 
     def _of(self, tenant: str) -> _Tenant:
         known = self._tenants.get(tenant)
         if known is None:
-            known = self._tenants[tenant] = _Tenant(self._floor)
+            known = self._tenants[tenant] = _Tenant(dearer=self._dearer)
         return known
 
-    def _forget(self) -> None:
-        for name in [each for each in self._tenants if each not in self._waiting]:
-            del self._tenants[name]
+    def _ended(self, known: _Tenant, tasks: int, cost: float) -> None:
+        ended = min(tasks, len(known.expected))
+        thought = sum(known.expected.popleft() for _ in range(ended))
+        known.expected_sum = max(0.0, known.expected_sum - thought) if known.expected else 0.0
+        known.used += cost
+        if thought > 0:
+            dearer = min(DEARER_MAX, max(1 / DEARER_MAX, cost / thought))
+            part = 1 - (1 - NEWEST_PART) ** ended
+            known.dearer += (dearer - known.dearer) * part
+            self._dearer += (dearer - self._dearer) * part
 
 
 class Turns:

@@ -77,12 +77,13 @@ class LaneMoves:
         `waiting`: how many messages each tenant has. `allowance_of`: None for a tenant that must not go on now. Raises
         `BrokerUnavailable`, `BrokerError`.
         """
-        self.order.wait(waiting)
         for done in self._queues.keys() - waiting.keys():
             del self._queues[done]
         room = self._ahead.look(await self._ready())
         allowances = {name: allowed for name in waiting if (allowed := allowance_of(name)) is not None}
-        turns = self.order.turns(allowances)
+        may_go = [name for name, allowed in allowances.items() if allowed.tasks != 0]
+        self.order.wait(may_go)
+        turns = self.order.turns(may_go)
         gone: dict[str, int] = {}
         picked: list[tuple[str, _Head]] = []
         while len(picked) < room and (name := turns.next()) is not None:
@@ -104,7 +105,7 @@ class LaneMoves:
             if failed:
                 for name in [name for name, _ in (*failed, *picked)]:
                     self._queues.pop(name, None)  # Read anew, from the beginning.
-                    self.order.used(name, 1, 0, 1.0)
+                    self.order.took_back(name)
                 for _, error in failed:
                     if isinstance(error, BaseException) and not isinstance(error, NoRoom):
                         raise error

@@ -18,7 +18,8 @@ from contracts.codec import decode
 from contracts.errors import TaskmeshError
 from contracts.records.backlog import TENANTS_TOLD_MAX, LaneBacklog
 from contracts.records.status import LaneSample
-from contracts.streams import BACKLOG, TASKS, TURNS
+from contracts.streams import TASKS, TURNS
+from mesh.admission.backlog import waiting_by_lane
 from mesh.background import first_of, repeatedly
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import subjects_of
@@ -114,12 +115,8 @@ class Mover:
 
     async def _waiting(self) -> Waiting:
         """How many messages each tenant has in each lane."""
-        state = (await self._requests.api(f"STREAM.INFO.{BACKLOG.name}"))["state"]
-        if not int(state["messages"]):
-            return {}
         waiting: Waiting = defaultdict(dict)
-        for subject, count in (await subjects_of(self._requests, BACKLOG.name, "backlog.>")).items():
-            lane = subjects.parse_backlog(subject)
+        for lane, count in (await waiting_by_lane(self._requests)).items():
             waiting[lane.pool, lane.priority][lane.tenant] = count
         return waiting
 

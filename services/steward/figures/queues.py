@@ -23,6 +23,7 @@ from contracts.streams import (
     lane_consumer,
     tool_consumer,
 )
+from mesh.admission.backlog import waiting_by_lane
 from mesh.archive.writing import in_flight
 from mesh.broker.consumer_lists import all_consumers
 from mesh.broker.direct_get import read_next, subjects_of
@@ -126,8 +127,7 @@ async def _without_consumer(requests: Requests, queues: list[Queue]) -> list[Que
 async def _behind(requests: Requests) -> list[Queue]:
     """The lanes of BACKLOG, which has no consumer: those of TASKS, so that one where nothing waits tells 0."""
     lanes = dict.fromkeys((consumer["name"] for consumer in await all_consumers(requests, TASKS.name)), 0)
-    for subject, count in (await subjects_of(requests, BACKLOG.name, "backlog.>")).items():
-        lane = subjects.parse_backlog(subject)
+    for lane, count in (await waiting_by_lane(requests)).items():
         name = lane_consumer(TASKS.name, lane.pool, lane.priority)
         lanes[name] = lanes.get(name, 0) + count
     return [

@@ -52,17 +52,18 @@ def pool_view(pool: str, statistics: Iterable[LaneStatistics], workers: Iterable
     taken = 0.0
     for other in {name for worker in own for name in worker.pools} - {pool}:
         running = sum(lane.running for lane in statistics if lane.pool == other)
-        # Who says what each pool gets has told this one's part apart.
-        shared = sum(worker.concurrency or 0 for worker in own if other in worker.pools and not worker.places)
+        shared = sum(worker.concurrency or 0 for worker in own if other in worker.pools)
         # Where its turns run nobody counts: they are taken to be spread over its places.
         taken += running * shared / sum(worker.concurrency or 0 for worker in serving if other in worker.pools)
     return PoolView(lanes, sum(_places_of(worker, pool) for worker in own), taken)
 
 
 def _places_of(worker: WorkerRecord, pool: str) -> int:
-    """How many turns of a pool a worker takes at once, at present."""
-    places = worker.places.get(pool, worker.concurrency or 0)
-    bears = worker.capacity.get(pool)
+    """How many turns of a pool a worker takes at once.
+
+    How it shares its places out among its pools is left out: that follows what waits, within moments.
+    """
+    places, bears = worker.concurrency or 0, worker.capacity.get(pool)
     return places if bears is None else min(places, bears.limit)
 
 

@@ -182,6 +182,8 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'stats.lanes.*.*' \
   --allow-pub 'live.events.*.*.preview' \
   --allow-pub 'providers.changed.*' \
+  --allow-pub 'providers.paced.*' \
+  --allow-pub 'stats.providers' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
@@ -211,6 +213,8 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub 'providers.paced.*' \
+  --allow-sub 'stats.providers' \
   --allow-sub '$KV.valves.>' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.inference_worker' \
@@ -427,6 +431,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.PURGE.EVENTS' \
   --allow-pub '$JS.API.STREAM.PURGE.DEAD_LETTERS' \
   --allow-pub '$JS.API.STREAM.PURGE.OBJ_results' \
+  --allow-pub '$JS.API.STREAM.PURGE.USAGE' \
   --allow-pub '$JS.API.STREAM.PURGE.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.LIST.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.LIST.CONTROL' \
@@ -728,6 +733,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$KV.archive.>' \
   --allow-pub '$KV.valves.>' \
+  --allow-pub '$KV.walks.ledger' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \

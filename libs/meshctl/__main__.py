@@ -34,6 +34,7 @@ from meshctl.commands import (
     transfer,
     triggers,
     up,
+    usage,
     why,
     workers,
 )
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     streams.add_commands(commands)
     permissions.add_commands(commands)
     storage.add_commands(commands)
+    usage.add_commands(commands)
     workers.add_commands(commands)
     pools.add_commands(commands, common)
     processes.add_commands(commands)

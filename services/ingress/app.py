@@ -46,6 +46,7 @@ from ingress.pool_routes import Pools, pool_routes
 from ingress.refusals import Refusals
 from ingress.rights import within_rights
 from ingress.storage import Storage
+from ingress.usage import UsageReports, usage_routes
 from ingress.waiting import Waits
 from mesh.access.audit import acted
 from mesh.access.callers import caller_of, tenant_of
@@ -108,6 +109,7 @@ class Ingress:
         self._waits = Waits(requests, lanes, providers)
         self.pools = Pools(settings, requests, lanes, providers, self._waits)
         self._approving = Approving(requests, self._journals, settings.configuration)
+        self.usage = UsageReports(requests)
         self.signing = LinkSigning(requests)
         self.lists = Lists(requests, settings.index_folder)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals, self._approving)
@@ -333,11 +335,7 @@ class Ingress:
                 return self._linked(packed)
         state = (await read_journal(self._journals, tenant, task)).state
         shown = self._linked(record(state))
-        if not says_waiting:
-            return shown
-        waiting = await self._waits.of(state)
-        place = self._waits.place_of(state, waiting) if shown.status == "queued" and waiting is not None else None
-        return msgspec.structs.replace(shown, waiting=waiting, queue=place)
+        return await self._waits.told(shown, state) if says_waiting else shown
 
     async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
         """The finished task; None if it does not end in time, or can't be seen: it is accepted all the same."""
@@ -437,6 +435,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         *(submit, tasks, counts, tools, task, events, links, cancel, inputs, schema),
         *pool_routes(ingress.pools),
         *dead_letter_routes(ingress.dead_letters),
+        *usage_routes(ingress.usage),
         *health_routes("ingress", probe),
     ]
     return Litestar(

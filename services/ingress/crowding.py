@@ -87,7 +87,7 @@ class Crowding:
             record = member.record
             if record is not None and not record.draining:
                 for pool in record.pools:
-                    places[pool] += record.concurrency or 0
+                    places[pool] += record.places.get(pool, record.concurrency or 0)
         self._places = places
         self._ingresses = max(1, sum(member.service == "ingress" for member in fleet.alive))
 

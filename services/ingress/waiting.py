@@ -10,7 +10,7 @@ import msgspec
 from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.identifiers import turn_of
-from contracts.records.status import QueueState, Waiting
+from contracts.records.status import QueueState, TaskRecord, Waiting
 from contracts.streams import TASKS, TOOLS, TURNS, lane_consumer, tool_consumer
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
@@ -36,6 +36,12 @@ class Waits:
         self._fleet = lanes.fleet
         self._providers = providers
         self._looking = 0
+
+    async def told(self, record: TaskRecord, state: TaskState) -> TaskRecord:
+        """A record with what its task waits for, and the place in line of one that has not begun."""
+        waiting = await self.of(state)
+        place = self.place_of(state, waiting) if record.status == "queued" and waiting is not None else None
+        return msgspec.structs.replace(record, waiting=waiting, queue=place)
 
     async def of(self, state: TaskState) -> Waiting | None:
         """What a task waits for; None if it has ended. Costs two requests for one that waits in a queue."""

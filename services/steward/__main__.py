@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from contracts.streams import BACKLOG
 from mesh.background import background
 from mesh.configuration.settings import Settings
@@ -24,6 +26,7 @@ from steward.stranded import Stranded
 from steward.sweeping import Sweeps
 from steward.trigger_firing import Triggers
 from steward.unbegun import Unbegun
+from steward.usage_counting import UsageCounting
 from steward.waking import Waking
 from steward.webhooks import Webhooks
 
@@ -45,6 +48,7 @@ async def main(service: Service) -> None:
     service.wellness.add_remark(provisioning.check)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
+    counting = UsageCounting(service.requests, service.worker)
     sweeps = Sweeps(service.requests, settings, service.worker)
 
     async def take(settings: Settings) -> None:
@@ -55,6 +59,9 @@ async def main(service: Service) -> None:
         control.take(settings)
         mover.take(settings)
         critic.take(settings)
+
+    async def lags_of_walks(at: datetime) -> dict[str, timedelta]:
+        return {**await retention.lags(at), "counting": await counting.lag(at)}
 
     service.reloading.add(lambda _: None, take)
     jobs = background(
@@ -75,10 +82,11 @@ async def main(service: Service) -> None:
         mover.run(),
         Waking(service.requests).run(),
         StorageSampling(service.requests).run(),
+        counting.run(),
         webhooks.run(),
         provisioning.run(),
         critic.run(),
-        *figure_rounds(service.connection, settings, retention.lags),
+        *figure_rounds(service.connection, settings, lags_of_walks),
     )
     # The record stays until what is in hand has ended.
     async with heartbeats(service), jobs:

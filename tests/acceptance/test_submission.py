@@ -19,7 +19,7 @@ from contracts.streams import TASKS
 from tests.support.checker import read_stored
 from tests.support.clients import Viewer
 from tests.support.http_client import PatientClient
-from tests.support.limits import narrow
+from tests.support.limits import narrow, unlimit
 from tests.support.submission import Bench, open_bench
 from tests.support.tasks import begin_journal, complete_turn, end_task, publish_work, turn_work
 from tests.support.waiting import until, until_no_work_is_left
@@ -354,11 +354,11 @@ async def test_a_full_lane_refuses_its_tenant_only_and_stores_nothing_of_what_it
         assert (await idle.post("hello", "busy", priority="high")).status_code == 202
     finally:
         await idle.connection.requests.api("STREAM.UPDATE.TASKS", TASKS.as_config())
+        await unlimit(idle.connection.requests, "BACKLOG")
 
-    # The refused key is free: the client comes back with it, once the lane is not taken to be full any more.
-    async def is_accepted() -> bool:
+    # The refused key is free: the client comes back with it, once it is told that there is room.
+    async def is_taken() -> bool:
         return (await idle.post("one too many", "busy", key="key 5")).status_code == 202
 
-    await until(is_accepted)
-    retried = await idle.accepted("one too many", "busy", key="key 5")
-    assert retried == task_id_for_key("busy", "key 5")
+    await until(is_taken)
+    assert await idle.accepted("one too many", "busy", key="key 5") == task_id_for_key("busy", "key 5")

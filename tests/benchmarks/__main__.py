@@ -33,12 +33,15 @@ from tests.benchmarks import (
     footprint,
     fsyncs,
     journal,
+    ledger,
     long_runs,
     months,
+    pace,
     packing,
     resume,
     retention,
     rolling,
+    routing,
     takeover,
 )
 from tests.benchmarks.bench import Run
@@ -64,9 +67,11 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "months": months.measure,
     "packing": packing.measure,
     "retention": retention.measure,
+    "ledger": ledger.measure,
     "fold": journal.measure_fold,
     "takeover": takeover.measure,
     "rolling": rolling.measure,
+    "routing": routing.measure,
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
     "long_runs": long_runs.measure,
@@ -75,11 +80,13 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "fleet": fleet.measure,
     "footprint": footprint.measure,
     "fsyncs": fsyncs.measure,
+    "pace": pace.measure,
 }
 ONLY_IF_NAMED = ("rolling",)
 """Longer than all others together, unless it is quick."""
 SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {
     "months": months.seconds_max,
+    "pace": pace.seconds_max,
     "rolling": rolling.seconds_max,
 }
 """The same of those whose size can be chosen."""

@@ -39,6 +39,7 @@ from contracts.generation.openapi_tasks import (
     send_input,
     submit_task,
 )
+from contracts.generation.openapi_usage import read_usage
 
 INGRESS = {"url": "http://127.0.0.1:8080", "description": "Ingress (MESH_INGRESS_ADDRESS)"}
 STREAM_EDGE = {"url": "http://127.0.0.1:8081", "description": "Stream edge (MESH_EDGE_ADDRESS)"}
@@ -70,6 +71,7 @@ def openapi() -> dict[str, Any]:
             {"name": "tasks", "description": "What was asked for, and how it stands."},
             {"name": "tools", "description": "What models may call."},
             {"name": "pools", "description": "What takes tasks, and how loaded it is."},
+            {"name": "usage", "description": "What was used, and what it cost."},
             {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
             {"name": "events", "description": "A task's journal as Server-Sent Events."},
             {"name": "health", "description": "For supervisors and load balancers."},
@@ -86,6 +88,7 @@ def openapi() -> dict[str, Any]:
             "/v1/tools": {"get": asking("read", list_tools())},
             "/v1/pools": {"get": asking("read", list_pools())},
             "/v1/pools/{pool}/load": {"get": asking("operate", read_pool_load())},
+            "/v1/usage": {"get": asking("read", read_usage())},
             "/v1/dead-letters": {"get": asking("read", list_dead_letters())},
             "/v1/dead-letters/{id}": {
                 "get": asking("read", read_dead_letters()),

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from contracts import errors, headers, subjects, tasks
 from contracts.access import Scope
-from contracts.api import dead_letters, inputs, links, pools
+from contracts.api import dead_letters, inputs, links, pools, usage
 from contracts.generation.schemas import components, exact_pattern
 from contracts.records import status, tools
 
@@ -125,6 +125,7 @@ def component_schemas() -> dict[str, Any]:
         tools.ToolList,
         pools.PoolLoad,
         pools.PoolList,
+        usage.UsageReport,
         dead_letters.DeadLetterList,
         dead_letters.TaskDeadLetters,
         dead_letters.ReplayRequest,

@@ -11,7 +11,7 @@ from contracts import access, errors, links, tasks
 from contracts.api import dead_letters, inputs
 from contracts.journal import edge_events, events
 from contracts.messages import acts, control, notifications, reloading, work
-from contracts.records import archive, backlog, orders, providers, status, storage, tools
+from contracts.records import archive, backlog, orders, pace, providers, speeds, status, storage, tools
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -71,6 +71,8 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "link_keys": links.LinkKeys,
     "task_link": status.TaskLink,
     "provider_record": providers.ProviderRecord,
+    "pace_record": pace.PaceRecord,
+    "speed_sample": speeds.SpeedSample,
     "problem": errors.Problem,
     "health": status.Health,
 }

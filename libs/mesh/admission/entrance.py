@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 
@@ -19,6 +20,9 @@ from mesh.configuration.tenants_table import TenantsConfiguration
 from mesh.errors import NoRoom, QueueFull
 
 _NO_LIMITS: Final = PoolConfiguration()
+FULL_SECONDS: Final = 0.1
+"""For how long a lane that has refused a tenant is not asked again: who floods must cost less than who is let in."""
+FULL_LANES_MAX: Final = 10_000
 
 
 class LaneView(Protocol):
@@ -67,6 +71,7 @@ class Entrance:
     ) -> None:
         self._requests = requests
         self._lanes = lanes or OrderedLanes(requests)
+        self._full_until: dict[subjects.LaneSubject, float] = {}
         self.configure(pools, tenants)
 
     def configure(self, pools: Mapping[str, PoolConfiguration], tenants: TenantsConfiguration) -> None:
@@ -96,6 +101,8 @@ class Entrance:
         Raises `QueueFull`, `BrokerUnavailable`, or `BrokerError`.
         """
         lane = backlog.queue_of(work)
+        if self._full_until and _time() < self._full_until.get(lane, 0.0):
+            raise _full(lane)
         if not by_backlog:
             try:
                 subject = subjects.tasks(*lane)
@@ -108,6 +115,9 @@ class Entrance:
         try:
             return Committed(BACKLOG.name, await backlog.put(self._requests, lane, payload, headers, timeout_seconds))
         except NoRoom as error:
+            if len(self._full_until) >= FULL_LANES_MAX:
+                self._full_until.clear()
+            self._full_until[lane] = _time() + FULL_SECONDS
             raise _no_room(lane, error) from None
 
     async def _check_backlog(self, lane: subjects.LaneSubject) -> None:
@@ -117,6 +127,10 @@ class Entrance:
             return
         if await messages_on(self._requests, BACKLOG.name, backlog.backlog_subject(lane)) >= bound:
             raise _full(lane)
+
+
+def _time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _full(lane: subjects.LaneSubject) -> QueueFull:

@@ -62,13 +62,11 @@ async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:
 
 async def compare_and_set(requests: Requests, bucket: str, key: str, value: bytes, revision: int) -> bool:
     """Write a value if the key is still at `revision` (0: never there). False if it is not."""
-    return await compare_and_set_revision(requests, bucket, key, value, revision) is not None
+    return await compare_and_put(requests, bucket, key, value, revision) is not None
 
 
-async def compare_and_set_revision(
-    requests: Requests, bucket: str, key: str, value: bytes, revision: int
-) -> int | None:
-    """The same; returns the revision of what was written, or None."""
+async def compare_and_put(requests: Requests, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+    """The same, and its new revision; None if the key is at another."""
     expected = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
     try:
         return (await requests.publish(f"$KV.{bucket}.{key}", value, expected)).seq

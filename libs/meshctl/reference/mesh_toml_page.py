@@ -14,11 +14,12 @@ from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.descriptions import field_descriptions
 from mesh.configuration.logs_table import LogsConfiguration
-from mesh.configuration.mesh_toml import (
+from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
+from mesh.configuration.pace_table import PaceSettings
+from mesh.configuration.prices_table import MODELS_MAX, ModelPrices
+from mesh.configuration.provider_tables import (
     AnthropicProviderConfiguration,
-    FallbackConfiguration,
     OpenAIProviderConfiguration,
-    PoolConfiguration,
     ProviderConfiguration,
     ScriptedProviderConfiguration,
     ServerConfiguration,
@@ -116,6 +117,37 @@ slow_first_token_seconds = 20
 open_seconds_max = 30
 """,
         ("providers", "mine", "breaker"),
+    ),
+    Table(
+        "[providers.<name>.pace]",
+        PaceSettings,
+        """
+[providers.mine]
+kind = "openai"
+base_url = "http://127.0.0.1:8000/v1"
+
+[providers.mine.pace]
+requests_per_minute = 600
+tokens_per_minute = 60_000
+concurrency = 32
+""",
+        ("providers", "mine", "pace"),
+    ),
+    Table(
+        '[providers.<name>.prices."<model>"]',
+        ModelPrices,
+        """
+[providers.mine]
+kind = "openai"
+base_url = "http://127.0.0.1:8000/v1"
+
+[providers.mine.prices."qwen3-8b"]
+input = 0.25
+cached_input = 0.025
+output = 2.0
+""",
+        ("providers", "mine", "prices", "qwen3-8b"),
+        tables_max=MODELS_MAX,
     ),
     Table(
         "[providers.<name>.capacity]",

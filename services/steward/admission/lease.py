@@ -70,7 +70,7 @@ class MoverLease:
     async def _write(self, lanes: tuple[LaneBacklog, ...], named: frozenset[tuple[str, str]]) -> bool:
         value = encode(BacklogRecord(mover=self._steward, time=now(), lanes=lanes))
         self.is_held = False  # Unless the broker says so.
-        revision = await key_value.compare_and_set_revision(
+        revision = await key_value.compare_and_put(
             self._requests, LANES_BUCKET.name, BACKLOG_KEY, value, self._revision
         )
         if revision is None:

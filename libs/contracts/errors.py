@@ -5,7 +5,10 @@ A code is part of the wire: clients match codes, never text. Codes are only adde
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 PROBLEM_TYPE_PREFIX = "urn:taskmesh:problem:"
 
@@ -70,7 +73,9 @@ TITLE_BY_CODE: dict[str, str] = {
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error as `application/problem+json` (RFC 9457).
 
-    `type` is `urn:taskmesh:problem:<code>`; `code` repeats the code for convenience.
+    `type` is `urn:taskmesh:problem:<code>`; `code` repeats the code for convenience. Of what has to come again later,
+    `cause` is a stable word for what stands in the way, and `depth` how many stand before it there, where that is
+    known.
     """
 
     type: str
@@ -79,9 +84,18 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     detail: str | None = None
     instance: str | None = None
+    cause: str | None = None
+    depth: Annotated[int, Meta(ge=0)] | None = None
 
 
-def problem(code: str, detail: str | None = None, instance: str | None = None) -> Problem:
+def problem(
+    code: str,
+    detail: str | None = None,
+    instance: str | None = None,
+    *,
+    cause: str | None = None,
+    depth: int | None = None,
+) -> Problem:
     """Build the problem document of a code. An unknown code is a programming error (KeyError)."""
     return Problem(
         type=PROBLEM_TYPE_PREFIX + code,
@@ -90,6 +104,8 @@ def problem(code: str, detail: str | None = None, instance: str | None = None) -
         code=code,
         detail=detail,
         instance=instance,
+        cause=cause,
+        depth=depth,
     )
 
 

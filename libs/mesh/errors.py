@@ -61,6 +61,12 @@ class QueueFull(TaskmeshError):
     code = "queue-full"
     retryable = True
 
+    def __init__(self, message: str, *, cause: str = "lane") -> None:
+        super().__init__(message)
+        self.cause = cause
+        """`lane`: the tenant's part of the lane is full.  queues: those of the whole mesh are.  storage: a stream,
+        or the disk, has no room."""
+
 
 class IdempotencyMismatch(TaskmeshError):
     """An idempotency key came back with another request."""

@@ -21,6 +21,7 @@ from meshctl.commands import (
     example,
     keys,
     permissions,
+    pools,
     processes,
     reload,
     repair,
@@ -85,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     storage.add_commands(commands)
     usage.add_commands(commands)
     workers.add_commands(commands)
+    pools.add_commands(commands, common)
     processes.add_commands(commands)
     rotate.add_commands(commands)
     transfer.add_commands(commands)

@@ -24,6 +24,7 @@ from contracts.api.dead_letters import (
     TaskDeadLetters,
 )
 from contracts.api.inputs import TaskInput
+from contracts.api.pools import PoolList
 from contracts.api.sse import RETRY_MILLISECONDS, Decoder, Frame
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
@@ -216,6 +217,11 @@ class Client:
         """`GET /v1/tools`: one page. Raises `ApiError`, `Unreachable`."""
         raw = await self._call("GET", "/v1/tools", params=dict(query))
         return Answer(decode(raw, ToolList), raw)
+
+    async def pools(self) -> Answer[PoolList]:
+        """`GET /v1/pools`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("GET", "/v1/pools")
+        return Answer(decode(raw, PoolList), raw)
 
     async def dead_letters(self, query: Mapping[str, str]) -> Answer[DeadLetterList]:
         """`GET /v1/dead-letters`: one page. Raises `ApiError`, `Unreachable`."""

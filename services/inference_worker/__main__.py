@@ -22,7 +22,7 @@ from inference_worker.turn.spending import prices_in
 from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
-from mesh.broker.shares import Share
+from mesh.broker.shares import LANE_WEIGHTS, Share
 from mesh.budgets.accounts import Accounts
 from mesh.budgets.spending import BudgetSpending
 from mesh.configuration.settings import Settings
@@ -32,9 +32,6 @@ from mesh.serving.service import Service, run
 from mesh.steps.work_loop import WorkLoop
 from mesh.telemetry import metrics
 from mesh.tools.toolbox import Toolbox
-
-WEIGHTS = {"high": 16, "normal": 8, "low": 2}
-"""Shares of a pool's places while all of its lanes are backed up. Pools share by what waits (`capacity.shifting`)."""
 
 
 def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
@@ -46,7 +43,7 @@ def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
         )
         gate = breakers.gate(settings.configuration.providers_of(pool), consumers, pool)
         for priority in PRIORITIES:
-            share = Share(pool, priority, WEIGHTS[priority])
+            share = Share(pool, priority, LANE_WEIGHTS[priority])
             for stream in ("TURNS", "TASKS"):
                 specs.append(ConsumerSpec(stream, lane_consumer(stream, pool, priority), share, gate))
     return specs

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import nats.errors
 import structlog
@@ -16,6 +17,7 @@ from contracts.journal.events import TurnCompleted
 from contracts.messages.work import TurnWork
 from contracts.records.status import LaneSample
 from mesh.broker.connection import Connection
+from mesh.clock import now
 from mesh.task.budget import tokens
 
 log = structlog.get_logger("inference_worker.lane_reports")
@@ -34,15 +36,17 @@ class LaneTally:
     """A lane since the last report."""
 
     finished: int = 0
+    busy_seconds: float = 0.0
     waits_seen: int = 0
     wait_seconds: list[float] = field(default_factory=list)
     tokens: Counter[str] = field(default_factory=Counter)
     begun: Counter[str] = field(default_factory=Counter)
     output_tokens: deque[int] = field(default_factory=lambda: deque(maxlen=OUTPUTS_MAX))
 
-    def add_turn(self, work: TurnWork, completed: TurnCompleted | None) -> None:
-        """Count a turn that is over, and what its tenant has used by it."""
+    def add_turn(self, work: TurnWork, completed: TurnCompleted | None, seconds: float = 0.0) -> None:
+        """Count a turn that is over, and had a place for so long; and what its tenant has used by it."""
         self.finished += 1
+        self.busy_seconds += seconds
         if work.turn == 1:
             self.begun[work.tenant] += 1
         self.tokens[work.tenant] += 0 if completed is None else tokens(completed.usage)
@@ -78,9 +82,10 @@ class LaneReporter:
         """A turn was claimed for the first time, so long after it was accepted."""
         self._tally(pool, priority).add_wait(wait_seconds)
 
-    def finished(self, work: TurnWork, completed: TurnCompleted | None) -> None:
-        """A turn is over."""
-        self._tally(work.pool, work.priority).add_turn(work, completed)
+    def finished(self, work: TurnWork, completed: TurnCompleted | None, claimed_at: datetime) -> None:
+        """A turn is over, which was claimed then."""
+        seconds = max(0.0, (now() - claimed_at).total_seconds())
+        self._tally(work.pool, work.priority).add_turn(work, completed, seconds)
 
     async def run(self) -> None:
         """Report about once a second, until cancelled. While the broker is away, samples gather."""
@@ -105,6 +110,7 @@ class LaneReporter:
                 tokens=used,
                 begun=begun,
                 output_tokens=list(tally.output_tokens),
+                busy_seconds=round(tally.busy_seconds, 4),
             )
             if tally.tokens:
                 left = self._tally(pool, priority)

@@ -18,7 +18,7 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload
 from contracts.generation.openapi import openapi
 from contracts.messages.control import ApprovalCommand, CancelCommand, InputCommand, cancel_message_id
-from contracts.records.status import ENDED, TaskAccepted, TaskLink, TaskRecord
+from contracts.records.status import ENDED, QueueState, TaskAccepted, TaskLink, TaskRecord
 from contracts.streams import TASKS_BUCKET
 from contracts.tasks import BODY_BYTES_MAX, TaskRequest
 from ingress import commands, input_decisions
@@ -43,9 +43,10 @@ from ingress.parsing import (
     parse_wait_seconds,
 )
 from ingress.pool_availability import Providers
-from ingress.pool_load import PoolLoads
+from ingress.pool_routes import Pools, pool_routes
+from ingress.refusals import Refusals
 from ingress.rights import within_rights
-from ingress.storage import RETRY_AFTER_SECONDS, Storage
+from ingress.storage import Storage
 from ingress.usage import UsageReports, usage_routes
 from ingress.waiting import Waits
 from mesh.access.audit import acted
@@ -56,6 +57,7 @@ from mesh.broker.direct_get import find_sequence
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, QueueFull
+from mesh.fleet.eta import begun
 from mesh.journal.following import Following, TaskNotFound
 from mesh.journal.submission import Submission, Submitted
 from mesh.journal.warm import WarmJournals
@@ -102,12 +104,14 @@ class Ingress:
         self._lanes = lanes
         self._storage = storage
         self._providers = providers
+        self._refusals = Refusals(lanes)
+        lanes.configure(settings.configuration.tenants)
         self._stopping = stopping
         self._tools = KnownTools(requests, settings.configuration.tools)
-        self._pool_loads = PoolLoads(requests, settings.worker_concurrency)
         self._journals = WarmJournals(requests)
         self.budgets = Budgets(requests, settings.configuration, submission.median_output)
-        self._waits = Waits(requests, lanes.fleet, providers, self.budgets)
+        self._waits = Waits(requests, lanes, providers, self.budgets)
+        self.pools = Pools(settings, requests, lanes, providers, self._waits)
         self._approving = Approving(requests, self._journals, settings.configuration)
         self.usage = UsageReports(requests)
         self.signing = LinkSigning(requests)
@@ -120,6 +124,8 @@ class Ingress:
         self._submission.configure(settings.configuration)
         self._providers.configure(settings.configuration)
         self.budgets.configure(settings.configuration)
+        self.pools.take(settings)
+        self._lanes.configure(settings.configuration.tenants)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
         self._approving.configure(settings.configuration)
 
@@ -142,7 +148,7 @@ class Ingress:
         task_request = check_pool(allowed, self._settings.pools)
         refusal = self._storage.refusal
         if refusal is not None:
-            raise RequestRefused("queue-full", refusal, retry_after_seconds=RETRY_AFTER_SECONDS)
+            raise self._refusals.storage(refusal, task_request)
         incoming = traces.parse_traceparent(request.headers.get(headers.TRACEPARENT))
         with traces.span("POST /v1/tasks", incoming, SpanKind.SERVER, _SPAN_ATTRIBUTES) as span:
             traceparent = traces.current_traceparent() or incoming or traces.new_traceparent()
@@ -160,8 +166,7 @@ class Ingress:
                     )
                     reservation.is_needed = not submitted.existing
             except QueueFull as error:
-                retry_after = self._lanes.retry_after_seconds(task_request.pool, task_request.priority)
-                raise RequestRefused(error.code, str(error), retry_after_seconds=retry_after) from None
+                raise self._refusals.queue_full(error, task_request, tenant) from None
             span.set_attribute("taskmesh.task", submitted.task)
             log.debug("task.accepted", task=submitted.task, tenant=tenant, existing=submitted.existing)
             if wait_seconds:
@@ -223,12 +228,6 @@ class Ingress:
         page = await self._tools.page(parse_limit(query.get("limit")), parse_tool_cursor(query.get("cursor")))
         return json_response(page)
 
-    async def pool_load(self, request: AnyRequest, pool: str) -> Response[bytes]:
-        """`GET /v1/pools/{pool}/load`"""
-        tenant_of(request, "operate")
-        load = await self._pool_loads.load(pool, self._settings.pools)
-        return json_response(load)
-
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
         caller = caller_of(request, "submit")
@@ -279,9 +278,12 @@ class Ingress:
 
         Returns how many tokens what it continues has, if it does.
         """
+        full = self._refusals.known_full(request, tenant)
+        if full is not None:
+            raise full
         refusal = self._providers.refusal(request)
         if refusal is not None:
-            raise RequestRefused("pool-unavailable", refusal.reason, retry_after_seconds=refusal.retry_after_seconds)
+            raise self._refusals.pool_unavailable(refusal, request)
         unknown = await self._tools.refusal(request.tools or ()) if request.unknown_tools == "refuse" else None
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)
@@ -299,7 +301,7 @@ class Ingress:
         return last.usage.input_tokens + last.usage.output_tokens if last is not None else None
 
     async def _accepted(self, submitted: Submitted, link: TaskLink | None, quotas: list[Quota]) -> Response[bytes]:
-        known = await self._record(submitted.tenant, submitted.task) if submitted.existing else None
+        known = await self._record(submitted.tenant, submitted.task, says_waiting=True) if submitted.existing else None
         accepted = TaskAccepted(
             id=submitted.task,
             tenant=submitted.tenant,
@@ -309,7 +311,7 @@ class Ingress:
             created_at=submitted.created_at,
             updated_at=known.updated_at if known is not None else submitted.created_at,
             sequence=known.sequence if known is not None else 0,
-            queue=self._lanes.queue(submitted.pool, submitted.priority),
+            queue=self._place(submitted, known),
             links=task_links(self._settings, submitted.task),
             link=link or msgspec.UNSET,
         )
@@ -317,6 +319,14 @@ class Ingress:
         if link is not None:
             answer_headers["Preference-Applied"] = "link"
         return json_response(accepted, 202, answer_headers)
+
+    def _place(self, submitted: Submitted, known: TaskRecord | None) -> QueueState:
+        """Where an accepted task stands: a new one behind all that was seen, and one that was there where it is."""
+        if known is not None:
+            return known.queue or begun(self._lanes.depth(known.pool, known.priority))
+        place = self._waits.place(submitted.pool, submitted.priority, tenant=submitted.tenant)
+        self._lanes.accepted(submitted.pool, submitted.priority, submitted.tenant)
+        return place
 
     async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:
         """A task's status, folded from its journal. That of one that has ended does not change any more.
@@ -333,7 +343,7 @@ class Ingress:
                 return self._linked(packed)
         state = (await read_journal(self._journals, tenant, task)).state
         shown = self._linked(record(state))
-        return msgspec.structs.replace(shown, waiting=await self._waits.of(state)) if says_waiting else shown
+        return await self._waits.told(shown, state) if says_waiting else shown
 
     async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
         """The finished task; None if it does not end in time, or can't be seen: it is accepted all the same."""
@@ -405,10 +415,6 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     async def tools(request: AnyRequest) -> Response[bytes]:
         return await ingress.tools(request)
 
-    @get("/v1/pools/{pool:str}/load")
-    async def pool_load(request: AnyRequest, pool: str) -> Response[bytes]:
-        return await ingress.pool_load(request, pool)
-
     @get("/v1/tasks/{task:str}")
     async def task(request: AnyRequest, task: str) -> Response[bytes]:
         return await ingress.task(request, task)
@@ -434,7 +440,8 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         return Response(document, media_type="application/vnd.oai.openapi+json")
 
     handlers: list[object] = [
-        *(submit, tasks, counts, tools, pool_load, task, events, links, cancel, inputs, schema),
+        *(submit, tasks, counts, tools, task, events, links, cancel, inputs, schema),
+        *pool_routes(ingress.pools),
         *dead_letter_routes(ingress.dead_letters),
         *usage_routes(ingress.usage),
         *health_routes("ingress", probe),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from opentelemetry.trace import SpanKind
 
 from contracts import headers, subjects
@@ -31,4 +33,6 @@ async def send(requests: Requests, command: Command, message_id: str, request: A
     except MessageTooLarge as error:
         raise RequestRefused(error.code, str(error)) from None
     except BrokerError as error:
-        raise RequestRefused("queue-full", str(error), retry_after_seconds=RETRY_SECONDS) from None
+        # Those who were refused together do not come back together.
+        later = RETRY_SECONDS * (1 + random.random())
+        raise RequestRefused("queue-full", str(error), retry_after_seconds=later, cause="commands") from None

@@ -163,7 +163,7 @@ class DeadLetters:
         try:
             await dead_letter_records.requeue(self._requests, found)
         except QueueFull as error:
-            raise RequestRefused(error.code, str(error), retry_after_seconds=FULL_SECONDS) from None
+            raise RequestRefused(error.code, str(error), retry_after_seconds=FULL_SECONDS, cause=error.cause) from None
         await self._requests.delete_message(DEAD_LETTERS.name, found.record_sequence)
         log.info("dead_letter.requeued", tenant=found.tenant, record=found.record_sequence, subject=found.subject)
         return json_response(found)

@@ -68,6 +68,12 @@ class FleetWatch:
         fleet = self.fleet
         return fleet is None or fleet.serves_pool(pool)
 
+    @property
+    def ingresses(self) -> int:
+        """How many ingresses share the clients; 1 while nobody knows."""
+        fleet = self.fleet
+        return 1 if fleet is None else max(1, sum(member.service == "ingress" for member in fleet.alive))
+
     def marked(self, checks: list[HealthCheck]) -> list[HealthCheck]:
         """Readiness checks: red for streams that take nothing; and one more for each thing that is not well."""
         dead = {each.stream: _dead(each) for each in self._dead}

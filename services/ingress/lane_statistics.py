@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
 import structlog
 
 from contracts.codec import decode
 from contracts.errors import TaskmeshError
-from contracts.records.status import LaneStatistics, QueueState
+from contracts.records.backlog import LaneBacklog
+from contracts.records.status import EtaBasis, LaneStatistics, QueueState
 from contracts.subjects import PRIORITIES, lane_key
 from ingress.fleet_watch import FleetWatch
 from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
-from mesh.clock import now
-from mesh.fleet.statistics import old_after_seconds
+from mesh.clock import lease_clock, now
+from mesh.configuration.tenants_table import TenantsConfiguration
+from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of, without_eta
+from mesh.fleet.pool_states import standing
+from mesh.fleet.statistics import look_seconds, old_after_seconds
 from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("ingress.lane_statistics")
 
 REFRESH_SECONDS = 1.0
-RETRY_AFTER_SECONDS_DEFAULT = 5.0
-RETRY_AFTER_SECONDS_MAX = 60.0
-FREED_FRACTION = 0.1
-"""A refused client comes back when about this part of the lane has drained, not for the next free place."""
+COUNTED_SECONDS: Final = 0.1
+"""Acceptances are counted together for so long."""
+ACCEPTED_MAX: Final = 10_000
+"""Lanes, and tenants in them, whose acceptances are counted. Those that had none for longest go."""
+KNOWN_SECONDS: Final = 0.25
+"""So long what is known of a pool is good: it is put together of all lanes, and asked for with each acceptance."""
+
+
+class Accepted:
+    """How many tasks of a lane were accepted here of late. Times are seconds on any clock."""
+
+    def __init__(self, kept_seconds: float) -> None:
+        self._kept_seconds = kept_seconds
+        self._counts: deque[tuple[float, int]] = deque()
+
+    def add(self, at: float) -> None:
+        """One more."""
+        counts = self._counts
+        if counts and at - counts[-1][0] < COUNTED_SECONDS:
+            counts[-1] = (counts[-1][0], counts[-1][1] + 1)
+            return
+        counts.append((at, 1))
+        while counts[0][0] < at - self._kept_seconds:
+            counts.popleft()
+
+    def since(self, at: float) -> int:
+        """So many since then."""
+        return sum(count for counted_at, count in self._counts if counted_at >= at)
+
+
+class _Known(NamedTuple):
+    """A pool, as it was put together at a time; `stands`: lanes that do not move, and why."""
+
+    at: float
+    view: PoolView
+    stands: Mapping[str, EtaBasis]
 
 
 class Lanes:
@@ -34,6 +74,12 @@ class Lanes:
         self._keys = [lane_key(pool, priority) for pool in pools for priority in PRIORITIES]
         self._statistics: dict[str, LaneStatistics] = {}
         self._old_after_seconds = old_after_seconds(len(self._keys))
+        self._behind_seconds = look_seconds(len(self._keys)) + REFRESH_SECONDS
+        """So old may be what is known of a lane that changes: until the next look, and until that is read here."""
+        self._accepted: OrderedDict[str, Accepted] = OrderedDict()
+        """By lane, and by lane and tenant."""
+        self._tenants = TenantsConfiguration()
+        self._pools: dict[str, _Known] = {}
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -52,6 +98,18 @@ class Lanes:
         if failure is not None:
             raise failure
 
+    def accepted(self, pool: str, priority: str, tenant: str) -> None:
+        """A task was accepted here: it stands in its lane before the next look at that."""
+        lane, at = lane_key(pool, priority), now().timestamp()
+        for key in (lane, f"{lane}.{tenant}"):
+            known = self._accepted.get(key)
+            if known is None:
+                known = self._accepted[key] = Accepted(self._behind_seconds)
+            known.add(at)
+            self._accepted.move_to_end(key)
+        while len(self._accepted) > ACCEPTED_MAX:
+            self._accepted.popitem(last=False)
+
     def lane(self, pool: str, priority: str) -> LaneStatistics | None:
         """A lane's statistics; None if there are none, or they are old, or nobody keeps them."""
         known = self._statistics.get(lane_key(pool, priority))
@@ -59,27 +117,106 @@ class Lanes:
             return None
         return known if (now() - known.time).total_seconds() <= self._old_after_seconds else None
 
-    def queue(self, pool: str, priority: str) -> QueueState:
-        """Depth, and how long until a task that comes now begins; null while not known, or nobody works there."""
-        known = self.lane(pool, priority)
-        if known is None:
-            return QueueState(depth=None, eta_seconds=None)
-        if not self.fleet.serves(pool):
-            return QueueState(depth=known.depth, eta_seconds=None)
-        if known.depth == 0:
-            return QueueState(depth=0, eta_seconds=0.0)
-        eta = known.depth / known.drain_per_second if known.drain_per_second else None
-        return QueueState(depth=known.depth, eta_seconds=round(eta, 3) if eta is not None else None)
+    def view(self, pool: str) -> PoolView:
+        """A pool as it is known to be."""
+        return self._known(pool).view
+
+    def configure(self, tenants: TenantsConfiguration) -> None:
+        """Go by other weights of tenants from now on."""
+        self._tenants = tenants
+
+    def queue(self, pool: str, priority: str, before: float | None = None, *, tenant: str | None = None) -> QueueState:
+        """Where a task that comes now stands, and when it begins; or one before which so many others stand.
+
+        `tenant`: whose it is. Without one it is taken for the lane's last.
+
+        There is no time while it is not known, or nobody works there. Costs no request, and little time: each
+        acceptance asks.
+        """
+        known = self._known(pool)
+        if before is None and tenant is not None:
+            before = self._before_of_tenant(known.view, pool, priority, tenant)
+        state = queue_state(known.view, priority, more=self._since(known.view, pool, priority), before=before)
+        stands = known.stands.get(priority)
+        return state if stands is None or state.depth is None else without_eta(state, stands)
+
+    def before_in_backlog(self, pool: str, priority: str, tenant: str, own: float) -> float | None:
+        """How many go before one that waits in BACKLOG behind so many of its own tenant; None where nobody knows."""
+        lane = self._known(pool).view.lanes.get(priority)
+        backlog = self._backlog(pool, priority)
+        if lane is None or backlog is None:
+            return None
+        ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
+        return ready + before_in_backlog(own, tenant, backlog, lambda name: self._tenants.of(name).weight)
+
+    def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
+        """What waits of a lane that the stewards order; None of any other lane."""
+        record = self._requests.backlog_lanes.record
+        lanes = record.lanes if record is not None else ()
+        return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
+
+    def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
+        """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""
+        backlog = self._backlog(pool, priority)
+        if backlog is None:
+            return None
+        record = self._requests.backlog_lanes.record
+        accepted = self._accepted.get(f"{lane_key(pool, priority)}.{tenant}")
+        at = now().timestamp()
+        since = max(record.time.timestamp() if record is not None else 0.0, at - self._behind_seconds)
+        own = backlog.tenants.get(tenant, 0) + (accepted.since(since) if accepted is not None else 0)
+        before = self.before_in_backlog(pool, priority, tenant, own)
+        lane = view.lanes.get(priority)
+        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if lane is not None and view.places != 0 else 0.0
+        return None if before is None else max(0.0, before - begun)
+
+    def _known(self, pool: str) -> _Known:
+        """What is known of a pool, put together anew when it may have changed."""
+        known = self._pools.get(pool)
+        if known is None or lease_clock() - known.at > KNOWN_SECONDS:
+            known = self._pools[pool] = self._put_together(pool)
+        return known
+
+    def _put_together(self, pool: str) -> _Known:
+        at, fleet = now(), self.fleet.fleet
+        counted = self._statistics.values() if self.fleet.counts_lanes else ()
+        fresh = [lane for lane in counted if (at - lane.time).total_seconds() <= self._old_after_seconds]
+        workers = None if fleet is None else [each.record for each in fleet.alive if each.record is not None]
+        view = pool_view(pool, fresh, workers)
+        return _Known(lease_clock(), view, {} if fleet is None else standing(fleet, pool))
+
+    def _since(self, view: PoolView, pool: str, priority: str) -> float:
+        """How many more wait in a lane than when it was looked at: those accepted here, less those begun since."""
+        lane = view.lanes.get(priority)
+        accepted = self._accepted.get(lane_key(pool, priority))
+        if lane is None or accepted is None:
+            return 0.0
+        at = now().timestamp()
+        since = max(lane.time.timestamp(), at - self._behind_seconds)
+        # Only of what was measured: what places could do says nothing of a moment in which they may not.
+        per_second = (lane.tasks_per_second or 0.0) if view.places != 0 else 0.0
+        return accepted.since(since) - per_second * max(0.0, at - since)
 
     def is_idle(self, pool: str) -> bool:
         """Whether nothing of a pool waits for a worker, as far as is known."""
         known = (self.lane(pool, priority) for priority in PRIORITIES)
         return all(lane is None or lane.depth == 0 for lane in known)
 
-    def retry_after_seconds(self, pool: str, priority: str) -> float:
-        """When a refused client has a fair chance."""
+    def depth(self, pool: str, priority: str) -> int | None:
+        """Turns that wait in a lane; None while nobody has counted."""
         known = self.lane(pool, priority)
-        if known is None or not known.drain_per_second:
-            return RETRY_AFTER_SECONDS_DEFAULT
-        seconds = known.depth * FREED_FRACTION / known.drain_per_second
-        return min(max(1.0, seconds), RETRY_AFTER_SECONDS_MAX)
+        return None if known is None else known.depth
+
+    def tasks_per_second(self, pool: str, priority: str, tenant: str | None = None) -> float | None:
+        """How many tasks of a lane begin a second, or of a tenant's there; None while nothing was measured."""
+        view = self._known(pool).view
+        speed = speed_of(view, priority).per_second
+        backlog = self._backlog(pool, priority)
+        if tenant is None or not speed or backlog is None:
+            return speed
+        # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
+        waiting = {tenant, *backlog.tenants}
+        unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
+        weights = sum(self._tenants.of(name).weight for name in waiting) + unnamed
+        measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]
+        return min(speed, max(speed * self._tenants.of(tenant).weight / weights, *measured, 0.0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import structlog
 
+from contracts.records.providers import ProviderRecord
 from contracts.tasks import TaskRequest
 from ingress.lane_statistics import Lanes
 from mesh.background import repeatedly
@@ -64,6 +66,11 @@ class Providers:
             lease_clock(),
             is_idle=self._lanes.is_idle(request.pool),
         )
+
+    def records(self, names: Iterable[str]) -> dict[str, ProviderRecord]:
+        """The records of those providers that have one."""
+        found = {name: self._records.sighting(name).record for name in names}
+        return {name: record for name, record in found.items() if record is not None}
 
     def down(self, pool: str) -> str | None:
         """Why no provider of a pool is called at present, for people; None if one is, or the pool has none."""

@@ -23,8 +23,6 @@ from mesh.telemetry import metrics
 log = structlog.get_logger("ingress.storage")
 
 POLL_SECONDS = 1.0
-RETRY_AFTER_SECONDS = 30.0
-"""Room comes from retention, and from people: not at once."""
 DISK_SECONDS_MAX = 30.0
 """How long the last word on the disk counts while there is no other."""
 FALL_PERCENT = 5.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -10,15 +10,16 @@ import msgspec
 from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.identifiers import turn_of
-from contracts.records.status import Waiting
+from contracts.records.status import QueueState, TaskRecord, Waiting
 from contracts.streams import TASKS, TOOLS, TURNS, lane_consumer, tool_consumer
 from ingress.budgets import Budgets
-from ingress.fleet_watch import FleetWatch
+from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from mesh.broker.requests import Requests
 from mesh.clock import now
+from mesh.fleet.eta import begun, without_eta
 from mesh.fleet.findings import Fleet
-from mesh.fleet.places import ahead_of
+from mesh.fleet.places import ahead_of, before_of_tenant
 from mesh.fleet.queues import Queue
 from mesh.task.state import TaskState
 from mesh.task.waiting import clock, waiting_of
@@ -30,12 +31,19 @@ PLACES_AT_ONCE_MAX: Final = 8
 class Waits:
     """Says of tasks what they wait for."""
 
-    def __init__(self, requests: Requests, fleet: FleetWatch, providers: Providers, budgets: Budgets) -> None:
+    def __init__(self, requests: Requests, lanes: Lanes, providers: Providers, budgets: Budgets) -> None:
         self._requests = requests
-        self._fleet = fleet
+        self._lanes = lanes
+        self._fleet = lanes.fleet
         self._providers = providers
         self._budgets = budgets
         self._looking = 0
+
+    async def told(self, record: TaskRecord, state: TaskState) -> TaskRecord:
+        """A record with what its task waits for, and the place in line of one that has not begun."""
+        waiting = await self.of(state)
+        place = self.place_of(state, waiting) if record.status == "queued" and waiting is not None else None
+        return msgspec.structs.replace(record, waiting=waiting, queue=place)
 
     async def of(self, state: TaskState) -> Waiting | None:
         """What a task waits for; None if it has ended. Costs two requests for one that waits in a queue."""
@@ -54,10 +62,28 @@ class Waits:
             return await self._in_queue(waiting, state, fleet)
         return waiting
 
+    def place(self, pool: str, priority: str, before: float | None = None, *, tenant: str | None = None) -> QueueState:
+        """Where a task that comes now stands, or one before which so many others stand. Costs no request."""
+        state = self._lanes.queue(pool, priority, before, tenant=tenant)
+        if state.basis in ("no-worker", "paused") or self._providers.down(pool) is None:
+            return state
+        return without_eta(state, "no-provider")
+
+    def place_of(self, state: TaskState, waiting: Waiting) -> QueueState:
+        """Where a task stands that has not begun, and waits for this."""
+        _, priority = _queue_of(waiting, state)
+        if waiting.on in ("worker", "no-worker", "pause", "provider"):
+            place = self.place(state.pool, priority, waiting.ahead)
+            return place if waiting.ahead is not None else msgspec.structs.replace(place, position=None)
+        # Somebody has it already, or a timer brings it.
+        return begun(self._lanes.depth(state.pool, priority))
+
     async def _in_queue(self, waiting: Waiting, state: TaskState, fleet: Fleet | None) -> Waiting:
         name, priority = _queue_of(waiting, state)
         queue = fleet.queue(name, priority) if fleet is not None else None
         label = (queue or Queue(name, priority)).label
+        ahead = await self._ahead(waiting, state)
+        waiting = msgspec.structs.replace(waiting, ahead=ahead)
         if queue is not None and queue.paused_seconds:
             until = now() + timedelta(seconds=queue.paused_seconds)
             return _instead(waiting, "pause", f"and {label} is paused until {clock(until)}.", until=until)
@@ -71,12 +97,11 @@ class Waits:
         down = self._providers.down(state.pool) if priority else None
         if down is not None:
             return _instead(waiting, "provider", f"and no provider of pool {name} is called at present: {down}.")
-        ahead = await self._ahead(waiting, state)
         if ahead is None:
             return waiting
         before = f"{ahead:,} message{'' if ahead == 1 else 's'}"
         return msgspec.structs.replace(
-            waiting, ahead=ahead, detail=f"{waiting.detail.removesuffix('.')}, with {before} before it in {label}."
+            waiting, detail=f"{waiting.detail.removesuffix('.')}, with {before} before it in {label}."
         )
 
     async def _ahead(self, waiting: Waiting, state: TaskState) -> int | None:
@@ -85,13 +110,24 @@ class Waits:
         self._looking += 1
         try:
             stream, consumer, subject_filter = _place_of(waiting, state)
-            return await ahead_of(
-                self._requests, stream, consumer, subject_filter, state.task, waiting.until or waiting.since
-            )
+            stored_at = waiting.until or waiting.since
+            ahead = await ahead_of(self._requests, stream, consumer, subject_filter, state.task, stored_at)
+            if ahead is not None or stream != TASKS.name:
+                return ahead
+            return await self._ahead_in_backlog(state, _queue_of(waiting, state)[1], stored_at)
         except TaskmeshError:
             return None  # It waits all the same.
         finally:
             self._looking -= 1
+
+    async def _ahead_in_backlog(self, state: TaskState, priority: str, stored_at: datetime) -> int | None:
+        """About how many go before a task that waits for its tenant's turn."""
+        subject = subjects.backlog(state.pool, priority, state.tenant)
+        own = await before_of_tenant(self._requests, subject, state.task, stored_at)
+        if own is None:
+            return None
+        before = self._lanes.before_in_backlog(state.pool, priority, state.tenant, own)
+        return None if before is None else int(before)
 
 
 def _queue_of(waiting: Waiting, state: TaskState) -> tuple[str, str]:

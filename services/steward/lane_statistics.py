@@ -61,10 +61,13 @@ class LaneKeeper:
         """Look at all lanes once, and write what has changed. Raises `TaskmeshError`."""
         depths: Counter[str] = Counter()
         running: Counter[str] = Counter()
+        waiting_tasks: Counter[str] = Counter()
         for stream in ("TASKS", "TURNS"):
             for consumer in await all_consumers(self._connection.requests, stream):
                 depths[consumer["name"]] += int(consumer["num_pending"])
                 running[consumer["name"]] += int(consumer["num_ack_pending"])
+                if stream == "TASKS":
+                    waiting_tasks[consumer["name"]] += int(consumer["num_pending"])
         backlog = await self._backlog()
         crowded: list[tuple[str, str]] = []
         for key, window in self._windows.items():
@@ -72,7 +75,7 @@ class LaneKeeper:
             name = lane_consumer("TASKS", window.pool, window.priority)
             if depths[name] > max(CROWDED_MIN, CROWDED_ROUNDS * running[name]):
                 crowded.append((window.pool, window.priority))
-            await self._update(key, window, depths[name], running[name], backlog[key])
+            await self._update(key, window, depths[name], running[name], waiting_tasks[name], backlog[key])
         self._on_crowded(crowded)
 
     async def _backlog(self) -> Counter[str]:
@@ -82,9 +85,14 @@ class LaneKeeper:
             counts[subjects.lane_key(lane.pool, lane.priority)] += count
         return counts
 
-    async def _update(self, key: str, window: LaneWindow, ready: int, running: int, backlog: int) -> None:
+    async def _update(
+        self, key: str, window: LaneWindow, ready: int, running: int, ready_tasks: int, backlog: int
+    ) -> None:
         at = lease_clock()
-        statistics = window.statistics(at, now(), ready + backlog, running, backlog)
+        # Turns that were put off lie in BACKLOG, too, but few: all of it is taken for tasks that are to begin.
+        statistics = window.statistics(
+            at, now(), ready + backlog, running, backlog, waiting_tasks=ready_tasks + backlog
+        )
         written_at, before = self._written.get(key, (0.0, None))
         if before is not None and _same(before, statistics) and at - written_at < self._unchanged_seconds_max:
             return
@@ -102,7 +110,11 @@ class LaneKeeper:
             window.add(lease_clock(), sample)
 
 
+_TELLING = (
+    "depth", "running", "backlog", "waiting_tasks", "wait_seconds_p95", "drain_per_second", "tasks_per_second"
+)  # fmt: skip
+
+
 def _same(one: LaneStatistics, other: LaneStatistics) -> bool:
-    return (one.depth, one.running, one.backlog) == (other.depth, other.running, other.backlog) and (
-        one.wait_seconds_p95 == other.wait_seconds_p95 and one.drain_per_second == other.drain_per_second
-    )
+    # Shares of tenants change with each second: they are told with the rest.
+    return all(getattr(one, name) == getattr(other, name) for name in _TELLING)

@@ -48,7 +48,7 @@ class Edge:
         if self._stopping.is_set():
             return _come_back
         if self.streams >= self._streams_max:
-            raise RequestRefused("rate-limited", "this edge has as many streams as it may")
+            raise RequestRefused("rate-limited", "this edge has as many streams as it may", cause="streams")
         self._count(1)
         try:
             span = await self._span(request, tenant, checked_task, after)

@@ -214,7 +214,8 @@ async def who_is_frozen(watched: Watched) -> list[Incident]:
 
     async def promises_nothing() -> bool:
         accepted = await watched._client.post(f"{watched.mesh.ingress_url}/v1/tasks", json={"input": "!say 1"})
-        return bool(accepted.json()["queue"] == {"depth": None, "eta_seconds": None})
+        told = accepted.json()["queue"]
+        return bool((told["depth"], told["eta_seconds"], told["basis"]) == (None, None, "unknown"))
 
     await until(promises_nothing, SECONDS_MAX)
     why = await watched.until_waits(waits, "no-worker")

@@ -153,6 +153,7 @@ async def _work(mesh: Mesh, client: PatientClient) -> None:
     await meshctl(mesh, "dead-letters", "list")
     await meshctl(mesh, "dead-letters", "replay", gave_up, "--input", "!say 2")
     await until_status(gave_up, "completed")
+    assert (await client.get("/v1/pools")).status_code == 200
     assert (await client.get("/v1/pools/default/load")).status_code == 200
     assert (await client.get("/v1/tools")).status_code == 200
 

@@ -261,7 +261,9 @@ async def test_the_steward_tells_how_a_lane_stands_and_the_ingress_passes_it_on(
         waiting = await statistics()
         assert (waiting.pool, waiting.priority, waiting.running) == ("default", "normal", 0)
         assert (waiting.drain_per_second, waiting.wait_seconds_p50, waiting.wait_seconds_p95) == (None, None, None)
-        await until(lambda: queue_is(lambda told: told == {"depth": 3, "eta_seconds": None}))
+        await until(lambda: queue_is(lambda told: (told["depth"], told["position"]) == (3, 3)))
+        assert (await queue())["eta_seconds"] is None
+        await until(lambda: queue_is(lambda told: told["basis"] == "no-worker"))
 
         worker = await mesh.start("inference_worker")
         await until(lambda: lane_is(lambda lane: lane.depth == 0 and bool(lane.drain_per_second)))
@@ -269,12 +271,18 @@ async def test_the_steward_tells_how_a_lane_stands_and_the_ingress_passes_it_on(
         assert drained.wait_seconds_p50 is not None
         assert drained.wait_seconds_p95 is not None
         assert 0 < drained.wait_seconds_p50 <= drained.wait_seconds_p95
-        await until(lambda: queue_is(lambda told: told == {"depth": 0, "eta_seconds": 0.0}))
+        await until(lambda: queue_is(lambda told: (told["depth"], told["basis"]) == (0, "begun")))
 
         assert await worker.stop() == 0
         await post(20)
         await until(lambda: queue_is(lambda told: told["depth"] == 20))
-        assert 0 < (await queue())["eta_seconds"] < 20 * 60
+        answer = await client.post("/v1/tasks", json={"input": "one more"})
+        told = answer.json()["queue"]
+        assert (told["depth"], told["position"]) == (20, 21)
+        # Whether the worker's end has been seen or not.
+        assert told["basis"] == "no-worker" or 0 < told["eta_seconds"] < 20 * 60
+        shown = (await client.get(answer.headers["Location"])).json()
+        assert (shown["status"], shown["queue"]["position"]) == ("queued", 21)
         assert mesh.tracebacks() == []
 
 

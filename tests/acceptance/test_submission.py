@@ -56,7 +56,7 @@ async def test_an_accepted_task_is_told_with_its_place_and_links_that_work(bench
     assert (accepted["tenant"], accepted["updated_at"], accepted["sequence"]) == ("shape", accepted["created_at"], 0)
     assert (accepted["status"], accepted["pool"], accepted["priority"]) == ("queued", "default", "high")
     assert datetime.fromisoformat(accepted["created_at"]).utcoffset() is not None
-    assert accepted["queue"].keys() == {"depth", "eta_seconds"}
+    assert accepted["queue"].keys() == {"depth", "position", "eta_seconds", "basis"}
     assert response.headers["location"] == f"/v1/tasks/{task}" == accepted["links"]["self"]
     record = (await bench.client.get(response.headers["location"], headers={"Mesh-Tenant": "shape"})).json()
     assert (record["id"], record["tenant"], record["priority"]) == (task, "shape", "high")

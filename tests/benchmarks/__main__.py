@@ -25,6 +25,7 @@ from tests.benchmarks import (
     agents,
     callers,
     commands,
+    eta,
     fairness,
     fan_out,
     first_token,
@@ -56,6 +57,7 @@ SECONDS_MAX = 300.0
 BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "accept": accept.measure,
     "callers": callers.measure,
+    "eta": eta.measure,
     "first_token": first_token.measure,
     "fan_out": fan_out.measure,
     "tokens": journal.measure_tokens,

@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 from contracts import subjects
 from contracts.codec import decode
 from contracts.streams import lane_consumer
-from inference_worker.__main__ import WEIGHTS, lanes
+from inference_worker.__main__ import lanes
 from inference_worker.models.breakers import Breakers
 from mesh.background import background
 from mesh.broker import lanes as lane_module
@@ -26,6 +26,7 @@ from mesh.broker.deliveries import Delivery
 from mesh.broker.gates import Permit
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.provisioning import apply, declared
+from mesh.broker.shares import LANE_WEIGHTS
 from mesh.configuration.settings import Settings
 from steward.waking import Waking
 from tests.support.broker import Broker
@@ -118,8 +119,8 @@ async def test_lanes_that_are_backed_up_are_claimed_by_their_weights(
     async with background(consumption.run()):
         await until(lambda: len(claimed) >= messages, seconds=60)
     counts = Counter(claimed[:messages])
-    for priority, weight in WEIGHTS.items():
-        assert counts[priority] == pytest.approx(messages * weight / sum(WEIGHTS.values()), rel=0.1), counts
+    for priority, weight in LANE_WEIGHTS.items():
+        assert counts[priority] == pytest.approx(messages * weight / sum(LANE_WEIGHTS.values()), rel=0.1), counts
 
 
 async def test_in_a_lane_started_work_comes_first(connection: Connection, settings: Settings) -> None:

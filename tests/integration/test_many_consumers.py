@@ -10,7 +10,6 @@ from contracts.codec import decode
 from contracts.records.status import LaneStatistics
 from contracts.streams import consumers, lane_consumer
 from contracts.subjects import PRIORITIES
-from inference_worker.__main__ import WEIGHTS
 from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.answers import Ack, Answer
@@ -21,7 +20,7 @@ from mesh.broker.deliveries import Delivery
 from mesh.broker.gates import Permit
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.provisioning import Declared, apply, compare
-from mesh.broker.shares import Share
+from mesh.broker.shares import LANE_WEIGHTS, Share
 from mesh.configuration.settings import Settings
 from steward.lane_statistics import LaneKeeper
 from tests.support.waiting import until
@@ -45,7 +44,7 @@ async def test_300_pools_and_1000_tools_at_once(connection: Connection, settings
         return Ack()
 
     lanes = [
-        ConsumerSpec(stream, lane_consumer(stream, pool, priority), Share(pool, priority, WEIGHTS[priority]))
+        ConsumerSpec(stream, lane_consumer(stream, pool, priority), Share(pool, priority, LANE_WEIGHTS[priority]))
         for pool in POOLS
         for priority in PRIORITIES
         for stream in ("TURNS", "TASKS")

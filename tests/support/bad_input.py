@@ -110,7 +110,8 @@ def assert_problem(response: httpx.Response, code: str) -> None:
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["cache-control"] == "no-store"
     document = response.json()
-    assert document.keys() <= {"type", "title", "status", "code", "detail"}
+    assert document.keys() <= {"type", "title", "status", "code", "detail", "cause", "depth"}
+    assert ("cause" in document) == (code in ("rate-limited", "queue-full", "pool-unavailable", "budget-exhausted"))
     assert (document["code"], document["status"]) == (code, status)
     assert (document["type"], document["title"]) == (PROBLEM_TYPE_PREFIX + code, TITLE_BY_CODE[code])
     if status in (429, 503):

@@ -180,6 +180,7 @@ async def drive(house: House, client: httpx.AsyncClient, broken: Any) -> None:
         "/v1/tasks/none",
         "/v1/tools",
         "/health/ready",
+        "/v1/pools",
         "/v1/pools/default/load",
     ):
         await client.get(path)

@@ -68,6 +68,7 @@ def test_no_command_says_seconds_of_anything_else() -> None:
         "--watchdog-seconds",
         "--deadline",
         "--grace",
+        "--interval",
     }
 
 

@@ -227,7 +227,9 @@ class Reports:
         return turn_handler(
             provider,
             on_claimed=lambda *claimed: self.claimed.append(claimed),
-            on_finished=lambda work, completed: self.finished.append((work.tenant, work.turn, completed is not None)),
+            on_finished=lambda work, completed, _: self.finished.append(
+                (work.tenant, work.turn, completed is not None)
+            ),
         )
 
 

@@ -1,10 +1,15 @@
-"""The load of a pool, for whoever starts and stops its workers."""
+"""The load of a pool, for whoever starts and stops its workers; and how all pools stand, for whoever uses them."""
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated
 
-from contracts.fields import Count, LaneName, Time
+import msgspec
+from msgspec import Meta
+
+from contracts.fields import Count, LaneName, Seconds, Tenant, Time
+from contracts.records.providers import BreakerState
+from contracts.records.status import EtaBasis, Rate
 from contracts.tasks import Priority
 
 
@@ -31,3 +36,71 @@ class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     places: Count
     wanted_workers: Count
     lanes: list[LaneLoad]
+
+
+class LaneState(msgspec.Struct, frozen=True, kw_only=True):
+    """A lane of a pool: what waits and runs there, how fast it goes, and when a task that comes now begins.
+
+    Rates and waits are those of the lane's statistics, `eta_seconds` and `basis` as in the answer to a submission. What
+    was not measured, or is old, is null.
+    """
+
+    priority: Priority
+    depth: Count | None
+    waiting_tasks: Count | None
+    running: Count | None
+    drain_per_second: Rate | None
+    tasks_per_second: Rate | None
+    wait_seconds_p50: Seconds | None
+    wait_seconds_p95: Seconds | None
+    wait_seconds_p99: Seconds | None
+    eta_seconds: Seconds | None
+    basis: EtaBasis
+
+
+class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider of a pool: its breaker, since when that stands so, and when it is tried next.
+
+    `room`: the part of its pace that is left now; null of one without a pace.
+    """
+
+    provider: str
+    breaker: BreakerState
+    since: Time | None
+    retry_at: Time | None
+    room: Annotated[float, Meta(ge=0, le=1)] | None
+
+
+class TenantShare(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's part of what began in a pool of late, from 0 to 1, and how many tasks a second that were."""
+
+    tenant: Tenant
+    share: Annotated[float, Meta(ge=0, le=1)]
+    tasks_per_second: Rate
+
+
+class PoolState(msgspec.Struct, frozen=True, kw_only=True):
+    """How a pool stands. `depth` and `running` are those of its lanes together.
+
+    `workers` live and do not drain, and have `places` between them, of which `free` ones would take a task at once.
+    `capacity`: how many turns at once the pool's servers bear, of all workers; null where nobody measures it.
+    `tenants`: those with the most work, the most first; who may see one tenant alone gets that one.
+    """
+
+    pool: LaneName
+    depth: Count | None
+    running: Count | None
+    workers: Count | None
+    places: Count | None
+    free: Count | None
+    capacity: Count | None
+    lanes: list[LaneState]
+    providers: list[ProviderState]
+    tenants: list[TenantShare]
+
+
+class PoolList(msgspec.Struct, frozen=True, kw_only=True):
+    """All pools that the caller may use, by name, as they were known to stand at `time`."""
+
+    time: Time
+    pools: list[PoolState]

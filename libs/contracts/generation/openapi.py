@@ -28,7 +28,7 @@ from contracts.generation.openapi_parts import (
     response_headers,
     security_schemes,
 )
-from contracts.generation.openapi_pools import read_pool_load
+from contracts.generation.openapi_pools import list_pools, read_pool_load
 from contracts.generation.openapi_tasks import (
     cancel_task,
     count_tasks,
@@ -86,6 +86,7 @@ def openapi() -> dict[str, Any]:
             "/v1/tasks/{id}/links": {"post": asking("read", make_link())},
             "/v1/tasks/{id}/events": {"servers": [STREAM_EDGE], "get": asking("read", follow_task())},
             "/v1/tools": {"get": asking("read", list_tools())},
+            "/v1/pools": {"get": asking("read", list_pools())},
             "/v1/pools/{pool}/load": {"get": asking("operate", read_pool_load())},
             "/v1/usage": {"get": asking("read", read_usage())},
             "/v1/dead-letters": {"get": asking("read", list_dead_letters())},

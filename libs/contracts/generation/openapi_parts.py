@@ -137,6 +137,7 @@ def component_schemas() -> dict[str, Any]:
         status.TaskCounts,
         tools.ToolList,
         pools.PoolLoad,
+        pools.PoolList,
         usage.UsageReport,
         dead_letters.DeadLetterList,
         dead_letters.TaskDeadLetters,

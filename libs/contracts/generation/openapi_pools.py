@@ -1,4 +1,4 @@
-"""The operation on pools, as the OpenAPI document has it."""
+"""The operations on pools, as the OpenAPI document has it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ from typing import Any
 
 from contracts import subjects
 from contracts.generation.openapi_parts import json_answer, parameter, problems, string
+
+
+def list_pools() -> dict[str, Any]:
+    return {
+        "operationId": "listPools",
+        "tags": ["pools"],
+        "summary": "See how all pools stand",
+        "description": (
+            "Every pool that the caller may use, on one page: what waits in each lane, how long tasks waited there, "
+            "how fast it goes and when a task that comes now would begin; workers and places; breakers of providers; "
+            "and the tenants' parts of what began of late. It costs the mesh nothing: it is what this ingress knows, a "
+            "few seconds old. Other tenants are shown to those alone who may operate and name any tenant."
+        ),
+        "parameters": [parameter("Tenant")],
+        "responses": {
+            "200": json_answer("The pools.", "PoolList", headers=("NoStore",)),
+            **problems("400", "503"),
+        },
+    }
 
 
 def read_pool_load() -> dict[str, Any]:

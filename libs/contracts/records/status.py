@@ -114,13 +114,37 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: Id | None = None
 
 
+EtaBasis = Literal["free", "drain", "pool", "places", "no-worker", "no-provider", "paused", "begun", "unknown"]
+"""
+What an ETA was worked out from.  free: a place is free.  drain: how many tasks of its lane began a second, while some
+waited.  pool: the same of the pool's other lanes, shared out by weight.  places: how many places there are, and how
+long a task has one. Without an ETA, why there is none.  no-worker: nobody who lives serves the pool.  no-provider: no
+provider of it is called at present.  paused: the lane gives nothing to anybody.  begun: it waits for no place any more.
+unknown: nothing was measured yet.
+"""
+
+
+class QueueState(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's place in line, and when it begins.
+
+    `depth`: turns that wait in its lane; null while nobody has counted. `position`: 1 is the task that begins next;
+    null where nobody knows. `eta_seconds`: about how long until it begins; null while nothing was measured. `basis`:
+    what that was worked out from, or why there is none.
+    """
+
+    depth: Count | None
+    position: Ordinal | None = None
+    eta_seconds: Seconds | None
+    basis: EtaBasis = "unknown"
+
+
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task's status, folded from its journal up to stream sequence `sequence`.
 
     In the bucket `tasks` under `<tenant>.<task>`, where a record is only ever replaced by one with a higher
-    `sequence`; over HTTP with `links`, and one that has not ended and is read by its id with `waiting`. `usage` is of
-    the task's own turns, `tree_usage` of its sub-tasks' too; `over_budget_tokens` is what they have used beyond its
-    budget. `by`: who has submitted it.
+    `sequence`; over HTTP with `links`, and one that has not ended and is read by its id with `waiting`, and with
+    `queue` while it is `queued`. `usage` is of the task's own turns, `tree_usage` of its sub-tasks' too;
+    `over_budget_tokens` is what they have used beyond its budget. `by`: who has submitted it.
     """
 
     id: Id
@@ -148,14 +172,8 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     over_budget_tokens: Ordinal | None = None
     by: By | None = None
     waiting: Waiting | None = None
+    queue: QueueState | None = None
     links: Links | None = None
-
-
-class QueueState(msgspec.Struct, frozen=True, kw_only=True):
-    """What waits ahead. `eta_seconds` is null while the lane's rate is not known."""
-
-    depth: Count | None
-    eta_seconds: Seconds | None
 
 
 class TaskLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,12 +220,29 @@ class TaskCounts(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[Status, Count]
 
 
+Rate = Annotated[float, Meta(ge=0)]
+"""So many a second."""
+TENANTS_TOLD_MAX = 32
+"""Tenants of a lane that its statistics name: those with the most work."""
+
+
+class TenantRate(msgspec.Struct, frozen=True, kw_only=True):
+    """How many tasks of a tenant began a second in a lane, of late."""
+
+    tenant: Tenant
+    tasks_per_second: Rate
+
+
 class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A lane as the steward sees it, in the bucket `lanes` under `<pool>.<priority>`.
 
-    `depth` counts waiting turns, `backlog` those of them that wait in BACKLOG, `running` delivered and unacked ones.
-    `drain_per_second` is over the last minute, null while nothing drained. Waits are seconds from acceptance to claim,
-    over the last minute. `output_tokens_p50`: what a turn puts out, of those that ended lately.
+    `depth` counts waiting turns, `backlog` those of them that wait in BACKLOG, `running` delivered and unacked ones;
+    `waiting_tasks`, of `depth`, those that are to begin a task: null of a writer that does not count them.
+    `drain_per_second` is over the last minute, null while nothing drained. `tasks_per_second`: how many tasks got
+    through their first turn a second while some waited, newer ones counting more; null until enough did.
+    `task_seconds`: how long a task has a place, all of its turns together. Waits are seconds from acceptance to claim,
+    over the last minute. `tenants`: those with the most work, of late. `output_tokens_p50`: what a turn puts out, of
+    those that ended lately.
     """
 
     pool: LaneName
@@ -215,9 +250,14 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     time: Time
     depth: Count
     running: Count
-    drain_per_second: Annotated[float, Meta(ge=0)] | None = None
+    waiting_tasks: Count | None = None
+    drain_per_second: Rate | None = None
+    tasks_per_second: Rate | None = None
+    task_seconds: Seconds | None = None
     wait_seconds_p50: Seconds | None = None
     wait_seconds_p95: Seconds | None = None
+    wait_seconds_p99: Seconds | None = None
+    tenants: Annotated[list[TenantRate], Meta(max_length=TENANTS_TOLD_MAX)] = []
     backlog: Count = 0
     output_tokens_p50: Count | None = None
 
@@ -228,6 +268,7 @@ class LaneSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `finished` counts turns since the last report; `wait_seconds` holds at most 64 of the waits seen. `tokens`: what the
     turns of each tenant have used, read and put out; `begun`: how many of them were first turns. Both of at most 256
     tenants: the others come with the next report. `output_tokens`: what some of the turns have put out, at most 64.
+    `busy_seconds`: how long all of the turns were worked on.
     """
 
     worker: str
@@ -236,6 +277,7 @@ class LaneSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens: dict[Tenant, Count] = {}
     begun: dict[Tenant, Count] = {}
     output_tokens: list[Count] = []
+    busy_seconds: Seconds = 0.0
 
 
 class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -51,6 +51,7 @@ _ASKED: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("POST", "/v1/tasks/{id}/links", "link"),
         ("GET", "/v1/tasks/{id}/events", "follow"),
         ("GET", "/v1/tools", "tools"),
+        ("GET", "/v1/pools", "pools"),
         ("GET", "/v1/pools/[^/]*/load", "load"),
         ("GET", "/v1/dead-letters", "dead-letters"),
         ("GET", "/v1/dead-letters/{id}", "dead-letters"),

@@ -130,7 +130,8 @@ class KeyDoor:
         look = self._looks.get(key_id)
         if look is None:
             if not has_record and not self._pace.takes(at):
-                raise RequestRefused("rate-limited", "too many unknown credentials at once", retry_after_seconds=1)
+                detail = "too many unknown credentials at once"
+                raise RequestRefused("rate-limited", detail, retry_after_seconds=1, cause="credentials")
             look = self._looks[key_id] = asyncio.create_task(self._read(key_id))
             look.add_done_callback(is_seen)
             look.add_done_callback(lambda _: self._looks.pop(key_id, None))

@@ -47,6 +47,8 @@ ROUNDING_SECONDS: Final = 1e-6
 """Times that were added up are no exact multiples of an interval: the last of a burst would be refused for it."""
 REQUESTS: Final = "requests"
 """What the limit of a caller's requests is called in `RateLimit`."""
+COME_BACK_SECONDS_MAX: Final = 60.0
+"""Nobody who sends too much is told to come much later than this."""
 BURST_SECONDS: Final = 5.0
 """Of so many seconds all requests may come at once, where `[auth]` says nothing else."""
 
@@ -68,6 +70,8 @@ class Rates:
         self._names_max = names_max
         self._due: OrderedDict[str, float] = OrderedDict()
         """When each would have been served, had all that it asked for come evenly."""
+        self._told: OrderedDict[str, float] = OrderedDict()
+        """When the last one that was refused was told to come again."""
 
     def __len__(self) -> int:
         return len(self._due)
@@ -90,6 +94,21 @@ class Rates:
         left = math.floor((self._tolerance_seconds - ahead + ROUNDING_SECONDS) / self._interval_seconds) + 1
         most = round(self._tolerance_seconds / self._interval_seconds + 1)
         return Quota(REQUESTS, most, self.burst_seconds, max(0, left), ahead)
+
+    def come_back(self, name: str, at: float, wait_seconds: float) -> tuple[float, int]:
+        """When one may come again that was refused, of whom one may after `wait_seconds`; and how many come before.
+
+        Of many at once each is told a later time, as far apart as it may send them: so most of them are not refused
+        again.
+        """
+        due = max(self._told.get(name, 0.0), at + wait_seconds - self._interval_seconds) + self._interval_seconds
+        before = round((due - at - wait_seconds) / self._interval_seconds)
+        if due - at <= COME_BACK_SECONDS_MAX:
+            self._told[name] = due
+            self._told.move_to_end(name)
+            if len(self._told) > self._names_max:
+                self._told.popitem(last=False)
+        return due - at, before
 
     def give_back(self, name: str) -> None:
         """Count one less."""
@@ -190,8 +209,10 @@ class Limits:
             wait_seconds = self._requests.take(caller, at)
             quota = self._requests.quota(caller, at)
             if wait_seconds:
+                wait_seconds, before = self._requests.come_back(caller, at, wait_seconds)
                 detail = "this caller sends more requests than it may"
-                raise self._too_many("requests", source, detail, wait_seconds, quota._replace(seconds=wait_seconds))
+                quota = quota._replace(seconds=wait_seconds)
+                raise self._too_many("requests", source, detail, wait_seconds, before, quota)
             note_quota(scope, quota)
         return identity
 
@@ -232,7 +253,13 @@ class Limits:
         return identity
 
     def _too_many(
-        self, kind: str, source: str, detail: str, wait_seconds: float, quota: Quota | None = None
+        self,
+        kind: str,
+        source: str,
+        detail: str,
+        wait_seconds: float,
+        before: int | None = None,
+        quota: Quota | None = None,
     ) -> RequestRefused:
         self._refused[kind] = self._refused.get(kind, 0) + 1
         at = self._clock()
@@ -242,7 +269,9 @@ class Limits:
             log.warning("access.limited", source=source, refused=self._refused)
             self._refused = {}
         quotas = () if quota is None else (quota,)
-        return RequestRefused("rate-limited", detail, retry_after_seconds=wait_seconds, quotas=quotas)
+        return RequestRefused(
+            "rate-limited", detail, retry_after_seconds=wait_seconds, cause=kind, depth=before, quotas=quotas
+        )
 
 
 def limited(door: Door, limits: Limits) -> Door:

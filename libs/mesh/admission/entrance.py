@@ -118,11 +118,11 @@ class Entrance:
         await self._check_backlog(lane)
         try:
             return Committed(BACKLOG.name, await backlog.put(self._requests, lane, payload, headers, timeout_seconds))
-        except NoRoom:
+        except NoRoom as error:
             if len(self._full_until) >= FULL_LANES_MAX:
                 self._full_until.clear()
             self._full_until[lane] = _time() + FULL_SECONDS
-            raise _full(lane) from None
+            raise _no_room(lane, error) from None
 
     async def _check_backlog(self, lane: subjects.LaneSubject) -> None:
         """Raise `QueueFull` if the tenant has as much waiting there as it may. BACKLOG itself has the bound of all."""
@@ -139,3 +139,12 @@ def _time() -> float:
 
 def _full(lane: subjects.LaneSubject) -> QueueFull:
     return QueueFull(f"lane {lane.pool}.{lane.priority} takes no more of tenant {lane.tenant}")
+
+
+def _no_room(lane: subjects.LaneSubject, error: NoRoom) -> QueueFull:
+    """What is full, by what the broker says of it (nats-server: `ErrMaxMsgsPerSubject`, and the others)."""
+    if "per subject" in error.said:
+        return _full(lane)
+    if "maximum messages" in error.said:
+        return QueueFull("the queues of the mesh take no more", cause="queues")
+    return QueueFull(f"there is no room for more tasks: {error.said}", cause="storage")

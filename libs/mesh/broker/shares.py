@@ -14,7 +14,10 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+LANE_WEIGHTS: Final = {"high": 16, "normal": 8, "low": 2}
+"""Shares of a pool's places while all of its lanes are backed up. Pools share by what waits (`capacity.shifting`)."""
 
 
 class Share(NamedTuple):

@@ -9,7 +9,9 @@ import msgspec
 
 from contracts import headers
 from contracts.codec import encode
+from contracts.streams import BACKLOG
 from mesh.broker.requests import Requests
+from mesh.broker.stream_states import messages_on
 
 FOUND_MAX: Final = 64
 """Messages that are looked at, of those that were stored at about the time when this one was."""
@@ -31,6 +33,27 @@ async def ahead_of(
     It is looked for among those that were stored at about `stored_at` and later. Raises `BrokerUnavailable`,
     `BrokerError`.
     """
+    behind = await _behind(requests, stream, subject_filter, task, stored_at)
+    if behind is None:
+        return None
+    info = await requests.api(f"CONSUMER.INFO.{stream}.{consumer}", timeout_seconds=ANSWER_SECONDS_MAX)
+    ahead = int(info["num_pending"]) - behind - 1
+    return ahead if ahead >= 0 else None
+
+
+async def before_of_tenant(requests: Requests, subject: str, task: str, stored_at: datetime) -> int | None:
+    """How many messages of its own tenant stand in BACKLOG before the task's; None if it is not found there.
+
+    As `ahead_of`.
+    """
+    behind = await _behind(requests, BACKLOG.name, subject, task, stored_at)
+    if behind is None:
+        return None
+    return max(0, await messages_on(requests, BACKLOG.name, subject) - behind - 1)
+
+
+async def _behind(requests: Requests, stream: str, subject_filter: str, task: str, stored_at: datetime) -> int | None:
+    """How many messages were stored after the task's; None if that is not found."""
     body = {
         "start_time": stored_at - STORED_WITHIN,
         "next_by_subj": subject_filter,
@@ -44,8 +67,5 @@ async def ahead_of(
         except msgspec.MsgspecError:
             continue
         if found:
-            behind = int((message.headers or {}).get(headers.NUM_PENDING, "0"))
-            info = await requests.api(f"CONSUMER.INFO.{stream}.{consumer}", timeout_seconds=ANSWER_SECONDS_MAX)
-            ahead = int(info["num_pending"]) - behind - 1
-            return ahead if ahead >= 0 else None
+            return int((message.headers or {}).get(headers.NUM_PENDING, "0"))
     return None

@@ -91,14 +91,24 @@ def quotas_in(scope: Scope) -> list[Quota]:
 class RequestRefused(TaskmeshError):
     """A request that gets a problem document. `retry_after_seconds` becomes Retry-After.
 
-    `quotas`: what the caller has, and what is left of it, for the fields `RateLimit`.
+    `cause` is a stable word for what stands in the way, and `depth` how many stand before it there. `quotas`: what the
+    caller has, and what is left of it, for the fields `RateLimit`.
     """
 
     def __init__(
-        self, code: str, detail: str, *, retry_after_seconds: float | None = None, quotas: Sequence[Quota] = ()
+        self,
+        code: str,
+        detail: str,
+        *,
+        retry_after_seconds: float | None = None,
+        cause: str | None = None,
+        depth: int | None = None,
+        quotas: Sequence[Quota] = (),
     ) -> None:
         super().__init__(detail, code=code)
         self.retry_after_seconds = retry_after_seconds
+        self.cause = cause
+        self.depth = depth
         self.quotas = quotas
 
 
@@ -114,11 +124,18 @@ def http_code(error: Exception) -> str:
     return code if code in HTTP_STATUS_BY_CODE else "internal"
 
 
-def problem_response(code: str, detail: str | None, retry_after_seconds: float | None = None) -> Response[bytes]:
+def problem_response(
+    code: str,
+    detail: str | None,
+    retry_after_seconds: float | None = None,
+    *,
+    cause: str | None = None,
+    depth: int | None = None,
+) -> Response[bytes]:
     """A problem document (RFC 9457). Codes outside of HTTP's table are `internal` to a client."""
     if code not in HTTP_STATUS_BY_CODE:
         code = "internal"
-    document = problem(code, detail)
+    document = problem(code, detail, cause=cause, depth=depth)
     response_headers = {"Cache-Control": "no-store"}
     if document.status == HTTP_STATUS_BY_CODE["unauthorized"]:
         response_headers["WWW-Authenticate"] = 'Bearer realm="taskmesh"'  # RFC 9110, 15.5.2
@@ -136,8 +153,11 @@ def _on_error(request: AnyRequest, error: Exception) -> Response[bytes]:
         if http_code(error) == "internal":
             # What it says is all there is to know: it was raised for a reason that is not the client's.
             log.error("http.internal_error", path=request.scope["path"], code=error.code, error=str(error))
-        response = problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
-        if isinstance(error, RequestRefused) and response.status_code == HTTP_STATUS_BY_CODE["rate-limited"]:
+        if not isinstance(error, RequestRefused):
+            return problem_response(error.code, str(error), getattr(error, "retry_after_seconds", None))
+        later = error.retry_after_seconds
+        response = problem_response(error.code, str(error), later, cause=error.cause, depth=error.depth)
+        if response.status_code == HTTP_STATUS_BY_CODE["rate-limited"]:
             response.headers.update(rate_limit_fields((*quotas_in(request.scope), *error.quotas)))
         return response
     if isinstance(error, MethodNotAllowedException):

@@ -44,7 +44,7 @@ def in_colour() -> bool:
 
 def show(what: RenderableType) -> None:
     """Print a table, or styled text; plain where colours are not wanted (https://no-color.org)."""
-    _console().print(what)
+    console().print(what)
 
 
 @contextlib.contextmanager
@@ -55,11 +55,12 @@ def progress(text: str) -> Iterator[Callable[[str], None]]:
         return
     spinner = Spinner("dots", text)
     # Nothing else is taken over: what goes to standard error still goes where that leads.
-    with Live(spinner, console=_console(), transient=True, redirect_stdout=False, redirect_stderr=False):
+    with Live(spinner, console=console(), transient=True, redirect_stdout=False, redirect_stderr=False):
         yield lambda changed: spinner.update(text=changed)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Standard output, as `show` writes on it."""
     return Console(color_system="auto" if in_colour() else None, highlight=False, emoji=False, markup=False)
 
 

@@ -222,8 +222,12 @@ def _short(value: Any) -> str:
 
 def accepted_text(accepted: TaskAccepted) -> str:
     """A submission's answer."""
-    ahead = "" if accepted.queue.depth is None else f", {accepted.queue.depth} waiting"
-    return f"{accepted.id}  {accepted.status} in {accepted.pool}, {accepted.priority}{ahead}"
+    queue = accepted.queue
+    ahead = "" if queue.depth is None else f", {queue.depth} waiting"
+    if queue.position is not None and queue.basis != "free":
+        ahead += f", number {queue.position:,} in line"
+    begins = "" if not queue.eta_seconds else f", begins in about {queue.eta_seconds:,.0f} s"
+    return f"{accepted.id}  {accepted.status} in {accepted.pool}, {accepted.priority}{ahead}{begins}"
 
 
 def record_text(record: TaskRecord) -> str:

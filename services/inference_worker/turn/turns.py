@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 import structlog
@@ -63,8 +63,8 @@ WANTED_RESTARTS = ("redirect", "edit")
 SwitchReason = Literal["context", "latency", "unavailable"]
 OnClaimed = Callable[[str, str, float], None]
 """Told pool, priority and seconds from acceptance to the first claim."""
-OnFinished = Callable[[TurnWork, events.TurnCompleted | None], None]
-"""Told of a turn that is over, and what it has come to; None of one that has failed."""
+OnFinished = Callable[[TurnWork, events.TurnCompleted | None, datetime], None]
+"""Told of a turn that is over, what it has come to, None of one that has failed, and when it was claimed."""
 
 
 def _ignore(*_: object) -> None:
@@ -128,9 +128,9 @@ class TurnHandler:
             await self._perform(step, work, queued)
         except StepFailed as error:
             if error.terminal:
-                self._on_finished(work, None)
+                self._on_finished(work, None, step.claim.time)
             raise
-        self._on_finished(work, step.state.turn(work.turn).completed)
+        self._on_finished(work, step.state.turn(work.turn).completed, step.claim.time)
 
     async def _perform(self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued) -> None:
         if step.state.turn(work.turn).completed is None:

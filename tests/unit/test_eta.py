@@ -1,0 +1,188 @@
+"""When a task is told that it begins, held against when it does: in simulated time, and by tables."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from typing import Any
+
+import pytest
+
+from contracts.records.backlog import LaneBacklog
+from contracts.records.status import LaneStatistics, PoolCapacity, WorkerRecord
+from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of
+from tests.unit.simulated_lane import Promise, SimulatedLane
+from tests.unit.small_fleet import AT, lane
+
+# Simulated time
+
+
+def median_error(promises: list[Promise], since: float) -> float:
+    """Of the tasks that came from then on and waited; every one of them was told a time."""
+    errors = [promise.error for promise in promises if promise.at >= since and promise.waited > 1]
+    assert len(errors) > 30
+    assert None not in errors, "a task was told no time"
+    return statistics.median(error for error in errors if error is not None)
+
+
+def steady(rate: float, seconds: float, seed: int) -> list[float]:
+    """A Poisson process with a head start that fills the places and a queue."""
+    chance = random.Random(seed)
+    at, arrivals = 0.0, [0.0] * 40
+    while at < seconds:
+        at += chance.expovariate(rate)
+        arrivals.append(at)
+    return arrivals
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("places", "mean_seconds"), [(4, 0.5), (16, 2.0), (64, 8.0)])
+def test_on_a_steady_load_the_median_error_is_within_30_percent(seed: int, places: int, mean_seconds: float) -> None:
+    chance = random.Random(seed)
+    simulated = SimulatedLane(places, lambda: chance.uniform(0.5, 1.5) * mean_seconds)
+    rate = places / mean_seconds
+    promises = simulated.run(steady(rate, 200, seed), 400)
+    assert median_error(promises, since=max(10, 4 * mean_seconds)) < 0.3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tasks_of_several_turns_are_counted_by_their_first(seed: int) -> None:
+    chance = random.Random(seed)
+    simulated = SimulatedLane(8, lambda: chance.uniform(0.5, 1.5), turns=4)
+    assert median_error(simulated.run(steady(8 / 4, 200, seed), 500), since=30) < 0.3
+
+
+def test_a_burst_upon_an_idle_lane_is_told_by_its_places_and_not_by_what_came_before() -> None:
+    """Before, a task a second came, and each began at once: that one a second drained says nothing of the burst."""
+    simulated = SimulatedLane(20, lambda: 1.0)
+    before, burst = [float(second) for second in range(1, 60)], [60.5] * 300
+    promises = simulated.run(before + burst, 100)
+    assert {promise.told.basis for promise in promises if 5 < promise.at < 60} == {"free"}
+    assert {promise.told.basis for promise in promises if promise.at > 60 and promise.waited > 2} == {"places"}
+    assert median_error(promises, since=60) < 0.1
+
+
+def test_when_workers_are_added_the_eta_is_right_again_within_a_minute() -> None:
+    chance = random.Random(1)
+    simulated = SimulatedLane(10, lambda: chance.uniform(0.5, 1.5))
+    simulated.places_at[60] = 20
+    promises = simulated.run([0.0] * 1_500 + [second / 10 for second in range(1_600)], 300)
+    assert median_error([promise for promise in promises if 30 < promise.at < 60], since=0) > 0.3, "it had no effect"
+    assert median_error([promise for promise in promises if promise.at < 160], since=120) < 0.1
+
+
+# Tables
+
+
+def view(places: int | None, *lanes: LaneStatistics, taken: float = 0.0) -> PoolView:
+    return PoolView({each.priority: each for each in lanes}, places, taken)
+
+
+def test_while_a_place_is_free_a_task_begins_at_once() -> None:
+    told = queue_state(view(4, lane("normal", running=3, waiting_tasks=0)), "normal")
+    assert (told.depth, told.position, told.eta_seconds, told.basis) == (0, 1, 0.0, "free")
+
+
+def test_where_all_places_are_taken_it_begins_with_the_next_that_ends() -> None:
+    told = queue_state(view(4, lane("normal", running=4, waiting_tasks=0, task_seconds=8.0)), "normal")
+    assert (told.position, told.eta_seconds, told.basis) == (1, 2.0, "places")
+
+
+def test_places_that_other_pools_have_are_not_free() -> None:
+    told = queue_state(view(4, lane("normal", running=1, waiting_tasks=0, task_seconds=8.0), taken=3), "normal")
+    assert told.basis == "places"
+
+
+def test_what_a_lane_began_a_second_outranks_what_its_places_could() -> None:
+    """Providers may be the bottleneck, whatever places there are."""
+    stands = lane("normal", depth=30, running=4, waiting_tasks=29, task_seconds=1.0, tasks_per_second=0.5)
+    told = queue_state(view(100, stands), "normal")
+    assert (told.depth, told.position, told.eta_seconds, told.basis) == (30, 30, 60.0, "drain")
+
+
+def test_an_idle_lane_beside_one_that_is_backed_up_gets_its_share_by_weight() -> None:
+    busy = lane("low", depth=500, running=4, waiting_tasks=500, tasks_per_second=9.0)
+    told = queue_state(view(4, lane("high", waiting_tasks=0), busy), "high")
+    assert (told.position, told.basis) == (1, "pool")
+    assert told.eta_seconds == pytest.approx(1 / (9.0 * 16 / 18), rel=0.01)
+
+
+def test_a_known_number_before_it_outranks_what_was_counted() -> None:
+    stands = lane("normal", depth=500, running=4, waiting_tasks=500, tasks_per_second=2.0)
+    told = queue_state(view(4, stands), "normal", more=50, before=9)
+    assert (told.position, told.eta_seconds) == (10, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "basis", "eta_seconds"),
+    [
+        ({"depth": 4, "drain_per_second": 0.5}, "drain", 10.0),
+        ({"depth": 4}, "unknown", None),
+        ({"depth": 4, "waiting_tasks": 3}, "unknown", None),
+    ],
+)
+def test_what_an_older_steward_writes_is_enough(fields: dict[str, Any], basis: str, eta_seconds: float | None) -> None:
+    told = queue_state(view(None, lane("normal", **fields)), "normal")
+    assert (told.basis, told.eta_seconds) == (basis, eta_seconds)
+
+
+def test_of_a_lane_without_statistics_nothing_is_told() -> None:
+    told = queue_state(view(4), "normal")
+    assert (told.depth, told.position, told.eta_seconds, told.basis) == (None, None, None, "unknown")
+
+
+def test_a_lane_without_workers_has_no_speed_by_its_places() -> None:
+    assert speed_of(view(0, lane("normal", depth=2, waiting_tasks=2, task_seconds=2.0)), "normal").per_second is None
+
+
+@pytest.mark.parametrize(
+    ("own", "tenant", "before"),
+    [
+        (0, "new", 3),  # One of each tenant that waits.
+        (9, "new", 9 + 10 + 10 + 3),
+        (9, "heavy", 9 + 5 + 5 + 3),
+        (5_000, "new", 5_000 + 5_000 + 100 + 3),
+    ],
+)
+def test_in_a_backlog_tenants_take_turns_by_their_weights(own: int, tenant: str, before: int) -> None:
+    waits = LaneBacklog(
+        pool="default",
+        priority="normal",
+        waiting=5_103,
+        tenants_waiting=3,
+        tenants={"flood": 5_000, "some": 100, "few": 3},
+    )
+    weights = {"heavy": 2.0}
+    assert before_in_backlog(own, tenant, waits, lambda name: weights.get(name, 1.0)) == before
+
+
+def test_of_tenants_that_are_not_named_each_gets_its_turn() -> None:
+    waits = LaneBacklog(pool="default", priority="normal", waiting=1_100, tenants_waiting=101, tenants={"flood": 1_000})
+    assert before_in_backlog(0, "new", waits, lambda _: 1.0) == 1 + 100
+    assert before_in_backlog(9, "new", waits, lambda _: 1.0) == 9 + 10 + 100
+
+
+def worker(*pools: str, concurrency: int | None = 4, **fields: Any) -> WorkerRecord:
+    return WorkerRecord(
+        worker="w", service="inference_worker", version="0.2.0", pid=1, host="h", pools=pools, concurrency=concurrency,
+        running=0, started_at=AT, time=AT, **fields,
+    )  # fmt: skip
+
+
+def test_places_are_those_of_workers_that_live_and_do_not_drain() -> None:
+    workers = [worker("default"), worker("default", draining=True), worker("other"), worker("default", concurrency=2)]
+    assert pool_view("default", [], workers).places == 6
+    assert pool_view("default", [], None).places is None
+
+
+def test_what_a_worker_runs_of_its_other_pools_takes_its_places() -> None:
+    other = LaneStatistics(pool="other", priority="normal", time=AT, depth=0, running=3)
+    shared = pool_view("default", [lane("normal"), other], [worker("default", "other"), worker("other", concurrency=8)])
+    assert (shared.places, shared.taken) == (4, 1.0)
+    assert shared.free == 3
+
+
+def test_places_are_no_more_than_the_servers_bear() -> None:
+    bears = {"default": PoolCapacity(limit=3, of_all=6, workers=2, why="kv cache")}
+    workers = [worker("default", concurrency=8, places={"default": 5}), worker("default", capacity=bears)]
+    assert pool_view("default", [lane("normal")], workers).places == 8 + 3

@@ -34,6 +34,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.USAGE' \
   --allow-pub '$KV.valves.>' \
+  --allow-pub 'valves.changed' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
   --allow-pub '$JS.API.DIRECT.GET.BACKLOG' \
@@ -103,6 +104,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-sub 'live.events.*.*.*' \
   --allow-sub 'providers.changed.*' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.ingress' \
   --allow-sub '$SRV.*.ingress.*' \
@@ -134,6 +136,7 @@ nsc add user --account TASKMESH --name stream_edge \
   --allow-sub '$KV.keys.>' \
   --allow-sub 'live.events.*.*.*' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.stream_edge' \
   --allow-sub '$SRV.*.stream_edge.*' \
@@ -207,6 +210,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.inference_worker' \
   --allow-sub '$SRV.*.inference_worker.*' \
@@ -269,6 +273,7 @@ nsc add user --account TASKMESH --name tool_runner \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.tool_runner' \
   --allow-sub '$SRV.*.tool_runner.*' \
@@ -409,6 +414,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$KV.walks.>' \
   --allow-pub '$KV.storage.>' \
   --allow-pub '$KV.triggers._pace.*.*' \
+  --allow-pub '$JS.API.STREAM.PURGE.KV_valves' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TURNS' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TOOLS' \
@@ -538,6 +544,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-sub 'audit.act' \
   --allow-sub 'backlog.grew' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.steward' \
   --allow-sub '$SRV.*.steward.*' \
@@ -720,6 +727,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$KV.archive.>' \
   --allow-pub '$KV.valves.>' \
+  --allow-pub 'valves.changed' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \

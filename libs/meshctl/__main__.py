@@ -33,6 +33,7 @@ from meshctl.commands import (
     transfer,
     triggers,
     up,
+    valves,
     why,
     workers,
 )
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
     why.add_commands(commands, common)
+    valves.add_commands(commands, common)
     replies.add_commands(commands, common)
     tools.add_commands(commands, common)
     dead_letters.add_commands(commands, common)

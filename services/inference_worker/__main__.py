@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
@@ -21,13 +22,16 @@ from mesh.serving.heartbeats import heartbeats
 from mesh.serving.service import Service, run
 from mesh.steps.work_loop import WorkLoop
 from mesh.tools.toolbox import Toolbox
+from mesh.valves.gates import ValveGate
+from mesh.valves.parking import Parking
+from mesh.valves.watched import Valves
 
 WEIGHTS = {"high": 16, "normal": 8, "low": 2}
 """Shares of a pool's places while all of its lanes are backed up. Pools share alike."""
 
 
-def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
-    """Every lane of every pool, started work first, behind the gate of the pool's providers."""
+def lanes(settings: Settings, breakers: Breakers, valves: Valves) -> list[ConsumerSpec]:
+    """Every lane of every pool, started work first, behind the gate of the pool's providers and a valve of its own."""
     specs: list[ConsumerSpec] = []
     for pool in settings.pools:
         consumers = tuple(
@@ -36,8 +40,10 @@ def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
         gate = breakers.gate(settings.configuration.providers_of(pool), consumers, pool)
         for priority in PRIORITIES:
             share = Share(pool, priority, WEIGHTS[priority])
+            lane_gate = ValveGate(gate, partial(valves.is_paused, pool=pool, priority=priority))
+            valves.on_changed(lane_gate.update)
             for stream in ("TURNS", "TASKS"):
-                specs.append(ConsumerSpec(stream, lane_consumer(stream, pool, priority), share, gate))
+                specs.append(ConsumerSpec(stream, lane_consumer(stream, pool, priority), share, lane_gate))
     return specs
 
 
@@ -50,7 +56,13 @@ class Worker:
         self._toolbox = Toolbox(service.requests, configuration.tools)
         self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
         self.reporter = LaneReporter(service.connection, service.worker)
-        self.breakers = Breakers(service.requests, configuration.breakers, service.worker)
+        self.breakers = Breakers(
+            service.requests,
+            configuration.breakers,
+            service.worker,
+            lambda provider: service.valves.is_paused(provider=provider),
+        )
+        service.valves.on_changed(self.breakers.changed)
 
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
@@ -87,13 +99,22 @@ class Worker:
 
 async def main(service: Service) -> None:
     """Run turns until told to stop."""
-    settings, worker = service.settings, Worker(service)
+    settings, valves, worker = service.settings, service.valves, Worker(service)
     handlers = PoolHandlers(await worker.generation(settings))
-    loop = WorkLoop(service.connection, settings, lanes(settings, worker.breakers), handlers, service.worker)
+    loop = WorkLoop(
+        service.connection,
+        settings,
+        lanes(settings, worker.breakers, valves),
+        handlers,
+        service.worker,
+        waits=Parking(service.requests, valves),
+    )
+    # Before anything is pulled: nothing is begun that was paused meanwhile.
+    await valves.open()
     service.reloading.add(lambda _: None, lambda settings: worker.take(settings, handlers))
     try:
         async with (
-            background(worker.reporter.run(), worker.breakers.run(service.stopping)),
+            background(worker.reporter.run(), worker.breakers.run(service.stopping), valves.run()),
             heartbeats(
                 service,
                 lambda: loop.steps_running,

@@ -31,7 +31,8 @@ async def main(service: Service) -> None:
     lanes = Lanes(service.requests, settings.pools, fleet)
     submission = Submission(service.requests, settings.configuration.pools)
     storage = Storage(service.requests, settings.high_water_percent, settings.filling_percent)
-    providers = Providers(service.requests, settings.configuration, lanes)
+    valves = service.valves
+    providers = Providers(service.requests, settings.configuration, lanes, valves)
     following = Following(service.connection)
     ingress = Ingress(settings, service.requests, submission, following, lanes, storage, providers, service.stopping)
 
@@ -45,15 +46,18 @@ async def main(service: Service) -> None:
     service.http = str(address)
     service.wellness.ready_by(probe)
     service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([]), *fleet.dead()])
+    await valves.open()
     async with (
         opened_door(service, address, "MESH_INGRESS_ADDRESS") as door,
         heartbeats(service),
         ingress.lists.open(),
-        background(fleet.run(), lanes.run(), storage.run(), providers.run(), *figure_rounds(ingress.lists)),
+        background(
+            fleet.run(), lanes.run(), storage.run(), providers.run(), valves.run(), *figure_rounds(ingress.lists)
+        ),
     ):
         app = guarded(
             behind(door, create_app(ingress, probe), service, ingress.signing),
-            Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
+            Access(hosts, settings.ingress_cors_origins, "GET, POST, PUT, DELETE"),
         )
         await serve(app, listener, service.stopping, service.ready(), service.tls(address))
     await submission.close()

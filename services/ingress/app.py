@@ -29,6 +29,7 @@ from ingress.known_tools import KnownTools
 from ingress.lane_statistics import Lanes
 from ingress.links import preferred_link, signed_link, task_links, task_path
 from ingress.listing.lists import Lists
+from ingress.mass_cancel import MassCancel, mass_cancel_routes
 from ingress.parsing import (
     check_pool,
     parse_idempotency_key,
@@ -45,6 +46,7 @@ from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
 from ingress.rights import within_rights
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
+from ingress.valve_routes import ValveRoutes, valve_routes
 from ingress.waiting import Waits
 from mesh.access.audit import acted
 from mesh.access.callers import caller_of, tenant_of
@@ -102,10 +104,12 @@ class Ingress:
         self._tools = KnownTools(requests, settings.configuration.tools)
         self._pool_loads = PoolLoads(requests, settings.worker_concurrency)
         self._journals = WarmJournals(requests)
-        self._waits = Waits(requests, lanes.fleet, providers)
+        self.valves = ValveRoutes(requests, providers.valves, settings.configuration)
+        self._waits = Waits(requests, lanes.fleet, providers, self.valves.pause_of)
         self._approving = Approving(requests, self._journals, settings.configuration)
         self.signing = LinkSigning(requests)
         self.lists = Lists(requests, settings.index_folder)
+        self.mass_cancel = MassCancel(requests, self.lists)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals, self._approving)
 
     async def take(self, settings: Settings) -> None:
@@ -115,6 +119,7 @@ class Ingress:
         self._providers.configure(settings.configuration)
         self._tools = KnownTools(self._requests, settings.configuration.tools)
         self._approving.configure(settings.configuration)
+        self.valves.configure(settings.configuration)
 
     async def submit(self, request: AnyRequest) -> Response[bytes]:
         """`POST /v1/tasks`"""
@@ -297,6 +302,7 @@ class Ingress:
             queue=self._lanes.queue(submitted.pool, submitted.priority),
             links=task_links(self._settings, submitted.task),
             link=link or msgspec.UNSET,
+            pause=self.valves.pause_of(submitted.pool, submitted.priority, submitted.tenant) or msgspec.UNSET,
         )
         answer_headers = {"Location": task_path(submitted.task)}
         if link is not None:
@@ -318,7 +324,7 @@ class Ingress:
                 return self._linked(packed)
         state = (await read_journal(self._journals, tenant, task)).state
         shown = self._linked(record(state))
-        return msgspec.structs.replace(shown, waiting=await self._waits.of(state)) if says_waiting else shown
+        return await self._waits.told(shown, state) if says_waiting else shown
 
     async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
         """The finished task; None if it does not end in time, or can't be seen: it is accepted all the same."""
@@ -421,6 +427,8 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     handlers: list[object] = [
         *(submit, tasks, counts, tools, pool_load, task, events, links, cancel, inputs, schema),
         *dead_letter_routes(ingress.dead_letters),
+        *valve_routes(ingress.valves),
+        *mass_cancel_routes(ingress.mass_cancel),
         *health_routes("ingress", probe),
     ]
     return Litestar(

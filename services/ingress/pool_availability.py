@@ -15,6 +15,7 @@ from mesh.configuration.mesh_toml import Configuration
 from mesh.loop_health import LoopHealth
 from mesh.providers.breaker_records import ProviderRecords
 from mesh.providers.breaker_rules import ObservedRecord
+from mesh.valves.watched import Valves
 
 log = structlog.get_logger("ingress.pool_availability")
 
@@ -32,11 +33,12 @@ class Refusal(NamedTuple):
 class Providers:
     """The breakers of all pools, as they were a moment ago."""
 
-    def __init__(self, requests: Requests, configuration: Configuration, lanes: Lanes) -> None:
+    def __init__(self, requests: Requests, configuration: Configuration, lanes: Lanes, valves: Valves) -> None:
         enabled = [name for name, settings in configuration.breakers.items() if settings.enabled]
         self._records = ProviderRecords(requests, enabled)
         self._configuration = configuration
         self._lanes = lanes
+        self.valves = valves
 
     def configure(self, configuration: Configuration) -> None:
         """Go by other providers of pools from now on."""
@@ -49,7 +51,9 @@ class Providers:
 
     def refusal(self, request: TaskRequest) -> Refusal | None:
         """Why a request is not taken at present; None if it is. Costs a few look-ups."""
-        sightings = [self._records.sighting(name) for name in self._configuration.providers_of(request.pool)]
+        sightings = [self._records.sighting(name) for name in self._not_paused(request.pool)]
+        if not sightings:
+            return None  # People have paused them all: what is accepted waits, and its submitter is told so.
         if any(sighting.is_closed for sighting in sightings):
             return None
         seconds_max = self._configuration.pools[request.pool].wait_seconds
@@ -66,9 +70,11 @@ class Providers:
         )
 
     def down(self, pool: str) -> str | None:
-        """Why no provider of a pool is called at present, for people; None if one is, or the pool has none."""
-        configured = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
-        records = [self._records.sighting(name).record for name in configured]
+        """Why no provider of a pool is called at present, for people; None if one is, or the pool has none.
+
+        What people have paused is not told here.
+        """
+        records = [self._records.sighting(name).record for name in self._not_paused(pool)]
         if not records or any(record is None or record.state == "closed" for record in records):
             return None
         return ", ".join(
@@ -76,6 +82,10 @@ class Providers:
             for each in records
             if each is not None
         )
+
+    def _not_paused(self, pool: str) -> list[str]:
+        configured = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
+        return [name for name in configured if not self.valves.is_paused(provider=name)]
 
     async def _refresh(self) -> None:
         for provider in self._records.providers:

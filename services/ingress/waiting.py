@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -10,7 +11,7 @@ import msgspec
 from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.identifiers import turn_of
-from contracts.records.status import Waiting
+from contracts.records.status import Pause, TaskRecord, Waiting
 from contracts.streams import TASKS, TOOLS, TURNS, lane_consumer, tool_consumer
 from ingress.fleet_watch import FleetWatch
 from ingress.pool_availability import Providers
@@ -22,6 +23,8 @@ from mesh.fleet.queues import Queue
 from mesh.task.state import TaskState
 from mesh.task.waiting import clock, waiting_of
 
+PauseOf = Callable[[str, str, str], Pause | None]
+
 PLACES_AT_ONCE_MAX: Final = 8
 """Places in queues that are looked up at the same time: who asks beyond that is told without one."""
 
@@ -29,11 +32,25 @@ PLACES_AT_ONCE_MAX: Final = 8
 class Waits:
     """Says of tasks what they wait for."""
 
-    def __init__(self, requests: Requests, fleet: FleetWatch, providers: Providers) -> None:
+    def __init__(self, requests: Requests, fleet: FleetWatch, providers: Providers, pause_of: PauseOf) -> None:
+        """`pause_of`: what people have paused that keeps a turn of a pool, priority and tenant from being begun."""
         self._requests = requests
+        self._pause_of = pause_of
         self._fleet = fleet
         self._providers = providers
         self._looking = 0
+
+    async def told(self, record: TaskRecord, state: TaskState) -> TaskRecord:
+        """A task's record with what it waits for, and with what is paused, if it is that."""
+        waiting = await self.of(state)
+        paused = self._pause_for(waiting, state) if waiting is not None and waiting.on == "pause" else None
+        return msgspec.structs.replace(record, waiting=waiting, pause=paused)
+
+    def _pause_for(self, waiting: Waiting, state: TaskState) -> Pause | None:
+        if waiting.tool is not None:
+            return None  # A call is no turn.
+        name, priority = _queue_of(waiting, state)
+        return self._pause_of(name, priority, state.tenant)
 
     async def of(self, state: TaskState) -> Waiting | None:
         """What a task waits for; None if it has ended. Costs two requests for one that waits in a queue."""
@@ -44,6 +61,9 @@ class Waits:
         if waiting.on == "retry":
             waiting = _after_its_time(waiting, fleet)
         if waiting.on == "provider" or (waiting.on == "retry" and waiting.until is None and waiting.tool is None):
+            paused = self._pause_for(waiting, state)
+            if paused is not None:
+                return _paused(waiting, paused)
             down = self._providers.down(state.pool)
             return waiting if down is None else _instead(waiting, "provider", f"and {down}.")
         if waiting.on == "step":
@@ -56,6 +76,9 @@ class Waits:
         name, priority = _queue_of(waiting, state)
         queue = fleet.queue(name, priority) if fleet is not None else None
         label = (queue or Queue(name, priority)).label
+        paused = self._pause_for(waiting, state)
+        if paused is not None:
+            return _paused(waiting, paused)
         if queue is not None and queue.paused_seconds:
             until = now() + timedelta(seconds=queue.paused_seconds)
             return _instead(waiting, "pause", f"and {label} is paused until {clock(until)}.", until=until)
@@ -122,6 +145,14 @@ def _with_worker(waiting: Waiting, state: TaskState, fleet: Fleet) -> Waiting:
         return _instead(waiting, "step", "who does not answer: another takes it over once its lease has ended.")
     on = "no-worker" if queue.is_lane else "no-runner"
     return _instead(waiting, on, f"who does not answer, and nobody else does who serves {queue.label}.")
+
+
+def _paused(waiting: Waiting, pause: Pause) -> Waiting:
+    until = f" until {clock(pause.until)}" if pause.until is not None else ""
+    why = f" ({pause.reason.rstrip('.')})" if pause.reason is not None else ""
+    name = pause.name.replace(".", ", ") if pause.kind == "lane" else pause.name
+    more = f"and {pause.kind} {name} is paused since {clock(pause.since)}{until}{why}."
+    return _instead(waiting, "pause", more, until=pause.until)
 
 
 def _instead(waiting: Waiting, on: str, more: str, **fields: object) -> Waiting:

@@ -13,6 +13,7 @@ from steward.figures.rounds import figure_rounds
 from steward.lane_statistics import LaneKeeper
 from steward.operator_acts import OperatorActs
 from steward.provisioning_check import Provisioning
+from steward.put_off import PutOff
 from steward.reconciling import Reconciling
 from steward.result_sweep import ResultSweep
 from steward.retention import Retention
@@ -43,6 +44,8 @@ async def main(service: Service) -> None:
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
     sweeps = Sweeps(service.requests, settings, service.worker)
+    put_off = PutOff(service.requests, service.valves)
+    await service.valves.open()
 
     async def take(settings: Settings) -> None:
         triggers.submission.configure(settings.configuration.pools)
@@ -72,7 +75,10 @@ async def main(service: Service) -> None:
         webhooks.run(),
         provisioning.run(),
         critic.run(),
-        *figure_rounds(service.connection, settings, retention.lags),
+        service.valves.run(),
+        put_off.run(),
+        put_off.tidy(),
+        *figure_rounds(service.connection, settings, retention.lags, service.valves),
     )
     # The record stays until what is in hand has ended.
     async with heartbeats(service), jobs:

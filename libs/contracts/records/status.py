@@ -11,6 +11,7 @@ from contracts.errors import ErrorInfo
 from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
 from contracts.journal.parts import Incomplete, Parent, Timings, Usage
 from contracts.tasks import Priority
+from contracts.valve_keys import ValveKind
 
 Status = Literal["queued", "running", "waiting", "dead_lettered", "completed", "failed", "cancelled", "expired"]
 """
@@ -114,13 +115,26 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: Id | None = None
 
 
+class Pause(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What keeps a task from going on that people have paused: the `kind` and name of it, since when, and why.
+
+    It goes on by itself at `until`, if there is one. Of a provider it is said where all that the pool has are paused.
+    """
+
+    kind: ValveKind
+    name: str
+    since: Time
+    until: Time | None = None
+    reason: str | None = None
+
+
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task's status, folded from its journal up to stream sequence `sequence`.
 
     In the bucket `tasks` under `<tenant>.<task>`, where a record is only ever replaced by one with a higher
-    `sequence`; over HTTP with `links`, and one that has not ended and is read by its id with `waiting`. `usage` is of
-    the task's own turns, `tree_usage` of its sub-tasks' too; `over_budget_tokens` is what they have used beyond its
-    budget. `by`: who has submitted it.
+    `sequence`; over HTTP with `links`. One that has not ended and is read by its id has `waiting`, and `pause` if it
+    waits since people have paused something. `usage` is of the task's own turns, `tree_usage` of its sub-tasks' too;
+    `over_budget_tokens` is what they have used beyond its budget. `by`: who has submitted it.
     """
 
     id: Id
@@ -148,6 +162,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     over_budget_tokens: Ordinal | None = None
     by: By | None = None
     waiting: Waiting | None = None
+    pause: Pause | None = None
     links: Links | None = None
 
 
@@ -169,7 +184,7 @@ class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a 202. It has all that a `TaskRecord` has to have, so that a client may take it for one.
 
     `sequence` is 0 of a task that is new: nothing of its journal was read. `link` is there for who has asked for one by
-    `Prefer: link`.
+    `Prefer: link`, `pause` while people have paused what the task needs: it waits until that goes on.
     """
 
     id: Id
@@ -183,6 +198,7 @@ class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueState
     links: Links
     link: TaskLink | msgspec.UnsetType = msgspec.UNSET
+    pause: Pause | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskList(msgspec.Struct, frozen=True, kw_only=True):

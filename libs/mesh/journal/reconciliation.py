@@ -23,7 +23,7 @@ from contracts.messages.control import ChildDoneCommand
 from contracts.messages.envelope import read_envelope
 from contracts.messages.work import DeadLetter
 from contracts.records.status import ENDED, Status, TaskRecord
-from contracts.streams import CONTROL, DEAD_LETTERS, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
+from contracts.streams import BACKLOG, CONTROL, DEAD_LETTERS, EVENTS, TASKS, TASKS_BUCKET, TIMERS, TOOLS, TURNS
 from mesh.archive.lookup import journal_of, locate
 from mesh.broker.direct_get import (
     Stored,
@@ -280,13 +280,20 @@ class Reconciliation:
         is_call = "-" in awaited_step.step.step
         if awaited_step.bound_to is None:
             stream = TOOLS if is_call else TASKS if awaited_step.subject.startswith("tasks.") else TURNS
-            return await self._has_older(stream.name, awaited_step.subject, due_at)
+            if await self._has_older(stream.name, awaited_step.subject, due_at):
+                return True
+            return not is_call and await self._is_put_off(awaited_step.subject)
         for stream in (TOOLS,) if is_call else (TASKS, TURNS):
             stored = await sequence_from_leader(self._requests, stream.name, awaited_step.bound_to)
             envelope = read_envelope(stored.payload, stored.subject) if stored is not None else None
             if envelope is not None and envelope.task == state.task:
                 return True
         return False
+
+    async def _is_put_off(self, subject: str) -> bool:
+        """Whether turns of a lane and tenant wait in BACKLOG: any may be the one, however late it came there."""
+        lane = subject.partition(".")[2]
+        return await first_from_leader(self._requests, BACKLOG.name, f"backlog.{lane}") is not None
 
     async def _has_older(self, stream: str, subject: str, due_at: datetime) -> bool:
         """Whether a subject still has a message that was stored before one was due, give or take a while.
@@ -302,6 +309,8 @@ class Reconciliation:
         last = await self._last_event(state.tenant, child.child)
         if last is None:
             if await self._has_older(TASKS.name, child.message.subject, changed_at):
+                return None
+            if await self._is_put_off(child.message.subject):
                 return None
             if await self._waits_for_room(state.tenant, state.task, child.call):
                 return None

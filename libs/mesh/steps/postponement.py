@@ -5,6 +5,8 @@
 | a journal that fits it | in its queue for 0.2 s, then as the leader says | a replica is behind, or a writer died |
 | a process that understands it | in its queue for 1 to 10 s (`giving_up`) | it is of another version |
 | a permit, before the claim | in hand (`Hold`) | a delivery is one of few, and brings no news |
+| its pool or lane, which is paused | in its queue, which nobody pulls | nobody knows for how long |
+| its tenant, which is paused | nowhere: acked, and another lies in BACKLOG | others share its lane |
 | its provider, after a try | in hand | that try counts for nothing, so must its delivery |
 | either, while eight are in hand | in its queue | what is in hand costs memory and a lease |
 | time, up to 10 s | in its queue for so long | it needs no timer and no second message |

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -71,7 +72,24 @@ class HandOver:
     """The process stops, and the step is not begun here: another message of it is published."""
 
 
-Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold | HandOver
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """The step is not to be begun now: its message waits elsewhere until it may be."""
+
+
+class Waits(Protocol):
+    """Where messages of steps wait that are not to be begun now, such as those of a tenant that is paused."""
+
+    def has_to_wait(self, work: Work) -> bool:
+        """Whether a step that nobody has begun is not to be begun now."""
+        ...
+
+    async def put_off(self, delivery: Delivery, work: Work) -> bool:
+        """Store its message there; False if there is no room."""
+        ...
+
+
+Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold | HandOver | PutOff
 """What is decided of a delivery whose step is not to be performed here and now."""
 
 
@@ -87,8 +105,10 @@ class StepLife:
         deliveries_max: int,
         projection: BackgroundProjection,
         journals: WarmJournals | None = None,
+        waits: Waits | None = None,
     ) -> None:
         self._requests = connection.requests
+        self._waits = waits
         self._journals = journals or WarmJournals(connection.requests)
         self._watches = Watches(connection)
         self._handler = handler
@@ -133,10 +153,10 @@ class StepLife:
 
     async def _claim(self, journal: Journal, work: Work, delivery: Delivery, permit: Permit) -> ClaimedStep | Answered:
         """Claim the step, if that is what the journal says; else what it says."""
-        # The lease is looked at right before each append: a process that slept must not begin (rule 4).
-        decided: JournalEvent | Answered = await journal.advance(
-            lambda state: self._next(state, work, delivery, permit), lambda: delivery.lease_held
-        )
+        decided = await self._decided(journal, work, delivery, permit)
+        if isinstance(decided, PutOff) and not await self._put_off(journal.state, work, delivery):
+            # Where nothing more can wait it goes on: it would be lost by its deliveries.
+            decided = await self._decided(journal, work, delivery, permit, may_wait=False)
         if isinstance(decided, events.StepClaimed):
             log.debug("step.claimed", delivery=delivery.deliveries, message=delivery.sequence)
             self._projection.submit(record(journal.state))
@@ -145,7 +165,18 @@ class StepLife:
             raise TypeError(f"{type(decided).__name__} is no claim")
         return decided
 
-    async def _next(self, state: TaskState, work: Work, delivery: Delivery, permit: Permit) -> Append | Answered:
+    async def _decided(
+        self, journal: Journal, work: Work, delivery: Delivery, permit: Permit, *, may_wait: bool = True
+    ) -> JournalEvent | Answered:
+        # The lease is looked at right before each append: a process that slept must not begin (rule 4).
+        decided: JournalEvent | Answered = await journal.advance(
+            lambda state: self._next(state, work, delivery, permit, may_wait=may_wait), lambda: delivery.lease_held
+        )
+        return decided
+
+    async def _next(
+        self, state: TaskState, work: Work, delivery: Delivery, permit: Permit, *, may_wait: bool = False
+    ) -> Append | Answered:
         match decide(state, work, delivery.sequence, now()):
             case Begin(begun):
                 return Append(lambda stamp: queued_event(stamp, begun))
@@ -153,6 +184,8 @@ class StepLife:
                 return Append(lambda stamp: events.TaskExpired(*stamp))
             case Claim() if await self._is_orphan(state, work):
                 return Append(_cancelled_with_its_parent)
+            case Claim() if may_wait and self._has_to_wait(state, work):
+                return PutOff()
             case Claim() if delivery.recalled.is_set():
                 return HandOver()
             case Claim() if not permit.is_valid:
@@ -164,6 +197,21 @@ class StepLife:
                 return Append(self._claim_event(state, work, delivery), last=True)
             case decision:
                 return decision
+
+    def _has_to_wait(self, state: TaskState, work: Work) -> bool:
+        # What a message is bound to is under way, and goes on: it is the only one that may.
+        if self._waits is None or (work.step, work.gen) in state.bindings:
+            return False
+        return self._waits.has_to_wait(work)
+
+    async def _put_off(self, state: TaskState, work: Work, delivery: Delivery) -> bool:
+        """Let a step's message wait elsewhere; False if there is no room there. Its deadline goes on."""
+        if self._waits is None or not await self._waits.put_off(delivery, work):
+            return False
+        if work.step == FIRST_STEP:
+            await publish_outbox(self._requests, deadline_timer(state), traces.current_traceparent())
+        log.info("step.put_off", message=delivery.sequence)
+        return True
 
     async def _is_orphan(self, state: TaskState, work: Work) -> bool:
         """Whether a sub-task is about to begin whose parent is over.
@@ -214,6 +262,8 @@ class StepLife:
                 return await self._settle(journal.state, work)
             case SettleDeadLetter(event):
                 return await self._settle_dead_letter(journal.state, work, delivery, event.error)
+            case PutOff():
+                return Ack()
             case Drop():
                 log.info("step.dropped", message=delivery.sequence)
                 return Ack()

@@ -15,7 +15,7 @@ from mesh.configuration.settings import Settings
 from mesh.journal.projection import BackgroundProjection
 from mesh.journal.warm import WarmJournals
 from mesh.steps.claimed_step import StepHandler
-from mesh.steps.step_life import StepLife
+from mesh.steps.step_life import StepLife, Waits
 
 log = structlog.get_logger("mesh.steps.work_loop")
 
@@ -31,10 +31,12 @@ class WorkLoop:
         handler: StepHandler,
         worker: str,
         journals: WarmJournals | None = None,
+        waits: Waits | None = None,
     ) -> None:
+        """`waits`: where steps wait that are not to be begun now, if there are such."""
         self._projection = BackgroundProjection(connection.requests)
         life = StepLife(
-            connection, handler, worker, settings.max_tries, settings.max_deliver, self._projection, journals
+            connection, handler, worker, settings.max_tries, settings.max_deliver, self._projection, journals, waits
         )
         self._consumption = Consumption(
             connection, settings, consumers, life.live, settings.worker_concurrency, hands_over=True

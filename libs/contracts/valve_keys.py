@@ -56,7 +56,9 @@ def check_valve_name(kind: ValveKind, name: str) -> str:
     """Return a name that a valve of this kind may have unchanged, else raise `InvalidName`."""
     match kind:
         case "lane":
-            pool, _, priority = name.rpartition(".")
+            pool, dot, priority = name.rpartition(".")
+            if not dot:
+                raise InvalidName(f"not a lane: {name!r:.80} (expected <pool>.<priority>)")
             return subjects.lane_key(pool, priority)
         case "tenant":
             return subjects.check_tenant(name)

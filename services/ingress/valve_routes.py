@@ -69,6 +69,7 @@ class ValveRoutes:
         acted(request, caller, "pause", target=f"{checked} {name}", reason=wanted.reason)
         valve = Valve(kind=checked, name=name, by=caller.name, since=at, until=until, reason=wanted.reason)
         stored = await changes.shut(self._requests, valve)
+        await self._valves.refresh()
         log.warning("valve.pause_asked", kind=kind, name=name, by=caller.name, until=until, reason=wanted.reason)
         return json_response(stored)
 
@@ -79,6 +80,7 @@ class ValveRoutes:
         key = valve_key(checked, name)
         acted(request, caller, "resume", target=f"{checked} {name}")
         stored = await changes.open_again(self._requests, key, Valve)
+        await self._valves.refresh()
         log.warning("valve.resume_asked", kind=kind, name=name, by=caller.name)
         return json_response(stored)
 
@@ -100,6 +102,7 @@ class ValveRoutes:
             tenant=tenant, limits=wanted.limits, by=caller.name, since=at, until=until, reason=wanted.reason
         )
         stored = await changes.limit(self._requests, limits)
+        await self._valves.refresh()
         log.warning("tenant.limited", tenant=tenant, limits=told, by=caller.name, until=until, reason=wanted.reason)
         return json_response(stored)
 
@@ -108,7 +111,10 @@ class ValveRoutes:
         caller = _operator_of(request)
         key = limits_key(tenant)
         acted(request, caller, "end-limits", target=f"tenant {tenant}")
-        return json_response(await changes.open_again(self._requests, key, TenantLimits))
+        stored = await changes.open_again(self._requests, key, TenantLimits)
+        await self._valves.refresh()
+        log.warning("tenant.limited_no_more", tenant=tenant, by=caller.name)
+        return json_response(stored)
 
     def _check_known(self, kind: ValveKind, name: str) -> None:
         """Hold a name against what there is: one that is written wrongly pauses nothing. Raises `RequestRefused`."""

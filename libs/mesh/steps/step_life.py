@@ -209,6 +209,8 @@ class StepLife:
         if self._waits is None or not await self._waits.put_off(delivery, work):
             return False
         if work.step == FIRST_STEP:
+            # Its journal may be this worker's: who accepted the task leaves the rest to whoever has begun it.
+            self._projection.submit(record(state))
             await publish_outbox(self._requests, deadline_timer(state), traces.current_traceparent())
         log.info("step.put_off", message=delivery.sequence)
         return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -160,6 +161,12 @@ class Valves:
                 await self._read()
         except (TaskmeshError, TimeoutError) as error:
             log.warning("valves.unread", error=str(error) or "no answer in time")
+
+    async def refresh(self) -> None:
+        """Read it now: who has changed something goes by it before anybody is told. Failing that it is heard of."""
+        self._on_heard(VALVES_CHANGED)
+        with suppress(TaskmeshError):
+            await self._read()
 
     async def run(self) -> None:
         """Keep it up to date until cancelled."""

@@ -215,14 +215,20 @@ class Valves:
                 after = message.sequence
                 key = message.subject.removeprefix(VALVES_PREFIX)
                 found[key] = _Kept(message.sequence, self._decoded(key, message.payload))
+        self._merge(found, began_at, resumed=resumed)
+        self._apply(now())
+
+    def _merge(self, found: dict[str, _Kept], began_at: float, *, resumed: bool) -> None:
+        """Go by what was read. A replica may be behind what another one has said already, for a while.
+
+        After a reconnect it may be another bucket, whose sequences begin anew.
+        """
         heard_at = self._heard_at
         if heard_at is not None and not resumed and began_at < heard_at + SETTLING_SECONDS[-1]:
-            # A replica may be behind what another one has said already. After a reconnect it may be another bucket.
             for key, kept in self._kept.items():
                 if key not in found or found[key].revision < kept.revision:
                     found[key] = kept
         self._kept = found
-        self._apply(now())
 
     def _decoded(self, key: str, payload: bytes) -> Valve | TenantLimits | None:
         if not payload:

@@ -37,7 +37,8 @@ SETTLING_SECONDS: Final = (0.05, 0.15, 0.4, 1.0)
 """When it is read again after one was heard: a replica may be behind."""
 FIRST_READ_SECONDS_MAX: Final = 5.0
 """How long a start waits for it. A mesh whose bucket can't be read works, as one without valves."""
-UNAVAILABLE_SECONDS: Final = 1.0
+UNAVAILABLE_SECONDS: Final = 5.0
+"""When it is tried again, if no reconnect is heard of: before a steward of this version has run there is no bucket."""
 VALVES_MAX: Final = 10_000
 """So many are read: each is a few hundred bytes."""
 

@@ -45,7 +45,9 @@ class ValveRoutes:
 
         Who has paused it is nobody's business but the operators'.
         """
-        valve = self._valves.holding(pool, priority, tenant, self._configuration.providers_of(pool))
+        # A task may be of a pool that this ingress has no more.
+        providers = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
+        valve = self._valves.holding(pool, priority, tenant, providers)
         if valve is None:
             return None
         return Pause(kind=valve.kind, name=valve.name, since=valve.since, until=valve.until, reason=valve.reason)

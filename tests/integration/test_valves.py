@@ -17,12 +17,14 @@ from contracts.identifiers import new_id
 from contracts.records.valves import TenantLimits, Valve
 from contracts.streams import BACKLOG, TASKS, TASKS_BUCKET, VALVES_BUCKET
 from contracts.valve_keys import limits_key, valve_key
+from ingress.valve_routes import ValveRoutes
 from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import count_of, last_from_leader
 from mesh.broker.requests import Requests
 from mesh.clock import now
+from mesh.configuration.mesh_toml import default_configuration
 from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantConfiguration, TenantsConfiguration
 from mesh.journal.reading import milestones_of
@@ -173,6 +175,26 @@ async def test_limits_lie_over_those_of_the_file_until_they_end(connection: Conn
         await until(lambda: valves.limits_of("acme").running == 8)
 
 
+async def test_whoever_submits_is_told_what_is_paused_and_not_by_whom_also_of_a_pool_that_is_gone(
+    connection: Connection,
+) -> None:
+    requests = connection.requests
+    async with watching(requests) as valves:
+        routes = ValveRoutes(requests, valves, default_configuration())
+        assert routes.pause_of("gone", "low", "acme") is None
+        await changes.shut(requests, valve("lane", "gone.low", reason="it goes"))
+        await changes.shut(requests, valve("provider", "scripted"))
+        await until(lambda: len(valves.shut()) == 2)
+        told = routes.pause_of("gone", "low", "acme")
+        assert told is not None
+        assert (told.kind, told.name, told.reason) == ("lane", "gone.low", "it goes")
+        assert b'"by"' not in encode(told)
+        assert routes.pause_of("gone", "high", "acme") is None
+        provider = routes.pause_of("default", "high", "acme")
+        assert provider is not None
+        assert provider.kind == "provider"
+
+
 async def test_records_that_have_ended_are_taken_away_and_others_stay(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +327,22 @@ async def test_a_delivery_that_comes_again_is_put_off_once(connection: Connectio
     for _ in range(2):
         assert await Parking(requests, valves).put_off(Delivered(), work)  # type: ignore[arg-type]  # as far as it looks
     assert await waits_in_backlog(requests) == 1
+
+
+async def test_a_worker_that_dies_between_storing_and_acking_leaves_two_messages_of_which_one_counts(
+    connection: Connection, settings: Settings
+) -> None:
+    requests = connection.requests
+    valves = Valves(requests)
+    await valves.open()
+    work = turn_work(tenant="acme")
+    ack = await publish_work(requests, work)
+    place = {headers.MESSAGE_ID: f"{work.task}.TASKS.{ack.seq}", PUT_OFF: "tasks.default.normal.acme"}
+    await requests.publish("backlog.default.normal.acme", encode(work), place)
+    async with working(connection, settings, valves) as handler, background(PutOff(requests, valves).run()):
+        await until_in_backlog(requests, 0)
+        assert handler.running_max == 1
+    assert await claims_of(requests, work.task) == 1
 
 
 async def test_a_turn_that_finds_no_room_runs(

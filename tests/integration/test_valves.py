@@ -171,8 +171,12 @@ async def test_limits_lie_over_those_of_the_file_until_they_end(connection: Conn
         # What it does not know, or take, changes nothing; what is not named is as the file has it.
         assert valves.limits_of("acme") == TenantConfiguration(weight=2.0, running=2)
         assert valves.limits_of("globex") is CONFIGURED.of("globex")
+        # A reload keeps them, and brings what they leave alone.
+        reloaded = TenantsConfiguration(tenants={"acme": TenantConfiguration(weight=5.0, running=9)})
+        valves._tenants = lambda: reloaded
+        assert valves.limits_of("acme") == TenantConfiguration(weight=5.0, running=2)
         await changes.open_again(requests, limits_key("acme"), TenantLimits)
-        await until(lambda: valves.limits_of("acme").running == 8)
+        await until(lambda: valves.limits_of("acme").running == 9)
 
 
 async def test_whoever_submits_is_told_what_is_paused_and_not_by_whom_also_of_a_pool_that_is_gone(

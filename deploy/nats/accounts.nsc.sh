@@ -193,6 +193,9 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub '$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_providers.$KV.providers.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_tools.$KV.tools.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_workers.$KV.workers.>' \
+  --allow-pub '$JS.API.DIRECT.GET.KV_workers' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.KV_workers' \
   --allow-pub '$JS.API.DIRECT.GET.OBJ_results' \
   --allow-pub '$JS.API.STREAM.MSG.GET.OBJ_results' \
   --allow-pub '$SRV.INFO' \

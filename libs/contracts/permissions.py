@@ -269,6 +269,8 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     _count(lists)
     lists.write(PROVIDERS_BUCKET)
     lists.read_keys(PROVIDERS_BUCKET, TOOLS_BUCKET)
+    # How many share a model server.
+    lists.read_bucket(WORKERS_BUCKET)
     lists.read(RESULTS.name)
     lists.subscribe(subjects.PROVIDERS_CHANGED)
 

@@ -7,8 +7,11 @@ from functools import partial
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
+from inference_worker.capacity.capacities import Capacities
+from inference_worker.capacity.pool_places import PoolPlaces, check_places_of
 from inference_worker.lane_reports import LaneReporter
 from inference_worker.models.breakers import Breakers
+from inference_worker.models.candidates import Source
 from inference_worker.pools import Generation, PoolHandlers
 from inference_worker.providers import open_providers
 from inference_worker.turn.history import History
@@ -18,16 +21,17 @@ from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.shares import Share
 from mesh.configuration.settings import Settings
-from mesh.serving.heartbeats import heartbeats
+from mesh.serving.heartbeats import PlacesTold, heartbeats
 from mesh.serving.service import Service, run
 from mesh.steps.work_loop import WorkLoop
+from mesh.telemetry import metrics
 from mesh.tools.toolbox import Toolbox
 from mesh.valves.gates import ValveGate
 from mesh.valves.parking import Parking
 from mesh.valves.watched import Valves
 
 WEIGHTS = {"high": 16, "normal": 8, "low": 2}
-"""Shares of a pool's places while all of its lanes are backed up. Pools share alike."""
+"""Shares of a pool's places while all of its lanes are backed up. Pools share by what waits (`capacity.shifting`)."""
 
 
 def lanes(settings: Settings, breakers: Breakers, valves: Valves) -> list[ConsumerSpec]:
@@ -63,11 +67,14 @@ class Worker:
             lambda provider: service.valves.is_paused(provider=provider),
         )
         service.valves.on_changed(self.breakers.changed)
+        self.capacities = Capacities(service.requests, service.settings, service.worker)
+        self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
+        self.capacities.on_changed(self.places.changed)
 
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
         async with AsyncExitStack() as stack:
-            opening = open_providers(settings, guard=self.breakers.guard, requests=self._requests)
+            opening = open_providers(settings, guard=self._guarded, requests=self._requests)
             providers = await stack.enter_async_context(opening)
             return Generation(
                 {
@@ -87,9 +94,15 @@ class Worker:
             )
         raise AssertionError  # No context here swallows an exception.
 
+    def _guarded(self, source: Source) -> Source:
+        # A call that the breaker refuses is none of the server's.
+        return self.breakers.guard(self.capacities.measured(source))
+
     async def take(self, settings: Settings, handlers: PoolHandlers) -> None:
         """Go by these settings from the next turn on."""
         configuration = settings.configuration
+        self.capacities.configure(settings)
+        self.places.configure(configuration)
         self.breakers.configure(
             configuration.breakers, {pool: configuration.providers_of(pool) for pool in configuration.pools}
         )
@@ -107,19 +120,24 @@ async def main(service: Service) -> None:
         lanes(settings, worker.breakers, valves),
         handlers,
         service.worker,
+        places=worker.places,
         waits=Parking(service.requests, valves),
     )
+    metrics.watch_capacity(lambda: {name: server.limit for name, server in worker.capacities.servers.items()})
     # Before anything is pulled: nothing is begun that was paused meanwhile.
     await valves.open()
-    service.reloading.add(lambda _: None, lambda settings: worker.take(settings, handlers))
+    service.reloading.add(check_places_of, lambda settings: worker.take(settings, handlers))
     try:
         async with (
-            background(worker.reporter.run(), worker.breakers.run(service.stopping), valves.run()),
+            background(
+                worker.reporter.run(), worker.breakers.run(service.stopping), worker.capacities.run(), valves.run()
+            ),
             heartbeats(
                 service,
                 lambda: loop.steps_running,
                 concurrency=settings.worker_concurrency,
                 pools=settings.pools,
+                places=lambda: PlacesTold(worker.places.places(), worker.places.capacity()),
             ),
         ):
             await service.ready()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import msgspec
@@ -221,3 +221,115 @@ async def test_a_pull_that_the_broker_has_lost_is_made_again_when_its_messages_a
         assert handled == []
         await waking.look()
         await until(lambda: handled == ["control.cancel.acme"])
+
+
+class OfPools:
+    """Places by pool, as a test sets them."""
+
+    def __init__(self, most: dict[str, int]) -> None:
+        self.most = most
+        self.is_holding = True
+        self.waits: dict[str, int] = {}
+        self.weights: dict[str, float] = {}
+        self._callbacks: list[Callable[[], None]] = []
+
+    def has_room(self, pool: str, in_hand: Mapping[str, int]) -> bool:
+        """Whether there is one more."""
+        return in_hand.get(pool, 0) < self.most.get(pool, PLACES)
+
+    def holds(self, pool: str) -> bool:
+        """As it is set."""
+        return self.is_holding
+
+    def weight(self, pool: str) -> float:
+        """Alike, unless set."""
+        return self.weights.get(pool, 1.0)
+
+    def waiting(self, pool: str, lane: str, messages: int) -> None:
+        """Noted."""
+        self.waits[lane] = messages
+
+    def on_changed(self, callback: Callable[[], None]) -> None:
+        """Called by `change`."""
+        self._callbacks.append(callback)
+
+    def change(self, **most: int) -> None:
+        """Another room."""
+        self.most |= most
+        for callback in self._callbacks:
+            callback()
+
+
+async def test_a_pool_has_as_many_at_once_as_its_places_and_they_may_change(
+    connection: Connection, settings: Settings
+) -> None:
+    places, running, ended = OfPools({"default": 2}), Counter[str](), asyncio.Semaphore(0)
+    at_once_most = 0
+
+    async def handle(delivery: Delivery, _: Permit) -> Answer:
+        nonlocal at_once_most
+        running["now"] += 1
+        at_once_most = max(at_once_most, running["now"])
+        await ended.acquire()
+        running["now"] -= 1
+        running["done"] += 1
+        return Ack()
+
+    await back_up(connection, {"high": 4, "normal": 20})
+    consumers = specs(connection, settings)
+    consumption = Consumption(
+        connection, replace(settings, drain_seconds=0), consumers, handle, PLACES, hands_over=False, places=places
+    )
+    async with background(consumption.run()):
+        await until(lambda: running["now"] == 2)
+        for done in range(1, 7):
+            ended.release()
+            await until(lambda done=done: running["done"] == done and running["now"] == 2)  # type: ignore[misc]  # mypy can't infer it
+        assert at_once_most == 2
+        assert sum(places.waits.values()) > 10
+        places.change(default=PLACES)
+        await until(lambda: running["now"] == PLACES)
+        places.change(default=1)
+        for done in range(7, 10):
+            ended.release()
+            await until(lambda done=done: running["done"] == done)  # type: ignore[misc]  # mypy can't infer it
+        await until(lambda: running["now"] == 1)
+        ended.release()
+        await until(lambda: running["done"] == 10 and running["now"] == 1)
+        for _ in range(30):
+            ended.release()
+        await until(lambda: running["done"] == 24)
+        await until(lambda: set(places.waits.values()) == {0})
+
+
+async def test_a_message_that_another_process_has_room_for_is_not_kept_by_one_without(
+    connection: Connection, settings: Settings
+) -> None:
+    """One place, and a turn that does not end: the lanes that waited ask for nothing, until there is room again."""
+    full, ended, done = asyncio.Event(), asyncio.Event(), Counter[str]()
+
+    async def hang(_: Delivery, __: Permit) -> Answer:
+        full.set()
+        await ended.wait()
+        done["hung"] += 1
+        return Ack()
+
+    async def work(_: Delivery, __: Permit) -> Answer:
+        done["worked"] += 1
+        return Ack()
+
+    places, consumers = OfPools({"default": 1}), specs(connection, settings)
+    places.is_holding = False
+    quick = replace(settings, drain_seconds=0)
+    stuck = Consumption(connection, quick, consumers, hang, PLACES, places=places)
+    async with background(stuck.run()):
+        await back_up(connection, {"normal": 1})
+        await full.wait()
+        async with background(Consumption(connection, quick, specs(connection, settings), work, PLACES).run()):
+            for _ in range(3):
+                await back_up(connection, {"high": 4, "normal": 4, "low": 2})
+            await until(lambda: done["worked"] == 30)
+            assert stuck.in_hand == 1
+        ended.set()
+        await back_up(connection, {"high": 3, "low": 3})
+        await until(lambda: done["hung"] == 7)

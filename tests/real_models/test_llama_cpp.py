@@ -17,7 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
+from contracts.records.status import WorkerRecord
+from contracts.streams import WORKERS_BUCKET
+from inference_worker.capacity.signals import read
+from mesh.background import background
 from mesh.broker.connection import connect
+from mesh.fleet.records import read_records
 from tests.acceptance.test_own_model import journal_of, of_type, run_task
 from tests.support import children
 from tests.support.broker import free_port
@@ -68,7 +73,8 @@ class LlamaServer:
         self.log = folder / "llama.log"
         # A model of this size likes to go on without an end, and each test needs room for that.
         self._command = [str(server_program()), "-m", str(model_file()), "--port", str(self.port), "--jinja"]
-        self._command += ["--ctx-size", "8192", "--parallel", "2", "--threads", "2", "--no-webui", "--slots"]
+        self._command += ["--ctx-size", "8192", "--parallel", "2", "--threads", "2", "--no-webui"]
+        self._command += ["--slots", "--metrics"]
         self._command += ["--chat-template-file", str(TEMPLATES / f"{family}.jinja")]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -226,3 +232,35 @@ async def test_a_restart_in_mid_stream_costs_the_task_nothing_but_time(tmp_path:
         assert journal[-1]["type"] == "task.completed", journal[-1]
         assert journal[-1]["output"] == of_type(journal, "turn.completed")[-1]["text"]
         await no_fault(mesh, recorded)
+
+
+async def test_as_many_turns_begin_as_the_server_has_slots_and_none_waits_there(tmp_path: Path) -> None:
+    """A worker of 64 places, and a server of two slots: it says so itself, on both of its pages."""
+    recorded = Recorded()
+    async with llama_mesh(tmp_path, "gemma", provider="capacity = {}") as (mesh, server):
+        async with connect(mesh.settings, "test") as connection:
+
+            async def is_told() -> bool:
+                records = await read_records(connection.requests, WORKERS_BUCKET, WorkerRecord)
+                return any("2 slots" in told.why for record in records for told in record.capacity.values())
+
+            await until(is_told)
+        deferred: list[int] = []
+
+        async def watch() -> None:
+            # Its pages wait for the model's step that is under way.
+            async with httpx.AsyncClient(timeout=60) as client:
+                while True:
+                    page = (await client.get(f"http://127.0.0.1:{server.port}/metrics")).text
+                    load = read("llama_cpp", "/metrics", page.encode())
+                    deferred.append(load.waiting)
+                    await asyncio.sleep(POLL_SECONDS)
+
+        async with background(watch()), PatientClient(base_url=mesh.ingress_url) as client:
+            for number in range(6):
+                body = {"input": f"Count to {number}.", "max_output_tokens": 16}
+                answer = await client.post("/v1/tasks", json=body)
+                recorded.accepted.add(answer.json()["id"])
+            await no_fault(mesh, recorded)
+        assert deferred
+        assert set(deferred) == {0}

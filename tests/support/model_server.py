@@ -22,7 +22,7 @@ class Exchange:
         request_line, *lines = head.decode("latin-1").strip().split("\r\n")
         self.method, self.path, _ = request_line.split(" ")
         self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        self.body: dict[str, Any] = json.loads(body)
+        self.body: dict[str, Any] = json.loads(body) if body else {}
         self.gone = asyncio.Event()
         """The client has closed the connection."""
         self._writer = writer
@@ -49,6 +49,11 @@ class Exchange:
     async def end(self) -> None:
         """The end of the body."""
         await self._write(b"0\r\n\r\n")
+
+    async def page(self, content: bytes, content_type: str = "text/plain") -> None:
+        """Status 200, and a whole body."""
+        await self.head(200, {"Content-Type": content_type, "Content-Length": str(len(content))})
+        await self._write(content)
 
     async def refuse(self, status: int, body: object, **headers: str) -> None:
         """An error, with a JSON body (or one of bytes)."""
@@ -84,7 +89,8 @@ class ModelServer:
         number, first = self.connections, b""
         while True:
             head = first + await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            lines = head.lower().split(b"\r\n")
+            length = next((line for line in lines if line.startswith(b"content-length:")), b"content-length:0")
             exchange = Exchange(number, head, await reader.readexactly(int(length.split(b":")[1])), writer)
             self.exchanges.append(exchange)
             # Nobody pipelines: what comes next is the end of the connection, or the next request's first byte.

@@ -32,7 +32,7 @@ IMPORTS = {
     "meshctl": {"httpx", "msgspec", "nats", "rich", "structlog"},
     "ingress": {"litestar", "msgspec", "opentelemetry", "structlog"},
     "stream_edge": {"litestar", "opentelemetry", "structlog"},
-    "inference_worker": {"httpx", "msgspec", "nats", "opentelemetry", "structlog"},
+    "inference_worker": {"httpx", "msgspec", "nats", "opentelemetry", "prometheus_client", "structlog"},
     "tool_runner": {
         "anyio", "httpx", "httpx2", "jsonschema_rs", "mcp", "mcp_types", "msgspec", "pydantic", "structlog",
     },

@@ -84,6 +84,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     ),
     "ingress.listing": (),
     "inference_worker.models": (),
+    "inference_worker.capacity": ("inference_worker.models",),
     "inference_worker.dialects": ("inference_worker.models",),
     "inference_worker.dialects.anthropic": ("inference_worker.models", "inference_worker.dialects"),
     "inference_worker.dialects.openai": ("inference_worker.models", "inference_worker.dialects"),

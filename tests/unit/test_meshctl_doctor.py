@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from contracts.records.providers import Probe, ProviderRecord
-from contracts.records.status import HealthCheck, LaneStatistics, WorkerRecord
+from contracts.records.status import HealthCheck, LaneStatistics, PoolCapacity, WorkerRecord
 from mesh.broker.dead_streams import DeadStream
 from mesh.broker.levels import Level
 from mesh.broker.provisioning import Difference
@@ -274,6 +274,9 @@ def test_workers_and_lanes_are_told_as_of_now() -> None:
         "inference_worker-7@host", "0.1.0", "0123456789ab", "default,", "large", "3/64", "2h", "4s", "ago",
         "draining;", "loop.consumer:", "fails",
     ]  # fmt: skip
+    bears = {"default": PoolCapacity(limit=3, of_all=6, workers=2, why="main: 6 slots")}
+    measured = msgspec.structs.replace(worker, capacity=bears, draining=False, checks=[])
+    assert shown(workers_table([measured], at))[1].endswith(" ago  default 3 of 6 (main: 6 slots)")
     lane = LaneStatistics(
         pool="default", priority="high", time=TIME, depth=5, running=2, drain_per_second=1.25, wait_seconds_p50=0.5
     )

@@ -60,6 +60,7 @@ def test_the_limits_are_the_codes() -> None:
         f"{REQUESTS_PER_SECOND:g} a second, {REQUESTS_PER_SECOND * BURST_SECONDS:,.0f} at once",
         f"{FAILURES_PER_MINUTE:g} a minute",
         f"{SETTINGS.worker_concurrency}",
+        "what it bears",
         f"{SETTINGS.max_tries}",
         f"{SETTINGS.max_deliver}",
         "a quarter of the bucket `results`",

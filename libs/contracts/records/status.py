@@ -254,11 +254,26 @@ class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     detail: str | None = None
 
 
+class PoolCapacity(msgspec.Struct, frozen=True, kw_only=True):
+    """What the servers of a pool bear, as one worker sees it.
+
+    `limit`: how many turns at once they take from this worker; `of_all` from all workers, of which `workers` share it.
+    `why`: what that follows from, in a few words for people.
+    """
+
+    limit: Count
+    of_all: Count
+    workers: Ordinal
+    why: str
+
+
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A process, in the bucket `workers`, written again every 30 s and gone 90 s after the last time.
 
     `pools` and `tools` are what it serves, `concurrency` how many steps it takes at once, if it takes any, `running`
     how many it has.
+    `places`: how many of those each pool gets at present, if not all of them, and `capacity` what the pool's servers
+    bear, if that is known.
     `mcp_servers`: the MCP servers that it is to reach, each with why it is away, or null while it is there.
     `build` and `configuration` are digests, alike in a fleet that runs one code with one configuration.
     `clock_ahead_seconds`: its machine's clock less the broker's. `checks`: what is not well with it at present.
@@ -274,6 +289,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     tools: tuple[LaneName, ...] = ()
     mcp_servers: dict[str, str | None] = {}
     concurrency: Ordinal | None = None
+    places: dict[LaneName, Count] = {}
+    capacity: dict[LaneName, PoolCapacity] = {}
     running: Count
     started_at: Time
     time: Time

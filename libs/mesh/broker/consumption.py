@@ -8,7 +8,8 @@ to it that it is answered or given up, and `_handled` brings it to its handler, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -21,6 +22,7 @@ from mesh.broker.deliveries import Delivery, Leases, while_leased
 from mesh.broker.gates import ALWAYS, Gate, Permit, WaitingRoom
 from mesh.broker.in_hand import InHand
 from mesh.broker.lanes import ConsumerSpec, Lane
+from mesh.broker.places import Places
 from mesh.broker.shares import Share, Shares
 from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, StepLost
@@ -44,7 +46,8 @@ class Consumption:
 
     At most `at_once_max` deliveries are handled at once. Free places go to the lanes that have messages, by their
     shares. Beside them each lane that has none brings its next message as soon as there is one. `hands_over`: `handle`
-    lets go of a delivery that is `recalled`, and its answer then uses up no delivery.
+    lets go of a delivery that is `recalled`, and its answer then uses up no delivery. `places`: how many of them each
+    pool may have; without it, all.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Consumption:
         at_once_max: int,
         *,
         hands_over: bool = False,
+        places: Places | None = None,
     ) -> None:
         self._connection = connection
         self._ack_wait_seconds = settings.ack_wait_seconds
@@ -66,15 +70,20 @@ class Consumption:
         self._at_once_max = at_once_max
         self._leases = Leases(settings.ack_wait_seconds)
         drain_seconds = settings.drain_seconds if hands_over else min(settings.drain_seconds, SHORT_DRAIN_SECONDS)
-        self._in_hand = InHand(at_once_max, drain_seconds)
+        self._places = places
+        self._in_hand = InHand(at_once_max, drain_seconds, places)
         self._asked_for = 0
+        self._had: Counter[str] = Counter()
+        """By pool: what is in hand, and what was asked for. Kept where there are places by pool."""
         self._changed = asyncio.Event()
         self._waiting = WaitingRoom(self._changed.set)
-        self._shares = Shares()
+        self._shares = Shares() if places is None else Shares(places.weight)
         self._lanes: dict[Lane, int] = {}
         """Each with its place in order: of one share the first goes first."""
         self._not_empty: set[Lane] = set()
         self._idle: asyncio.TaskGroup | None = None
+        if places is not None:
+            places.on_changed(self._more_room)
         for spec in consumers:
             self.add(spec)
 
@@ -103,7 +112,8 @@ class Consumption:
     def add(self, spec: ConsumerSpec) -> None:
         """Pull one more consumer."""
         start = partial(self._start, spec.gate, spec.share)
-        lane = Lane(self._connection, spec, self._ack_wait_seconds, start, self._changed.set)
+        may_wait = partial(self._may_wait, spec.share.pool)
+        lane = Lane(self._connection, spec, self._ack_wait_seconds, start, self._changed.set, may_wait)
         self._lanes[lane] = len(self._lanes)
         self._has_some(lane)
 
@@ -157,20 +167,38 @@ class Consumption:
             if lane is limited or not lane.is_limited:
                 by_share.setdefault(lane.spec.share, lane)
         asked: dict[Lane, int] = {}
-        for share in self._shares.picks(by_share, places):
+        for share in self._shares.picks(by_share, places, self._has_room, self._had):
             lane = by_share[share]
             asked[lane] = 1 if lane is limited else asked.get(lane, 0) + 1
         unknown = [lane for lane in lanes if lane.is_unknown and not lane.is_limited]
         for lane in unknown[: len(unknown) // UNKNOWN_PER_ROUND]:
-            asked.setdefault(lane, 1)
+            if lane in asked or self._has_room(lane.spec.share.pool, self._had):
+                asked.setdefault(lane, 1)
         return asked
 
+    def _has_room(self, pool: str, had: Mapping[str, int]) -> bool:
+        """Whether a pool may have one more while each has so many."""
+        return self._places is None or self._places.has_room(pool, had)
+
+    def _may_wait(self, pool: str) -> bool:
+        """Whether the lanes of a pool may have pulls open that wait."""
+        return self._places is None or self._places.holds(pool) or self._places.has_room(pool, self._had)
+
+    def _more_room(self) -> None:
+        self._in_hand.look_again()
+        self._changed.set()
+
     async def _take(self, lane: Lane, places: int) -> None:
+        pool = lane.spec.share.pool
         self._asked_for += places
+        self._had[pool] += places
         try:
             await lane.take(places)
         finally:
             self._asked_for -= places
+            self._had[pool] -= places
+        if lane.is_empty and self._places is not None:
+            self._places.waiting(pool, f"{lane.spec.stream}/{lane.spec.consumer}", 0)
         if lane.is_empty and self._idle is not None:
             self._not_empty.discard(lane)
             self._idle.create_task(self._wait(lane))
@@ -202,21 +230,29 @@ class Consumption:
 
     def _start(self, gate: Gate, share: Share, delivery: Delivery) -> None:
         self._shares.give(share)
+        if self._places is not None:
+            self._places.waiting(share.pool, f"{delivery.stream}/{delivery.consumer}", delivery.pending)
         # The permit is taken before anything is awaited: the next pull must know.
-        task = asyncio.create_task(self._run(delivery, gate, gate.acquire()))
+        task = asyncio.create_task(self._run(delivery, gate, gate.acquire(), share.pool))
+        self._had[share.pool] += 1
+        if not self._may_wait(share.pool):
+            for lane in self._lanes:
+                if lane.spec.share.pool == share.pool:
+                    lane.stop_waiting()
         self._in_hand.add(delivery, task)
         self._leases.add(delivery, task)
-        task.add_done_callback(self._end)
+        task.add_done_callback(partial(self._end, share.pool))
 
-    def _end(self, task: asyncio.Task[None]) -> None:
+    def _end(self, pool: str, task: asyncio.Task[None]) -> None:
+        self._had[pool] -= 1
         self._in_hand.remove(task)
         self._changed.set()
 
-    async def _run(self, delivery: Delivery, gate: Gate, permit: Permit | None) -> None:
+    async def _run(self, delivery: Delivery, gate: Gate, permit: Permit | None, pool: str) -> None:
         """Handle and answer a delivery, whatever happens. What is not answered here comes back after ack_wait."""
         message = {"stream": delivery.stream, "message": delivery.sequence}
         try:
-            answer = await self._handled(delivery, gate, permit)
+            answer = await self._handled(delivery, gate, permit, pool)
             await while_leased(delivery, partial(delivery.answer, answer))
         except asyncio.CancelledError:
             # The lease was lost, and then this sends nothing; or the process stops, and gives it back.
@@ -233,7 +269,7 @@ class Consumption:
             delivery.give_up()
             self._leases.remove(delivery)
 
-    async def _handled(self, delivery: Delivery, gate: Gate, permit: Permit | None) -> Ack | Nak | Term:
+    async def _handled(self, delivery: Delivery, gate: Gate, permit: Permit | None, pool: str) -> Ack | Nak | Term:
         """The answer of the handler, which gets the delivery under a permit, and again under another if it holds it."""
         delay_seconds, tried = NO_PERMIT_SECONDS, False
         while True:
@@ -242,9 +278,9 @@ class Consumption:
                 break
             try:
                 # An idle consumer may bring a message more than there is room for: it waits here, its lease kept.
-                if not await self._in_hand.place():
+                if not await self._in_hand.place(pool):
                     break
-                with self._in_hand.begun(delivery):
+                with self._in_hand.begun(delivery, pool):
                     answer = await while_leased(delivery, partial(self._handle, delivery, permit))
             finally:
                 permit.release()

@@ -40,6 +40,8 @@ class Delivery:
         self.sequence = metadata.sequence.stream
         self.deliveries = metadata.num_delivered or 1
         self.stored_at: datetime = metadata.timestamp
+        self.pending = metadata.num_pending
+        """How many messages its consumer had behind it as it was sent."""
         self.subject = message.subject
         self.payload = message.data
         self.headers = message.headers or {}

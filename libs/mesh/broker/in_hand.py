@@ -7,6 +7,7 @@ was not begun.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import structlog
 
 from mesh.background import first_of
 from mesh.broker.deliveries import Delivery
+from mesh.broker.places import Places
 from mesh.broker.step_times import StepTimes
 
 log = structlog.get_logger("mesh.broker.in_hand")
@@ -34,12 +36,15 @@ class _Held:
 class InHand:
     """The deliveries in this process's hands, each with the task that handles it."""
 
-    def __init__(self, at_once_max: int, drain_seconds: float) -> None:
+    def __init__(self, at_once_max: int, drain_seconds: float, places: Places | None = None) -> None:
         self.is_closed = False
         """Whether the process stops: what comes now, or was not begun, goes back."""
         self._at_once_max = at_once_max
         self._drain_seconds = drain_seconds
+        self._places = places
         self._running = 0
+        self._running_of: Counter[str] = Counter()
+        """By pool."""
         self._changed = asyncio.Event()
         self._held: dict[asyncio.Task[None], _Held] = {}
         self._times = StepTimes()
@@ -55,24 +60,35 @@ class InHand:
         """It is out of hand."""
         self._held.pop(task, None)
 
-    async def place(self) -> bool:
-        """Wait until one more may be begun; False if none may be any more, since the process stops."""
-        while self._running >= self._at_once_max and not self.is_closed:
+    async def place(self, pool: str = "") -> bool:
+        """Wait until one more may be begun, of that pool; False if none may be any more, since the process stops."""
+        while not self._has_room(pool) and not self.is_closed:
             self._changed.clear()
             await self._changed.wait()
         return not self.is_closed
 
+    def look_again(self) -> None:
+        """There may be more room than before."""
+        self._changed.set()
+
+    def _has_room(self, pool: str) -> bool:
+        if self._running >= self._at_once_max:
+            return False
+        return self._places is None or self._places.has_room(pool, self._running_of)
+
     @contextmanager
-    def begun(self, delivery: Delivery) -> Iterator[None]:
+    def begun(self, delivery: Delivery, pool: str = "") -> Iterator[None]:
         """A delivery is handled in the body, and a drain waits for it. How long it takes is noted if it has an end."""
         loop, held = asyncio.get_running_loop(), self._held_by_this_task(delivery)
         begun_at = held.begun_at = loop.time()
         self._running += 1
+        self._running_of[pool] += 1
         try:
             yield
             self._times.add(delivery.consumer, loop.time() - begun_at)
         finally:
             self._running -= 1
+            self._running_of[pool] -= 1
             held.begun_at = None
             self._changed.set()
 

@@ -55,12 +55,14 @@ class Lane:
         ack_wait_seconds: float,
         on_delivery: Callable[[Delivery], None],
         on_changed: Callable[[], None],
+        may_wait: Callable[[], bool] = lambda: True,
     ) -> None:
         self.spec = spec
         self.is_empty = False
         self.is_unknown = True
         """Nobody has looked yet."""
         self._on_changed = on_changed
+        self._may_wait = may_wait
         self._consumer = PullConsumer(connection, spec.stream, spec.consumer, ack_wait_seconds, on_delivery)
         self._look_at = 0.0
         self._idle_seconds = IDLE_SECONDS_MIN
@@ -99,9 +101,10 @@ class Lane:
             self.is_empty = True
 
     async def wait(self) -> None:
-        """Wait for the next message; from then on there may be more. Ends, too, once the gate is not wide open."""
+        """Wait for the next message; from then on there may be more. Ends, too, once it must wait no longer: the gate
+        is not wide open, or there is no room for what would come."""
         self._idle_seconds, failures = IDLE_SECONDS_MIN, 0
-        while not self.is_limited:
+        while not self.is_limited and self._may_wait():
             try:
                 # Not quite as long each time: workers that were started together shall not ask together for ever.
                 if await self._consumer.wait(self._idle_seconds * random.uniform(0.9, 1.0)):
@@ -119,6 +122,11 @@ class Lane:
         """There is a message that nobody has asked for: the pull that is open may be one that the broker has lost."""
         if self.is_empty:
             self._idle_seconds = IDLE_SECONDS_MIN / IDLE_GROWTH
+            self._consumer.end_pull()
+
+    def stop_waiting(self) -> None:
+        """Have no pull open: there is no room for what it would bring."""
+        if self.is_empty:
             self._consumer.end_pull()
 
     async def close(self) -> None:

@@ -3,15 +3,17 @@
     pool a   high 16   normal 8   low 2
     pool b   high 16   normal 8   low 2
 
-Two levels of stride scheduling. Pools share alike, however many of their lanes hold messages; the lanes of a pool share
-by weight. What a lane was given is kept from one call to the next, so shares hold with a single place, too. A lane that
-was idle has saved nothing up: it starts where the others are.
+Two levels of stride scheduling. Pools share alike, however many of their lanes hold messages, or by weights that may
+change at any time; the lanes of a pool share by weight. What a lane was given is kept from one call to the next, so
+shares hold with a single place, too. A lane that was idle has saved nothing up: it starts where the others are.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -23,15 +25,36 @@ class Share(NamedTuple):
     weight: int = 1
 
 
-class Shares:
-    """What each lane was given, in messages over weight."""
+NOTHING_HAD: Mapping[str, int] = MappingProxyType({})
 
-    def __init__(self) -> None:
+
+def _alike(_: str) -> float:
+    return 1.0
+
+
+def _any(_: str, __: Mapping[str, int]) -> bool:
+    return True
+
+
+class Shares:
+    """What each lane was given, in messages over weight. `weight`: that of a pool, at present."""
+
+    def __init__(self, weight: Callable[[str], float] = _alike) -> None:
+        self._weight = weight
         self._pools = _Level()
         self._lanes: dict[str, _Level] = {}
 
-    def picks(self, waiting: Iterable[Share], places: int) -> list[Share]:
-        """Who gets each of the places, in order, of those who have messages. Nothing is given by it: see `give`."""
+    def picks(
+        self,
+        waiting: Iterable[Share],
+        places: int,
+        has_room: Callable[[str, Mapping[str, int]], bool] = _any,
+        had: Mapping[str, int] = NOTHING_HAD,
+    ) -> list[Share]:
+        """Who gets each of the places, in order, of those who have messages. Nothing is given by it: see `give`.
+
+        `has_room`: whether a pool may have one more while each has so many, those of `had` and those that were picked.
+        """
         by_pool: dict[str, dict[str, Share]] = {}
         for share in waiting:
             by_pool.setdefault(share.pool, {})[share.lane] = share
@@ -39,9 +62,14 @@ class Shares:
         heapq.heapify(pools)
         lanes: dict[str, list[tuple[float, int, str]]] = {}
         picked: list[Share] = []
+        counts = Counter(had)
         while pools and len(picked) < places:
             given, order, pool = pools[0]
-            heapq.heapreplace(pools, (given + 1, order, pool))
+            if not has_room(pool, counts):
+                heapq.heappop(pools)
+                continue
+            counts[pool] += 1
+            heapq.heapreplace(pools, (given + 1 / self._weight(pool), order, pool))
             if pool not in lanes:
                 level = self._lanes.setdefault(pool, _Level()).of(by_pool[pool])
                 # Of equals the first: urgent lanes are named first.
@@ -55,7 +83,7 @@ class Shares:
 
     def give(self, share: Share) -> None:
         """A message of the lane was taken."""
-        self._pools.give(share.pool, 1)
+        self._pools.give(share.pool, 1 / self._weight(share.pool))
         self._lanes.setdefault(share.pool, _Level()).give(share.lane, 1 / share.weight)
 
 

@@ -30,6 +30,7 @@ from mesh.configuration.access_tables import (
 )
 from mesh.configuration.addresses import is_host
 from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings, check_capacity, check_places
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
@@ -100,6 +101,8 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
     """When the provider counts as down, for all workers."""
+    capacity: CapacitySettings | None = None
+    """How many turns the server gets at once. Unset: as many as the workers have places."""
 
     @property
     def host(self) -> str | None:
@@ -222,6 +225,8 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """How long a task may take from its acceptance. Then it ends with what there is. A request may ask for less."""
     budget_tokens: Annotated[int, Meta(ge=1, le=BUDGET_TOKENS_MAX)] | None = None
     """How many tokens a task's turns may read and put out. Then it ends, incomplete. A request may ask for less."""
+    places: PlacesSettings = PlacesSettings()
+    """Its part of the places of a worker that serves several pools."""
 
     @property
     def switches_on_context(self) -> bool:
@@ -321,6 +326,7 @@ def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> C
             raise SettingsError(f"{source}: {key}.breaker.open_seconds: must not be more than open_seconds_max")
         if isinstance(provider, ServerConfiguration):
             _check_server(provider, key, source)
+            check_capacity(provider.capacity, f"{key}.capacity", source)
         if isinstance(provider, AnthropicProviderConfiguration):
             _check_anthropic(provider, key, source)
         providers[name] = provider
@@ -328,6 +334,7 @@ def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> C
     for name, table in named_tables(tables, "pools", Name, source).items():
         pool = convert(table, PoolConfiguration, f"pools.{name}", source)
         _check_pool(pool, providers, f"{source}: pools.{name}")
+        check_places(pool.places, f"pools.{name}.places", source)
         pools[name] = pool
     if pools and "default" not in pools:
         raise SettingsError(f"{source}: pools.default: required: it takes the requests that name no pool")

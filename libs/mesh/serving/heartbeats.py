@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -16,7 +17,7 @@ from contracts import VERSION, subjects
 from contracts.build import BUILD
 from contracts.codec import encode
 from contracts.errors import TaskmeshError
-from contracts.records.status import HealthCheck, WorkerRecord
+from contracts.records.status import HealthCheck, PoolCapacity, WorkerRecord
 from contracts.streams import WORKERS_BUCKET
 from mesh.background import background, first_of
 from mesh.broker import key_value
@@ -33,8 +34,17 @@ LOOK_SECONDS = 1.0
 """How often it is looked whether there is something new to say. Nothing is sent for that."""
 CLOCK_STEP_SECONDS = 0.5
 """A clock that has moved by so much against the broker's is something new."""
+PLACES_CHANGE_PART = 0.2
+"""Places that have changed by more than this are something new."""
 GOODBYE_SECONDS_MAX = 1.0
 """A stop does not wait for a broker that is away: the record goes by itself."""
+
+
+class PlacesTold(NamedTuple):
+    """How many places each pool has, and what its servers bear: as in `WorkerRecord`."""
+
+    places: dict[str, int]
+    capacity: dict[str, PoolCapacity]
 
 
 @asynccontextmanager
@@ -46,19 +56,22 @@ async def heartbeats(
     pools: tuple[str, ...] = (),
     tools: Callable[[], tuple[str, ...]] = tuple,
     mcp_servers: Callable[[], dict[str, str | None]] = dict,
+    places: Callable[[], PlacesTold] = lambda: PlacesTold({}, {}),
     changed: asyncio.Event | None = None,
 ) -> AsyncIterator[None]:
     """Write this process's record at once and every 30 s beside the body, and delete it at the end.
 
-    `running` says how many steps are in hand, of `concurrency` at most; `tools` which tools are served at present,
-    `mcp_servers` which servers are away, and why. It is written at once when `changed` is set, and within a second when
-    something in it has changed but `running`. One that fails is only said: no work hangs on it.
+    `running` says how many steps are in hand, of `concurrency` at most, and `places` how many of those each pool gets;
+    `tools` which tools are served at present, `mcp_servers` which servers are away, and why. It is written at once when
+    `changed` is set, and within a second when something in it has changed but `running`. One that fails is only said:
+    no work hangs on it.
     """
     service.running = running
     started_at = now()
     key = subjects.worker_key(service.worker)
 
     def record() -> WorkerRecord:
+        told = places()
         return WorkerRecord(
             worker=service.worker,
             service=service.name,
@@ -69,6 +82,8 @@ async def heartbeats(
             tools=tools(),
             mcp_servers=mcp_servers(),
             concurrency=concurrency,
+            places=told.places,
+            capacity=told.capacity,
             running=running(),
             started_at=started_at,
             time=now(),
@@ -112,13 +127,31 @@ async def _until_news(told: WorkerRecord, record: Callable[[], WorkerRecord], ch
 
 def _is_news(record: WorkerRecord, told: WorkerRecord) -> bool:
     step = abs((record.clock_ahead_seconds or 0.0) - (told.clock_ahead_seconds or 0.0))
-    return step >= CLOCK_STEP_SECONDS or _what_matters(record) != _what_matters(told)
+    return (
+        step >= CLOCK_STEP_SECONDS
+        or _what_matters(record) != _what_matters(told)
+        or _has_moved(record.places, told.places)
+        or _has_moved(_limits(record), _limits(told))
+    )
+
+
+def _limits(record: WorkerRecord) -> dict[str, int]:
+    return {pool: capacity.limit for pool, capacity in record.capacity.items()}
+
+
+def _has_moved(places: dict[str, int], told: dict[str, int]) -> bool:
+    """Whether places have changed by enough to be told at once: they follow servers all the time."""
+    return places.keys() != told.keys() or any(
+        abs(count - told[pool]) > PLACES_CHANGE_PART * max(told[pool], 1) for pool, count in places.items()
+    )
 
 
 def _what_matters(record: WorkerRecord) -> WorkerRecord:
-    """Without what changes all the time: how many steps run, the times, and for how long a loop has failed."""
+    """Without what changes all the time: how many steps run, the times, for how long a loop has failed, and places."""
     names = [HealthCheck(name=check.name, ok=check.ok) for check in record.checks]
-    return msgspec.structs.replace(record, running=0, clock_ahead_seconds=None, time=record.started_at, checks=names)
+    return msgspec.structs.replace(
+        record, running=0, clock_ahead_seconds=None, time=record.started_at, checks=names, places={}, capacity={}
+    )
 
 
 async def _say_goodbye(service: Service, key: str) -> None:

@@ -11,6 +11,7 @@ from mesh.background import background
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.lanes import ConsumerSpec
+from mesh.broker.places import Places
 from mesh.configuration.settings import Settings
 from mesh.journal.projection import BackgroundProjection
 from mesh.journal.warm import WarmJournals
@@ -31,6 +32,7 @@ class WorkLoop:
         handler: StepHandler,
         worker: str,
         journals: WarmJournals | None = None,
+        places: Places | None = None,
         waits: Waits | None = None,
     ) -> None:
         """`waits`: where steps wait that are not to be begun now, if there are such."""
@@ -39,7 +41,13 @@ class WorkLoop:
             connection, handler, worker, settings.max_tries, settings.max_deliver, self._projection, journals, waits
         )
         self._consumption = Consumption(
-            connection, settings, consumers, life.live, settings.worker_concurrency, hands_over=True
+            connection,
+            settings,
+            consumers,
+            life.live,
+            settings.worker_concurrency,
+            hands_over=True,
+            places=places,
         )
 
     @property

@@ -206,6 +206,17 @@ _certificate = _observable_gauge(
     lambda: [(ends_at(), {}) for ends_at in _certificate_ends],
 )
 
+_capacity_limits: list[Callable[[], Mapping[str, int]]] = []
+_capacity_limit = _observable_gauge(
+    "taskmesh.capacity.limit",
+    "{turn}",
+    "How many turns at once a model provider takes from this worker, where that is followed.",
+    ("taskmesh.provider",),
+    lambda: [
+        (limit, {"taskmesh.provider": provider}) for limits in _capacity_limits for provider, limit in limits().items()
+    ],
+)
+
 _storage_levels: dict[str, float] = {}
 _storage_level = _observable_gauge(
     "taskmesh.storage.level",
@@ -219,6 +230,11 @@ _storage_level = _observable_gauge(
 def watch_broker(is_connected: Callable[[], bool], round_trip_seconds: Callable[[], float]) -> None:
     """Measure this process's connection. Once, when it has one."""
     _broker[:] = [(is_connected, round_trip_seconds)]
+
+
+def watch_capacity(limits: Callable[[], Mapping[str, int]]) -> None:
+    """Tell how many turns this worker may have at each provider. Once, in a worker."""
+    _capacity_limits[:] = [limits]
 
 
 def watch_certificate(not_after: Callable[[], float]) -> None:

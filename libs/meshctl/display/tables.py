@@ -103,8 +103,10 @@ def workers_table(workers: Sequence[WorkerRecord], at: datetime) -> Table:
     """One line for each process. Times are told as they are at `at`."""
     states = [_state_of(worker) for worker in workers]
     # Rarely is there anything to say: the column is there when there is.
-    table = plain_table("WORKER", "VERSION", "BUILD", "SERVES", "STEPS", "UP", "SEEN", *(["STATE"] * any(states)))
-    for worker, state in zip(workers, states, strict=True):
+    bears = [_bears(worker) for worker in workers]
+    more = [*(["SERVERS BEAR"] * any(bears)), *(["STATE"] * any(states))]
+    table = plain_table("WORKER", "VERSION", "BUILD", "SERVES", "STEPS", "UP", "SEEN", *more)
+    for worker, bear, state in zip(workers, bears, states, strict=True):
         table.add_row(
             cell(worker.worker),
             cell(worker.version),
@@ -113,9 +115,18 @@ def workers_table(workers: Sequence[WorkerRecord], at: datetime) -> Table:
             f"{worker.running}/{worker.concurrency}" if worker.concurrency else "",
             _duration((at - worker.started_at).total_seconds()),
             f"{_duration((at - worker.time).total_seconds())} ago",
+            *([cell(bear)] * any(bears)),
             *([cell(state)] * any(states)),
         )
     return table
+
+
+def _bears(worker: WorkerRecord) -> str:
+    """How many turns at once the servers of its pools bear of it, and of all workers, and why."""
+    told = [
+        f"{pool} {capacity.limit} of {capacity.of_all} ({capacity.why})" for pool, capacity in worker.capacity.items()
+    ]
+    return shortened("; ".join(told))
 
 
 def _state_of(worker: WorkerRecord) -> str:

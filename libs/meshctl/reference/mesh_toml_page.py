@@ -10,6 +10,7 @@ import msgspec
 
 from mesh.configuration.access_tables import ApprovalsConfiguration, AuthConfiguration, JwtConfiguration
 from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.descriptions import field_descriptions
 from mesh.configuration.logs_table import LogsConfiguration
@@ -117,6 +118,20 @@ open_seconds_max = 30
         ("providers", "mine", "breaker"),
     ),
     Table(
+        "[providers.<name>.capacity]",
+        CapacitySettings,
+        """
+[providers.mine]
+kind = "openai"
+base_url = "http://127.0.0.1:8000/v1"
+
+[providers.mine.capacity]
+signals = "vllm"
+max = 256
+""",
+        ("providers", "mine", "capacity"),
+    ),
+    Table(
         "[tenants.<name>]",
         TenantConfiguration,
         """
@@ -143,6 +158,18 @@ max_output_tokens = 2000
 deadline_seconds = 3600
 """,
         ("pools", "default"),
+    ),
+    Table(
+        "[pools.<name>.places]",
+        PlacesSettings,
+        """
+[pools.default]
+
+[pools.urgent.places]
+weight = 4
+min = 8
+""",
+        ("pools", "urgent", "places"),
     ),
     Table(
         "[[pools.<name>.fallbacks]]",

@@ -184,6 +184,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'stats.lanes.*.*' \
   --allow-pub 'live.events.*.*.preview' \
   --allow-pub 'providers.changed.*' \
+  --allow-pub 'providers.paced.*' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \
@@ -212,6 +213,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
+  --allow-sub 'providers.paced.*' \
   --allow-sub '$KV.valves.>' \
   --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \

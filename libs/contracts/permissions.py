@@ -126,6 +126,7 @@ _DISPENSABLE: Final = (
     f"KV_{VALVES_BUCKET.name}",
     f"$KV.{VALVES_BUCKET.name}.",
     VALVES_CHANGED,
+    subjects.PROVIDERS_PACED,
     "stats.lanes.",
     ".preview",
 )
@@ -264,7 +265,7 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
             names = [lane_consumer(stream, pool, priority) for pool in pools for priority in subjects.PRIORITIES]
         lists.pull(stream, *names)
         lists.call(*(f"CONSUMER.INFO.{stream}.{name}" for name in names))
-    lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED)
+    lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED)
     _put_off(lists)
     _count(lists)
     lists.write(PROVIDERS_BUCKET)
@@ -272,7 +273,7 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     # How many share a model server.
     lists.read_bucket(WORKERS_BUCKET)
     lists.read(RESULTS.name)
-    lists.subscribe(subjects.PROVIDERS_CHANGED)
+    lists.subscribe(subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED)
 
 
 def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:

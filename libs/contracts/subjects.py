@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from contracts.errors import InvalidName
 
@@ -57,6 +57,7 @@ LANES_WAITING_PREFIX = "lanes.waiting."
 LANES_WAITING = LANES_WAITING_PREFIX + "*.*"
 PROVIDERS_CHANGED_PREFIX = "providers.changed."
 PROVIDERS_CHANGED = PROVIDERS_CHANGED_PREFIX + "*"
+PROVIDERS_PACED = "providers.paced.*"
 KEYS_PREFIX = "$KV.keys."
 KEYS_ALL = KEYS_PREFIX + "*"
 """The records of API keys, and what else lies in their bucket under names that begin with `_`."""
@@ -318,9 +319,9 @@ def process_order(worker: str, order: str) -> str:
     return f"process.{worker_key(worker)}.{_checked('order', _LANE_NAME, order)}"
 
 
-def provider_changed(provider: str) -> str:
-    """Core subject `providers.changed.<provider>`: a provider's breaker is in another state."""
-    return f"{PROVIDERS_CHANGED_PREFIX}{_checked('provider', _LANE_NAME, provider)}"
+def provider_changed(provider: str, what: Literal["changed", "paced"] = "changed") -> str:
+    """Core subject `providers.changed.<provider>`: its breaker is in another state. `providers.paced.…`: its pace."""
+    return f"providers.{what}.{_checked('provider', _LANE_NAME, provider)}"
 
 
 def _parts(subject: str, prefix: str, count: int) -> list[str]:

@@ -64,6 +64,7 @@ class Worker:
             service.requests,
             configuration.breakers,
             service.worker,
+            configuration.paces,
             lambda provider: service.valves.is_paused(provider=provider),
         )
         service.valves.on_changed(self.breakers.changed)
@@ -104,7 +105,9 @@ class Worker:
         self.capacities.configure(settings)
         self.places.configure(configuration)
         self.breakers.configure(
-            configuration.breakers, {pool: configuration.providers_of(pool) for pool in configuration.pools}
+            configuration.breakers,
+            {pool: configuration.providers_of(pool) for pool in configuration.pools},
+            configuration.paces,
         )
         self._toolbox.configure(configuration.tools)
         await handlers.replace(await self.generation(settings))
@@ -130,7 +133,11 @@ async def main(service: Service) -> None:
     try:
         async with (
             background(
-                worker.reporter.run(), worker.breakers.run(service.stopping), worker.capacities.run(), valves.run()
+                worker.reporter.run(),
+                worker.breakers.run(service.stopping),
+                worker.breakers.pacing.run(),
+                worker.capacities.run(),
+                valves.run(),
             ),
             heartbeats(
                 service,

@@ -33,6 +33,7 @@ from tests.benchmarks import (
     journal,
     long_runs,
     months,
+    pace,
     packing,
     resume,
     retention,
@@ -71,11 +72,13 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "fleet": fleet.measure,
     "footprint": footprint.measure,
     "fsyncs": fsyncs.measure,
+    "pace": pace.measure,
 }
 ONLY_IF_NAMED = ("rolling",)
 """Longer than all others together, unless it is quick."""
 SECONDS_MAX_BY_NAME: dict[str, Callable[[Run], float]] = {
     "months": months.seconds_max,
+    "pace": pace.seconds_max,
     "rolling": rolling.seconds_max,
 }
 """The same of those whose size can be chosen."""

@@ -23,7 +23,7 @@ from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
-from mesh.broker.gates import UNLIMITED, Permit
+from mesh.broker.gates import UNLIMITED, AlwaysOpen, Permit
 from mesh.broker.lanes import ConsumerSpec
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
@@ -234,12 +234,11 @@ async def test_a_probe_that_nobody_has_a_step_for_is_left_alone(connection: Conn
 # Lanes
 
 
-class Gate:
+class Gate(AlwaysOpen):
     """A gate that a test shuts and opens. Whoever enters takes a place."""
 
     def __init__(self) -> None:
-        self.opened = asyncio.Event()
-        self.waiting = 0
+        super().__init__()
         self._room = 0
         self._callbacks: list[Callable[[], None]] = []
         self.let_in(UNLIMITED)
@@ -253,6 +252,10 @@ class Gate:
 
     def room(self) -> int:
         return self._room
+
+    @property
+    def leaves_pulls_open(self) -> bool:
+        return self._room >= UNLIMITED
 
     def acquire(self) -> Permit | None:
         if self._room == 0:

@@ -40,6 +40,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.archive": ("mesh", "mesh.task", "mesh.broker"),
     "mesh.journal": (*_BELOW_THE_JOURNAL, "mesh.archive"),
     "mesh.providers": _BELOW_THE_JOURNAL,
+    "mesh.pacing": _BELOW_THE_JOURNAL,
     "mesh.rules": _BELOW_THE_JOURNAL,
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.valves": _BELOW_THE_JOURNAL,

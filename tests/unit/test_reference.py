@@ -45,6 +45,7 @@ BEFORE = {
     '[providers.<name>] kind = "anthropic"': ANTHROPIC,
     '[providers.<name>] kind = "scripted"': '[providers.x]\nkind = "scripted"\n',
     "[providers.<name>.breaker]": '[providers.x]\nkind = "scripted"\n[providers.x.breaker]\n',
+    "[providers.<name>.pace]": '[providers.x]\nkind = "scripted"\n[providers.x.pace]\n',
     "[providers.<name>.capacity]": f"{OPENAI}base_url = 'http://127.0.0.1:1/v1'\n[providers.x.capacity]\n",
     "[tenants.<name>]": "[tenants.x]\n",
     "[pools.<name>]": "[pools.default]\n",

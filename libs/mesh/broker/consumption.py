@@ -19,7 +19,7 @@ from mesh.background import background, first_of
 from mesh.broker.answers import NO_PERMIT_SECONDS, Ack, Answer, Hold, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery, Leases, while_leased
-from mesh.broker.gates import ALWAYS, Gate, Permit, WaitingRoom
+from mesh.broker.gates import ALWAYS, UNLIMITED, Gate, Permit, WaitingRoom, permit_in_hand
 from mesh.broker.in_hand import InHand
 from mesh.broker.lanes import ConsumerSpec, Lane
 from mesh.broker.places import Places
@@ -167,10 +167,14 @@ class Consumption:
             if lane is limited or not lane.is_limited:
                 by_share.setdefault(lane.spec.share, lane)
         asked: dict[Lane, int] = {}
+        left: dict[Gate, int] = {}
         for share in self._shares.picks(by_share, places, self._has_room, self._had):
             lane = by_share[share]
-            asked[lane] = 1 if lane is limited else asked.get(lane, 0) + 1
-        unknown = [lane for lane in lanes if lane.is_unknown and not lane.is_limited]
+            room = left.setdefault(lane.spec.gate, lane.spec.gate.room())
+            if room > 0:
+                left[lane.spec.gate] = room - 1
+                asked[lane] = 1 if lane is limited else asked.get(lane, 0) + 1
+        unknown = [lane for lane in lanes if lane.is_unknown and lane.spec.gate.room() >= UNLIMITED]
         for lane in unknown[: len(unknown) // UNKNOWN_PER_ROUND]:
             if lane in asked or self._has_room(lane.spec.share.pool, self._had):
                 asked.setdefault(lane, 1)
@@ -280,6 +284,7 @@ class Consumption:
                 # An idle consumer may bring a message more than there is room for: it waits here, its lease kept.
                 if not await self._in_hand.place(pool):
                     break
+                permit_in_hand.set(permit)
                 with self._in_hand.begun(delivery, pool):
                     answer = await while_leased(delivery, partial(self._handle, delivery, permit))
             finally:
@@ -288,13 +293,14 @@ class Consumption:
                 return answer
             log.info("delivery.held", stream=delivery.stream, message=delivery.sequence)
             permit, delay_seconds, tried = None, answer.delay_seconds, True
-        return await self._given_back(delivery) if self._in_hand.is_closed else Nak(delay_seconds)
+        return await self._given_back(delivery, 0.0 if self._in_hand.is_closed else delay_seconds)
 
-    async def _given_back(self, delivery: Delivery) -> Ack | Nak | Term:
-        """The answer to a delivery that was not begun here, since the process stops."""
+    async def _given_back(self, delivery: Delivery, delay_seconds: float) -> Ack | Nak | Term:
+        """The answer to a delivery that was not begun here: the process stops, or there is no permit for a while."""
         log.info("delivery.not_begun", stream=delivery.stream, message=delivery.sequence)
         if not self._hands_over or delivery.deliveries <= self._spare_deliveries:
-            return Nak()
+            return Nak(delay_seconds)
+        # It has been given back often enough: another message of it has all of its deliveries.
         delivery.recalled.set()
         answer = await while_leased(delivery, partial(self._handle, delivery, ALWAYS))
         return Nak() if isinstance(answer, Hold) else answer

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Protocol
 
 from mesh.background import first_of
 
 HELD_MAX = 8
 """Messages of a process that wait in hand for their gate, beside those that are worked on."""
+HELD_SECONDS_MAX = 2.0
+"""A gate that is known to stay shut for longer has nobody wait in hand."""
+LOOK_SECONDS = 0.5
+"""How often those that wait look whether it is."""
 PATIENCE_SECONDS = 0.5
 """How long one that has tried in vain leaves a gate of little room to others: the fault may be its own."""
 UNLIMITED = 1_000_000
@@ -46,6 +51,19 @@ class Gate(Protocol):
         """How many more messages may be worked on: `UNLIMITED`, a few, or none."""
         ...
 
+    @property
+    def leaves_pulls_open(self) -> bool:
+        """Whether lanes that are empty may wait for their next message at the broker."""
+        ...
+
+    def seconds_shut(self) -> float:
+        """For how long there is no room for sure; 0 if that is not known."""
+        ...
+
+    def ask(self) -> None:
+        """There is a message, or may be one, and a place to work on it, but no room."""
+        ...
+
     def acquire(self) -> Permit | None:
         """Leave to work on a message; None where there is no room."""
         ...
@@ -64,6 +82,8 @@ class _Always:
 
 ALWAYS: Permit = _Always()
 """Leave that nobody has to give."""
+permit_in_hand: ContextVar[Permit | None] = ContextVar("permit_in_hand", default=None)
+"""Under which a message is worked on, for whatever is done with it."""
 
 
 class AlwaysOpen:
@@ -77,6 +97,18 @@ class AlwaysOpen:
     def room(self) -> int:
         """No limit."""
         return UNLIMITED
+
+    @property
+    def leaves_pulls_open(self) -> bool:
+        """Always."""
+        return True
+
+    def seconds_shut(self) -> float:
+        """It never is."""
+        return 0.0
+
+    def ask(self) -> None:
+        """There always is room."""
 
     def acquire(self) -> Permit | None:
         """Always."""
@@ -110,7 +142,8 @@ class WaitingRoom:
     async def wait(self, gate: Gate, *, tried: bool) -> Permit | None:
         """Leave to work, once the gate gives it. None if the message is to go back: there is no room to wait in.
 
-        Who has `tried` leaves single places to others, while there are any.
+        Nor is there where the gate stays shut for long. Who has `tried` leaves single places to others, while there
+        are any.
         """
         if self.is_closed or self.count >= HELD_MAX:
             return None
@@ -119,7 +152,11 @@ class WaitingRoom:
         self._on_room()
         try:
             while not self._closed.is_set():
-                await first_of(gate.opened, self._closed, seconds=None)
+                if gate.seconds_shut() > HELD_SECONDS_MAX:
+                    return None
+                await first_of(gate.opened, self._closed, seconds=LOOK_SECONDS)
+                if not gate.opened.is_set():
+                    continue
                 if tried and gate.room() < UNLIMITED:
                     await first_of(self._closed, seconds=PATIENCE_SECONDS)
                 permit = None if self._closed.is_set() else gate.acquire()

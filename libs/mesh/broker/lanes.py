@@ -11,7 +11,7 @@ import structlog
 
 from mesh.broker.connection import Connection
 from mesh.broker.deliveries import Delivery
-from mesh.broker.gates import UNLIMITED, AlwaysOpen, Gate
+from mesh.broker.gates import AlwaysOpen, Gate
 from mesh.broker.pull_consumer import ConsumerUnavailable, PullConsumer
 from mesh.broker.shares import Share
 from mesh.loop_health import LoopHealth
@@ -72,8 +72,8 @@ class Lane:
 
     @property
     def is_limited(self) -> bool:
-        """Whether its gate lets single messages through, or none."""
-        return self.spec.gate.room() < UNLIMITED
+        """Whether its gate lets single messages through, or none, so that no pull is left open."""
+        return not self.spec.gate.leaves_pulls_open
 
     @property
     def seconds_to_next_look(self) -> float:
@@ -81,8 +81,13 @@ class Lane:
         return max(0.0, self._look_at - _now())
 
     def may_be_asked(self) -> bool:
-        """Whether a take could bring something now."""
-        return not self.is_empty and self.spec.gate.room() > 0 and self.seconds_to_next_look <= 0
+        """Whether a take could bring something now. Its gate learns that there may be something, if it has no room."""
+        if self.is_empty or self.seconds_to_next_look > 0:
+            return False
+        if self.spec.gate.room() > 0:
+            return True
+        self.spec.gate.ask()
+        return False
 
     async def take(self, places: int) -> None:
         """Ask for what is there. Less than asked for: it is empty, and must be waited for."""

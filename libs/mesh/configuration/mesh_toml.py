@@ -33,6 +33,7 @@ from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings, check_capacity, check_places
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
+from mesh.configuration.pace_table import PaceSettings
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
 from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
@@ -65,6 +66,8 @@ class ScriptedProviderConfiguration(
 
     breaker: BreakerSettings = BreakerSettings(enabled=False)
     """When the provider counts as down. Off unless this table is there, since a script asks for its failures."""
+    pace: PaceSettings = PaceSettings()
+    """What it allows all workers together."""
 
 
 class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +104,8 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
     breaker: BreakerSettings = BreakerSettings()
     """When the provider counts as down, for all workers."""
+    pace: PaceSettings = PaceSettings()
+    """What it allows all workers together."""
     capacity: CapacitySettings | None = None
     """How many turns the server gets at once. Unset: as many as the workers have places."""
 
@@ -269,6 +274,14 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         """The breaker of each provider that a pool uses."""
         used = sorted({provider for pool in self.pools for provider in self.providers_of(pool)})
         return {name: self.providers[name].breaker for name in used}
+
+    @property
+    def paces(self) -> dict[str, PaceSettings]:
+        """What each provider that a pool uses allows; without the scripted model, unless it has limits."""
+        used = {name: self.providers[name] for name in self.breakers}
+        return {
+            name: each.pace for name, each in used.items() if each.pace.is_set or isinstance(each, ServerConfiguration)
+        }
 
 
 def default_configuration() -> Configuration:

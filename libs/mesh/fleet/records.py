@@ -31,16 +31,19 @@ async def read_records(
 ) -> list[Record]:
     """Every record of a bucket, by direct get; `unreadable` is told the subject of one that is none.
 
+    What lies beside them under keys that begin with `_` is of another kind, and is left out.
+
     Raises `BrokerUnavailable`.
     """
     records: list[Record] = []
+    beside = f"$KV.{bucket.name}._"
     scan = Scan(requests, bucket.stream_name)
     after, more = 0, True
     while more and len(records) < RECORDS_MAX:
         messages, more = await scan.page(after)
         for message in messages:
             after = message.sequence
-            if not message.payload:
+            if not message.payload or message.subject.startswith(beside):
                 continue  # A deleted key leaves an empty marker.
             try:
                 records.append(decode(message.payload, kind))

@@ -98,6 +98,12 @@ _breaker_moves = _counter(
     "Changes of a provider's breaker that this process made.",
     ("taskmesh.provider", "taskmesh.state"),
 )
+_pace_shuts = _counter(
+    "taskmesh.pace.shuts",
+    "{shut}",
+    "Refusals (429) after which this process has shut a provider for all.",
+    ("taskmesh.provider",),
+)
 _tool_refusals = _counter(
     "taskmesh.tool.refusals", "{refusal}", "Tools whose consumer or declaration the broker refused, each time.", ()
 )
@@ -337,6 +343,12 @@ def breaker_moved(provider: str, state: str) -> None:
     """A breaker has become `closed`, `open` or `half_open`."""
     if traces.enabled():
         _breaker_moves.add(1, {"taskmesh.provider": provider, "taskmesh.state": state})
+
+
+def pace_shut(provider: str) -> None:
+    """A provider has refused a request as one too many: nobody calls it for a while."""
+    if traces.enabled():
+        _pace_shuts.add(1, {"taskmesh.provider": provider})
 
 
 def tool_refused() -> None:

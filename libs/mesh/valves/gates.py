@@ -43,6 +43,27 @@ class ValveGate:
         """None while it is paused, else what the gate behind it has."""
         return 0 if self._is_paused() else self._inner.room()
 
+    @property
+    def leaves_pulls_open(self) -> bool:
+        """Not while it is paused."""
+        return not self._is_paused() and self._inner.leaves_pulls_open
+
+    def seconds_shut(self) -> float:
+        """What the gate behind it knows. Nobody knows how long a pause is: it may end at any time."""
+        return 0.0 if self._is_paused() else self._inner.seconds_shut()
+
+    def ask(self) -> None:
+        """There is a message: of a paused lane nothing is to be made ready."""
+        if not self._is_paused():
+            self._inner.ask()
+
+    def __eq__(self, other: object) -> bool:
+        """Those in front of one gate share its room."""
+        return isinstance(other, ValveGate) and other._inner is self._inner
+
+    def __hash__(self) -> int:
+        return hash(id(self._inner))
+
     def acquire(self) -> Permit | None:
         """Leave to work on a message."""
         if self._is_paused():
@@ -66,18 +87,24 @@ class ValveGate:
                 callback()
 
 
+def behind(permit: Permit | None) -> Permit | None:
+    """The leave of the gate behind a valve; any other as it is."""
+    return permit.behind if isinstance(permit, _ValvePermit) else permit
+
+
 class _ValvePermit:
     """Leave to begin a step, as long as its lane is not paused before it has."""
 
     def __init__(self, permit: Permit, gate: ValveGate) -> None:
-        self._permit = permit
+        self.behind = permit
+        """The leave of the gate behind it."""
         self._gate = gate
 
     @property
     def is_valid(self) -> bool:
         """Whether work may begin now."""
-        return not self._gate.is_paused and self._permit.is_valid
+        return not self._gate.is_paused and self.behind.is_valid
 
     def release(self) -> None:
         """Give leave back."""
-        self._permit.release()
+        self.behind.release()

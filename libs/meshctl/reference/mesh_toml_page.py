@@ -23,6 +23,7 @@ from mesh.configuration.mesh_toml import (
     ScriptedProviderConfiguration,
     ServerConfiguration,
 )
+from mesh.configuration.pace_table import PaceSettings
 from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.storage_table import BucketsConfiguration, StorageConfiguration
 from mesh.configuration.tenants_table import TENANTS_MAX, TenantConfiguration
@@ -116,6 +117,21 @@ slow_first_token_seconds = 20
 open_seconds_max = 30
 """,
         ("providers", "mine", "breaker"),
+    ),
+    Table(
+        "[providers.<name>.pace]",
+        PaceSettings,
+        """
+[providers.mine]
+kind = "openai"
+base_url = "http://127.0.0.1:8000/v1"
+
+[providers.mine.pace]
+requests_per_minute = 600
+tokens_per_minute = 60_000
+concurrency = 32
+""",
+        ("providers", "mine", "pace"),
     ),
     Table(
         "[providers.<name>.capacity]",

@@ -121,7 +121,7 @@ class ModelServer:
         # What is shown was read before: the server's time begins here.
         give_up_at = _clock() + self._configuration.first_token_seconds
         try:
-            response = await self._open(body, give_up_at)
+            response = await self._open(body, give_up_at, turn)
             try:
                 # The response's iterator is a generator, whatever its type says; it is closed here, not by chance.
                 data = cast("AsyncGenerator[bytes, None]", response.aiter_bytes())
@@ -166,7 +166,7 @@ class ModelServer:
         for chunk in answer.end():
             yield chunk
 
-    async def _open(self, body: _Body, give_up_at: float) -> httpx.Response:
+    async def _open(self, body: _Body, give_up_at: float, turn: TurnInput) -> httpx.Response:
         """Send the request, and wait for the head of the answer. Raises what an answer that is no stream stands for."""
         headers = {"Content-Length": str(body.size_bytes)}
         try:
@@ -177,6 +177,8 @@ class ModelServer:
         finally:
             # A server may answer before it has read all.
             body.let_go()
+        if turn.on_headers is not None:
+            turn.on_headers(response.headers)
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if response.status_code == httpx.codes.OK and content_type not in _NO_STREAM:
             return response

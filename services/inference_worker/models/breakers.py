@@ -17,13 +17,17 @@ from contracts.records.providers import ProviderRecord
 from inference_worker.models.breaker import Breaker, Probe
 from inference_worker.models.candidates import Source
 from inference_worker.models.guarded_source import GuardedSource
+from inference_worker.models.paced_source import PacedSource, PlacedPermit, may_begin
 from mesh.background import first_of
 from mesh.broker.gates import UNLIMITED, Permit
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.pace_table import PaceSettings
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.loop_health import LoopHealth
+from mesh.pacing.pacer import Place
+from mesh.pacing.pacing import Pacing
 from mesh.providers.breaker_records import ProviderRecords
 from mesh.providers.breaker_rules import (
     FIRST_REFUSAL_SECONDS,
@@ -49,6 +53,8 @@ IDLE_SECONDS_MAX = 30.0
 told of what waits (`lanes.waiting`)."""
 LANES_SECONDS = 1.0
 """How often a worker asks its lanes at most."""
+OPEN_SECONDS = 1.0
+"""A gate that opens again so soon keeps its lanes' pulls: to begin them anew costs more than what may come."""
 
 
 class Breakers:
@@ -59,9 +65,15 @@ class Breakers:
         requests: Requests,
         configured: Mapping[str, BreakerSettings],
         worker: str,
+        paces: Mapping[str, PaceSettings] | None = None,
         is_paused: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`is_paused`: whether somebody has paused a provider; `changed` is to be called when that may have changed."""
+        """`paces`: what each provider allows; without them nothing is limited.
+
+        `is_paused`: whether somebody has paused a provider; `changed` is to be called when that may have changed.
+        """
+        self.pacing = Pacing(requests, paces or {}, worker)
+        self.pacing.on_changed(self._update_gates)
         enabled = {name: settings for name, settings in configured.items() if settings.enabled}
         self._requests = requests
         self._records = ProviderRecords(requests, enabled)
@@ -94,9 +106,11 @@ class Breakers:
             await first_of(self._wake, seconds=pause_seconds)
 
     def available(self, provider: str) -> bool:
-        """Whether a stream of this provider may begin in this worker now."""
+        """Whether a stream of this provider may begin in this worker now: for the step in hand, if there is one."""
         breaker = self._breakers.get(provider)
-        return (breaker is None or breaker.is_available) and not self._is_paused(provider)
+        if self._is_paused(provider):
+            return False
+        return (breaker is None or breaker.is_available) and may_begin(self.pacing.pacer(provider))
 
     def is_closed(self, provider: str) -> bool:
         """Whether all may call the provider."""
@@ -109,7 +123,12 @@ class Breakers:
         probe = breaker.probe if breaker is not None and not self._is_paused(provider) else None
         return probe if probe is not None and probe.is_free and not probe.reserved else None
 
-    def configure(self, configured: Mapping[str, BreakerSettings], pools: Mapping[str, tuple[str, ...]]) -> None:
+    def configure(
+        self,
+        configured: Mapping[str, BreakerSettings],
+        pools: Mapping[str, tuple[str, ...]],
+        paces: Mapping[str, PaceSettings] | None = None,
+    ) -> None:
         """Go by other settings, and by other providers of pools. What a breaker has seen stays, if its settings do."""
         enabled = {name: settings for name, settings in configured.items() if settings.enabled}
         kept = {name: each for name, each in self._breakers.items() if enabled.get(name) == each.settings}
@@ -118,6 +137,7 @@ class Breakers:
         for pool, providers in pools.items():
             if pool in self._pools:
                 self._pools[pool].providers = providers
+        self.pacing.configure(paces or {})
         self.changed()
         self._look_at_once()
 
@@ -129,16 +149,21 @@ class Breakers:
         return gate
 
     def guard(self, source: Source) -> Source:
-        """The source behind its breaker."""
+        """The source behind its breaker, at its pace."""
+        if self.pacing.keeps(source.name):
+            source = PacedSource(source, self.pacing)
         breaker = self._breakers.get(source.name)
         return source if breaker is None else GuardedSource(source, breaker, self.changed)
 
     def changed(self) -> None:
         """Something happened that gates or the record must learn of."""
-        for gate in self._gates:
-            gate.update()
+        self._update_gates()
         if any(breaker.opening or (breaker.probe and breaker.probe.answered) for breaker in self._breakers.values()):
             self._wake.set()
+
+    def _update_gates(self) -> None:
+        for gate in self._gates:
+            gate.update()
 
     def _look_at_once(self) -> None:
         self._idle_seconds = POLL_SECONDS
@@ -227,7 +252,10 @@ class Breakers:
 
 
 class PoolGate:
-    """The gate of a pool's lanes: shut while none of its providers is closed, but for the one step of a probe."""
+    """The gate of a pool's lanes: open for as much as the pace of its providers has room for.
+
+    It is shut while none of them is closed, but for the one step of a probe.
+    """
 
     def __init__(self, breakers: Breakers, providers: tuple[str, ...], consumers: tuple[tuple[str, str], ...]) -> None:
         self.opened = asyncio.Event()
@@ -245,15 +273,25 @@ class PoolGate:
         return any(self._breakers.is_closed(provider) for provider in self.providers)
 
     def room(self) -> int:
-        """Without limit, or as many as there are free probes."""
-        if self.is_wide_open:
-            return UNLIMITED
+        """As many as the pace of those lets through that are closed; else as many as there are free probes."""
+        closed = self._closed()
+        if closed:
+            at = now().timestamp()
+            return min(UNLIMITED, sum(self._breakers.pacing.pacer(provider).room(at) for provider in closed))
         return sum(self._breakers.free_probe(provider) is not None for provider in self.providers)
 
     def acquire(self) -> Permit | None:
-        """Leave to run a step; while only a probe is left, it is kept for this step."""
-        if self.is_wide_open:
-            return PoolPermit(self, None)
+        """Leave to run a step: with a place at a provider, or with the only probe, which is kept for this step."""
+        closed = self._closed()
+        if closed:
+            at = now().timestamp()
+            pacers = [self._breakers.pacing.pacer(provider) for provider in closed]
+            place = next((place for pacer in pacers if (place := pacer.take(at)) is not None), None)
+            if place is None:
+                self.ask()
+                return None
+            self._breakers.pacing.changed(place.pacer)
+            return PoolPermit(self, None, place)
         for provider in self.providers:
             probe = self._breakers.free_probe(provider)
             if probe is not None:
@@ -266,10 +304,38 @@ class PoolGate:
         """Call `callback` whenever there is another room than before."""
         self._callbacks.append(callback)
 
-    def give_back(self, probe: Probe) -> None:
+    @property
+    def leaves_pulls_open(self) -> bool:
+        """While a provider is closed, and there is room at its pace, or soon will be."""
+        return bool(self._closed()) and self.seconds_shut() <= OPEN_SECONDS
+
+    def seconds_shut(self) -> float:
+        """How long the pace of those leaves no room that are closed; 0 if none is: nobody knows."""
+        at = now().timestamp()
+        return min((self._breakers.pacing.pacer(each).seconds_shut(at) for each in self._closed()), default=0.0)
+
+    def ask(self) -> None:
+        """A step would begin: book ahead for it."""
+        at = now().timestamp()
+        asked = [self._breakers.pacing.pacer(provider).ask(at) for provider in self._closed()]
+        if any(asked):
+            self._breakers.pacing.changed()
+
+    def is_refused(self, place: Place | None) -> bool:
+        """Whether the provider of a place has refused since, and no other has room."""
+        return place is not None and place.pacer.is_shut(now().timestamp()) and self.room() <= 0
+
+    def give_back(self, probe: Probe | None, place: Place | None) -> None:
         """A step leaves, and may not have begun its probe."""
-        probe.reserved = False
-        self._breakers.changed()
+        if probe is not None:
+            probe.reserved = False
+            self._breakers.changed()
+        if place is not None:
+            place.release()
+            self._breakers.pacing.changed(place.pacer)
+
+    def _closed(self) -> list[str]:
+        return [provider for provider in self.providers if self._breakers.is_closed(provider)]
 
     def update(self) -> None:
         """Look at the breakers again."""
@@ -283,22 +349,27 @@ class PoolGate:
                 callback()
 
 
-class PoolPermit:
-    """Leave to run a step of a pool, with the probe that is kept for it."""
+class PoolPermit(PlacedPermit):
+    """Leave to run a step of a pool, with its place at a provider, or the probe that is kept for it."""
 
-    def __init__(self, gate: PoolGate, probe: Probe | None) -> None:
+    def __init__(self, gate: PoolGate, probe: Probe | None, place: Place | None = None) -> None:
+        super().__init__(place)
         self._gate = gate
         self._probe = probe
 
     @property
     def is_valid(self) -> bool:
         """Whether a provider is there for this step."""
-        return self._gate.is_wide_open or (self._probe is not None and not self._probe.answered)
+        if self._gate.is_wide_open:
+            return not self._gate.is_refused(self.place)
+        return self._probe is not None and not self._probe.answered
 
     def release(self) -> None:
-        """Give an unused probe back."""
-        if self._probe is not None:
-            self._gate.give_back(self._probe)
+        """Give the place back, and an unused probe."""
+        probe, place = self._probe, self.place
+        self._probe = self.place = None
+        if probe is not None or place is not None:
+            self._gate.give_back(probe, place)
 
 
 def _tell(record: ProviderRecord) -> None:

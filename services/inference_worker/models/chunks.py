@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +49,8 @@ class TurnInput:
     """How often this turn was claimed, this time included, over all its replays."""
     sight: Sight | None = None
     """Where the images of the conversation come from; a model without one is shown none."""
+    on_headers: Callable[[Mapping[str, str]], None] | None = None
+    """Told the headers of each answer, whatever it is."""
 
 
 class Begun(msgspec.Struct, frozen=True, gc=False):

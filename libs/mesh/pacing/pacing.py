@@ -1,0 +1,196 @@
+"""The pace of all providers, in one process: it keeps to it, and writes what it has to say into the bucket `providers`.
+
+A record is read, and written by compare-and-set. What all should know at once, such as a refusal, is announced on
+`providers.paced.<provider>`; an announcement may be lost, and the record is what counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from contracts import subjects
+from contracts.codec import decode, encode
+from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.records.pace import PaceRecord, pace_key
+from contracts.streams import PROVIDERS_BUCKET
+from mesh.background import first_of
+from mesh.broker import key_value
+from mesh.broker.requests import Requests
+from mesh.clock import now
+from mesh.configuration.pace_table import PaceSettings
+from mesh.loop_health import LoopHealth
+from mesh.pacing.pacer import Pacer
+from mesh.pacing.rules import Wanted, book, shut_until
+from mesh.telemetry import metrics
+
+log = structlog.get_logger("mesh.pacing.pacing")
+
+TRIES_MAX = 20
+"""Compare-and-sets of one booking that others may win before it is left to the next round."""
+UNAVAILABLE_SECONDS = 1.0
+GIVE_BACK_SECONDS_MAX = 1.0
+"""How long a process that stops takes to give back what it has booked."""
+
+
+class Pacing:
+    """The pace of each provider, by its name. `run` keeps it, and must be running."""
+
+    def __init__(self, requests: Requests, configured: Mapping[str, PaceSettings], worker: str) -> None:
+        self._requests = requests
+        self._worker = worker
+        self._configured = frozenset(configured)
+        self._pacers = {name: Pacer(name, settings, worker) for name, settings in configured.items()}
+        self._callbacks: list[Callable[[], None]] = []
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def pacer(self, provider: str) -> Pacer:
+        """That of a provider; of one that is not configured one without limits."""
+        if provider not in self._pacers:
+            self._pacers[provider] = Pacer(provider, PaceSettings(), self._worker)
+        return self._pacers[provider]
+
+    def keeps(self, provider: str) -> bool:
+        """Whether anything is known of a provider's limits, or it may refuse."""
+        return provider in self._configured
+
+    def room(self, provider: str) -> float:
+        """How much may begin at a provider now, by all workers: 0.0 is nothing, 1.0 all that it allows."""
+        return self.pacer(provider).part(now().timestamp())
+
+    def configure(self, configured: Mapping[str, PaceSettings]) -> None:
+        """Go by other limits, and other providers. What was booked and is owed stays."""
+        self._configured = frozenset(configured)
+        for name in {*self._pacers, *configured}:
+            self.pacer(name).settings = configured.get(name, PaceSettings())
+        self.changed()
+
+    def on_changed(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever there may be another room."""
+        self._callbacks.append(callback)
+
+    def changed(self, pacer: Pacer | None = None) -> None:
+        """Something happened that gates must learn of, or the record; at this provider, if nothing is said of others.
+
+        One that nothing limits, and that was not refused, costs nothing more.
+        """
+        if pacer is not None and not pacer.has_a_say:
+            return
+        for callback in self._callbacks:
+            callback()
+        self._set_timer()
+        at = now().timestamp()
+        if any(pacer.wanted(at) is not None for pacer in self._pacers.values()):
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Book, and write what this process has to say, until cancelled; then give back what is left."""
+        health = LoopHealth(log, "pacing.records_unavailable")
+        await self._requests.on_announced(subjects.PROVIDERS_PACED, self._heard)
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    for pacer in list(self._pacers.values()):
+                        await self._tend(pacer)
+                    health.succeeded()
+                    pause_seconds = self._pause_seconds()
+                except TaskmeshError as error:
+                    health.failed(error)
+                    pause_seconds = UNAVAILABLE_SECONDS
+                await first_of(self._wake, seconds=pause_seconds)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            with contextlib.suppress(TaskmeshError, TimeoutError):
+                async with asyncio.timeout(GIVE_BACK_SECONDS_MAX):
+                    for pacer in list(self._pacers.values()):
+                        await self._write(pacer, stopping=True)
+
+    async def _tend(self, pacer: Pacer) -> None:
+        if pacer.must_look:
+            await self._read(pacer)
+            self._tell_gates()
+        while await self._write(pacer):
+            self._tell_gates()
+
+    async def _write(self, pacer: Pacer, *, stopping: bool = False) -> bool:
+        """Write what the process has to say; whether that was done, and there may be more."""
+        for tries in range(TRIES_MAX):
+            at = now().timestamp()
+            wanted = pacer.wanted(at, stopping=stopping)
+            if wanted is None:
+                return False
+            revision = await self._read(pacer)
+            if await self._replace(pacer, wanted, revision, at):
+                return not stopping
+            # Who has lost comes a little later: those that come together lose together.
+            await asyncio.sleep(random.uniform(0, 0.002 * min(tries + 1, 10)))
+        return False
+
+    async def _read(self, pacer: Pacer) -> int:
+        entry = await key_value.get(self._requests, PROVIDERS_BUCKET.name, pace_key(pacer.provider))
+        record = _decode(pacer.provider, entry.value) if entry is not None and entry.value is not None else None
+        was_shut = shut_until(pacer.record)
+        at = now().timestamp()
+        pacer.see(record, at)
+        if was_shut < shut_until(record) > at:
+            log.info("pace.seen_shut", provider=pacer.provider, seconds=round(shut_until(record) - at, 3))
+        return entry.revision if entry is not None else 0
+
+    async def _replace(self, pacer: Pacer, wanted: Wanted, revision: int, at: float) -> bool:
+        was_shut = shut_until(pacer.record)
+        booked = book(pacer.record, pacer.provider, pacer.settings, self._worker, wanted, at)
+        payload = encode(booked.record)
+        if not await key_value.compare_and_set(
+            self._requests, PROVIDERS_BUCKET.name, pace_key(pacer.provider), payload, revision
+        ):
+            return False
+        pacer.got(wanted, booked, now().timestamp())
+        if shut_until(booked.record) > max(was_shut, at):
+            seconds = round(shut_until(booked.record) - at, 3)
+            log.warning("pace.shut", provider=pacer.provider, seconds=seconds, refusals=booked.record.refusals)
+            metrics.pace_shut(pacer.provider)
+        if booked.news:
+            await self._requests.announce(subjects.provider_changed(pacer.provider, "paced"))
+        return True
+
+    def _heard(self, subject: str | None) -> None:
+        for name, pacer in self._pacers.items():
+            if subject is None or subject == subjects.provider_changed(name, "paced"):
+                pacer.must_look = True
+                self._wake.set()
+
+    def _tell_gates(self) -> None:
+        for callback in self._callbacks:
+            callback()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Tell gates when the next turn may begin: nothing else happens then."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = now().timestamp()
+        next_at = min((each for pacer in self._pacers.values() if (each := pacer.changes_at(at))), default=None)
+        if next_at is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(next_at - at, 0.001), self.changed)
+
+    def _pause_seconds(self) -> float:
+        at = now().timestamp()
+        next_at = min((pacer.next_at(at) for pacer in self._pacers.values()), default=at + 60.0)
+        return max(0.001, next_at - at)
+
+
+def _decode(provider: str, payload: bytes) -> PaceRecord | None:
+    """A record that can't be read counts as none."""
+    try:
+        return decode(payload, PaceRecord)
+    except InvalidPayload as error:
+        log.warning("pace.record_unreadable", provider=provider, error=str(error))
+        return None

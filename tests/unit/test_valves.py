@@ -11,9 +11,9 @@ from contracts.errors import InvalidName, InvalidPayload
 from contracts.records.status import ENDED, STATUSES
 from contracts.valve_keys import LIMITS, VALVE_KINDS, ValveKey, limits_key, parse_valve_key, valve_key
 from ingress.mass_cancel import OPEN, _parsed
-from mesh.broker.gates import UNLIMITED, AlwaysOpen, WaitingRoom
+from mesh.broker.gates import ALWAYS, UNLIMITED, AlwaysOpen, WaitingRoom
 from mesh.configuration.tenants_table import TenantConfiguration
-from mesh.valves.gates import ValveGate
+from mesh.valves.gates import ValveGate, behind
 from mesh.valves.limits import check_limits, with_limits
 from meshctl.__main__ import build_parser
 from meshctl.commands import mass_cancel
@@ -95,6 +95,21 @@ async def test_a_gate_is_shut_while_its_lane_is_paused_and_then_what_is_behind_i
     shut.now = False
     assert seen() == open_wide
     assert told == [0, UNLIMITED]
+
+
+async def test_lanes_of_one_pool_share_the_room_behind_their_gates_and_its_leave_is_seen_through_them() -> None:
+    inner, shut = AlwaysOpen(), Shut()
+    one, other = (ValveGate(inner, shut) for _ in range(2))
+    # Who gives out room counts what each gate has: these are not to have it twice.
+    assert {one: 1} == {other: 1}
+    assert one != ValveGate(AlwaysOpen(), shut)
+    permit = one.acquire()
+    assert permit is not None
+    assert behind(permit) is ALWAYS
+    assert behind(ALWAYS) is ALWAYS
+    assert (one.leaves_pulls_open, one.seconds_shut()) == (True, 0.0)
+    shut.now = True
+    assert (one.leaves_pulls_open, one.seconds_shut()) == (False, 0.0)
 
 
 async def test_what_waits_in_front_of_a_paused_lane_goes_on_once_it_does() -> None:

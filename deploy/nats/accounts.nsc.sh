@@ -185,6 +185,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'live.events.*.*.preview' \
   --allow-pub 'providers.changed.*' \
   --allow-pub 'providers.paced.*' \
+  --allow-pub 'stats.providers' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \
@@ -214,6 +215,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub 'providers.changed.*' \
   --allow-sub 'providers.paced.*' \
+  --allow-sub 'stats.providers' \
   --allow-sub '$KV.valves.>' \
   --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
@@ -430,6 +432,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.STREAM.PURGE.EVENTS' \
   --allow-pub '$JS.API.STREAM.PURGE.DEAD_LETTERS' \
   --allow-pub '$JS.API.STREAM.PURGE.OBJ_results' \
+  --allow-pub '$JS.API.STREAM.PURGE.USAGE' \
   --allow-pub '$JS.API.STREAM.PURGE.KV_tasks' \
   --allow-pub '$JS.API.CONSUMER.LIST.BACKLOG' \
   --allow-pub '$JS.API.CONSUMER.LIST.CONTROL' \
@@ -733,6 +736,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$KV.archive.>' \
   --allow-pub '$KV.valves.>' \
   --allow-pub 'valves.changed' \
+  --allow-pub '$KV.walks.ledger' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub 'usage.*.*.*.*.*.*' \

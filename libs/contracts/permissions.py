@@ -31,6 +31,7 @@ from contracts.streams import (
     EVENTS,
     KEYS_BUCKET,
     LANES_BUCKET,
+    LEDGER_KEY,
     PROVIDERS_BUCKET,
     RESULTS,
     SIGNALS,
@@ -128,6 +129,7 @@ _DISPENSABLE: Final = (
     VALVES_CHANGED,
     subjects.PROVIDERS_PACED,
     "stats.lanes.",
+    subjects.PROVIDER_SPEEDS,
     ".preview",
 )
 
@@ -266,6 +268,7 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
         lists.pull(stream, *names)
         lists.call(*(f"CONSUMER.INFO.{stream}.{name}" for name in names))
     lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED)
+    lists.publish(subjects.PROVIDER_SPEEDS)
     _put_off(lists)
     _count(lists)
     lists.write(PROVIDERS_BUCKET)
@@ -273,7 +276,7 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     # How many share a model server.
     lists.read_bucket(WORKERS_BUCKET)
     lists.read(RESULTS.name)
-    lists.subscribe(subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED)
+    lists.subscribe(subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED, subjects.PROVIDER_SPEEDS)
 
 
 def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:
@@ -311,7 +314,7 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
             f"STREAM.MSG.DELETE.{stream}"
             for stream in (*_QUEUES, BACKLOG.name, CONTROL.name, TIMERS.name, ARCHIVE.name)
         ),
-        *(f"STREAM.PURGE.{each}" for each in (EVENTS.name, TIMERS.name, DEAD_LETTERS.name, RESULTS.name)),
+        *(f"STREAM.PURGE.{each}" for each in (EVENTS.name, TIMERS.name, DEAD_LETTERS.name, RESULTS.name, USAGE.name)),
         f"STREAM.PURGE.{TASKS_BUCKET.stream_name}",
         *(f"CONSUMER.LIST.{stream}" for stream in _ALL_STREAMS),
         f"CONSUMER.NAMES.{EVENTS.name}",
@@ -360,6 +363,7 @@ def _operator(lists: Lists) -> None:
     for bucket in (TRIGGERS_BUCKET, KEYS_BUCKET, ARCHIVE_BUCKET, VALVES_BUCKET):
         lists.write(bucket)
     lists.publish(VALVES_CHANGED)
+    lists.write(WALKS_BUCKET, LEDGER_KEY)
     _put_off(lists)
     _count(lists)
     _compare(lists)

@@ -221,6 +221,8 @@ ARCHIVE_BUCKET = BucketDeclaration(
 WALKS_BUCKET = BucketDeclaration(
     name="walks", description="How far the steward's walks are, and who has which piece.", max_bytes=_BYTES["KV_walks"]
 )
+LEDGER_KEY = "ledger"
+"""Of the record there that says how far usage is counted, and by whom."""
 STORAGE_BUCKET = BucketDeclaration(
     name="storage", description="How full the streams were, an hour apart.", max_bytes=_BYTES["KV_storage"]
 )

@@ -36,8 +36,9 @@ POINTS_VARIABLE = "MESH_TEST_POINTS"
 REACHED_FILE = "reached"
 ORDER_FILE = "crash"
 _STANDSTILL_SECONDS = 3600.0
-_NAMED_ELSEWHERE = ("events.", "archive.", "$KV.")
-"""Subjects of appends, packs and projections, which are points of their own, and of records that no work hangs on."""
+_NAMED_ELSEWHERE = ("events.", "archive.", "usage.", "$KV.")
+"""Subjects of appends, packs and projections, which are points of their own, and of records and counters that no work
+hangs on."""
 
 
 def clock_off_seconds() -> float:

@@ -33,6 +33,7 @@ from meshctl.commands import (
     transfer,
     triggers,
     up,
+    usage,
     valves,
     why,
     workers,
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     streams.add_commands(commands)
     permissions.add_commands(commands)
     storage.add_commands(commands)
+    usage.add_commands(commands)
     workers.add_commands(commands)
     processes.add_commands(commands)
     rotate.add_commands(commands)

@@ -30,7 +30,8 @@ from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
 from contracts.fields import whole_number
 from contracts.journal.edge_events import Snapshot
-from contracts.journal.events import TERMINAL_TYPES, EventHead
+from contracts.journal.events import TERMINAL_TYPES
+from contracts.journal.heads import EventHead
 from contracts.records.status import TaskAccepted, TaskCounts, TaskRecord
 from contracts.records.tools import ToolList
 from contracts.records.valves import TenantLimits, Valve

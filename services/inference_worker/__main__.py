@@ -12,10 +12,13 @@ from inference_worker.capacity.pool_places import PoolPlaces, check_places_of
 from inference_worker.lane_reports import LaneReporter
 from inference_worker.models.breakers import Breakers
 from inference_worker.models.candidates import Source
+from inference_worker.pool_routing import PoolRouting
 from inference_worker.pools import Generation, PoolHandlers
 from inference_worker.providers import open_providers
+from inference_worker.speed_reports import SpeedReporter
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
+from inference_worker.turn.spending import prices_in
 from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
@@ -68,6 +71,7 @@ class Worker:
             lambda provider: service.valves.is_paused(provider=provider),
         )
         service.valves.on_changed(self.breakers.changed)
+        self.speeds = SpeedReporter(service.connection, service.worker)
         self.capacities = Capacities(service.requests, service.settings, service.worker)
         self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
         self.capacities.on_changed(self.places.changed)
@@ -75,7 +79,10 @@ class Worker:
     async def generation(self, settings: Settings) -> Generation:
         """Handlers with the models of these settings."""
         async with AsyncExitStack() as stack:
-            opening = open_providers(settings, guard=self._guarded, requests=self._requests)
+            routing = PoolRouting(
+                settings.configuration, self._guarded, self.speeds, self.breakers.is_closed, self._room
+            )
+            opening = open_providers(settings, routing.guard, self._requests, routing.route)
             providers = await stack.enter_async_context(opening)
             return Generation(
                 {
@@ -88,6 +95,7 @@ class Worker:
                         waiting_seconds=settings.waiting_seconds,
                         on_claimed=self.reporter.claimed,
                         on_finished=self.reporter.finished,
+                        prices=prices_in(settings.configuration),
                     )
                     for pool, candidates in providers.items()
                 },
@@ -98,6 +106,11 @@ class Worker:
     def _guarded(self, source: Source) -> Source:
         # A call that the breaker refuses is none of the server's.
         return self.breakers.guard(self.capacities.measured(source))
+
+    def _room(self, provider: str) -> float:
+        """How much of a provider is free, by its server and by its pace."""
+        server = self.capacities.servers.get(provider)
+        return min(1.0 if server is None else server.room, self.breakers.pacing.room(provider))
 
     async def take(self, settings: Settings, handlers: PoolHandlers) -> None:
         """Go by these settings from the next turn on."""
@@ -134,6 +147,7 @@ async def main(service: Service) -> None:
         async with (
             background(
                 worker.reporter.run(),
+                worker.speeds.run(),
                 worker.breakers.run(service.stopping),
                 worker.breakers.pacing.run(),
                 worker.capacities.run(),

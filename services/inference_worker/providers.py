@@ -26,10 +26,10 @@ from inference_worker.models import endpoints
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.chunks import Chunk, TurnInput
 from mesh.broker.requests import Requests
-from mesh.configuration.mesh_toml import (
+from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.configuration.provider_tables import (
     AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
-    PoolConfiguration,
     ProviderConfiguration,
     ScriptedProviderConfiguration,
 )
@@ -60,10 +60,12 @@ async def open_providers(
     settings: Settings,
     guard: Callable[[Source], Source] = lambda source: source,
     requests: Requests | None = None,
+    route: Callable[[str, Candidates], Candidates] = lambda _, candidates: candidates,
 ) -> AsyncIterator[dict[str, Candidates]]:
     """The models of each pool; connections are closed at the end. Keys are those of the settings.
 
-    `guard` may put something before each source, such as its breaker. Images of tools are read with `requests`.
+    `guard` may put something before each source, such as its breaker; `route` may choose among a pool's models. Images
+    of tools are read with `requests`.
     """
     configuration = settings.configuration
     async with AsyncExitStack() as stack:
@@ -77,7 +79,7 @@ async def open_providers(
                 # Behind the guard: a request that was refused for its images is no fault of the provider's.
                 source = SeeingSource(source, requests, room)
             sources[name] = guard(source)
-        yield {name: _of_pool(sources, pool) for name, pool in configuration.pools.items()}
+        yield {name: route(name, _of_pool(sources, pool)) for name, pool in configuration.pools.items()}
 
 
 async def _open(
@@ -95,8 +97,9 @@ async def _open(
 
 
 def _of_pool(sources: Mapping[str, Source], pool: PoolConfiguration) -> Candidates:
-    named = [(pool.provider, pool.model), *((each.provider, each.model) for each in pool.fallbacks)]
-    return Candidates.of_providers(
-        PoolProvider(sources[provider], model or ScriptedProvider.default_model, pool.max_output_tokens)
-        for provider, model in named
+    candidates = Candidates.of_providers(
+        PoolProvider(sources[each.provider], each.model or ScriptedProvider.default_model, pool.max_output_tokens)
+        for each in pool.models
     )
+    weights = (each.weight for each in pool.models)
+    return Candidates(tuple(replace(each, weight=weight) for each, weight in zip(candidates.all, weights, strict=True)))

@@ -46,6 +46,7 @@ from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
 from ingress.rights import within_rights
 from ingress.storage import RETRY_AFTER_SECONDS, Storage
+from ingress.usage import UsageReports, usage_routes
 from ingress.valve_routes import ValveRoutes, valve_routes
 from ingress.waiting import Waits
 from mesh.access.audit import acted
@@ -107,6 +108,7 @@ class Ingress:
         self.valves = ValveRoutes(requests, providers.valves, settings.configuration)
         self._waits = Waits(requests, lanes.fleet, providers, self.valves.pause_of)
         self._approving = Approving(requests, self._journals, settings.configuration)
+        self.usage = UsageReports(requests)
         self.signing = LinkSigning(requests)
         self.lists = Lists(requests, settings.index_folder)
         self.mass_cancel = MassCancel(requests, self.lists)
@@ -429,6 +431,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         *dead_letter_routes(ingress.dead_letters),
         *valve_routes(ingress.valves),
         *mass_cancel_routes(ingress.mass_cancel),
+        *usage_routes(ingress.usage),
         *health_routes("ingress", probe),
     ]
     return Litestar(

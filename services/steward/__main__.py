@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from mesh.background import background
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import heartbeats
@@ -23,6 +25,7 @@ from steward.stranded import Stranded
 from steward.sweeping import Sweeps
 from steward.trigger_firing import Triggers
 from steward.unbegun import Unbegun
+from steward.usage_counting import UsageCounting
 from steward.waking import Waking
 from steward.webhooks import Webhooks
 
@@ -43,6 +46,7 @@ async def main(service: Service) -> None:
     service.wellness.add_remark(provisioning.check)
     triggers = Triggers(service.connection, settings, service.worker)
     schedules = Schedules(service.requests)
+    counting = UsageCounting(service.requests, service.worker)
     sweeps = Sweeps(service.requests, settings, service.worker)
     put_off = PutOff(service.requests, service.valves)
     await service.valves.open()
@@ -54,6 +58,9 @@ async def main(service: Service) -> None:
         await webhooks.take(settings)
         control.take(settings)
         critic.take(settings)
+
+    async def lags_of_walks(at: datetime) -> dict[str, timedelta]:
+        return {**await retention.lags(at), "counting": await counting.lag(at)}
 
     service.reloading.add(lambda _: None, take)
     jobs = background(
@@ -72,13 +79,14 @@ async def main(service: Service) -> None:
         lanes.run(),
         Waking(service.requests).run(),
         StorageSampling(service.requests).run(),
+        counting.run(),
         webhooks.run(),
         provisioning.run(),
         critic.run(),
         service.valves.run(),
         put_off.run(),
         put_off.tidy(),
-        *figure_rounds(service.connection, settings, retention.lags, service.valves),
+        *figure_rounds(service.connection, settings, lags_of_walks, service.valves),
     )
     # The record stays until what is in hand has ended.
     async with heartbeats(service), jobs:

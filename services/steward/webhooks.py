@@ -16,7 +16,8 @@ import structlog
 from contracts import subjects
 from contracts.codec import encode
 from contracts.errors import ErrorInfo, InvalidPayload, TaskmeshError
-from contracts.journal.events import EventHead, decode_head
+from contracts.journal.events import decode_head
+from contracts.journal.heads import EventHead
 from contracts.messages.notifications import notification
 from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY

@@ -98,6 +98,17 @@ async def test_what_a_mesh_says_of_itself_is_as_printed(house: House, title: str
     await house.walk().through(PAGE.section(title))
 
 
+async def test_what_was_used_is_told_as_printed(house: House) -> None:
+    run_task(house.tasks)
+
+    def is_counted() -> bool:
+        answered = children.run_blocking(["curl", "-s", f"{house.mesh.address('ingress')}/v1/usage"])
+        return bool(json.loads(answered.stdout)["rows"])
+
+    await until(is_counted)
+    await house.walk().through(PAGE.section("What was used, and what it cost"))
+
+
 async def test_a_configuration_is_checked_shown_and_reloaded_as_printed(house: House) -> None:
     for title in ("Is it right?", "Reload"):
         await house.walk().through(CONFIGURATION.section(title))

@@ -31,6 +31,7 @@ from tests.benchmarks import (
     footprint,
     fsyncs,
     journal,
+    ledger,
     long_runs,
     months,
     pace,
@@ -38,6 +39,7 @@ from tests.benchmarks import (
     resume,
     retention,
     rolling,
+    routing,
     takeover,
 )
 from tests.benchmarks.bench import Run
@@ -61,9 +63,11 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "months": months.measure,
     "packing": packing.measure,
     "retention": retention.measure,
+    "ledger": ledger.measure,
     "fold": journal.measure_fold,
     "takeover": takeover.measure,
     "rolling": rolling.measure,
+    "routing": routing.measure,
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
     "long_runs": long_runs.measure,

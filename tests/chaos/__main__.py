@@ -65,6 +65,8 @@ def main() -> int:
             _say(f"VIOLATION {name}: {point or 'undisturbed'}: {problem}")
         for traceback in report.tracebacks:
             _say(f"UNHANDLED {name}: {traceback}")
+        for wrong in report.ledger:
+            _say(f"LEDGER {name}: {wrong}")
         for point in report.missed:
             _say(f"NOT COVERED {name}: {point}")
         for safeguard, found in report.controls.items():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from tests.chaos.agent import AGENT
 from tests.chaos.archive import ARCHIVE, DROPPED
 from tests.chaos.distant import DISTANT
+from tests.chaos.ledger import wrong_counters
 from tests.chaos.points import Point, points_of
 from tests.chaos.poison import POISON
 from tests.chaos.repairs import REPAIRS
@@ -106,6 +107,8 @@ class Report:
     outcomes: list[Outcome] = field(default_factory=list)
     tracebacks: list[str] = field(default_factory=list)
     """Exceptions that nobody handled, from the processes' logs."""
+    ledger: list[str] = field(default_factory=list)
+    """Counters that are not what the journals say, once all has been counted."""
     controls: dict[str, list[str]] = field(default_factory=dict)
     """Safeguard that was off → what the checker found."""
 
@@ -127,7 +130,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """There were points, every one is covered, nothing was found but what the controls must find."""
-        found = self.missed or self.violations or self.tracebacks
+        found = self.missed or self.violations or self.tracebacks or self.ledger
         return bool(self.points) and not found and all(self.controls.values())
 
 
@@ -189,6 +192,7 @@ class Matrix:
                 await self._planned.wait()
                 while self._left and not slot.disturbed:
                     await self._one(slot)
+                self.report.ledger += await wrong_counters(slot)
                 self.report.tracebacks += slot.tracebacks()
             if not slot.disturbed:
                 shutil.rmtree(folder)  # What went wrong can be looked at, if the folder is a lasting one.

@@ -13,7 +13,7 @@ from inference_worker.dialects.anthropic.client import AnthropicProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import Finished, ReasoningDelta, RequestedCall, TextDelta
 from inference_worker.providers import PoolProvider
-from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.configuration.provider_tables import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ToolAnswer
 from tests.support.anthropic_provider import ADD, KEY, PROMPT, connected, generate, generated, last, said, turn
 from tests.support.messages_server import (
@@ -137,9 +137,13 @@ async def test_reasons_to_stop(reason: str, expected: str) -> None:
 async def test_the_output_is_counted_cumulatively_and_the_cache_is_input() -> None:
     interim = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 3}}
     start = started(9, cache_creation_input_tokens=20, cache_read_input_tokens=300)
-    assert last(await generated(start, text(0, "a"), interim, ended("end_turn", 4))).usage == Usage(329, 4)
+    assert last(await generated(start, text(0, "a"), interim, ended("end_turn", 4))).usage == Usage(
+        329, 4, cached_tokens=300, cache_creation_tokens=20
+    )
     again = ended("end_turn", 4, input_tokens=10, cache_read_input_tokens=None)
-    assert last(await generated(start, text(0, "a"), again)).usage == Usage(330, 4)
+    assert last(await generated(start, text(0, "a"), again)).usage == Usage(
+        330, 4, cached_tokens=300, cache_creation_tokens=20
+    )
 
 
 # Calls

@@ -18,7 +18,7 @@ from inference_worker.dialects.room import Room
 from inference_worker.dialects.seeing import HELD_BYTES_MAX, IMAGES_BYTES_MAX, IMAGES_MAX, SeeingSource
 from inference_worker.models.chunks import TurnInput
 from mesh.broker.connection import Connection
-from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
+from mesh.configuration.provider_tables import OpenAIProviderConfiguration
 from mesh.task.conversation import ConversationItem, ToolAnswer
 from tests.integration.test_images import HI, called, png, said_by, seen
 from tests.support import model_server, openai_provider

@@ -101,6 +101,7 @@ ACTS: Final = [
     _publish("lanes.waiting.tasks.default-normal", "steward"),
     _publish("providers.changed.openai", "inference_worker"),
     _publish("stats.lanes.default.normal", "inference_worker"),
+    _publish("stats.providers", "inference_worker"),
     _publish("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.TASKS.default-normal"),
     # Buckets.
     _publish(f"$KV.tasks.acme.{TASK}", *WRITERS),
@@ -205,6 +206,7 @@ ACTS: Final = [
             ("process.somebody.drain", *SERVICES),
             ("configuration.reload", *SERVICES, "supervisor"),
             ("stats.lanes.*.*", "steward"),
+            ("stats.providers", "inference_worker"),
             ("_INBOX.>", RUNNER, SENDER),
             *(
                 (f"_INBOX_{inbox}.>", *(role for role in ROLES if INBOXES[role] == inbox))

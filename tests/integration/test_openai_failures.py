@@ -13,7 +13,7 @@ from inference_worker.dialects import exchange
 from inference_worker.dialects.errors import DETAIL_CHARACTERS_MAX, ProviderFailed
 from inference_worker.dialects.openai.client import OpenAIProvider, open_client
 from inference_worker.models.chunks import Finished, TextDelta
-from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
+from mesh.configuration.provider_tables import OpenAIProviderConfiguration
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Exchange, chunk, event, usage
 from tests.support.openai_provider import KEY, PROMPT, connected, failure_of, generate, text, turn

@@ -16,7 +16,7 @@ from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.openai.messages import reasoning_field
 from inference_worker.dialects.openai.messages import roles as roles_of
 from inference_worker.models.chunks import Finished, RequestedCall, TextDelta, TurnInput
-from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
+from mesh.configuration.provider_tables import OpenAIProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support import model_server as dialects
 from tests.support.model_server import DONE, Behaviour, Exchange, chunk, event, usage
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.integration
     [
         (dialects.openai, "", Usage(9, 2)),
         (dialects.vllm, "Hm. Yes.", Usage(9, 4)),
-        (dialects.llama_cpp, "Hm. Yes.", Usage(9, 4)),
+        (dialects.llama_cpp, "Hm. Yes.", Usage(9, 4, cached_tokens=4)),
         (dialects.ollama, "Hm. Yes.", Usage(9, 4)),
     ],
     ids=["openai", "vllm", "llama_cpp", "ollama"],

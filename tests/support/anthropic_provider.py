@@ -14,7 +14,7 @@ from inference_worker.dialects.anthropic.client import AnthropicProvider, open_c
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
 from inference_worker.providers import PoolProvider
-from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.configuration.provider_tables import AnthropicProviderConfiguration
 from mesh.task.conversation import ConversationItem
 from tests.support.messages_server import Events, saying
 from tests.support.model_server import Behaviour, ModelServer, model_server

@@ -12,7 +12,7 @@ from contracts.tasks import Message
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.openai.client import OpenAIProvider, open_client
 from inference_worker.models.chunks import Chunk, ReasoningDelta, TextDelta, TurnInput
-from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
+from mesh.configuration.provider_tables import OpenAIProviderConfiguration
 from tests.support.model_server import Behaviour, ModelServer, model_server
 from tests.support.patience import within
 

@@ -78,10 +78,10 @@ class NothingBefore:
 
 
 def turn_handler(
-    provider: Provider, tools: Offers | None = None, *, fallbacks: Sequence[Provider] = (), **options: Any
+    provider: Provider | Candidates, tools: Offers | None = None, *, fallbacks: Sequence[Provider] = (), **options: Any
 ) -> TurnHandler:
     """A handler of a pool with these models."""
-    candidates = Candidates.of_providers([provider, *fallbacks])
+    candidates = provider if isinstance(provider, Candidates) else Candidates.of_providers([provider, *fallbacks])
     return TurnHandler(candidates, tools or Declared(), NothingBefore(), **options)
 
 

@@ -19,7 +19,8 @@ from inference_worker.models.candidates import Candidates
 from inference_worker.models.chunks import RequestedCall
 from inference_worker.turn.attempts import is_redirected
 from inference_worker.turn.calls import OfferedTool, decided_calls
-from inference_worker.turn.turns import restart_reason, task_completed
+from inference_worker.turn.restarting import restart_reason
+from inference_worker.turn.turns import task_completed
 from mesh.task.budget import budget_left, budget_left_with, share_of_budget
 from mesh.task.conversation import conversation
 from mesh.task.decisions import (

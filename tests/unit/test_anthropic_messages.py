@@ -14,7 +14,7 @@ from inference_worker.dialects.anthropic.messages import rendered, request_of
 from inference_worker.dialects.anthropic.stream import Answer, finished, kept_blocks
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import TurnInput
-from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.configuration.provider_tables import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from tests.support.messages_server import Events, block, encoded, ended, text, thinking, tool_use
 

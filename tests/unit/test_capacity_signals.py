@@ -12,7 +12,7 @@ from inference_worker.capacity import gpu
 from inference_worker.capacity.reading import LoadReader, root_of
 from inference_worker.capacity.signals import NotTold, ServerLoad, kind_of_metrics, read
 from mesh.configuration.capacity_table import CapacitySettings
-from mesh.configuration.mesh_toml import AnthropicProviderConfiguration, OpenAIProviderConfiguration
+from mesh.configuration.provider_tables import AnthropicProviderConfiguration, OpenAIProviderConfiguration
 
 VLLM = """\
 # HELP vllm:num_requests_running Number of requests in model execution batches.

@@ -11,13 +11,15 @@ from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.checking import file_mistakes
 from mesh.configuration.mesh_toml import (
     NO_FILE,
-    AnthropicProviderConfiguration,
-    OpenAIProviderConfiguration,
     PoolConfiguration,
-    ScriptedProviderConfiguration,
     default_configuration,
     load_configuration,
     parse_configuration,
+)
+from mesh.configuration.provider_tables import (
+    AnthropicProviderConfiguration,
+    OpenAIProviderConfiguration,
+    ScriptedProviderConfiguration,
 )
 from mesh.configuration.secret_sources import Secrets, read_secrets
 from mesh.configuration.settings import load_settings

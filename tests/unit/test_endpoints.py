@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_worker.models.endpoints import ID_CHARACTERS_MAX, Endpoint, Response, endpoint_of, heard, listening
-from mesh.configuration.mesh_toml import ProviderConfiguration
+from mesh.configuration.provider_tables import ProviderConfiguration
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from contracts.codec import encode
 from contracts.errors import ErrorInfo
 from contracts.journal import events
-from contracts.journal.events import EventHead, UnknownEvent
+from contracts.journal.events import UnknownEvent
+from contracts.journal.heads import EventHead
 from contracts.records.status import ENDED, STATUSES
 from mesh.errors import JournalCorrupt
 from mesh.task.fold import fold

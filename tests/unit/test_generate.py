@@ -197,6 +197,7 @@ def test_the_api_is_what_this_version_serves() -> None:
         "get /v1/tasks/counts",
         "get /v1/tools",
         "get /v1/pools/{pool}/load",
+        "get /v1/usage",
         "get /v1/tasks/{id}",
         "post /v1/tasks/{id}/cancel",
         "post /v1/tasks/{id}/inputs",

@@ -11,7 +11,7 @@ import pytest
 from contracts.journal.events import Stamp, ToolCompleted
 from contracts.journal.parts import ObjectReference, Timings, ToolCall
 from inference_worker.dialects.seeing import takes_images
-from mesh.configuration.mesh_toml import (
+from mesh.configuration.provider_tables import (
     AnthropicProviderConfiguration,
     OpenAIProviderConfiguration,
     ProviderConfiguration,

@@ -42,6 +42,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.providers": _BELOW_THE_JOURNAL,
     "mesh.pacing": _BELOW_THE_JOURNAL,
     "mesh.rules": _BELOW_THE_JOURNAL,
+    "mesh.ledger": ("mesh", "mesh.configuration", "mesh.task", "mesh.broker", "mesh.archive"),
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.valves": _BELOW_THE_JOURNAL,
     "mesh.serving": (*_BELOW_THE_JOURNAL, "mesh.valves"),

@@ -95,6 +95,24 @@ def test_words_run_on_and_milestones_get_lines_of_their_own() -> None:
     )
 
 
+def test_a_claim_says_who_takes_a_turn_and_where_it_was_chosen_why() -> None:
+    fields: dict[str, Any] = {
+        "step": "1",
+        "gen": 0,
+        "message": 7,
+        "worker": "w",
+        "turn": 1,
+        "provider": "own",
+        "model": "small",
+    }
+    plain = events.StepClaimed(*stamp(1), delivery=1, **fields)
+    chosen = events.StepClaimed(*stamp(2), delivery=2, reason="best seconds=1.84 of=3", **fields)
+    assert shown(plain, chosen).splitlines() == [
+        "· turn 1 claimed by w with small",
+        "· turn 1 claimed by w with small at own (best seconds=1.84 of=3), delivery 2",
+    ]
+
+
 def test_another_model_and_a_shorter_conversation_get_lines_of_their_own() -> None:
     switched = events.ModelSwitched(
         *stamp(1), from_model="large", to_model="small", reason="latency", turn=2, provider="backup"

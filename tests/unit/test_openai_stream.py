@@ -107,6 +107,13 @@ def test_an_end_that_is_none_is_a_failure(reason: str | None, code: str) -> None
 
 # Usage
 
+CACHES = {"cached_tokens": 20, "cache_creation_tokens": 5}
+
+
+def told(**more: object) -> dict[str, object]:
+    """A last chunk that tells 30 tokens read and nine put out, and more."""
+    return chunk({}, "stop", usage={"prompt_tokens": 30, "completion_tokens": 9, **more})
+
 
 @pytest.mark.parametrize(
     ("chunks", "expected"),
@@ -114,11 +121,35 @@ def test_an_end_that_is_none_is_a_failure(reason: str | None, code: str) -> None
         ([chunk({}, "stop"), usage(3, 4)], Usage(3, 4)),
         ([chunk({}, usage={"prompt_tokens": 3, "completion_tokens": 1}), chunk({}, "stop"), usage(3, 4)], Usage(3, 4)),
         ([chunk({}, "stop", usage=usage(3, 4)["usage"]), chunk({}, usage=None)], Usage(3, 4)),
-        ([chunk({}, "stop", timings={"cache_n": 1, "prompt_n": 2, "predicted_n": 4.0 and 4})], Usage(3, 4)),
+        (
+            [chunk({}, "stop", timings={"cache_n": 1, "prompt_n": 2, "predicted_n": 4.0 and 4})],
+            Usage(3, 4, cached_tokens=1),
+        ),
         ([chunk({}, "stop", timings={"prompt_n": 9, "predicted_n": 9}), usage(3, 4)], Usage(3, 4)),
         ([usage(3, 4), chunk({}, "stop", timings={"prompt_n": 9, "predicted_n": 9})], Usage(3, 4)),
         ([chunk({}, "stop", usage={"prompt_tokens": None, "completion_tokens": -1})], Usage(0, 0)),
         ([chunk({}, "stop")], Usage(0, 0)),
+        (
+            [told(prompt_tokens_details={"cached_tokens": 20}, completion_tokens_details={"reasoning_tokens": 3})],
+            Usage(30, 9, cached_tokens=20, reasoning_tokens=3),
+        ),
+        ([told(prompt_tokens_details=None, completion_tokens_details={"reasoning_tokens": 0})], Usage(30, 9)),
+        (
+            [told(prompt_tokens_details={"cached_tokens": 20, "cache_write_tokens": 5})],
+            Usage(30, 9, **CACHES),
+        ),  # OpenRouter
+        ([told(prompt_cache_hit_tokens=20, prompt_cache_miss_tokens=10)], Usage(30, 9, cached_tokens=20)),  # DeepSeek
+        ([told(cached_tokens=20)], Usage(30, 9, cached_tokens=20)),  # Moonshot
+        # xAI counts reasoning beside the rest, as its total shows; all others within it.
+        (
+            [told(completion_tokens_details={"reasoning_tokens": 4}, total_tokens=43)],
+            Usage(30, 13, reasoning_tokens=4),
+        ),
+        (
+            [told(completion_tokens_details={"reasoning_tokens": 4}, total_tokens=39)],
+            Usage(30, 9, reasoning_tokens=4),
+        ),
+        ([told(prompt_tokens_details=[1], completion_tokens_details={"reasoning_tokens": "many"})], Usage(30, 9)),
     ],
 )
 def test_usage_is_taken_where_it_stands(chunks: list[object], expected: Usage) -> None:

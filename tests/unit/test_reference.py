@@ -16,7 +16,8 @@ import pytest
 
 import mesh.configuration
 from mesh.configuration.checking import unknown_variables
-from mesh.configuration.mesh_toml import KEYS, Configuration, ServerConfiguration, parse_configuration
+from mesh.configuration.mesh_toml import KEYS, Configuration, parse_configuration
+from mesh.configuration.provider_tables import ServerConfiguration
 from mesh.configuration.settings import BOUNDS, CHOICES, load_settings, variable_fields
 from mesh.configuration.tenants_table import TenantsConfiguration
 from mesh.configuration.tool_tables import ToolsConfiguration
@@ -46,6 +47,7 @@ BEFORE = {
     '[providers.<name>] kind = "scripted"': '[providers.x]\nkind = "scripted"\n',
     "[providers.<name>.breaker]": '[providers.x]\nkind = "scripted"\n[providers.x.breaker]\n',
     "[providers.<name>.pace]": '[providers.x]\nkind = "scripted"\n[providers.x.pace]\n',
+    '[providers.<name>.prices."<model>"]': '[providers.x]\nkind = "scripted"\n[providers.x.prices.y]\n',
     "[providers.<name>.capacity]": f"{OPENAI}base_url = 'http://127.0.0.1:1/v1'\n[providers.x.capacity]\n",
     "[tenants.<name>]": "[tenants.x]\n",
     "[pools.<name>]": "[pools.default]\n",

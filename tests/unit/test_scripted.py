@@ -73,6 +73,16 @@ async def test_calls_stand_at_the_end_of_their_turn() -> None:
     assert heard.finished == Finished(finish_reason="tool_calls", usage=Usage(5, 3), calls=(RequestedCall("add", {}),))
 
 
+async def test_a_script_says_what_came_from_a_cache_and_how_much_reasoning_nobody_sees() -> None:
+    heard = await listen("!cached 2\n!reasoning 10\n!say 3")
+    assert heard.text == "t0 t1 t2 "
+    assert heard.finished is not None
+    assert heard.finished.usage == Usage(6, 13, cached_tokens=2, reasoning_tokens=10)
+    more = await listen("!cached 100\n!say 1\n!then\n!say 1")
+    assert more.finished is not None
+    assert more.finished.usage.cached_tokens == more.finished.usage.input_tokens  # no more than it reads
+
+
 async def test_a_turn_that_is_cut_off_has_not_come_to_its_calls() -> None:
     cut = await listen("!call add\n!say 3", max_output_tokens=2)
     assert cut.finished == Finished(finish_reason="length", usage=Usage(4, 2))

@@ -44,6 +44,7 @@ from tests.unit.scripts import PARTS, SCRIPT
         ),
         ("!exit 3", Script(exits=3)),
         ("!exit 1\n!exit 2", Script(exits=2)),
+        ("!cached 5\n!reasoning 7", Script(cached=5, reasoning=7)),
         ("before\n!say 1\nafter", Script((Text("before\n"), Say(1), Text("after\n")))),
         ("!say 1\n\n two\n\nlines \n\n", Script((Say(1), Text(" two\n\nlines \n")))),
         ("!say 1\n \n\t\n!say 2", Script((Say(1), Say(2)))),
@@ -97,6 +98,9 @@ def test_a_script_is_read(text: str, script: Script) -> None:
         ("!fail overloaded 1000001", "!fail: 1e+06 is more than 1e+06 tries"),
         ("!exit", "!exit takes one whole number"),
         ("!exit 1000001", "is more than 1e+06 deliveries"),
+        ("!cached", "!cached takes one whole number"),
+        ("!reasoning few", "!reasoning takes one whole number"),
+        ("!reasoning 200001", "is more than 200000 tokens"),
     ],
 )
 def test_a_wrong_script_is_the_requests_own_fault(text: str, complaint: str) -> None:

@@ -15,7 +15,8 @@ from contracts.api import sse
 from contracts.api.sse import Decoder, Frame
 from contracts.codec import decode, encode
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.journal.events import EVENT_TYPE_PATTERN, OutputDelta, decode_event
+from contracts.journal.events import OutputDelta, decode_event
+from contracts.journal.heads import EVENT_TYPE_PATTERN
 
 TASK = "01jz8q2v7k3m5n9p0r1s2t4v6w"
 NASTY = st.sampled_from(

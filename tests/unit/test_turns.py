@@ -18,7 +18,8 @@ from inference_worker.dialects.scripted.model import ScriptedProvider
 from inference_worker.models.chunks import ReasoningDelta, TextDelta, TurnInput
 from inference_worker.turn import attempts
 from inference_worker.turn.attempts import clip
-from inference_worker.turn.turns import TurnHandler, failed_tries
+from inference_worker.turn.restarting import failed_tries
+from inference_worker.turn.turns import TurnHandler
 from mesh.task.conversation import opening
 from mesh.task.failures import StepFailed
 from tests.unit.journals import START, HandMadeJournal

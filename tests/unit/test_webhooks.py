@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from contracts.codec import encode
-from contracts.journal.events import EVENT_TYPES, TERMINAL_TYPES, EventHead
+from contracts.journal.events import EVENT_TYPES, TERMINAL_TYPES
+from contracts.journal.heads import EventHead
 from contracts.messages.notifications import EVENT_BYTES_MAX, MILESTONES, event_types, notification
 from contracts.records.status import links_of
 from contracts.retries import WEBHOOK_POLICY

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from contracts.errors import InvalidName, InvalidPayload
-from contracts.journal.events import EVENT_TYPE_PATTERN
+from contracts.journal.heads import EVENT_TYPE_PATTERN
 
 RETRY_MILLISECONDS = 1000
 """Sent once at the start of a stream: how long a client waits before it comes back."""

@@ -39,6 +39,7 @@ from contracts.generation.openapi_tasks import (
     send_input,
     submit_task,
 )
+from contracts.generation.openapi_usage import read_usage
 from contracts.generation.openapi_valves import (
     cancel_tasks,
     end_limits,
@@ -79,6 +80,7 @@ def openapi() -> dict[str, Any]:
             {"name": "tools", "description": "What models may call."},
             {"name": "pools", "description": "What takes tasks, and how loaded it is."},
             {"name": "valves", "description": "What operators pause, limit for a while, and let go on."},
+            {"name": "usage", "description": "What was used, and what it cost."},
             {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
             {"name": "events", "description": "A task's journal as Server-Sent Events."},
             {"name": "health", "description": "For supervisors and load balancers."},
@@ -104,6 +106,7 @@ def openapi() -> dict[str, Any]:
                 "put": asking("operate", shut_valve()),
                 "delete": asking("operate", open_valve()),
             },
+            "/v1/usage": {"get": asking("read", read_usage())},
             "/v1/dead-letters": {"get": asking("read", list_dead_letters())},
             "/v1/dead-letters/{id}": {
                 "get": asking("read", read_dead_letters()),

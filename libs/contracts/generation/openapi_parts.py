@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from contracts import errors, headers, subjects, tasks
 from contracts.access import Scope
-from contracts.api import dead_letters, inputs, links, pools, valves
+from contracts.api import dead_letters, inputs, links, pools, usage, valves
 from contracts.generation.schemas import components, exact_pattern
 from contracts.records import status, tools
 
@@ -124,6 +124,7 @@ def component_schemas() -> dict[str, Any]:
         status.TaskCounts,
         tools.ToolList,
         pools.PoolLoad,
+        usage.UsageReport,
         valves.PauseRequest,
         valves.LimitsRequest,
         valves.ValveList,

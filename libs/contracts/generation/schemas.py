@@ -12,7 +12,7 @@ from contracts.api import dead_letters, inputs
 from contracts.api import valves as api_valves
 from contracts.journal import edge_events, events
 from contracts.messages import acts, control, notifications, reloading, work
-from contracts.records import archive, orders, pace, providers, status, storage, tools, valves
+from contracts.records import archive, orders, pace, providers, speeds, status, storage, tools, valves
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -72,6 +72,7 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "task_link": status.TaskLink,
     "provider_record": providers.ProviderRecord,
     "pace_record": pace.PaceRecord,
+    "speed_sample": speeds.SpeedSample,
     "valve": valves.Valve,
     "tenant_limits": valves.TenantLimits,
     "pause_request": api_valves.PauseRequest,

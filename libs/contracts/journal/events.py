@@ -13,16 +13,19 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from contracts.codec import decode, exactly
+from contracts.codec import decode
 from contracts.errors import ErrorInfo
 from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
+from contracts.journal.heads import EventHead
 from contracts.journal.parts import (
     Estimate,
     FinishReason,
     Incomplete,
+    ModelCall,
     ObjectReference,
     Parent,
     RecordedEdits,
+    SpentReason,
     StepGen,
     Timings,
     ToolCall,
@@ -32,7 +35,7 @@ from contracts.journal.parts import (
 from contracts.tasks import Priority, TaskRequest
 
 MESSAGE_CHARACTERS_MAX = 1_000
-EVENT_TYPE_PATTERN = r"[a-z][a-z_]{0,31}(\.[a-z][a-z_]{0,31}){0,3}"
+REASON_CHARACTERS_MAX = 200
 
 
 class Stamp(NamedTuple):
@@ -90,8 +93,12 @@ class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):
     model: str | None = None
     call: Call | None = None
     tool: LaneName | None = None
+    reason: Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)] | None = None
+    """Why this model, of a pool that chooses: a word, and figures. Absent: it is the pool's first that may be asked."""
     base: Count | None = None
     """Of a turn: n of the event from which on what there is of it was generated. That of this claim, if it begins."""
+    lost: list[ModelCall] | None = None
+    """Calls of models for this turn that went with the claim before."""
 
 
 class StepReleased(Event, frozen=True, kw_only=True, tag="step.released"):
@@ -133,7 +140,7 @@ class TurnRestarted(Event, frozen=True, kw_only=True, tag="turn.restarted"):
 
 
 class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
-    """A turn's whole text, and the calls it asks for.
+    """A turn's whole text, and the calls it asks for. `usage` is that of the call of `model` which answered it.
 
     `blocks` is what the provider wants to see again in the next turn as it was, such as signed thinking; opaque.
     """
@@ -150,6 +157,10 @@ class TurnCompleted(Event, frozen=True, kw_only=True, tag="turn.completed"):
     """What was left of the task's budget then, of which its sub-tasks have used their part. Absent without a budget."""
     missing_tools: list[LaneName] | None = None
     """Tools of the request that nobody served when the turn was generated: the model was told so. Absent if none."""
+    provider: str | None = None
+    model: str | None = None
+    pool: LaneName | None = None
+    """Where `usage` counts."""
 
 
 class ToolProgress(Event, frozen=True, kw_only=True, tag="tool.progress"):
@@ -266,6 +277,17 @@ class ModelHedged(Event, frozen=True, kw_only=True, tag="model.hedged"):
     provider: str
 
 
+class ModelSpent(Event, frozen=True, kw_only=True, tag="model.spent"):
+    """A model was asked for a turn, and what it said is not the turn's answer: what that has used all the same."""
+
+    turn: Ordinal
+    provider: str
+    model: str
+    pool: LaneName
+    reason: SpentReason
+    usage: Usage
+
+
 class ContextCompacted(Event, frozen=True, kw_only=True, tag="context.compacted"):
     """The conversation was too long: from here on the model is shown at most half of `bytes_before`.
 
@@ -317,11 +339,13 @@ class TaskReplayed(Event, frozen=True, kw_only=True, tag="task.replayed"):
 class End(Event, frozen=True, kw_only=True):
     """What each end may tell. `tree_usage` is the task's with all of its sub-tasks', where it has any.
 
-    `over_budget_tokens`: how many tokens all of them have used beyond the task's budget.
+    `over_budget_tokens`: how many tokens all of them have used beyond the task's budget. `lost`: calls of models that
+    went with the task.
     """
 
     tree_usage: Usage | None = None
     over_budget_tokens: Ordinal | None = None
+    lost: list[ModelCall] | None = None
 
 
 class TaskCompleted(End, frozen=True, kw_only=True, tag="task.completed"):
@@ -373,6 +397,7 @@ JournalEvent = (
     | SubtaskCompleted
     | ModelSwitched
     | ModelHedged
+    | ModelSpent
     | ContextCompacted
     | TaskRetrying
     | TaskDeadLettered
@@ -388,16 +413,6 @@ EVENT_TYPES: tuple[type[Event], ...] = JournalEvent.__args__
 TERMINAL_TYPES = frozenset({"task.completed", "task.failed", "task.cancelled", "task.expired"})
 DELTA_TYPES = frozenset({"output.delta", "reasoning.delta", "tool.progress"})
 DELTAS = (OutputDelta, ReasoningDelta, ToolProgress)
-
-
-class EventHead(msgspec.Struct, frozen=True):
-    """What must be known of any event, also of one whose type is news."""
-
-    type: Annotated[str, exactly(EVENT_TYPE_PATTERN)]
-    id: Id
-    task: Id
-    tenant: Tenant
-    n: Count
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):

@@ -20,11 +20,38 @@ Incomplete = Literal["deadline", "max_output_tokens", "max_turns", "journal_byte
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens that the provider counted. `discarded_tokens`, of a task: about how many its restarts have thrown away."""
+    """Tokens that the provider counted, and what they cost. What is absent was not told, or is none.
+
+    `cached_tokens` and `cache_creation_tokens` are parts of `input_tokens`: read from the provider's cache, and written
+    into it; `reasoning_tokens` is a part of `output_tokens`. `cost_micros`: millionths of the currency of the prices;
+    absent, nothing of it has a price, and beside it `unpriced_tokens` are those that have none. `untold_calls`: how
+    many calls of a model are not in here, or not wholly, as their provider told no usage. `discarded_tokens`, of a
+    task: about how many its restarts have thrown away that are in no provider's count.
+    """
 
     input_tokens: Count = 0
     output_tokens: Count = 0
     discarded_tokens: Ordinal | msgspec.UnsetType | None = msgspec.UNSET
+    cached_tokens: Ordinal | msgspec.UnsetType = msgspec.UNSET
+    cache_creation_tokens: Ordinal | msgspec.UnsetType = msgspec.UNSET
+    reasoning_tokens: Ordinal | msgspec.UnsetType = msgspec.UNSET
+    cost_micros: Count | msgspec.UnsetType = msgspec.UNSET
+    unpriced_tokens: Ordinal | msgspec.UnsetType = msgspec.UNSET
+    untold_calls: Ordinal | msgspec.UnsetType = msgspec.UNSET
+
+
+class ModelCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call of a model of which nobody has told what it has used, as whoever made it has died or was cut off."""
+
+    turn: Ordinal
+    provider: str | None = None
+    model: str | None = None
+    pool: LaneName | None = None
+
+
+SpentReason = Literal["hedge", "slow", "failed", "redirect", "recall"]
+"""Why what a model was asked for is not its turn's answer: another one gave its first token sooner, it gave none in
+time, its call failed, its user said something else, its worker stops."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

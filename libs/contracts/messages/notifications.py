@@ -17,7 +17,8 @@ import msgspec
 from contracts.codec import decode, encode, exactly
 from contracts.errors import InvalidPayload
 from contracts.fields import Count, Id, Tenant, Time
-from contracts.journal.events import DELTA_TYPES, EVENT_TYPE_PATTERN, EVENT_TYPES, TERMINAL_TYPES, EventHead
+from contracts.journal.events import DELTA_TYPES, EVENT_TYPES, TERMINAL_TYPES
+from contracts.journal.heads import EVENT_TYPE_PATTERN, EventHead
 from contracts.records.status import Links
 
 ID_HEADER = "webhook-id"

@@ -1,4 +1,4 @@
-"""How far the steward's walks are, in the bucket `walks`."""
+"""How far the steward's walks are, and its ledger, in the bucket `walks`."""
 
 from __future__ import annotations
 
@@ -22,3 +22,20 @@ class WalkRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cursor: Count = 0
     pieces: list[WalkPiece] = []
     again_at: Time | None = None
+
+
+class CountedBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """What is being counted at once, by the subjects of its counters. `to`: the sequence of its last event."""
+
+    to: Count
+    batch: str
+    increments: dict[str, int]
+
+
+class LedgerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far EVENTS is counted: all up to `cursor` is, and `batch` may be in part. Until then it is its owner's."""
+
+    cursor: Count = 0
+    owner: str = ""
+    until: Time | None = None
+    batch: CountedBatch | None = None

@@ -62,14 +62,18 @@ async def put(requests: Requests, bucket: str, key: str, value: bytes) -> int:
 
 async def compare_and_set(requests: Requests, bucket: str, key: str, value: bytes, revision: int) -> bool:
     """Write a value if the key is still at `revision` (0: never there). False if it is not."""
+    return await compare_and_put(requests, bucket, key, value, revision) is not None
+
+
+async def compare_and_put(requests: Requests, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+    """The same, and its new revision; None if the key is at another."""
     expected = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision)}
     try:
-        await requests.publish(f"$KV.{bucket}.{key}", value, expected)
+        return (await requests.publish(f"$KV.{bucket}.{key}", value, expected)).seq
     except BrokerError as error:
         if error.number in WRONG_LAST_SEQUENCE:
-            return False
+            return None
         raise
-    return True
 
 
 async def delete(requests: Requests, bucket: str, key: str, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:

@@ -1,6 +1,4 @@
-"""The mesh's configuration file: pools, and the model providers that serve them.
-
-Its tables of tools, webhooks, breakers, the critic, results and sizes have modules of their own beside this one.
+"""The mesh's configuration file: pools, and all the other tables, which have modules of their own beside this one.
 
 `MESH_CONFIG` names it, else it is `mesh.toml` in the working folder, if that is there. Without one, or with one that
 names no pool, there is the pool `default` with the scripted model. A wrong key stops the start with one line that names
@@ -13,14 +11,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
-from contracts.codec import exactly
-from contracts.retries import AWAY_SECONDS
-from contracts.subjects import LANE_NAME_PATTERN
 from contracts.tasks import BUDGET_TOKENS_MAX, DEADLINE_SECONDS_MAX
 from mesh.configuration.access_tables import (
     ApprovalsConfiguration,
@@ -28,17 +22,24 @@ from mesh.configuration.access_tables import (
     parse_approvals,
     parse_auth,
 )
-from mesh.configuration.addresses import is_host
 from mesh.configuration.breaker_table import BreakerSettings
-from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings, check_capacity, check_places
+from mesh.configuration.capacity_table import PlacesSettings, check_places
 from mesh.configuration.critic_table import CriticConfiguration, parse_critic
 from mesh.configuration.logs_table import LogsConfiguration, parse_logs
 from mesh.configuration.pace_table import PaceSettings
+from mesh.configuration.pool_routing import Prefer, Weight, check_routing
+from mesh.configuration.provider_tables import (
+    Name,
+    ProviderConfiguration,
+    ScriptedProviderConfiguration,
+    Seconds,
+    ServerConfiguration,
+    parse_providers,
+)
 from mesh.configuration.results_table import ResultsConfiguration, parse_results
-from mesh.configuration.secret_files import SecretPath, check_one
 from mesh.configuration.storage_table import StorageConfiguration, parse_storage
 from mesh.configuration.tenants_table import TenantsConfiguration, parse_tenants
-from mesh.configuration.toml_tables import HEADER_NAME, HEADER_VALUE, convert, named_tables
+from mesh.configuration.toml_tables import convert, named_tables
 from mesh.configuration.tool_tables import ToolsConfiguration, parse_tools
 from mesh.configuration.webhook_tables import WebhookConfiguration, parse_webhooks
 from mesh.errors import SettingsError
@@ -53,131 +54,6 @@ KEYS = (
 )
 FILE_BYTES_MAX = 1024 * 1024
 
-Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
-Name = Annotated[str, exactly(LANE_NAME_PATTERN, 48)]
-_RESERVED_HEADERS = frozenset({"authorization", "content-type", "content-length", "host", "transfer-encoding"})
-_RESERVED_OF_ANTHROPIC = frozenset({"x-api-key", "anthropic-version"})
-
-
-class ScriptedProviderConfiguration(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="scripted"
-):
-    """The scripted model. It needs no server, and is there under the name `scripted` without a table."""
-
-    breaker: BreakerSettings = BreakerSettings(enabled=False)
-    """When the provider counts as down. Off unless this table is there, since a script asks for its failures."""
-    pace: PaceSettings = PaceSettings()
-    """What it allows all workers together."""
-
-
-class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A server of models. The table's name is yours: pools, claims and dead letters show it."""
-
-    base_url: Annotated[str, Meta(max_length=2048)]
-    """Where the server is. The kind's own path is appended. It holds no user, no query and no fragment."""
-    api_key_env: Annotated[str, exactly("[A-Za-z_][A-Za-z0-9_]{0,127}")] | None = None
-    """Name of the variable that holds the key, never the key itself."""
-    api_key_file: SecretPath | None = None
-    """A file that holds the key, in place of `api_key_env`. With neither no key is sent."""
-    connect_seconds: Seconds = 10.0
-    """How long a connection may take, TLS included."""
-    first_token_seconds: Seconds = 300.0
-    """How long the first token may take. Queueing, loading the model and reading the prompt count."""
-    between_tokens_seconds: Seconds = 60.0
-    """How long each later token may take after the one before it."""
-    away_seconds: Seconds = AWAY_SECONDS
-    """How long a turn waits for a server that can't be reached, or loads its model, without using up its tries.
-
-    Then it becomes a dead letter. A deadline ends its task sooner.
-    """
-    tool_choice: Literal["auto", "required"] | None = None
-    """Sent beside tools. Unset: it is not, which means `auto`. With `required` no turn ends without a call."""
-    parallel_tool_calls: bool | None = None
-    """Sent beside tools: whether a turn may ask for several calls. Unset: it is not sent."""
-    images: bool | None = None
-    """Whether its models are given the images that tools return. Unset: at api.openai.com and api.anthropic.com.
-
-    A request has up to 8 of them, the newest, and 3.75 MiB in all. Otherwise a model reads their types and sizes; so it
-    does if the server refuses a request with images.
-    """
-    headers: dict[str, str] = {}
-    """Sent with each request. Headers that the worker sets itself, such as `Authorization`, can't be set here."""
-    breaker: BreakerSettings = BreakerSettings()
-    """When the provider counts as down, for all workers."""
-    pace: PaceSettings = PaceSettings()
-    """What it allows all workers together."""
-    capacity: CapacitySettings | None = None
-    """How many turns the server gets at once. Unset: as many as the workers have places."""
-
-    @property
-    def host(self) -> str | None:
-        """The name of the server's host: of some it is known what they demand."""
-        return urlsplit(self.base_url).hostname
-
-
-Roles = Literal["free", "merged", "strict"]
-ReasoningField = Literal["reasoning_content", "reasoning", "none"]
-
-
-class OpenAIProviderConfiguration(
-    ServerConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="openai"
-):
-    """Any server with OpenAI-compatible chat completions: vLLM, Ollama, llama.cpp, OpenAI.
-
-    `/chat/completions` is appended to `base_url`.
-    """
-
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens", "none"] | None = None
-    """Name of the output limit in requests. Unset: `max_completion_tokens` at api.openai.com, else `max_tokens`.
-
-    `none`: no limit is sent.
-    """
-    stream_options: bool = True
-    """Asks for the count of tokens. Some older servers refuse the field; without it a turn may count none."""
-    roles: Roles | None = None
-    """The order of messages. `merged`: neighbours of one role are one message. `free`: all as they are.
-
-    `strict`: neighbours are merged, instructions come first, then a user, and a word of the assistant stands between a
-    tool's answer and a user's message. Many chat templates demand it. Unset: `strict` at api.mistral.ai, else `merged`.
-    """
-    reasoning_field: ReasoningField | None = None
-    """Where the reasoning of a turn with calls goes back to its model. `none`: it does not.
-
-    Unset: `reasoning_content` at api.deepseek.com, api.moonshot.ai and api.moonshot.cn, which demand it, else `none`.
-    """
-    continue_prefix: Literal["vllm"] | None = None
-    """Continues a turn in mid-sentence after its worker died, in vLLM's way. Unset: it is generated again.
-
-    The server then counts the part that was there as input, and a limit of output from there on. A turn begins again if
-    its text is shorter than 16 characters, or if the server begins anew.
-    """
-
-
-class AnthropicProviderConfiguration(
-    ServerConfiguration, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="anthropic"
-):
-    """Anthropic's Messages API, or a server that has the same. `/v1/messages` is appended to `base_url`."""
-
-    base_url: Annotated[str, Meta(max_length=2048)] = "https://api.anthropic.com"
-    prefill: bool | None = None
-    """Continues a turn in mid-sentence after its worker died: its text is sent as the beginning of the answer.
-
-    Not every server with this API goes on behind it. Unset: at api.anthropic.com. Otherwise the turn is generated
-    again; so it is if its text is shorter than 16 characters, if the server begins anew, or if the model refuses.
-    """
-    max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
-    """The limit of output, thinking included, where neither request nor pool has one. This API demands one."""
-    thinking_budget_tokens: Annotated[int, Meta(ge=1024, le=1_000_000)] | None = None
-    """How many tokens the model may think before it answers; less than `max_output_tokens`. Unset: it does not.
-
-    A turn whose limit of output leaves no room for thinking goes without it. A turn that thinks is generated again
-    after its worker died, not continued.
-    """
-
-
-ProviderConfiguration = ScriptedProviderConfiguration | OpenAIProviderConfiguration | AnthropicProviderConfiguration
-
-
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 OnContext = Literal["switch", "compact", "fail"]
 SLOW_SECONDS = 10.0
@@ -191,6 +67,8 @@ class FallbackConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     """A provider of this file, or `scripted`."""
     model: ModelName | None = None
     """The model's name at the provider. Only the scripted model needs none."""
+    weight: Weight = 1.0
+    """As the pool's own `weight`."""
 
 
 class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,6 +83,14 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """The model for requests that name none. Only the scripted model needs none."""
     max_output_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """The most tokens that a turn may put out. A request may ask for less."""
+    prefer: Prefer = "order"
+    """Which of the pool's models a turn goes to. `order`: the first that can be asked.
+
+    `latency`: the one that is expected to be done first. `cost`: the cheapest that meets the task's deadline.
+    `balanced`: twice as fast may cost twice as much. These three need fallbacks; the last two, prices of each model.
+    """
+    weight: Weight = 1.0
+    """The share of turns that the pool's own model gets, beside others that `prefer` finds as good."""
     fallbacks: Annotated[list[FallbackConfiguration], Meta(max_length=FALLBACKS_MAX)] = []
     """The pool's next models, in their order. None comes twice."""
     on_context: OnContext | Annotated[list[OnContext], Meta(min_length=1, max_length=2)] | None = None
@@ -232,6 +118,11 @@ class PoolConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """How many tokens a task's turns may read and put out. Then it ends, incomplete. A request may ask for less."""
     places: PlacesSettings = PlacesSettings()
     """Its part of the places of a worker that serves several pools."""
+
+    @property
+    def models(self) -> list[PoolConfiguration | FallbackConfiguration]:
+        """What names a model: the pool itself, then its fallbacks."""
+        return [self, *self.fallbacks]
 
     @property
     def switches_on_context(self) -> bool:
@@ -331,18 +222,7 @@ def configuration_of(tables: Mapping[str, Any], source: str = DEFAULT_FILE) -> C
     unknown = sorted(tables.keys() - set(KEYS))
     if unknown:
         raise SettingsError(f"{source}: {unknown[0]}: there is no such key; there are {', '.join(KEYS)}")
-    providers: dict[str, ProviderConfiguration] = {"scripted": ScriptedProviderConfiguration()}
-    for name, table in named_tables(tables, "providers", Name, source).items():
-        key = f"providers.{name}"
-        provider: ProviderConfiguration = convert(table, ProviderConfiguration, key, source)  # type: ignore[arg-type]  # a union
-        if provider.breaker.open_seconds > provider.breaker.open_seconds_max:
-            raise SettingsError(f"{source}: {key}.breaker.open_seconds: must not be more than open_seconds_max")
-        if isinstance(provider, ServerConfiguration):
-            _check_server(provider, key, source)
-            check_capacity(provider.capacity, f"{key}.capacity", source)
-        if isinstance(provider, AnthropicProviderConfiguration):
-            _check_anthropic(provider, key, source)
-        providers[name] = provider
+    providers = parse_providers(tables, source)
     pools: dict[str, PoolConfiguration] = {}
     for name, table in named_tables(tables, "pools", Name, source).items():
         pool = convert(table, PoolConfiguration, f"pools.{name}", source)
@@ -387,41 +267,8 @@ def _check_pool(pool: PoolConfiguration, providers: Mapping[str, ProviderConfigu
         raise SettingsError(f"{where}.on_context: switch needs fallbacks")
     if pool.on_slow != "wait" and not pool.fallbacks:
         raise SettingsError(f"{where}.on_slow: {pool.on_slow} needs fallbacks")
-
-
-def _check_server(provider: ServerConfiguration, key: str, source: str) -> None:
-    check_one(("api_key_env", provider.api_key_env), ("api_key_file", provider.api_key_file), f"{source}: {key}")
-    try:
-        url = urlsplit(provider.base_url)
-        usable = url.scheme in ("http", "https") and is_host(url.hostname or "") and url.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not provider.base_url.isascii() or not provider.base_url.isprintable() or " " in provider.base_url:
-        raise SettingsError(f"{source}: {key}.base_url: must be http(s)://<host>[:<port>][/<path>]")
-    if url.username is not None or url.query or url.fragment:
-        # Not shown: what is in there may be a password.
-        raise SettingsError(f"{source}: {key}.base_url: takes no user, no query and no fragment")
-    for name, value in provider.headers.items():
-        if HEADER_NAME.fullmatch(name) is None or HEADER_VALUE.fullmatch(value) is None:
-            raise SettingsError(f"{source}: {key}.headers.{name!r}: is no header's name, or its value is none")
-        if name.lower() in _RESERVED_HEADERS:
-            raise SettingsError(
-                f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env or api_key_file)"
-            )
-
-
-def _check_anthropic(provider: AnthropicProviderConfiguration, key: str, source: str) -> None:
-    budget = provider.thinking_budget_tokens
-    for name in provider.headers:
-        if name.lower() in _RESERVED_OF_ANTHROPIC:
-            raise SettingsError(
-                f"{source}: {key}.headers.{name!r}: can't be set here (a key: api_key_env or api_key_file)"
-            )
-    if budget is not None and provider.tool_choice == "required":
-        raise SettingsError(f"{source}: {key}.tool_choice: this API has no `required` beside thinking_budget_tokens")
-    if budget is not None and budget >= provider.max_output_tokens:
-        reason = f"must be less than max_output_tokens ({provider.max_output_tokens}), of which it is a part"
-        raise SettingsError(f"{source}: {key}.thinking_budget_tokens: {reason}")
+    prices = {name: each.prices for name, each in providers.items()}
+    check_routing(pool.prefer, [(each.provider, each.model, each.weight) for each in pool.models], prices, where)
 
 
 def _one_line(error: Exception) -> str:

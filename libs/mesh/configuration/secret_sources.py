@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 
 from contracts.errors import InvalidPayload
 from contracts.messages.notifications import secret_key
-from mesh.configuration.mesh_toml import Configuration, ServerConfiguration
+from mesh.configuration.mesh_toml import Configuration
+from mesh.configuration.provider_tables import ServerConfiguration
 from mesh.configuration.secret_files import is_open_to_all, read_secret, secret_path
 from mesh.configuration.toml_tables import HEADER_VALUE
 from mesh.configuration.tool_tables import McpServerConfiguration

@@ -92,7 +92,7 @@ class StepHandler(Protocol):
     """What a service does with a step."""
 
     def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
-        """More fields for the claim event: `provider` and `model` of a turn."""
+        """More fields for the claim event: `provider` and `model` of a turn, and `reason`."""
         ...
 
     async def perform(self, step: ClaimedStep) -> None:

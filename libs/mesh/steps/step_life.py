@@ -246,9 +246,11 @@ class StepLife:
                 attempt=None if tool else state.turn(work.turn).claims + 1,
                 provider=described.get("provider"),
                 model=described.get("model"),
+                reason=described.get("reason"),
                 call=tool.call if tool else None,
                 tool=tool.tool if tool else None,
                 base=None if tool else base_of_claim(state, work.turn, stamp.n),
+                lost=None if tool else state.turn(work.turn).open_calls or None,
             )
 
         return build

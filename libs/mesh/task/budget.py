@@ -14,22 +14,30 @@ import msgspec
 from contracts.identifiers import turn_of
 from contracts.journal import events, parts
 from contracts.records.tools import SPAWN_TASK
+from contracts.records.usage import unpriced_of
 from mesh.task.discarded import discarded_tokens
 from mesh.task.state import TaskState
 
 
 def usage_so_far(state: TaskState, after_turn: int | None = None) -> parts.Usage:
-    """What the completed turns have used, and what was thrown away of turns, all of them or those up to a turn."""
-    completed = [each.completed for each in state.turns.values() if each.completed]
-    usages = [each.usage for each in completed if after_turn is None or each.turn <= after_turn]
+    """What all calls of models have used, and what was thrown away of turns: in all turns, or in those up to one."""
+    turns = [turn for turn in state.turns.values() if after_turn is None or turn.turn <= after_turn]
+    told = [turn.completed.usage for turn in turns if turn.completed] + [each for turn in turns for each in turn.spent]
+    lost = sum(turn.lost_calls for turn in turns) + len(state.terminal.lost or () if state.terminal else ())
     thrown_away = discarded_tokens(state, after_turn)
-    return _total([*usages, parts.Usage(discarded_tokens=thrown_away or msgspec.UNSET)])
+    rest = parts.Usage(discarded_tokens=thrown_away or msgspec.UNSET, untold_calls=lost or msgspec.UNSET)
+    return total([*told, rest])
+
+
+def lost_calls(state: TaskState) -> list[parts.ModelCall] | None:
+    """Calls of models that are under way, as whoever ends their claim, or their task, has to tell; None without any."""
+    return [call for turn in state.turns.values() for call in turn.open_calls] or None
 
 
 def tree_usage(state: TaskState) -> parts.Usage:
     """What the completed turns and all sub-tasks that have ended have used, those of sub-tasks included."""
     ended = (result.usage for call in state.children if (result := _end_of_child(state, call)) and result.usage)
-    return _total([usage_so_far(state), *ended])
+    return total([usage_so_far(state), *ended])
 
 
 def budget_left(state: TaskState) -> int | None:
@@ -118,10 +126,19 @@ def _counted(state: TaskState, started: events.SubtaskStarted) -> int:
     return tokens(end.usage) + (end.uncounted_tokens or 0)
 
 
-def _total(usages: Iterable[parts.Usage]) -> parts.Usage:
+def total(usages: Iterable[parts.Usage]) -> parts.Usage:
+    """All of them together. What has no price is told beside the cost of the rest, and no cost where nothing has."""
     all_of_them = list(usages)
+    costs = [usage.cost_micros for usage in all_of_them if usage.cost_micros is not msgspec.UNSET]
+    unpriced = sum(unpriced_of(usage) for usage in all_of_them) if costs else 0
     return parts.Usage(
         input_tokens=sum(usage.input_tokens for usage in all_of_them),
         output_tokens=sum(usage.output_tokens for usage in all_of_them),
         discarded_tokens=sum(usage.discarded_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
+        cached_tokens=sum(usage.cached_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
+        cache_creation_tokens=sum(usage.cache_creation_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
+        reasoning_tokens=sum(usage.reasoning_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
+        cost_micros=sum(costs) if costs else msgspec.UNSET,
+        unpriced_tokens=unpriced or msgspec.UNSET,
+        untold_calls=sum(usage.untold_calls or 0 for usage in all_of_them) or msgspec.UNSET,
     )

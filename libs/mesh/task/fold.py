@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
-from contracts.journal import events
+from contracts.journal import events, parts
 from contracts.journal.events import DELTAS, JournalEvent, TerminalEvent, UnknownEvent
 from contracts.retries import AWAY_CODES
 from mesh.errors import JournalCorrupt
@@ -59,7 +59,7 @@ def _turn(state: TaskState, turn: int) -> TurnState:
     return state.turns.setdefault(turn, TurnState(turn))
 
 
-def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR0912 - one case for each event type
+def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each event type
     match event:
         case events.OutputDelta() | events.ReasoningDelta():
             turn = _turn(state, event.turn)
@@ -83,6 +83,8 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             turn.base_n = event.n
             turn.outdated = False
             turn.discarded_tokens += event.discarded_tokens or 0
+            turn.told_output_tokens = 0
+            _open_call(state, turn)
         case events.TurnCompleted():
             turn = _turn(state, event.turn)
             turn.completed = event
@@ -91,6 +93,7 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
             turn.parts.clear()
             turn.reasoning.clear()
             turn.outdated, turn.model_of_text, turn.switched = False, None, None
+            turn.open_calls.clear()
         case events.ToolCompleted() | events.ToolFailed() | events.SubtaskCompleted():
             state.call_results.setdefault(event.call, event)
         case events.ApprovalRequested():
@@ -110,10 +113,17 @@ def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR091
         case events.ContextCompacted():
             state.context_bytes_max = event.bytes_before // 2
             state.compactions += 1
+            _open_call(state, _turn(state, event.turn))
+        case events.ModelHedged():
+            turn = _turn(state, event.turn)
+            turn.open_calls.append(_call(state, turn, event.provider, event.model))
+        case events.ModelSpent():
+            _spend(_turn(state, event.turn), event)
         case events.TaskRetrying():
             _retry(state, event)
         case events.TaskDeadLettered():
             state.dead_letters[event.step, event.gen] = event
+            _close_calls(state, event.step)
         case events.TaskReplayed():
             _replay(state, event)
         case _:
@@ -132,6 +142,9 @@ def _claim(state: TaskState, event: events.StepClaimed) -> None:
         turn = _turn(state, event.turn)
         turn.claims += 1
         turn.model = (event.provider, event.model)
+        turn.left.clear()
+        turn.lost_calls += len(event.lost or ())
+        _open_call(state, turn)
         if turn.completed is None:
             # Versions before 0.2 do not say it. An input is rather shown twice than never.
             turn.base_n = event.base if event.base is not None else turn.base_n or event.n
@@ -142,13 +155,45 @@ def _switch(state: TaskState, event: events.ModelSwitched) -> None:
         return
     turn = _turn(state, event.turn)
     turn.switched = event
+    if turn.model is not None:
+        turn.left.add(turn.model)
     turn.model = (event.provider, event.to_model)
+    _open_call(state, turn)
     if event.reason == "context":
         state.switched = event
 
 
+def _open_call(state: TaskState, turn: TurnState) -> None:
+    """Whoever has the turn asks its model now, and no other: what was under way before has been told, or cost nothing.
+
+    A turn that is completed is not asked for again, whoever takes it over.
+    """
+    turn.open_calls = [] if turn.completed is not None else [_call(state, turn, *(turn.model or (None, None)))]
+
+
+def _call(state: TaskState, turn: TurnState, provider: str | None, model: str | None) -> parts.ModelCall:
+    return parts.ModelCall(turn=turn.turn, provider=provider, model=model, pool=state.pool or None)
+
+
+def _spend(turn: TurnState, event: events.ModelSpent) -> None:
+    turn.spent.append(event.usage)
+    turn.told_output_tokens += event.usage.output_tokens
+    named = [each for each in turn.open_calls if (each.provider, each.model) == (event.provider, event.model)]
+    # Where only one is under way it is that, also if its claim named another model than its worker then asked.
+    if named or len(turn.open_calls) == 1:
+        turn.open_calls.remove(named[0] if named else turn.open_calls[0])
+
+
+def _close_calls(state: TaskState, step: str) -> None:
+    """A try that has failed has told what it used before, if anything."""
+    turn = state.turns.get(turn_of(step)) if "-" not in step else None
+    if turn is not None:
+        turn.open_calls.clear()
+
+
 def _retry(state: TaskState, event: events.TaskRetrying) -> None:
     step_gen = (event.step, event.gen)
+    _close_calls(state, event.step)
     _note_absence(state, event)
     state.tries[step_gen] = event.tries
     failures = state.failures.setdefault(step_gen, [])

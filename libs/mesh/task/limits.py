@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contracts.journal import events, parts
-from mesh.task.budget import budget_left, usage_so_far, was_budget_left
+from mesh.task.budget import budget_left, was_budget_left
 from mesh.task.state import TaskState
 
 MAX_TURNS = 32
@@ -24,7 +24,9 @@ def tokens_left(state: TaskState, after_turn: int | None = None) -> int | None:
     limit = state.request.max_output_tokens if state.request else None
     if limit is None:
         return None
-    return max(0, limit - usage_so_far(state, after_turn).output_tokens)
+    # Of answers alone: by them all who read the journal agree on which turn was the last.
+    answers = (turn.completed for turn in state.turns.values() if after_turn is None or turn.turn <= after_turn)
+    return max(0, limit - sum(answer.usage.output_tokens for answer in answers if answer is not None))
 
 
 def output_tokens_max(state: TaskState) -> int | None:

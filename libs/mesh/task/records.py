@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contracts.journal import edge_events, events
+from contracts.journal.parts import Usage
 from contracts.records.status import Metadata, OpenApproval, OpenDeadLetter, OpenQuestion, TaskRecord
+from mesh.task.budget import usage_so_far
 from mesh.task.state import TaskState
 
 
@@ -31,7 +33,7 @@ def record(state: TaskState) -> TaskRecord:
         turn=max(state.turns, default=None),
         output=completed.output if completed else (stopped.output if stopped else None),
         incomplete=completed.incomplete if completed else None,
-        usage=completed.usage if completed else None,
+        usage=completed.usage if completed else _used_by_ended(state),
         error=failure or (dead_letters[0].error if dead_letters else None),
         timings=completed.timings if completed else None,
         model=(state.turn(last_claim.turn).model or (None, None))[1] if last_claim else None,
@@ -46,6 +48,12 @@ def record(state: TaskState) -> TaskRecord:
         over_budget_tokens=end.over_budget_tokens if end else None,
         by=queued.by,
     )
+
+
+def _used_by_ended(state: TaskState) -> Usage | None:
+    """What a task has used that has ended without an output; None if nobody has told of anything."""
+    used = usage_so_far(state)
+    return used if state.terminal is not None and used != Usage() else None
 
 
 def _open_approval(asked: events.ApprovalRequested) -> OpenApproval:

@@ -10,6 +10,7 @@ from contracts.errors import ErrorInfo
 from contracts.identifiers import turn_of
 from contracts.journal import events, parts
 from contracts.journal.events import TerminalEvent
+from contracts.journal.parts import ModelCall, Usage
 from contracts.records.status import Status
 from contracts.tasks import TaskRequest
 
@@ -48,10 +49,20 @@ class TurnState:
     """Which model has the turn: that of its last claim, or of a switch since."""
     model_of_text: ModelName | None = None
     """Which model made what there is of it."""
+    left: set[ModelName] = field(default_factory=set)
+    """Which models it was switched away from since its last claim."""
     discarded_tokens: int = 0
     """About how many tokens its restarts have taken back."""
     switched: events.ModelSwitched | None = None
     """The last switch: whoever takes the turn over goes on with that model."""
+    open_calls: list[ModelCall] = field(default_factory=list)
+    """Calls of models that are under way, or were when their worker died: nobody has told what they have used."""
+    spent: list[Usage] = field(default_factory=list)
+    """What calls of models have used whose answer is not the turn's, as far as their providers told it."""
+    lost_calls: int = 0
+    """Calls that went with their claim."""
+    told_output_tokens: int = 0
+    """How many of the tokens of its text, as far as that was not taken back, are in `spent`."""
     completed: events.TurnCompleted | None = None
     milestone_bytes: int = 0
     """How large the journal's milestones were when it was completed."""

@@ -104,6 +104,12 @@ _pace_shuts = _counter(
     "Refusals (429) after which this process has shut a provider for all.",
     ("taskmesh.provider",),
 )
+_routed = _counter(
+    "taskmesh.routing.choices",
+    "{choice}",
+    "Choices of a model for a turn, in pools that have a preference, by what they were made for.",
+    ("taskmesh.provider", "taskmesh.reason"),
+)
 _tool_refusals = _counter(
     "taskmesh.tool.refusals", "{refusal}", "Tools whose consumer or declaration the broker refused, each time.", ()
 )
@@ -349,6 +355,12 @@ def pace_shut(provider: str) -> None:
     """A provider has refused a request as one too many: nobody calls it for a while."""
     if traces.enabled():
         _pace_shuts.add(1, {"taskmesh.provider": provider})
+
+
+def routed(provider: str, why: str) -> None:
+    """A turn goes to this provider, for a reason of one word."""
+    if traces.enabled():
+        _routed.add(1, {"taskmesh.provider": provider, "taskmesh.reason": why})
 
 
 def tool_refused() -> None:

@@ -71,6 +71,7 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
         case events.StepClaimed():
             what = f"call {event.call} ({event.tool})" if event.call else f"turn {event.turn}"
             model = f" with {event.model}" if event.model else ""
+            model += f" at {event.provider} ({event.reason})" if event.reason else ""
             again = f", delivery {event.delivery}" if event.delivery > 1 else ""
             return f"{what} claimed by {event.worker}{model}{again}"
         case events.StepReleased() | events.TurnRestarted():
@@ -78,7 +79,7 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
         case events.TurnCompleted():
             calls = "".join(f"\n  {_call(call)}" for call in event.calls)
             return f"turn {event.turn} completed: {event.finish_reason}, {event.usage.output_tokens} tokens{calls}"
-        case events.ModelSwitched() | events.ModelHedged() | events.ContextCompacted():
+        case events.ModelSwitched() | events.ModelHedged() | events.ModelSpent() | events.ContextCompacted():
             return _degraded(event)
         case (
             events.ToolProgress()
@@ -99,6 +100,15 @@ def _milestone(event: events.JournalEvent | UnknownEvent, payload: bytes) -> str
             return _generic(payload)
 
 
+def cost_text(usage: parts.Usage) -> str:
+    """What usage has cost, as far as that is known, and what is not."""
+    known = f"{usage.cost_micros / 1_000_000:,.6f}" if usage.cost_micros is not msgspec.UNSET else "unknown"
+    unpriced = f", and {usage.unpriced_tokens:,} tokens without a price" if usage.unpriced_tokens else ""
+    calls = usage.untold_calls or 0
+    untold = f", and {calls} call{'s' * (calls > 1)} that told no usage" if calls else ""
+    return f"{known}{unpriced}{untold}"
+
+
 def _again(event: events.StepReleased | events.TurnRestarted) -> str:
     if isinstance(event, events.StepReleased):
         return f"step {event.step} given back ({event.reason}): another worker goes on"
@@ -106,7 +116,9 @@ def _again(event: events.StepReleased | events.TurnRestarted) -> str:
     return f"turn {event.turn} begins again ({event.reason}): what it has said so far does not count{discarded}"
 
 
-def _degraded(event: events.ModelSwitched | events.ModelHedged | events.ContextCompacted) -> str:
+def _degraded(
+    event: events.ModelSwitched | events.ModelHedged | events.ModelSpent | events.ContextCompacted,
+) -> str:
     match event:
         case events.ModelSwitched():
             turn = f"turn {event.turn}: " if event.turn else ""
@@ -114,6 +126,10 @@ def _degraded(event: events.ModelSwitched | events.ModelHedged | events.ContextC
             return f"{turn}{event.to_model}{at} goes on for {event.from_model} ({event.reason})"
         case events.ModelHedged():
             return f"turn {event.turn}: {event.model} at {event.provider} is asked too; the first that answers goes on"
+        case events.ModelSpent():
+            used = f"{event.usage.input_tokens} tokens in, {event.usage.output_tokens} out"
+            untold = ", and more that was not told" if event.usage.untold_calls else ""
+            return f"turn {event.turn}: {event.model} at {event.provider} has used {used}{untold} ({event.reason})"
         case events.ContextCompacted():
             return f"turn {event.turn}: compacted from {event.bytes_before:,} to {event.bytes_kept:,} bytes"
 
@@ -228,6 +244,8 @@ def record_text(record: TaskRecord) -> str:
     if record.usage is not None:
         discarded = f", {record.usage.discarded_tokens} thrown away" if record.usage.discarded_tokens else ""
         rows.append(("tokens", f"{record.usage.input_tokens} in, {record.usage.output_tokens} out{discarded}"))
+        if record.usage.cost_micros is not msgspec.UNSET or record.usage.untold_calls:
+            rows.append(("cost", cost_text(record.usage)))
     if record.tree_usage is not None:
         of_all = f"{record.tree_usage.input_tokens} in, {record.tree_usage.output_tokens} out"
         rows.append(("in all", f"{of_all}, with its sub-tasks"))

@@ -14,16 +14,16 @@ from mesh.configuration.capacity_table import CapacitySettings, PlacesSettings
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.descriptions import field_descriptions
 from mesh.configuration.logs_table import LogsConfiguration
-from mesh.configuration.mesh_toml import (
+from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
+from mesh.configuration.pace_table import PaceSettings
+from mesh.configuration.prices_table import MODELS_MAX, ModelPrices
+from mesh.configuration.provider_tables import (
     AnthropicProviderConfiguration,
-    FallbackConfiguration,
     OpenAIProviderConfiguration,
-    PoolConfiguration,
     ProviderConfiguration,
     ScriptedProviderConfiguration,
     ServerConfiguration,
 )
-from mesh.configuration.pace_table import PaceSettings
 from mesh.configuration.results_table import ResultsConfiguration
 from mesh.configuration.storage_table import BucketsConfiguration, StorageConfiguration
 from mesh.configuration.tenants_table import TENANTS_MAX, TenantConfiguration
@@ -132,6 +132,22 @@ tokens_per_minute = 60_000
 concurrency = 32
 """,
         ("providers", "mine", "pace"),
+    ),
+    Table(
+        '[providers.<name>.prices."<model>"]',
+        ModelPrices,
+        """
+[providers.mine]
+kind = "openai"
+base_url = "http://127.0.0.1:8000/v1"
+
+[providers.mine.prices."qwen3-8b"]
+input = 0.25
+cached_input = 0.025
+output = 2.0
+""",
+        ("providers", "mine", "prices", "qwen3-8b"),
+        tables_max=MODELS_MAX,
     ),
     Table(
         "[providers.<name>.capacity]",

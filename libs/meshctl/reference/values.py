@@ -9,7 +9,7 @@ from msgspec import inspect
 
 from contracts.fields import SignalFilter, Tenant
 from mesh.configuration.critic_table import Code
-from mesh.configuration.mesh_toml import Name
+from mesh.configuration.provider_tables import Name
 from mesh.configuration.storage_table import SizeText, TotalText
 from mesh.configuration.tool_tables import ServerName, Variable
 from meshctl.reference.markdown import alternatives, code

@@ -26,7 +26,8 @@ from mesh.background import first_of
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.configuration.capacity_table import CapacitySettings
-from mesh.configuration.mesh_toml import Configuration, ServerConfiguration
+from mesh.configuration.mesh_toml import Configuration
+from mesh.configuration.provider_tables import ServerConfiguration
 from mesh.configuration.settings import Settings
 from mesh.fleet.records import read_records
 from mesh.loop_health import LoopHealth

@@ -12,7 +12,7 @@ from inference_worker.capacity.signals import PAGES, Kind, NotTold, ServerLoad, 
 from inference_worker.models.endpoints import endpoint_of
 from mesh.configuration.addresses import is_loopback
 from mesh.configuration.capacity_table import CapacitySettings
-from mesh.configuration.mesh_toml import ServerConfiguration
+from mesh.configuration.provider_tables import ServerConfiguration
 
 READ_SECONDS: Final = 2.0
 """A page takes milliseconds; one that takes so long says that the server stands still."""

@@ -47,6 +47,11 @@ class ServerCapacity:
         return max(1, whole + (self.place < rest))
 
     @property
+    def room(self) -> float:
+        """How much of that is free, 0 to 1."""
+        return max(0.0, 1.0 - self.under_way / self.limit)
+
+    @property
     def why(self) -> str:
         """What that follows from, in a few words."""
         law = f"{self._kind}: {self._followed.why}" if self._follows else self._probed.why

@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.models.chunks import Begun, Chunk, Finished, TextDelta, TurnInput
-from mesh.configuration.mesh_toml import ServerConfiguration
+from mesh.configuration.provider_tables import ServerConfiguration
 
 CHARACTERS_MIN = 16
 """The shortest text that is continued, and the shortest repetition of its beginning that is no chance: of a shorter one

@@ -26,7 +26,7 @@ from typing import Any
 
 from contracts.errors import ErrorInfo
 from inference_worker.dialects.error_bodies import ServerError, parse_error, parse_error_body
-from mesh.configuration.mesh_toml import ServerConfiguration
+from mesh.configuration.provider_tables import ServerConfiguration
 from mesh.masking import Mask
 from mesh.retry_after import parse_retry_after
 from mesh.task.failures import StepFailed

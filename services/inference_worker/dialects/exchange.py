@@ -16,13 +16,14 @@ import httpx
 import msgspec
 
 from contracts import VERSION
+from contracts.journal.parts import Usage
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream, failure_of_status
 from inference_worker.dialects.event_lines import LineReader
 from inference_worker.dialects.reading import decoded
 from inference_worker.models import endpoints
-from inference_worker.models.chunks import Begun, Chunk, TurnInput
+from inference_worker.models.chunks import Begun, Chunk, Meter, TurnInput
 from mesh.clock import now
-from mesh.configuration.mesh_toml import ServerConfiguration
+from mesh.configuration.provider_tables import ServerConfiguration
 from mesh.masking import Mask
 
 KEEPALIVE_SECONDS = 4.0
@@ -37,6 +38,7 @@ PART_BYTES = 256 * 1024
 """Of a body, as it is handed to the connection: that keeps a copy of what the server does not take yet."""
 DONE = b"[DONE]"
 """The end of a chat completions stream."""
+UNREACHABLE = "provider-unreachable"
 _NO_STREAM = ("application/json", "text/html")
 
 
@@ -65,6 +67,11 @@ class Answer(Protocol):
     @property
     def done(self) -> bool:
         """Nothing more will come."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What the request has used, as far as the server has told."""
         ...
 
     def take(self, payload: bytes) -> list[Chunk]:
@@ -125,10 +132,11 @@ class ModelServer:
             try:
                 # The response's iterator is a generator, whatever its type says; it is closed here, not by chance.
                 data = cast("AsyncGenerator[bytes, None]", response.aiter_bytes())
-                async with aclosing(data), aclosing(self._chunks(data, answer, give_up_at)) as chunks:
+                async with aclosing(data), aclosing(self._chunks(data, answer, give_up_at, turn.meter)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                     if answer.over or answer.done:
+                        turn.meter.over()
                         await _drain(data)
             finally:
                 await response.aclose()
@@ -137,7 +145,7 @@ class ModelServer:
             raise
 
     async def _chunks(
-        self, body: AsyncGenerator[bytes, None], answer: Answer, give_up_at: float
+        self, body: AsyncGenerator[bytes, None], answer: Answer, give_up_at: float, meter: Meter
     ) -> AsyncGenerator[Chunk, None]:
         lines, heard, quiet_until = LineReader(), answer.heard, give_up_at
         told = answer.begun
@@ -148,7 +156,9 @@ class ModelServer:
             payloads = lines.feed(data) if data is not None else [last for last in lines.end() if _is_whole(last)]
             for payload in payloads:
                 endpoints.heard(payload)
-                for chunk in answer.take(payload):
+                said = answer.take(payload)
+                meter.tell(answer.usage)
+                for chunk in said:
                     told = True
                     yield chunk
             if answer.begun and not told:
@@ -169,11 +179,16 @@ class ModelServer:
     async def _open(self, body: _Body, give_up_at: float, turn: TurnInput) -> httpx.Response:
         """Send the request, and wait for the head of the answer. Raises what an answer that is no stream stands for."""
         headers = {"Content-Length": str(body.size_bytes)}
+        turn.meter.ask()
         try:
             request = self._client.build_request("POST", self._url, content=body.parts(), headers=headers)
             with _translated():
                 async with asyncio.timeout_at(give_up_at):
                     response = await self._client.send(request, stream=True)
+        except ProviderFailed as error:
+            if error.code == UNREACHABLE:
+                turn.meter.refused()
+            raise
         finally:
             # A server may answer before it has read all.
             body.let_go()
@@ -182,6 +197,8 @@ class ModelServer:
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if response.status_code == httpx.codes.OK and content_type not in _NO_STREAM:
             return response
+        if response.status_code != httpx.codes.OK:
+            turn.meter.refused()
         try:
             said = await _error_body(response)
         finally:
@@ -293,7 +310,7 @@ def _translated() -> Iterator[None]:
         raise ProviderFailed("provider-timeout", "no token came in time", retryable=True) from None
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         said = str(error) or "no connection in time"
-        raise ProviderFailed("provider-unreachable", f"no connection: {said}", retryable=True) from None
+        raise ProviderFailed(UNREACHABLE, f"no connection: {said}", retryable=True) from None
     except httpx.HTTPError as error:
         said = f"the connection broke ({type(error).__name__})"
         raise ProviderFailed("provider-disconnected", said, retryable=True) from None

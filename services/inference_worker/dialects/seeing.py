@@ -25,7 +25,7 @@ from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Shown, TurnInput
 from mesh.broker import object_store
 from mesh.broker.requests import Requests
-from mesh.configuration.mesh_toml import ProviderConfiguration, ScriptedProviderConfiguration
+from mesh.configuration.provider_tables import ProviderConfiguration, ScriptedProviderConfiguration
 from mesh.task.conversation import ConversationItem, ToolAnswer
 from mesh.task.images import Image, images_in
 

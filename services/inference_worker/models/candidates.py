@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from contracts.journal import events
+from contracts.retries import AWAY_CODES
 from inference_worker.models.chunks import Chunk, TurnInput
-from mesh.task.state import TaskState
+from inference_worker.models.prompt_size import NO_SIZE, PromptSize
+from mesh.task.state import ModelName, TaskState
 
 Available = Callable[[str], bool]
 """Whether a provider, by its name, may be asked now."""
@@ -56,13 +58,20 @@ class Candidate:
     source: Source
     model: str
     index: int
+    weight: float = 1.0
+    """Its share where a choice among several comes to the same."""
 
     @property
     def provider(self) -> str:
         """Its provider's name."""
         return self.source.name
 
-    def is_at(self, place: tuple[str | None, str | None] | None) -> bool:
+    @property
+    def place(self) -> ModelName:
+        """Provider and model."""
+        return self.provider, self.model
+
+    def is_at(self, place: ModelName | None) -> bool:
         """Whether this is the model of that name, at the provider of that name."""
         return place == (self.provider, self.model)
 
@@ -72,6 +81,8 @@ class Candidates:
     """A pool's models, in their order: at least one."""
 
     all: tuple[Candidate, ...]
+    left_on: ClassVar[frozenset[str]] = AWAY_CODES
+    """Failures of a model after which another one goes on with the turn in the same claim."""
 
     @classmethod
     def of_providers(cls, providers: Iterable[Provider]) -> Candidates:
@@ -99,6 +110,10 @@ class Candidates:
         start = candidate.index + 1
         return self.first_available(available, start) if start < len(self.all) else None
 
+    def after(self, state: TaskState, turn: int, candidate: Candidate, available: Available) -> Candidate | None:
+        """Which one comes in where the turn's own is slow, or away: the next that may be asked; None without one."""
+        return self.available_from(available, candidate.index + 1)
+
     def of_turn(self, state: TaskState, turn: int) -> Candidate:
         """The one that a turn is with."""
         return self._of(state.turn(turn).switched) or self.all[self._lowest(state)]
@@ -109,6 +124,15 @@ class Candidates:
         if available(with_it.provider):
             return with_it
         return self.available_from(available, self._lowest(state)) or with_it
+
+    def claim(self, state: TaskState, turn: int, available: Available) -> dict[str, str]:
+        """What a claim says: provider and model."""
+        candidate = self.to_claim(state, turn, available)
+        return {"provider": candidate.provider, "model": candidate.model}
+
+    def size(self, _state: TaskState, _turn: int, _candidate: Candidate) -> PromptSize:
+        """How large the turn's prompt is to one of them, where that counts."""
+        return NO_SIZE
 
     def claimed(self, state: TaskState, claim: events.StepClaimed) -> Candidate:
         """The one that a claim names."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
 from contracts.journal.parts import FinishReason, Usage
 from contracts.records.tools import ToolDeclaration
+from inference_worker.models.prompt_size import NO_SIZE, PromptSize
+from mesh.task.budget import total
 from mesh.task.conversation import ConversationItem
 
 
@@ -27,6 +29,45 @@ class Sight(Protocol):
     async def show(self, messages: Sequence[ConversationItem]) -> Shown | None:
         """The conversation with all that a model is shown of it; None if that is the conversation alone."""
         ...
+
+
+class Meter:
+    """What a provider has told so far of what a turn uses, over all requests that are made for it.
+
+    A request that is refused uses nothing. One that was taken has used something, told or not.
+    """
+
+    def __init__(self) -> None:
+        self._told: list[Usage] = []
+        self._open = False
+
+    def ask(self) -> None:
+        """A request goes out."""
+        self._told.append(Usage())
+        self._open = True
+
+    def refused(self) -> None:
+        """It was answered by an error, or did not arrive: nothing was generated."""
+        self._told.pop()
+        self._open = False
+
+    def tell(self, usage: Usage) -> None:
+        """What the provider says that the request has used up to now."""
+        self._told[-1] = usage
+
+    def over(self) -> None:
+        """The answer is whole, and all is told if anything was."""
+        self._open = False
+
+    @property
+    def spent(self) -> Usage | None:
+        """What was told, and how many requests have not told all; None if nothing was asked."""
+        if not self._told:
+            return None
+        nothing = [usage for usage in self._told if not (usage.input_tokens or usage.output_tokens)]
+        # The last one is broken off: its last word need not have been its provider's.
+        untold = len(nothing) + (self._open and bool(self._told[-1].input_tokens or self._told[-1].output_tokens))
+        return msgspec.structs.replace(total(self._told), untold_calls=untold or msgspec.UNSET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +88,14 @@ class TurnInput:
     """Failed tries of this turn before, over all its replays."""
     deliveries: int = 1
     """How often this turn was claimed, this time included, over all its replays."""
+    size: PromptSize = NO_SIZE
+    """How large the prompt is, about: what its time is held against."""
     sight: Sight | None = None
     """Where the images of the conversation come from; a model without one is shown none."""
     on_headers: Callable[[Mapping[str, str]], None] | None = None
     """Told the headers of each answer, whatever it is."""
+    meter: Meter = field(default_factory=Meter, compare=False)
+    """Where is told what this uses."""
 
 
 class Begun(msgspec.Struct, frozen=True, gc=False):

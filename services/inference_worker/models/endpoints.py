@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mesh.configuration.mesh_toml import ProviderConfiguration, ScriptedProviderConfiguration
+from mesh.configuration.provider_tables import ProviderConfiguration, ScriptedProviderConfiguration
 
 _NAMES_BY_HOST: Final = {
     "api.mistral.ai": "mistral_ai",

@@ -23,11 +23,10 @@ from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import Timings, ToolCall, Usage
 from contracts.messages.work import TurnWork, Work
 from contracts.records.tools import ASK_USER, ASK_USER_DECLARATION
-from contracts.retries import AWAY_CODES
 from contracts.tasks import TaskRequest
 from inference_worker.dialects.errors import CONTEXT_TOO_LONG
 from inference_worker.models.candidates import Available, Candidate, Candidates
-from inference_worker.models.chunks import TurnInput
+from inference_worker.models.chunks import Meter, TurnInput
 from inference_worker.turn.attempts import Attempt, Ending, is_redirected
 from inference_worker.turn.calls import ConversationSource, OfferedTool, Offers, decided_calls
 from inference_worker.turn.compaction import COMPACTIONS_MAX, compacted
@@ -35,6 +34,8 @@ from inference_worker.turn.history import text_bytes
 from inference_worker.turn.observing import observed_call
 from inference_worker.turn.offers import missing_from, with_note_of_missing
 from inference_worker.turn.racing import Asked, Race
+from inference_worker.turn.restarting import failed_tries, restart_reason
+from inference_worker.turn.spending import PricesOf, Spending, no_prices
 from mesh.configuration.mesh_toml import PoolConfiguration
 from mesh.steps.claimed_step import ClaimedStep, StepRecalled
 from mesh.task.budget import accounts, budget_left, budget_left_with, usage_so_far
@@ -79,7 +80,7 @@ class TurnHandler:
     too short.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a turn stands on, each by its name
         self,
         candidates: Candidates,
         toolbox: Offers,
@@ -90,6 +91,7 @@ class TurnHandler:
         waiting_seconds: float = WAITING_SECONDS,
         on_claimed: OnClaimed = _ignore,
         on_finished: OnFinished = _ignore,
+        prices: PricesOf = no_prices,
     ) -> None:
         self._candidates = candidates
         self._toolbox = toolbox
@@ -99,11 +101,11 @@ class TurnHandler:
         self._waiting_seconds = waiting_seconds
         self._on_claimed = on_claimed
         self._on_finished = on_finished
+        self._prices = prices
 
     def describe_claim(self, state: TaskState, work: Work) -> dict[str, str]:
-        """Which provider and model the turn goes to."""
-        candidate = self._candidates_of(state).to_claim(state, work.turn, self._available)
-        return {"provider": candidate.provider, "model": candidate.model}
+        """Which provider and model the turn goes to, and why, where there was a choice."""
+        return self._candidates_of(state).claim(state, work.turn, self._available)
 
     def _candidates_of(self, state: TaskState) -> Candidates:
         return self._candidates.for_model(state.request.model if state.request is not None else None)
@@ -183,6 +185,7 @@ class TurnHandler:
         missing = missing_from(request.tools, tools)
         if missing:
             log.warning("turn.tools_missing", tools=missing)
+        spending = Spending(step, work.pool, self._prices)
         # Its sub-tasks may have used up more than they were given: then no model is asked.
         ending = Ending("length") if budget_left(step.state) == 0 else None
         if ending is None:
@@ -196,15 +199,19 @@ class TurnHandler:
                 ending = Ending("length", Usage(output_tokens=tokens_of(step.state.turn(work.turn))))
                 break
             try:
-                ending = await self._ask(step, attempt, candidate, turn_input)
+                ending = await self._ask(step, attempt, candidate, turn_input, spending)
+                if ending is None:
+                    await spending.tell("recall" if step.recalled.is_set() else "redirect")
             except StepFailed as error:
+                await spending.tell("failed")
                 if error.code == CONTEXT_TOO_LONG:
                     await self._go_on_after_overflow(step, work, candidate, error)
-                elif error.code in AWAY_CODES:
+                elif error.code in self._candidates.left_on:
                     await self._go_on_elsewhere(step, work, candidate, error)
                 else:
                     raise
-        end = ending
+        end = await spending.answered(ending)
+        provider, model = spending.place()
         turn = step.state.turn(work.turn)
         text, reasoning, timings = turn.text, turn.reasoning_text, attempt.timings()
         calls = decided_calls(work.turn, end.calls, tools, request)
@@ -221,6 +228,9 @@ class TurnHandler:
                 timings=timings,
                 budget_left_tokens=budget_left_with(step.state, end.usage),
                 missing_tools=missing or None,
+                provider=provider,
+                model=model,
+                pool=work.pool,
             )
         )
 
@@ -247,14 +257,16 @@ class TurnHandler:
         log.warning("model.switched", model=after.model, provider=after.provider, reason=reason)
 
     async def _ask(
-        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput
+        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput, spending: Spending
     ) -> Ending | None:
         """Let the model speak; None if it is not to go on so: it was redirected or recalled, or has another model."""
         candidates = self._candidates_of(step.state)
-        second = candidates.available_from(self._available, candidate.index + 1)
+        slow_ends = self._pool.on_slow != "wait"
+        second = candidates.after(step.state, step.work.turn, candidate, self._available) if slow_ends else None
         # A text that has begun goes on with its model.
-        if self._pool.on_slow != "wait" and second is not None and not turn_input.prefix and not attempt.is_late:
-            return await self._ask_in_time(step, attempt, candidate, turn_input, second)
+        if second is not None and not turn_input.prefix and not attempt.is_late:
+            return await self._ask_in_time(step, attempt, (candidate, second), turn_input, spending)
+        spending.ask(candidate, turn_input)
         with observed_call(candidate.provider, turn_input) as call:
             ending = await attempt.stream(call.chunks(candidate.source.stream(turn_input)))
             if ending is not None:
@@ -262,27 +274,37 @@ class TurnHandler:
         return ending
 
     async def _ask_in_time(
-        self, step: ClaimedStep, attempt: Attempt, candidate: Candidate, turn_input: TurnInput, second: Candidate
+        self,
+        step: ClaimedStep,
+        attempt: Attempt,
+        models: tuple[Candidate, Candidate],
+        turn_input: TurnInput,
+        spending: Spending,
     ) -> Ending | None:
         """The same, where a second model comes in if the first one is slow."""
-        turn = step.work.turn
+        (candidate, second), turn = models, step.work.turn
         async with Race() as race:
+            spending.ask(candidate, turn_input)
             race.ask(candidate, turn_input)
             first = await attempt.wait(race.first_to_speak(), self._pool.slow_seconds)
             if first == "slow" and self._pool.on_slow == "hedge":
                 await step.append(
                     lambda stamp: events.ModelHedged(*stamp, turn=turn, model=second.model, provider=second.provider)
                 )
-                race.ask(second, replace(turn_input, model=second.model))
+                also = replace(turn_input, model=second.model, meter=Meter())
+                spending.ask(second, also)
+                race.ask(second, also)
                 first = await attempt.wait(race.first_to_speak())
             if isinstance(first, Asked):
                 await race.close_all(but=first)
+                await spending.tell("hedge", but=first.candidate)
                 if first.candidate is second:
                     await self._switch(step, turn, candidate, second, "latency")
                 return await attempt.stream(first.chunks())
         if first == "deadline":
             return await attempt.cut()
         if first == "slow":
+            await spending.tell("slow")
             await self._switch(step, turn, candidate, second, "latency")
         return None
 
@@ -290,7 +312,7 @@ class TurnHandler:
         self, step: ClaimedStep, work: TurnWork, candidate: Candidate, error: StepFailed
     ) -> None:
         """Record with which model the turn goes on whose provider is away. Raises the error if there is none."""
-        after = self._candidates_of(step.state).available_from(self._available, candidate.index + 1)
+        after = self._candidates_of(step.state).after(step.state, work.turn, candidate, self._available)
         if after is None:
             raise error
         await self._switch(step, work.turn, candidate, after, "unavailable")
@@ -355,7 +377,8 @@ class TurnHandler:
         first_delta = min((n for n, _ in turn.parts + turn.reasoning), default=None)
         reason = restart_reason(step.state, work, candidate)
         if reason is not None:
-            discard_from, discarded = first_delta, tokens_of(turn)
+            # What a provider has told of it is no estimate, and counts already.
+            discard_from, discarded = first_delta, max(0, tokens_of(turn) - turn.told_output_tokens)
             left = budget_left(step.state)
             if reason not in WANTED_RESTARTS and left is not None and left <= discarded:
                 return None
@@ -378,6 +401,7 @@ class TurnHandler:
         return TurnInput(
             messages=with_note_of_missing(entries, missing),
             model=candidate.model,
+            size=self._candidates_of(state).size(state, work.turn, candidate),
             tools=(*(offered.declaration for offered in tools.values()), *questions),
             # A redirect may have taken back the last of the budget: the model is asked all the same, and then cut.
             max_output_tokens=None if tokens_max is None else max(1, tokens_max),
@@ -386,32 +410,6 @@ class TurnHandler:
             tries=failed_tries(state, work.step),
             deliveries=turn.claims,
         )
-
-
-def restart_reason(state: TaskState, work: TurnWork, candidate: Candidate) -> str | None:
-    """Why the turn has to begin again; None if it goes on with what there is."""
-    turn = state.turn(work.turn)
-    if is_redirected(state, work.turn):
-        return "redirect"
-    if not turn.parts and not turn.reasoning:
-        return None
-    if turn.outdated:
-        return "edit"
-    made_by = turn.model_of_text
-    if made_by is not None and made_by[0] is not None and not candidate.is_at(made_by):
-        return "switch"
-    # A text can be continued; reasoning without text can't.
-    return None if turn.parts and candidate.source.continues(turn.text) else _why_again(state, work)
-
-
-def _why_again(state: TaskState, work: TurnWork) -> str:
-    return "retry" if state.tries.get((work.step, work.gen)) else "takeover"
-
-
-def failed_tries(state: TaskState, step: str) -> int:
-    """Failed tries of a step, over all its replays; the one that ended in a dead letter is told by its replay."""
-    retried = sum(tries for (tried, _), tries in state.tries.items() if tried == step)
-    return retried + state.gen(step)
 
 
 def _end_of(step: ClaimedStep, turn: int) -> Callable[[Stamp], JournalEvent]:

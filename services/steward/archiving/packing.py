@@ -21,6 +21,7 @@ from mesh.broker.milestones import MilestoneReader
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import ALL, Scan
 from mesh.configuration.settings import Settings
+from mesh.ledger.counting import counted_up_to
 from mesh.telemetry import metrics
 from steward.archiving.gathering import Ended, Gathering
 from steward.archiving.packer import Packed, Packer
@@ -129,12 +130,20 @@ class Packing:
     async def _due(self, at: datetime) -> Due:
         hot_tasks = int((await self._requests.api(f"STREAM.INFO.{TASKS_BUCKET.stream_name}"))["state"]["messages"])
         age = age_to_pack(self._settings, hot_tasks)
-        unread = unread_from(await all_consumers(self._requests, EVENTS.name))
+        unread = await self._unread_from()
         return Due(
             seen=ages(at, age),
             gathers=min(GATHERS, age * GATHERS_SHARE),
             sequence=unread - 1 if unread is not None else None,
             hold_until=at - self._settings.retention_age,
+        )
+
+    async def _unread_from(self) -> int | None:
+        """The first sequence that has still to be told to a webhook, or counted."""
+        counted = await counted_up_to(self._requests)
+        told = unread_from(await all_consumers(self._requests, EVENTS.name))
+        return min(
+            (each for each in (told, None if counted is None else counted + 1) if each is not None), default=None
         )
 
     async def _first_behind(self, due: Due, after: int) -> First | None:

@@ -19,7 +19,7 @@ from inference_worker.dialects.continuing import ContinuingProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.exchange import ModelServer
 from inference_worker.models.chunks import Chunk, TurnInput
-from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.configuration.provider_tables import AnthropicProviderConfiguration
 
 API_VERSION = "2023-06-01"
 _ANTHROPIC_HOST = "api.anthropic.com"

@@ -15,7 +15,7 @@ from contracts.tasks import Message
 from inference_worker.dialects.call_names import CallIds
 from inference_worker.dialects.tool_schemas import shown
 from inference_worker.models.chunks import TurnInput
-from mesh.configuration.mesh_toml import AnthropicProviderConfiguration
+from mesh.configuration.provider_tables import AnthropicProviderConfiguration
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 from mesh.task.images import Image
 

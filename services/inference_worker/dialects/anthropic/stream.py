@@ -28,6 +28,7 @@ from inference_worker.dialects.reading import (
     text_of,
 )
 from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, RequestedCall, TextDelta
+from mesh.task.budget import total
 
 BLOCKS_MAX = 1024
 """Most content blocks of one answer."""
@@ -172,10 +173,12 @@ class Answer:
     @property
     def usage(self) -> Usage:
         """Tokens of this request; what came from the cache or went there was read too."""
-        read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        created, cached = (self._counts.get(f"cache_{kind}_input_tokens", 0) for kind in ("creation", "read"))
         return Usage(
-            input_tokens=sum(self._counts.get(name, 0) for name in read),
+            input_tokens=self._counts.get("input_tokens", 0) + created + cached,
             output_tokens=self._counts.get("output_tokens", 0),
+            cached_tokens=cached or msgspec.UNSET,
+            cache_creation_tokens=created or msgspec.UNSET,
         )
 
     def take(self, payload: bytes) -> list[Chunk]:
@@ -338,10 +341,9 @@ def finished(answers: Sequence[Answer], prefix: str = "") -> Finished:
         raise ProviderFailed("provider-error", "the model called a tool, and no call came", retryable=True)
     if calls and finish_reason == "stop":
         finish_reason = "tool_calls"
-    usages = [answer.usage for answer in answers]
     return Finished(
         finish_reason=finish_reason,
-        usage=Usage(sum(usage.input_tokens for usage in usages), sum(usage.output_tokens for usage in usages)),
+        usage=total(answer.usage for answer in answers),
         calls=calls,
         blocks=kept_blocks(blocks, len(prefix)),
     )

@@ -25,7 +25,7 @@ from inference_worker.dialects.openai.messages import request_body
 from inference_worker.dialects.openai.stream import Answer
 from inference_worker.dialects.toolless import only_asks, refuses_tools
 from inference_worker.models.chunks import Chunk, Finished, TurnInput
-from mesh.configuration.mesh_toml import OpenAIProviderConfiguration
+from mesh.configuration.provider_tables import OpenAIProviderConfiguration
 
 log = structlog.get_logger("inference_worker.dialects.openai.client")
 

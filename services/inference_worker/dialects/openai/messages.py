@@ -16,7 +16,7 @@ from inference_worker.dialects.call_names import CallIds
 from inference_worker.dialects.openai.kept import fields_of_calls, fields_of_message
 from inference_worker.dialects.tool_schemas import shown
 from inference_worker.models.chunks import TurnInput
-from mesh.configuration.mesh_toml import OpenAIProviderConfiguration, ReasoningField, Roles
+from mesh.configuration.provider_tables import OpenAIProviderConfiguration, ReasoningField, Roles
 from mesh.task.conversation import AssistantTurn, ConversationItem, ToolAnswer
 
 _OPENAI_HOST = "api.openai.com"

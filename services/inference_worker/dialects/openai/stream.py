@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import msgspec
+
 from contracts.journal.parts import FinishReason, Usage
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream
 from inference_worker.dialects.exchange import DONE
@@ -165,20 +167,47 @@ class Answer:
             self._has_unread = True
         return says_more
 
+    @property
+    def usage(self) -> Usage:
+        """What the request has used, as far as the server has told."""
+        return self._usage
+
     def _count(self, chunk: dict[str, Any]) -> None:
         """The last count stands: some servers send one in each chunk, or null in all but one."""
         usage, timings = object_of(chunk.get("usage")), object_of(chunk.get("timings"))
         if usage:
-            prompt, completion = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
+            self._usage = _usage_of(usage)
         elif timings and self._usage == Usage():
             # llama.cpp's own count: what it read of the prompt, what it had of it, what it generated.
-            prompt, completion = (
-                _number(timings, "prompt_n") + _number(timings, "cache_n"),
-                _number(timings, "predicted_n"),
+            had = _number(timings, "cache_n")
+            self._usage = Usage(
+                input_tokens=_number(timings, "prompt_n") + had,
+                output_tokens=_number(timings, "predicted_n"),
+                cached_tokens=had or msgspec.UNSET,
             )
-        else:
-            return
-        self._usage = Usage(input_tokens=prompt, output_tokens=completion)
+
+
+def _usage_of(told: dict[str, Any]) -> Usage:
+    """A count as OpenAI's API reference has it, and as others tell the same.
+
+    What came from the cache: DeepSeek has `prompt_cache_hit_tokens`, Moonshot `cached_tokens` beside the rest. What
+    went there: OpenRouter has `cache_write_tokens` among the details. xAI counts reasoning beside `completion_tokens`,
+    which `total_tokens` shows; for all others it is a part of them.
+    """
+    of_prompt = object_of(told.get("prompt_tokens_details"))
+    of_completion = object_of(told.get("completion_tokens_details"))
+    prompt, completion = _number(told, "prompt_tokens"), _number(told, "completion_tokens")
+    reasoning = _number(of_completion, "reasoning_tokens")
+    if reasoning and _number(told, "total_tokens") == prompt + completion + reasoning:
+        completion += reasoning
+    cached = _number(of_prompt, "cached_tokens") or _number(told, "prompt_cache_hit_tokens")
+    return Usage(
+        input_tokens=prompt,
+        output_tokens=completion,
+        cached_tokens=cached or _number(told, "cached_tokens") or msgspec.UNSET,
+        cache_creation_tokens=_number(of_prompt, "cache_write_tokens") or msgspec.UNSET,
+        reasoning_tokens=reasoning or msgspec.UNSET,
+    )
 
 
 def _chunk_of(payload: bytes) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import signal
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import lru_cache
 
+import msgspec
+
 from contracts.journal.parts import Usage
 from inference_worker.dialects.scripted.script import (
     Failure,
@@ -15,6 +17,7 @@ from inference_worker.dialects.scripted.script import (
     Halfway,
     Hang,
     Rate,
+    Script,
     invalid_script,
     script_of_turn,
 )
@@ -69,6 +72,7 @@ class ScriptedProvider:
         failure = script.failure(turn.tries)
         if failure is not None and failure.kind != "disconnect":
             raise _failed(failure)
+        turn.meter.ask()
         whole = script.token_count
         token_count = whole if turn.max_output_tokens is None else min(whole, turn.max_output_tokens)
         loop = asyncio.get_running_loop()
@@ -95,9 +99,12 @@ class ScriptedProvider:
                         raise _failed(failure)
         # A model that is cut off has not come to its calls.
         calls = script.calls if token_count == whole else ()
+        usage = _usage(_words(turn.messages), token_count, script)
+        turn.meter.tell(usage)
+        turn.meter.over()
         yield Finished(
             finish_reason="length" if token_count < whole else "tool_calls" if calls else "stop",
-            usage=Usage(input_tokens=_words(turn.messages), output_tokens=token_count),
+            usage=usage,
             calls=calls,
         )
 
@@ -124,6 +131,16 @@ class Pace:
         due_at = self._began_at + self._tokens / self._rate
         self._tokens += 1
         return max(0.0, due_at - now)
+
+
+def _usage(read: int, put_out: int, script: Script) -> Usage:
+    """What a model would tell: tokens that a script says were in the cache are among those that it reads."""
+    return Usage(
+        input_tokens=read,
+        output_tokens=put_out + script.reasoning,
+        cached_tokens=min(script.cached, read) or msgspec.UNSET,
+        reasoning_tokens=script.reasoning or msgspec.UNSET,
+    )
 
 
 def _words(entries: Sequence[ConversationItem]) -> int:

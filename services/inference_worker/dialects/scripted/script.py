@@ -11,6 +11,8 @@ Each line that begins with `!` is a directive, and what stands between them is s
     !fail KIND [N [S]] the first N tries fail (N is 1 if absent), and ask to be tried again no sooner than in S seconds;
                        several of these take turns, one after the other
     !exit N            the first N deliveries kill their process, halfway through the tokens
+    !cached N          N of the tokens that the turn reads count as read from a cache
+    !reasoning N       the turn counts N tokens of reasoning more, which nobody sees
 
 `!fail disconnect` fails halfway through the tokens, the other kinds before the first. A turn that no script is for
 gets a short answer, made from what the user said last or from what the tools have answered since.
@@ -124,6 +126,8 @@ class Script:
     failures: tuple[Failure, ...] = ()
     exits: int = 0
     calls: tuple[RequestedCall, ...] = ()
+    cached: int = 0
+    reasoning: int = 0
 
     @property
     def token_count(self) -> int:
@@ -255,6 +259,8 @@ class _Draft:
     failures: list[Failure] = field(default_factory=list)
     exits: int = 0
     calls: list[RequestedCall] = field(default_factory=list)
+    cached: int = 0
+    reasoning: int = 0
     text: list[str] = field(default_factory=list)
     """Lines since the last directive."""
     say_tokens: int = 0
@@ -310,6 +316,13 @@ class _Draft:
         _check_at_most("exit", exits, REPEATS_MAX, "deliveries")
         self.exits = max(self.exits, exits)
 
+    def add_cached(self, arguments: str) -> None:
+        self.cached = _integer("cached", arguments)
+
+    def add_reasoning(self, arguments: str) -> None:
+        self.reasoning = _integer("reasoning", arguments)
+        _check_at_most("reasoning", self.reasoning, SAY_TOKENS_MAX, "tokens")
+
     def add_call(self, arguments: str) -> None:
         tool, given = [*arguments.split(None, 1), "", ""][:2]
         if not tool:
@@ -333,11 +346,12 @@ class _Draft:
 
     def _end_turn(self) -> None:
         self._end_text()
-        self.ended.append(Script(tuple(self.acts), tuple(self.failures), self.exits, tuple(self.calls)))
+        said = tuple(self.acts), tuple(self.failures), self.exits, tuple(self.calls)
+        self.ended.append(Script(*said, cached=self.cached, reasoning=self.reasoning))
         self.acts.clear()
         self.failures.clear()
         self.calls.clear()
-        self.exits = 0
+        self.exits = self.cached = self.reasoning = 0
 
     def _end_text(self) -> None:
         # Blank lines around a text are layout.
@@ -356,6 +370,8 @@ _DIRECTIVES: dict[str, Callable[[_Draft, str], None]] = {
     "then": _Draft.add_then,
     "fail": _Draft.add_fail,
     "exit": _Draft.add_exit,
+    "cached": _Draft.add_cached,
+    "reasoning": _Draft.add_reasoning,
 }
 
 

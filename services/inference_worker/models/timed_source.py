@@ -1,0 +1,102 @@
+"""A source whose calls are timed, so that others may be chosen before it, or after."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from contracts.records.speeds import ModelSums
+from inference_worker.models.candidates import Source
+from inference_worker.models.chunks import Chunk, Finished, TurnInput
+from inference_worker.models.guarded_source import FAULTS
+from inference_worker.models.speeds import Speeds
+from mesh.task.failures import StepFailed
+
+REFUSED = frozenset(
+    {"rate-limited", "provider-overloaded", "quota-exhausted", "provider-unauthorized", "model-not-found"}
+)
+"""What one provider refuses, and another may do."""
+NOT_SERVED = FAULTS | REFUSED
+"""Failures after which another provider would have been the better choice."""
+
+
+class TimedSource:
+    """A source whose calls are timed by `clock`, in seconds."""
+
+    def __init__(self, source: Source, speeds: Speeds, clock: Callable[[], float]) -> None:
+        self.name = source.name
+        self._source = source
+        self._speeds = speeds
+        self._clock = clock
+
+    def continues(self, text: str) -> bool:
+        """Whether its source does."""
+        return self._source.continues(text)
+
+    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
+        """Generate a turn. Raises `StepFailed`."""
+        call = _Call(self.name, turn, self._speeds, self._clock)
+        try:
+            async with aclosing(self._source.stream(turn)) as chunks:
+                async for chunk in chunks:
+                    call.spoke()
+                    if isinstance(chunk, Finished):
+                        call.finished(chunk)
+                    yield chunk
+        except StepFailed as error:
+            if error.code in NOT_SERVED:
+                call.tell(failures=1)
+            raise
+        finally:
+            call.over()
+
+
+class _Call:
+    def __init__(self, provider: str, turn: TurnInput, speeds: Speeds, clock: Callable[[], float]) -> None:
+        self._provider = provider
+        self._turn = turn
+        self._speeds = speeds
+        self._clock = clock
+        self._speed = speeds.of(provider, turn.model)
+        self._began_at = clock()
+        self._spoke_at: float | None = None
+        self._has_ended = False
+        self._number = self._speed.begin(self._began_at)
+        self.tell(begun=1)
+
+    def spoke(self) -> None:
+        """A chunk came."""
+        if self._spoke_at is None:
+            self._spoke_at = self._clock()
+            self._tell_first_token(self._spoke_at - self._began_at)
+
+    def finished(self, chunk: Finished) -> None:
+        """It has come to its end. What was there of the turn before the call is no work of this one."""
+        self._has_ended = True
+        tokens = chunk.usage.output_tokens
+        if self._spoke_at is not None and tokens and not self._turn.prefix:
+            self.tell(answers=1, output_tokens=tokens, output_seconds=self._clock() - self._spoke_at)
+
+    def over(self) -> None:
+        """The stream is closed. If its reader did that before the first token, it had waited for at least so long."""
+        if self._spoke_at is None and not self._has_ended:
+            waited = self._clock() - self._began_at
+            expected = self._speed.first_token_seconds(self._turn.size.uncached_tokens, self._began_at)
+            if expected is not None and waited > expected:
+                self._tell_first_token(waited)
+        self._speed.end(self._number)
+
+    def tell(self, **seen: float) -> None:
+        """Count what was seen, here and for the others."""
+        self._speeds.saw(ModelSums(provider=self._provider, model=self._turn.model, **seen), self._clock())  # type: ignore[arg-type]  # its fields, by name
+
+    def _tell_first_token(self, seconds: float) -> None:
+        in_flight, tokens = self._speed.spoke(self._number), self._turn.size.uncached_tokens
+        self.tell(
+            calls=1,
+            first_token_seconds=seconds,
+            input_tokens=tokens,
+            input_squares=tokens**2,
+            input_by_seconds=tokens * seconds,
+            in_flight=in_flight,
+        )

@@ -1,0 +1,175 @@
+"""Pools that choose among their models: real processes, and servers on loopback that are slow, fail and recover."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mesh.broker.connection import connect
+from tests.support.checker import Recorded, Stored, check, read_stored
+from tests.support.choosing import Asked, Load, Server, configured
+from tests.support.clients import Viewer, submit
+from tests.support.http_client import PatientClient
+from tests.support.model_server import DONE, Exchange, chunk, model_server, usage
+from tests.support.patience import stretched
+from tests.support.processes import Mesh, running_mesh
+from tests.support.waiting import until, until_no_work_is_left
+
+pytestmark = pytest.mark.acceptance
+
+SERVICES = ("ingress", "stream_edge", "steward", "inference_worker", "inference_worker")
+AT_ONCE = 6
+WINDOW = 12
+"""Calls that a share is taken of."""
+MOST = 10
+
+
+async def stored_of(mesh: Mesh, recorded: Recorded) -> Stored:
+    """What there is in the end, judged."""
+    async with connect(mesh.settings, "test") as connection:
+        await until_no_work_is_left(connection)
+        stored = await read_stored(connection.requests)
+    assert check(recorded, stored) == []
+    assert mesh.tracebacks() == []
+    assert stored.dead_letters == []
+    return stored
+
+
+async def test_turns_leave_a_provider_that_is_slow_or_fails_and_come_back_once_it_has_recovered(tmp_path: Path) -> None:
+    asked: list[Asked] = []
+    quick, steady = Server("quick", asked, stretched(0.1)), Server("steady", asked, stretched(0.4))
+    recorded = Recorded()
+
+    def gets_most(name: str) -> bool:
+        return sum(each.server == name for each in asked[-WINDOW:]) >= MOST
+
+    async def leads(name: str) -> None:
+        """Wait until this one gets most of what comes from now on."""
+        begin = len(asked)
+        await until(lambda: len(asked) >= begin + WINDOW and gets_most(name), seconds=60)
+
+    pools = """
+    [pools.default]
+    provider = "steady"
+    model = "m"
+    fallbacks = [{ provider = "quick", model = "m" }]
+    prefer = "latency"
+    wait_seconds = 3600
+    """
+    async with model_server(quick) as one, model_server(steady) as other:
+        variables = configured(tmp_path, {"quick": one, "steady": other}, pools)
+        async with running_mesh(tmp_path, *SERVICES, **variables) as mesh:
+            load = Load(mesh, recorded)
+            async with load.under_way(AT_ONCE):
+                await leads("quick")
+                quick.seconds *= 12
+                await leads("steady")
+                quick.seconds /= 12
+                await leads("quick")
+                quick.fails = True
+                await leads("steady")
+                quick.fails = False
+                await leads("quick")
+            stored = await stored_of(mesh, recorded)
+    assert {record["status"] for record in stored.records.values()} == {"completed"}
+    events = [stored_event.event for journal in stored.journals.values() for stored_event in journal]
+    claims = [event for event in events if event["type"] == "step.claimed"]
+    words = {claim["reason"].split()[0] for claim in claims}
+    assert {"best", "explore"} <= words <= {"best", "near", "explore", "probe", "only", "resumed", "none-available"}
+    assert not any(event["type"] == "model.switched" and event["reason"] != "unavailable" for event in events)
+
+
+async def test_the_cheapest_that_meets_the_deadline_gets_the_turns(tmp_path: Path) -> None:
+    asked: list[Asked] = []
+    slow_seconds = stretched(1.5)
+    cheap, dear = Server("cheap", asked, slow_seconds), Server("dear", asked, 0.0)
+    recorded = Recorded()
+    pools = """
+    [providers.cheap.prices."*"]
+    input = 1.0
+    output = 2.0
+    [providers.dear.prices."*"]
+    input = 5.0
+    output = 10.0
+    [pools.default]
+    provider = "dear"
+    model = "m"
+    fallbacks = [{ provider = "cheap", model = "m" }]
+    prefer = "cost"
+    """
+    async with model_server(cheap) as one, model_server(dear) as other:
+        variables = configured(tmp_path, {"cheap": one, "dear": other}, pools)
+        async with running_mesh(tmp_path, *SERVICES, **variables) as mesh, PatientClient(timeout=30) as client:
+            patient = Load(mesh, recorded)
+            await asyncio.gather(*(patient.one(client) for _ in range(24)))
+            hurried = Load(mesh, recorded, deadline_seconds=slow_seconds * 0.9)
+            # The first ones find out that the dear one is quick.
+            for _ in range(15):
+                await hurried.one(client)
+            stored = await stored_of(mesh, recorded)
+    costs = [stored.records[task]["usage"]["cost_micros"] for task in patient.tasks]
+    # One or two may have been spent on finding out what the dear one does.
+    assert costs.count(200) >= len(costs) - 2
+    claims = [
+        next(each.event for each in stored.journals[task] if each.event["type"] == "step.claimed")
+        for task in hurried.tasks
+        if stored.records[task]["status"] == "completed"  # Where the machine is busy a deadline may pass in the queue.
+    ]
+    of_dear = [claim for claim in claims if claim["provider"] == "dear"]
+    assert len(of_dear) >= 0.8 * len(claims) >= 8
+    assert all(" cost_micros=5" in claim["reason"] for claim in of_dear)
+
+
+async def test_who_takes_a_turn_over_goes_on_with_the_text_where_it_was_begun_and_a_refusal_is_no_failure(
+    tmp_path: Path,
+) -> None:
+    """Of two servers one has begun the text, and the other has no quota left, which costs a call and no more."""
+    recorded, begun = Recorded(), "Once upon a while somebody said hel"
+    killed = asyncio.Event()
+
+    async def tells(exchange: Exchange) -> None:
+        await exchange.begin()
+        if not killed.is_set():
+            await exchange.say(chunk({"content": begun}))
+            await exchange.gone.wait()
+            return
+        goes_on = exchange.body["messages"][-1]["role"] == "assistant"
+        await exchange.say(chunk({"content": "lo" if goes_on else f"{begun}lo"}), chunk({}, "stop"), usage(9, 1))
+        await exchange.send(DONE)
+        await exchange.end()
+
+    async def has_no_quota(exchange: Exchange) -> None:
+        await exchange.refuse(429, {"error": {"message": "no money left", "code": "insufficient_quota"}})
+
+    pools = """
+    [pools.default]
+    provider = "poor"
+    model = "m"
+    fallbacks = [{ provider = "teller", model = "m" }]
+    prefer = "latency"
+    """
+    async with model_server(tells) as one, model_server(has_no_quota) as other:
+        variables = configured(tmp_path, {"teller": one, "poor": other}, pools, 'continue_prefix = "vllm"')
+        async with (
+            running_mesh(tmp_path, *SERVICES[:4], MESH_ACK_WAIT_SECONDS="1", **variables) as mesh,
+            PatientClient(timeout=30) as client,
+        ):
+            task = await submit(client, mesh.ingress_url, recorded, "hello")
+            viewer = Viewer(str(mesh.settings.edge_address), task)
+            following = asyncio.create_task(viewer.follow())
+            await until(lambda: any("output.delta" in frame for frame in viewer.history.frames))
+            killed.set()
+            await mesh.processes[-1].kill()
+            await mesh.start("inference_worker")
+            recorded.histories.append(await following)
+            stored = await stored_of(mesh, recorded)
+    assert stored.records[task]["output"] == f"{begun}lo"
+    events = [each.event for each in stored.journals[task]]
+    claims = [event for event in events if event["type"] == "step.claimed"]
+    assert (claims[-1]["provider"], claims[-1]["reason"]) == ("teller", "resumed")
+    kinds = {event["type"] for event in events}
+    assert not kinds & {"turn.restarted", "task.retrying", "task.dead_lettered"}
+    switches = [(event["provider"], event["reason"]) for event in events if event["type"] == "model.switched"]
+    assert switches == ([] if claims[0]["provider"] == "teller" else [("teller", "unavailable")])

@@ -39,6 +39,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
   --allow-pub '$KV.budgets.>' \
   --allow-pub '$KV.valves.>' \
+  --allow-pub 'valves.changed' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
   --allow-pub '$JS.API.DIRECT.GET.BACKLOG' \
@@ -109,6 +110,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-sub 'providers.changed.*' \
   --allow-sub '$KV.lanes._backlog' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.ingress' \
   --allow-sub '$SRV.*.ingress.*' \
@@ -140,6 +142,7 @@ nsc add user --account TASKMESH --name stream_edge \
   --allow-sub '$KV.keys.>' \
   --allow-sub 'live.events.*.*.*' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.stream_edge' \
   --allow-sub '$SRV.*.stream_edge.*' \
@@ -225,6 +228,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'providers.paced.*' \
   --allow-sub 'stats.providers' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.inference_worker' \
   --allow-sub '$SRV.*.inference_worker.*' \
@@ -290,6 +294,7 @@ nsc add user --account TASKMESH --name tool_runner \
   --allow-sub 'hold.*.*' \
   --allow-sub 'lanes.waiting.*.*' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.tool_runner' \
   --allow-sub '$SRV.*.tool_runner.*' \
@@ -434,6 +439,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$KV.walks.>' \
   --allow-pub '$KV.storage.>' \
   --allow-pub '$KV.triggers._pace.*.*' \
+  --allow-pub '$JS.API.STREAM.PURGE.KV_valves' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TURNS' \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.TOOLS' \
@@ -568,6 +574,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-sub 'audit.act' \
   --allow-sub 'backlog.grew' \
   --allow-sub '$KV.valves.>' \
+  --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
   --allow-sub '$SRV.*.steward' \
   --allow-sub '$SRV.*.steward.*' \
@@ -756,6 +763,7 @@ nsc add user --account TASKMESH --name operator \
   --allow-pub '$KV.keys.>' \
   --allow-pub '$KV.archive.>' \
   --allow-pub '$KV.valves.>' \
+  --allow-pub 'valves.changed' \
   --allow-pub '$KV.walks.ledger' \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \

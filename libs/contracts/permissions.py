@@ -53,6 +53,7 @@ from contracts.streams import (
     tool_consumer,
     webhook_consumer,
 )
+from contracts.valve_keys import VALVES_ALL, VALVES_CHANGED
 
 Role = Literal["ingress", "stream_edge", "inference_worker", "tool_runner", "steward", "operator", "supervisor"]
 """A process of the mesh: a service by its name, `operator` for meshctl's commands, `supervisor` for `meshctl up`."""
@@ -127,6 +128,9 @@ _DISPENSABLE: Final = (
     subjects.OPERATOR_ACTS,
     subjects.LANES_WAITING,
     subjects.PROVIDERS_CHANGED,
+    f"KV_{VALVES_BUCKET.name}",
+    f"$KV.{VALVES_BUCKET.name}.",
+    VALVES_CHANGED,
     subjects.PROVIDERS_PACED,
     "stats.lanes.",
     subjects.PROVIDER_SPEEDS,
@@ -157,7 +161,7 @@ def _service(lists: Lists, role: str) -> None:
     lists.info(EVENTS.name, TASKS.name, TASKS_BUCKET.stream_name)
     lists.write(WORKERS_BUCKET)
     lists.read_bucket(VALVES_BUCKET)
-    lists.subscribe(f"$KV.{VALVES_BUCKET.name}.>")
+    lists.subscribe(VALVES_ALL, VALVES_CHANGED)
     lists.subscribe("$SRV.*", f"$SRV.*.{role}", f"$SRV.*.{role}.*", "process.*.drain", subjects.CONFIGURATION_RELOAD)
 
 
@@ -244,6 +248,7 @@ def _ingress(lists: Lists) -> None:
     _count(lists)
     _budgets(lists)
     lists.write(VALVES_BUCKET)
+    lists.publish(VALVES_CHANGED)
     lists.read(TASKS.name, BACKLOG.name, TURNS.name, CONTROL.name, DEAD_LETTERS.name)
     lists.call(
         f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",
@@ -318,6 +323,7 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
     for bucket in (LANES_BUCKET, ARCHIVE_BUCKET, WALKS_BUCKET, STORAGE_BUCKET):
         lists.write(bucket)
     lists.write(TRIGGERS_BUCKET, "_pace.*.*")
+    lists.call(f"STREAM.PURGE.{VALVES_BUCKET.stream_name}")
     lists.call(
         *(
             f"STREAM.MSG.DELETE.{stream}"
@@ -371,6 +377,7 @@ def _operator(lists: Lists) -> None:
     lists.read_keys(*BUCKETS)
     for bucket in (TRIGGERS_BUCKET, KEYS_BUCKET, ARCHIVE_BUCKET, VALVES_BUCKET):
         lists.write(bucket)
+    lists.publish(VALVES_CHANGED)
     lists.write(WALKS_BUCKET, LEDGER_KEY)
     _put_off(lists)
     _count(lists)

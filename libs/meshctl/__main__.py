@@ -35,6 +35,7 @@ from meshctl.commands import (
     triggers,
     up,
     usage,
+    valves,
     why,
     workers,
 )
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_commands(commands)
     tasks.add_commands(commands, common)
     why.add_commands(commands, common)
+    valves.add_commands(commands, common)
     replies.add_commands(commands, common)
     tools.add_commands(commands, common)
     dead_letters.add_commands(commands, common)

@@ -26,6 +26,7 @@ from contracts.api.dead_letters import (
 from contracts.api.inputs import TaskInput
 from contracts.api.pools import PoolList
 from contracts.api.sse import RETRY_MILLISECONDS, Decoder, Frame
+from contracts.api.valves import CancelAnswer, ValveList
 from contracts.codec import decode, encode
 from contracts.errors import InvalidPayload, Problem, problem
 from contracts.fields import whole_number
@@ -34,6 +35,7 @@ from contracts.journal.events import TERMINAL_TYPES
 from contracts.journal.heads import EventHead
 from contracts.records.status import TaskAccepted, TaskCounts, TaskRecord
 from contracts.records.tools import ToolList
+from contracts.records.valves import TenantLimits, Valve
 from mesh.configuration.broker_urls import without_login
 from meshctl.errors import ApiError, StreamBroken, Unreachable
 from meshctl.trust import trust_for
@@ -193,6 +195,36 @@ class Client:
         raw = await self._call("POST", f"/v1/tasks/{quote(task, safe='')}/cancel")
         return Answer(decode(raw, TaskRecord), raw)
 
+    async def cancel_many(self, body: Mapping[str, Any]) -> Answer[CancelAnswer]:
+        """`POST /v1/tasks/cancel`: one piece. Raises `ApiError`, `Unreachable`."""
+        raw = await self._send("POST", "/v1/tasks/cancel", body)
+        return Answer(decode(raw, CancelAnswer), raw)
+
+    async def valves(self) -> Answer[ValveList]:
+        """`GET /v1/valves`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("GET", "/v1/valves")
+        return Answer(decode(raw, ValveList), raw)
+
+    async def shut_valve(self, kind: str, name: str, body: Mapping[str, Any]) -> Answer[Valve]:
+        """`PUT /v1/valves/{kind}/{name}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._send("PUT", f"/v1/valves/{kind}/{quote(name, safe='')}", body)
+        return Answer(decode(raw, Valve), raw)
+
+    async def open_valve(self, kind: str, name: str) -> Answer[Valve]:
+        """`DELETE /v1/valves/{kind}/{name}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("DELETE", f"/v1/valves/{kind}/{quote(name, safe='')}")
+        return Answer(decode(raw, Valve), raw)
+
+    async def limit_tenant(self, tenant: str, body: Mapping[str, Any]) -> Answer[TenantLimits]:
+        """`PUT /v1/valves/limits/{tenant}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._send("PUT", f"/v1/valves/limits/{quote(tenant, safe='')}", body)
+        return Answer(decode(raw, TenantLimits), raw)
+
+    async def end_limits(self, tenant: str) -> Answer[TenantLimits]:
+        """`DELETE /v1/valves/limits/{tenant}`. Raises `ApiError`, `Unreachable`."""
+        raw = await self._call("DELETE", f"/v1/valves/limits/{quote(tenant, safe='')}")
+        return Answer(decode(raw, TenantLimits), raw)
+
     async def say(self, task: str, said: TaskInput, idempotency_key: str | None = None) -> Answer[TaskRecord]:
         """`POST /v1/tasks/{id}/inputs`. Raises `ApiError`, `Unreachable`."""
         more = {headers.HTTP_IDEMPOTENCY_KEY: idempotency_key} if idempotency_key is not None else {}
@@ -335,6 +367,9 @@ class Client:
         except InvalidPayload as error:
             raise StreamBroken(str(error)) from None
         raise _Interrupted("the stream ended before the task did")
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any]) -> bytes:
+        return await self._call(method, path, content=encode(body), headers={"Content-Type": "application/json"})
 
     async def _call(self, method: str, path: str, **options: Any) -> bytes:
         try:

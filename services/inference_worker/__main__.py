@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
@@ -26,16 +27,19 @@ from mesh.broker.shares import LANE_WEIGHTS, Share
 from mesh.budgets.accounts import Accounts
 from mesh.budgets.spending import BudgetSpending
 from mesh.configuration.settings import Settings
-from mesh.configuration.tenants_table import TenantConfiguration
 from mesh.serving.heartbeats import PlacesTold, heartbeats
 from mesh.serving.service import Service, run
+from mesh.steps.put_off import AnyPutsOff
 from mesh.steps.work_loop import WorkLoop
 from mesh.telemetry import metrics
 from mesh.tools.toolbox import Toolbox
+from mesh.valves.gates import ValveGate
+from mesh.valves.paused_tenants import PausedTenants
+from mesh.valves.watched import Valves
 
 
-def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
-    """Every lane of every pool, started work first, behind the gate of the pool's providers."""
+def lanes(settings: Settings, breakers: Breakers, valves: Valves) -> list[ConsumerSpec]:
+    """Every lane of every pool, started work first, behind the gate of the pool's providers and a valve of its own."""
     specs: list[ConsumerSpec] = []
     for pool in settings.pools:
         consumers = tuple(
@@ -44,8 +48,10 @@ def lanes(settings: Settings, breakers: Breakers) -> list[ConsumerSpec]:
         gate = breakers.gate(settings.configuration.providers_of(pool), consumers, pool)
         for priority in PRIORITIES:
             share = Share(pool, priority, LANE_WEIGHTS[priority])
+            lane_gate = ValveGate(gate, partial(valves.is_paused, pool=pool, priority=priority))
+            valves.on_changed(lane_gate.update)
             for stream in ("TURNS", "TASKS"):
-                specs.append(ConsumerSpec(stream, lane_consumer(stream, pool, priority), share, gate))
+                specs.append(ConsumerSpec(stream, lane_consumer(stream, pool, priority), share, lane_gate))
     return specs
 
 
@@ -58,17 +64,20 @@ class Worker:
         self._toolbox = Toolbox(service.requests, configuration.tools)
         self._tools, self._history = DeclaredTools(self._toolbox), History(service.requests)
         self.reporter = LaneReporter(service.connection, service.worker)
-        self._tenants = configuration.tenants
         self._accounts = Accounts(service.requests)
-        self.spending = BudgetSpending(self._accounts, service.worker, self._tenant)
-        self.breakers = Breakers(service.requests, configuration.breakers, service.worker, configuration.paces)
+        self.spending = BudgetSpending(self._accounts, service.worker, service.valves.limits_of)
+        self.breakers = Breakers(
+            service.requests,
+            configuration.breakers,
+            service.worker,
+            configuration.paces,
+            lambda provider: service.valves.is_paused(provider=provider),
+        )
+        service.valves.on_changed(self.breakers.changed)
         self.speeds = SpeedReporter(service.connection, service.worker)
         self.capacities = Capacities(service.requests, service.settings, service.worker)
         self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
         self.capacities.on_changed(self.places.changed)
-
-    def _tenant(self, name: str) -> TenantConfiguration:
-        return self._tenants.of(name)
 
     async def budgets(self) -> None:
         """See what tenants have left, and write down what their turns use, until cancelled."""
@@ -122,24 +131,25 @@ class Worker:
             configuration.paces,
         )
         self._toolbox.configure(configuration.tools)
-        self._tenants = configuration.tenants
         await handlers.replace(await self.generation(settings))
 
 
 async def main(service: Service) -> None:
     """Run turns until told to stop."""
-    settings, worker = service.settings, Worker(service)
+    settings, valves, worker = service.settings, service.valves, Worker(service)
     handlers = PoolHandlers(await worker.generation(settings))
     loop = WorkLoop(
         service.connection,
         settings,
-        lanes(settings, worker.breakers),
+        lanes(settings, worker.breakers, valves),
         handlers,
         service.worker,
-        puts_off=BudgetGate(worker.spending),
+        puts_off=AnyPutsOff(PausedTenants(valves), BudgetGate(worker.spending)),
         places=worker.places,
     )
     metrics.watch_capacity(lambda: {name: server.limit for name, server in worker.capacities.servers.items()})
+    # Before anything is pulled: nothing is begun that was paused meanwhile.
+    await valves.open()
     service.reloading.add(check_places_of, lambda settings: worker.take(settings, handlers))
     try:
         async with (
@@ -150,6 +160,7 @@ async def main(service: Service) -> None:
                 worker.breakers.pacing.run(),
                 worker.capacities.run(),
                 worker.budgets(),
+                valves.run(),
             ),
             heartbeats(
                 service,

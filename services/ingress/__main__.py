@@ -31,9 +31,10 @@ async def main(service: Service) -> None:
     fleet = FleetWatch(service.connection, settings.pools)
     lanes = Lanes(service.requests, settings.pools, fleet)
     crowding = Crowding(service.requests, lanes)
-    submission = Submission(service.requests, settings.configuration.pools, settings.configuration.tenants, crowding)
+    configuration, valves = settings.configuration, service.valves
+    submission = Submission(service.requests, configuration.pools, configuration.tenants, crowding, valves.limits_of)
     storage = Storage(service.requests, settings.high_water_percent, settings.filling_percent)
-    providers = Providers(service.requests, settings.configuration, lanes)
+    providers = Providers(service.requests, configuration, lanes, valves)
     following = Following(service.connection)
     ingress = Ingress(settings, service.requests, submission, following, lanes, storage, providers, service.stopping)
 
@@ -47,16 +48,17 @@ async def main(service: Service) -> None:
     service.http = str(address)
     service.wellness.ready_by(probe)
     service.wellness.add_look(lambda: [*silent_streams(service.connection), *storage.marked([]), *fleet.dead()])
+    await valves.open()
     async with (
         opened_door(service, address, "MESH_INGRESS_ADDRESS") as door,
         heartbeats(service),
         ingress.lists.open(),
         background(fleet.run(), lanes.run(), crowding.run(), storage.run(), providers.run(), ingress.budgets.run()),
-        background(*figure_rounds(ingress.lists)),
+        background(valves.run(), *figure_rounds(ingress.lists)),
     ):
         app = guarded(
             behind(door, create_app(ingress, probe), service, ingress.signing),
-            Access(hosts, settings.ingress_cors_origins, "GET, POST, DELETE"),
+            Access(hosts, settings.ingress_cors_origins, "GET, POST, PUT, DELETE"),
         )
         await serve(app, listener, service.stopping, service.ready(), service.tls(address))
     await ingress.budgets.close()

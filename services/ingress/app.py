@@ -3,79 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
 
 import msgspec
 import structlog
 from litestar import Litestar, Response, get, post
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
-from opentelemetry.trace import SpanKind
 
-from contracts import headers, subjects
+from contracts import headers
 from contracts.api.inputs import MessageInput
 from contracts.codec import decode, encode
-from contracts.errors import InvalidPayload
 from contracts.generation.openapi import openapi
 from contracts.messages.control import ApprovalCommand, CancelCommand, InputCommand, cancel_message_id
-from contracts.records.status import ENDED, QueueState, TaskAccepted, TaskLink, TaskRecord
-from contracts.streams import TASKS_BUCKET
-from contracts.tasks import BODY_BYTES_MAX, TaskRequest
+from contracts.records.status import ENDED
+from contracts.tasks import BODY_BYTES_MAX
 from ingress import commands, input_decisions
 from ingress.approving import Approving
-from ingress.budgets import Budgets, Reservation
+from ingress.budgets import Budgets
 from ingress.dead_letter_routes import DeadLetters, dead_letter_routes
-from ingress.journals import checked_task, packed_record, read_journal
+from ingress.journals import checked_task, read_journal
 from ingress.known_tools import KnownTools
 from ingress.lane_statistics import Lanes
-from ingress.links import preferred_link, signed_link, task_links, task_path
+from ingress.links import signed_link, task_links
 from ingress.listing.lists import Lists
+from ingress.mass_cancel import MassCancel, mass_cancel_routes
 from ingress.parsing import (
-    check_pool,
     parse_idempotency_key,
     parse_limit,
     parse_link_request,
-    parse_link_seconds,
     parse_task_filter,
     parse_task_input,
-    parse_task_request,
     parse_tool_cursor,
-    parse_wait_seconds,
 )
 from ingress.pool_availability import Providers
 from ingress.pool_routes import Pools, pool_routes
-from ingress.refusals import Refusals
-from ingress.rights import within_rights
 from ingress.storage import Storage
+from ingress.submission_routes import SubmissionParts, Submissions
+from ingress.task_records import TaskRecords
 from ingress.usage import UsageReports, usage_routes
+from ingress.valve_routes import ValveRoutes, valve_routes
 from ingress.waiting import Waits
 from mesh.access.audit import acted
 from mesh.access.callers import caller_of, tenant_of
 from mesh.access.link_keys import LinkSigning
-from mesh.broker import key_value
 from mesh.broker.direct_get import find_sequence
 from mesh.broker.requests import Requests
 from mesh.configuration.settings import Settings
-from mesh.errors import BrokerUnavailable, QueueFull
-from mesh.fleet.eta import begun
-from mesh.journal.following import Following, TaskNotFound
-from mesh.journal.submission import Submission, Submitted
+from mesh.journal.following import Following
+from mesh.journal.submission import Submission
 from mesh.journal.warm import WarmJournals
 from mesh.serving.http import (
     EXCEPTION_HANDLERS,
     AnyRequest,
     Probe,
-    RequestRefused,
     answer_directly,
     health_routes,
-    http_code,
     json_response,
-    quotas_in,
     read_json_body,
 )
-from mesh.serving.rate_limit_fields import Quota, rate_limit_fields
 from mesh.task.records import record
-from mesh.telemetry import audit, metrics, traces
+from mesh.telemetry import audit
 
 log = structlog.get_logger("ingress")
 
@@ -99,90 +86,59 @@ class Ingress:
     ) -> None:
         self._settings = settings
         self._requests = requests
-        self._submission = submission
-        self._following = following
-        self._lanes = lanes
-        self._storage = storage
         self._providers = providers
-        self._refusals = Refusals(lanes)
-        lanes.configure(settings.configuration.tenants)
-        self._stopping = stopping
+        lanes.go_by(providers.valves.limits_of)
         self._tools = KnownTools(requests, settings.configuration.tools)
         self._journals = WarmJournals(requests)
-        self.budgets = Budgets(requests, settings.configuration, submission.median_output)
-        self._waits = Waits(requests, lanes, providers, self.budgets)
-        self.pools = Pools(settings, requests, lanes, providers, self._waits)
+        self.budgets = Budgets(
+            requests, settings.configuration, providers.valves.limits_of, submission.median_output, lanes.depth
+        )
+        self.valves = ValveRoutes(requests, providers.valves, settings.configuration)
+        waits = Waits(requests, lanes, providers, self.budgets, self.valves.pause_of)
+        self.pools = Pools(settings, requests, lanes, providers, waits)
+        self._records = TaskRecords(settings, requests, self._journals, waits)
+        self.signing = LinkSigning(requests)
+        self.submissions = Submissions(
+            settings,
+            requests,
+            self._tools,
+            SubmissionParts(
+                submission=submission,
+                following=following,
+                lanes=lanes,
+                storage=storage,
+                providers=providers,
+                budgets=self.budgets,
+                waits=waits,
+                pause_of=self.valves.pause_of,
+                journals=self._journals,
+                records=self._records,
+                signing=self.signing,
+                stopping=stopping,
+            ),
+        )
         self._approving = Approving(requests, self._journals, settings.configuration)
         self.usage = UsageReports(requests)
-        self.signing = LinkSigning(requests)
         self.lists = Lists(requests, settings.index_folder)
+        self.mass_cancel = MassCancel(requests, self.lists)
         self.dead_letters = DeadLetters(settings, requests, self.lists, self._journals, self._approving)
 
     async def take(self, settings: Settings) -> None:
         """Go by these settings from the next request on."""
         self._settings = settings
-        self._submission.configure(settings.configuration)
+        self._tools = KnownTools(self._requests, settings.configuration.tools)
+        self._records.take(settings)
+        self.submissions.take(settings, self._tools)
         self._providers.configure(settings.configuration)
         self.budgets.configure(settings.configuration)
         self.pools.take(settings)
-        self._lanes.configure(settings.configuration.tenants)
-        self._tools = KnownTools(self._requests, settings.configuration.tools)
         self._approving.configure(settings.configuration)
-
-    async def submit(self, request: AnyRequest) -> Response[bytes]:
-        """`POST /v1/tasks`"""
-        try:
-            return await self._submit(request)
-        except Exception as error:
-            metrics.submission_refused(http_code(error))
-            raise
-
-    async def _submit(self, request: AnyRequest) -> Response[bytes]:
-        caller = caller_of(request, "submit")
-        tenant = caller.tenant
-        key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
-        prefer = request.headers.get(headers.HTTP_PREFER)
-        wait_seconds = parse_wait_seconds(prefer)
-        body = await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX))
-        allowed = within_rights(parse_task_request(body), body, caller.identity)
-        task_request = check_pool(allowed, self._settings.pools)
-        refusal = self._storage.refusal
-        if refusal is not None:
-            raise self._refusals.storage(refusal, task_request)
-        incoming = traces.parse_traceparent(request.headers.get(headers.TRACEPARENT))
-        with traces.span("POST /v1/tasks", incoming, SpanKind.SERVER, _SPAN_ATTRIBUTES) as span:
-            traceparent = traces.current_traceparent() or incoming or traces.new_traceparent()
-            try:
-                with self.budgets.reserving(tenant, task_request) as reservation:
-                    submitted = await self._submission.submit(
-                        # For the door alone: it is not stored, where an older worker would not know it.
-                        msgspec.structs.replace(task_request, unknown_tools="refuse"),
-                        tenant,
-                        key,
-                        traceparent,
-                        admit=lambda: self._admit(tenant, task_request, reservation),
-                        by=caller.name,
-                        pool_bound=caller.identity.pool is not None,
-                    )
-                    reservation.is_needed = not submitted.existing
-            except QueueFull as error:
-                raise self._refusals.queue_full(error, task_request, tenant) from None
-            span.set_attribute("taskmesh.task", submitted.task)
-            log.debug("task.accepted", task=submitted.task, tenant=tenant, existing=submitted.existing)
-            if wait_seconds:
-                finished = await self._wait(tenant, submitted.task, wait_seconds)
-                if finished is not None:
-                    applied = {"Preference-Applied": f"wait={wait_seconds}", "Location": task_path(submitted.task)}
-                    return json_response(finished, 200, applied)
-            link = await preferred_link(
-                self._settings, self.signing, caller, submitted.task, parse_link_seconds(prefer)
-            )
-            return await self._accepted(submitted, link, [*quotas_in(request.scope), *self.budgets.quotas(tenant)])
+        self.valves.configure(settings.configuration)
 
     async def task(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`GET /v1/tasks/{id}`"""
         tenant = tenant_of(request, "read")
-        shown = await self._record(tenant, checked_task(task), says_waiting=True)
+        shown = await self._records.read(tenant, checked_task(task), says_waiting=True)
         return json_response(shown)
 
     async def link(self, request: AnyRequest, task: str) -> Response[bytes]:
@@ -190,7 +146,7 @@ class Ingress:
         caller = caller_of(request, "read")
         checked_task(task)
         wanted = parse_link_request(await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX), absent=b"{}"))
-        await self._record(caller.tenant, task)  # Only of a task that is there is there anything to see.
+        await self._records.read(caller.tenant, task)  # Only of a task that is there is there anything to see.
         acted(request, caller, "link", task)
         made = await signed_link(self._settings, self.signing, caller, task, wanted.expires_in_seconds)
         return json_response(made)
@@ -213,7 +169,7 @@ class Ingress:
             limit=parse_limit(query.get("limit")),
             cursor=query.get("cursor"),
         )
-        linked = [self._linked(task) for task in page.tasks]
+        linked = [self._records.linked(task) for task in page.tasks]
         return json_response(msgspec.structs.replace(page, tasks=linked))
 
     async def counts(self, request: AnyRequest) -> Response[bytes]:
@@ -231,7 +187,7 @@ class Ingress:
     async def cancel(self, request: AnyRequest, task: str) -> Response[bytes]:
         """`POST /v1/tasks/{id}/cancel`"""
         caller = caller_of(request, "submit")
-        record = await self._record(caller.tenant, checked_task(task))
+        record = await self._records.read(caller.tenant, checked_task(task))
         if record.status in ENDED:
             return json_response(record)
         acted(request, caller, "cancel", record.id)
@@ -260,7 +216,7 @@ class Ingress:
             if ack.duplicate and isinstance(command, ApprovalCommand) and command.decision == "approved":
                 await self._approving.send_again(journal.state, command, message_id, ack, request, route)
             log.debug("task.input_asked", task=task, tenant=tenant, kind=command.__struct_config__.tag)
-        return json_response(self._linked(record(journal.state)), 202)
+        return json_response(self._records.linked(record(journal.state)), 202)
 
     async def _check_duplicate(
         self, tenant: str, task: str, said: MessageInput, message_id: str, sequence: int
@@ -273,112 +229,6 @@ class Ingress:
         journal = await read_journal(self._journals, tenant, task, lambda state: message_id in state.commands)
         input_decisions.was_carried_out(journal.state, said, message_id)
 
-    async def _admit(self, tenant: str, request: TaskRequest, reservation: Reservation) -> int | None:
-        """Refuse a task that none could run in time, names an unknown tool, continues no end, or is over the budget.
-
-        Returns how many tokens what it continues has, if it does.
-        """
-        full = self._refusals.known_full(request, tenant)
-        if full is not None:
-            raise full
-        refusal = self._providers.refusal(request)
-        if refusal is not None:
-            raise self._refusals.pool_unavailable(refusal, request)
-        unknown = await self._tools.refusal(request.tools or ()) if request.unknown_tools == "refuse" else None
-        if unknown is not None:
-            raise RequestRefused("tool-unknown", unknown)
-        history_tokens = await self._history_tokens(tenant, request.continues) if request.continues else None
-        await reservation.take(history_tokens or 0)
-        return history_tokens
-
-    async def _history_tokens(self, tenant: str, task: str) -> int | None:
-        journal = await read_journal(self._journals, tenant, task, lambda state: state.terminal is not None)
-        if journal.state.terminal is None:
-            raise RequestRefused(
-                "conflict", f"task {task} is {journal.state.status}: only an ended one can be continued"
-            )
-        last = journal.state.last_completed
-        return last.usage.input_tokens + last.usage.output_tokens if last is not None else None
-
-    async def _accepted(self, submitted: Submitted, link: TaskLink | None, quotas: list[Quota]) -> Response[bytes]:
-        known = await self._record(submitted.tenant, submitted.task, says_waiting=True) if submitted.existing else None
-        accepted = TaskAccepted(
-            id=submitted.task,
-            tenant=submitted.tenant,
-            status=known.status if known is not None else "queued",
-            pool=submitted.pool,
-            priority=submitted.priority,  # type: ignore[arg-type]  # it was validated as one
-            created_at=submitted.created_at,
-            updated_at=known.updated_at if known is not None else submitted.created_at,
-            sequence=known.sequence if known is not None else 0,
-            queue=self._place(submitted, known),
-            links=task_links(self._settings, submitted.task),
-            link=link or msgspec.UNSET,
-        )
-        answer_headers = {"Location": task_path(submitted.task), **rate_limit_fields(quotas)}
-        if link is not None:
-            answer_headers["Preference-Applied"] = "link"
-        return json_response(accepted, 202, answer_headers)
-
-    def _place(self, submitted: Submitted, known: TaskRecord | None) -> QueueState:
-        """Where an accepted task stands: a new one behind all that was seen, and one that was there where it is."""
-        if known is not None:
-            return known.queue or begun(self._lanes.depth(known.pool, known.priority))
-        place = self._waits.place(submitted.pool, submitted.priority, tenant=submitted.tenant)
-        self._lanes.accepted(submitted.pool, submitted.priority, submitted.tenant)
-        return place
-
-    async def _record(self, tenant: str, task: str, *, says_waiting: bool = False) -> TaskRecord:
-        """A task's status, folded from its journal. That of one that has ended does not change any more.
-
-        `says_waiting`: with what it waits for.
-        """
-        if not self._journals.is_warm(tenant, task):
-            entry = await key_value.get(self._requests, TASKS_BUCKET.name, subjects.task_key(tenant, task))
-            projected = _readable_record(entry.value) if entry is not None and entry.value else None
-            if projected is not None and projected.status in ENDED:
-                return self._linked(projected)
-            packed = await packed_record(self._requests, tenant, task) if entry is None else None
-            if packed is not None:
-                return self._linked(packed)
-        state = (await read_journal(self._journals, tenant, task)).state
-        shown = self._linked(record(state))
-        return await self._waits.told(shown, state) if says_waiting else shown
-
-    async def _wait(self, tenant: str, task: str, wait_seconds: int) -> TaskRecord | None:
-        """The finished task; None if it does not end in time, or can't be seen: it is accepted all the same."""
-        following = asyncio.create_task(self._end_of(tenant, task))
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait({following, stopping}, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
-            return following.result() if following.done() else None
-        except (BrokerUnavailable, TaskNotFound):
-            return None
-        finally:
-            following.cancel()
-            stopping.cancel()
-            await asyncio.gather(following, stopping, return_exceptions=True)
-
-    async def _end_of(self, tenant: str, task: str) -> TaskRecord:
-        """The task, once it has ended."""
-        follower = await self._following.open(tenant, task, 0)
-        if follower is not None:
-            async with aclosing(follower.batches(WAIT_POLL_SECONDS)) as batches:
-                async for _ in batches:
-                    pass
-        return await self._record(tenant, task)
-
-    def _linked(self, task: TaskRecord) -> TaskRecord:
-        return msgspec.structs.replace(task, links=task_links(self._settings, task.id))
-
-
-def _readable_record(value: bytes) -> TaskRecord | None:
-    """A record, if this version can read it; else the journal is asked."""
-    try:
-        return decode(value, TaskRecord)
-    except InvalidPayload:
-        return None
-
 
 def create_app(ingress: Ingress, probe: Probe) -> ASGIApp:
     """The ASGI application."""
@@ -387,7 +237,7 @@ def create_app(ingress: Ingress, probe: Probe) -> ASGIApp:
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         # The one route that has to be fast: past the framework, which would take a seventh of its time.
         if scope["type"] == ScopeType.HTTP and scope["path"] == "/v1/tasks" and scope["method"] == "POST":
-            await answer_directly(ingress.submit, scope, receive, send)
+            await answer_directly(ingress.submissions.submit, scope, receive, send)
         else:
             await app(scope, receive, send)
 
@@ -400,7 +250,7 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
     # `create_app` serves this one. It is here so that the framework knows what /v1/tasks takes.
     @post("/v1/tasks")
     async def submit(request: AnyRequest) -> Response[bytes]:
-        return await ingress.submit(request)
+        return await ingress.submissions.submit(request)
 
     @get("/v1/tasks")
     async def tasks(request: AnyRequest) -> Response[bytes]:
@@ -443,6 +293,8 @@ def _routes(ingress: Ingress, probe: Probe) -> Litestar:
         *(submit, tasks, counts, tools, task, events, links, cancel, inputs, schema),
         *pool_routes(ingress.pools),
         *dead_letter_routes(ingress.dead_letters),
+        *valve_routes(ingress.valves),
+        *mass_cancel_routes(ingress.mass_cancel),
         *usage_routes(ingress.usage),
         *health_routes("ingress", probe),
     ]

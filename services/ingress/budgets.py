@@ -21,7 +21,7 @@ from mesh.budgets.spending import Blocked, is_blocked
 from mesh.clock import now
 from mesh.configuration.mesh_toml import Configuration
 from mesh.configuration.prices_table import ModelPrices
-from mesh.configuration.tenants_table import TenantConfiguration
+from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import BrokerUnavailable
 from mesh.loop_health import LoopHealth
 from mesh.serving.http import RequestRefused
@@ -30,26 +30,36 @@ from mesh.serving.rate_limit_fields import Quota
 log = structlog.get_logger("ingress.budgets")
 
 MedianOutput = Callable[[str], int | None]
+Depth = Callable[[str, str], int | None]
 
 
 class Budgets:
     """The budgets of all tenants, as one ingress goes by them."""
 
-    def __init__(self, requests: Requests, configuration: Configuration, median_output: MedianOutput) -> None:
-        """`median_output`: what a pool's turns have put out lately, in tokens, as far as that is known."""
+    def __init__(
+        self,
+        requests: Requests,
+        configuration: Configuration,
+        tenant_of: TenantOf,
+        median_output: MedianOutput,
+        depth: Depth,
+    ) -> None:
+        """`median_output`: what a pool's turns have put out lately, in tokens, as far as that is known.
+
+        `depth`: how many turns wait in a pool's lane of a priority, as far as that is.
+        """
+        self._depth = depth
         self._requests = requests
+        self.tenant = tenant_of
+        """What holds for a tenant at present."""
         self._median_output = median_output
         self._configuration = configuration
         self._accounts = Accounts(requests)
-        self._reservations = Reservations(self._accounts, self.tenant)
+        self._reservations = Reservations(self._accounts, tenant_of)
 
     def configure(self, configuration: Configuration) -> None:
-        """Go by other limits from now on."""
+        """Go by other pools and prices from now on."""
         self._configuration = configuration
-
-    def tenant(self, name: str) -> TenantConfiguration:
-        """What holds for a tenant at present."""
-        return self._configuration.tenants.of(name)
 
     async def run(self) -> None:
         """Keep accounts fresh, and give back what is not needed, until cancelled."""
@@ -102,7 +112,14 @@ class Budgets:
                 quota._replace(seconds=seconds) if quota.name == error.limit.name else quota
                 for quota in self.quotas(tenant)
             ]
-            raise RequestRefused(error.code, str(error), retry_after_seconds=seconds, quotas=quotas) from None
+            raise RequestRefused(
+                error.code,
+                str(error),
+                retry_after_seconds=seconds,
+                cause=error.limit.name,
+                depth=self._depth(request.pool, request.priority),
+                quotas=quotas,
+            ) from None
 
     def give_back(self, tenant: str, reserved: Amount) -> None:
         """A task was not accepted after all."""

@@ -18,7 +18,7 @@ from mesh.background import repeatedly
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
-from mesh.configuration.tenants_table import TenantsConfiguration
+from mesh.configuration.tenants_table import TenantOf, TenantsConfiguration
 from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of, without_eta
 from mesh.fleet.pool_states import standing
 from mesh.fleet.statistics import look_seconds, old_after_seconds
@@ -78,7 +78,7 @@ class Lanes:
         """So old may be what is known of a lane that changes: until the next look, and until that is read here."""
         self._accepted: OrderedDict[str, Accepted] = OrderedDict()
         """By lane, and by lane and tenant."""
-        self._tenants = TenantsConfiguration()
+        self._tenant_of: TenantOf = TenantsConfiguration().of
         self._pools: dict[str, _Known] = {}
 
     async def run(self) -> None:
@@ -121,9 +121,12 @@ class Lanes:
         """A pool as it is known to be."""
         return self._known(pool).view
 
-    def configure(self, tenants: TenantsConfiguration) -> None:
-        """Go by other weights of tenants from now on."""
-        self._tenants = tenants
+    def go_by(self, tenant_of: TenantOf) -> None:
+        """Go by these weights of tenants."""
+        self._tenant_of = tenant_of
+
+    def _weight(self, tenant: str) -> float:
+        return self._tenant_of(tenant).weight
 
     def queue(self, pool: str, priority: str, before: float | None = None, *, tenant: str | None = None) -> QueueState:
         """Where a task that comes now stands, and when it begins; or one before which so many others stand.
@@ -147,7 +150,7 @@ class Lanes:
         if lane is None or backlog is None:
             return None
         ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
-        return ready + before_in_backlog(own, tenant, backlog, lambda name: self._tenants.of(name).weight)
+        return ready + before_in_backlog(own, tenant, backlog, self._weight)
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
         """What waits of a lane that the stewards order; None of any other lane."""
@@ -217,6 +220,6 @@ class Lanes:
         # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
         waiting = {tenant, *backlog.tenants}
         unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
-        weights = sum(self._tenants.of(name).weight for name in waiting) + unnamed
+        weights = sum(map(self._weight, waiting)) + unnamed
         measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]
-        return min(speed, max(speed * self._tenants.of(tenant).weight / weights, *measured, 0.0))
+        return min(speed, max(speed * self._weight(tenant) / weights, *measured, 0.0))

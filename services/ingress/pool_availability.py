@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 
+from contracts.records.pace import PaceRecord
 from contracts.records.providers import ProviderRecord
 from contracts.tasks import TaskRequest
 from ingress.lane_statistics import Lanes
-from mesh.background import repeatedly
+from mesh.background import background, repeatedly
 from mesh.broker.requests import Requests
-from mesh.clock import lease_clock
+from mesh.clock import lease_clock, now
 from mesh.configuration.mesh_toml import Configuration
 from mesh.loop_health import LoopHealth
+from mesh.pacing.reading import read_paces
+from mesh.pacing.rules import room
 from mesh.providers.breaker_records import ProviderRecords
 from mesh.providers.breaker_rules import ObservedRecord
+from mesh.valves.watched import Valves
 
 log = structlog.get_logger("ingress.pool_availability")
 
 POLL_SECONDS = 0.5
 RETRY_AFTER_SECONDS_MIN = 1.0
+PACE_SECONDS: Final = 1.0
+PACE_OLD_SECONDS: Final = 10.0
+"""Read longer ago than that, what is booked of a pace says nothing any more."""
+PACES_MAX: Final = 1024
 
 
 class Refusal(NamedTuple):
@@ -34,11 +42,15 @@ class Refusal(NamedTuple):
 class Providers:
     """The breakers of all pools, as they were a moment ago."""
 
-    def __init__(self, requests: Requests, configuration: Configuration, lanes: Lanes) -> None:
+    def __init__(self, requests: Requests, configuration: Configuration, lanes: Lanes, valves: Valves) -> None:
         enabled = [name for name, settings in configuration.breakers.items() if settings.enabled]
         self._records = ProviderRecords(requests, enabled)
+        self._requests = requests
+        self._paces: dict[str, PaceRecord] = {}
+        self._paces_read_at = float("-inf")
         self._configuration = configuration
         self._lanes = lanes
+        self.valves = valves
 
     def configure(self, configuration: Configuration) -> None:
         """Go by other providers of pools from now on."""
@@ -47,11 +59,14 @@ class Providers:
 
     async def run(self) -> None:
         """Look at the records until cancelled."""
-        await repeatedly(self._refresh, POLL_SECONDS, LoopHealth(log, "providers.unavailable"))
+        async with background(repeatedly(self._read_paces, PACE_SECONDS, LoopHealth(log, "paces.unavailable"))):
+            await repeatedly(self._refresh, POLL_SECONDS, LoopHealth(log, "providers.unavailable"))
 
     def refusal(self, request: TaskRequest) -> Refusal | None:
         """Why a request is not taken at present; None if it is. Costs a few look-ups."""
-        sightings = [self._records.sighting(name) for name in self._configuration.providers_of(request.pool)]
+        sightings = [self._records.sighting(name) for name in self._not_paused(request.pool)]
+        if not sightings:
+            return None  # People have paused them all: what is accepted waits, and its submitter is told so.
         if any(sighting.is_closed for sighting in sightings):
             return None
         seconds_max = self._configuration.pools[request.pool].wait_seconds
@@ -72,10 +87,22 @@ class Providers:
         found = {name: self._records.sighting(name).record for name in names}
         return {name: record for name, record in found.items() if record is not None}
 
+    def rooms(self, names: Iterable[str]) -> dict[str, float]:
+        """How much may begin now at those of these providers that have a pace, from 0.0 to 1.0.
+
+        Empty while what is booked there has not been read lately.
+        """
+        if lease_clock() - self._paces_read_at > PACE_OLD_SECONDS:
+            return {}
+        paces, at = self._configuration.paces, now().timestamp()
+        return {name: room(paces[name], self._paces.get(name), at) for name in names if name in paces}
+
     def down(self, pool: str) -> str | None:
-        """Why no provider of a pool is called at present, for people; None if one is, or the pool has none."""
-        configured = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
-        records = [self._records.sighting(name).record for name in configured]
+        """Why no provider of a pool is called at present, for people; None if one is, or the pool has none.
+
+        What people have paused is not told here.
+        """
+        records = [self._records.sighting(name).record for name in self._not_paused(pool)]
         if not records or any(record is None or record.state == "closed" for record in records):
             return None
         return ", ".join(
@@ -83,6 +110,15 @@ class Providers:
             for each in records
             if each is not None
         )
+
+    def _not_paused(self, pool: str) -> list[str]:
+        configured = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
+        return [name for name in configured if not self.valves.is_paused(provider=name)]
+
+    async def _read_paces(self) -> None:
+        # One request for all of them; none where no provider has a pace.
+        self._paces = await read_paces(self._requests, list(self._configuration.paces)[:PACES_MAX])
+        self._paces_read_at = lease_clock()
 
     async def _refresh(self) -> None:
         for provider in self._records.providers:

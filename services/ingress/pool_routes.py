@@ -5,6 +5,7 @@ from __future__ import annotations
 from litestar import Response, get
 
 from contracts.api.pools import PoolList, PoolState
+from contracts.records.status import QueueState
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Providers
 from ingress.pool_load import PoolLoads
@@ -49,13 +50,18 @@ class Pools:
         fleet = self._lanes.fleet.fleet
         workers = None if fleet is None else [each.record for each in fleet.alive if each.record is not None]
         names = self._settings.configuration.providers_of(pool)
+        tenant = None if sees_all(caller) else caller.tenant
+
+        def place(pool: str, priority: str) -> QueueState:
+            return self._waits.held_up(pool, priority, tenant, self._lanes.queue(pool, priority))
+
         return pool_state(
             pool,
             self._lanes.view(pool),
-            self._waits.place,
+            place,
             workers,
-            provider_states(names, self._providers.records(names)),
-            None if sees_all(caller) else caller.tenant,
+            provider_states(names, self._providers.records(names), self._providers.rooms(names)),
+            tenant,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,7 +11,7 @@ import msgspec
 from contracts import subjects
 from contracts.errors import TaskmeshError
 from contracts.identifiers import turn_of
-from contracts.records.status import QueueState, TaskRecord, Waiting
+from contracts.records.status import Pause, QueueState, TaskRecord, Waiting
 from contracts.streams import TASKS, TOOLS, TURNS, lane_consumer, tool_consumer
 from ingress.budgets import Budgets
 from ingress.lane_statistics import Lanes
@@ -24,6 +25,8 @@ from mesh.fleet.queues import Queue
 from mesh.task.state import TaskState
 from mesh.task.waiting import clock, waiting_of
 
+PauseOf = Callable[[str, str, str | None], Pause | None]
+
 PLACES_AT_ONCE_MAX: Final = 8
 """Places in queues that are looked up at the same time: who asks beyond that is told without one."""
 
@@ -31,8 +34,12 @@ PLACES_AT_ONCE_MAX: Final = 8
 class Waits:
     """Says of tasks what they wait for."""
 
-    def __init__(self, requests: Requests, lanes: Lanes, providers: Providers, budgets: Budgets) -> None:
+    def __init__(
+        self, requests: Requests, lanes: Lanes, providers: Providers, budgets: Budgets, pause_of: PauseOf
+    ) -> None:
+        """`pause_of`: what people have paused that keeps a turn of a pool, priority and tenant from being begun."""
         self._requests = requests
+        self._pause_of = pause_of
         self._lanes = lanes
         self._fleet = lanes.fleet
         self._providers = providers
@@ -40,10 +47,19 @@ class Waits:
         self._looking = 0
 
     async def told(self, record: TaskRecord, state: TaskState) -> TaskRecord:
-        """A record with what its task waits for, and the place in line of one that has not begun."""
+        """A task's record with what it waits for, what is paused, if it is that, and its place while it is queued."""
         waiting = await self.of(state)
-        place = self.place_of(state, waiting) if record.status == "queued" and waiting is not None else None
-        return msgspec.structs.replace(record, waiting=waiting, queue=place)
+        if waiting is None:
+            return record
+        paused = self._pause_for(waiting, state) if waiting.on == "pause" else None
+        place = self.place_of(state, waiting) if record.status == "queued" else None
+        return msgspec.structs.replace(record, waiting=waiting, queue=place, pause=paused)
+
+    def _pause_for(self, waiting: Waiting, state: TaskState) -> Pause | None:
+        if waiting.tool is not None:
+            return None  # A call is no turn.
+        name, priority = _queue_of(waiting, state)
+        return self._pause_of(name, priority, state.tenant)
 
     async def of(self, state: TaskState) -> Waiting | None:
         """What a task waits for; None if it has ended. Costs two requests for one that waits in a queue."""
@@ -54,6 +70,9 @@ class Waits:
         if waiting.on == "retry":
             waiting = _after_its_time(waiting, fleet)
         if waiting.on == "provider" or (waiting.on == "retry" and waiting.until is None and waiting.tool is None):
+            paused = self._pause_for(waiting, state)
+            if paused is not None:
+                return _paused(waiting, paused)
             down = self._providers.down(state.pool)
             return waiting if down is None else _instead(waiting, "provider", f"and {down}.")
         if waiting.on == "step":
@@ -65,15 +84,22 @@ class Waits:
     def place(self, pool: str, priority: str, before: float | None = None, *, tenant: str | None = None) -> QueueState:
         """Where a task that comes now stands, or one before which so many others stand. Costs no request."""
         state = self._lanes.queue(pool, priority, before, tenant=tenant)
-        if state.basis in ("no-worker", "paused") or self._providers.down(pool) is None:
+        return self.held_up(pool, priority, tenant, state)
+
+    def held_up(self, pool: str, priority: str, tenant: str | None, state: QueueState) -> QueueState:
+        """A place, as it is while people have paused what a task of this tenant needs, or no provider is called."""
+        if state.basis in ("no-worker", "paused"):
             return state
-        return without_eta(state, "no-provider")
+        if self._pause_of(pool, priority, tenant) is not None:
+            return without_eta(state, "paused")
+        return state if self._providers.down(pool) is None else without_eta(state, "no-provider")
 
     def place_of(self, state: TaskState, waiting: Waiting) -> QueueState:
         """Where a task stands that has not begun, and waits for this."""
         _, priority = _queue_of(waiting, state)
         if waiting.on in ("worker", "no-worker", "pause", "provider"):
-            place = self.place(state.pool, priority, waiting.ahead)
+            place = self._lanes.queue(state.pool, priority, waiting.ahead)
+            place = self.held_up(state.pool, priority, state.tenant, place)
             return place if waiting.ahead is not None else msgspec.structs.replace(place, position=None)
         # Somebody has it already, or a timer brings it.
         return begun(self._lanes.depth(state.pool, priority))
@@ -84,6 +110,9 @@ class Waits:
         label = (queue or Queue(name, priority)).label
         ahead = await self._ahead(waiting, state)
         waiting = msgspec.structs.replace(waiting, ahead=ahead)
+        paused = self._pause_for(waiting, state)
+        if paused is not None:
+            return _paused(waiting, paused)
         if queue is not None and queue.paused_seconds:
             until = now() + timedelta(seconds=queue.paused_seconds)
             return _instead(waiting, "pause", f"and {label} is paused until {clock(until)}.", until=until)
@@ -164,6 +193,14 @@ def _with_worker(waiting: Waiting, state: TaskState, fleet: Fleet) -> Waiting:
         return _instead(waiting, "step", "who does not answer: another takes it over once its lease has ended.")
     on = "no-worker" if queue.is_lane else "no-runner"
     return _instead(waiting, on, f"who does not answer, and nobody else does who serves {queue.label}.")
+
+
+def _paused(waiting: Waiting, pause: Pause) -> Waiting:
+    until = f" until {clock(pause.until)}" if pause.until is not None else ""
+    why = f" ({pause.reason.rstrip('.')})" if pause.reason is not None else ""
+    name = pause.name.replace(".", ", ") if pause.kind == "lane" else pause.name
+    more = f"and {pause.kind} {name} is paused since {clock(pause.since)}{until}{why}."
+    return _instead(waiting, "pause", more, until=pause.until)
 
 
 def _instead(waiting: Waiting, on: str, more: str, **fields: object) -> Waiting:

@@ -28,16 +28,19 @@ from steward.sweeping import Sweeps
 from steward.trigger_firing import Triggers
 from steward.unbegun import Unbegun
 from steward.usage_counting import UsageCounting
+from steward.valve_records import ValveRecords
 from steward.waking import Waking
 from steward.webhooks import Webhooks
 
 
 async def main(service: Service) -> None:
     """Carry out commands, purge what is due, keep lanes and provisioning, until told to stop."""
-    settings = service.settings
-    mover = Mover(service.connection, settings, service.worker)
-    budgets = BudgetCondition(service.requests, settings.configuration)
+    settings, valves = service.settings, service.valves
+    mover = Mover(service.connection, valves.limits_of, service.worker)
+    budgets = BudgetCondition(service.requests, valves.limits_of)
     mover.add_condition(budgets.may_go_on)
+    mover.add_condition(lambda tenant, _pool, _priority: not valves.is_paused(tenant=tenant))
+    valves.on_changed(mover.wake)
     lanes = LaneKeeper(service.connection, settings.pools, mover.crowd)
     control = ControlLoop(service.connection, settings, service.worker)
     timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
@@ -45,14 +48,15 @@ async def main(service: Service) -> None:
     stranded = Stranded(service.requests, service.worker)
     advisories = Advisories(service.connection, settings, stranded, service.worker)
     webhooks = Webhooks(service)
-    critic = Critics(service.connection, settings)
+    critic = Critics(service.connection, settings, valves.limits_of)
     reconciling = Reconciling(service.requests, settings)
     provisioning = Provisioning(service.requests, lambda: service.settings)
     service.wellness.add_remark(provisioning.check)
-    triggers = Triggers(service.connection, settings, service.worker)
+    triggers = Triggers(service.connection, settings, service.worker, valves.limits_of)
     schedules = Schedules(service.requests)
     counting = UsageCounting(service.requests, service.worker)
     sweeps = Sweeps(service.requests, settings, service.worker)
+    await valves.open()
 
     async def take(settings: Settings) -> None:
         triggers.submission.configure(settings.configuration)
@@ -60,8 +64,7 @@ async def main(service: Service) -> None:
         # A webhook, or the critic, that is new has a consumer of its own, which is made there.
         await webhooks.take(settings)
         control.take(settings)
-        budgets.configure(settings.configuration)
-        mover.take(settings)
+        mover.wake()
         critic.take(settings)
 
     async def lags_of_walks(at: datetime) -> dict[str, timedelta]:
@@ -91,7 +94,9 @@ async def main(service: Service) -> None:
         webhooks.run(),
         provisioning.run(),
         critic.run(),
-        *figure_rounds(service.connection, settings, lags_of_walks),
+        valves.run(),
+        ValveRecords(service.requests).run(),
+        *figure_rounds(service.connection, settings, lags_of_walks, valves),
     )
     # The record stays until what is in hand has ended.
     async with heartbeats(service), jobs:

@@ -32,6 +32,7 @@ from mesh.broker.deliveries import Delivery
 from mesh.clock import now
 from mesh.configuration.critic_table import CriticConfiguration
 from mesh.configuration.settings import Settings
+from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import QueueFull
 from mesh.journal.journal import Journal
 from mesh.journal.submission import Submission
@@ -153,12 +154,24 @@ def _cut(text: str) -> str:
 class Critic:
     """Reads DEAD_LETTERS, and starts the critic's tasks."""
 
-    def __init__(self, connection: Connection, settings: Settings, configuration: CriticConfiguration) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        configuration: CriticConfiguration,
+        tenant_of: TenantOf | None = None,
+    ) -> None:
+        """`tenant_of`: what holds for a tenant at present, if that is more than the settings say."""
         self._requests = connection.requests
         self._configuration = configuration
         self._deliveries_max = settings.max_deliver
         self._admitting = asyncio.Lock()
-        self._submission = Submission(connection.requests, settings.configuration.pools, settings.configuration.tenants)
+        self._submission = Submission(
+            connection.requests,
+            settings.configuration.pools,
+            settings.configuration.tenants,
+            tenant_of=tenant_of,
+        )
         self._consumption = Consumption.of_one(
             connection, settings, DEAD_LETTERS.name, CRITIC_CONSUMER, self._handle, AT_ONCE_MAX
         )
@@ -223,8 +236,9 @@ class Critic:
 class Critics:
     """The critic that is configured, if one is; another one where the configuration changes."""
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    def __init__(self, connection: Connection, settings: Settings, tenant_of: TenantOf | None = None) -> None:
         self._connection = connection
+        self._tenant_of = tenant_of
         self._configured: tuple[object, ...] = ()
         self._job = Replaceable()
         self.take(settings)
@@ -244,7 +258,7 @@ class Critics:
         if configured is None:
             self._job.put(None)
         else:
-            self._job.put(lambda: Critic(self._connection, settings, configured).run())
+            self._job.put(lambda: Critic(self._connection, settings, configured, self._tenant_of).run())
 
 
 def _leave(reason: str) -> Ack:

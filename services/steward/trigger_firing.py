@@ -27,6 +27,7 @@ from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
 from mesh.clock import now
 from mesh.configuration.settings import Settings
+from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import MessageTooLarge, NoRoom, QueueFull
 from mesh.journal import dead_letter_records
 from mesh.journal.giving_up import left_seconds
@@ -55,12 +56,18 @@ class _Waits(Exception):
 class Triggers:
     """Everything between SIGNALS, the schedules that fire, and TASKS, in one process."""
 
-    def __init__(self, connection: Connection, settings: Settings, worker: str) -> None:
+    def __init__(
+        self, connection: Connection, settings: Settings, worker: str, tenant_of: TenantOf | None = None
+    ) -> None:
+        """`tenant_of`: what holds for a tenant at present, if that is more than the settings say."""
         self._requests = connection.requests
         self._settings = settings
         self._worker = worker
         self.submission = self._submission = Submission(
-            connection.requests, settings.configuration.pools, settings.configuration.tenants
+            connection.requests,
+            settings.configuration.pools,
+            settings.configuration.tenants,
+            tenant_of=tenant_of,
         )
         self._book = RuleBook(connection.requests)
         self._paced: dict[str, float] = {}

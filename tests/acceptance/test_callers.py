@@ -56,6 +56,11 @@ class Operation:
     scope: Scope
     takes_body: bool
 
+    @property
+    def is_everybodys(self) -> bool:
+        """Whether it touches what is of no tenant alone, and so takes credentials for any."""
+        return self.path.startswith("/v1/valves")
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -215,6 +220,8 @@ async def test_each_caller_gets_what_they_may(operation: Operation, stage: Stage
                     expected = "403 scope-missing"
                 elif tenant is not None and tenant != caller.tenant and not caller.any_tenant:
                     expected = "403 tenant-mismatch"
+                elif operation.is_everybodys and not caller.any_tenant:
+                    expected = "403 forbidden"
                 else:
                     expected = let_in[tenant or caller.tenant]
                 answer = await stage.ask(mode, operation, caller.token, tenant)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from contracts.access import new_key
+from contracts.access import Key, new_key
 from contracts.identifiers import new_id
 from mesh.broker.connection import Connection, connect
 from mesh.clock import now
@@ -88,6 +88,37 @@ async def test_a_key_submits_follows_and_reads_the_tasks_of_its_tenant(asked: As
     assert "event: task.completed" in events.text
     read = await asked.client.get(f"/v1/tasks/{task}", headers=bearer(key))
     assert read.json()["status"] == "completed"
+
+
+async def test_what_is_everybodys_is_paused_by_a_key_for_any_tenant_alone(asked: Asked) -> None:
+    async def tried(key: Key, method: str, path: str, **body: object) -> tuple[int, str | None]:
+        answer = await asked.client.request(method, path, headers=bearer(key), json=body if method != "GET" else None)
+        return answer.status_code, answer.json().get("code")
+
+    own = await write_key(asked.requests, "acme")
+    bound = await write_key(asked.requests, "acme", any_tenant=True, pool="other")
+    reader = await write_key(asked.requests, "acme", "read", "submit", any_tenant=True)
+    operator = await write_key(asked.requests, "acme", "operate", any_tenant=True)
+    acts = [
+        ("PUT", "/v1/valves/tenant/acme"),
+        ("DELETE", "/v1/valves/tenant/acme"),
+        ("PUT", "/v1/valves/limits/acme"),
+        ("DELETE", "/v1/valves/limits/acme"),
+        ("GET", "/v1/valves"),
+    ]
+    for method, path in acts:
+        for key in (own, bound):
+            assert await tried(key, method, path) == (403, "forbidden")
+        assert await tried(reader, method, path) == (403, "scope-missing")
+    assert await tried(operator, "PUT", "/v1/valves/tenant/globex") == (200, None)
+    assert await tried(operator, "DELETE", "/v1/valves/tenant/globex") == (200, None)
+    # Many tasks are cancelled by whoever may operate on them: of the own tenant, and of the own pool.
+    assert await tried(reader, "POST", "/v1/tasks/cancel") == (403, "scope-missing")
+    assert await tried(own, "POST", "/v1/tasks/cancel", dry_run=True) == (200, None)
+    assert await tried(bound, "POST", "/v1/tasks/cancel", dry_run=True, pool="default") == (403, "forbidden")
+    elsewhere = bearer(own) | {"Mesh-Tenant": "globex"}
+    refused = await asked.client.post("/v1/tasks/cancel", json={"dry_run": True}, headers=elsewhere)
+    assert (refused.status_code, refused.json()["code"]) == (403, "tenant-mismatch")
 
 
 async def test_without_credentials_a_request_is_refused_and_told_how_to_show_them(asked: Asked) -> None:

@@ -93,7 +93,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
         await receiver.stop()
 
 
-@pytest.mark.parametrize("title", ["Is it well?", "Workers, lanes and providers", "Sizes"])
+@pytest.mark.parametrize("title", ["Is it well?", "Workers, lanes and providers", "Pause, limit, cancel", "Sizes"])
 async def test_what_a_mesh_says_of_itself_is_as_printed(house: House, title: str) -> None:
     await house.walk().through(PAGE.section(title))
 

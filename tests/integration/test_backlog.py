@@ -47,7 +47,7 @@ async def wait_there(connection: Connection, tenant: str, count: int) -> list[st
 
 @asynccontextmanager
 async def moving(connection: Connection, settings: Settings, steward: str = "steward-1") -> AsyncIterator[Mover]:
-    mover = Mover(connection, settings, steward)
+    mover = Mover(connection, settings.configuration.tenants.of, steward)
     async with background(mover.run()):
         yield mover
 

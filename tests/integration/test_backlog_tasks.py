@@ -82,7 +82,7 @@ async def move(connection: Connection) -> None:
 
 @asynccontextmanager
 async def moving(connection: Connection, settings: Settings) -> AsyncIterator[Mover]:
-    mover = Mover(connection, settings, "steward")
+    mover = Mover(connection, settings.configuration.tenants.of, "steward")
     async with background(mover.run()):
         yield mover
 
@@ -258,7 +258,7 @@ async def test_no_more_of_a_tenant_are_worked_on_than_may_be(connection: Connect
     for _ in range(3):
         await put(connection, first_turn(tenant="other"))
     async with moving(connection, settings) as mover:
-        mover._tenants = tenants(running=2)
+        mover._tenant_of = tenants(running=2).of
 
         async def none_of_others_waits() -> bool:
             return not await subjects_of(connection.requests, BACKLOG.name, "backlog.*.*.other")

@@ -28,6 +28,7 @@ from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.provisioning import apply, declared
 from mesh.broker.shares import LANE_WEIGHTS
 from mesh.configuration.settings import Settings
+from mesh.valves.watched import Valves
 from steward.waking import Waking
 from tests.support.broker import Broker
 from tests.support.slow_link import slow_link
@@ -57,7 +58,7 @@ async def back_up(connection: Connection, messages: dict[str, int], stream: str 
 
 def specs(connection: Connection, settings: Settings) -> list[ConsumerSpec]:
     """What an inference worker pulls."""
-    return lanes(settings, Breakers(connection.requests, {}, "worker"))
+    return lanes(settings, Breakers(connection.requests, {}, "worker"), Valves(connection.requests))
 
 
 class Held:

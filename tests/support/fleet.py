@@ -47,9 +47,10 @@ async def worker(
         service = Service("inference_worker", settings, connection)
         service.worker = f"fleet-{number}"
         breakers = Breakers(connection.requests, {PROVIDER: BreakerSettings()}, service.worker)
-        consumption = Consumption(connection, settings, lanes(settings, breakers), hold, 1)
+        consumption = Consumption(connection, settings, lanes(settings, breakers, service.valves), hold, 1)
+        await service.valves.open()
         async with (
-            background(breakers.run(service.stopping), consumption.run()),
+            background(breakers.run(service.stopping), service.valves.run(), consumption.run()),
             heartbeats(service, lambda: consumption.in_hand, pools=settings.pools),
         ):
             yield

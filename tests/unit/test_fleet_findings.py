@@ -10,6 +10,7 @@ import pytest
 
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import HealthCheck
+from contracts.records.valves import Valve
 from mesh.configuration.settings import SERVICES
 from mesh.fleet.findings import CHECKS, findings
 from mesh.fleet.members import Member
@@ -65,6 +66,8 @@ def test_nothing_is_found_of_a_fleet_that_is_well() -> None:
          "the runner that serves search"),
         ({"queues": [Queue("default", "normal", waiting=1, paused_seconds=60.0)]}, "lanes", True,
          "lane default, normal is paused for 60 s more", "nats consumer resume"),
+        ({"valves": [Valve(kind="lane", name="default.low", by="key:1", since=AT, reason="a move")]}, "valves", False,
+         "lane default.low is paused by key:1 since", "meshctl resume"),
         ({"full": [FullLane("lane default, low of tenant acme", 5_000, 5_000)]}, "lanes", True,
          "of tenant acme is full: 5,000 of 5,000", "more workers"),
         ({"providers": [BREAKER]}, "providers", True, "breaker of main is open since 03:02:05 UTC", "providers`"),

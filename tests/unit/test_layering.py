@@ -46,9 +46,10 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.ledger": ("mesh", "mesh.configuration", "mesh.task", "mesh.broker", "mesh.archive"),
     "mesh.budgets": (*_BELOW_THE_JOURNAL, "mesh.ledger", "mesh.serving"),
     "mesh.tools": _BELOW_THE_JOURNAL,
-    "mesh.serving": _BELOW_THE_JOURNAL,
-    "mesh.fleet": _BELOW_THE_JOURNAL,
-    "mesh.access": (*_BELOW_THE_JOURNAL, "mesh.serving"),
+    "mesh.valves": _BELOW_THE_JOURNAL,
+    "mesh.serving": (*_BELOW_THE_JOURNAL, "mesh.valves"),
+    "mesh.fleet": (*_BELOW_THE_JOURNAL, "mesh.valves"),
+    "mesh.access": (*_BELOW_THE_JOURNAL, "mesh.valves", "mesh.serving"),
     "mesh.steps": (
         *_BELOW_THE_JOURNAL,
         "mesh.archive",

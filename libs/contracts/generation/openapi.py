@@ -40,6 +40,14 @@ from contracts.generation.openapi_tasks import (
     submit_task,
 )
 from contracts.generation.openapi_usage import read_usage
+from contracts.generation.openapi_valves import (
+    cancel_tasks,
+    end_limits,
+    limit_tenant,
+    list_valves,
+    open_valve,
+    shut_valve,
+)
 
 INGRESS = {"url": "http://127.0.0.1:8080", "description": "Ingress (MESH_INGRESS_ADDRESS)"}
 STREAM_EDGE = {"url": "http://127.0.0.1:8081", "description": "Stream edge (MESH_EDGE_ADDRESS)"}
@@ -71,6 +79,7 @@ def openapi() -> dict[str, Any]:
             {"name": "tasks", "description": "What was asked for, and how it stands."},
             {"name": "tools", "description": "What models may call."},
             {"name": "pools", "description": "What takes tasks, and how loaded it is."},
+            {"name": "valves", "description": "What operators pause, limit for a while, and let go on."},
             {"name": "usage", "description": "What was used, and what it cost."},
             {"name": "dead letters", "description": "Work that gave up: look at it, repair it, replay it."},
             {"name": "events", "description": "A task's journal as Server-Sent Events."},
@@ -80,6 +89,7 @@ def openapi() -> dict[str, Any]:
         "paths": {
             "/v1/tasks": {"post": asking("submit", submit_task()), "get": asking("read", list_tasks())},
             "/v1/tasks/counts": {"get": asking("read", count_tasks())},
+            "/v1/tasks/cancel": {"post": asking("operate", cancel_tasks())},
             "/v1/tasks/{id}": {"get": asking("read", read_task())},
             "/v1/tasks/{id}/cancel": {"post": asking("submit", cancel_task())},
             "/v1/tasks/{id}/inputs": {"post": asking("answer", send_input())},
@@ -88,6 +98,15 @@ def openapi() -> dict[str, Any]:
             "/v1/tools": {"get": asking("read", list_tools())},
             "/v1/pools": {"get": asking("read", list_pools())},
             "/v1/pools/{pool}/load": {"get": asking("operate", read_pool_load())},
+            "/v1/valves": {"get": asking("operate", list_valves())},
+            "/v1/valves/limits/{tenant}": {
+                "put": asking("operate", limit_tenant()),
+                "delete": asking("operate", end_limits()),
+            },
+            "/v1/valves/{kind}/{name}": {
+                "put": asking("operate", shut_valve()),
+                "delete": asking("operate", open_valve()),
+            },
             "/v1/usage": {"get": asking("read", read_usage())},
             "/v1/dead-letters": {"get": asking("read", list_dead_letters())},
             "/v1/dead-letters/{id}": {

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from contracts import errors, headers, subjects, tasks
 from contracts.access import Scope
-from contracts.api import dead_letters, inputs, links, pools, usage
+from contracts.api import dead_letters, inputs, links, pools, usage, valves
 from contracts.generation.schemas import components, exact_pattern
 from contracts.records import status, tools
 
@@ -139,6 +139,11 @@ def component_schemas() -> dict[str, Any]:
         pools.PoolLoad,
         pools.PoolList,
         usage.UsageReport,
+        valves.PauseRequest,
+        valves.LimitsRequest,
+        valves.ValveList,
+        valves.CancelRequest,
+        valves.CancelAnswer,
         dead_letters.DeadLetterList,
         dead_letters.TaskDeadLetters,
         dead_letters.ReplayRequest,
@@ -162,7 +167,7 @@ def component_schemas() -> dict[str, Any]:
         _tell_defaults(schema)
     # An older ingress leaves these out, which is nothing for whoever asks this one.
     accepted = found["TaskAccepted"]
-    accepted["required"] = [name for name in accepted["properties"] if name != "link"]
+    accepted["required"] = [name for name in accepted["properties"] if name not in ("link", "pause")]
     for name in ("tenant", "updated_at", "sequence"):
         accepted["properties"][name] = found["TaskRecord"]["properties"][name]
     return found

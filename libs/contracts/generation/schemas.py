@@ -9,9 +9,10 @@ import msgspec
 
 from contracts import access, errors, links, tasks
 from contracts.api import dead_letters, inputs
+from contracts.api import valves as api_valves
 from contracts.journal import edge_events, events
 from contracts.messages import acts, control, notifications, reloading, work
-from contracts.records import archive, backlog, budgets, orders, pace, providers, speeds, status, storage, tools
+from contracts.records import archive, backlog, budgets, orders, pace, providers, speeds, status, storage, tools, valves
 from contracts.triggers import rules
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -74,6 +75,13 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "budget_account": budgets.BudgetAccount,
     "pace_record": pace.PaceRecord,
     "speed_sample": speeds.SpeedSample,
+    "valve": valves.Valve,
+    "tenant_limits": valves.TenantLimits,
+    "pause_request": api_valves.PauseRequest,
+    "limits_request": api_valves.LimitsRequest,
+    "valve_list": api_valves.ValveList,
+    "cancel_request": api_valves.CancelRequest,
+    "cancel_answer": api_valves.CancelAnswer,
     "problem": errors.Problem,
     "health": status.Health,
 }

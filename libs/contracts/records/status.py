@@ -11,6 +11,7 @@ from contracts.errors import ErrorInfo
 from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Seconds, Step, Tenant, Time
 from contracts.journal.parts import Incomplete, Parent, Timings, Usage
 from contracts.tasks import Priority
+from contracts.valve_keys import ValveKind
 
 Status = Literal["queued", "running", "waiting", "dead_lettered", "completed", "failed", "cancelled", "expired"]
 """
@@ -119,8 +120,8 @@ EtaBasis = Literal["free", "drain", "pool", "places", "no-worker", "no-provider"
 What an ETA was worked out from.  free: a place is free.  drain: how many tasks of its lane began a second, while some
 waited.  pool: the same of the pool's other lanes, shared out by weight.  places: how many places there are, and how
 long a task has one. Without an ETA, why there is none.  no-worker: nobody who lives serves the pool.  no-provider: no
-provider of it is called at present.  paused: the lane gives nothing to anybody.  begun: it waits for no place any more.
-unknown: nothing was measured yet.
+provider of it is called at present.  paused: people have paused the lane, its pool, the tenant, or all that the pool
+could ask.  begun: it waits for no place any more.  unknown: nothing was measured yet.
 """
 
 
@@ -138,13 +139,27 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     basis: EtaBasis = "unknown"
 
 
+class Pause(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What keeps a task from going on that people have paused: the `kind` and name of it, since when, and why.
+
+    It goes on by itself at `until`, if there is one. Of a provider it is said where all that the pool has are paused.
+    """
+
+    kind: ValveKind
+    name: str
+    since: Time
+    until: Time | None = None
+    reason: str | None = None
+
+
 class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task's status, folded from its journal up to stream sequence `sequence`.
 
     In the bucket `tasks` under `<tenant>.<task>`, where a record is only ever replaced by one with a higher
-    `sequence`; over HTTP with `links`, and one that has not ended and is read by its id with `waiting`, and with
-    `queue` while it is `queued`. `usage` is of the task's own turns, `tree_usage` of its sub-tasks' too;
-    `over_budget_tokens` is what they have used beyond its budget. `by`: who has submitted it.
+    `sequence`; over HTTP with `links`, and one that has not ended and is read by its id with `waiting`, with `queue`
+    while it is `queued`, and with `pause` if it waits since people have paused something. `usage` is of the task's own
+    turns, `tree_usage` of its sub-tasks' too; `over_budget_tokens` is what they have used beyond its budget. `by`: who
+    has submitted it.
     """
 
     id: Id
@@ -173,6 +188,7 @@ class TaskRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     by: By | None = None
     waiting: Waiting | None = None
     queue: QueueState | None = None
+    pause: Pause | None = None
     links: Links | None = None
 
 
@@ -187,7 +203,7 @@ class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a 202. It has all that a `TaskRecord` has to have, so that a client may take it for one.
 
     `sequence` is 0 of a task that is new: nothing of its journal was read. `link` is there for who has asked for one by
-    `Prefer: link`.
+    `Prefer: link`, `pause` while people have paused what the task needs: it waits until that goes on.
     """
 
     id: Id
@@ -201,6 +217,7 @@ class TaskAccepted(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueState
     links: Links
     link: TaskLink | msgspec.UnsetType = msgspec.UNSET
+    pause: Pause | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskList(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,12 @@ _ASKED: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("POST", "/v1/tasks/{id}/inputs", "input"),
         ("POST", "/v1/tasks/{id}/links", "link"),
         ("GET", "/v1/tasks/{id}/events", "follow"),
+        ("POST", "/v1/tasks/cancel", "cancel-many"),
+        ("GET", "/v1/valves", "valves"),
+        ("PUT", "/v1/valves/limits/[^/]*", "limit"),
+        ("DELETE", "/v1/valves/limits/[^/]*", "end-limits"),
+        ("PUT", "/v1/valves/[^/]*/[^/]*", "pause"),
+        ("DELETE", "/v1/valves/[^/]*/[^/]*", "resume"),
         ("GET", "/v1/tools", "tools"),
         ("GET", "/v1/pools", "pools"),
         ("GET", "/v1/pools/[^/]*/load", "load"),
@@ -74,11 +80,20 @@ def asked(method: str, path: str) -> Asked:
     return UNKNOWN
 
 
-def acted(request: AnyRequest, caller: Caller, what: str, task: str | None = None) -> None:
+def acted(
+    request: AnyRequest,
+    caller: Caller,
+    what: str,
+    task: str | None = None,
+    *,
+    target: str | None = None,
+    reason: str | None = None,
+) -> None:
     """Note what a request has brought about, or is about to: its line then says what came of it."""
     note = note_in(request.scope)
     if note is not None:
         note.act, note.task, note.tenant, note.by = what, task, caller.tenant, caller.name
+        note.target, note.reason = target, reason
 
 
 class _Refusals:
@@ -133,7 +148,9 @@ def _tell(scope: HTTPScope, note: RequestNote, source_of: Source) -> None:
         what=note.act or by_path.what,
         task=note.task or by_path.task,
         tenant=note.tenant,
+        target=note.target,
         by=note.by,
+        reason=note.reason,
         source=source_of(scope),
         result=note.code or audit.ACCEPTED,
     )

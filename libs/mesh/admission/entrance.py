@@ -16,7 +16,7 @@ from mesh.admission.estimate import estimate, placed
 from mesh.broker.requests import PubAck, Requests
 from mesh.broker.stream_states import messages_on
 from mesh.configuration.mesh_toml import PoolConfiguration
-from mesh.configuration.tenants_table import TenantsConfiguration
+from mesh.configuration.tenants_table import TenantConfiguration, TenantOf, TenantsConfiguration
 from mesh.errors import NoRoom, QueueFull
 
 _NO_LIMITS: Final = PoolConfiguration()
@@ -68,10 +68,13 @@ class Entrance:
         pools: Mapping[str, PoolConfiguration],
         tenants: TenantsConfiguration,
         lanes: LaneView | None = None,
+        tenant_of: TenantOf | None = None,
     ) -> None:
+        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`."""
         self._requests = requests
         self._lanes = lanes or OrderedLanes(requests)
         self._full_until: dict[subjects.LaneSubject, float] = {}
+        self._tenant_now = tenant_of
         self.configure(pools, tenants)
 
     def configure(self, pools: Mapping[str, PoolConfiguration], tenants: TenantsConfiguration) -> None:
@@ -90,11 +93,11 @@ class Entrance:
         """The lane that a task gets, and what it is thought to cost."""
         median = self._lanes.median_output(request.pool)
         cost = estimate(request, self.pool(request.pool), median, history_tokens)
-        return placed(request.priority, self._tenants.of(tenant), cost)
+        return placed(request.priority, self._tenant_of(tenant), cost)
 
     def goes_by_backlog(self, work: TurnWork) -> bool:
         """Whether a task is for the stewards to let in: those of a tenant that has a bound on what runs always are."""
-        bounded = self._tenants.of(work.tenant).running is not None
+        bounded = self._tenant_of(work.tenant).running is not None
         return bounded or self._lanes.goes_by_backlog(work.pool, work.priority)
 
     async def commit(
@@ -124,9 +127,12 @@ class Entrance:
             self._full_until[lane] = _time() + FULL_SECONDS
             raise _no_room(lane, error) from None
 
+    def _tenant_of(self, name: str) -> TenantConfiguration:
+        return self._tenants.of(name) if self._tenant_now is None else self._tenant_now(name)
+
     async def _check_backlog(self, lane: subjects.LaneSubject) -> None:
         """Raise `QueueFull` if the tenant has as much waiting there as it may. BACKLOG itself has the bound of all."""
-        bound = self._tenants.of(lane.tenant).backlog
+        bound = self._tenant_of(lane.tenant).backlog
         if bound >= LANE_BACKLOG_MAX:
             return
         if await messages_on(self._requests, BACKLOG.name, backlog.backlog_subject(lane)) >= bound:

@@ -81,6 +81,18 @@ async def delete(requests: Requests, bucket: str, key: str, timeout_seconds: flo
     await requests.publish(f"$KV.{bucket}.{key}", b"", {headers.KV_OPERATION: "DEL"}, timeout_seconds)
 
 
+async def compare_and_delete(requests: Requests, bucket: str, key: str, revision: int) -> bool:
+    """Mark a key as deleted if it is still at `revision`. False if it is not."""
+    expected = {headers.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision), headers.KV_OPERATION: "DEL"}
+    try:
+        await requests.publish(f"$KV.{bucket}.{key}", b"", expected)
+    except BrokerError as error:
+        if error.number in WRONG_LAST_SEQUENCE:
+            return False
+        raise
+    return True
+
+
 async def put_json(requests: Requests, bucket: str, key: str, value: object) -> int:
     """Write a wire type."""
     return await put(requests, bucket, key, encode(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -68,6 +68,10 @@ class TenantsConfiguration(msgspec.Struct, frozen=True, kw_only=True):
     def of(self, tenant: str) -> TenantConfiguration:
         """What holds for a tenant."""
         return self.tenants.get(tenant, self.by_default)
+
+
+TenantOf = Callable[[str], TenantConfiguration]
+"""Tells what holds for a tenant at present: what the operator has set, but for what holds for a while."""
 
 
 def lane_of(tenant: TenantConfiguration, priority: Priority) -> Priority:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import LaneStatistics, WorkerRecord
+from contracts.records.valves import Valve
 from contracts.streams import BUILT_IN_TOOLS
 from contracts.subjects import PRIORITIES
 from mesh.configuration.settings import SERVICES
@@ -25,7 +26,7 @@ _NAMES_MAX: Final = 4
 _START: Final = "`meshctl up` starts again what has ended; by hand: `python -m {}`"
 CHECKS: Final = (
     "services", "answers", "versions", "builds", "configurations", "variables", "clocks", "streams", "processes",
-    "statistics", "queues", "lanes", "providers", "mcp_servers",
+    "statistics", "queues", "lanes", "valves", "providers", "mcp_servers",
 )  # fmt: skip
 """What is looked at. A finding has one of these names."""
 
@@ -40,7 +41,8 @@ class Finding(NamedTuple):
 
 
 class Fleet(NamedTuple):
-    """What one look at a mesh has seen. `pools` are those that are configured, `at` is the broker's time."""
+    """What one look at a mesh has seen. `pools` are those that are configured, `at` is the broker's time, `valves` what
+    people have paused."""
 
     members: Sequence[Member]
     queues: Sequence[Queue]
@@ -49,6 +51,7 @@ class Fleet(NamedTuple):
     statistics: Sequence[LaneStatistics]
     pools: Sequence[str]
     at: datetime
+    valves: Sequence[Valve] = ()
 
     @property
     def alive(self) -> list[Member]:
@@ -106,6 +109,7 @@ def findings(fleet: Fleet) -> list[Finding]:
         _statistics(fleet),
         _queues(fleet),
         _lanes(fleet),
+        _valves(fleet),
         _providers(fleet),
         _mcp_servers(fleet),
     ]
@@ -288,6 +292,19 @@ def _lanes(fleet: Fleet) -> Finding | None:
         else []
     )
     return Finding("lanes", first_few(told), "; ".join(remedies))
+
+
+def _valves(fleet: Fleet) -> Finding | None:
+    """What people have paused: it may have been forgotten."""
+    if not fleet.valves:
+        return None
+    told = [
+        f"{each.kind} {each.name} is paused by {each.by} since {_clock(each.since)}"
+        + (f" until {_clock(each.until)}" if each.until is not None else "")
+        + (f" ({each.reason})" if each.reason is not None else "")
+        for each in sorted(fleet.valves, key=lambda valve: (valve.kind, valve.name))
+    ]
+    return Finding("valves", first_few(told), "let it go on: `meshctl resume <what> <name>`", grave=False)
 
 
 def _providers(fleet: Fleet) -> Finding | None:

@@ -45,7 +45,9 @@ def standing(fleet: Fleet, pool: str) -> dict[str, EtaBasis]:
     if not fleet.serves_pool(pool):
         return dict.fromkeys(PRIORITIES, "no-worker")
     queues = {priority: fleet.queue(pool, priority) for priority in PRIORITIES}
-    paused = [priority for priority, queue in queues.items() if queue is not None and queue.paused_seconds]
+    paused = {priority for priority, queue in queues.items() if queue is not None and queue.paused_seconds}
+    shut = {(valve.kind, valve.name) for valve in fleet.valves}
+    paused |= {each for each in PRIORITIES if {("pool", pool), ("lane", f"{pool}.{each}")} & shut}
     return dict.fromkeys(paused, "paused")
 
 
@@ -68,6 +70,10 @@ def _pool_of(
     providers: list[ProviderState],
 ) -> PoolState:
     view, stands = pool_view(pool, fresh, workers), standing(fleet, pool)
+    paused = {valve.name for valve in fleet.valves if valve.kind == "provider"}
+    if providers and all(provider.provider in paused for provider in providers):
+        for priority in PRIORITIES:
+            stands.setdefault(priority, "paused")
     if providers and all(provider.breaker != "closed" for provider in providers):
         for priority in PRIORITIES:
             stands.setdefault(priority, "no-provider")

@@ -296,14 +296,17 @@ class Reconciliation:
 
         In this order: it goes from BACKLOG into its lane, and is stored there anew, later than it was due.
         """
-        lane = LaneSubject(*subject.split(".")[1:])
-        if await self._has_older(BACKLOG.name, subjects.backlog(*lane), due_at):
+        waits_on = subjects.backlog(*LaneSubject(*subject.split(".")[1:]))
+        if await self._has_older(BACKLOG.name, waits_on, due_at):
             return True
         stream = TASKS if subject.startswith("tasks.") else TURNS
         if await self._has_older(stream.name, subject, due_at):
             return True
-        # What lies there was moved on, or is of others. Only few are: else the first would be older.
-        return await backlog.find(self._requests, stream.name, subject, task) is not None
+        # What lies there was moved on, or put off, or is of others. It may be moved either way meanwhile.
+        for name, place in ((BACKLOG.name, waits_on), (stream.name, subject), (BACKLOG.name, waits_on)):
+            if await backlog.find(self._requests, name, place, task) is not None:
+                return True
+        return False
 
     async def _has_older(self, stream: str, subject: str, due_at: datetime) -> bool:
         """Whether a subject still has a message that was stored before one was due, give or take a while.

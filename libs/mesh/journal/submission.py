@@ -35,7 +35,7 @@ from mesh.broker.direct_get import Stored, last_from_leader, read_page, read_seq
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.configuration.mesh_toml import Configuration, PoolConfiguration
-from mesh.configuration.tenants_table import TenantsConfiguration
+from mesh.configuration.tenants_table import TenantOf, TenantsConfiguration
 from mesh.errors import BrokerUnavailable, IdempotencyMismatch, StepLost
 from mesh.journal.journal import Journal
 from mesh.journal.projection import BackgroundProjection
@@ -81,9 +81,11 @@ class Submission:
         pools: Mapping[str, PoolConfiguration] | None = None,
         tenants: TenantsConfiguration | None = None,
         lanes: LaneView | None = None,
+        tenant_of: TenantOf | None = None,
     ) -> None:
+        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`."""
         self._requests = requests
-        self._entrance = Entrance(requests, pools or {}, tenants or TenantsConfiguration(), lanes)
+        self._entrance = Entrance(requests, pools or {}, tenants or TenantsConfiguration(), lanes, tenant_of)
         self._projection = BackgroundProjection(requests)
         self._late: set[asyncio.Task[None]] = set()
 

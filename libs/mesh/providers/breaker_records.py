@@ -60,7 +60,7 @@ class ProviderRecords:
         """Call `callback` when somebody has changed a state, and when that may have been missed."""
 
         def heard(subject: str | None) -> None:
-            if subject is None or subject.removeprefix(subjects.PROVIDERS_CHANGED_PREFIX) in self.providers:
+            if subject is None or subject.rpartition(".")[2] in self.providers:
                 callback()
 
         await self._requests.on_announced(subjects.PROVIDERS_CHANGED, heard)

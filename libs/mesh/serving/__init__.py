@@ -1,4 +1,4 @@
 """What every service process does: start, serve HTTP, beat its heart, make requests of its own.
 
-May import: `mesh`, `mesh.configuration`, `mesh.task`, `mesh.broker`, `mesh.telemetry`.
+May import: `mesh`, `mesh.configuration`, `mesh.task`, `mesh.broker`, `mesh.telemetry`, `mesh.valves`.
 """

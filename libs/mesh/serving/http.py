@@ -62,6 +62,10 @@ class RequestNote:
     act: str | None = None
     """What it has brought about, or was about to."""
     task: str | None = None
+    target: str | None = None
+    """What it is about that is no task."""
+    reason: str | None = None
+    """Why, as it says."""
     code: str | None = None
     """The problem code that it was answered with."""
 

@@ -42,6 +42,7 @@ from mesh.serving.tls_protocol import Tls
 from mesh.serving.watchdog import watched
 from mesh.serving.wellness import Wellness
 from mesh.telemetry import metrics, traces
+from mesh.valves.watched import Valves
 
 if TYPE_CHECKING:
     from mesh.serving.tls import Certificate
@@ -97,6 +98,8 @@ class Service:
         self.ops: str | None = None
         """Where it serves operators."""
         metrics.watch_broker(lambda: connection.is_connected, lambda: connection.requests.round_trip_seconds)
+        self.valves = Valves(connection.requests, lambda: self.settings.configuration.tenants)
+        """What people have paused, or limited for a while. Known once it was opened, and kept up while it runs."""
         self.stopping = asyncio.Event()
         self.hurrying = asyncio.Event()
         """Told to stop a second time: what still runs is not waited for."""

@@ -5,8 +5,10 @@
 | a journal that fits it | in its queue for 0.2 s, then as the leader says | a replica is behind, or a writer died |
 | a process that understands it | in its queue for 1 to 10 s (`giving_up`) | it is of another version |
 | a permit, before the claim | in hand (`Hold`) | a delivery is one of few, and brings no news |
-| its tenant's budget, before the claim | in BACKLOG: acked, and a steward brings it back | it may be a month |
-| the same, after one | nowhere: acked, and a timer brings another | its message is bound to it |
+| its pool or lane, which is paused | in its queue, which nobody pulls | nobody knows for how long |
+| its tenant, which is paused | in BACKLOG, before the claim: a steward brings it back | others share its lane |
+| its tenant's budget | the same | it may be a month |
+| the same, after one, or without room there | nowhere: acked, and a timer brings another | it is bound to it |
 | its provider, after a try | in hand | that try counts for nothing, so must its delivery |
 | either, while eight are in hand | in its queue | what is in hand costs memory and a lease |
 | time, up to 10 s | in its queue for so long | it needs no timer and no second message |

@@ -19,6 +19,25 @@ class PutsOff(Protocol):
         ...
 
 
+class AnyPutsOff:
+    """Work waits while any of several says so; they are asked in this order."""
+
+    def __init__(self, *several: PutsOff) -> None:
+        self._several = several
+
+    def expect(self, work: Work) -> None:
+        """A delivery has come."""
+        for each in self._several:
+            each.expect(work)
+
+    async def is_put_off(self, work: Work) -> bool:
+        """Whether one of them says that it is to wait."""
+        for each in self._several:
+            if await each.is_put_off(work):
+                return True
+        return False
+
+
 class _Never:
     def expect(self, work: Work) -> None:
         """Nothing is looked up."""

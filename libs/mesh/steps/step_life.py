@@ -75,7 +75,7 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class PutOff:
-    """The step waits until its tenant may go on: its message goes into BACKLOG."""
+    """The step waits until its tenant may go on: its message lies in BACKLOG."""
 
 
 Answered = Settle | SettleDeadLetter | Drop | Later | Refuse | Hold | HandOver | PutOff
@@ -143,10 +143,10 @@ class StepLife:
 
     async def _claim(self, journal: Journal, work: Work, delivery: Delivery, permit: Permit) -> ClaimedStep | Answered:
         """Claim the step, if that is what the journal says; else what it says."""
-        # The lease is looked at right before each append: a process that slept must not begin (rule 4).
-        decided: JournalEvent | Answered = await journal.advance(
-            lambda state: self._next(state, work, delivery, permit), lambda: delivery.lease_held
-        )
+        decided = await self._decided(journal, work, delivery, permit)
+        if isinstance(decided, PutOff) and not await self._put_off(journal.state, work, delivery):
+            # Where nothing more can wait it is claimed. Without a budget it fails then, and waits by a timer.
+            decided = await self._decided(journal, work, delivery, permit, may_wait=False)
         if isinstance(decided, events.StepClaimed):
             log.debug("step.claimed", delivery=delivery.deliveries, message=delivery.sequence)
             self._projection.submit(record(journal.state))
@@ -155,7 +155,18 @@ class StepLife:
             raise TypeError(f"{type(decided).__name__} is no claim")
         return decided
 
-    async def _next(self, state: TaskState, work: Work, delivery: Delivery, permit: Permit) -> Append | Answered:
+    async def _decided(
+        self, journal: Journal, work: Work, delivery: Delivery, permit: Permit, *, may_wait: bool = True
+    ) -> JournalEvent | Answered:
+        # The lease is looked at right before each append: a process that slept must not begin (rule 4).
+        decided: JournalEvent | Answered = await journal.advance(
+            lambda state: self._next(state, work, delivery, permit, may_wait=may_wait), lambda: delivery.lease_held
+        )
+        return decided
+
+    async def _next(
+        self, state: TaskState, work: Work, delivery: Delivery, permit: Permit, *, may_wait: bool = False
+    ) -> Append | Answered:
         match decide(state, work, delivery.sequence, now()):
             case Begin(begun):
                 return Append(lambda stamp: queued_event(stamp, begun))
@@ -167,8 +178,7 @@ class StepLife:
                 return HandOver()
             case Claim() if not permit.is_valid:
                 return Hold()
-            case Claim() if (work.step, work.gen) not in state.bindings and await self._puts_off.is_put_off(work):
-                # One that was claimed before goes on by this message alone (rule 3), and waits by a timer.
+            case Claim() if may_wait and await self._is_put_off(state, work):
                 return PutOff()
             case Claim():
                 if work.step == FIRST_STEP:
@@ -177,6 +187,24 @@ class StepLife:
                 return Append(self._claim_event(state, work, delivery), last=True)
             case decision:
                 return decision
+
+    async def _is_put_off(self, state: TaskState, work: Work) -> bool:
+        # One that was claimed before goes on by this message alone (rule 3).
+        return (work.step, work.gen) not in state.bindings and await self._puts_off.is_put_off(work)
+
+    async def _put_off(self, state: TaskState, work: Work, delivery: Delivery) -> bool:
+        """Let a step's message wait in BACKLOG; False if there is no room there. Its task's deadline goes on."""
+        try:
+            await backlog.put_off(self._requests, delivery)
+        except NoRoom as error:
+            log.warning("step.no_room_to_wait", error=str(error))
+            return False
+        if work.step == FIRST_STEP:
+            # Its journal may be this worker's: who accepted the task leaves the rest to whoever has begun it.
+            self._projection.submit(record(state))
+            await publish_outbox(self._requests, deadline_timer(state), traces.current_traceparent())
+        log.info("step.put_off", message=delivery.sequence)
+        return True
 
     async def _is_orphan(self, state: TaskState, work: Work) -> bool:
         """Whether a sub-task is about to begin whose parent is over.
@@ -225,14 +253,12 @@ class StepLife:
                 return decided
             case HandOver():
                 return await self._hand_over(journal, work, delivery)
-            case PutOff():
-                await backlog.put_off(self._requests, delivery)
-                log.info("step.put_off", message=delivery.sequence)
-                return Ack()
             case Settle():
                 return await self._settle(journal.state, work)
             case SettleDeadLetter(event):
                 return await self._settle_dead_letter(journal.state, work, delivery, event.error)
+            case PutOff():
+                return Ack()
             case Drop():
                 log.info("step.dropped", message=delivery.sequence)
                 return Ack()

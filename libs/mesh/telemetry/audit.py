@@ -26,11 +26,32 @@ def what_of(command: Command) -> str:
 
 
 def tell(
-    *, what: str, by: str | None, source: str, result: str, tenant: str | None = None, task: str | None = None
+    *,
+    what: str,
+    by: str | None,
+    source: str,
+    result: str,
+    tenant: str | None = None,
+    task: str | None = None,
+    target: str | None = None,
+    reason: str | None = None,
 ) -> None:
-    """Write a line. `result` is `accepted`, or the code of what it was refused with."""
+    """Write a line. `result` is `accepted`, or the code of what it was refused with.
+
+    `target`: what is meant that is no task, such as a valve; `reason`: why, as whoever asked has said.
+    """
     say = log.info if result == ACCEPTED else log.warning
-    say("audit", what=what, task=task, tenant=tenant, by=by, source=source, result=result)
+    say(
+        "audit",
+        what=what,
+        task=task,
+        tenant=tenant,
+        target=target,
+        by=by,
+        reason=reason,
+        source=source,
+        result=result,
+    )
 
 
 def tell_left_out(refusals: int) -> None:

@@ -127,6 +127,13 @@ consumer_running = Figure(
 consumers_paused = Figure(
     "taskmesh.consumers.paused", "{consumer}", "Consumers that somebody has paused.", "taskmesh.stream"
 )
+valves_shut = Figure(
+    "taskmesh.valves.shut",
+    "{valve}",
+    "Pools, lanes, tenants and providers that people have paused.",
+    "taskmesh.valve",
+)
+tenants_limited = Figure("taskmesh.tenants.limited", "{tenant}", "Tenants that have other limits for a while.")
 timers_waiting = Figure(
     "taskmesh.timers.waiting",
     "{timer}",

@@ -27,6 +27,7 @@ from mesh.access.keys import MadeKey, Rights
 from mesh.access.link_keys import rotate_keys
 from mesh.broker.requests import Requests
 from mesh.clock import now
+from meshctl import times
 from meshctl.display import output
 from meshctl.display.keys_table import keys_table
 from meshctl.flags import add_setting_flags
@@ -34,10 +35,7 @@ from meshctl.operators import operator_name
 from meshctl.supervision.acts import act_at_broker
 
 GRACE: Final = timedelta(hours=24)
-SPAN_DAYS_MAX: Final = 36_500
 _SETTINGS: Final = ("home", "nats_url", "nats_domain", "nats_port")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_SPAN: Final = re.compile(r"([0-9]{1,9})([smhd])")
 _ID: Final = re.compile(rf"(?:{KEY_PREFIX})?({KEY_ID_PATTERN})")
 
 _DESCRIPTION: Final = """\
@@ -63,7 +61,7 @@ def add_commands(commands: Any) -> None:
     create.add_argument("--any-tenant", action="store_true", help="let it name any tenant: for operators")
     create.add_argument("--scopes", metavar="A,B", type=_scopes, required=True, help=f"of {', '.join(SCOPES)}")
     create.add_argument(
-        "--expires", metavar="TIME", type=_time, help="a span such as 90d, or a time (RFC 3339) [never]"
+        "--expires", metavar="TIME", type=times.span_or_time, help="a span such as 90d, or a time (RFC 3339) [never]"
     )
     create.add_argument("--name", metavar="TEXT", type=_name, help="what it is for")
     create.add_argument("--pool", type=_pool, help="the one pool that its tasks may run in [any]")
@@ -77,17 +75,19 @@ def add_commands(commands: Any) -> None:
 
     rotate = _add(actions, "rotate", "make a key with the rights of another, which ends later", _run_rotate)
     rotate.add_argument("key", metavar="ID", type=_id, help="the id of the old one")
-    rotate.add_argument("--grace", metavar="SPAN", type=_span, default=GRACE, help="how long the old one goes on [24h]")
+    rotate.add_argument(
+        "--grace", metavar="SPAN", type=times.span, default=GRACE, help="how long the old one goes on [24h]"
+    )
     rotate.add_argument(
         "--expires",
         metavar="TIME",
-        type=_time,
+        type=times.span_or_time,
         help="when the new one ends [after as long as the old one was made for]",
     )
 
     text = "sign links to events with another key; those of before hold for a grace"
     links = _add(actions, "rotate-links", text, _run_rotate_links)
-    links.add_argument("--grace", metavar="SPAN", type=_span, default=GRACE, help="how long they may hold [24h]")
+    links.add_argument("--grace", metavar="SPAN", type=times.span, default=GRACE, help="how long they may hold [24h]")
 
 
 def _add(actions: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -211,26 +211,6 @@ def _scopes(raw: str) -> list[Scope]:
     if unknown:
         raise argparse.ArgumentTypeError(f"there is no scope {unknown[0]!r}; {', '.join(SCOPES)}")
     return [scope for scope in SCOPES if scope in named]
-
-
-def _span(raw: str) -> timedelta:
-    match = _SPAN.fullmatch(raw)
-    span = timedelta(**{_UNITS[match[2]]: min(int(match[1]), SPAN_DAYS_MAX * 86_400)}) if match is not None else None
-    if span is None or span > timedelta(days=SPAN_DAYS_MAX):
-        raise argparse.ArgumentTypeError("must be a number and s, m, h or d, such as 90d")
-    return span
-
-
-def _time(raw: str) -> timedelta | datetime:
-    if _SPAN.fullmatch(raw) is not None:
-        return _span(raw)
-    try:
-        told = datetime.fromisoformat(raw)
-    except ValueError:
-        told = None
-    if told is None or told.tzinfo is None:
-        raise argparse.ArgumentTypeError("must be a span such as 90d, or a time with its offset (RFC 3339)")
-    return told
 
 
 def _name(raw: str) -> str:

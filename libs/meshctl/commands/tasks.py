@@ -22,6 +22,7 @@ from contracts.subjects import PRIORITIES
 from contracts.tasks import BODY_BYTES_MAX, ApprovalMode
 from mesh.configuration.settings import load_variables
 from meshctl.client import Client, Received
+from meshctl.commands import mass_cancel
 from meshctl.credentials import given_key
 from meshctl.display import output
 from meshctl.display.rendering import MARK, StreamText, accepted_text, record_text
@@ -55,9 +56,13 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     get.add_argument("task", help="id of the task")
     get.set_defaults(run=_run_get)
 
-    text = "Stop a task, for good. What it has put out so far stays. A task that is over stays as it is."
+    text = (
+        "Stop a task, for good. What it has put out so far stays. A task that is over stays as it is. With --all: many,"
+        " by a filter; it is shown first which they are, and --yes stops them."
+    )
     cancel = commands.add_parser("cancel", parents=[common], help="stop a task", description=text)
-    cancel.add_argument("task", help="id of the task")
+    cancel.add_argument("task", nargs="?", help="id of the task")
+    mass_cancel.add_arguments(cancel)
     cancel.set_defaults(run=_run_cancel)
 
     text = (
@@ -269,7 +274,10 @@ async def _get(arguments: argparse.Namespace) -> int:
 
 
 async def _cancel(arguments: argparse.Namespace) -> int:
+    mass_cancel.check_arguments(arguments)
     async with client_of(arguments) as client:
+        if arguments.all:
+            return await mass_cancel.cancel_many(client, arguments)
         answer = await client.cancel(arguments.task)
     if output.for_people():
         ended = answer.value.status in ENDED

@@ -19,6 +19,7 @@ _LINES: Final = (
     ("processes",),
     ("statistics",),
     ("queues", "lanes"),
+    ("valves",),
     ("providers",),
     ("mcp_servers",),
 )

@@ -66,8 +66,12 @@ class Breakers:
         configured: Mapping[str, BreakerSettings],
         worker: str,
         paces: Mapping[str, PaceSettings] | None = None,
+        is_paused: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`paces`: what each provider allows; without them nothing is limited."""
+        """`paces`: what each provider allows; without them nothing is limited.
+
+        `is_paused`: whether somebody has paused a provider; `changed` is to be called when that may have changed.
+        """
         self.pacing = Pacing(requests, paces or {}, worker)
         self.pacing.on_changed(self._update_gates)
         enabled = {name: settings for name, settings in configured.items() if settings.enabled}
@@ -75,6 +79,7 @@ class Breakers:
         self._records = ProviderRecords(requests, enabled)
         self._breakers = {name: Breaker(name, settings) for name, settings in enabled.items()}
         self._worker = worker
+        self._is_paused = is_paused
         self._gates: list[PoolGate] = []
         self._pools: dict[str, PoolGate] = {}
         self._wake = asyncio.Event()
@@ -103,17 +108,19 @@ class Breakers:
     def available(self, provider: str) -> bool:
         """Whether a stream of this provider may begin in this worker now: for the step in hand, if there is one."""
         breaker = self._breakers.get(provider)
+        if self._is_paused(provider):
+            return False
         return (breaker is None or breaker.is_available) and may_begin(self.pacing.pacer(provider))
 
     def is_closed(self, provider: str) -> bool:
         """Whether all may call the provider."""
         breaker = self._breakers.get(provider)
-        return breaker is None or breaker.is_closed
+        return (breaker is None or breaker.is_closed) and not self._is_paused(provider)
 
     def free_probe(self, provider: str) -> Probe | None:
         """The probe of a provider, if it is here, free and nobody's yet."""
         breaker = self._breakers.get(provider)
-        probe = breaker.probe if breaker is not None else None
+        probe = breaker.probe if breaker is not None and not self._is_paused(provider) else None
         return probe if probe is not None and probe.is_free and not probe.reserved else None
 
     def configure(
@@ -218,7 +225,11 @@ class Breakers:
             due = breaker.sighting.age_seconds(at) >= PROBE_LEASE_SECONDS / 3
             return renewed(record, self._worker, now()) if due else None
         age_seconds = breaker.sighting.age_seconds(at)
-        if stopping.is_set() or probing(record, self._worker, now(), age_seconds) is None:
+        if (
+            stopping.is_set()
+            or self._is_paused(breaker.provider)
+            or probing(record, self._worker, now(), age_seconds) is None
+        ):
             return None
         gates = [gate for gate in self._gates if breaker.provider in gate.providers]
         if not any(gate.waiting for gate in gates):

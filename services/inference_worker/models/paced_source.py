@@ -16,6 +16,7 @@ from mesh.pacing.pacer import Pacer, Place
 from mesh.pacing.pacing import Pacing
 from mesh.task.conversation import AssistantTurn, ConversationItem
 from mesh.task.failures import StepFailed
+from mesh.valves.gates import behind
 
 RATE_LIMITED = "rate-limited"
 
@@ -29,7 +30,7 @@ class PlacedPermit:
 
 def place_in_hand(pacer: Pacer) -> Place | None:
     """The place at this provider that the step in hand has, and has not begun with."""
-    permit: object = permit_in_hand.get()
+    permit: object = behind(permit_in_hand.get())
     place = permit.place if isinstance(permit, PlacedPermit) else None
     return place if place is not None and place.pacer is pacer and not place.begun else None
 

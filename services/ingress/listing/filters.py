@@ -15,13 +15,17 @@ from ingress.listing.rows import code_label, metadata_label, tool_label
 class TaskFilter:
     """Which tasks are asked for. `since` is inclusive, `until` is not; both are held against `updated_at`.
 
-    `metadata`: keys with the texts of their values, all of which a task must have.
+    `metadata`: keys with the texts of their values, all of which a task must have. Tasks have no label of their pool,
+    priority and age: these are looked at row by row.
     """
 
     status: Status | None = None
     metadata: tuple[tuple[str, str], ...] = ()
     since: datetime | None = None
     until: datetime | None = None
+    pool: str | None = None
+    priority: str | None = None
+    created_before: datetime | None = None
 
     @property
     def labels(self) -> list[int]:
@@ -30,7 +34,11 @@ class TaskFilter:
         return labels if self.status is None else [*labels, status_label(self.status)]
 
     def takes(self, record: TaskRecord) -> bool:
-        """Whether a task that has the labels has the values: two of them may share a label."""
+        """Whether a task that has the labels has the values: two of them may share a label, and others have none."""
+        if self.pool not in (None, record.pool) or self.priority not in (None, record.priority):
+            return False
+        if self.created_before is not None and record.created_at >= self.created_before:
+            return False
         has = record.metadata or {}
         return all(key in has and scalar_text(has[key]) == text for key, text in self.metadata)
 

@@ -23,7 +23,7 @@ from mesh.admission.backlog import waiting_by_lane
 from mesh.background import first_of, repeatedly
 from mesh.broker.connection import Connection
 from mesh.broker.direct_get import subjects_of
-from mesh.configuration.settings import Settings
+from mesh.configuration.tenants_table import TenantOf
 from mesh.loop_health import LoopHealth
 from steward.admission.lane_moves import Allowance, LaneMoves
 from steward.admission.lease import RENEW_SECONDS, MoverLease
@@ -50,7 +50,7 @@ Waiting = dict[tuple[str, str], dict[str, int]]
 class Mover:
     """Moves messages, and learns from workers what the tenants' turns have used."""
 
-    def __init__(self, connection: Connection, settings: Settings, steward: str) -> None:
+    def __init__(self, connection: Connection, tenant_of: TenantOf, steward: str) -> None:
         self._connection = connection
         self._requests = connection.requests
         self._lease = MoverLease(connection.requests, steward)
@@ -59,12 +59,7 @@ class Mover:
         self._may_go_on: list[MayGoOn] = []
         self._woken = asyncio.Event()
         self._still_rounds = 0
-        self.take(settings)
-
-    def take(self, settings: Settings) -> None:
-        """Go by these shares from the next round on."""
-        self._tenants = settings.configuration.tenants
-        self._woken.set()
+        self._tenant_of = tenant_of
 
     def add_condition(self, may_go_on: MayGoOn) -> None:
         """Ask this, too, before anything of a tenant goes on."""
@@ -139,7 +134,7 @@ class Mover:
         """How many more turns of each tenant may be worked on, or be next, of those whose settings bound them."""
         left: dict[str, int] = {}
         for tenant in {name for tenants in waiting.values() for name in tenants}:
-            bound = self._tenants.of(tenant).running
+            bound = self._tenant_of(tenant).running
             if bound is None:
                 continue
             counts = [
@@ -153,7 +148,7 @@ class Mover:
         def allowance_of(tenant: str) -> Allowance | None:
             if not all(may_go_on(tenant, pool, priority) for may_go_on in self._may_go_on):
                 return None
-            return Allowance(self._tenants.of(tenant).weight, bounded.get(tenant))
+            return Allowance(self._tenant_of(tenant).weight, bounded.get(tenant))
 
         return allowance_of
 
@@ -170,4 +165,4 @@ class Mover:
         except TaskmeshError:
             return  # Whoever keeps the statistics of lanes says so.
         for tenant, tokens in sample.tokens.items():
-            lane.order.used(tenant, sample.begun.get(tenant, 0), tokens, self._tenants.of(tenant).weight)
+            lane.order.used(tenant, sample.begun.get(tenant, 0), tokens, self._tenant_of(tenant).weight)

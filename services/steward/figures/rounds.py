@@ -6,17 +6,20 @@ Every steward does: what one tells is not lost with it. None of it runs unless s
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import structlog
 
+from contracts.valve_keys import VALVE_KINDS
 from mesh.broker.connection import Connection
 from mesh.clock import MESH_CLOCK, now
 from mesh.configuration.settings import Settings
 from mesh.loop_health import LoopHealth
 from mesh.telemetry import figures, traces
+from mesh.valves.watched import Valves
 from steward.figures import queues, storage
 from steward.figures.fleet import FleetFigures
 
@@ -31,13 +34,20 @@ COUNT_SECONDS: Final = 120.0
 """The broker goes through all timers to count them: 0.2 µs each (ADR-19), in which nobody sets one."""
 
 
-def figure_rounds(connection: Connection, settings: Settings, retention_lags: Lags) -> list[Coroutine[Any, Any, None]]:
+def figure_rounds(
+    connection: Connection, settings: Settings, retention_lags: Lags, valves: Valves
+) -> list[Coroutine[Any, Any, None]]:
     """The endless jobs that tell the figures; none while metrics are off."""
     if not traces.enabled():
         return []
     requests = connection.requests
     breakers = [name for name, breaker in settings.configuration.breakers.items() if breaker.enabled]
     fleet = FleetFigures(connection, settings.pools, breakers)
+
+    async def tell_valves() -> None:
+        shut = Counter(valve.kind for valve in valves.shut())
+        figures.valves_shut.tell({(kind,): shut[kind] for kind in VALVE_KINDS})
+        figures.tenants_limited.tell({(): len(valves.limits())})
 
     async def tell_retention() -> None:
         if MESH_CLOCK.is_learnt:
@@ -51,6 +61,7 @@ def figure_rounds(connection: Connection, settings: Settings, retention_lags: La
         job(lambda: queues.tell(requests), "queues"),
         job(fleet.tell, "fleet"),
         job(tell_retention, "retention"),
+        job(tell_valves, "valves"),
         job(lambda: storage.tell(requests), "storage"),
         job(lambda: storage.tell_timers(requests), "timers", COUNT_SECONDS),
     ]

@@ -88,14 +88,15 @@ class Providers:
         return {name: record for name, record in found.items() if record is not None}
 
     def rooms(self, names: Iterable[str]) -> dict[str, float]:
-        """How much may begin now at those of these providers that have a pace, from 0.0 to 1.0.
+        """How much may begin now at those of these providers that have a pace, or have said to come later: 0.0 to 1.0.
 
         Empty while what is booked there has not been read lately.
         """
         if lease_clock() - self._paces_read_at > PACE_OLD_SECONDS:
             return {}
         paces, at = self._configuration.paces, now().timestamp()
-        return {name: room(paces[name], self._paces.get(name), at) for name in names if name in paces}
+        rooms = {name: room(paces[name], self._paces.get(name), at) for name in names if name in paces}
+        return {name: left for name, left in rooms.items() if paces[name].is_set or left < 1}
 
     def down(self, pool: str) -> str | None:
         """Why no provider of a pool is called at present, for people; None if one is, or the pool has none.

@@ -45,6 +45,8 @@ class ValveRoutes:
 
         Who has paused it is nobody's business but the operators'.
         """
+        if not self._valves.any_shut:
+            return None  # Each acceptance asks.
         # A task may be of a pool that this ingress has no more.
         providers = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
         valve = self._valves.holding(pool, priority, tenant, providers)

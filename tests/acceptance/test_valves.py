@@ -36,6 +36,8 @@ def configuration(first: ModelServer, second: ModelServer) -> str:
         [providers.second]
         kind = "openai"
         base_url = "{second.base_url}"
+        [providers.second.pace]
+        requests_per_minute = 60000
         [pools.default]
         [pools.other]
         [pools.routed]
@@ -106,6 +108,20 @@ class Bench:
             return all(last_word(process, kind, name) == "valve.shut" for process in services)
 
         await until(said)
+
+    async def pool(self, name: str) -> dict[str, Any]:
+        """A pool as it stands."""
+        pools = (await self.client.get("/v1/pools")).json()["pools"]
+        return next(pool for pool in pools if pool["pool"] == name)
+
+    async def until_paused_lanes(self, name: str, *priorities: str) -> None:
+        """Wait until these lanes of a pool, and no others, are told to be paused."""
+
+        async def are() -> bool:
+            lanes = (await self.pool(name))["lanes"]
+            return [lane["priority"] for lane in lanes if lane["basis"] == "paused"] == [*priorities]
+
+        await until(are)
 
     async def in_backlog(self) -> int:
         """How many messages wait in BACKLOG."""
@@ -224,6 +240,64 @@ async def test_turns_go_round_a_paused_provider_and_wait_if_there_is_no_other(be
     await bench.until_status(waits, "completed")
     assert len(bench.second.exchanges) == 1
     await bench.delete("provider/second")
+
+
+async def test_what_is_paused_has_no_time_in_line_and_its_pool_says_so(bench: Bench) -> None:
+    shut = [
+        ("pool/default", "default", ("high", "normal", "low")),
+        ("lane/default.normal", "default", ("normal",)),
+        ("provider/second", "routed", ()),
+    ]
+    for path, pool, lanes in shut:
+        await bench.put(path)
+        await bench.until_paused_lanes(pool, *lanes)
+        if lanes:
+            waits = await bench.post(pool=pool)
+            assert (waits["queue"]["basis"], waits["queue"]["eta_seconds"]) == ("paused", None)
+            assert (await bench.record(waits))["queue"]["basis"] == "paused"
+        if path != "provider/second":
+            await bench.delete(path)
+        await bench.until_paused_lanes("default")
+    await bench.put("provider/first")
+    await bench.until_paused_lanes("routed", "high", "normal", "low")
+    for name in ("first", "second"):
+        await bench.delete(f"provider/{name}")
+    await bench.put("tenant/acme")
+    assert (await bench.post(tenant="acme"))["queue"]["basis"] == "paused"
+    assert (await bench.post(tenant="globex"))["queue"]["basis"] != "paused"
+    await bench.delete("tenant/acme")
+    [first, second] = (await bench.pool("routed"))["providers"]
+    assert first["room"] is None
+    assert 0 <= second["room"] <= 1
+
+
+async def test_limits_for_a_while_are_what_budgets_and_the_order_of_tenants_go_by(bench: Bench) -> None:
+    await bench.put("limits/few", limits={"tokens_per_month": 10}, seconds=600)
+
+    async def is_refused_with_a_depth() -> bool:
+        request = {"input": "hello", "max_output_tokens": 50}
+        answer = await bench.client.post("/v1/tasks", json=request, headers={"Mesh-Tenant": "few"})
+        if answer.status_code == 202:
+            return False  # One that takes all of it is accepted.
+        assert (answer.status_code, answer.json()["code"]) == (429, "budget-exhausted")
+        assert answer.json()["cause"] == "tokens-per-month"
+        return bool(answer.json().get("depth") == 0)
+
+    await until(is_refused_with_a_depth)
+    await bench.put("limits/few", limits={"running": 1}, seconds=600)
+    tasks = [await bench.post("!rate 1\n!say 600", "few") for _ in range(3)]
+
+    async def one_runs() -> bool:
+        statuses = [(await bench.record(task))["status"] for task in tasks]
+        return statuses.count("running") == 1 and await bench.in_backlog() == 2
+
+    await until(one_runs)
+    await bench.delete("limits/few")
+    for task in tasks:
+        await bench.until_status(task, "running")
+    for task in tasks:
+        await bench.client.post(f"/v1/tasks/{task['id']}/cancel", headers={"Mesh-Tenant": "few"})
+        await bench.until_status(task, "cancelled")
 
 
 async def test_a_pause_with_an_end_ends_by_itself(bench: Bench) -> None:

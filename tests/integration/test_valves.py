@@ -30,6 +30,7 @@ from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantConfiguration, TenantsConfiguration
 from mesh.journal.reading import milestones_of
 from mesh.journal.reconciliation import OpenTask, Reconciliation
+from mesh.steps.put_off import NEVER, AnyPutsOff
 from mesh.steps.work_loop import WorkLoop
 from mesh.valves import changes, watched
 from mesh.valves.paused_tenants import PausedTenants
@@ -228,7 +229,7 @@ async def test_records_that_have_ended_are_taken_away_and_others_stay(
 async def working(connection: Connection, settings: Settings, valves: Valves) -> AsyncIterator[Handler]:
     """A worker that goes by these valves."""
     handler = Handler(answer)
-    loop = WorkLoop(connection, settings, LANES, handler, "one", puts_off=PausedTenants(valves))
+    loop = WorkLoop(connection, settings, LANES, handler, "one", puts_off=AnyPutsOff(NEVER, PausedTenants(valves)))
     stopping = asyncio.Event()
     async with background(valves.run()):
         running = asyncio.create_task(loop.run(stopping))

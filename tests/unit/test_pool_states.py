@@ -14,6 +14,8 @@ from contracts.access import Scope
 from contracts.api.pools import PoolState
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import QueueState, TaskRecord, TenantRate
+from contracts.records.valves import Valve
+from contracts.valve_keys import ValveKind
 from ingress.pool_routes import sees_all
 from mesh.access.callers import ANYBODY, Caller, Identity
 from mesh.fleet.eta import pool_view
@@ -89,6 +91,23 @@ def test_old_statistics_and_those_that_nobody_keeps_say_nothing() -> None:
 
 def test_a_paused_lane_stands_alone() -> None:
     assert standing(fleet(queues=[Queue("default", "low", paused_seconds=1.0)]), "default") == {"low": "paused"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "lanes"),
+    [
+        ("pool", "default", ["high", "normal", "low"]),
+        ("lane", "default.low", ["low"]),
+        ("provider", "real", ["high", "normal", "low"]),
+        ("pool", "other", []),
+        ("tenant", "acme", []),
+    ],
+)
+def test_what_people_have_paused_stands(kind: ValveKind, name: str, lanes: list[str]) -> None:
+    shut = Valve(kind=kind, name=name, by="ops", since=AT)
+    pool = default_pool(fleet(valves=[shut]), "real")
+    assert [lane.priority for lane in pool.lanes if lane.basis == "paused"] == lanes
+    assert all(lane.eta_seconds is None for lane in pool.lanes if lane.basis == "paused")
 
 
 def test_who_may_see_one_tenant_alone_gets_that_one() -> None:

@@ -61,7 +61,7 @@ class LaneState(msgspec.Struct, frozen=True, kw_only=True):
 class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
     """A provider of a pool: its breaker, since when that stands so, and when it is tried next.
 
-    `room`: the part of its pace that is left now; null of one without a pace.
+    `room`: the part of its pace that is left now; null of one without a pace, unless it has said to come later.
     """
 
     provider: str

@@ -70,6 +70,11 @@ class Valves:
 
     # What it says
 
+    @property
+    def any_shut(self) -> bool:
+        """Whether anything at all is paused."""
+        return bool(self._paused)
+
     def is_paused(
         self,
         *,

@@ -18,4 +18,5 @@ async def test_nothing_is_lost_doubled_or_stuck_while_a_leader_goes_as_a_lame_du
     # How long the followers heard nothing is judged on a machine that has nothing else to do.
     assert [problem for problem in report.violations if GAP_WORDS not in problem] == []
     assert report.accepted >= LOAD.rate * LOAD.seconds
-    assert 1 <= report.lines["broker.disconnected"] <= len(SERVICES)
+    # Each process is at any of the nodes, and leaves the one that is about to stop; maybe none is there.
+    assert min(1, report.warned) <= report.lines["broker.disconnected"] <= len(SERVICES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -33,9 +34,9 @@ class Bench:
     client: PatientClient
     agents: Agents
 
-    async def store(self, name: str) -> Golden:
-        """Write the journals of a file, as they were written then."""
-        golden = reading.read(reading.JOURNALS / VERSION / f"{name}.json")
+    async def store(self, name: str, deadline: datetime | None = None) -> Golden:
+        """Write the journals of a file, as they were written then, but for a deadline."""
+        golden = reading.read(reading.JOURNALS / VERSION / f"{name}.json", deadline)
         events = sorted((each for task in golden.tasks for each in task.events), key=lambda each: each[0])
         for _, event in events:
             await self.connection.requests.publish(subject_of(event), as_stored(event))
@@ -84,7 +85,7 @@ async def test_an_ended_task_is_served_as_its_own_version_served_it(bench: Bench
 
 
 async def test_a_task_that_was_accepted_runs(bench: Bench) -> None:
-    golden = await bench.store("queued")
+    golden = await bench.store("queued", datetime.now(UTC) + timedelta(days=1))
     await bench.publish(golden, "tasks.")
     state = await bench.agents.until_status(golden.tasks[0].task, "completed")
     assert state.output_so_far == "t0 "

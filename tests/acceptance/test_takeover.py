@@ -113,7 +113,8 @@ async def test_a_worker_told_to_stop_hands_over_without_waiting_for_the_lease(tm
     variables = {"MESH_ACK_WAIT_SECONDS": "30", "MESH_DRAIN_SECONDS": "0.2"}
     async with running_mesh(tmp_path, "ingress", "stream_edge", **variables) as mesh, PatientClient() as client:
         workers = [await mesh.start("inference_worker") for _ in range(2)]
-        task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 300")
+        # Long enough that it is still under way when its worker is told to, on a busy machine, too.
+        task = await submit(client, mesh.ingress_url, recorded, "!rate 100\n!say 900")
         viewer = Viewer(str(mesh.settings.edge_address), task)
         following = asyncio.create_task(viewer.follow())
         owner = await claimant(mesh, workers, task)

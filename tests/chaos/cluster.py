@@ -55,6 +55,8 @@ class Stage:
     connection: Connection
     chance: random.Random
     cables: Cables | None = None
+    warned: int = 0
+    """How many services were at a node that has said that it is about to stop."""
 
     async def leader(self) -> Node:
         """The node that leads EVENTS."""
@@ -95,6 +97,10 @@ async def rolling_restart(stage: Stage) -> None:
 async def lame_duck(stage: Stage) -> None:
     """The node that leads EVENTS says that it is about to stop, is ended after that, and started again."""
     node = await stage.leader()
+    told = await node.monitored("/connz")
+    assert told is not None
+    names = [str(each.get("name")) for each in told["connections"]]
+    stage.warned = sum(name == f"taskmesh-{service}" for service in SERVICES for name in names)
     node.signal(signal.SIGUSR2)
     await until(lambda: _leads_no_more(stage, node))
     await node.stop()
@@ -173,6 +179,8 @@ class ClusterReport:
     """From the end of the load until nothing was left to do."""
     lines: Counter[str] = field(default_factory=Counter)
     """How often the services said what of note."""
+    warned: int = 0
+    """How many services were at a node that has said that it is about to stop."""
     violations: list[str] = field(default_factory=list)
 
 
@@ -249,6 +257,7 @@ async def _judge(stage: Stage, recorded: Recorded, report: ClusterReport, incide
     wrong = {answer: count for answer, count in report.answers.items() if answer.startswith("500")}
     report.violations += [f"{count} posts were answered {answer}" for answer, count in wrong.items()]
     report.violations += [f"an unhandled exception in {log}" for log in stage.mesh.tracebacks()]
+    report.warned = stage.warned
     report.lines = Counter(
         str(line["event"]) for line in stage.mesh.logs() if line.get("level") in ("warning", "error")
     )

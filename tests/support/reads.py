@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from contracts import headers
 from mesh.broker.connection import connect
@@ -68,7 +70,9 @@ class Read:
 class Tap:
     """All reads so far, in the order in which they were asked."""
 
+    client: Client
     reads: list[Read] = field(default_factory=list)
+    subscriptions: list[Subscription] = field(default_factory=list)
     _answers: defaultdict[str, Answers] = field(default_factory=lambda: defaultdict(Answers))
 
     async def on_request(self, message: Msg) -> None:
@@ -87,6 +91,9 @@ class Tap:
 
     async def searching(self) -> set[tuple[str, str]]:
         """Stream and filter of the reads that searched for what is not there, once all have been answered."""
+        # What was asked before now is heard: the broker sends it before its answer to a ping.
+        await self.client.flush()
+        await until(lambda: not any(each.pending_msgs for each in self.subscriptions))
         some = [*self.reads]
         await until(lambda: all(read.is_over for read in some))
         return {(read.stream, read.subject_filter) for read in some if read.searches}
@@ -95,11 +102,11 @@ class Tap:
 @asynccontextmanager
 async def tapped(settings: Settings) -> AsyncIterator[Tap]:
     """Hear every read of every process of a broker, while the body runs."""
-    tap = Tap()
     async with connect(settings, "tap") as observer:
-        answers = await observer.client.subscribe(INBOXES, cb=tap.on_answer)
-        requests = await observer.client.subscribe(f"{API}>", cb=tap.on_request)
+        tap = Tap(observer.client)
+        tap.subscriptions.append(await observer.client.subscribe(INBOXES, cb=tap.on_answer))
+        tap.subscriptions.append(await observer.client.subscribe(f"{API}>", cb=tap.on_request))
         await observer.client.flush()
         yield tap
-        await requests.unsubscribe()
-        await answers.unsubscribe()
+        for each in reversed(tap.subscriptions):
+            await each.unsubscribe()

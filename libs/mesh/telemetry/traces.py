@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 Attributes = Mapping[str, str | int | float]
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_LIBRARY_NOISE = LibraryNoise()
+"""One: a logger takes the same filter once, however often it is given."""
 NO_SPAN = trace.INVALID_SPAN
 """What stands for a span while none is made: it takes attributes, and forgets them."""
 _tracer = trace.get_tracer("taskmesh", VERSION)
@@ -84,9 +86,7 @@ def configure(settings: Settings, service: str, least: str | None = None) -> Non
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(MaskedFormatter("%(name)s: %(message)s"))
-    loops = logging.getLogger("asyncio")
-    if not loops.filters:
-        loops.addFilter(LibraryNoise())
+    logging.getLogger("asyncio").addFilter(_LIBRARY_NOISE)
     # nats-py reports through its callbacks too; one line for each event is enough.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     otlp, prometheus = is_asked_for(os.environ), settings.ops_address is not None and service != COMMAND

@@ -57,6 +57,7 @@ _ASKED: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
         ("PUT", "/v1/valves/[^/]*/[^/]*", "pause"),
         ("DELETE", "/v1/valves/[^/]*/[^/]*", "resume"),
         ("GET", "/v1/tools", "tools"),
+        ("GET", "/v1/usage", "usage"),
         ("GET", "/v1/pools", "pools"),
         ("GET", "/v1/pools/[^/]*/load", "load"),
         ("GET", "/v1/dead-letters", "dead-letters"),

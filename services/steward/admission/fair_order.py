@@ -130,6 +130,10 @@ class Turns:
         """The one whose turn it is; None if nobody is left."""
         return self._heap[0][1] if self._heap else None
 
+    def soon(self, count: int) -> list[str]:
+        """The first so many, if each goes once."""
+        return [name for _, name in heapq.nsmallest(count, self._heap)]
+
     def went(self, tokens: int, weight: float) -> None:
         """A task of theirs goes that is thought to cost so much."""
         name = self._heap[0][1]

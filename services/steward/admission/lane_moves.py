@@ -172,7 +172,9 @@ class LaneMoves:
             if error.number != _CONSUMER_NOT_FOUND:
                 raise
             return None
-        return int(info["num_pending"])
+        ready = int(info["num_pending"])
+        self.order.under_way(ready + int(info["num_ack_pending"]))
+        return ready
 
     def _queue(self, tenant: str) -> _Queue:
         return self._queues.setdefault(tenant, _Queue())

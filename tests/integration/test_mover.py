@@ -12,7 +12,7 @@ from contracts.identifiers import new_id, turn_message_id
 from contracts.messages.work import TurnWork
 from contracts.records.backlog import BacklogRecord, LaneBacklog
 from contracts.records.status import LaneStatistics
-from contracts.streams import BACKLOG, TASKS
+from contracts.streams import BACKLOG, TASKS, TURNS
 from contracts.subjects import BACKLOG_KEY
 from contracts.tasks import Priority, TaskRequest
 from mesh.admission import backlog
@@ -26,6 +26,7 @@ from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantConfiguration, TenantsConfiguration
 from mesh.errors import MessageTooLarge, QueueFull
 from mesh.journal.submission import Submission
+from steward.admission.fair_order import AHEAD_MIN
 from steward.admission.lease import NOBODY
 from steward.admission.mover import ROUND_SECONDS, Mover, Pause
 from steward.lane_statistics import LaneKeeper
@@ -83,6 +84,20 @@ async def test_a_bound_on_what_runs_is_one_for_all_lanes(connection: Connection)
     for _ in range(4):
         await mover._round()
         assert sum((await counts(connection, TASKS.name)).values()) == 2
+
+
+async def test_later_turns_that_come_back_at_once_are_let_in_with_the_others(connection: Connection) -> None:
+    """Of a tenant that was paused, say: whatever lies in TURNS is taken before anything in TASKS."""
+    for _ in range(40):
+        later = TurnWork(task=new_id(), tenant="resumed", turn=2, pool="default", priority="normal")
+        await backlog.put(connection.requests, backlog.queue_of(later), encode(later), {})
+    await put(connection, "other", 40)
+    mover = Mover(connection, TenantsConfiguration().of, "steward")
+    for _ in range(10):
+        await mover._round()
+        ready = await counts(connection, TURNS.name), await counts(connection, TASKS.name)
+        assert sum(ready[0].values()) + sum(ready[1].values()) <= 2 * AHEAD_MIN
+    assert set(ready[0]) | set(ready[1]) == {"turns.default.normal.resumed", "tasks.default.normal.other"}
 
 
 async def test_what_waits_for_a_pool_that_nobody_serves_stays_where_it_is(connection: Connection) -> None:

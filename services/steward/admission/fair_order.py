@@ -146,6 +146,7 @@ class Turns:
         self._order = order
         self._heap = [(order.served(name), order.since(name), name) for name in candidates]
         heapq.heapify(self._heap)
+        self._passed: dict[str, float] = {}
 
     def next(self) -> str | None:
         """The one whose turn it is; None if nobody is left."""
@@ -157,9 +158,19 @@ class Turns:
 
     def went(self, tokens: int, weight: float) -> None:
         """A task of theirs goes that is thought to cost so much."""
-        _, since, name = self._heap[0]
+        name = self._heap[0][2]
         self._order.moved(name, tokens, weight)
-        heapq.heapreplace(self._heap, (self._order.served(name), since, name))
+        self._replace(name)
+
+    def passed(self, tokens: int, weight: float) -> None:
+        """A later turn of theirs goes, of which nothing is awaited. It counts for so much in these turns alone."""
+        name = self._heap[0][2]
+        self._passed[name] = self._passed.get(name, 0.0) + tokens / weight
+        self._replace(name)
+
+    def _replace(self, name: str) -> None:
+        key = self._order.served(name) + self._passed.get(name, 0.0)
+        heapq.heapreplace(self._heap, (key, self._order.since(name), name))
 
     def leave(self) -> None:
         """They have nothing more that may go now."""

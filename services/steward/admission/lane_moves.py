@@ -1,4 +1,4 @@
-"""The moves of one lane: from BACKLOG into TASKS, in fair order, as long as little lies ready there.
+"""The moves of one lane: from BACKLOG into TASKS or TURNS, in fair order, as long as little lies ready there.
 
 A move is: read, publish under the message's own id, delete. Whoever dies in between leaves a message that is moved
 again: within the duplicate window TASKS says that it knows it, and later the journal makes one of two.
@@ -17,7 +17,7 @@ import structlog
 from contracts import headers, subjects
 from contracts.errors import TaskmeshError
 from contracts.messages.work import TurnWork, decode_work
-from contracts.streams import BACKLOG, TASKS, lane_consumer
+from contracts.streams import BACKLOG, TASKS, TURNS, lane_consumer
 from mesh import faults
 from mesh.admission.backlog import destination
 from mesh.admission.estimate import OUTPUT_TOKENS
@@ -129,28 +129,32 @@ class LaneMoves:
                     continue
                 head = queue.heads.popleft()
                 picked.append((name, head))
-                turns.went(head.tokens or 0, weights[name])
+                if head.tokens is None:
+                    turns.passed(UNKNOWN_TOKENS, weights[name])
+                else:
+                    turns.went(head.tokens, weights[name])
                 if name in left:
                     left[name] -= 1
         except TaskmeshError:
-            self._take_back([name for name, _ in picked], left)
+            self._take_back(picked, left)
             raise
         return picked
 
-    def _take_back(self, tenants: Iterable[str], left: dict[str, int]) -> None:
-        """One message of each, for each time that it is named, has not gone."""
-        for name in tenants:
+    def _take_back(self, picked: Iterable[tuple[str, _Head]], left: dict[str, int]) -> None:
+        """These have not gone."""
+        for name, head in picked:
             self._queues.pop(name, None)  # Read anew, from the beginning.
-            self.order.took_back(name)
+            if head.tokens is not None:
+                self.order.took_back(name)
             if name in left:
                 left[name] += 1
 
     async def _move_all(self, picked: list[tuple[str, _Head]], left: dict[str, int]) -> int:
         """How many of them went. Raises what kept all of them; what keeps one keeps no other tenant."""
         results = await asyncio.gather(*(self._move(head) for _, head in picked), return_exceptions=True)
-        failed = [(name, error) for (name, _), error in zip(picked, results, strict=True) if error is not None]
-        self._take_back([name for name, _ in failed], left)
-        for name, error in failed:
+        failed = [(each, error) for each, error in zip(picked, results, strict=True) if error is not None]
+        self._take_back([each for each, _ in failed], left)
+        for (name, _), error in failed:
             if isinstance(error, NoRoom):
                 continue
             if len(failed) == len(picked) or not isinstance(error, BrokerError):
@@ -159,21 +163,26 @@ class LaneMoves:
         return len(picked) - len(failed)
 
     async def _ready(self) -> int | None:
-        """How many messages of the lane lie in TASKS for whoever comes first; None where nobody could take them.
+        """How many messages of the lane lie there for whoever comes first; None where nobody could take them.
 
-        The lane of a pool that was taken away has no consumer. What waits for it stays in BACKLOG: TASKS is for those
-        who are served.
+        Later turns are among them: they are taken before any in TASKS. The lane of a pool that was taken away has no
+        consumer. What waits for it stays in BACKLOG: TASKS is for those who are served.
         """
         try:
-            info = await self._requests.api(
-                f"CONSUMER.INFO.{TASKS.name}.{lane_consumer(TASKS.name, self.pool, self.priority)}"
+            infos = await asyncio.gather(
+                *(
+                    self._requests.api(
+                        f"CONSUMER.INFO.{each.name}.{lane_consumer(each.name, self.pool, self.priority)}"
+                    )
+                    for each in (TASKS, TURNS)
+                )
             )
         except BrokerError as error:
             if error.number != _CONSUMER_NOT_FOUND:
                 raise
             return None
-        ready = int(info["num_pending"])
-        self.order.under_way(ready + int(info["num_ack_pending"]))
+        ready = sum(int(info["num_pending"]) for info in infos)
+        self.order.under_way(ready + sum(int(info["num_ack_pending"]) for info in infos))
         return ready
 
     def _queue(self, tenant: str) -> _Queue:

@@ -38,6 +38,8 @@ ROUND_SECONDS: Final = 0.05
 QUIET_SECONDS: Final = 0.2
 """The same while nothing could be moved for a while: places get free seldom."""
 QUIET_ROUNDS: Final = 20
+IDLE_ROUNDS: Final = 300
+"""After so many there is no hurry at all: a pool may be paused for days."""
 TENANTS_A_SECOND: Final = 20_000
 """Tenants that are counted a second: of many thousands those of a moment ago will do."""
 LANES_MAX: Final = 10_000
@@ -164,7 +166,7 @@ class Mover:
         if self._still_rounds < QUIET_ROUNDS:
             return Pause(ROUND_SECONDS)
         somebody_may = any(self._may(lane, tenant) for lane, tenants in self._waiting.items() for tenant in tenants)
-        return Pause(QUIET_SECONDS if somebody_may else RENEW_SECONDS)
+        return Pause(QUIET_SECONDS if somebody_may and self._still_rounds < IDLE_ROUNDS else RENEW_SECONDS)
 
     async def _count(self) -> None:
         """Count how many messages each tenant has in each lane, unless that was done a moment ago."""

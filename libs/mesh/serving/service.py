@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -157,6 +158,9 @@ class Service:
             await micro.start()
         address = self.http
         await micro.add_endpoint(drain_endpoint(self.worker, self._drain))
+        # What a start has made stays for as long as the process does: it need not be looked through again and again.
+        gc.collect()
+        gc.freeze()
         log.info("service.ready", version=VERSION, build=BUILD, pid=os.getpid(), address=address, ops=self.ops)
         self._notifier.ready()
         descriptor = os.environ.pop(READY_FD_VARIABLE, "")

@@ -413,7 +413,7 @@ class TurnHandler:
         state = step.state
         turn, tokens_max = state.turn(work.turn), output_tokens_max(state)
         entries = compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max)
-        measured.asks(candidate, text_bytes(entries))
+        measured.asks(candidate, entries)
         questions = (ASK_USER_DECLARATION,) if self._pool.ask_user else ()
         return TurnInput(
             messages=with_note_of_missing(entries, missing),

@@ -20,6 +20,7 @@ from mesh.broker.connection import Connection
 from mesh.broker.gates import UNLIMITED, Permit, permit_in_hand
 from mesh.configuration.pace_table import PaceSettings
 from mesh.fleet.records import read_records
+from mesh.pacing import pacer
 from mesh.pacing.reading import read_paces
 from mesh.task.failures import StepFailed
 from tests.support.waiting import until
@@ -193,6 +194,21 @@ async def test_a_worker_without_the_table_leaves_what_others_have_booked(connect
         await until(is_shut)
         assert await booked()
         permit.release()
+
+
+async def test_a_provider_that_somebody_opens_by_hand_is_called_again(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacer, "SHUT_LOOK_SECONDS", 0.2)
+    model = Model("main")
+    async with fleet(connection, "one", "two", main=PaceSettings(requests_per_minute=600)) as (one, two):
+        gates = [each.gate(("main",), LANES) for each in (one, two)]
+        model.refuses_for = 3600.0
+        assert await run(one.guard(model), gates[0].acquire()) is not None
+        await until(lambda: all(gate.seconds_shut() > 3000 for gate in gates))
+        # Nobody announces it.
+        await key_value.delete(connection.requests, PROVIDERS_BUCKET.name, pace_key("main"))
+        await until(lambda: all(gate.room() > 0 for gate in gates))
 
 
 async def test_what_is_lost_is_made_anew(connection: Connection) -> None:

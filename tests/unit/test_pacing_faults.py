@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from contracts.journal.parts import Usage
 from contracts.records.pace import LIMITS, Limit, PaceHolder, PaceRecord
+from inference_worker.dialects.errors import retry_after_seconds
+from inference_worker.models.rate_headers import told_by
 from mesh.configuration.pace_table import PaceSettings
 from mesh.pacing.pacer import Pacer
 from mesh.pacing.rules import PACED_SHARE, SHUT_TOLD_SECONDS_MAX, Wanted, book, is_free, room, shut_until, sound
@@ -355,3 +357,30 @@ def test_what_a_dead_worker_holds_of_a_concurrency_is_free_again_ten_seconds_lat
     alive.see(record, START + 9.5)
     assert alive.take(START + 10.1) is not None
     assert record.holders["dead"].until - record.time <= timedelta(seconds=10)
+
+
+NAMES = (
+    "retry-after",
+    "retry-after-ms",
+    *(f"x-ratelimit-{a}-{b}" for a in ("limit", "remaining", "reset") for b in ("requests", "tokens")),
+    *(f"anthropic-ratelimit-{b}-{a}" for a in ("limit", "remaining", "reset") for b in ("requests", "input-tokens")),
+)
+TEXTS = st.one_of(
+    st.text(max_size=20),
+    st.from_regex(r"[0-9]{1,400}(\.[0-9]{1,30})?\s?", fullmatch=True),
+    st.sampled_from(
+        ["0\x1f", "nan", "1e999", "-1", "Fri, 31 Dec 9999 23:59:59 GMT", "9999-12-31T23:59:59-23:59", "6m0s"]
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), TEXTS), st.sampled_from([429, 503, 200]))
+def test_whatever_headers_say_it_is_no_error_and_no_more_than_an_hour(headers: dict[str, str], status: int) -> None:
+    seconds = retry_after_seconds(status, headers, time_of(START))
+    assert seconds is None or 0 < seconds <= SHUT_TOLD_SECONDS_MAX
+    pacer = Pacer(
+        "main", PaceSettings(requests_per_minute=600, tokens_per_minute=6_000, input_tokens_per_minute=9), "one"
+    )
+    pacer.hear(*told_by(headers), START)
+    record = said(pacer, None, START)
+    assert record is None or all(until.timestamp() <= START + 1 for until in record.booked_until.values())

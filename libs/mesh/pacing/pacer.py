@@ -36,8 +36,8 @@ from mesh.pacing.rules import (
 from mesh.pacing.slots import Slots
 from mesh.pacing.turn_size import TurnSize
 
-LOOK_SECONDS = 60.0
-"""How often a record is looked at that nothing is heard of."""
+LOOK_SECONDS, SHUT_LOOK_SECONDS = 60.0, 5.0
+"""How often a record is looked at that nothing is heard of; and while the provider is shut: somebody may open it."""
 GAP_SECONDS = 0.02
 """How soon after one booking comes the next."""
 ASK_SECONDS_MAX = 5.0
@@ -122,6 +122,7 @@ class Pacer:
         self._ask_at = 0.0
         self._misses = 0
         self._latest_at = 0.0
+        self._seen_at = 0.0
 
     # What gates ask
 
@@ -322,14 +323,18 @@ class Pacer:
         """The record, as it was read. `told`: since somebody has said that it has changed."""
         if told:
             self._ask_at = min(self._ask_at, at)
-        self.record = record
+        self.record, self._seen_at = record, at
         self.slots.see(record, at)
         if self.is_shut(at):
             self._drop_starts()
 
+    def is_to_look(self, at: float) -> bool:
+        """Whether the record is to be read, whatever there is to write."""
+        return self.must_look or at >= self._look_at(at)
+
     def next_at(self, at: float) -> float:
         """When there may be something to be written, if nothing happens."""
-        times = [at + LOOK_SECONDS, self.slots.next_at(at)]
+        times = [self._look_at(at), self.slots.next_at(at)]
         if self._turns_wanted(at):
             times.append(max(self._ask_at, self._shut_until(), at + GAP_SECONDS))
         if self._debts:
@@ -395,6 +400,9 @@ class Pacer:
         ahead = lately // 2
         return ahead - len(self._starts) if len(self._starts) < ahead // 2 else 0
 
+    def _look_at(self, at: float) -> float:
+        return self._seen_at + (SHUT_LOOK_SECONDS if self.is_shut(at) else LOOK_SECONDS)
+
     def _debts_at(self) -> float:
         """When what is owed is to be said."""
         by_second = rates(self._settings, self.record)
@@ -417,6 +425,7 @@ class Pacer:
             if self._refused_until is not None:
                 self._refused_until = min(self._refused_until, at + SHUT_TOLD_SECONDS_MAX)
             self.slots.put_right(at)
+            self._seen_at = at
             self.must_look = True
         self._latest_at = at
 

@@ -127,7 +127,7 @@ class Pacing:
             await first_of(wake, seconds=pause_seconds)
 
     async def _tend(self, pacer: Pacer) -> None:
-        if pacer.must_look:
+        if pacer.is_to_look(now().timestamp()):
             await self._read(pacer)
             self._tell_gates()
         while await self._write(pacer):

@@ -7,7 +7,7 @@ with, or less, goes into the worker's next booking, and so to all.
 
     booked_until   ≥ now - BURST_SECONDS     what nobody used for longer is gone
     booked_until   ≤ now + AHEAD_SECONDS     but for a turn that alone takes longer: that begins when all is free
-    a booking      ≤ half of what is left    so that others get something, too
+    a booking      ≤ half of what is left    so that others get something, too; and half a second of it is free before
 
 A worker that dies loses what it has booked: half a second's worth, once. Its places under a limit of concurrency are
 free again after `HOLD_SECONDS`. All times are the mesh's, in seconds since 1970.

@@ -17,6 +17,7 @@ from contracts.records.status import PoolCapacity, WorkerRecord
 from contracts.streams import WORKERS_BUCKET
 from mesh.broker.connection import Connection, connect
 from mesh.fleet.records import read_records
+from tests.support.broker import free_port
 from tests.support.engine_server import OUTPUT_TOKENS, PROMPT_TOKENS, Engine, Slots, engine_server
 from tests.support.http_client import PatientClient
 from tests.support.model_server import model_server
@@ -229,8 +230,14 @@ async def test_workers_share_a_server_and_what_one_leaves_is_the_others(bench: B
     async def are(limits: list[int]) -> bool:
         return await bench.limits("slots") == limits
 
-    second = await bench.mesh.start("inference_worker")
+    ops = f"127.0.0.1:{free_port()}"
+    second = await bench.mesh.start("inference_worker", MESH_OPS_ADDRESS=ops)
     await until(lambda: are([1, 2]))
+    records = await read_records(bench.connection.requests, WORKERS_BUCKET, WorkerRecord)
+    (mine,) = [record.capacity["slots"].limit for record in records if record.http == ops]
+    lines = (await bench.client.get(f"http://{ops}/metrics")).text.splitlines()
+    told = [line.split()[-1] for line in lines if line.startswith("taskmesh_capacity_limit") and '"slots"' in line]
+    assert [float(each) for each in told] == [mine]
     await second.stop()
     await until(lambda: are([SLOTS]))
 

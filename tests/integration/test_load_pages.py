@@ -101,7 +101,7 @@ async def test_no_page_takes_more_than_its_bytes_and_its_time(way: str, monkeypa
     async def answers(exchange: Exchange) -> None:
         nonlocal sent
         if way == "packed":
-            content = gzip.compress(VLLM.encode() + b"#" * 64 * PAGE_BYTES_MAX)
+            content = gzip.compress(VLLM.encode() + b"#" * 8 * PAGE_BYTES_MAX)
             await exchange.head(200, {"Content-Encoding": "gzip", "Content-Length": str(len(content))})
             exchange._writer.write(content)
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import statistics
 import time
 from pathlib import Path
 
@@ -21,7 +23,7 @@ CACHE_TOKENS = 800
 FIT = CACHE_TOKENS // (PROMPT_TOKENS + OUTPUT_TOKENS)
 """Requests of the engine that fit at their full size."""
 QUEUES_BEYOND = 12
-TURN_SECONDS = 0.4
+TURN_SECONDS = 1.0
 FOUND_PART = 0.2
 
 
@@ -81,10 +83,12 @@ async def _measure_queue(run: Run) -> Figure:
         variables = _configured(folder, listens.base_url, 'capacity = { signals = "none" }')
         async with stage(folder, *_services(), **variables) as opened:
             began_at = time.monotonic()
-            working = asyncio.create_task(_completed(opened, run.scale(1_500, 300)))
-            found_after = await _found(opened, working, began_at)
+            working = asyncio.create_task(_completed(opened, run.scale(1_200, 120)))
+            limits = await _limits(opened, working)
             await working
-            limit = await _limit(opened)
+    # It takes its time to be found, and more is tried now and then: what it is most of the time counts.
+    limit = statistics.median(seen for _, seen in limits[len(limits) // 2 :])
+    found_after = next((at for at, seen in limits if _is_found(seen)), math.inf) - began_at
     return Figure(
         "capacity: the limit of a server that tells nothing",
         "turns",
@@ -92,25 +96,25 @@ async def _measure_queue(run: Run) -> Figure:
         "what it works on at once",
         QUEUES_BEYOND,
         target=f"within {FOUND_PART:.0%}",
-        met=abs(limit - QUEUES_BEYOND) <= FOUND_PART * QUEUES_BEYOND or run.quick,
-        note=f"{WORKERS} workers, turns of {TURN_SECONDS} s; found after {found_after:.0f} s",
+        met=_is_found(limit) or run.quick,
+        note=f"{WORKERS} workers, turns of {TURN_SECONDS} s; first within it after {found_after:.0f} s; the median of "
+        "the second half. Where processes wait for a core, turns take longer than at the server, and more fit",
     )
 
 
-async def _found(opened: Stage, working: asyncio.Task[float], began_at: float) -> float:
-    """How long until the limit is near what it is to be; infinite if it never was."""
-    while not working.done():
-        if abs(await _limit(opened) - QUEUES_BEYOND) <= FOUND_PART * QUEUES_BEYOND:
-            return time.monotonic() - began_at
+async def _limits(opened: Stage, working: asyncio.Task[float]) -> list[tuple[float, int]]:
+    """How many turns at once of all workers, as these say, and when, as long as there is work."""
+    seen: list[tuple[float, int]] = []
+    while not working.done() or not seen:
+        records = await read_records(opened.connection.requests, WORKERS_BUCKET, WorkerRecord)
+        told: list[PoolCapacity] = [record.capacity["default"] for record in records if "default" in record.capacity]
+        seen.append((time.monotonic(), sum(each.limit for each in told)))
         await asyncio.sleep(0.5)
-    return float("inf")
+    return seen
 
 
-async def _limit(opened: Stage) -> int:
-    """How many turns at once of all workers, as these say."""
-    records = await read_records(opened.connection.requests, WORKERS_BUCKET, WorkerRecord)
-    told: list[PoolCapacity] = [record.capacity["default"] for record in records if "default" in record.capacity]
-    return sum(each.limit for each in told)
+def _is_found(limit: float) -> bool:
+    return abs(limit - QUEUES_BEYOND) <= FOUND_PART * QUEUES_BEYOND
 
 
 async def _completed(opened: Stage, count: int) -> float:

@@ -225,6 +225,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'providers.changed.*' \
   --allow-sub 'providers.paced.*' \
   --allow-sub 'stats.providers' \
+  --allow-sub '$KV.lanes._backlog' \
   --allow-sub '$KV.valves.>' \
   --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \

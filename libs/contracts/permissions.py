@@ -294,6 +294,8 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     lists.read_bucket(WORKERS_BUCKET)
     lists.read(RESULTS.name)
     lists.subscribe(subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED, subjects.PROVIDER_SPEEDS)
+    # Which of its pools has most waiting.
+    lists.subscribe(f"$KV.{LANES_BUCKET.name}.{subjects.BACKLOG_KEY}")
 
 
 def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:

@@ -302,6 +302,10 @@ class TurnHandler:
             spending.ask(candidate, turn_input)
             race.ask(candidate, turn_input)
             first = await attempt.wait(race.first_to_speak(), self._pool.slow_seconds)
+            if first == "slow":
+                # Who was the best to come in may be away by now.
+                now_best = self._candidates_of(step.state).after(step.state, turn, candidate, self._available)
+                second = second if now_best is None else now_best
             if first == "slow" and self._pool.on_slow == "hedge":
                 await step.append(
                     lambda stamp: events.ModelHedged(*stamp, turn=turn, model=second.model, provider=second.provider)

@@ -1,10 +1,12 @@
-"""Tasks that begin without a caller: what they are thought to take is set aside, whether there is room for it or not.
+"""Tasks without a caller, and tasks that never run: what is set aside for those, and goes back of these.
 
 Behind a signal and a schedule is nobody who could be refused, and come again later. So their tasks are accepted, and
-wait where nothing is left; and what they are thought to take is no caller's any more.
+wait where nothing is left; and what they are thought to take is set aside, whether there is room for it or not.
 """
 
 from __future__ import annotations
+
+from datetime import datetime
 
 import structlog
 
@@ -53,9 +55,14 @@ class Holding:
         return Reserved(tokens=amount.tokens, cost_micros=amount.cost_micros)
 
     async def give_back(self, tenant: str, reserved: Reserved) -> None:
-        """It was for a task that was there already. Where that can't be written it ends by itself."""
-        amount = Amount(reserved.tokens, reserved.cost_micros)
-        try:
-            await self._accounts.change(tenant, lambda account: release(account, now(), now(), amount))
-        except TaskmeshError as error:
-            log.warning("budget.not_returned", tenant=tenant, error=str(error))
+        """It was for a task that was there already."""
+        await give_back(self._accounts, tenant, reserved, now())
+
+
+async def give_back(accounts: Accounts, tenant: str, reserved: Reserved, at: datetime) -> None:
+    """What was reserved then, or shortly before, is for nobody any more. If that can't be written it ends by itself."""
+    amount = Amount(reserved.tokens, reserved.cost_micros)
+    try:
+        await accounts.change(tenant, lambda account: release(account, now(), at, amount))
+    except TaskmeshError as error:
+        log.warning("budget.not_returned", tenant=tenant, error=str(error))

@@ -14,9 +14,10 @@ import pytest
 
 from contracts.records.usage import Counter, Place
 from mesh.background import background
+from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.broker.requests import Requests
-from mesh.budgets.account import hold, rolled, spend, taken_of, used_in
+from mesh.budgets.account import empty, hold, rolled, spend, taken_of, used_in
 from mesh.budgets.accounts import Accounts
 from mesh.budgets.correction import correct
 from mesh.budgets.limits import NOTHING, Amount, end_of, limits_of
@@ -327,3 +328,49 @@ async def test_what_the_counters_tell_raises_an_account_and_never_lowers_it(conn
     await accounts.change("acme", lambda account: spend(account, now(), Amount(1_000)))
     await correct(requests, accounts, "acme", limits)
     assert await stored(requests) == (1_340, 1_340), "they come later"
+
+
+async def test_an_account_that_a_replica_does_not_have_yet_is_not_taken_to_be_empty(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = Accounts(connection.requests)
+    await accounts.change("acme", lambda account: spend(account, now(), Amount(LIMIT)))
+
+    async def nothing(*_: object) -> None:
+        return None
+
+    async def nothing_of_many(*_: object) -> dict[str, object]:
+        return {}
+
+    monkeypatch.setattr(key_value, "get", nothing)
+    monkeypatch.setattr(key_value, "get_many", nothing_of_many)
+    accounts.known("acme")
+    await accounts._refresh()
+    assert used_in(accounts.known("acme"))["month"].tokens == LIMIT
+    assert used_in((await accounts._read("acme")).account or empty("acme", now()))["month"].tokens == LIMIT
+
+
+async def test_an_account_that_is_lost_begins_anew_and_the_counters_raise_it(connection: Connection) -> None:
+    """Purged, or put back from a backup that is too old: the day and the month are what was counted."""
+    requests, accounts, at = connection.requests, Accounts(connection.requests), now()
+    place = Place("acme", f"{at:%Y-%m}", "scripted", "default", "default")
+    await counters.add(requests, {Counter(place, "input"): 300, Counter(place, "output"): 40}, "a")
+    await accounts.change("acme", lambda account: spend(account, at, Amount(340)))
+    async with reserving(requests) as reservations:
+        await reservations.reserve("acme", Amount(100))
+        assert used_in(accounts.known("acme"))["month"].tokens == 340
+        await requests.api("STREAM.PURGE.KV_budgets")
+        await accounts._refresh()
+        assert used_in(accounts.known("acme"))["month"].tokens == 0
+        await correct(requests, accounts, "acme", limits_of(MONTHLY))
+        assert (await stored(requests))[0] == 340
+        with pytest.raises(BudgetExhausted):
+            await reservations.reserve("acme", Amount(LIMIT))
+
+
+async def test_an_account_of_another_version_is_read_as_far_as_it_is_known(connection: Connection) -> None:
+    at = now()
+    month = f"{at:%Y-%m}-01T00:00:00Z"
+    other = f'{{"tenant":"acme","time":"{month}","month":{{"since":"{month}","tokens":7,"x":1}},"year":{{}}}}'
+    await connection.requests.publish("$KV.budgets.acme", other.encode())
+    assert (await stored(connection.requests))[0] == 7

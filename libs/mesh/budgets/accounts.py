@@ -144,10 +144,16 @@ class Accounts:
             await asyncio.sleep(random.random() * min(0.5, 0.004 * 2.0 ** min(failures, 10)))
 
     async def _read(self, tenant: str, *, from_leader: bool = False) -> Sighting:
-        read = key_value.get_from_leader if from_leader else key_value.get
         asked_at = lease_clock()
-        entry = await read(self._requests, BUDGETS_BUCKET.name, tenant)
+        entry = None if from_leader else await key_value.get(self._requests, BUDGETS_BUCKET.name, tenant)
+        if entry is None and (from_leader or self._is_known(tenant)):
+            # A replica that has nothing may be behind. The leader knows.
+            entry = await key_value.get_from_leader(self._requests, BUDGETS_BUCKET.name, tenant)
         return self._see(tenant, entry, asked_at)
+
+    def _is_known(self, tenant: str) -> bool:
+        seen = self._seen.get(tenant)
+        return seen is not None and seen.revision > 0
 
     async def _refresh(self) -> None:
         oldest = lease_clock() - WANTED_SECONDS
@@ -161,7 +167,10 @@ class Accounts:
             tenants = by_age[:AT_ONCE_MAX]
             found = await key_value.get_many(self._requests, BUDGETS_BUCKET.name, tenants)
             for tenant in tenants:
-                self._see(tenant, found.get(tenant), asked_at)
+                if tenant in found or not self._is_known(tenant):
+                    self._see(tenant, found.get(tenant), asked_at)
+                else:
+                    await self._read(tenant, from_leader=True)
 
     def _see(self, tenant: str, entry: key_value.KeyValueEntry | None, asked_at: float) -> Sighting:
         known = self._seen.get(tenant)

@@ -406,6 +406,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
+  --allow-pub '$KV.budgets.>' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \

@@ -217,7 +217,7 @@ def _read_usage(lists: Lists) -> None:
 
 
 def _budgets(lists: Lists) -> None:
-    """See what tenants have left of their budgets, and book what they use of them."""
+    """See what tenants have left of their budgets, and book what they use, or will."""
     lists.read_bucket(BUDGETS_BUCKET)
     lists.write(BUDGETS_BUCKET)
 
@@ -323,7 +323,7 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
     lists.pull(EVENTS.name, *(["*"] if webhooks is None else map(webhook_consumer, webhooks)))
     _put_off(lists)
     _count(lists)
-    lists.read_bucket(BUDGETS_BUCKET)
+    _budgets(lists)
     lists.read(*_QUEUES, BACKLOG.name, CONTROL.name, TIMERS.name, DEAD_LETTERS.name, SIGNALS.name, RESULTS.name)
     lists.read_bucket(TRIGGERS_BUCKET, WALKS_BUCKET, STORAGE_BUCKET)
     for bucket in (LANES_BUCKET, ARCHIVE_BUCKET, WALKS_BUCKET, STORAGE_BUCKET):

@@ -24,6 +24,7 @@ from contracts.errors import TaskmeshError
 from contracts.identifiers import new_id
 from contracts.streams import BACKLOG
 from mesh.broker.connection import Connection, connect
+from tests.chaos import ledger
 from tests.chaos.separation import Cables, can_separate, separate
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer
@@ -269,6 +270,8 @@ async def run_cluster(folder: Path, name: str, load: Load, seed: int) -> Cluster
 
 async def _judge(stage: Stage, recorded: Recorded, report: ClusterReport, incident: Incident) -> None:
     stored = await read_stored(stage.connection.requests)
+    async with ledger.counted(stage.connection.requests) as found:
+        report.violations += ledger.told(found.differences)
     report.accepted = len(recorded.accepted)
     report.violations += check(recorded, stored)
     report.violations += [f"I3: a dead letter: {letter}" for letter in stored.dead_letters]

@@ -55,7 +55,8 @@ async def put(
 ) -> PubAck:
     """Let a turn wait for its tenant's turn, and tell the stewards. Raises `NoRoom`, `BrokerUnavailable`."""
     ack = await requests.publish(backlog_subject(lane), payload, message_headers, timeout_seconds=timeout_seconds)
-    await requests.announce(subjects.BACKLOG_GREW, encode(lane._asdict()))
+    if requests.backlog_lanes.is_news(lane):
+        await requests.announce(subjects.BACKLOG_GREW, encode(lane._asdict()))
     return ack
 
 

@@ -164,10 +164,8 @@ class Lanes:
         return ready + (own if backlog.held else before_in_backlog(own, tenant, backlog, self._weight))
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
-        """What waits of a lane that the stewards order; None of any other lane."""
-        record = self._requests.backlog_lanes.record if self._requests.backlog_lanes.has(pool, priority) else None
-        lanes = record.lanes if record is not None else ()
-        return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
+        """What waits in BACKLOG of a lane; None of a lane of which nothing does, as far as the stewards have told."""
+        return self._requests.backlog_lanes.told(pool, priority)
 
     def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
         """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""

@@ -140,6 +140,8 @@ class Lanes:
         if before is None and tenant is not None:
             before = self._before_of_tenant(known.view, pool, priority, tenant)
         state = queue_state(known.view, priority, more=self._since(known.view, pool, priority), before=before)
+        if tenant is not None:
+            state = self._within_bound(state, known.view, pool, priority, tenant)
         stands = known.stands.get(priority)
         return state if stands is None or state.depth is None else without_eta(state, stands)
 
@@ -149,7 +151,8 @@ class Lanes:
         backlog = self._backlog(pool, priority)
         if lane is None or backlog is None:
             return None
-        ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
+        waiting = lane.depth - lane.held if lane.waiting_tasks is None else lane.waiting_tasks
+        ready = max(0, waiting - (lane.backlog - lane.held))
         return ready + before_in_backlog(own, tenant, backlog, self._weight)
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
@@ -172,6 +175,18 @@ class Lanes:
         lane = view.lanes.get(priority)
         begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if lane is not None and view.places != 0 else 0.0
         return None if before is None else max(0.0, before - begun)
+
+    def _within_bound(self, state: QueueState, view: PoolView, pool: str, priority: str, tenant: str) -> QueueState:
+        """A place of a tenant of whose tasks only so many may run: they wait for one another."""
+        running, lane = self._tenant_of(tenant).running, view.lanes.get(priority)
+        backlog = self._backlog(pool, priority) if running is not None else None
+        if running is None or backlog is None or lane is None or not lane.task_seconds or state.position is None:
+            return state
+        own = min(state.position, backlog.tenants.get(tenant, 0))
+        eta_seconds = round(own * lane.task_seconds / running, 3)
+        if eta_seconds <= (state.eta_seconds or 0.0):
+            return state
+        return QueueState(depth=state.depth, position=state.position, eta_seconds=eta_seconds, basis="places")
 
     def _known(self, pool: str) -> _Known:
         """What is known of a pool, put together anew when it may have changed."""
@@ -201,9 +216,9 @@ class Lanes:
         return accepted.since(since) - per_second * max(0.0, at - since)
 
     def is_idle(self, pool: str) -> bool:
-        """Whether nothing of a pool waits for a worker, as far as is known."""
+        """Whether nothing of a pool waits for a worker, and nothing else, as far as is known."""
         known = (self.lane(pool, priority) for priority in PRIORITIES)
-        return all(lane is None or lane.depth == 0 for lane in known)
+        return all(lane is None or lane.depth <= lane.held for lane in known)
 
     def depth(self, pool: str, priority: str) -> int | None:
         """Turns that wait in a lane; None while nobody has counted."""
@@ -218,7 +233,7 @@ class Lanes:
         if tenant is None or not speed or backlog is None:
             return speed
         # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
-        waiting = {tenant, *backlog.tenants}
+        waiting = {tenant, *backlog.tenants.keys() - backlog.held}
         unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
         weights = sum(map(self._weight, waiting)) + unnamed
         measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]

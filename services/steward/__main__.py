@@ -41,7 +41,12 @@ async def main(service: Service) -> None:
     mover.add_condition(budgets.may_go_on)
     mover.add_condition(lambda tenant, _pool, _priority: not valves.is_paused(tenant=tenant))
     valves.on_changed(mover.wake)
-    lanes = LaneKeeper(service.connection, settings.pools, mover.crowd)
+    lanes = LaneKeeper(
+        service.connection,
+        settings.pools,
+        mover.crowd,
+        lambda pool, priority: valves.is_paused(pool=pool, priority=priority),
+    )
     control = ControlLoop(service.connection, settings, service.worker)
     timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
     retention = Retention(service.requests, settings, service.worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -182,6 +183,27 @@ async def test_top_is_live_on_a_terminal_and_one_frame_elsewhere(bench: Bench) -
     ):
         assert text in terminal.output, terminal.output
     assert "\x1b" not in terminal.output
+
+
+async def test_top_is_laid_out_anew_at_once_when_its_terminal_changes(bench: Bench) -> None:
+    # Nobody waits for the next look.
+    command = [*MESHCTL, "top", "--interval", "3600"]
+    terminal = Terminal(command, environment_of(bench.mesh) | {"NO_COLOR": "1"}, ROOT, size=(180, 50))
+
+    def narrow_and_wide(text: str) -> bool:
+        if text.count("PROVIDERS") == 1 and "steward-" in text and not resized:
+            resized.append(len(text))
+            terminal.resize(70, 20)
+        return bool(resized) and "default" in text[resized[0] :]
+
+    resized: list[int] = []
+    assert await terminal.run(narrow_and_wide) == 130, terminal.output
+    frames = terminal.output[: resized[0]], terminal.output[resized[0] :]
+    widest = [max(len(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)) for line in each.split("\r\n")) for each in frames]
+    assert 70 < widest[0] <= 180
+    assert widest[1] <= 70
+    assert "\x1b[?1049l" in terminal.output, "it leaves its screen"
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.output) is None, "nobody wants colours"
 
 
 async def test_why_says_place_time_and_share(bench: Bench) -> None:

@@ -18,7 +18,8 @@ class LaneBacklog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """A lane whose order is the stewards': new tasks go by BACKLOG.
 
     `waiting`: messages of the lane in BACKLOG, of `tenants_waiting` tenants. `tenants`: how many each of them has, of
-    at most 256, those with the most.
+    at most 256, those with the most. `held`: those of them that get no place at present, however many are free: they
+    are paused, have used up a budget, or as much of theirs runs as may. `held_waiting`: messages of all such tenants.
     """
 
     pool: LaneName
@@ -26,6 +27,8 @@ class LaneBacklog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     waiting: Count = 0
     tenants_waiting: Count = 0
     tenants: Annotated[dict[Tenant, Count], Meta(max_length=TENANTS_TOLD_MAX)] = {}
+    held: Annotated[tuple[Tenant, ...], Meta(max_length=TENANTS_TOLD_MAX)] = ()
+    held_waiting: Count = 0
 
 
 class BacklogRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -60,6 +60,8 @@ class Mover:
         self._woken = asyncio.Event()
         self._still_rounds = 0
         self._tenant_of = tenant_of
+        self._bounds: dict[str, int] = {}
+        """How many more turns may begin of each tenant whose settings bound them, as it was in the last round."""
 
     def add_condition(self, may_go_on: MayGoOn) -> None:
         """Ask this, too, before anything of a tenant goes on."""
@@ -101,7 +103,7 @@ class Mover:
             return LOOK_SECONDS
         if not await self._lease.hold(self._told(waiting)):
             return RENEW_SECONDS
-        bounded = await self._bounded(waiting)
+        bounded = self._bounds = await self._bounded(waiting)
         moved = 0
         for (pool, priority), tenants in waiting.items():
             moved += await self._lane(pool, priority).move(tenants, self._allowances(pool, priority, bounded))
@@ -119,13 +121,17 @@ class Mover:
         told: list[LaneBacklog] = []
         for pool, priority in sorted(waiting.keys() | self._crowded):
             tenants = Counter(waiting.get((pool, priority), {}))
+            held = [tenant for tenant in tenants if not self._goes_on(tenant, pool, priority)]
+            named = dict(tenants.most_common(TENANTS_TOLD_MAX))
             told.append(
                 LaneBacklog(
                     pool=pool,
                     priority=priority,  # type: ignore[arg-type]  # one of PRIORITIES
                     waiting=tenants.total(),
                     tenants_waiting=len(tenants),
-                    tenants=dict(tenants.most_common(TENANTS_TOLD_MAX)),
+                    tenants=named,
+                    held=tuple(tenant for tenant in held if tenant in named),
+                    held_waiting=sum(tenants[tenant] for tenant in held),
                 )
             )
         return tuple(told)
@@ -144,9 +150,16 @@ class Mover:
             left[tenant] = max(0, bound - sum(sum(each.values()) for each in counts))
         return left
 
+    def _goes_on(self, tenant: str, pool: str, priority: str) -> bool:
+        """Whether what waits of a tenant gets a place that is free."""
+        return self._bounds.get(tenant) != 0 and self._may(tenant, pool, priority)
+
+    def _may(self, tenant: str, pool: str, priority: str) -> bool:
+        return all(may_go_on(tenant, pool, priority) for may_go_on in self._may_go_on)
+
     def _allowances(self, pool: str, priority: str, bounded: dict[str, int]) -> Callable[[str], Allowance | None]:
         def allowance_of(tenant: str) -> Allowance | None:
-            if not all(may_go_on(tenant, pool, priority) for may_go_on in self._may_go_on):
+            if not self._may(tenant, pool, priority):
                 return None
             return Allowance(self._tenant_of(tenant).weight, bounded.get(tenant))
 

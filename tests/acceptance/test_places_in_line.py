@@ -190,18 +190,20 @@ async def test_top_is_laid_out_anew_at_once_when_its_terminal_changes(bench: Ben
     command = [*MESHCTL, "top", "--interval", "3600"]
     terminal = Terminal(command, environment_of(bench.mesh) | {"NO_COLOR": "1"}, ROOT, size=(180, 50))
 
-    def narrow_and_wide(text: str) -> bool:
-        if text.count("PROVIDERS") == 1 and "steward-" in text and not resized:
-            resized.append(len(text))
+    home, heads = "\x1b[H", " running, "
+
+    def is_narrow_at_last(text: str) -> bool:
+        if "steward-" in text and not resized:
+            resized.append(text.count(heads))
             terminal.resize(70, 20)
-        return bool(resized) and "default" in text[resized[0] :]
+        return bool(resized) and text.count(heads) > resized[0]
 
     resized: list[int] = []
-    assert await terminal.run(narrow_and_wide) == 130, terminal.output
-    frames = terminal.output[: resized[0]], terminal.output[resized[0] :]
-    widest = [max(len(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)) for line in each.split("\r\n")) for each in frames]
-    assert 70 < widest[0] <= 180
-    assert widest[1] <= 70
+    assert await terminal.run(is_narrow_at_last) == 130, terminal.output
+    frames = [frame for frame in terminal.output.split(home) if heads in frame]
+    texts = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", frame) for frame in (frames[0], frames[-1])]
+    wide, narrow = [max(len(line.strip("\r")) for line in text.split("\n")) for text in texts]
+    assert (70 < wide <= 180, narrow <= 70) == (True, True), (wide, narrow)
     assert "\x1b[?1049l" in terminal.output, "it leaves its screen"
     assert re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.output) is None, "nobody wants colours"
 

@@ -103,7 +103,7 @@ async def _top(settings: Settings, interval_seconds: float) -> int:
             output.show(await _frame(connection, settings))
             return 0
         # Nothing else is taken over: what goes to standard error still goes where that leads.
-        with Live(
+        live = Live(
             await _frame(connection, settings, TENANTS_ON_SCREEN_MAX),
             console=output.console(),
             screen=True,
@@ -111,9 +111,10 @@ async def _top(settings: Settings, interval_seconds: float) -> int:
             redirect_stdout=False,
             redirect_stderr=False,
             vertical_overflow="crop",
-        ) as live:
-            # What is there is laid out anew at once, and not only with the next look.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, live.refresh)
+        )
+        # What is there is laid out anew at once, and not only with the next look.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, live.refresh)
+        with live:
             while True:
                 await asyncio.sleep(interval_seconds)
                 live.update(await _frame_or_trouble(connection, settings), refresh=True)

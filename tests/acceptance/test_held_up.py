@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.records.status import ENDED
+from mesh.broker.connection import connect
 from tests.support.commands import meshctl, started
 from tests.support.http_client import PatientClient
 from tests.support.patience import within
@@ -106,6 +107,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
         running_mesh(folder, "ingress", "steward", MESH_CONFIG=str(folder / "mesh.toml")) as mesh,
         PatientClient(base_url=mesh.ingress_url) as client,
     ):
+        await mesh.start("tool_runner")
         await mesh.start("inference_worker", MESH_WORKER_CONCURRENCY=str(PLACES))
         yield Bench(mesh, client)
         assert mesh.tracebacks() == []
@@ -148,6 +150,44 @@ async def test_what_waits_of_a_paused_tenant_is_before_nobody_and_wants_no_worke
     assert (shown["queue"]["basis"], shown["queue"]["eta_seconds"]) == ("paused", None)
     await bench.resume("tenant/flood")
     await bench.until_ended(*held)
+
+
+async def test_sub_tasks_and_triggers_of_a_paused_tenant_wait_as_well_and_are_run_once(bench: Bench) -> None:
+    task = '{"input": "a signal came"}'
+    rule = ("--name", "often", "--tenant", "acts", "--signal", "stock.empty", "--task", task)
+    await meshctl(bench.mesh, "triggers", "add", *rule)
+    spawns = '!rate 4\n!say 4\n!call spawn_task {"input": "a sub-task"}\n!then\n!say 1'
+    agent = await bench.accepted("acts", spawns, tools=["spawn_task"])
+
+    async def statuses() -> dict[str, list[str]]:
+        listed = (await bench.client.get("/v1/tasks", headers={"Mesh-Tenant": "acts"})).json()["tasks"]
+        by_status: dict[str, list[str]] = {}
+        for each in listed:
+            by_status.setdefault(each["status"], []).append(each["id"])
+        return by_status
+
+    async def it_runs() -> bool:
+        return (await bench.record(agent))["status"] == "running"
+
+    await until(it_runs)
+    await bench.pause("tenant/acts", reason=WHY)
+    async with connect(bench.mesh.settings, "test") as connection:
+        await connection.requests.publish("signals.acts.stock.empty", b"{}")
+
+    async def both_are_queued() -> bool:
+        return len((await statuses()).get("queued", [])) == 2
+
+    await until(both_are_queued)
+    for waits in (await statuses())["queued"]:
+        record = await bench.record({"id": waits, "tenant": "acts"})
+        assert (record["waiting"]["on"], record["pause"]["reason"]) == ("pause", WHY)
+    assert (await bench.record(agent))["status"] in ("running", "waiting")
+    await bench.resume("tenant/acts")
+
+    async def all_are_done() -> bool:
+        return len((await statuses()).get("completed", [])) == 3
+
+    await until(all_are_done)
 
 
 async def test_a_paused_pool_wants_no_worker_whatever_waits_there(bench: Bench) -> None:

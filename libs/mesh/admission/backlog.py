@@ -114,15 +114,6 @@ async def find(requests: Requests, stream: str, subject: str, task: str) -> Stor
     return None
 
 
-async def withdraw(requests: Requests, lane: subjects.LaneSubject, task: str) -> bool:
-    """Delete the message of a task that has ended while it waited. False if there is none.
-
-    Raises `BrokerUnavailable`, `BrokerError`.
-    """
-    message = await find(requests, BACKLOG.name, backlog_subject(lane), task)
-    return message is not None and await requests.delete_message(BACKLOG.name, message.sequence)
-
-
 def _task_of(message: Stored) -> str | None:
     envelope = read_envelope(message.payload, message.subject)
     return envelope.task if envelope is not None else None

@@ -133,7 +133,7 @@ async def test_what_waits_of_a_paused_tenant_is_before_nobody_and_wants_no_worke
     async def seen() -> bool:
         load = (await bench.client.get("/v1/pools/default/load")).json()
         normal = load["lanes"][1]
-        return (normal["waiting"], normal["held"], load["wanted_workers"]) == (len(held), len(held), 0)
+        return bool((normal["waiting"], normal["held"], load["wanted_workers"]) == (len(held), len(held), 0))
 
     await until(seen)
 
@@ -167,7 +167,7 @@ async def test_sub_tasks_and_triggers_of_a_paused_tenant_wait_as_well_and_are_ru
         return by_status
 
     async def it_runs() -> bool:
-        return (await bench.record(agent))["status"] == "running"
+        return bool((await bench.record(agent))["status"] == "running")
 
     await until(it_runs)
     await bench.pause("tenant/acts", reason=WHY)

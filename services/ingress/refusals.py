@@ -145,13 +145,8 @@ class Refusals:
         )
 
     def pool_unavailable(self, refusal: Refusal, request: TaskRequest) -> RequestRefused:
-        """While no provider of a pool can be called."""
-        told = self._come_back.take(
-            f"{request.pool}.{request.priority}",
-            self._clock(),
-            self._per_second(request),
-            after_seconds=refusal.retry_after_seconds,
-        )
+        """While no provider of a pool can be called. Room is there: how fast the lane goes, or went, says nothing."""
+        told = self._come_back.take("no-provider", self._clock(), None, after_seconds=refusal.retry_after_seconds)
         return RequestRefused(
             "pool-unavailable",
             refusal.reason,

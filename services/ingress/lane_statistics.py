@@ -19,7 +19,7 @@ from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantOf, TenantsConfiguration
-from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of, without_eta
+from mesh.fleet.eta import InTurns, PoolView, pool_view, queue_state, speed_of, without_eta
 from mesh.fleet.pool_states import standing
 from mesh.fleet.statistics import look_seconds, old_after_seconds
 from mesh.loop_health import LoopHealth
@@ -80,6 +80,8 @@ class Lanes:
         """By lane, and by lane and tenant."""
         self._tenant_of: TenantOf = TenantsConfiguration().of
         self._pools: dict[str, _Known] = {}
+        self._turns: dict[str, tuple[LaneBacklog, InTurns]] = {}
+        """By lane, of the record that was read last: it is written again each second."""
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -153,13 +155,20 @@ class Lanes:
             return None
         waiting = lane.depth - lane.held if lane.waiting_tasks is None else lane.waiting_tasks
         ready = max(0, waiting - (lane.backlog - lane.held))
-        return ready + before_in_backlog(own, tenant, backlog, self._weight)
+        return ready + self._in_turns(backlog).before(own, tenant)
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
         """What waits of a lane that the stewards order; None of any other lane."""
         record = self._requests.backlog_lanes.record
         lanes = record.lanes if record is not None else ()
         return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
+
+    def _in_turns(self, backlog: LaneBacklog) -> InTurns:
+        key = lane_key(backlog.pool, backlog.priority)
+        known = self._turns.get(key)
+        if known is None or known[0] is not backlog:
+            known = self._turns[key] = (backlog, InTurns(backlog, self._weight))
+        return known[1]
 
     def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
         """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""
@@ -233,8 +242,6 @@ class Lanes:
         if tenant is None or not speed or backlog is None:
             return speed
         # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
-        waiting = {tenant, *backlog.tenants.keys() - backlog.held}
-        unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
-        weights = sum(map(self._weight, waiting)) + unnamed
+        part = self._in_turns(backlog).part(tenant)
         measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]
-        return min(speed, max(speed * self._weight(tenant) / weights, *measured, 0.0))
+        return min(speed, max(speed * part, *measured, 0.0))

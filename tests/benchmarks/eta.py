@@ -153,11 +153,11 @@ async def _overload(clients: _Clients, seconds: int) -> list[_Promise]:
 
 async def _batch(clients: _Clients, seconds: int) -> list[_Promise]:
     """What is not urgent, while more urgent tasks take most of the places."""
-    for _ in range(QUEUE // 2):
+    for _ in range(QUEUE):
         await clients.post(priority="low")
     urgent = asyncio.create_task(clients.come(seconds + 5, PER_SECOND * 0.7))
     await asyncio.sleep(5)
-    batch = await clients.come(seconds, PER_SECOND * 0.25, priority="low")
+    batch = await clients.come(seconds, PER_SECOND * 0.4, priority="low")
     await clients.errors(await urgent)
     return batch
 

@@ -10,7 +10,7 @@ import pytest
 
 from contracts.records.backlog import LaneBacklog
 from contracts.records.status import LaneStatistics, PoolCapacity, WorkerRecord
-from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of
+from mesh.fleet.eta import InTurns, PoolView, pool_view, queue_state, speed_of
 from tests.unit.simulated_lane import Promise, SimulatedLane
 from tests.unit.small_fleet import AT, lane
 
@@ -187,13 +187,13 @@ def test_in_a_backlog_tenants_take_turns_by_their_weights(own: int, tenant: str,
         tenants={"flood": 5_000, "some": 100, "few": 3},
     )
     weights = {"heavy": 2.0}
-    assert before_in_backlog(own, tenant, waits, lambda name: weights.get(name, 1.0)) == before
+    assert InTurns(waits, lambda name: weights.get(name, 1.0)).before(own, tenant) == before
 
 
 def test_of_tenants_that_are_not_named_each_gets_its_turn() -> None:
     waits = LaneBacklog(pool="default", priority="normal", waiting=1_100, tenants_waiting=101, tenants={"flood": 1_000})
-    assert before_in_backlog(0, "new", waits, lambda _: 1.0) == 1 + 100
-    assert before_in_backlog(9, "new", waits, lambda _: 1.0) == 9 + 10 + 100
+    assert InTurns(waits, lambda _: 1.0).before(0, "new") == 1 + 100
+    assert InTurns(waits, lambda _: 1.0).before(9, "new") == 9 + 10 + 100
 
 
 def test_tenants_that_get_no_place_go_before_nobody() -> None:
@@ -207,10 +207,34 @@ def test_tenants_that_get_no_place_go_before_nobody() -> None:
         held_waiting=5_000,
     )
     # A fourth tenant is not named: it has 1,000.
-    assert before_in_backlog(0, "new", waits, lambda _: 1.0) == 1 + 1 + 1
-    assert before_in_backlog(9, "new", waits, lambda _: 1.0) == 9 + 10 + 3 + 10
+    assert InTurns(waits, lambda _: 1.0).before(0, "new") == 1 + 1 + 1
+    assert InTurns(waits, lambda _: 1.0).before(9, "new") == 9 + 10 + 3 + 10
     # One that is held is told where it stands once it is not.
-    assert before_in_backlog(4_999, "flood", waits, lambda _: 1.0) == 4_999 + 100 + 3 + 1_000
+    assert InTurns(waits, lambda _: 1.0).before(4_999, "flood") == 4_999 + 100 + 3 + 1_000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_place_among_many_is_the_sum_of_the_turns_of_each(seed: int) -> None:
+    chance = random.Random(seed)
+    tenants = {f"t{number}": chance.randrange(1, 300) for number in range(chance.randrange(1, 60))}
+    weights = {name: chance.choice((0.5, 1.0, 2.0, 7.5)) for name in tenants}
+    held = tuple(name for name in tenants if chance.random() < 0.2)
+    waits = LaneBacklog(
+        pool="default",
+        priority="normal",
+        waiting=sum(tenants.values()),
+        tenants_waiting=len(tenants),
+        tenants=tenants,
+        held=held,
+        held_waiting=sum(tenants[name] for name in held),
+    )
+    line = InTurns(waits, lambda name: weights.get(name, 1.0))
+    for tenant in ("new", *tenants):
+        own, weight = chance.randrange(400), weights.get(tenant, 1.0)
+        others = [name for name in tenants if name not in (tenant, *held)]
+        each = (min(tenants[name], (own + 1) / weight * weights[name]) for name in others)
+        assert line.before(own, tenant) == pytest.approx(own + sum(each))
+        assert line.part(tenant) == pytest.approx(weight / (weight + sum(weights[name] for name in others)))
 
 
 def worker(*pools: str, concurrency: int | None = 4, **fields: Any) -> WorkerRecord:

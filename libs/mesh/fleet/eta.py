@@ -8,7 +8,9 @@ nothing of a pool waits, and a place is free, a task begins at once.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from contracts.records.backlog import LaneBacklog
@@ -128,18 +130,40 @@ def queue_state(view: PoolView, priority: str, *, more: float = 0.0, before: flo
     return QueueState(depth=lane.depth, position=position, eta_seconds=eta_seconds, basis=speed.basis)
 
 
-def before_in_backlog(own: float, tenant: str, backlog: LaneBacklog, weight: Callable[[str], float]) -> float:
-    """How many messages of a lane's backlog go before one that has `own` of its own tenant before it.
+class InTurns:
+    """A lane's backlog, whose tenants take turns by their weights. Tasks are taken to cost alike.
 
-    Tenants take turns by their weights: each other one gets as many times its weight in until then, if it has as much,
-    and gets any. Tasks are taken to cost alike.
+    It is put together once for each record of the stewards: an acceptance asks for one place among many tenants.
     """
-    turns = (own + 1) / weight(tenant)
-    named = backlog.tenants.keys() - backlog.held
-    before = own + sum(min(backlog.tenants[name], turns * weight(name)) for name in named - {tenant})
-    unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
-    rest = backlog.waiting - backlog.held_waiting - sum(backlog.tenants[name] for name in named)
-    return before + min(max(0, rest), unnamed * turns)
+
+    def __init__(self, backlog: LaneBacklog, weight: Callable[[str], float]) -> None:
+        self._weight = weight
+        named = {name: (backlog.tenants[name], weight(name)) for name in backlog.tenants.keys() - backlog.held}
+        self._named = named
+        lines = sorted((count / its, count, its) for count, its in named.values())
+        self._turns = [turns for turns, _, _ in lines]
+        """After so many turns of weight 1 each of them has none left, the first one first."""
+        self._counts = [0, *accumulate(count for _, count, _ in lines)]
+        self._weights = [0.0, *accumulate(its for _, _, its in lines)]
+        self._unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
+        self._rest = max(0, backlog.waiting - backlog.held_waiting - self._counts[-1])
+
+    def before(self, own: float, tenant: str) -> float:
+        """How many messages go before one that has `own` of its own tenant before it.
+
+        Each other tenant gets as many times its weight in until then, if it has as much, and gets any.
+        """
+        turns = (own + 1) / self._weight(tenant)
+        gone = bisect_right(self._turns, turns)
+        others = self._counts[gone] + turns * (self._weights[-1] - self._weights[gone])
+        count, weight = self._named.get(tenant, (0, 0.0))
+        return own + others - min(count, turns * weight) + min(self._rest, self._unnamed * turns)
+
+    def part(self, tenant: str) -> float:
+        """A tenant's part of the lane, beside those that wait and get any."""
+        own = self._weight(tenant)
+        others = self._weights[-1] - self._named.get(tenant, (0, 0.0))[1]
+        return own / (own + others + self._unnamed)
 
 
 def without_eta(state: QueueState, basis: EtaBasis) -> QueueState:

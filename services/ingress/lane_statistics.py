@@ -151,11 +151,7 @@ class Lanes:
         """How many go before one that waits in BACKLOG behind so many of its own tenant; None where nobody knows."""
         lane = self._known(pool).view.lanes.get(priority)
         backlog = self._backlog(pool, priority)
-        if lane is None or backlog is None:
-            return None
-        waiting = lane.depth - lane.held if lane.waiting_tasks is None else lane.waiting_tasks
-        ready = max(0, waiting - (lane.backlog - lane.held))
-        return ready + self._in_turns(backlog).before(own, tenant)
+        return None if lane is None or backlog is None else _ready(lane) + self._in_turns(backlog).before(own, tenant)
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
         """What waits of a lane that the stewards order; None of any other lane."""
@@ -172,18 +168,16 @@ class Lanes:
 
     def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
         """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""
-        backlog = self._backlog(pool, priority)
-        if backlog is None:
+        backlog, lane = self._backlog(pool, priority), view.lanes.get(priority)
+        if backlog is None or lane is None:
             return None
         record = self._requests.backlog_lanes.record
         accepted = self._accepted.get(f"{lane_key(pool, priority)}.{tenant}")
         at = now().timestamp()
         since = max(record.time.timestamp() if record is not None else 0.0, at - self._behind_seconds)
         own = backlog.tenants.get(tenant, 0) + (accepted.since(since) if accepted is not None else 0)
-        before = self.before_in_backlog(pool, priority, tenant, own)
-        lane = view.lanes.get(priority)
-        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if lane is not None and view.places != 0 else 0.0
-        return None if before is None else max(0.0, before - begun)
+        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if view.places != 0 else 0.0
+        return _ready(lane) + self._in_turns(backlog).behind_all(own, tenant, begun)
 
     def _within_bound(self, state: QueueState, view: PoolView, pool: str, priority: str, tenant: str) -> QueueState:
         """A place of a tenant of whose tasks only so many may run: they wait for one another."""
@@ -245,3 +239,9 @@ class Lanes:
         part = self._in_turns(backlog).part(tenant)
         measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]
         return min(speed, max(speed * part, *measured, 0.0))
+
+
+def _ready(lane: LaneStatistics) -> int:
+    """How many tasks of a lane that the stewards order lie in TASKS: these go before all that waits in BACKLOG."""
+    waiting = lane.depth - lane.held if lane.waiting_tasks is None else lane.waiting_tasks
+    return max(0, waiting - (lane.backlog - lane.held))

@@ -157,7 +157,7 @@ async def _batch(clients: _Clients, seconds: int) -> list[_Promise]:
         await clients.post(priority="low")
     urgent = asyncio.create_task(clients.come(seconds + 5, PER_SECOND * 0.7))
     await asyncio.sleep(5)
-    batch = await clients.come(seconds, PER_SECOND * 0.4, priority="low")
+    batch = await clients.come(seconds, PER_SECOND * 0.6, priority="low")
     await clients.errors(await urgent)
     return batch
 

@@ -213,6 +213,20 @@ def test_tenants_that_get_no_place_go_before_nobody() -> None:
     assert InTurns(waits, lambda _: 1.0).before(4_999, "flood") == 4_999 + 100 + 3 + 1_000
 
 
+def test_what_goes_on_meanwhile_takes_little_from_before_who_has_little() -> None:
+    waits = LaneBacklog(
+        pool="default", priority="normal", waiting=520, tenants_waiting=2, tenants={"flood": 500, "few": 20}
+    )
+    line = InTurns(waits, lambda _: 1.0)
+    # 14 have gone on: seven of each.
+    assert line.behind_all(0, "new", 14) == line.before(0, "new") == 2
+    assert line.behind_all(20, "few", 14) == line.before(13, "few")
+    assert line.behind_all(500, "flood", 14) == pytest.approx(513 - 14 + 7)
+    # All of it has.
+    assert line.behind_all(0, "new", 1_000) == 0
+    assert line.behind_all(500, "flood", 519) == pytest.approx(240.5)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_place_among_many_is_the_sum_of_the_turns_of_each(seed: int) -> None:
     chance = random.Random(seed)

@@ -147,6 +147,7 @@ class InTurns:
         self._weights = [0.0, *accumulate(its for _, _, its in lines)]
         self._unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
         self._rest = max(0, backlog.waiting - backlog.held_waiting - self._counts[-1])
+        self._held = frozenset(backlog.held)
 
     def before(self, own: float, tenant: str) -> float:
         """How many messages go before one that has `own` of its own tenant before it.
@@ -158,6 +159,16 @@ class InTurns:
         others = self._counts[gone] + turns * (self._weights[-1] - self._weights[gone])
         count, weight = self._named.get(tenant, (0, 0.0))
         return own + others - min(count, turns * weight) + min(self._rest, self._unnamed * turns)
+
+    def behind_all(self, own: float, tenant: str, gone: float) -> float:
+        """The same of a tenant's next task, which has `own` before it, once `gone` of all messages have gone on.
+
+        Stewards bring on what waits as places get free: of what is before a task they leave as much as there was, but
+        for its own tenant's part.
+        """
+        left = own if tenant in self._held else max(0.0, own - gone * self.part(tenant))
+        all_of_it = self._counts[-1] + self._rest + own - self._named.get(tenant, (0, 0.0))[0]
+        return min(self.before(left, tenant), max(left, all_of_it - gone))
 
     def part(self, tenant: str) -> float:
         """A tenant's part of the lane, beside those that wait and get any."""

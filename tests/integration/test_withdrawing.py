@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 from nats.aio.msg import Msg
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.integration
 
 LANE = LaneSubject("default", "low", "acme")
 SUBJECT = backlog.backlog_subject(LANE)
+AT = now() - timedelta(hours=1)
 
 
 async def put(requests: Requests, task: str, message_id: str | None = None) -> None:
@@ -54,11 +56,11 @@ async def test_of_many_that_are_withdrawn_each_is_read_over_once_wherever_it_is(
     withdrawals = Withdrawals(requests)
     # The newest first, as the list has them.
     for task in reversed(tasks[1:]):
-        assert await withdrawals.withdraw(LANE, task)
-    assert not await withdrawals.withdraw(LANE, tasks[-1])
-    assert not await withdrawals.withdraw(LANE, new_id())
+        assert await withdrawals.withdraw(LANE, task, AT)
+    assert not await withdrawals.withdraw(LANE, tasks[-1], AT)
+    assert not await withdrawals.withdraw(LANE, new_id(), AT)
     await connection.client.flush()
-    assert len(pages) <= len(tasks) // PAGE_EVENTS_MAX + 3
+    assert len(pages) <= 2 * len(tasks) // PAGE_EVENTS_MAX + 3
     assert await count_of(requests, BACKLOG.name, SUBJECT) == 1
 
 
@@ -67,11 +69,11 @@ async def test_what_has_moved_on_is_left_and_what_came_back_is_found(connection:
     first, second = new_id(), new_id()
     await put(requests, first)
     await put(requests, second)
-    assert await withdrawals.withdraw(LANE, second), "the first one was passed on the way"
+    assert await withdrawals.withdraw(LANE, second, AT), "the first one was passed on the way"
     await requests.purge(BACKLOG.name, SUBJECT)
-    assert not await withdrawals.withdraw(LANE, first)
+    assert not await withdrawals.withdraw(LANE, first, AT)
     await put(requests, first, message_id="put off")
-    assert await withdrawals.withdraw(LANE, first)
+    assert await withdrawals.withdraw(LANE, first, AT)
 
 
 async def test_of_another_stream_nothing_is_taken_for_what_was_there(
@@ -81,13 +83,14 @@ async def test_of_another_stream_nothing_is_taken_for_what_was_there(
     before = [new_id() for _ in range(3)]
     for task in before:
         await put(requests, task)
-    assert await withdrawals.withdraw(LANE, before[2])
+    assert await withdrawals.withdraw(LANE, before[2], AT)
+    assert await withdrawals.withdraw(LANE, before[1], AT)
     await requests.api(f"STREAM.DELETE.{BACKLOG.name}")
     await apply(requests, declared(settings), update=False)
     after = [new_id() for _ in range(3)]
     for task in after:
         await put(requests, task)
-    assert not await withdrawals.withdraw(LANE, before[0])
+    assert not await withdrawals.withdraw(LANE, before[0], AT)
     assert await count_of(requests, BACKLOG.name, SUBJECT) == len(after)
     for task in after:
-        assert await withdrawals.withdraw(LANE, task)
+        assert await withdrawals.withdraw(LANE, task, AT)

@@ -203,7 +203,7 @@ def test_tenants_that_get_no_place_go_before_nobody() -> None:
         waiting=6_103,
         tenants_waiting=4,
         tenants={"flood": 5_000, "some": 100, "few": 3},
-        held=("flood",),
+        held_tenants=("flood",),
         held_waiting=5_000,
     )
     # A fourth tenant is not named: it has 1,000.
@@ -239,7 +239,7 @@ def test_a_place_among_many_is_the_sum_of_the_turns_of_each(seed: int) -> None:
         waiting=sum(tenants.values()),
         tenants_waiting=len(tenants),
         tenants=tenants,
-        held=held,
+        held_tenants=held,
         held_waiting=sum(tenants[name] for name in held),
     )
     line = InTurns(waits, lambda name: weights.get(name, 1.0))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from datetime import datetime
 from typing import Final
 
 from contracts.messages.envelope import read_envelope
 from contracts.streams import BACKLOG, LANE_BACKLOG_MAX
 from contracts.subjects import LaneSubject
-from mesh.admission.backlog import PAGES_MAX, backlog_subject
+from mesh.admission.backlog import PAGES_MAX, backlog_subject, withdraw
 from mesh.broker.direct_get import Stored, find_sequence, read_page
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock
@@ -33,7 +34,12 @@ class _Queue:
         self.lock = asyncio.Lock()
         self.places: dict[str, int] = {}
         self.after = 0
-        self.asked_at = lease_clock()
+        self.asked_at = float("-inf")
+
+    def is_asked_often(self) -> bool:
+        """Whether it was asked for a moment ago as well. Where one alone is, its time of acceptance is near enough."""
+        before, self.asked_at = self.asked_at, lease_clock()
+        return self.asked_at - before <= KNOWN_SECONDS
 
     def forget(self) -> None:
         self.places, self.after = {}, 0
@@ -46,15 +52,16 @@ class Withdrawals:
         self._requests = requests
         self._queues: OrderedDict[str, _Queue] = OrderedDict()
 
-    async def withdraw(self, lane: LaneSubject, task: str) -> bool:
+    async def withdraw(self, lane: LaneSubject, task: str, accepted_at: datetime) -> bool:
         """Delete the message of a task that has ended while it waited. False if there is none.
 
         Raises `BrokerUnavailable`, `BrokerError`.
         """
         subject = backlog_subject(lane)
         queue = self._queue(subject)
+        if not queue.is_asked_often():
+            return await withdraw(self._requests, lane, task, accepted_at)
         async with queue.lock:
-            queue.asked_at = lease_clock()
             message = await self._where_it_was(queue, subject, task) or await self._further_on(queue, subject, task)
         return message is not None and await self._requests.delete_message(BACKLOG.name, message.sequence)
 

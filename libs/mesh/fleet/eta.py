@@ -65,10 +65,10 @@ def pool_view(pool: str, statistics: Iterable[LaneStatistics], workers: Iterable
         shared = sum(worker.concurrency or 0 for worker in own if other in worker.pools)
         # Where its turns run nobody counts: they are taken to be spread over its places.
         taken += running * shared / sum(worker.concurrency or 0 for worker in serving if other in worker.pools)
-    return PoolView(lanes, sum(_places_of(worker, pool) for worker in own), taken)
+    return PoolView(lanes, sum(places_of(worker, pool) for worker in own), taken)
 
 
-def _places_of(worker: WorkerRecord, pool: str) -> int:
+def places_of(worker: WorkerRecord, pool: str) -> int:
     """How many turns of a pool a worker takes at once.
 
     How it shares its places out among its pools is left out: that follows what waits, within moments.
@@ -138,7 +138,7 @@ class InTurns:
 
     def __init__(self, backlog: LaneBacklog, weight: Callable[[str], float]) -> None:
         self._weight = weight
-        named = {name: (backlog.tenants[name], weight(name)) for name in backlog.tenants.keys() - backlog.held}
+        named = {name: (backlog.tenants[name], weight(name)) for name in backlog.tenants.keys() - backlog.held_tenants}
         self._named = named
         lines = sorted((count / its, count, its) for count, its in named.values())
         self._turns = [turns for turns, _, _ in lines]
@@ -147,7 +147,7 @@ class InTurns:
         self._weights = [0.0, *accumulate(its for _, _, its in lines)]
         self._unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
         self._rest = max(0, backlog.waiting - backlog.held_waiting - self._counts[-1])
-        self._held = frozenset(backlog.held)
+        self._held = frozenset(backlog.held_tenants)
 
     def before(self, own: float, tenant: str) -> float:
         """How many messages go before one that has `own` of its own tenant before it.

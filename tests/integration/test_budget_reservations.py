@@ -356,7 +356,8 @@ async def test_an_account_that_is_lost_begins_anew_and_the_counters_raise_it(con
     """Purged, or put back from a backup that is too old: the day and the month are what was counted."""
     requests, accounts, at = connection.requests, Accounts(connection.requests), now()
     place = Place("acme", f"{at:%Y-%m}", "scripted", "default", "default")
-    await counters.add(requests, {Counter(place, "input"): 300, Counter(place, "output"): 40}, "a")
+    used = counters.by_subject({Counter(place, "input"): 300, Counter(place, "output"): 40})
+    await counters.add(requests, used, "a")
     await accounts.change("acme", lambda account: spend(account, at, Amount(340)))
     async with reserving(requests) as reservations:
         await reservations.reserve("acme", Amount(100))

@@ -66,9 +66,6 @@ from mesh.telemetry import audit
 
 log = structlog.get_logger("ingress")
 
-WAIT_POLL_SECONDS = 15.0
-_SPAN_ATTRIBUTES = {"http.request.method": "POST", "http.route": "/v1/tasks"}
-
 
 class Ingress:
     """What the routes stand on."""

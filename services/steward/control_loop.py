@@ -110,7 +110,7 @@ class ControlLoop:
             return
         try:
             lane = subjects.LaneSubject(queued.pool, queued.priority, state.tenant)
-            await backlog.withdraw(self._requests, lane, state.task)
+            await backlog.withdraw(self._requests, lane, state.task, queued.accepted_at)
         except TaskmeshError as error:
             log.info("backlog.not_withdrawn", error=str(error))
 

@@ -28,6 +28,7 @@ from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantConfiguration
 from mesh.errors import BrokerUnavailable
 from mesh.ledger import counters
+from mesh.ledger.counters import by_subject
 from tests.support.broker import Broker
 from tests.support.waiting import until
 
@@ -343,7 +344,8 @@ async def test_what_the_counters_tell_raises_an_account_and_never_lowers_it(conn
     requests, accounts, at = connection.requests, Accounts(connection.requests), now()
     limits = limits_of(MONTHLY)
     place = Place("acme", f"{at:%Y-%m}", "scripted", "default", "default")
-    await counters.add(requests, {Counter(place, "input"): 300, Counter(place, "output"): 40}, "a")
+    used = by_subject({Counter(place, "input"): 300, Counter(place, "output"): 40})
+    await counters.add(requests, used, "a")
     await accounts.change("acme", lambda account: spend(account, at, Amount(100)))
     await correct(requests, accounts, "acme", limits)
     assert await stored(requests) == (340, 340)
@@ -376,7 +378,8 @@ async def test_an_account_that_is_lost_begins_anew_and_the_counters_raise_it(con
     """Purged, or put back from a backup that is too old: the day and the month are what was counted."""
     requests, accounts, at = connection.requests, Accounts(connection.requests), now()
     place = Place("acme", f"{at:%Y-%m}", "scripted", "default", "default")
-    await counters.add(requests, {Counter(place, "input"): 300, Counter(place, "output"): 40}, "a")
+    used = counters.by_subject({Counter(place, "input"): 300, Counter(place, "output"): 40})
+    await counters.add(requests, used, "a")
     await accounts.change("acme", lambda account: spend(account, at, Amount(340)))
     async with reserving(requests) as reservations:
         await reservations.reserve("acme", Amount(100))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from contracts.journal.parts import Estimate, Usage
 from mesh.budgets.limits import Amount
 from mesh.configuration.mesh_toml import Configuration
@@ -26,8 +24,3 @@ def thought_to_take(estimate: Estimate, prices: ModelPrices | None) -> Amount:
 def taken_by(usage: Usage, prices: ModelPrices | None) -> Amount:
     """What a turn has taken of a budget, as its provider has counted."""
     return Amount(usage.input_tokens + usage.output_tokens, cost_micros(prices, usage) or 0)
-
-
-def cost_of_output(prices: ModelPrices | None) -> Callable[[int], int]:
-    """What so many tokens cost that a model puts out, in millionths of the currency."""
-    return lambda tokens: cost_micros(prices, Usage(output_tokens=tokens)) or 0

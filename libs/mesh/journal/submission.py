@@ -94,10 +94,11 @@ class Submission:
         tenants: TenantsConfiguration | None = None,
         lanes: LaneView | None = None,
         tenant_of: TenantOf | None = None,
+        is_paused: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`."""
+        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`; `is_paused`: of a tenant."""
         self._requests = requests
-        self._entrance = Entrance(requests, pools or {}, tenants or TenantsConfiguration(), lanes, tenant_of)
+        self._entrance = Entrance(requests, pools or {}, tenants or TenantsConfiguration(), lanes, tenant_of, is_paused)
         self._projection = BackgroundProjection(requests)
         self._late: set[asyncio.Task[None]] = set()
 

@@ -40,20 +40,24 @@ class Accepted:
 
     def __init__(self, kept_seconds: float) -> None:
         self._kept_seconds = kept_seconds
-        self._counts: deque[tuple[float, int]] = deque()
+        self._counts: deque[list[float]] = deque()
+        """Each of a time, and of how many were accepted then."""
+        self._begun_at = float("-inf")
 
     def add(self, at: float) -> None:
         """One more."""
-        counts = self._counts
-        if counts and at - counts[-1][0] < COUNTED_SECONDS:
-            counts[-1] = (counts[-1][0], counts[-1][1] + 1)
+        if at - self._begun_at < COUNTED_SECONDS:
+            self._counts[-1][1] += 1
             return
-        counts.append((at, 1))
-        while counts[0][0] < at - self._kept_seconds:
-            counts.popleft()
+        self._begun_at = at
+        self._counts.append([at, 1])
+        while self._counts[0][0] < at - self._kept_seconds:
+            self._counts.popleft()
 
-    def since(self, at: float) -> int:
+    def since(self, at: float) -> float:
         """So many since then."""
+        if self._begun_at < at:
+            return 0.0
         return sum(count for counted_at, count in self._counts if counted_at >= at)
 
 
@@ -63,6 +67,8 @@ class _Known(NamedTuple):
     at: float
     view: PoolView
     stands: Mapping[str, EtaBasis]
+    output_tokens: int | None
+    """What its turns have put out lately: the median of the lane that has ended most."""
 
 
 class Lanes:
@@ -121,6 +127,10 @@ class Lanes:
         """A pool as it is known to be."""
         return self._known(pool).view
 
+    def median_output(self, pool: str) -> int | None:
+        """What a turn of a pool puts out, in tokens; None while nobody has told."""
+        return self._known(pool).output_tokens
+
     def go_by(self, tenant_of: TenantOf) -> None:
         """Go by these weights of tenants."""
         self._tenant_of = tenant_of
@@ -150,11 +160,12 @@ class Lanes:
         if lane is None or backlog is None:
             return None
         ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
-        return ready + before_in_backlog(own, tenant, backlog, self._weight)
+        # What is held lets others pass.
+        return ready + (own if backlog.held else before_in_backlog(own, tenant, backlog, self._weight))
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
         """What waits of a lane that the stewards order; None of any other lane."""
-        record = self._requests.backlog_lanes.record
+        record = self._requests.backlog_lanes.record if self._requests.backlog_lanes.has(pool, priority) else None
         lanes = record.lanes if record is not None else ()
         return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
 
@@ -186,7 +197,10 @@ class Lanes:
         fresh = [lane for lane in counted if (at - lane.time).total_seconds() <= self._old_after_seconds]
         workers = None if fleet is None else [each.record for each in fleet.alive if each.record is not None]
         view = pool_view(pool, fresh, workers)
-        return _Known(lease_clock(), view, {} if fleet is None else standing(fleet, pool))
+        told = [lane for lane in view.lanes.values() if lane.output_tokens_p50 is not None]
+        busiest = max(told, key=lambda lane: lane.drain_per_second or 0.0, default=None)
+        stands = {} if fleet is None else standing(fleet, pool)
+        return _Known(lease_clock(), view, stands, None if busiest is None else busiest.output_tokens_p50)
 
     def _since(self, view: PoolView, pool: str, priority: str) -> float:
         """How many more wait in a lane than when it was looked at: those accepted here, less those begun since."""
@@ -215,7 +229,7 @@ class Lanes:
         view = self._known(pool).view
         speed = speed_of(view, priority).per_second
         backlog = self._backlog(pool, priority)
-        if tenant is None or not speed or backlog is None:
+        if tenant is None or not speed or backlog is None or backlog.held:
             return speed
         # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
         waiting = {tenant, *backlog.tenants}

@@ -110,6 +110,8 @@ class Refusals:
 
     def known_full(self, request: TaskRequest, tenant: str) -> RequestRefused | None:
         """A refusal for a lane that was full a moment ago, of whoever was not told to come by now; else None."""
+        if not self._full_until:
+            return None
         line, at = _line_of(request, tenant), self._clock()
         was_due = self._come_back.came(line, at)
         if was_due or at >= self._full_until.get(line, 0.0):

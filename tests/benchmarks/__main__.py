@@ -23,6 +23,7 @@ import uvloop
 from tests.benchmarks import (
     accept,
     agents,
+    budgets,
     callers,
     capacity,
     commands,
@@ -57,6 +58,7 @@ SECONDS_MAX = 300.0
 
 BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "accept": accept.measure,
+    "budgets": budgets.measure,
     "callers": callers.measure,
     "eta": eta.measure,
     "first_token": first_token.measure,

@@ -129,7 +129,7 @@ class Valves:
     def limits_of(self, tenant: str) -> TenantConfiguration:
         """What holds for a tenant: as mesh.toml has it, but for what somebody has set for a while."""
         configured = self._tenants().of(tenant)
-        limits = self._limits.get(tenant)
+        limits = self._limits.get(tenant) if self._limits else None
         if limits is None or limits.until <= now():
             return configured
         known = self._merged.get(tenant)

@@ -276,8 +276,11 @@ class PoolGate:
         """As many as the pace of those lets through that are closed; else as many as there are free probes."""
         closed = self._closed()
         if closed:
+            pacers = [self._breakers.pacing.pacer(provider) for provider in closed]
+            if not all(pacer.has_a_say for pacer in pacers):
+                return UNLIMITED
             at = now().timestamp()
-            return min(UNLIMITED, sum(self._breakers.pacing.pacer(provider).room(at) for provider in closed))
+            return min(UNLIMITED, sum(pacer.room(at) for pacer in pacers))
         return sum(self._breakers.free_probe(provider) is not None for provider in self.providers)
 
     def acquire(self) -> Permit | None:
@@ -311,8 +314,11 @@ class PoolGate:
 
     def seconds_shut(self) -> float:
         """How long the pace of those leaves no room that are closed; 0 if none is: nobody knows."""
+        pacers = [self._breakers.pacing.pacer(provider) for provider in self._closed()]
+        if not all(pacer.has_a_say for pacer in pacers):
+            return 0.0
         at = now().timestamp()
-        return min((self._breakers.pacing.pacer(each).seconds_shut(at) for each in self._closed()), default=0.0)
+        return min((pacer.seconds_shut(at) for pacer in pacers), default=0.0)
 
     def ask(self) -> None:
         """A step would begin: book ahead for it."""

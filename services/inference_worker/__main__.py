@@ -7,6 +7,7 @@ from functools import partial
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
+from inference_worker.capacity.backlog_watch import watch_backlog
 from inference_worker.capacity.capacities import Capacities
 from inference_worker.capacity.pool_places import PoolPlaces, check_places_of
 from inference_worker.lane_reports import LaneReporter
@@ -76,7 +77,12 @@ class Worker:
         service.valves.on_changed(self.breakers.changed)
         self.speeds = SpeedReporter(service.connection, service.worker)
         self.capacities = Capacities(service.requests, service.settings, service.worker)
-        self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
+        self.places = PoolPlaces(
+            service.settings,
+            lambda: self.capacities.servers,
+            self.breakers.is_closed,
+            lambda: service.requests.backlog_lanes.record,
+        )
         self.capacities.on_changed(self.places.changed)
 
     async def budgets(self) -> None:
@@ -159,6 +165,7 @@ async def main(service: Service) -> None:
                 worker.breakers.run(service.stopping),
                 worker.breakers.pacing.run(),
                 worker.capacities.run(),
+                watch_backlog(service.requests, settings.pools),
                 worker.budgets(),
                 valves.run(),
             ),

@@ -160,7 +160,8 @@ class Lanes:
         if lane is None or backlog is None:
             return None
         ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
-        return ready + before_in_backlog(own, tenant, backlog, self._weight)
+        # What is held lets others pass.
+        return ready + (own if backlog.held else before_in_backlog(own, tenant, backlog, self._weight))
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
         """What waits of a lane that the stewards order; None of any other lane."""
@@ -228,7 +229,7 @@ class Lanes:
         view = self._known(pool).view
         speed = speed_of(view, priority).per_second
         backlog = self._backlog(pool, priority)
-        if tenant is None or not speed or backlog is None:
+        if tenant is None or not speed or backlog is None or backlog.held:
             return speed
         # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
         waiting = {tenant, *backlog.tenants}

@@ -16,6 +16,7 @@ from mesh.broker.direct_get import subjects_of
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.errors import BrokerError
+from mesh.fleet.eta import places_of
 from mesh.fleet.records import read_records
 from mesh.serving.http import RequestRefused
 
@@ -94,23 +95,26 @@ def judge(
 ) -> PoolLoad:
     """What lanes and workers come to. Pure.
 
-    A worker of several pools counts for each of them with all its places: they are there for whichever has work.
+    A worker of several pools counts for each of them with all its places: they are there for whichever has work. What
+    the pool's model servers can't bear is no place, and no more workers make one of it.
     """
     lanes = list(lanes)
     # A tool runner serves no pool, nor does any other service.
     workers = [record for record in records if pool in record.pools and not record.draining]
     places = sum(record.concurrency or 0 for record in workers)
+    bears = max((record.capacity[pool].of_all for record in workers if pool in record.capacity), default=None)
     waiting, running = sum(lane.waiting for lane in lanes), sum(lane.running for lane in lanes)
     turns = waiting + running
+    at_once = turns if bears is None else min(turns, bears)
     # ⌈turns ÷ places of one worker⌉, where workers may have different numbers of places.
-    wanted = -(-turns * len(workers) // places) if places else -(-turns // concurrency)
+    wanted = -(-at_once * len(workers) // places) if places else -(-at_once // concurrency)
     return PoolLoad(
         pool=pool,
         time=at,
         waiting=waiting,
         running=running,
         workers=len(workers),
-        places=places,
+        places=sum(places_of(record, pool) for record in workers),
         wanted_workers=wanted,
         lanes=lanes,
     )

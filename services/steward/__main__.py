@@ -59,7 +59,7 @@ async def main(service: Service) -> None:
     await valves.open()
 
     async def take(settings: Settings) -> None:
-        triggers.submission.configure(settings.configuration)
+        triggers.configure(settings.configuration)
         await sweeps.take(settings)
         # A webhook, or the critic, that is new has a consumer of its own, which is made there.
         await webhooks.take(settings)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,17 +27,23 @@ from tests.support.waiting import until, until_no_work_is_left
 pytestmark = pytest.mark.acceptance
 
 TENANTS = 20
+FAR_SECONDS = 0.12
 
 
-async def post(mesh: Mesh, recorded: Recorded, count: int, put_out: int = 60, read: int = 40) -> None:
+async def post(
+    mesh: Mesh, recorded: Recorded, count: int, put_out: int = 60, read: int = 40, pool: str | None = None
+) -> None:
     """So many tasks in one burst, of all tenants."""
     numbers = iter(range(count))
+    body = asking(put_out, read)
+    if pool is not None:
+        body = json.dumps(json.loads(body) | {"pool": pool}).encode()
 
     async def post_some() -> None:
         connection = PostingConnection(str(mesh.settings.ingress_address))
         for number in numbers:
             tenant = f"Mesh-Tenant: tenant-{number % TENANTS}\r\n"
-            status, _, payload = await connection.post(asking(put_out, read), tenant)
+            status, _, payload = await connection.post(body, tenant)
             assert status == 202, payload
             recorded.accepted.add(json.loads(payload)["id"])
         connection.close()
@@ -48,11 +56,25 @@ async def record_of(connection: Connection) -> PaceRecord | None:
     return decode(entry.value, PaceRecord) if entry is not None and entry.value is not None else None
 
 
+async def lane_info(connection: Connection, priority: str) -> dict[str, Any]:
+    return await connection.requests.api(f"CONSUMER.INFO.TASKS.{lane_consumer('TASKS', 'default', priority)}")
+
+
 async def delivered(connection: Connection) -> int:
     """Messages of the pool's lanes that were delivered, and are neither answered for good nor pulled again."""
-    names = [lane_consumer("TASKS", "default", priority) for priority in subjects.PRIORITIES]
-    infos = [await connection.requests.api(f"CONSUMER.INFO.TASKS.{name}") for name in names]
+    infos = [await lane_info(connection, priority) for priority in subjects.PRIORITIES]
     return sum(int(info["num_ack_pending"]) for info in infos)
+
+
+def no_turn_is_held(connection: Connection) -> Callable[[], Awaitable[bool]]:
+    async def is_so() -> bool:
+        return await delivered(connection) == 0
+
+    return is_so
+
+
+def claims_of(stored: Stored, task: str) -> list[dict[str, Any]]:
+    return [each.event for each in stored.journals[task] if each.event["type"] == "step.claimed"]
 
 
 def knows_that_it_is_shut(worker: Process) -> bool:
@@ -74,10 +96,16 @@ async def test_a_burst_goes_at_the_pace_that_is_allowed_also_while_a_worker_dies
         (tmp_path / "mesh.toml").write_text(mesh_toml(server.base_url, provider))
         services = ("ingress", "steward", "inference_worker", "inference_worker")
         config = {"MESH_CONFIG": str(tmp_path / "mesh.toml")}
-        async with running_mesh(tmp_path, *services, **config) as mesh, connect(mesh.settings, "test") as connection:
+        async with (
+            running_mesh(tmp_path, *services, **config) as mesh,
+            connect(mesh.settings, "test") as connection,
+            mesh.at_a_distance(FAR_SECONDS),
+        ):
+            killed = mesh.processes[-1]
+            await mesh.start("inference_worker")
             await post(mesh, recorded, tasks)
             await until(lambda: provider.taken >= tasks // 4)
-            await mesh.processes[-1].kill()
+            await killed.kill()
             await until_no_work_is_left(connection, seconds=90)
             stored = await read_stored(connection.requests)
             record = await record_of(connection)
@@ -85,12 +113,47 @@ async def test_a_burst_goes_at_the_pace_that_is_allowed_also_while_a_worker_dies
     assert check(recorded, stored) == []
     assert {each["status"] for each in stored.records.values()} == {"completed"}
     assert len(stored.records) == tasks
+    # One that is far away gets its turns, too.
+    workers = {claim["worker"] for task in stored.journals for claim in claims_of(stored, task)}
+    assert len(workers) == 3
     # The provider's bucket holds 6 s: a fleet that did not keep to the pace would soon be beyond it.
     assert provider.refused <= 0.01 * provider.taken
     assert provider.part_used("requests") <= 1 + 2 / (provider.last_at - provider.first_at)
     assert record is not None
     assert record.input_tokens == pytest.approx(40, rel=0.1)
     assert record.output_tokens == pytest.approx(60, rel=0.1)
+
+
+async def test_what_waits_for_its_pace_holds_no_delivery_and_no_place(tmp_path: Path) -> None:
+    waiting, others = Recorded(), Recorded()
+    provider = LimitedProvider(requests_per_second=0.05, tokens_per_second=1e6, seconds=20)
+    async with limited_server(provider) as server:
+        text = mesh_toml(server.base_url, provider) + "\n[pools.other]\n"
+        (tmp_path / "mesh.toml").write_text(text)
+        # More wait than the worker has places.
+        config = {"MESH_CONFIG": str(tmp_path / "mesh.toml"), "MESH_WORKER_CONCURRENCY": "2"}
+        services = ("ingress", "steward", "inference_worker")
+        async with running_mesh(tmp_path, *services, **config) as mesh, connect(mesh.settings, "test") as connection:
+            await post(mesh, waiting, 30)
+            await until(lambda: provider.taken > 0)
+            await until(no_turn_is_held(connection))
+            await post(mesh, others, 20, pool="other")
+
+            async def others_are_done() -> bool:
+                held.append(await delivered(connection))
+                records = (await read_stored(connection.requests)).records
+                return all(records.get(task, {}).get("status") == "completed" for task in others.accepted)
+
+            held: list[int] = []
+            await until(others_are_done)
+            stored = await read_stored(connection.requests)
+            infos = [await lane_info(connection, priority) for priority in subjects.PRIORITIES]
+            assert mesh.tracebacks() == []
+    assert max(held) == 0
+    assert sum(int(info["num_redelivered"]) for info in infos) == 0
+    assert sum(int(info["num_pending"]) for info in infos) == 30 - provider.taken
+    begun = [task for task in waiting.accepted if task in stored.journals and claims_of(stored, task)]
+    assert len(begun) == provider.taken
 
 
 async def test_a_refusal_shuts_the_provider_for_all_workers_until_its_time(tmp_path: Path) -> None:

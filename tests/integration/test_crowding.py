@@ -106,3 +106,14 @@ async def test_the_median_of_what_turns_put_out_is_that_of_the_lane_that_ends_mo
     crowding = await known(connection, output_tokens_p50=321)
     assert crowding.median_output(POOL) == 321
     assert crowding.median_output("another") is None
+
+
+async def test_what_may_not_go_on_stands_before_nobody_else(connection: Connection) -> None:
+    crowding = await known(connection, depth=104, backlog=100, waiting_tasks=104)
+    told = LaneBacklog(pool=POOL, priority=LANE, waiting=100, tenants_waiting=1, tenants={"paused": 100}, held=True)
+    record = BacklogRecord(mover="steward", time=now(), lanes=(told,))
+    await key_value.put_json(connection.requests, "lanes", BACKLOG_KEY, record)
+    await connection.requests.backlog_lanes.refresh()
+    assert let_in(crowding) == ROOM_MIN - 4
+    position = {tenant: crowding._lanes.queue(POOL, LANE, tenant=tenant).position for tenant in ("other", "paused")}
+    assert position == {"other": 5, "paused": 105}

@@ -20,6 +20,7 @@ from mesh.broker.connection import Connection
 from mesh.broker.gates import UNLIMITED, Permit, permit_in_hand
 from mesh.configuration.pace_table import PaceSettings
 from mesh.fleet.records import read_records
+from mesh.pacing import pacer
 from mesh.pacing.reading import read_paces
 from mesh.task.failures import StepFailed
 from tests.support.waiting import until
@@ -151,7 +152,7 @@ async def test_other_limits_hold_from_a_reload_on(connection: Connection) -> Non
         assert gate.room() == UNLIMITED
         worker.configure({}, {}, {"main": PaceSettings(concurrency=2)})
         permits = [gate.acquire()]
-        await until(lambda: worker.pacing.pacer("main").slots == 2)
+        await until(lambda: worker.pacing.pacer("main").slots.held == 2)
         permits.append(gate.acquire())
         assert all(permits)
         assert gate.acquire() is None
@@ -168,3 +169,55 @@ async def test_a_record_that_cant_be_read_counts_as_none(connection: Connection)
             return set(await read_paces(connection.requests, ["main"])) == {"main"}
 
         await until(written)
+
+
+async def test_a_worker_without_the_table_leaves_what_others_have_booked(connection: Connection) -> None:
+    limits = PaceSettings(requests_per_minute=0.1, concurrency=1)
+    async with fleet(connection, "one", main=limits) as (one,), fleet(connection, "old", main=PaceSettings()) as (old,):
+        gate = one.gate(("main",), LANES)
+        permit = gate.acquire()
+        assert permit is not None
+
+        async def booked() -> bool:
+            record = (await read_paces(connection.requests, ["main"])).get("main")
+            return record is not None and bool(record.booked_until) and bool(record.holders)
+
+        await until(booked)
+        model = Model("main")
+        model.refuses_for = 1.0
+        assert await run(old.guard(model), old.gate(("main",), LANES).acquire()) is not None
+
+        async def is_shut() -> bool:
+            record = (await read_paces(connection.requests, ["main"])).get("main")
+            return record is not None and record.shut_until is not None
+
+        await until(is_shut)
+        assert await booked()
+        permit.release()
+
+
+async def test_a_provider_that_somebody_opens_by_hand_is_called_again(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pacer, "SHUT_LOOK_SECONDS", 0.2)
+    model = Model("main")
+    async with fleet(connection, "one", "two", main=PaceSettings(requests_per_minute=600)) as (one, two):
+        gates = [each.gate(("main",), LANES) for each in (one, two)]
+        model.refuses_for = 3600.0
+        assert await run(one.guard(model), gates[0].acquire()) is not None
+        await until(lambda: all(gate.seconds_shut() > 3000 for gate in gates))
+        # Nobody announces it.
+        await key_value.delete(connection.requests, PROVIDERS_BUCKET.name, pace_key("main"))
+        await until(lambda: all(gate.room() > 0 for gate in gates))
+
+
+async def test_what_is_lost_is_made_anew(connection: Connection) -> None:
+    async with fleet(connection, "one", "two", main=SLOW) as (one, two):
+        gates = [each.gate(("main",), LANES) for each in (one, two)]
+        assert await run(one.guard(Model("main")), gates[0].acquire()) is None
+        await until(lambda: [gate.room() for gate in gates] == [0, 0])
+        await key_value.delete(connection.requests, PROVIDERS_BUCKET.name, pace_key("main"))
+        # Nobody is told: whoever would begin a turn looks.
+        for gate in gates:
+            gate.ask()
+        await until(lambda: max(gate.room() for gate in gates) == 1)

@@ -2,188 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import pytest
 
-from contracts.codec import decode, encode
 from contracts.journal.parts import Usage
 from contracts.records.pace import PaceRecord
 from inference_worker.models.rate_headers import told_by
 from mesh.configuration.pace_table import PaceSettings
-from mesh.pacing.pacer import Pacer, Place, Turn
+from mesh.pacing.pacer import Pacer, Place
 from mesh.pacing.rules import HOLD_SECONDS, PACED_SHARE, Booked, Wanted, book, room
-
-START = 1_800_000_000.0
-ROUND_TRIP_SECONDS = 0.003
-
-
-@dataclass
-class Provider:
-    """Enforces its limits by token buckets that hold `seconds` of what is allowed, and are full at first."""
-
-    settings: PaceSettings
-    seconds: float = 60.0
-    at: float = START
-    left: dict[str, float] = field(default_factory=dict)
-    used: dict[str, float] = field(default_factory=dict)
-    refused: int = 0
-    taken: int = 0
-    first_at: float = 0.0
-    last_at: float = 0.0
-    running: int = 0
-    running_most: int = 0
-
-    def __post_init__(self) -> None:
-        self.left = {limit: self.seconds * allowed / 60 for limit, allowed in self.settings.by_minute.items()}
-
-    def takes(self, at: float, tokens: tuple[int, int]) -> bool:
-        """Whether a request that comes now is let through."""
-        for limit, allowed in self.settings.by_minute.items():
-            self.left[limit] = min(self.seconds * allowed / 60, self.left[limit] + (at - self.at) * allowed / 60)
-        self.at = at
-        cost = {"requests": 1, "tokens": sum(tokens), "input_tokens": tokens[0], "output_tokens": tokens[1]}
-        if any(self.left[limit] < cost[limit] for limit in self.settings.by_minute):
-            self.refused += 1
-            return False
-        for limit in self.settings.by_minute:
-            self.left[limit] -= cost[limit]
-            self.used[limit] = self.used.get(limit, 0) + cost[limit]
-        self.taken += 1
-        self.first_at = self.first_at or at
-        self.last_at = at
-        return True
-
-    def share_used(self, limit: str) -> float:
-        """Of what it would have allowed in that time, without what its bucket held at first."""
-        allowed = self.settings.by_minute[limit] / 60 * (self.last_at - self.first_at)  # type: ignore[index]
-        return self.used[limit] / allowed
-
-
-class Event(NamedTuple):
-    """What happens to a worker, unless it is dead by then."""
-
-    worker: int
-    happens: Callable[[float], None]
-
-
-class Fleet:
-    """Workers, each with its pacer, that work on one queue. `places`: turns of a worker at a time."""
-
-    def __init__(self, provider: Provider, workers: int, seed: int, places: int = 64) -> None:
-        self.random = random.Random(seed)
-        self.provider = provider
-        self.places = places
-        self.pacers = [Pacer("main", provider.settings, f"worker-{n}") for n in range(workers)]
-        self.record: bytes | None = None
-        self.revision = 0
-        self.queue: list[tuple[int, int]] = []
-        self.busy = dict.fromkeys(range(workers), 0)
-        self.dead: set[int] = set()
-        self.done = 0
-        self.turn_seconds = (0.2, 1.0)
-        self.tells = False
-        """Whether the provider tells what is left."""
-        self.foreign = 0.0
-        """Requests a second of others that have the same key."""
-        self._events: list[tuple[float, int, Event]] = []
-        self._count = 0
-        self._looks = dict.fromkeys(range(workers), 0)
-        self._writing: set[int] = set()
-        for pacer in self.pacers:
-            pacer.must_look = False
-
-    def _at(self, at: float, worker: int, happens: Callable[[float], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (at, self._count, Event(worker, happens)))
-
-    def run(self, seconds: float, kill_at: float | None = None) -> None:
-        """Until all is done, or so long."""
-        for worker in range(len(self.pacers)):
-            self._look_at(worker, START + self.random.uniform(0, 0.01))
-        if kill_at is not None:
-            self._at(START + kill_at, 0, lambda _: self._kill(0))
-        while self._events:
-            at, _, event = heapq.heappop(self._events)
-            if at > START + seconds or (not self.queue and not any(self.busy.values())):
-                return
-            if event.worker in self.dead:
-                continue
-            event.happens(at)
-
-    def _look(self, worker: int, at: float) -> None:
-        pacer = self.pacers[worker]
-        while self.queue and self.busy[worker] < self.places and (place := pacer.take(at)) is not None:
-            self._begin(worker, at, place, self.queue.pop())
-        if self.queue and self.busy[worker] < self.places:
-            pacer.ask(at)
-        if worker in self._writing:
-            return
-        if (wanted := pacer.wanted(at)) is not None:
-            self._writing.add(worker)
-            # Read, and written a round trip later: another may have written by then.
-            read, round_trips = self.revision, self.random.uniform(0.5, 1.5)
-            self._at(at + round_trips * ROUND_TRIP_SECONDS, worker, lambda at: self._write(worker, at, wanted, read))
-            return
-        times = [pacer.next_at(at), pacer.changes_at(at) or at + 60]
-        self._look_at(worker, max(at + 0.001, min(times)) + self.random.uniform(0, 0.003))
-
-    def _look_at(self, worker: int, at: float) -> None:
-        """Look then, and no more when it was to look before."""
-        self._looks[worker] += 1
-        number = self._looks[worker]
-        self._at(at, worker, lambda at: self._look(worker, at) if number == self._looks[worker] else None)
-
-    def _kill(self, worker: int) -> None:
-        self.dead.add(worker)
-        self.busy[worker] = 0
-
-    def _write(self, worker: int, at: float, wanted: Wanted, revision: int) -> None:
-        pacer = self.pacers[worker]
-        self._writing.discard(worker)
-        if revision == self.revision:
-            before = decode(self.record, PaceRecord) if self.record is not None else None
-            booked = book(before, "main", pacer.settings, f"worker-{worker}", wanted, at)
-            self.record, self.revision = encode(booked.record), self.revision + 1
-            pacer.got(wanted, booked, at)
-        self._look_at(worker, at + self.random.uniform(0, 0.002))
-
-    def _begin(self, worker: int, at: float, place: Place, tokens: tuple[int, int]) -> None:
-        turn = self.pacers[worker].begin(place, tokens[0] * 4, None)
-        self.busy[worker] += 1
-        self.provider.running += 1
-        self.provider.running_most = max(self.provider.running_most, self.provider.running)
-        if self.foreign:
-            self.provider.left["requests"] -= self.foreign * (at - self.provider.at)
-        if self.tells:
-            self.pacers[worker].hear({}, dict(self.provider.left))  # type: ignore[arg-type]
-        if self.provider.takes(at, tokens):
-            seconds = self.random.uniform(*self.turn_seconds)
-            self._at(at + seconds, worker, lambda at: self._end(worker, at, turn, place, tokens))
-        else:
-            turn.refused(1.0, at)
-            self.queue.append(tokens)
-            self._at(at + 0.001, worker, lambda at: self._end(worker, at, None, place, tokens))
-
-    def _end(self, worker: int, at: float, turn: Turn | None, place: Place, tokens: tuple[int, int]) -> None:
-        self.provider.running -= 1
-        self.busy[worker] -= 1
-        if turn is not None:
-            turn.used(Usage(*tokens))
-            self.done += 1
-        place.release()
-        self._look(worker, at)
-
-
-def turns(count: int, seed: int) -> list[tuple[int, int]]:
-    """Tokens read and put out, a hundred together on average, and quite uneven."""
-    chance = random.Random(seed)
-    return [(chance.randint(10, 90), int(min(500, chance.expovariate(1 / 50)) + 1)) for _ in range(count)]
+from tests.support.pace_simulation import START, Fleet, Provider, turns
 
 
 @pytest.mark.parametrize(
@@ -250,7 +79,7 @@ def synced(pacer: Pacer, record: PaceRecord | None, at: float) -> PaceRecord | N
     wanted = pacer.wanted(at)
     if wanted is None:
         return record
-    result = book(record, pacer.provider, pacer.settings, pacer._worker, wanted, at)
+    result = book(record, pacer.provider, pacer.settings, pacer.slots._worker, wanted, at)
     pacer.got(wanted, result, at)
     return result.record
 
@@ -325,7 +154,9 @@ def test_a_refusal_shuts_it_for_all_until_its_time_and_one_without_longer_each_t
     other.see(record, START)
     assert (other.room(START + 19.9), other.part(START)) == (0, 0.0)
     assert other.seconds_shut(START) == pytest.approx(20)
-    assert other.room(START + 20.1) == 1, "it goes on at its pace, not with all at once"
+    assert (other.room(START + 20.1), other.ask(START + 20.1)) == (0, True), "it goes on at its pace, by bookings"
+    assert synced(other, record, START + 20.1) is not None
+    assert other.room(START + 20.2) >= 1
     assert other.changes_at(START) == pytest.approx(START + 20)
 
     record, at = None, START
@@ -353,13 +184,14 @@ def test_a_provider_without_limits_is_left_alone_when_it_says_for_how_long() -> 
     other = Pacer("main", PaceSettings(), "two")
     other.see(record, START)
     assert other.room(START + 4.9) == 0
-    assert other.room(START + 5.1) > 1000
+    assert other.room(START + 5.1) == 1
+    assert other.room(START + 11) > 1000
 
 
 def test_what_the_provider_itself_says_is_believed() -> None:
     limits = settings(requests_per_minute=600, tokens_per_minute=60_000)
     pacer = Pacer("main", limits, "one")
-    pacer.hear({"requests": 300, "tokens": 100_000}, {"requests": 500, "tokens": 200})
+    pacer.hear({"requests": 300, "tokens": 100_000}, {"requests": 500, "tokens": 200}, START)
     record = synced(pacer, None, START)
     assert record is not None
     assert record.told == {"requests": 300}, "more than what is set is not taken"
@@ -442,5 +274,5 @@ def test_a_place_that_is_given_up_costs_nothing() -> None:
     assert place is not None
     place.release()
     record = synced(pacer, None, START)
-    assert (pacer.in_use, room(pacer.settings, record, START)) == (0, 1.0)
+    assert (pacer.slots.in_use, room(pacer.settings, record, START)) == (0, 1.0)
     assert pacer.room(START) == 1

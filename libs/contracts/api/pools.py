@@ -24,8 +24,9 @@ class LaneLoad(msgspec.Struct, frozen=True, kw_only=True):
 class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     """The load of a pool at `time`. `waiting` and `running` are those of its lanes together.
 
-    `workers` live and do not drain, and have `places` for turns between them. So many as `wanted_workers` would have a
-    place for each turn that waits or runs: 0 while there is none.
+    `workers` live and do not drain, and have `places` for turns between them, as far as the pool's model servers bear
+    them. So many as `wanted_workers` would have a place for each turn that waits or runs, if the servers bear it: 0
+    while there is none.
     """
 
     pool: LaneName

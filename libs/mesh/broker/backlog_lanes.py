@@ -60,6 +60,16 @@ class BacklogLanes:
         self._told_at[lane] = at
         return True
 
+    @property
+    def used_percent(self) -> int:
+        """How much of BACKLOG was taken a moment ago."""
+        return self.record.used_percent if self.record is not None else 0
+
+    def waiting_of(self, pool: str, priority: str, tenant: str) -> int:
+        """How many messages of a tenant waited in a lane a moment ago; 0 of one that has few beside many others."""
+        lanes = self.record.lanes if self.record is not None else ()
+        return sum(lane.tenants.get(tenant, 0) for lane in lanes if (lane.pool, lane.priority) == (pool, priority))
+
     async def look(self, pool: str, priority: str) -> bool:
         """The same, of a moment ago: it reads the record if that was not done lately. Never fails."""
         if _time() - self._looked_at >= FRESH_SECONDS:
@@ -86,7 +96,7 @@ class BacklogLanes:
         except InvalidPayload:
             self._record = None  # Another version's.
         lanes = self._record.lanes if self._record is not None else ()
-        self._lanes = frozenset((lane.pool, lane.priority) for lane in lanes)
+        self._lanes = frozenset((lane.pool, lane.priority) for lane in lanes if not lane.held)
 
 
 def _time() -> float:

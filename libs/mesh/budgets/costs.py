@@ -5,13 +5,14 @@ from __future__ import annotations
 from contracts.journal.parts import Estimate, Usage
 from mesh.budgets.limits import Amount
 from mesh.configuration.mesh_toml import Configuration
+from mesh.configuration.pool_routing import SCRIPTED_MODEL
 from mesh.configuration.prices_table import ModelPrices, prices_of
 from mesh.ledger.prices import cost_micros
 
 
 def prices_at(configuration: Configuration, provider: str, model: str | None) -> ModelPrices | None:
     """The prices of a model at a provider; None if it has none."""
-    return prices_of(configuration.providers[provider].prices, model or "")
+    return prices_of(configuration.providers[provider].prices, model or SCRIPTED_MODEL)
 
 
 def thought_to_take(estimate: Estimate, prices: ModelPrices | None) -> Amount:

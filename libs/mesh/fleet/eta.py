@@ -55,10 +55,10 @@ def pool_view(pool: str, statistics: Iterable[LaneStatistics], workers: Iterable
         shared = sum(worker.concurrency or 0 for worker in own if other in worker.pools)
         # Where its turns run nobody counts: they are taken to be spread over its places.
         taken += running * shared / sum(worker.concurrency or 0 for worker in serving if other in worker.pools)
-    return PoolView(lanes, sum(_places_of(worker, pool) for worker in own), taken)
+    return PoolView(lanes, sum(places_of(worker, pool) for worker in own), taken)
 
 
-def _places_of(worker: WorkerRecord, pool: str) -> int:
+def places_of(worker: WorkerRecord, pool: str) -> int:
     """How many turns of a pool a worker takes at once.
 
     How it shares its places out among its pools is left out: that follows what waits, within moments.

@@ -14,17 +14,18 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from contracts import subjects
-from contracts.codec import decode, encode
+from contracts.codec import encode
 from contracts.errors import InvalidPayload, TaskmeshError
 from contracts.records.pace import PaceRecord, pace_key
 from contracts.streams import PROVIDERS_BUCKET
 from mesh.background import first_of
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
-from mesh.clock import now
+from mesh.clock import lease_clock, now
 from mesh.configuration.pace_table import PaceSettings
 from mesh.loop_health import LoopHealth
 from mesh.pacing.pacer import Pacer
+from mesh.pacing.reading import read_pace
 from mesh.pacing.rules import Wanted, book, shut_until
 from mesh.telemetry import metrics
 
@@ -45,14 +46,18 @@ class Pacing:
         self._worker = worker
         self._configured = frozenset(configured)
         self._pacers = {name: Pacer(name, settings, worker) for name, settings in configured.items()}
+        self._wakes: dict[str, asyncio.Event] = {}
+        """Of those that are kept."""
+        self._more = asyncio.Event()
+        """Whether there are others."""
         self._callbacks: list[Callable[[], None]] = []
-        self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
     def pacer(self, provider: str) -> Pacer:
         """That of a provider; of one that is not configured one without limits."""
         if provider not in self._pacers:
             self._pacers[provider] = Pacer(provider, PaceSettings(), self._worker)
+            self._more.set()
         return self._pacers[provider]
 
     def keeps(self, provider: str) -> bool:
@@ -81,39 +86,48 @@ class Pacing:
         """
         if pacer is not None and not pacer.has_a_say:
             return
-        for callback in self._callbacks:
-            callback()
-        self._set_timer()
+        self._tell_gates()
         at = now().timestamp()
-        if any(pacer.wanted(at) is not None for pacer in self._pacers.values()):
-            self._wake.set()
+        pacers = self._pacers.values() if pacer is None else (pacer,)
+        for each in pacers:
+            if each.wanted(at) is not None and each.provider in self._wakes:
+                self._wakes[each.provider].set()
 
     async def run(self) -> None:
         """Book, and write what this process has to say, until cancelled; then give back what is left."""
-        health = LoopHealth(log, "pacing.records_unavailable")
         await self._requests.on_announced(subjects.PROVIDERS_PACED, self._heard)
         try:
-            while True:
-                self._wake.clear()
-                try:
-                    for pacer in list(self._pacers.values()):
-                        await self._tend(pacer)
-                    health.succeeded()
-                    pause_seconds = self._pause_seconds()
-                except TaskmeshError as error:
-                    health.failed(error)
-                    pause_seconds = UNAVAILABLE_SECONDS
-                await first_of(self._wake, seconds=pause_seconds)
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    self._more.clear()
+                    for name in self._pacers.keys() - self._wakes.keys():
+                        self._wakes[name] = asyncio.Event()
+                        group.create_task(self._keep(self._pacers[name], self._wakes[name]))
+                    await self._more.wait()
         finally:
             if self._timer is not None:
                 self._timer.cancel()
             with contextlib.suppress(TaskmeshError, TimeoutError):
                 async with asyncio.timeout(GIVE_BACK_SECONDS_MAX):
-                    for pacer in list(self._pacers.values()):
-                        await self._write(pacer, stopping=True)
+                    await asyncio.gather(*(self._write(pacer, stopping=True) for pacer in self._pacers.values()))
+
+    async def _keep(self, pacer: Pacer, wake: asyncio.Event) -> None:
+        """One provider's. One that many write at, from afar, holds up no other."""
+        health = LoopHealth(log, "pacing.records_unavailable", provider=pacer.provider)
+        while True:
+            wake.clear()
+            try:
+                await self._tend(pacer)
+                health.succeeded()
+                at = now().timestamp()
+                pause_seconds = max(0.001, pacer.next_at(at) - at)
+            except TaskmeshError as error:
+                health.failed(error)
+                pause_seconds = UNAVAILABLE_SECONDS
+            await first_of(wake, seconds=pause_seconds)
 
     async def _tend(self, pacer: Pacer) -> None:
-        if pacer.must_look:
+        if pacer.is_to_look(now().timestamp()):
             await self._read(pacer)
             self._tell_gates()
         while await self._write(pacer):
@@ -121,31 +135,41 @@ class Pacing:
 
     async def _write(self, pacer: Pacer, *, stopping: bool = False) -> bool:
         """Write what the process has to say; whether that was done, and there may be more."""
-        for tries in range(TRIES_MAX):
+        for _ in range(TRIES_MAX):
             at = now().timestamp()
             wanted = pacer.wanted(at, stopping=stopping)
             if wanted is None:
                 return False
+            began_at = lease_clock()
             revision = await self._read(pacer)
             if await self._replace(pacer, wanted, revision, at):
                 return not stopping
-            # Who has lost comes a little later: those that come together lose together.
-            await asyncio.sleep(random.uniform(0, 0.002 * min(tries + 1, 10)))
+            await asyncio.sleep(random.uniform(0, pacer.lost(lease_clock() - began_at)))
         return False
 
     async def _read(self, pacer: Pacer) -> int:
-        entry = await key_value.get(self._requests, PROVIDERS_BUCKET.name, pace_key(pacer.provider))
+        # Of what is told from here on the answer may not know.
+        told, pacer.must_look = pacer.must_look, False
+        try:
+            entry = await key_value.get(self._requests, PROVIDERS_BUCKET.name, pace_key(pacer.provider))
+        except BaseException:
+            pacer.must_look = told
+            raise
         record = _decode(pacer.provider, entry.value) if entry is not None and entry.value is not None else None
         was_shut = shut_until(pacer.record)
         at = now().timestamp()
-        pacer.see(record, at)
+        pacer.see(record, at, told=told)
         if was_shut < shut_until(record) > at:
             log.info("pace.seen_shut", provider=pacer.provider, seconds=round(shut_until(record) - at, 3))
         return entry.revision if entry is not None else 0
 
     async def _replace(self, pacer: Pacer, wanted: Wanted, revision: int, at: float) -> bool:
         was_shut = shut_until(pacer.record)
-        booked = book(pacer.record, pacer.provider, pacer.settings, self._worker, wanted, at)
+        before = pacer.record
+        booked = book(before, pacer.provider, pacer.settings, self._worker, wanted, at)
+        if not booked.is_new:
+            pacer.got(wanted, booked, now().timestamp())
+            return True
         payload = encode(booked.record)
         if not await key_value.compare_and_set(
             self._requests, PROVIDERS_BUCKET.name, pace_key(pacer.provider), payload, revision
@@ -156,6 +180,8 @@ class Pacing:
             seconds = round(shut_until(booked.record) - at, 3)
             log.warning("pace.shut", provider=pacer.provider, seconds=seconds, refusals=booked.record.refusals)
             metrics.pace_shut(pacer.provider)
+        if booked.record.told != (before.told if before is not None else {}):
+            log.info("pace.told", provider=pacer.provider, a_minute=booked.record.told)
         if booked.news:
             await self._requests.announce(subjects.provider_changed(pacer.provider, "paced"))
         return True
@@ -164,7 +190,8 @@ class Pacing:
         for name, pacer in self._pacers.items():
             if subject is None or subject == subjects.provider_changed(name, "paced"):
                 pacer.must_look = True
-                self._wake.set()
+                if name in self._wakes:
+                    self._wakes[name].set()
 
     def _tell_gates(self) -> None:
         for callback in self._callbacks:
@@ -181,16 +208,11 @@ class Pacing:
         if next_at is not None:
             self._timer = asyncio.get_running_loop().call_later(max(next_at - at, 0.001), self.changed)
 
-    def _pause_seconds(self) -> float:
-        at = now().timestamp()
-        next_at = min((pacer.next_at(at) for pacer in self._pacers.values()), default=at + 60.0)
-        return max(0.001, next_at - at)
-
 
 def _decode(provider: str, payload: bytes) -> PaceRecord | None:
     """A record that can't be read counts as none."""
     try:
-        return decode(payload, PaceRecord)
+        return read_pace(payload)
     except InvalidPayload as error:
         log.warning("pace.record_unreadable", provider=provider, error=str(error))
         return None

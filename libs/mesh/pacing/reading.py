@@ -10,6 +10,8 @@ from contracts.records.pace import PaceRecord, pace_key
 from contracts.streams import PROVIDERS_BUCKET
 from mesh.broker import key_value
 from mesh.broker.requests import Requests
+from mesh.clock import now
+from mesh.pacing.rules import sound
 
 
 async def read_paces(requests: Requests, providers: Iterable[str]) -> dict[str, PaceRecord]:
@@ -20,7 +22,12 @@ async def read_paces(requests: Requests, providers: Iterable[str]) -> dict[str, 
     for key, entry in found.items():
         try:
             if entry.value is not None:
-                paces[keys[key]] = decode(entry.value, PaceRecord)
+                paces[keys[key]] = read_pace(entry.value)
         except InvalidPayload:
             continue  # One that another version has written says nothing here.
     return paces
+
+
+def read_pace(payload: bytes) -> PaceRecord:
+    """A record, within bounds. Raises `InvalidPayload`."""
+    return sound(decode(payload, PaceRecord), now().timestamp())

@@ -7,6 +7,7 @@ it is sent: with images it is megabytes, and a model may answer for minutes.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ import msgspec
 
 from contracts import VERSION
 from contracts.journal.parts import Usage
+from inference_worker.dialects.connections import Connections
 from inference_worker.dialects.errors import ProviderFailed, failure_in_stream, failure_of_status
 from inference_worker.dialects.event_lines import LineReader
 from inference_worker.dialects.reading import decoded
@@ -83,11 +85,17 @@ class Answer(Protocol):
         ...
 
 
-def open_client(
-    configuration: ServerConfiguration, headers: Mapping[str, str], connections_max: int
-) -> httpx.AsyncClient:
+def open_client(configuration: ServerConfiguration, headers: Mapping[str, str], connections_max: int) -> Connections:
     """The connections to one server. Proxies and certificates are those of the environment, as httpx knows it."""
+    trusted = httpx.create_ssl_context()
+    return Connections(lambda most: _client(configuration, headers, most, trusted), connections_max)
+
+
+def _client(
+    configuration: ServerConfiguration, headers: Mapping[str, str], connections_max: int, trusted: ssl.SSLContext
+) -> httpx.AsyncClient:
     return httpx.AsyncClient(
+        verify=trusted,
         headers={
             "Accept": "text/event-stream",
             # A compressed stream is a delayed one.
@@ -110,12 +118,10 @@ def open_client(
 class ModelServer:
     """A server's address, where turns are posted to. `key` is what no error may tell."""
 
-    def __init__(
-        self, url: str, configuration: ServerConfiguration, client: httpx.AsyncClient, key: str | None
-    ) -> None:
+    def __init__(self, url: str, configuration: ServerConfiguration, connections: Connections, key: str | None) -> None:
         self._url = httpx.URL(url)
         self._configuration = configuration
-        self._client = client
+        self._connections = connections
         self._mask = Mask([key] if key else [], shown="[key]")
 
     async def stream(self, turn: TurnInput, body_of: BodyOf, answer: Answer) -> AsyncGenerator[Chunk, None]:
@@ -128,18 +134,19 @@ class ModelServer:
         # What is shown was read before: the server's time begins here.
         give_up_at = _clock() + self._configuration.first_token_seconds
         try:
-            response = await self._open(body, give_up_at, turn)
-            try:
-                # The response's iterator is a generator, whatever its type says; it is closed here, not by chance.
-                data = cast("AsyncGenerator[bytes, None]", response.aiter_bytes())
-                async with aclosing(data), aclosing(self._chunks(data, answer, give_up_at, turn.meter)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-                    if answer.over or answer.done:
-                        turn.meter.over()
-                        await _drain(data)
-            finally:
-                await response.aclose()
+            with self._connections.one() as client:
+                response = await self._open(client, body, give_up_at, turn)
+                try:
+                    # The response's iterator is a generator, whatever its type says; it is closed here, not by chance.
+                    data = cast("AsyncGenerator[bytes, None]", response.aiter_bytes())
+                    async with aclosing(data), aclosing(self._chunks(data, answer, give_up_at, turn.meter)) as chunks:
+                        async for chunk in chunks:
+                            yield chunk
+                        if answer.over or answer.done:
+                            turn.meter.over()
+                            await _drain(data)
+                finally:
+                    await response.aclose()
         except ProviderFailed as error:
             error.without(self._mask)
             raise
@@ -176,15 +183,15 @@ class ModelServer:
         for chunk in answer.end():
             yield chunk
 
-    async def _open(self, body: _Body, give_up_at: float, turn: TurnInput) -> httpx.Response:
+    async def _open(self, client: httpx.AsyncClient, body: _Body, give_up_at: float, turn: TurnInput) -> httpx.Response:
         """Send the request, and wait for the head of the answer. Raises what an answer that is no stream stands for."""
         headers = {"Content-Length": str(body.size_bytes)}
         turn.meter.ask()
         try:
-            request = self._client.build_request("POST", self._url, content=body.parts(), headers=headers)
+            request = client.build_request("POST", self._url, content=body.parts(), headers=headers)
             with _translated():
                 async with asyncio.timeout_at(give_up_at):
-                    response = await self._client.send(request, stream=True)
+                    response = await client.send(request, stream=True)
         except ProviderFailed as error:
             if error.code == UNREACHABLE:
                 turn.meter.refused()

@@ -60,7 +60,7 @@ class PacedSource:
         def heard(headers: Mapping[str, str]) -> None:
             if pacer.is_paced:
                 allowed, remaining = told_by(headers)
-                pacer.hear(allowed, remaining)
+                pacer.hear(allowed, remaining, now().timestamp())
 
         read_bytes = _bytes_of(turn.messages) + len(turn.prefix) if pacer.is_paced else 0
         request = pacer.begin(place_in_hand(pacer), read_bytes, turn.max_output_tokens)

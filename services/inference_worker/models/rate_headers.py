@@ -40,5 +40,6 @@ def told_by(headers: Mapping[str, str]) -> tuple[dict[Limit, float], dict[Limit,
 
 
 def _take(found: dict[Limit, float], limit: Limit, text: str | None) -> None:
-    if text is not None and _NUMBER.fullmatch(text.strip()):
+    text = (text or "").strip()  # Before `float`, which passes over less white space: not over U+001F.
+    if _NUMBER.fullmatch(text):
         found[limit] = float(text)

@@ -10,11 +10,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import httpx
-
 from inference_worker.dialects import exchange
 from inference_worker.dialects.anthropic.messages import request_of, resumed
 from inference_worker.dialects.anthropic.stream import Answer, finished, is_paused, said
+from inference_worker.dialects.connections import Connections
 from inference_worker.dialects.continuing import ContinuingProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.exchange import ModelServer
@@ -27,9 +26,7 @@ PAUSES_MAX = 16
 """Most pauses of one turn: each is one more request, which reads the whole conversation again."""
 
 
-def open_client(
-    configuration: AnthropicProviderConfiguration, key: str | None, connections_max: int
-) -> httpx.AsyncClient:
+def open_client(configuration: AnthropicProviderConfiguration, key: str | None, connections_max: int) -> Connections:
     """The connections to one server."""
     headers = {"anthropic-version": API_VERSION} | ({} if key is None else {"x-api-key": key})
     return exchange.open_client(configuration, headers, connections_max)
@@ -42,14 +39,14 @@ class AnthropicProvider(ContinuingProvider):
         self,
         name: str,
         configuration: AnthropicProviderConfiguration,
-        client: httpx.AsyncClient,
+        connections: Connections,
         key: str | None = None,
     ) -> None:
         self.name = name
         super().__init__(configuration, continues=_continues(configuration))
         self._configuration = configuration
         url = f"{configuration.base_url.rstrip('/')}/v1/messages"
-        self._server = ModelServer(url, configuration, client, key)
+        self._server = ModelServer(url, configuration, connections, key)
 
     async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         request = request_of(self._configuration, turn)

@@ -11,12 +11,12 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
-import httpx
 import msgspec
 import structlog
 
 from inference_worker.dialects import exchange
 from inference_worker.dialects.asking_again import or_plain
+from inference_worker.dialects.connections import Connections
 from inference_worker.dialects.continuing import ContinuingProvider
 from inference_worker.dialects.errors import ProviderFailed
 from inference_worker.dialects.exchange import ModelServer
@@ -30,7 +30,7 @@ from mesh.configuration.provider_tables import OpenAIProviderConfiguration
 log = structlog.get_logger("inference_worker.dialects.openai.client")
 
 
-def open_client(configuration: OpenAIProviderConfiguration, key: str | None, connections_max: int) -> httpx.AsyncClient:
+def open_client(configuration: OpenAIProviderConfiguration, key: str | None, connections_max: int) -> Connections:
     """The connections to one server."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     return exchange.open_client(configuration, headers, connections_max)
@@ -40,7 +40,7 @@ class OpenAIProvider(ContinuingProvider):
     """One server. `name` is the one that the configuration gives it."""
 
     def __init__(
-        self, name: str, configuration: OpenAIProviderConfiguration, client: httpx.AsyncClient, key: str | None = None
+        self, name: str, configuration: OpenAIProviderConfiguration, connections: Connections, key: str | None = None
     ) -> None:
         self.name = name
         super().__init__(configuration, continues=configuration.continue_prefix is not None)
@@ -48,7 +48,7 @@ class OpenAIProvider(ContinuingProvider):
         self._without_tools: set[str] = set()
         """Models that have refused tools as such."""
         url = f"{configuration.base_url.rstrip('/')}/chat/completions"
-        self._server = ModelServer(url, configuration, client, key)
+        self._server = ModelServer(url, configuration, connections, key)
 
     async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         plain = replace(turn, tools=()) if only_asks(turn) else turn

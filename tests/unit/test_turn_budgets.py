@@ -116,13 +116,14 @@ async def test_what_another_model_puts_out_has_its_own_price() -> None:
 
     handler = turn_handler(
         Metered(StepFailed("provider-unreachable", "oh", retryable=True), refuses=True),
-        fallbacks=[backup(TextDelta(TEXT), look, Finished(finish_reason="stop", usage=Usage(3, 4)))],
+        fallbacks=[backup(TextDelta(10 * TEXT), look, Finished(finish_reason="stop", usage=Usage(3, 4)))],
     )
     handler.budgets = TurnBudgets(worker, priced())
     await handler.perform(claimed_step())
-    reads = seen[0].tokens - 10
-    assert seen[0].cost_micros >= 10 * 100 + reads // 2 * 10
-    assert seen[0].cost_micros <= 10 * 100 + reads * 10
+    # More than a piece, which is what is measured at a time.
+    reads = seen[0].tokens - 100
+    assert seen[0].cost_micros >= 100 * 100 + reads // 2 * 10
+    assert seen[0].cost_micros <= 100 * 100 + reads * 10
 
 
 @pytest.mark.parametrize(("claims", "released"), [(1, [Amount(50, 7)]), (2, [])])

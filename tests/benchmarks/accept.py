@@ -113,8 +113,8 @@ async def measure(run: Run) -> list[Figure]:
             refuse_cpu,
             "µs of an acceptance",
             accept_cpu,
-            "< 1",
-            refuse_cpu < accept_cpu,
+            "≤ 0.5",
+            refuse_cpu <= accept_cpu / 2,
             rounds=cpu,
         ),
     ]

@@ -19,7 +19,7 @@ from inference_worker.models.candidates import Source
 from inference_worker.models.guarded_source import GuardedSource
 from inference_worker.models.paced_source import PacedSource, PlacedPermit, may_begin
 from mesh.background import first_of
-from mesh.broker.gates import UNLIMITED, Permit
+from mesh.broker.gates import UNLIMITED, ChangingRoom, Permit
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
@@ -251,20 +251,18 @@ class Breakers:
         return False
 
 
-class PoolGate:
+class PoolGate(ChangingRoom):
     """The gate of a pool's lanes: open for as much as the pace of its providers has room for.
 
     It is shut while none of them is closed, but for the one step of a probe.
     """
 
     def __init__(self, breakers: Breakers, providers: tuple[str, ...], consumers: tuple[tuple[str, str], ...]) -> None:
-        self.opened = asyncio.Event()
+        super().__init__()
         self.waiting = 0
         self.providers = providers
         self.consumers = consumers
         self._breakers = breakers
-        self._callbacks: list[Callable[[], None]] = []
-        self._room = 0
         self.update()
 
     @property
@@ -303,10 +301,6 @@ class PoolGate:
                 return PoolPermit(self, probe)
         return None
 
-    def on_changed(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever there is another room than before."""
-        self._callbacks.append(callback)
-
     @property
     def leaves_pulls_open(self) -> bool:
         """While a provider is closed, and there is room at its pace, or soon will be."""
@@ -342,17 +336,6 @@ class PoolGate:
 
     def _closed(self) -> list[str]:
         return [provider for provider in self.providers if self._breakers.is_closed(provider)]
-
-    def update(self) -> None:
-        """Look at the breakers again."""
-        before, self._room = self._room, self.room()
-        if self._room > 0:
-            self.opened.set()
-        else:
-            self.opened.clear()
-        if self._room != before:
-            for callback in self._callbacks:
-                callback()
 
 
 class PoolPermit(PlacedPermit):

@@ -134,7 +134,7 @@ async def test_tasks_stay_where_their_prompt_was_read_and_another_preference_hol
 ) -> None:
     """Two servers that are alike, each with a cache of prompts: without staying half of what was read is read again."""
     asked: list[Asked] = []
-    one, other = (Remembering(name, asked, TURNS, stretched(0.0004)) for name in ("one", "other"))
+    one, other = (Remembering(name, asked, TURNS, stretched(0.0002)) for name in ("one", "other"))
     recorded, file = Recorded(), tmp_path / "mesh.toml"
     pools = """
     [pools.default]

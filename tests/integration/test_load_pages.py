@@ -8,12 +8,17 @@ import gzip
 import httpx
 import pytest
 
-from inference_worker.capacity import reading
+from inference_worker.capacity import capacities, reading
 from inference_worker.capacity.reading import PAGE_BYTES_MAX, LoadReader
 from inference_worker.capacity.signals import NotTold, ServerLoad
+from mesh.background import background
+from mesh.broker.connection import Connection
 from mesh.configuration.capacity_table import CapacitySettings
+from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.provider_tables import OpenAIProviderConfiguration
+from mesh.configuration.settings import Settings
 from tests.support.model_server import Exchange, model_server
+from tests.support.waiting import until
 from tests.unit.test_capacity_signals import LLAMA_CPP, OLDER_VLLM, SGLANG, TGI, VLLM
 
 pytestmark = pytest.mark.integration
@@ -118,3 +123,30 @@ async def test_no_page_takes_more_than_its_bytes_and_its_time(way: str, monkeypa
         with pytest.raises(NotTold):
             await reader(server.base_url, "vllm").read(client)
     assert sent < 3 * PAGE_BYTES_MAX
+
+
+async def test_a_server_near_by_that_tells_nothing_is_asked_more_and_more_seldom_and_found_once_it_tells(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacities, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(capacities, "ASK_SECONDS_IDLE", 0.01)
+    pages = Pages()
+    async with model_server(pages) as server:
+        text = f"""
+        [providers.near]
+        kind = "openai"
+        base_url = "{server.base_url}"
+        [pools.default]
+        provider = "near"
+        model = "m"
+        """
+        settings = Settings(configuration=parse_configuration(text.encode()))
+        followed = capacities.Capacities(connection.requests, settings, "w")
+        async with background(followed.run()):
+            await until(lambda: pages.asked.count("/api/ps") >= 6)
+            assert followed.servers == {}
+            pages.pages["/slots"] = b'[{"id": 0, "is_processing": false}]'
+            await until(lambda: "near" in followed.servers)
+            assert (followed.servers["near"].limit, followed.servers["near"].of_all) == (1, 1)
+            # It doubles each time: the twelfth pause is of 40 s.
+            assert pages.asked.count("/api/ps") <= 12

@@ -14,12 +14,16 @@ from contracts.journal import events
 from contracts.journal.parts import Estimate, Usage
 from contracts.records.speeds import ModelSums
 from contracts.tasks import TaskRequest
+from inference_worker.models.breakers import Breakers
 from inference_worker.models.candidates import Candidate, Candidates
 from inference_worker.models.prompt_size import CACHED_SECONDS_MAX, PromptSize
 from inference_worker.models.router import Routed, Router
 from inference_worker.models.speeds import Speeds
 from inference_worker.turn.turns import TurnHandler
+from mesh.clock import now
+from mesh.configuration.breaker_table import BreakerSettings
 from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
+from mesh.configuration.pace_table import PaceSettings
 from mesh.configuration.prices_table import ModelPrices
 from mesh.task.failures import StepFailed
 from tests.unit.journals import START, FoldedStep, HandMadeJournal
@@ -110,6 +114,26 @@ def test_who_can_not_be_asked_is_not_chosen() -> None:
     journal = begun()
     assert claim(house, journal, available=without("main", "backup", "played")) == "none-available"
     assert of_turn(house, journal).index == 0
+
+
+async def test_who_is_paused_or_has_nothing_left_of_its_pace_gets_nothing_and_without_any_other_none_does() -> None:
+    paused, settings = set[str](), {name: BreakerSettings() for name, _ in NAMES}
+    paces = {"backup": PaceSettings(requests_per_minute=1)}
+    breakers = Breakers(None, settings, "w", paces, paused.__contains__)  # type: ignore[arg-type]  # nothing is asked here
+    breakers.pacing.pacer("backup").begin(None, 0, None).refused(600.0, now().timestamp())
+    house = House(0.5, 0.5, 5.0, is_closed=breakers.is_closed, room=breakers.pacing.room)
+
+    def claims() -> set[tuple[str, str]]:
+        said = [house.pool.claim(begun().state, 1, breakers.available) for _ in range(50)]
+        return {(each["provider"], each["reason"].split()[0]) for each in said}
+
+    assert {provider for provider, _ in claims()} == {"main"}
+    paused.add("main")
+    assert claims() == {("played", "only")}
+    paused.add("played")
+    assert claims() == {("main", "none-available")}
+    paused.remove("main")
+    assert claims() == {("main", "only")}
 
 
 def test_a_turn_with_text_stays_with_the_model_that_has_said_it_unless_that_is_away_or_the_text_is_outdated() -> None:

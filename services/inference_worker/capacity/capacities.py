@@ -112,7 +112,7 @@ class Capacities:
         return source if server is None else MeasuredSource(source, server)
 
     async def run(self) -> None:
-        """Ask the servers, and count who shares them, until cancelled. Without any table it does nothing."""
+        """Ask the servers, and count who shares them, until cancelled. Without any it does nothing."""
         while True:
             self._wake.clear()
             if not self._servers:

@@ -33,7 +33,7 @@ PIECE_CHARACTERS: Final = 256
 """What a model puts out is measured in pieces of about so many, some 60 tokens. To measure each token would cost more
 than to store it."""
 PIECE_SECONDS: Final = 0.25
-"""A slow model's pieces are shorter: none is measured later than this."""
+"""A slow model's pieces are shorter: one that began so long ago is whole with the next token."""
 
 
 class Measured:
@@ -76,13 +76,14 @@ class Measured:
         """It has put out more. True if it is to end here."""
         if not self.is_bounded:
             return False
-        self._piece += text
         at = time.monotonic()
-        if len(self._piece) >= PIECE_CHARACTERS or at >= self._piece_until:
+        if not self._piece:
             self._piece_until = at + PIECE_SECONDS
-            if self.measure() and not self.is_used_up:
-                self.is_used_up = True
-                log.warning("turn.cut_by_budget")
+        self._piece += text
+        is_whole = len(self._piece) >= PIECE_CHARACTERS or at >= self._piece_until
+        if is_whole and self.measure() and not self.is_used_up:
+            self.is_used_up = True
+            log.warning("turn.cut_by_budget")
         return self.is_used_up
 
     def measure(self) -> bool:

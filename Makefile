@@ -82,7 +82,7 @@ real-models: $(INSTALLED) $(if $(LLAMA_SERVER),,$(LLAMA)) ## try llama.cpp's ser
 bench: $(INSTALLED) ## measure, each figure beside its limit, a quarter of an hour (ARGS="accept resume", ARGS=--quick)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
-chaos: $(INSTALLED) ## kill each process at each point of eight runs, about a quarter of an hour (ARGS="--run agent", "--run cluster", --quick)
+chaos: $(INSTALLED) ## kill each process at each point of nine runs, about a quarter of an hour (ARGS="--run agent", "--run cluster", --quick)
 	@exec $(BIN)/python -m tests.chaos $(ARGS)
 
 soak: $(INSTALLED) ## twenty minutes of load and random kills, and what grows (ARGS="--seed 7", ARGS=--quick)

@@ -30,7 +30,6 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
-  --allow-pub 'usage.*.*.*.*.*.*' \
   --allow-pub '$JS.API.DIRECT.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
   --allow-pub '$JS.API.STREAM.INFO.USAGE' \
@@ -46,6 +45,8 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.MSG.GET.BACKLOG' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TURNS' \
+  --allow-pub '$JS.API.DIRECT.GET.TOOLS' \
+  --allow-pub '$JS.API.STREAM.MSG.GET.TOOLS' \
   --allow-pub '$JS.API.DIRECT.GET.CONTROL' \
   --allow-pub '$JS.API.STREAM.MSG.GET.CONTROL' \
   --allow-pub '$JS.API.DIRECT.GET.DEAD_LETTERS' \
@@ -53,6 +54,7 @@ nsc add user --account TASKMESH --name ingress \
   --allow-pub '$JS.API.STREAM.MSG.DELETE.DEAD_LETTERS' \
   --allow-pub '$JS.API.CONSUMER.INFO.TASKS.*' \
   --allow-pub '$JS.API.CONSUMER.INFO.TURNS.*' \
+  --allow-pub '$JS.API.CONSUMER.INFO.TOOLS.*' \
   --allow-pub '$JS.API.CONSUMER.NAMES.TOOLS' \
   --allow-pub '$SRV.PING' \
   --allow-pub '$JS.API.DIRECT.GET.KV_workers.$KV.workers.>' \
@@ -195,10 +197,6 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-pub 'backlog.*.*.*' \
   --allow-pub 'backlog.grew' \
   --allow-pub '$JS.API.DIRECT.GET.KV_lanes.$KV.lanes.>' \
-  --allow-pub 'usage.*.*.*.*.*.*' \
-  --allow-pub '$JS.API.DIRECT.GET.USAGE' \
-  --allow-pub '$JS.API.STREAM.MSG.GET.USAGE' \
-  --allow-pub '$JS.API.STREAM.INFO.USAGE' \
   --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
@@ -227,6 +225,7 @@ nsc add user --account TASKMESH --name inference_worker \
   --allow-sub 'providers.changed.*' \
   --allow-sub 'providers.paced.*' \
   --allow-sub 'stats.providers' \
+  --allow-sub '$KV.lanes._backlog' \
   --allow-sub '$KV.valves.>' \
   --allow-sub 'valves.changed' \
   --allow-sub '$SRV.*' \
@@ -407,6 +406,7 @@ nsc add user --account TASKMESH --name steward \
   --allow-pub '$JS.API.DIRECT.GET.KV_budgets.$KV.budgets.>' \
   --allow-pub '$JS.API.DIRECT.GET.KV_budgets' \
   --allow-pub '$JS.API.STREAM.MSG.GET.KV_budgets' \
+  --allow-pub '$KV.budgets.>' \
   --allow-pub '$JS.API.DIRECT.GET.TASKS' \
   --allow-pub '$JS.API.STREAM.MSG.GET.TASKS' \
   --allow-pub '$JS.API.DIRECT.GET.TURNS' \

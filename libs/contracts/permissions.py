@@ -207,12 +207,17 @@ def _fleet(lists: Lists) -> None:
 def _count(lists: Lists) -> None:
     """Count what was used, and see what was."""
     lists.publish(*USAGE.subjects)
+    _read_usage(lists)
+
+
+def _read_usage(lists: Lists) -> None:
+    """See what was used."""
     lists.read(USAGE.name)
     lists.info(USAGE.name)
 
 
 def _budgets(lists: Lists) -> None:
-    """See what tenants have left of their budgets, and book what they use of them."""
+    """See what tenants have left of their budgets, and book what they use, or will."""
     lists.read_bucket(BUDGETS_BUCKET)
     lists.write(BUDGETS_BUCKET)
 
@@ -245,14 +250,14 @@ def _ingress(lists: Lists) -> None:
     lists.publish(*TASKS.subjects, *(f"control.{kind}.*" for kind in ("cancel", "input", "approval", "replay")))
     lists.publish("timers.at.deadline.*.*.*", *DEAD_LETTERS.subjects)
     _put_off(lists)
-    _count(lists)
+    _read_usage(lists)
     _budgets(lists)
     lists.write(VALVES_BUCKET)
     lists.publish(VALVES_CHANGED)
-    lists.read(TASKS.name, BACKLOG.name, TURNS.name, CONTROL.name, DEAD_LETTERS.name)
+    lists.read(TASKS.name, BACKLOG.name, TURNS.name, TOOLS.name, CONTROL.name, DEAD_LETTERS.name)
     lists.call(
         f"STREAM.MSG.DELETE.{DEAD_LETTERS.name}",
-        *(f"CONSUMER.INFO.{stream}.*" for stream in (TASKS.name, TURNS.name)),
+        *(f"CONSUMER.INFO.{stream}.*" for stream in (TASKS.name, TURNS.name, TOOLS.name)),
         f"CONSUMER.NAMES.{TOOLS.name}",
     )
     _fleet(lists)
@@ -282,7 +287,6 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     lists.publish("stats.lanes.*.*", "live.events.*.*.preview", subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED)
     lists.publish(subjects.PROVIDER_SPEEDS)
     _put_off(lists)
-    _count(lists)
     _budgets(lists)
     lists.write(PROVIDERS_BUCKET)
     lists.read_keys(PROVIDERS_BUCKET, TOOLS_BUCKET)
@@ -290,6 +294,8 @@ def _inference_worker(lists: Lists, pools: Iterable[str] | None) -> None:
     lists.read_bucket(WORKERS_BUCKET)
     lists.read(RESULTS.name)
     lists.subscribe(subjects.PROVIDERS_CHANGED, subjects.PROVIDERS_PACED, subjects.PROVIDER_SPEEDS)
+    # Which of its pools has most waiting.
+    lists.subscribe(f"$KV.{LANES_BUCKET.name}.{subjects.BACKLOG_KEY}")
 
 
 def _tool_runner(lists: Lists, tools: Iterable[str] | None) -> None:
@@ -317,7 +323,7 @@ def _steward(lists: Lists, webhooks: Iterable[str] | None) -> None:
     lists.pull(EVENTS.name, *(["*"] if webhooks is None else map(webhook_consumer, webhooks)))
     _put_off(lists)
     _count(lists)
-    lists.read_bucket(BUDGETS_BUCKET)
+    _budgets(lists)
     lists.read(*_QUEUES, BACKLOG.name, CONTROL.name, TIMERS.name, DEAD_LETTERS.name, SIGNALS.name, RESULTS.name)
     lists.read_bucket(TRIGGERS_BUCKET, WALKS_BUCKET, STORAGE_BUCKET)
     for bucket in (LANES_BUCKET, ARCHIVE_BUCKET, WALKS_BUCKET, STORAGE_BUCKET):

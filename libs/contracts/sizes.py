@@ -54,7 +54,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
         "TIMERS": Size(1, 8 * MIB, 256 * MIB),
         "SIGNALS": Size(1, 8 * MIB, GIB),
         "ADVISORIES": Size(0.2, 4 * MIB, 64 * MIB),
-        # Some 200 bytes for each counter: a tenant, a day, a model and a kind.
+        # Some 280 bytes for each counter: a tenant, a day, a model and a kind.
         "USAGE": Size(0.5, 4 * MIB, GIB),
         "KV_workers": _SMALL_BUCKET,
         "KV_providers": _SMALL_BUCKET,

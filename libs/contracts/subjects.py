@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from typing import Literal, NamedTuple
+from functools import lru_cache, partial
+from typing import Final, Literal, NamedTuple
 
 from contracts.errors import InvalidName
 
@@ -30,6 +31,8 @@ TIMER_KINDS = ("approval", "retry", "deadline", "room")
 PRIORITIES = ("high", "normal", "low")
 """Lanes of a pool, the most urgent first."""
 
+NAMES_KEPT_MAX: Final = 1024
+"""Names of each kind that are known to be valid: each message has some of the same ones on its way, again and again."""
 WORKER_CHARACTERS_MAX = 255
 """Longest name of a worker: a process and a host."""
 
@@ -88,19 +91,33 @@ def _checked(kind: str, pattern: re.Pattern[str], value: object) -> str:
     return value
 
 
+_tenants = lru_cache(NAMES_KEPT_MAX)(partial(_checked, "tenant", _TENANT))
+_tasks = lru_cache(NAMES_KEPT_MAX)(partial(_checked, "task id", _TASK))
+_pools = lru_cache(NAMES_KEPT_MAX)(partial(_checked, "pool", _LANE_NAME))
+
+
 def check_tenant(value: str) -> str:
     """Return a valid tenant unchanged, else raise `InvalidName`."""
-    return _checked("tenant", _TENANT, value)
+    try:
+        return _tenants(value)
+    except TypeError:  # It can't even be looked for, such as a list.
+        return _checked("tenant", _TENANT, value)
 
 
 def check_task(value: str) -> str:
     """Return a valid task id unchanged, else raise `InvalidName`."""
-    return _checked("task id", _TASK, value)
+    try:
+        return _tasks(value)
+    except TypeError:
+        return _checked("task id", _TASK, value)
 
 
 def check_pool(value: str) -> str:
     """Return a valid pool name unchanged, else raise `InvalidName`."""
-    return _checked("pool", _LANE_NAME, value)
+    try:
+        return _pools(value)
+    except TypeError:
+        return _checked("pool", _LANE_NAME, value)
 
 
 def check_tool(value: str) -> str:
@@ -254,6 +271,7 @@ def archive_key(tenant: str, task: str) -> str:
     return hashlib.sha256(task_key(tenant, task).encode()).hexdigest()[:4]
 
 
+@lru_cache(maxsize=NAMES_KEPT_MAX)
 def lane_key(pool: str, priority: str) -> str:
     """Key of a lane's statistics in the bucket `lanes`: `<pool>.<priority>`."""
     return f"{check_pool(pool)}.{check_priority(priority)}"

@@ -38,7 +38,8 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 RequestInput = Annotated[str, Meta(min_length=1)] | Annotated[list[Message], Meta(min_length=1, max_length=1000)]
-RequestModel = Annotated[str, Meta(min_length=1, max_length=128)]
+MODEL_CHARACTERS_MAX = 128
+RequestModel = Annotated[str, Meta(min_length=1, max_length=MODEL_CHARACTERS_MAX)]
 
 
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

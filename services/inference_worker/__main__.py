@@ -7,6 +7,7 @@ from functools import partial
 
 from contracts.streams import lane_consumer
 from contracts.subjects import PRIORITIES
+from inference_worker.capacity.backlog_watch import watch_backlog
 from inference_worker.capacity.capacities import Capacities
 from inference_worker.capacity.pool_places import PoolPlaces, check_places_of
 from inference_worker.lane_reports import LaneReporter
@@ -19,12 +20,12 @@ from inference_worker.speed_reports import SpeedReporter
 from inference_worker.turn.budgets import BudgetGate, TurnBudgets
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
-from inference_worker.turn.spending import prices_in
 from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.shares import LANE_WEIGHTS, Share
 from mesh.budgets.accounts import Accounts
+from mesh.budgets.costs import prices_at
 from mesh.budgets.spending import BudgetSpending
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import PlacesTold, heartbeats
@@ -76,7 +77,12 @@ class Worker:
         service.valves.on_changed(self.breakers.changed)
         self.speeds = SpeedReporter(service.connection, service.worker)
         self.capacities = Capacities(service.requests, service.settings, service.worker)
-        self.places = PoolPlaces(service.settings, lambda: self.capacities.servers, self.breakers.is_closed)
+        self.places = PoolPlaces(
+            service.settings,
+            lambda: self.capacities.servers,
+            self.breakers.is_closed,
+            lambda: service.requests.backlog_lanes.record,
+        )
         self.capacities.on_changed(self.places.changed)
 
     async def budgets(self) -> None:
@@ -102,7 +108,7 @@ class Worker:
                     waiting_seconds=settings.waiting_seconds,
                     on_claimed=self.reporter.claimed,
                     on_finished=self.reporter.finished,
-                    prices=prices_in(settings.configuration),
+                    prices=partial(prices_at, settings.configuration),
                 )
                 for pool, candidates in providers.items()
             }
@@ -159,6 +165,7 @@ async def main(service: Service) -> None:
                 worker.breakers.run(service.stopping),
                 worker.breakers.pacing.run(),
                 worker.capacities.run(),
+                watch_backlog(service.requests, settings.pools),
                 worker.budgets(),
                 valves.run(),
             ),

@@ -32,7 +32,14 @@ async def main(service: Service) -> None:
     lanes = Lanes(service.requests, settings.pools, fleet)
     crowding = Crowding(service.requests, lanes)
     configuration, valves = settings.configuration, service.valves
-    submission = Submission(service.requests, configuration.pools, configuration.tenants, crowding, valves.limits_of)
+    submission = Submission(
+        service.requests,
+        configuration.pools,
+        configuration.tenants,
+        crowding,
+        valves.limits_of,
+        lambda tenant: valves.is_paused(tenant=tenant),
+    )
     storage = Storage(service.requests, settings.high_water_percent, settings.filling_percent)
     providers = Providers(service.requests, configuration, lanes, valves)
     following = Following(service.connection)

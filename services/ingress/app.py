@@ -66,9 +66,6 @@ from mesh.telemetry import audit
 
 log = structlog.get_logger("ingress")
 
-WAIT_POLL_SECONDS = 15.0
-_SPAN_ATTRIBUTES = {"http.request.method": "POST", "http.route": "/v1/tasks"}
-
 
 class Ingress:
     """What the routes stand on."""
@@ -91,7 +88,7 @@ class Ingress:
         self._tools = KnownTools(requests, settings.configuration.tools)
         self._journals = WarmJournals(requests)
         self.budgets = Budgets(
-            requests, settings.configuration, providers.valves.limits_of, submission.median_output, lanes.depth
+            requests, settings.configuration, providers.valves.limits_of, submission.median_output, lanes
         )
         self.valves = ValveRoutes(requests, providers.valves, settings.configuration)
         waits = Waits(requests, lanes, providers, self.budgets, self.valves.pause_of)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
 
 import structlog
 
 from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.journal.parts import Reserved
 from contracts.tasks import TaskRequest
+from ingress.lane_statistics import Lanes
 from mesh.admission.estimate import estimate
 from mesh.background import background, repeatedly
 from mesh.broker.requests import Requests
 from mesh.budgets.accounts import Accounts
 from mesh.budgets.correction import CORRECT_SECONDS, correct
 from mesh.budgets.costs import prices_at, thought_to_take
-from mesh.budgets.limits import NOTHING, Amount, limits_of
+from mesh.budgets.limits import NOTHING, Amount, end_of, limits_of
 from mesh.budgets.quotas import quotas_of
 from mesh.budgets.reservations import BudgetExhausted, Reservations
+from mesh.budgets.returning import Returns
 from mesh.budgets.spending import Blocked, is_blocked
 from mesh.clock import now
 from mesh.configuration.mesh_toml import Configuration
+from mesh.configuration.pool_routing import SCRIPTED_MODEL
 from mesh.configuration.prices_table import ModelPrices
 from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import BrokerUnavailable
@@ -30,7 +36,11 @@ from mesh.serving.rate_limit_fields import Quota
 log = structlog.get_logger("ingress.budgets")
 
 MedianOutput = Callable[[str], int | None]
-Depth = Callable[[str, str], int | None]
+
+RESERVED_SECONDS: Final = 30.0
+"""When who was refused for what others have reserved may come again, at the soonest: by then some of these have run."""
+RESERVED_SECONDS_MAX: Final = 600.0
+"""And at the latest. How fast a lane goes now says little of then."""
 
 
 class Budgets:
@@ -42,13 +52,11 @@ class Budgets:
         configuration: Configuration,
         tenant_of: TenantOf,
         median_output: MedianOutput,
-        depth: Depth,
+        lanes: Lanes,
     ) -> None:
-        """`median_output`: what a pool's turns have put out lately, in tokens, as far as that is known.
-
-        `depth`: how many turns wait in a pool's lane of a priority, as far as that is.
-        """
-        self._depth = depth
+        """`median_output`: what a pool's turns have put out lately, in tokens, as far as that is known."""
+        self._lanes = lanes
+        self._returns = Returns()
         self._requests = requests
         self.tenant = tenant_of
         """What holds for a tenant at present."""
@@ -85,10 +93,29 @@ class Budgets:
             return None
         return is_blocked(await self._accounts.looked(tenant), self.tenant(tenant))
 
+    def known_blocked(self, tenant: str) -> Blocked | None:
+        """The same for a task that was accepted a moment ago, by the account as it was read for that."""
+        limited = self.tenant(tenant)
+        if limited.on_exhausted == "refuse" or not limits_of(limited):
+            return None
+        self._accounts.look(tenant)
+        return is_blocked(self._accounts.known(tenant), limited)
+
     def check_priced(self, request: TaskRequest) -> None:
-        """Raise `InvalidPayload` for a task that may cost so much, and whose model has no price: nothing bounds it."""
-        if request.budget_cost is not None and self._prices(request) is None:
-            raise InvalidPayload(f"budget_cost: nobody has set what the model of pool {request.pool!r} costs")
+        """Raise `InvalidPayload` for a task that may cost so much, if one of its models has no price.
+
+        Nothing would bound it.
+        """
+        if request.budget_cost is None:
+            return
+        pool = self._configuration.pools[request.pool]
+        for at, each in enumerate(pool.models):
+            model = (request.model if at == 0 else None) or each.model
+            if prices_at(self._configuration, each.provider, model) is None:
+                raise InvalidPayload(
+                    f"budget_cost: nobody has set what {model or SCRIPTED_MODEL!r} of {each.provider!r} costs, "
+                    f"a model of pool {request.pool!r}"
+                )
 
     def _prices(self, request: TaskRequest) -> ModelPrices | None:
         pool = self._configuration.pools[request.pool]
@@ -107,7 +134,8 @@ class Budgets:
         try:
             return await self._reservations.reserve(tenant, amount)
         except BudgetExhausted as error:
-            seconds = (error.frees_at - now()).total_seconds()
+            at = now()
+            seconds = (self._frees_at(error, tenant, request, at) - at).total_seconds()
             quotas = [
                 quota._replace(seconds=seconds) if quota.name == error.limit.name else quota
                 for quota in self.quotas(tenant)
@@ -117,9 +145,23 @@ class Budgets:
                 str(error),
                 retry_after_seconds=seconds,
                 cause=error.limit.name,
-                depth=self._depth(request.pool, request.priority),
+                depth=self._lanes.depth(request.pool, request.priority),
                 quotas=quotas,
             ) from None
+
+    def _frees_at(self, error: BudgetExhausted, tenant: str, request: TaskRequest, at: datetime) -> datetime:
+        """When one who was refused has a fair chance."""
+        limit = error.limit
+        waiting = self._lanes.depth(request.pool, request.priority) or 0
+        speed = self._lanes.tasks_per_second(request.pool, request.priority)
+        seconds = min(waiting / speed if speed else 0.0, RESERVED_SECONDS_MAX)
+        if limit.window == "minute" or not error.is_reserved:
+            # What has begun by then counts in the minute in which it did.
+            reserved = error.reserved if at + timedelta(seconds=seconds) > end_of(limit.window, at) else 0
+            sharers = self._lanes.fleet.ingresses
+            return self._returns.take(tenant, limit, error.wanted, at, reserved=reserved, sharers=sharers)
+        # Once what waits now has run it is known how much of that was needed.
+        return min(end_of(limit.window, at), at + timedelta(seconds=max(RESERVED_SECONDS, seconds)))
 
     def give_back(self, tenant: str, reserved: Amount) -> None:
         """A task was not accepted after all."""
@@ -150,9 +192,11 @@ class Reservation:
         self._reserved = NOTHING
         self.is_needed = True
 
-    async def take(self, history_tokens: int) -> None:
-        """Reserve what the task is thought to take. Raises `RequestRefused`, and `BrokerUnavailable`."""
+    async def take(self, history_tokens: int) -> Reserved | None:
+        """Reserve what the task is thought to take, if anything. Raises `RequestRefused`, and `BrokerUnavailable`."""
         self._reserved = await self._budgets.reserve(self._tenant, self._request, history_tokens)
+        tokens, cost_micros = self._reserved
+        return Reserved(tokens=tokens, cost_micros=cost_micros) if self._reserved != NOTHING else None
 
     def __enter__(self) -> Reservation:
         return self

@@ -14,7 +14,7 @@ import structlog
 
 from contracts.errors import TaskmeshError
 from contracts.streams import LANES_BUCKET
-from contracts.subjects import BACKLOG_KEY, PRIORITIES
+from contracts.subjects import BACKLOG_KEY
 from ingress.lane_statistics import Lanes
 from mesh.broker.requests import Requests
 from mesh.fleet.findings import Fleet
@@ -39,7 +39,6 @@ class Crowding:
         """When this ingress put messages there that no statistics can show yet."""
         self._looked_at: Fleet | None = None
         self._places: dict[str, int] = {}
-        self._ingresses = 1
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -55,7 +54,7 @@ class Crowding:
         """Whether one more task would have to wait for long; if not, it is taken to be put there."""
         if self._requests.backlog_lanes.has(pool, priority):
             return True
-        known = self._lanes.lane(pool, priority)
+        known = self._lanes.view(pool).lanes.get(priority)
         if known is None:
             return False  # Nobody would bring it back from BACKLOG, as far as is known.
         at = asyncio.get_running_loop().time()
@@ -65,7 +64,7 @@ class Crowding:
         self._look_at_fleet()
         taken = (known.drain_per_second or 0.0) * (at - unseen[0]) if unseen else 0.0
         # Every ingress sees only its own: each takes its part of what there is room for.
-        waiting = known.depth - known.backlog + max(0.0, len(unseen) * self._ingresses - taken)
+        waiting = known.depth - known.backlog + max(0.0, len(unseen) * self._lanes.fleet.ingresses - taken)
         if waiting >= max(ROOM_MIN, self._places.get(pool, 0)):
             return True
         unseen.append(at)
@@ -73,9 +72,7 @@ class Crowding:
 
     def median_output(self, pool: str) -> int | None:
         """What a turn of the pool puts out, by the lane that has ended most lately."""
-        known = [self._lanes.lane(pool, priority) for priority in PRIORITIES]
-        told = [lane for lane in known if lane is not None and lane.output_tokens_p50 is not None]
-        return max(told, key=lambda lane: lane.drain_per_second or 0.0).output_tokens_p50 if told else None
+        return self._lanes.median_output(pool)
 
     def _look_at_fleet(self) -> None:
         fleet = self._lanes.fleet.fleet
@@ -89,7 +86,6 @@ class Crowding:
                 for pool in record.pools:
                     places[pool] += record.places.get(pool, record.concurrency or 0)
         self._places = places
-        self._ingresses = max(1, sum(member.service == "ingress" for member in fleet.alive))
 
     async def _refresh(self, health: LoopHealth) -> None:
         try:

@@ -7,6 +7,7 @@ balancer. It is told beside what does, with `ok: true` and a detail. A stream th
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -46,6 +47,9 @@ class FleetWatch:
         self._pause_seconds = max(PAUSE_SECONDS, PAUSE_PER_LANE_SECONDS * len(pools) * len(PRIORITIES))
         self._found: dict[str, Finding] = {}
         self._said: set[str] = set()
+        # Each acceptance asks: counted with each look, however many processes there are.
+        self._counts_lanes = True
+        self._ingresses = 1
 
     async def run(self) -> None:
         """Look again and again until cancelled."""
@@ -60,8 +64,7 @@ class FleetWatch:
     @property
     def counts_lanes(self) -> bool:
         """Whether somebody keeps the statistics of lanes; True while nobody knows."""
-        fleet = self.fleet
-        return fleet is None or fleet.has("steward")
+        return self._counts_lanes or self.fleet is None
 
     def serves(self, pool: str) -> bool:
         """Whether a worker of a pool lives; True while nobody knows."""
@@ -71,8 +74,7 @@ class FleetWatch:
     @property
     def ingresses(self) -> int:
         """How many ingresses share the clients; 1 while nobody knows."""
-        fleet = self.fleet
-        return 1 if fleet is None else max(1, sum(member.service == "ingress" for member in fleet.alive))
+        return 1 if self.fleet is None else self._ingresses
 
     def marked(self, checks: list[HealthCheck]) -> list[HealthCheck]:
         """Readiness checks: red for streams that take nothing; and one more for each thing that is not well."""
@@ -82,7 +84,8 @@ class FleetWatch:
         return [
             *marked,
             *(check for name, check in dead.items() if name not in names),
-            *(HealthCheck(name=each.check, ok=True, detail=each.detail) for each in self._findings()),
+            # Whoever reaches the port reads it.
+            *(HealthCheck(name=each.check, ok=True, detail=each.for_all or each.detail) for each in self._findings()),
         ]
 
     def dead(self) -> list[HealthCheck]:
@@ -103,6 +106,8 @@ class FleetWatch:
             read_fleet(self._connection, self._pools), dead_streams(self._connection.requests, self._connection.rights)
         )
         self._fleet, self._looked_at = fleet, lease_clock()
+        services = Counter(member.service for member in fleet.alive)
+        self._counts_lanes, self._ingresses = services["steward"] > 0, max(1, services["ingress"])
         self._pause_seconds = max(self._pause_seconds, PAUSE_PER_MEMBER_SECONDS * len(fleet.members))
         before, self._found = self._found, {each.check: each for each in findings(fleet)}
         self._say(before)

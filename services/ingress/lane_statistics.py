@@ -19,7 +19,7 @@ from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantOf, TenantsConfiguration
-from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of, without_eta
+from mesh.fleet.eta import InTurns, PoolView, pool_view, queue_state, speed_of, without_eta
 from mesh.fleet.pool_states import standing
 from mesh.fleet.statistics import look_seconds, old_after_seconds
 from mesh.loop_health import LoopHealth
@@ -40,20 +40,24 @@ class Accepted:
 
     def __init__(self, kept_seconds: float) -> None:
         self._kept_seconds = kept_seconds
-        self._counts: deque[tuple[float, int]] = deque()
+        self._counts: deque[list[float]] = deque()
+        """Each of a time, and of how many were accepted then."""
+        self._begun_at = float("-inf")
 
     def add(self, at: float) -> None:
         """One more."""
-        counts = self._counts
-        if counts and at - counts[-1][0] < COUNTED_SECONDS:
-            counts[-1] = (counts[-1][0], counts[-1][1] + 1)
+        if at - self._begun_at < COUNTED_SECONDS:
+            self._counts[-1][1] += 1
             return
-        counts.append((at, 1))
-        while counts[0][0] < at - self._kept_seconds:
-            counts.popleft()
+        self._begun_at = at
+        self._counts.append([at, 1])
+        while self._counts[0][0] < at - self._kept_seconds:
+            self._counts.popleft()
 
-    def since(self, at: float) -> int:
+    def since(self, at: float) -> float:
         """So many since then."""
+        if self._begun_at < at:
+            return 0.0
         return sum(count for counted_at, count in self._counts if counted_at >= at)
 
 
@@ -63,6 +67,8 @@ class _Known(NamedTuple):
     at: float
     view: PoolView
     stands: Mapping[str, EtaBasis]
+    output_tokens: int | None
+    """What its turns have put out lately: the median of the lane that has ended most."""
 
 
 class Lanes:
@@ -80,6 +86,8 @@ class Lanes:
         """By lane, and by lane and tenant."""
         self._tenant_of: TenantOf = TenantsConfiguration().of
         self._pools: dict[str, _Known] = {}
+        self._turns: dict[str, tuple[LaneBacklog, InTurns]] = {}
+        """By lane, of the record that was read last: it is written again each second."""
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -121,6 +129,10 @@ class Lanes:
         """A pool as it is known to be."""
         return self._known(pool).view
 
+    def median_output(self, pool: str) -> int | None:
+        """What a turn of a pool puts out, in tokens; None while nobody has told."""
+        return self._known(pool).output_tokens
+
     def go_by(self, tenant_of: TenantOf) -> None:
         """Go by these weights of tenants."""
         self._tenant_of = tenant_of
@@ -140,6 +152,8 @@ class Lanes:
         if before is None and tenant is not None:
             before = self._before_of_tenant(known.view, pool, priority, tenant)
         state = queue_state(known.view, priority, more=self._since(known.view, pool, priority), before=before)
+        if tenant is not None:
+            state = self._within_bound(state, known.view, pool, priority, tenant)
         stands = known.stands.get(priority)
         return state if stands is None or state.depth is None else without_eta(state, stands)
 
@@ -149,29 +163,47 @@ class Lanes:
         backlog = self._backlog(pool, priority)
         if lane is None or backlog is None:
             return None
-        ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
-        return ready + before_in_backlog(own, tenant, backlog, self._weight)
+        # What is held lets others pass.
+        return _ready(lane) + (own if backlog.held else self._in_turns(backlog).before(own, tenant))
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
-        """What waits of a lane that the stewards order; None of any other lane."""
+        """What waits of a lane in BACKLOG; None of a lane of which nothing does."""
+        # Also of one that lets new tasks pass, since all that waits there is held.
         record = self._requests.backlog_lanes.record
         lanes = record.lanes if record is not None else ()
         return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
 
+    def _in_turns(self, backlog: LaneBacklog) -> InTurns:
+        key = lane_key(backlog.pool, backlog.priority)
+        known = self._turns.get(key)
+        if known is None or known[0] is not backlog:
+            known = self._turns[key] = (backlog, InTurns(backlog, self._weight))
+        return known[1]
+
     def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
         """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""
-        backlog = self._backlog(pool, priority)
-        if backlog is None:
+        backlog, lane = self._backlog(pool, priority), view.lanes.get(priority)
+        if backlog is None or lane is None:
             return None
         record = self._requests.backlog_lanes.record
         accepted = self._accepted.get(f"{lane_key(pool, priority)}.{tenant}")
         at = now().timestamp()
         since = max(record.time.timestamp() if record is not None else 0.0, at - self._behind_seconds)
         own = backlog.tenants.get(tenant, 0) + (accepted.since(since) if accepted is not None else 0)
-        before = self.before_in_backlog(pool, priority, tenant, own)
-        lane = view.lanes.get(priority)
-        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if lane is not None and view.places != 0 else 0.0
-        return None if before is None else max(0.0, before - begun)
+        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if view.places != 0 else 0.0
+        return _ready(lane) + (own if backlog.held else self._in_turns(backlog).behind_all(own, tenant, begun))
+
+    def _within_bound(self, state: QueueState, view: PoolView, pool: str, priority: str, tenant: str) -> QueueState:
+        """A place of a tenant of whose tasks only so many may run: they wait for one another."""
+        running, lane = self._tenant_of(tenant).running, view.lanes.get(priority)
+        backlog = self._backlog(pool, priority) if running is not None else None
+        if running is None or backlog is None or lane is None or not lane.task_seconds or state.position is None:
+            return state
+        own = min(state.position, backlog.tenants.get(tenant, 0))
+        eta_seconds = round(own * lane.task_seconds / running, 3)
+        if eta_seconds <= (state.eta_seconds or 0.0):
+            return state
+        return QueueState(depth=state.depth, position=state.position, eta_seconds=eta_seconds, basis="places")
 
     def _known(self, pool: str) -> _Known:
         """What is known of a pool, put together anew when it may have changed."""
@@ -186,7 +218,10 @@ class Lanes:
         fresh = [lane for lane in counted if (at - lane.time).total_seconds() <= self._old_after_seconds]
         workers = None if fleet is None else [each.record for each in fleet.alive if each.record is not None]
         view = pool_view(pool, fresh, workers)
-        return _Known(lease_clock(), view, {} if fleet is None else standing(fleet, pool))
+        told = [lane for lane in view.lanes.values() if lane.output_tokens_p50 is not None]
+        busiest = max(told, key=lambda lane: lane.drain_per_second or 0.0, default=None)
+        stands = {} if fleet is None else standing(fleet, pool)
+        return _Known(lease_clock(), view, stands, None if busiest is None else busiest.output_tokens_p50)
 
     def _since(self, view: PoolView, pool: str, priority: str) -> float:
         """How many more wait in a lane than when it was looked at: those accepted here, less those begun since."""
@@ -201,9 +236,9 @@ class Lanes:
         return accepted.since(since) - per_second * max(0.0, at - since)
 
     def is_idle(self, pool: str) -> bool:
-        """Whether nothing of a pool waits for a worker, as far as is known."""
+        """Whether nothing of a pool waits for a worker, and nothing else, as far as is known."""
         known = (self.lane(pool, priority) for priority in PRIORITIES)
-        return all(lane is None or lane.depth == 0 for lane in known)
+        return all(lane is None or lane.depth <= lane.held for lane in known)
 
     def depth(self, pool: str, priority: str) -> int | None:
         """Turns that wait in a lane; None while nobody has counted."""
@@ -215,11 +250,15 @@ class Lanes:
         view = self._known(pool).view
         speed = speed_of(view, priority).per_second
         backlog = self._backlog(pool, priority)
-        if tenant is None or not speed or backlog is None:
+        if tenant is None or not speed or backlog is None or backlog.held:
             return speed
         # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
-        waiting = {tenant, *backlog.tenants}
-        unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
-        weights = sum(map(self._weight, waiting)) + unnamed
+        part = self._in_turns(backlog).part(tenant)
         measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]
-        return min(speed, max(speed * self._weight(tenant) / weights, *measured, 0.0))
+        return min(speed, max(speed * part, *measured, 0.0))
+
+
+def _ready(lane: LaneStatistics) -> int:
+    """How many tasks of a lane that the stewards order lie in TASKS: these go before all that waits in BACKLOG."""
+    waiting = lane.depth - lane.held if lane.waiting_tasks is None else lane.waiting_tasks
+    return max(0, waiting - (lane.backlog - lane.held))

@@ -64,7 +64,9 @@ class Providers:
 
     def refusal(self, request: TaskRequest) -> Refusal | None:
         """Why a request is not taken at present; None if it is. Costs a few look-ups."""
-        sightings = [self._records.sighting(name) for name in self._not_paused(request.pool)]
+        if self._records.all_closed:
+            return None
+        sightings = self._sightings(request.pool)
         if not sightings:
             return None  # People have paused them all: what is accepted waits, and its submitter is told so.
         if any(sighting.is_closed for sighting in sightings):
@@ -103,18 +105,21 @@ class Providers:
 
         What people have paused is not told here.
         """
-        records = [self._records.sighting(name).record for name in self._not_paused(pool)]
-        if not records or any(record is None or record.state == "closed" for record in records):
+        if self._records.all_closed:
+            return None
+        sightings = self._sightings(pool)
+        if not sightings or any(sighting.is_closed for sighting in sightings):
             return None
         return ", ".join(
             f"the breaker of {each.provider} is {each.state.replace('_', '-')} since {each.since:%Y-%m-%d %H:%M:%S} UTC"
-            for each in records
+            for each in (sighting.record for sighting in sightings)
             if each is not None
         )
 
-    def _not_paused(self, pool: str) -> list[str]:
-        configured = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
-        return [name for name in configured if not self.valves.is_paused(provider=name)]
+    def _sightings(self, pool: str) -> list[ObservedRecord]:
+        """The breakers of a pool's providers, without those that people have paused."""
+        names = self._configuration.providers_of(pool) if pool in self._configuration.pools else ()
+        return [self._records.sighting(name) for name in names if not self.valves.is_paused(provider=name)]
 
     async def _read_paces(self) -> None:
         # One request for all of them; none where no provider has a pace.

@@ -40,7 +40,7 @@ from mesh.configuration.settings import Settings
 from mesh.errors import BrokerUnavailable, QueueFull
 from mesh.fleet.eta import begun
 from mesh.journal.following import Following, TaskNotFound
-from mesh.journal.submission import Submission, Submitted
+from mesh.journal.submission import Admission, Submission, Submitted
 from mesh.journal.warm import WarmJournals
 from mesh.serving.http import AnyRequest, RequestRefused, http_code, json_response, quotas_in, read_json_body
 from mesh.serving.rate_limit_fields import Quota, rate_limit_fields
@@ -78,7 +78,7 @@ class Submissions:
         self._requests = requests
         self._tools = tools
         self._parts = parts
-        self._refusals = Refusals(parts.lanes)
+        self._refusals = Refusals(parts.lanes, parts.pause_of)
 
     def take(self, settings: Settings, tools: KnownTools) -> None:
         """Go by these settings from the next request on."""
@@ -191,11 +191,8 @@ class Submissions:
                     pass
         return await self._parts.records.read(tenant, task)
 
-    async def _admit(self, tenant: str, request: TaskRequest, reservation: Reservation) -> int | None:
-        """Refuse a task that none could run in time, names an unknown tool, continues no end, or is over the budget.
-
-        Returns how many tokens what it continues has, if it does.
-        """
+    async def _admit(self, tenant: str, request: TaskRequest, reservation: Reservation) -> Admission:
+        """Refuse a task that none could run in time, names an unknown tool, continues no end, or is over the budget."""
         full = self._refusals.known_full(request, tenant)
         if full is not None:
             raise full
@@ -205,15 +202,14 @@ class Submissions:
         unknown = await self._tools.refusal(request.tools or ()) if request.unknown_tools == "refuse" else None
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)
-        history_tokens = await self._history_tokens(tenant, request.continues) if request.continues else None
-        await reservation.take(history_tokens or 0)
-        return history_tokens
+        history_tokens = await self._history_tokens(tenant, request.continues) if request.continues else 0
+        return Admission(history_tokens, await reservation.take(history_tokens))
 
-    async def _history_tokens(self, tenant: str, task: str) -> int | None:
+    async def _history_tokens(self, tenant: str, task: str) -> int:
         journal = await read_journal(self._parts.journals, tenant, task, lambda state: state.terminal is not None)
         if journal.state.terminal is None:
             raise RequestRefused(
                 "conflict", f"task {task} is {journal.state.status}: only an ended one can be continued"
             )
         last = journal.state.last_completed
-        return last.usage.input_tokens + last.usage.output_tokens if last is not None else None
+        return last.usage.input_tokens + last.usage.output_tokens if last is not None else 0

@@ -26,11 +26,13 @@ from contracts.messages.control import (
 )
 from contracts.streams import TIMERS
 from mesh.access.approvals import FOUR_EYES, Approvals
-from mesh.admission import backlog
+from mesh.admission.withdrawing import Withdrawals
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
+from mesh.budgets.accounts import Accounts
+from mesh.budgets.holding import give_back
 from mesh.configuration.settings import Settings
 from mesh.errors import JournalBusy
 from mesh.journal import dead_letter_records, giving_up, holds
@@ -60,6 +62,8 @@ class ControlLoop:
         self._worker = worker
         self._deliveries_max = settings.max_deliver
         self._journals = WarmJournals(connection.requests)
+        self._withdrawals = Withdrawals(connection.requests)
+        self._accounts = Accounts(connection.requests)
         self.take(settings)
         self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle, AT_ONCE_MAX)
 
@@ -107,9 +111,15 @@ class ControlLoop:
             return
         try:
             lane = subjects.LaneSubject(queued.pool, queued.priority, state.tenant)
-            await backlog.withdraw(self._requests, lane, state.task)
+            await self._withdrawals.withdraw(lane, state.task, queued.accepted_at)
         except TaskmeshError as error:
             log.info("backlog.not_withdrawn", error=str(error))
+
+    async def _give_back(self, state: TaskState) -> None:
+        """Give back what was set aside of its tenant's budget for a task that has ended, and never began."""
+        queued = state.queued
+        if queued is not None and queued.reserved is not None and not state.claims:
+            await give_back(self._accounts, state.tenant, queued.reserved, queued.accepted_at)
 
     async def _leave_to_another(self, delivery: Delivery, error: TaskmeshError) -> Answer:
         return await giving_up.leave_to_another(self._requests, delivery, error, self._deliveries_max, self._worker)
@@ -157,6 +167,8 @@ class ControlLoop:
                     self._requests, journal.state, outcome.steps, traceparent, outcome.again, refusals=refusals
                 )
                 await self._clear(command, journal.state, outcome.steps)
+                if not TERMINAL_TYPES.isdisjoint(carried_out):
+                    await self._give_back(journal.state)
                 return Ack()
             case Unknown() if await journal.is_behind():
                 # Only the stream's leader knows that there is no such task or call (rule 11).

@@ -35,7 +35,7 @@ from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import QueueFull
 from mesh.journal.journal import Journal
-from mesh.journal.submission import Submission
+from mesh.journal.submission import Admission, Submission
 from mesh.task.state import TaskState
 from mesh.telemetry import traces
 from steward.critic_pace import admit
@@ -225,12 +225,13 @@ class Critic:
             log.info("critic.asked", critics_task=started.task, code=record.errors[-1].code)
         return Ack()
 
-    async def _admit(self, task: str) -> None:
+    async def _admit(self, task: str) -> Admission:
         per_hour_max = self._configuration.per_hour_max
         async with self._admitting:  # Only other stewards contend.
             admitted = await admit(self._requests, task, per_hour_max, now().timestamp())
         if not admitted:
             raise HourlyLimitReached(f"the critic gets {per_hour_max} tasks in an hour")
+        return Admission()
 
 
 class Critics:

@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanKind
 from contracts import headers, subjects
 from contracts.actors import by_rule
 from contracts.errors import ErrorInfo, TaskmeshError
+from contracts.journal.parts import Reserved
 from contracts.tasks import TaskRequest
 from contracts.triggers import rules
 from contracts.triggers.local_times import comes_again
@@ -25,13 +26,15 @@ from mesh.broker.answers import Ack, Answer, Nak
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
 from mesh.broker.deliveries import Delivery
+from mesh.budgets.holding import Holding
 from mesh.clock import now
+from mesh.configuration.mesh_toml import Configuration
 from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import MessageTooLarge, NoRoom, QueueFull
 from mesh.journal import dead_letter_records
 from mesh.journal.giving_up import left_seconds
-from mesh.journal.submission import Submission
+from mesh.journal.submission import Admission, Submission
 from mesh.rules.trigger_bucket import RuleBook, admit
 from mesh.telemetry import metrics, traces
 
@@ -63,11 +66,14 @@ class Triggers:
         self._requests = connection.requests
         self._settings = settings
         self._worker = worker
-        self.submission = self._submission = Submission(
+        self._submission = Submission(
             connection.requests,
             settings.configuration.pools,
             settings.configuration.tenants,
             tenant_of=tenant_of,
+        )
+        self._holding = Holding(
+            connection.requests, tenant_of or settings.configuration.tenants.of, settings.configuration
         )
         self._book = RuleBook(connection.requests)
         self._paced: dict[str, float] = {}
@@ -75,6 +81,11 @@ class Triggers:
         self._done: dict[tuple[int, float, str], None] = {}
         self._signals = Consumption.of_one(connection, settings, "SIGNALS", "steward", self.handle_signal)
         self._firings = Consumption.of_one(connection, settings, "TIMERS", "cron", self.handle_firing)
+
+    def configure(self, configuration: Configuration) -> None:
+        """Give tasks other limits, and tenants other shares and budgets, from now on."""
+        self._submission.configure(configuration)
+        self._holding.configure(configuration)
 
     async def run(self) -> None:
         """Start tasks until cancelled."""
@@ -168,8 +179,13 @@ class Triggers:
         task = rules.task_id(rule, signal.sequence)
         incoming = delivery.headers.get(headers.TRACEPARENT)
 
-        async def room() -> None:
+        reserved: Reserved | None = None
+
+        async def room() -> Admission:
+            nonlocal reserved
             await self._admit(rule, signal)
+            reserved = await self._holding.hold(rule.tenant, request)
+            return Admission(reserved=reserved)
 
         with traces.span("trigger", incoming, SpanKind.CONSUMER, {"taskmesh.task": task}):
             traceparent = traces.current_traceparent() or incoming
@@ -179,6 +195,8 @@ class Triggers:
             )
         if not submitted.existing:
             metrics.trigger_started()
+        elif reserved is not None:
+            await self._holding.give_back(rule.tenant, reserved)
         log.debug(
             "trigger.started",
             rule=rule.name,

@@ -21,7 +21,8 @@ from mesh.broker.direct_get import read_next
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import ALL
 from mesh.clock import now
-from mesh.ledger.counting import Counting, counted_up_to
+from mesh.ledger.counters import DAYS_KEPT
+from mesh.ledger.counting import Counting, LeaseLost, counted_up_to
 from mesh.loop_health import LoopHealth
 
 log = structlog.get_logger("steward.usage_counting")
@@ -32,8 +33,6 @@ OTHERS_ROUNDS: Final = 5
 """A steward that does not count looks that seldom whether it is to."""
 BATCHES_PER_ROUND_MAX: Final = 20
 LEAVE_SECONDS_MAX: Final = 2.0
-DAYS_KEPT: Final = 366
-"""Counters of days. Those of months stay."""
 DAYS_SWEPT: Final = 45
 """So many of the days before that are purged at once: a mesh whose stewards were away for longer keeps some."""
 SWEEP_EVERY: Final = timedelta(hours=6)
@@ -68,12 +67,16 @@ class UsageCounting:
         if self._rounds_off > 0:
             self._rounds_off -= 1
             return
-        if not await self._counting.take():
+        try:
+            if not await self._counting.take():
+                raise LeaseLost("another process counts")
+            for _ in range(BATCHES_PER_ROUND_MAX):
+                if not await self._counting.count():
+                    break
+        except LeaseLost:
+            # Another steward was sooner, or somebody holds the counters against the journals.
             self._rounds_off = OTHERS_ROUNDS
             return
-        for _ in range(BATCHES_PER_ROUND_MAX):
-            if not await self._counting.count():
-                break
         await self._sweep()
 
     async def _sweep(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -16,14 +17,23 @@ from contracts.records.status import PoolCapacity, WorkerRecord
 from contracts.streams import WORKERS_BUCKET
 from mesh.broker.connection import Connection, connect
 from mesh.fleet.records import read_records
+from tests.support.broker import free_port
 from tests.support.engine_server import OUTPUT_TOKENS, PROMPT_TOKENS, Engine, Slots, engine_server
 from tests.support.http_client import PatientClient
 from tests.support.model_server import model_server
 from tests.support.processes import Mesh, running_mesh
+from tests.support.up import meshctl
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
 
+TABLES = {
+    "engine": 'capacity = { signals = "auto" }',
+    "slots": "",
+    "refusing": 'capacity = { signals = "none" }',
+    "queueing": 'capacity = { signals = "none" }',
+}
+"""The one of slots has none: it is near by, and tells."""
 CACHE_TOKENS = 400
 FIT = CACHE_TOKENS // (PROMPT_TOKENS + OUTPUT_TOKENS)
 """Requests of the engine that fit at their full size."""
@@ -98,7 +108,7 @@ def toml(servers: dict[str, str]) -> str:
         kind = "openai"
         base_url = "{base_url}"
         breaker = {{ enabled = false }}
-        capacity = {{ signals = "{"none" if name in ("refusing", "queueing") else "auto"}" }}
+        {TABLES[name]}
         [pools.{"default" if name == "engine" else name}]
         provider = "{name}"
         model = "m"
@@ -196,12 +206,38 @@ async def test_a_server_that_only_has_others_wait_shows_its_limit_by_its_speed(b
     assert bench.queueing.at_once_most > QUEUES_BEYOND
 
 
+async def test_what_a_worker_says_of_a_server_is_what_everybody_is_told(bench: Bench) -> None:
+    environment = dict(bench.mesh.environment)
+    told = await bench.capacity("slots")
+    assert told is not None
+    assert (told.limit, told.of_all, told.workers) == (SLOTS, SLOTS, 1)
+
+    async def is_told() -> bool:
+        pools = {
+            each["pool"]: each
+            for each in (await bench.client.get(f"{bench.mesh.ingress_url}/v1/pools")).json()["pools"]
+        }
+        load = (await bench.client.get(f"{bench.mesh.ingress_url}/v1/pools/slots/load")).json()
+        workers = [json.loads(line) for line in (await meshctl("workers", environment=environment)).stdout.splitlines()]
+        said = [worker["capacity"]["slots"]["limit"] for worker in workers if "capacity" in worker]
+        figures = (pools["slots"]["capacity"], pools["slots"]["places"], load["places"], load["wanted_workers"], said)
+        return figures == (SLOTS, SLOTS, SLOTS, 0, [SLOTS])
+
+    await until(is_told)
+
+
 async def test_workers_share_a_server_and_what_one_leaves_is_the_others(bench: Bench) -> None:
     async def are(limits: list[int]) -> bool:
         return await bench.limits("slots") == limits
 
-    second = await bench.mesh.start("inference_worker")
+    ops = f"127.0.0.1:{free_port()}"
+    second = await bench.mesh.start("inference_worker", MESH_OPS_ADDRESS=ops)
     await until(lambda: are([1, 2]))
+    records = await read_records(bench.connection.requests, WORKERS_BUCKET, WorkerRecord)
+    (mine,) = [record.capacity["slots"].limit for record in records if record.http == ops]
+    lines = (await bench.client.get(f"http://{ops}/metrics")).text.splitlines()
+    told = [line.split()[-1] for line in lines if line.startswith("taskmesh_capacity_limit") and '"slots"' in line]
+    assert [float(each) for each in told] == [mine]
     await second.stop()
     await until(lambda: are([SLOTS]))
 
@@ -216,10 +252,10 @@ async def test_another_limit_in_the_file_holds_without_a_restart_and_a_wrong_one
     async def is_limit(limit: int) -> bool:
         return await bench.limit("slots") == limit
 
-    file.write_text(before.replace('signals = "auto"', 'signals = "auto", max = 2'))
+    file.write_text(f"{before}\n[providers.slots.capacity]\nmax = 2\n")
     worker.signal(signal.SIGHUP)
     await until(lambda: is_limit(2))
-    file.write_text(before.replace('signals = "auto"', 'signals = "auto", min = 3, max = 2'))
+    file.write_text(f"{before}\n[providers.slots.capacity]\nmin = 3\nmax = 2\n")
     worker.signal(signal.SIGHUP)
     await until(lambda: "must not be more than max" in str(bench.mesh.logs()))
     assert await bench.limit("slots") == 2

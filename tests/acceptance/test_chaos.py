@@ -15,6 +15,7 @@ from tests.chaos.agent import AGENT
 from tests.chaos.archive import ARCHIVE, DROPPED
 from tests.chaos.distant import DISTANT
 from tests.chaos.matrix import CONTROLS, Matrix
+from tests.chaos.moves import MOVES
 from tests.chaos.points import FAULTS, Point
 from tests.chaos.poison import POISON
 from tests.chaos.repairs import REPAIRS
@@ -59,6 +60,12 @@ def death_of_the_steward_before_an_ack(points: list[Point], _: random.Random) ->
     return [point for point in points if (point.fault, point.what) == ("kill", "before-ack:signals.default")]
 
 
+def sleep_of_the_steward_that_moves(points: list[Point], _: random.Random) -> list[Point]:
+    """It has read a message; the other steward takes its lease, and moves it; it wakes up, and moves it, too."""
+    wanted = ("pause", "before-move:tasks.default", 1)
+    return [point for point in points if (point.fault, point.what, point.which) == wanted]
+
+
 def one_death_of_a_worker(points: list[Point], _: random.Random) -> list[Point]:
     """It has ended a turn, and published nothing of what is due."""
     wanted = ("kill", "inference_worker", "append:turn.completed", 1)
@@ -89,12 +96,13 @@ def death_of_a_steward_that_drops_a_pack(points: list[Point], _: random.Random) 
         (REPAIRS, deaths_of_the_steward, STEWARD_DEATHS),
         (POISON, one_death_of_the_steward, 1),
         (STARTS, death_of_the_steward_before_an_ack, 1),
+        (MOVES, sleep_of_the_steward_that_moves, 1),
         (DISTANT, one_death_of_a_worker, 1),
         (SKEWED, death_of_the_worker_after_a_timer, 1),
         (ARCHIVE, death_of_the_steward_before_anybody_finds_a_pack, 1),
         (DROPPED, death_of_a_steward_that_drops_a_pack, 1),
     ],
-    ids=["agent", "repairs", "poison", "starts", "distant", "skewed", "archive", "dropped"],
+    ids=["agent", "repairs", "poison", "starts", "moves", "distant", "skewed", "archive", "dropped"],
 )
 async def test_a_run_comes_to_the_same_end_whoever_dies_in_it(
     tmp_path: Path,

@@ -169,7 +169,7 @@ async def test_what_happens_between_the_copies_of_two_streams_is_found_by_repair
         await agents.close()
         for process in mesh.processes:
             await process.kill()
-        restore, apply, repair = commands("Restore")
+        restore, apply, repair, rebuild = commands("Restore")
         async with new_mesh(tmp_path, mesh, [restore, apply]) as restored, connect(restored.settings, "test") as there:
             prefix = "$KV.tasks.default."
             records = await subjects_of(there.requests, "KV_tasks", f"{prefix}>")
@@ -188,6 +188,10 @@ async def test_what_happens_between_the_copies_of_two_streams_is_found_by_repair
             assert {"record", "work"} <= lost[running]
             *_, told = await meshctl(restored, "repair", "--dry-run", *SOON)
             assert told["found"] == 0
+            # The copy's counters may be older than its journals.
+            assert rebuild == "meshctl usage --rebuild"
+            *_, told = await meshctl(restored, "usage", "--rebuild")
+            assert told["turns"] >= 3
             await restored.start("ingress")
             async with PatientClient() as client:
                 for task in (old, waiting, ended):
@@ -200,6 +204,8 @@ async def test_what_happens_between_the_copies_of_two_streams_is_found_by_repair
             for task in (asked, running):
                 await agents.until_status(task, "completed", 90)
             await judged(there, [old, waiting, ended, asked, running], uncopied=3)
+            *_, told = await meshctl(restored, "usage", "--verify")
+            assert told["differences"] == 0
             await agents.close()
 
 

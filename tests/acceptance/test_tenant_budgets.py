@@ -18,6 +18,7 @@ from mesh.broker.connection import Connection, connect
 from mesh.budgets.account import spend, spent_in, taken_of, used_in
 from mesh.budgets.accounts import Accounts
 from mesh.budgets.limits import Amount, end_of, window_seconds
+from mesh.budgets.reservations import SPARE_TASKS
 from mesh.clock import now
 from mesh.journal.journal import Journal
 from mesh.task.budget import tokens
@@ -122,7 +123,9 @@ async def test_what_three_ingresses_accept_at_once_is_thought_to_take_no_more_th
 
 
 async def test_a_key_that_was_accepted_is_answered_as_before_once_a_budget_is_used_up(tmp_path: Path) -> None:
-    tenants = f"[tenants.acme]\ntokens_per_month = {MONTH}\n"
+    """And of several limits the one that is used up is told, with its own time."""
+    tenants = f"[tenants.acme]\ntokens_per_month = {MONTH}\n[tenants.minutely]\ntokens_per_minute = 60\n"
+    tenants += f"tokens_per_month = {MONTH}\n"
     async with (
         budgeted(tmp_path, tenants, "ingress") as (mesh, connection),
         PatientClient(base_url=mesh.ingress_url) as client,
@@ -145,6 +148,13 @@ async def test_a_key_that_was_accepted_is_answered_as_before_once_a_budget_is_us
         assert left(refused, "tokens-per-month") == (0, told)
         again = await client.post("/v1/tasks", json=FIFTY, headers=keyed)
         assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+        assert (await submitted(client, "minutely")).status_code == 202
+        full = await submitted(client, "minutely")
+        assert_problem(full, "budget-exhausted")
+        assert full.json()["cause"] == "tokens-per-minute"
+        assert 0 < int(full.headers["retry-after"]) <= 61
+        assert left(full, "tokens-per-minute")[1] == int(full.headers["retry-after"])
+        assert left(full, "tokens-per-month")[0] == MONTH - 56
 
 
 async def test_what_a_task_used_takes_the_place_of_what_it_was_thought_to(tmp_path: Path) -> None:
@@ -162,7 +172,9 @@ async def test_what_a_task_used_takes_the_place_of_what_it_was_thought_to(tmp_pa
         assert 0 < used < 56
 
         async def is_settled() -> bool:
-            return await account(connection) == (used, used)
+            # And what the ingress keeps for the next ones.
+            known, taken = await account(connection)
+            return known == used and taken <= used + SPARE_TASKS * 56
 
         await until(is_settled)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -59,6 +60,9 @@ class CountingModel:
         self.told = {"prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0}
         self.begun = self.ended = 0
         self.hangs = False
+        self.goes_on = asyncio.Event()
+        """Whether answers go on behind their first word."""
+        self.goes_on.set()
         self._random = Random(3)
 
     async def behave(self, exchange: Exchange) -> None:
@@ -72,6 +76,7 @@ class CountingModel:
         if self.hangs:
             await exchange.gone.wait()
             return
+        await self.goes_on.wait()
         read, put_out = self._random.randrange(50, 5_000), self._random.randrange(1, 900)
         cached = self._random.randrange(read)
         counts: dict[str, Any] = {"prompt_tokens": read, "completion_tokens": put_out}
@@ -113,6 +118,15 @@ async def until_counted(requests: Requests, turns: int) -> None:
     await until(are_counted)
 
 
+async def price_of_output(mesh: Mesh, task: str) -> float:
+    """By which its turn was priced."""
+    (completed,) = of_type(await journal_of(mesh, task), "turn.completed")
+    usage = completed["usage"]
+    read, cached = usage["input_tokens"], usage.get("cached_tokens", 0)
+    left = usage["cost_micros"] - (read - cached) * 2.0 - cached * 0.5
+    return round(float(left / usage["output_tokens"]), 2)
+
+
 async def told_over_http(mesh: Mesh, found: Totals, model: CountingModel) -> None:
     async with PatientClient() as client:
         answered = await client.get(f"{mesh.ingress_url}/v1/usage", params={"by": "model", "since": yesterday()})
@@ -134,7 +148,7 @@ async def told_by_meshctl(mesh: Mesh, requests: Requests, found: Totals) -> None
     assert (total["event"], total["cost_micros"]) == ("usage.total", found.cost_micros)
 
     planted = Counter(Place("default", day_of(now()), "local", "counted", "default"), "output")
-    await counters.add(requests, {planted: 1}, "planted")
+    await counters.add(requests, {planted.subject: 1}, "planted")
     difference, verified = await meshctl(mesh, "usage", "--verify", status=1)
     assert (difference["counter"], difference["is"] - difference["should_be"]) == (planted.subject, 1)
     assert (verified["event"], verified["differences"], verified["turns"]) == ("usage.verified", 1, found.turns)
@@ -192,8 +206,17 @@ async def test_provider_journals_counters_and_records_agree_to_the_token_after_k
                 await told_over_http(mesh, found, model)
                 await told_by_meshctl(mesh, requests, found)
 
-                # Stewards go on to count.
-                await run_all(mesh, recorded, 1)
-
-                await until_counted(requests, found.turns + 1)
+                # Stewards go on to count. A price that changes in the middle of a turn is that of the next one.
+                model.goes_on.clear()
+                begun = model.begun
+                later = asyncio.create_task(run_all(mesh, recorded, 1))
+                await until(lambda: model.begun == begun + 1)
+                taken = len(mesh.logs_of("configuration.taken"))
+                file.write_text(file.read_text().replace("output = 8.0", "output = 800.0"))
+                mesh.processes[-3].signal(signal.SIGHUP)
+                await until(lambda: len(mesh.logs_of("configuration.taken")) > taken)
+                model.goes_on.set()
+                (before,), (after,) = await later, await run_all(mesh, recorded, 1)
+                assert [await price_of_output(mesh, task) for task in (before, after)] == [8.0, 800.0]
+                await until_counted(requests, found.turns + 2)
             assert mesh.tracebacks() == []

@@ -23,7 +23,9 @@ import uvloop
 from tests.benchmarks import (
     accept,
     agents,
+    budgets,
     callers,
+    capacity,
     commands,
     eta,
     fairness,
@@ -56,6 +58,7 @@ SECONDS_MAX = 300.0
 
 BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "accept": accept.measure,
+    "budgets": budgets.measure,
     "callers": callers.measure,
     "eta": eta.measure,
     "first_token": first_token.measure,
@@ -72,6 +75,7 @@ BENCHMARKS: dict[str, Callable[[Run], Awaitable[list[Figure]]]] = {
     "takeover": takeover.measure,
     "rolling": rolling.measure,
     "routing": routing.measure,
+    "capacity": capacity.measure,
     "tools": agents.measure_tools,
     "suspended": agents.measure_suspended,
     "long_runs": long_runs.measure,

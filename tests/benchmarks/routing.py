@@ -1,14 +1,16 @@
-"""A pool that chooses: of two providers the quicker one becomes five times slower, fails, and recovers; then prices."""
+"""A pool that chooses: of two providers the quicker one becomes five times slower, fails, and recovers; then prices,
+caches of prompts, and eight workers that must not all move at once."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 from tests.benchmarks.bench import Run, stage
 from tests.benchmarks.figures import Figure
 from tests.support.checker import Recorded
-from tests.support.choosing import INPUT_TOKENS, OUTPUT_TOKENS, Asked, Load, Server, configured
+from tests.support.choosing import INPUT_TOKENS, OUTPUT_TOKENS, Asked, Load, Remembering, Server, configured
 from tests.support.http_client import PatientClient
 from tests.support.model_server import model_server
 
@@ -22,11 +24,16 @@ CHEAP_SECONDS = 2.0
 WINDOW, MOST = 12, 10
 """A share has followed when so many of so many calls are where they should be."""
 TIME_MAX, COST_MAX, FOLLOW_SECONDS_MAX = 1.2, 1.1, 10.0
+TURNS, PROMPT_TOKENS, SECONDS_PER_TOKEN = 6, 2_000, 0.0003
+CACHED_MIN = 0.8
+HERD, HERD_PLACES, HERD_CALLS, SHARE_MIN = 8, 3, 30, 0.2
+"""Workers; places of each of two servers that are alike; and the least part that each has of so many calls in a row."""
 
 
 async def measure(run: Run) -> list[Figure]:
-    """Both, one after the other."""
-    return [*await _measure_time(run), *await _measure_cost(run)]
+    """All, one after the other."""
+    figures = [*await _measure_time(run), *await _measure_cost(run)]
+    return [*figures, await _measure_prefixes(run), await _measure_herd(run)]
 
 
 async def _measure_time(run: Run) -> list[Figure]:
@@ -113,8 +120,58 @@ async def _measure_cost(run: Run) -> list[Figure]:
     ]
 
 
-def _services() -> list[str]:
-    return ["ingress", "stream_edge", "steward", *["inference_worker"] * WORKERS]
+async def _measure_prefixes(run: Run) -> Figure:
+    """Conversations of some turns, on two servers that are alike: each turn's prompt begins with the one before."""
+    asked: list[Asked] = []
+    one, other = (Remembering(name, asked, TURNS, SECONDS_PER_TOKEN) for name in ("quick", "steady"))
+    folder = run.folder / "prefixes"
+    folder.mkdir()
+    async with model_server(one) as first, model_server(other) as second:
+        variables = configured(folder, {"quick": first, "steady": second}, _pool("latency"))
+        async with stage(folder, *_services(), **variables) as mesh, PatientClient(timeout=60) as client:
+            load = Load(mesh.mesh, Recorded())
+            for round_ in range(run.scale(8, 2)):
+                texts = [f"{round_} {number} " * PROMPT_TOKENS for number in range(8)]
+                await asyncio.gather(*(load.one(client, text[: 4 * PROMPT_TOKENS]) for text in texts))
+    read = one.cached_tokens + other.cached_tokens
+    repeated = one.repeated_tokens + other.repeated_tokens
+    return Figure(
+        "routing: tokens that were in a cache, of those that were read before",
+        "",
+        read / repeated,
+        target=f"≥ {CACHED_MIN}",
+        met=read >= CACHED_MIN * repeated or run.quick,
+        note=f"{len(load.tasks)} tasks of {TURNS} turns, two servers that are alike: by chance it would be about half. "
+        f"{one.input_tokens / (one.input_tokens + other.input_tokens):.0%} of the tokens went to one of them",
+    )
+
+
+async def _measure_herd(run: Run) -> Figure:
+    """Eight workers, and two servers that are alike, three quarters taken: who has more is slower."""
+    asked: list[Asked] = []
+    one, other = (Server(name, asked, QUICK_SECONDS, HERD_PLACES) for name in ("quick", "steady"))
+    folder = run.folder / "herd"
+    folder.mkdir()
+    async with model_server(one) as first, model_server(other) as second:
+        variables = configured(folder, {"quick": first, "steady": second}, _pool("latency"))
+        async with stage(folder, *_services(HERD), **variables) as mesh, PatientClient(timeout=60) as client:
+            await Load(mesh.mesh, Recorded()).paced(client, run.scale(20, 6), PER_SECOND)
+    calls = asked[HERD_CALLS:]  # At first nobody knows anything.
+    windows = [calls[at : at + HERD_CALLS] for at in range(0, len(calls) - HERD_CALLS + 1, HERD_CALLS // 2)]
+    shares = [sum(each.server == "quick" for each in window) / HERD_CALLS for window in windows]
+    least = min((min(share, 1 - share) for share in shares), default=0.0)
+    return Figure(
+        "routing: the smaller share of two servers that are alike",
+        "",
+        least,
+        target=f"≥ {SHARE_MIN}",
+        met=least >= SHARE_MIN or run.quick,
+        note=f"{HERD} workers, the worst of {len(windows)} windows of {HERD_CALLS} calls",
+    )
+
+
+def _services(workers: int = WORKERS) -> list[str]:
+    return ["ingress", "stream_edge", "steward", *["inference_worker"] * workers]
 
 
 def _pool(prefer: str) -> str:

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--run NAME] [--points SUBSTRING] [--quick]`: the kill matrix, and `cluster`."""
+"""`python -m tests.chaos [--seed N] [--run NAME] [--points SUBSTRING] [--quick]`: kill matrix, `ledger`, `cluster`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pathlib import Path
 import structlog
 
 from tests.benchmarks.figures import percentile
+from tests.chaos import bookkeeping
+from tests.chaos.bookkeeping import LedgerReport, run_ledger
 from tests.chaos.cluster import INCIDENTS, ClusterReport, Load, row, run_cluster
 from tests.chaos.matrix import CONTROLS, SCENARIOS, Matrix, Report
 from tests.chaos.points import Point
@@ -28,6 +30,8 @@ from tests.support.processes import ROOT
 QUICK_SHARE = 0.1
 CLUSTER = "cluster"
 """The run that is none of the matrix: its points are incidents of servers."""
+LEDGER = "ledger"
+"""Neither is this: whoever dies in it dies by chance."""
 CLUSTER_LOAD, CLUSTER_QUICK_LOAD = Load(50, 180), Load(10, 20)
 PROGRESS_RUNS = 20
 """After so many runs a line is printed."""
@@ -37,12 +41,14 @@ def main() -> int:
     """Exit status 1 if anything was found, or a point was not covered, or a control found nothing."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=None, help="order of the points, and choice of --quick")
-    names = [*(each.name for each in SCENARIOS), CLUSTER]
+    names = [*(each.name for each in SCENARIOS), LEDGER, CLUSTER]
     parser.add_argument("--run", default="", choices=names, help="only points of this run")
     parser.add_argument("--points", default="", help='only points whose name contains this, e.g. "kill steward"')
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SHARE:.0%}% of the points, little load")
-    parser.add_argument("--rate", type=float, help=f"tasks a second of `{CLUSTER}`")
-    parser.add_argument("--seconds", type=float, help=f"how long each incident of `{CLUSTER}` has load")
+    parser.add_argument("--rate", type=float, help=f"tasks a second of `{LEDGER}` and `{CLUSTER}`")
+    parser.add_argument(
+        "--seconds", type=float, help=f"how long `{LEDGER}`, and each incident of `{CLUSTER}`, has load"
+    )
     parser.add_argument("--meshes", type=int, default=2 * (os.cpu_count() or 1), help="meshes beside each other")
     parser.add_argument("--keep", type=Path, help="folder for logs and stores of meshes in which something went wrong")
     arguments = parser.parse_args()
@@ -54,9 +60,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         folder = arguments.keep or Path(scratch)
         reports = asyncio.run(_run(folder, seed, arguments))
+        ledger = asyncio.run(_run_ledger(folder / LEDGER, seed, arguments))
         clusters = asyncio.run(_run_clusters(folder / CLUSTER, seed, arguments))
     if reports:
         _say(f"\n{table(reports)}\n")
+    for problem in ledger.violations if ledger is not None else ():
+        _say(f"VIOLATION {LEDGER}: {problem}")
     for each in clusters:
         for problem in each.violations:
             _say(f"VIOLATION {CLUSTER}: {each.incident}: {problem}")
@@ -74,7 +83,9 @@ def main() -> int:
     unknown = sum(outcome.unknown_calls for report in reports.values() for outcome in report.outcomes)
     _say(f"{unknown} calls that must not run twice ended as unknown, since their runner died or slept meanwhile")
     took_seconds = time.monotonic() - started_at
-    passed = all(report.passed for report in reports.values()) and not any(each.violations for each in clusters)
+    passed = all(report.passed for report in reports.values())
+    passed = passed and not any(each.violations for each in clusters)
+    passed = passed and (ledger is None or not ledger.violations)
     _say(f"{took_seconds:.0f} s, seed {seed}, commit {_commit()}: {'ok' if passed else 'FAILED'}")
     if not passed:
         run = f"--run {arguments.run} " if arguments.run else ""
@@ -89,6 +100,18 @@ async def _run(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[s
         if arguments.run in ("", scenario.name):
             reports[scenario.name] = await _run_scenario(folder / scenario.name, scenario, seed, arguments)
     return {name: report for name, report in reports.items() if report.points or not arguments.points}
+
+
+async def _run_ledger(folder: Path, seed: int, arguments: argparse.Namespace) -> LedgerReport | None:
+    """Accounts under load and deaths; with `--points` it is not meant."""
+    if arguments.run not in ("", LEDGER) or arguments.points:
+        return None
+    rate, seconds = bookkeeping.QUICK_LOAD if arguments.quick else bookkeeping.LOAD
+    load = Load(arguments.rate or rate, arguments.seconds or seconds)
+    report = await run_ledger(folder, load, seed)
+    for line in report.lines:
+        _say(f"  {LEDGER}: {line}")
+    return report
 
 
 async def _run_clusters(folder: Path, seed: int, arguments: argparse.Namespace) -> list[ClusterReport]:

@@ -22,7 +22,9 @@ import httpx
 
 from contracts.errors import TaskmeshError
 from contracts.identifiers import new_id
+from contracts.streams import BACKLOG
 from mesh.broker.connection import Connection, connect
+from tests.chaos import ledger
 from tests.chaos.separation import Cables, can_separate, separate
 from tests.support.checker import Recorded, check, read_stored
 from tests.support.clients import Viewer
@@ -32,6 +34,9 @@ from tests.support.waiting import QUEUES, until
 
 SERVICES = ("ingress", "stream_edge", "steward", "steward", "inference_worker", "inference_worker")
 TEXT = "!say 5\n"
+FLOOD_TEXT = "!hang 8\nwell"
+FLOOD_CLIENTS = 16
+FLOOD_WAITING_MIN = 50
 FOLLOWERS = 4
 TOKENS_A_SECOND = 10
 RETRY_SECONDS = 0.5
@@ -134,6 +139,16 @@ async def partition(stage: Stage) -> None:
     node.signal(signal.SIGCONT)
 
 
+async def kill_leader_of_backlog(stage: Stage) -> None:
+    """`kill -9` of the node that leads BACKLOG, while that is full of a tenant's tasks; it is started again."""
+    await stage.mesh.cluster.until_led(BACKLOG.name)
+    node = await stage.mesh.cluster.leader_of(BACKLOG.name)
+    assert node is not None
+    await node.kill()
+    await stage.mesh.cluster.until_led("EVENTS", "TASKS", BACKLOG.name)
+    await stage.back(node)
+
+
 class Incident(NamedTuple):
     """Something that happens to servers. `gap_seconds_max`: how long a follower may hear nothing for it."""
 
@@ -141,6 +156,8 @@ class Incident(NamedTuple):
     gap_seconds_max: float
     connects_to_last: bool = False
     """Whether the services are told of the last node alone, and are all connected to that."""
+    flood: int = 0
+    """So many tasks a tenant queues before it."""
 
 
 INCIDENTS = {
@@ -150,6 +167,7 @@ INCIDENTS = {
     "lame duck": Incident(lame_duck, GAP_SECONDS_PLANNED),
     "quorum lost": Incident(quorum_lost, GAP_SECONDS),
     "partition": Incident(partition, GAP_SECONDS, connects_to_last=True),
+    "flood": Incident(kill_leader_of_backlog, GAP_SECONDS, flood=400),
 }
 
 
@@ -181,6 +199,8 @@ class ClusterReport:
     """How often the services said what of note."""
     warned: int = 0
     """How many services were at a node that has said that it is about to stop."""
+    waited: int = 0
+    """Of a flood, how many tasks waited in BACKLOG at the incident."""
     violations: list[str] = field(default_factory=list)
 
 
@@ -223,10 +243,14 @@ async def run_cluster(folder: Path, name: str, load: Load, seed: int) -> Cluster
             posting = asyncio.create_task(_post_all(client, mesh, load, recorded, report))
             await until(lambda: all(len(each.times) > TOKENS_A_SECOND for each in listeners))
             began_at = time.monotonic()
+            flooding = asyncio.create_task(_flood(client, stage, incident.flood, recorded, report))
             await asyncio.sleep(load.seconds / 4)  # The load goes on, and nothing happens: this is what it costs.
+            if incident.flood:
+                await until(lambda: _waits(stage, report), POST_SECONDS_MAX)
             acted_at = time.monotonic()
             await incident.act(stage)
             await posting
+            await flooding
             ended_at = time.monotonic()
             for task in await asyncio.gather(*following, return_exceptions=True):
                 if isinstance(task, BaseException):
@@ -246,6 +270,8 @@ async def run_cluster(folder: Path, name: str, load: Load, seed: int) -> Cluster
 
 async def _judge(stage: Stage, recorded: Recorded, report: ClusterReport, incident: Incident) -> None:
     stored = await read_stored(stage.connection.requests)
+    async with ledger.counted(stage.connection.requests) as found:
+        report.violations += ledger.told(found.differences)
     report.accepted = len(recorded.accepted)
     report.violations += check(recorded, stored)
     report.violations += [f"I3: a dead letter: {letter}" for letter in stored.dead_letters]
@@ -301,11 +327,36 @@ async def _post_all(
             group.create_task(_post(client, mesh, TEXT, recorded, report))
 
 
+async def _flood(
+    client: httpx.AsyncClient, stage: Stage, count: int, recorded: Recorded, report: ClusterReport
+) -> None:
+    """Post more at once than the workers have places for."""
+    numbers = iter(range(count))
+
+    async def some() -> None:
+        for _ in numbers:
+            await _post(client, stage.mesh, FLOOD_TEXT, recorded, report, "flood")
+
+    await asyncio.gather(*(some() for _ in range(FLOOD_CLIENTS)))
+
+
+async def _waits(stage: Stage, report: ClusterReport) -> bool:
+    """Whether enough waits in BACKLOG for an incident to show something."""
+    info = await stage.connection.requests.api(f"STREAM.INFO.{BACKLOG.name}")
+    report.waited = int(info["state"]["messages"])
+    return report.waited >= FLOOD_WAITING_MIN
+
+
 async def _post(
-    client: httpx.AsyncClient, mesh: ClusterMesh, text: str, recorded: Recorded, report: ClusterReport
+    client: httpx.AsyncClient,
+    mesh: ClusterMesh,
+    text: str,
+    recorded: Recorded,
+    report: ClusterReport,
+    tenant: str = "default",
 ) -> str:
     """Post a task until it is taken; its id. "" if it never was."""
-    key = {"Idempotency-Key": new_id()}
+    key = {"Idempotency-Key": new_id(), "Mesh-Tenant": tenant}
     give_up_at = time.monotonic() + POST_SECONDS_MAX
     while time.monotonic() < give_up_at:
         try:
@@ -349,6 +400,6 @@ def row(report: ClusterReport) -> str:
     return (
         f"{report.incident:<20} {report.accepted:>6} tasks  gap {report.gap_seconds:>5.2f} s"
         f" (before {report.gap_before_seconds:.2f}, {report.previews} previews)  {report.restarted} turns again"
-        f"  ended {report.took_seconds:.1f} s after"
+        f"  ended {report.took_seconds:.1f} s after{f'  {report.waited} waited' if report.waited else ''}"
         f"  {len(report.violations)} violations  {refused or 'none refused'}"
     )

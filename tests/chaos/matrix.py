@@ -16,6 +16,7 @@ from tests.chaos.agent import AGENT
 from tests.chaos.archive import ARCHIVE, DROPPED
 from tests.chaos.distant import DISTANT
 from tests.chaos.ledger import wrong_counters
+from tests.chaos.moves import MOVES
 from tests.chaos.points import Point, points_of
 from tests.chaos.poison import POISON
 from tests.chaos.repairs import REPAIRS
@@ -37,7 +38,7 @@ CONTROL_RUNS_MAX = 5
 """On a busy machine a run may end before it comes to its point, or another process may be faster there."""
 
 OFF = "MESH_TEST_SWITCH_OFF"
-SCENARIOS = (AGENT, REPAIRS, POISON, STARTS, DISTANT, SKEWED, ARCHIVE, DROPPED)
+SCENARIOS = (AGENT, REPAIRS, POISON, STARTS, MOVES, DISTANT, SKEWED, ARCHIVE, DROPPED)
 
 
 class Control(NamedTuple):
@@ -72,6 +73,14 @@ CONTROLS = {
         {OFF: "message_id"},
         Point("kill", "steward", "after-publish:tools.mend", 1),
         "messages were stored in TOOLS",
+        Patience(),
+    ),
+    "message id of what is moved": Control(
+        MOVES,
+        "steward",
+        {OFF: "message_id"},
+        Point("kill", "steward", "after-move:tasks.default", 1),
+        "messages were stored in TASKS",
         Patience(),
     ),
     "broker's clock": Control(SKEWED, "inference_worker", {OFF: "broker_clock"}),

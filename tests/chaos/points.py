@@ -53,6 +53,8 @@ ARCHIVING = ("before-pack:", "after-pack:", "after-part:", "after-place", "after
 DROPPING = ("before-drop:", "after-drop:")
 WALKING = ("before-walk:", "after-walk:", "after-sweep:")
 """What stewards do with tasks that have ended."""
+MOVING = ("before-move:", "after-move:")
+"""What the steward that has the lease does with tasks that wait in BACKLOG."""
 BEGUN = "append:task.queued"
 """Who begins a journal is a race: the ingress that has accepted the task, or the worker that claims it."""
 HELD = (("ingress", "inference_worker"), ("inference_worker", "ingress"))
@@ -96,9 +98,9 @@ def points_of(recordings: Sequence[dict[str, Counter[str]]]) -> list[Point]:
 
 
 def _faults_at(service: str, what: str, which: int, held: str = "") -> Iterator[Point]:
-    """Its own death at any point; the other faults at events, and around the archive."""
+    """Its own death at any point; the other faults at events, around the archive, and around moves."""
     yield Point("kill", service, what, which, held)
-    if what.startswith(("append:", *ARCHIVING, *DROPPING)):
+    if what.startswith(("append:", *ARCHIVING, *DROPPING, *MOVING)):
         yield Point("broker", service, what, which, held)
         if service in LEASED:
             yield Point("pause", service, what, which, held)

@@ -133,7 +133,7 @@ class Slot:
             for service, process in list(self.processes.items()):
                 if not process.is_running:
                     self.deaths.append(service.removesuffix(BESIDE))
-                    await _start_again(process)
+                    await start_again(process)
             await asyncio.sleep(POLL_SECONDS)
 
     async def replace(self, service: str) -> Process:
@@ -186,7 +186,7 @@ class Slot:
         return True
 
 
-async def _start_again(process: Process) -> None:
+async def start_again(process: Process) -> None:
     """Start a process anew. While it was dead somebody's connection may have got its port, for a moment."""
     for _ in range(STARTS_MAX - 1):
         try:

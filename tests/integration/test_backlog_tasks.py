@@ -13,7 +13,7 @@ from contracts import headers, subjects
 from contracts.codec import decode, encode
 from contracts.identifiers import new_id, turn_message_id
 from contracts.messages.work import TurnWork
-from contracts.streams import BACKLOG, TASKS, TURNS
+from contracts.streams import BACKLOG, TASKS, TIMERS, TURNS
 from contracts.tasks import Priority, TaskRequest
 from mesh.admission import backlog
 from mesh.background import background
@@ -27,7 +27,9 @@ from mesh.errors import IdempotencyMismatch, QueueFull
 from mesh.journal.journal import Journal
 from mesh.journal.projection import project
 from mesh.journal.reconciliation import Reconciliation
+from mesh.journal.settling import publish_outbox
 from mesh.journal.submission import Submission, begin
+from mesh.task.outbox import deadline_timer
 from mesh.task.records import record
 from steward.admission.mover import Mover
 from steward.sweeps.kinds import forgotten
@@ -138,6 +140,23 @@ async def test_a_task_that_is_cancelled_while_it_waits_is_gone_at_once(
         await until(is_gone)
 
 
+async def test_a_task_whose_deadline_comes_while_it_waits_is_gone_at_once(
+    connection: Connection, settings: Settings
+) -> None:
+    work = first_turn(deadline=now())
+    await put(connection, work)
+    state = await begin(connection.requests, work, None)
+    assert state is not None
+    async with controlling(connection, settings, TIMERS.name):
+        await publish_outbox(connection.requests, deadline_timer(state), None)
+        await until(lambda: status_is(connection, work.task, "expired"))
+
+        async def is_gone() -> bool:
+            return not await waiting(connection)
+
+        await until(is_gone)
+
+
 async def test_a_task_whose_submitter_died_is_begun_while_it_waits(connection: Connection) -> None:
     work = first_turn()
     await put(connection, work)
@@ -185,6 +204,8 @@ async def test_a_turn_that_was_put_off_comes_back_to_where_it_was_once(
                 return await waiting(connection, stream) == [work.task] and not await waiting(connection)
 
             await until(is_back)
+    [back] = (await read_page(connection.requests, stream, ">", 0)).messages
+    assert back.headers[headers.MESSAGE_ID].count(f".{stream.lower()}-") == 1, "it grows by no more than this"
 
 
 # Submissions
@@ -224,6 +245,7 @@ async def test_a_lane_that_the_stewards_order_gets_what_is_new_by_the_backlog(
     await put(connection, first_turn(tenant="flood"))
     async with moving(connection, settings) as mover:
         mover.add_condition(lambda tenant, _pool, _priority: tenant != "flood")
+        mover.crowd([("default", "normal")])
 
         async def is_ordered() -> bool:
             return await connection.requests.backlog_lanes.look("default", "normal")

@@ -8,16 +8,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec.structs import replace
 
 from contracts import headers, subjects
 from contracts.codec import encode
 from contracts.identifiers import new_id
 from contracts.journal.events import OutputDelta
+from contracts.journal.parts import Reserved
 from contracts.messages.control import CancelCommand, cancel_message_id
 from mesh.broker.connection import Connection
 from mesh.broker.requests import PubAck
+from mesh.budgets.account import hold, taken_of
+from mesh.budgets.accounts import Accounts
+from mesh.budgets.limits import Amount
+from mesh.clock import now
 from mesh.configuration.settings import Settings
 from mesh.journal.journal import Journal
+from mesh.journal.submission import begin
 from mesh.steps.claimed_step import ClaimedStep
 from steward.control_loop import ControlLoop
 from tests.integration.test_work import Handler, answer, queues_are_empty, status_is, working
@@ -185,3 +192,23 @@ async def test_a_command_that_cannot_be_carried_out_becomes_a_dead_letter_and_th
     stored = await read_stored(connection.requests)
     (letter,) = stored.dead_letters
     assert (letter["errors"][0]["code"], letter["subject"], letter["stream"]) == (code, subject, "CONTROL")
+
+
+async def test_what_was_set_aside_for_a_task_that_never_began_goes_back_once(
+    connection: Connection, settings: Settings
+) -> None:
+    """However often it is cancelled; of one that has begun its first turn has given it back."""
+    accounts = Accounts(connection.requests)
+    waiting, running = (replace(turn_work(), reserved=Reserved(tokens=50)) for _ in range(2))
+    for tokens in (50, 50, 7):
+        await accounts.change("default", lambda account, tokens=tokens: hold(account, now(), Amount(tokens)))  # type: ignore[misc]  # mypy can't infer it
+    await begin(connection.requests, waiting, None)
+    await begin_journal(connection.requests, running)
+    async with controlling(connection, settings):
+        for work in (waiting, running):
+            await ask_to_cancel(connection, work.task)
+            again = CancelCommand(task=work.task, tenant="default", by="test", reason="again")
+            await connection.requests.publish(subjects.control("cancel", "default"), encode(again))
+        await until(lambda: control_is_empty(connection))
+    account = await Accounts(connection.requests).change("default", lambda _: None)
+    assert taken_of(account)["month"].tokens == 50 + 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -16,6 +17,7 @@ from ingress.lane_statistics import Lanes
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.clock import now
+from mesh.fleet.members import Member
 
 pytestmark = pytest.mark.integration
 
@@ -75,7 +77,43 @@ async def test_a_record_that_nobody_writes_any_more_says_nothing(
     assert let_in(crowding) == ROOM_MIN
 
 
+class Members(list[Member]):
+    """Processes of a fleet, and how often they were looked through."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        self.looks += 1
+        return super().__iter__()
+
+
+async def test_an_acceptance_looks_through_no_fleet(connection: Connection) -> None:
+    """A thousand processes are looked through with each look at the mesh, and some times a second: not by each task."""
+    crowding = await known(connection)
+    watch = crowding._lanes.fleet
+    await watch._look()
+    assert watch._fleet is not None
+    members = Members(watch._fleet.members)
+    watch._fleet = watch._fleet._replace(members=members)
+    for _ in range(1_000):
+        crowding.goes_by_backlog(POOL, LANE)
+        crowding.median_output(POOL)
+        watch.counts_lanes, watch.ingresses  # noqa: B018 - what is asked with each
+    assert members.looks < 200
+
+
 async def test_the_median_of_what_turns_put_out_is_that_of_the_lane_that_ends_most(connection: Connection) -> None:
     crowding = await known(connection, output_tokens_p50=321)
     assert crowding.median_output(POOL) == 321
     assert crowding.median_output("another") is None
+
+
+async def test_what_may_not_go_on_stands_before_nobody_else(connection: Connection) -> None:
+    crowding = await known(connection, depth=104, backlog=100, waiting_tasks=104)
+    told = LaneBacklog(pool=POOL, priority=LANE, waiting=100, tenants_waiting=1, tenants={"paused": 100}, held=True)
+    record = BacklogRecord(mover="steward", time=now(), lanes=(told,))
+    await key_value.put_json(connection.requests, "lanes", BACKLOG_KEY, record)
+    await connection.requests.backlog_lanes.refresh()
+    assert let_in(crowding) == ROOM_MIN - 4
+    position = {tenant: crowding._lanes.queue(POOL, LANE, tenant=tenant).position for tenant in ("other", "paused")}
+    assert position == {"other": 5, "paused": 105}

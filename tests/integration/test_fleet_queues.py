@@ -7,6 +7,9 @@ from datetime import timedelta
 import pytest
 
 from contracts.identifiers import new_id
+from contracts.records.backlog import BacklogRecord, LaneBacklog
+from contracts.subjects import BACKLOG_KEY
+from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.broker.provisioning import apply, declared
 from mesh.clock import now
@@ -56,6 +59,22 @@ async def test_queues_are_read_with_what_waits_runs_is_paused_or_full_and_has_no
         assert 3_000 < by_label["lane default, low"].paused_seconds <= 3_600
         assert by_label["lane default, high"] == Queue("default", "high")
         assert seen.full == [FullLane("lane default, normal of tenant acme", 2, 2)]
+
+
+async def test_of_many_tenants_what_waits_behind_is_as_the_stewards_have_told(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mesh.fleet.queues.SUBJECTS_MAX", 1)
+    async with connect(Settings(nats_url=broker.url), "test") as connection:
+        requests = connection.requests
+        await apply(requests, declared(Settings(nats_url=broker.url)), update=False)
+        for tenant in ("acme", "other"):
+            await publish(connection, f"backlog.default.normal.{tenant}", new_id())
+        told = (LaneBacklog(pool="default", priority="normal", waiting=7), LaneBacklog(pool="parked", priority="low"))
+        await key_value.put_json(requests, "lanes", BACKLOG_KEY, BacklogRecord(mover="steward", time=now(), lanes=told))
+        by_label = {queue.label: queue for queue in (await read_queues(requests)).queues}
+        assert by_label["lane default, normal"] == Queue("default", "normal", waiting=7)
+        assert by_label["lane parked, low"] == Queue("parked", "low", has_consumer=False)
 
 
 async def test_a_message_has_so_many_before_it_until_it_is_delivered(broker: Broker) -> None:

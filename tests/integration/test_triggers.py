@@ -27,6 +27,9 @@ from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import read_page
 from mesh.broker.provisioning import apply, declared
+from mesh.budgets.account import taken_of
+from mesh.budgets.accounts import Accounts
+from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.settings import Settings
 from mesh.rules import trigger_bucket as bucket
 from mesh.rules.broker_schedules import read_schedules
@@ -83,6 +86,29 @@ async def until_settled(connection: Connection, stream: str = "SIGNALS", consume
         return int(info["num_pending"]) == 0 and int(info["num_ack_pending"]) == 0
 
     await until(settled)
+
+
+async def test_what_a_triggers_task_may_take_is_set_aside_once_however_often_its_signal_comes(
+    connection: Connection, settings: Settings
+) -> None:
+    """With room or without: nobody stands behind a signal who could be refused."""
+    tenants = b"[tenants.acme]\ntokens_per_month = 100\n[tenants.other]\ntokens_per_month = 1\n"
+    budgeted = replace(settings, configuration=parse_configuration(tenants))
+    await bucket.add(connection.requests, rule(task={"input": "Buy", "max_output_tokens": 60}), replace=False)
+    for _ in range(3):
+        await send(connection, b"{}")
+    async with stewards(budgeted, 2):
+        await until_settled(connection)
+    works = await started(connection)
+    assert len(works) == 3
+    assert {work.reserved.tokens for work in works if work.reserved is not None} == {65}
+
+    async def is_set_aside() -> bool:
+        # Two stewards may both have begun with a signal: what the second has set aside goes back.
+        account = await Accounts(connection.requests).change("acme", lambda _: None)
+        return taken_of(account)["month"].tokens == 3 * 65
+
+    await until(is_set_aside)
 
 
 async def test_each_signal_starts_one_task_for_each_rule_that_takes_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,10 +30,14 @@ class Asked:
 
 
 class Server:
-    """Answers after its time, or not at all. `asked` has the calls of all servers of a test, in their order."""
+    """Answers after its time, or not at all. `asked` has the calls of all servers of a test, in their order.
 
-    def __init__(self, name: str, asked: list[Asked], seconds: float) -> None:
+    `places`: calls that it works on at once; the others wait.
+    """
+
+    def __init__(self, name: str, asked: list[Asked], seconds: float, places: int = 1_000) -> None:
         self.seconds = seconds
+        self._places = asyncio.Semaphore(places)
         self.fails = False
         self._name = name
         self._asked = asked
@@ -44,12 +49,59 @@ class Server:
         if self.fails:
             await exchange.refuse(503, {"error": {"message": "the engine is dead"}})
         else:
-            await asyncio.sleep(self.seconds)
+            async with self._places:
+                await asyncio.sleep(self.seconds)
             await exchange.begin()
             told = usage(INPUT_TOKENS, OUTPUT_TOKENS)
             await exchange.say(chunk({"content": "Hello"}), chunk(finish_reason="stop"), told)
             await exchange.send(DONE)
             await exchange.end()
+        asked.seconds = time.monotonic() - asked.at
+
+
+class Remembering:
+    """A server that reads of a prompt only what it has not read before, and tells how much it had of it.
+
+    A task has `turns`: in all but the last one its model calls a tool that nobody has.
+    """
+
+    def __init__(self, name: str, asked: list[Asked], turns: int, seconds_per_token: float) -> None:
+        self.input_tokens = self.cached_tokens = self.repeated_tokens = 0
+        """What came in all; what of it was read before; and what of it some earlier turn's prompt had, anywhere."""
+        self._name = name
+        self._asked = asked
+        self._turns = turns
+        self._seconds_per_token = seconds_per_token
+        self._read: set[tuple[str, ...]] = set()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        """One turn, in one piece."""
+        asked = Asked(self._name, time.monotonic())
+        self._asked.append(asked)
+        messages = [json.dumps(message, sort_keys=True) for message in exchange.body["messages"]]
+        tokens = [len(message) // 4 for message in messages]
+        prefixes = [tuple(messages[:length]) for length in range(len(messages), -1, -1)]
+        had = next((len(prefix) for prefix in prefixes if prefix in self._read), 0)
+        cached, said = sum(tokens[:had]), sum('"role": "assistant"' in message for message in messages)
+        self._read.update(prefixes)
+        self.input_tokens += sum(tokens)
+        self.cached_tokens += cached
+        if said:
+            last = max(at for at, message in enumerate(messages) if '"role": "assistant"' in message)
+            self.repeated_tokens += sum(tokens[:last])
+        await asyncio.sleep((sum(tokens) - cached) * self._seconds_per_token)
+        await exchange.begin()
+        if said + 1 < self._turns:
+            function = {"name": "nothing", "arguments": "{}"}
+            call = {"index": 0, "id": f"call_{said}", "type": "function", "function": function}
+            await exchange.say(chunk({"tool_calls": [call]}), chunk({}, "tool_calls"))
+        else:
+            await exchange.say(chunk({"content": "Hello"}), chunk(finish_reason="stop"))
+        told = usage(sum(tokens), OUTPUT_TOKENS)
+        told["usage"]["prompt_tokens_details"] = {"cached_tokens": cached}
+        await exchange.say(told)
+        await exchange.send(DONE)
+        await exchange.end()
         asked.seconds = time.monotonic() - asked.at
 
 
@@ -63,9 +115,9 @@ class Load:
         self._is_over = False
         self.tasks: list[str] = []
 
-    async def one(self, client: PatientClient) -> str:
+    async def one(self, client: PatientClient, text: str = "hello") -> str:
         """A task, from its submission to its end."""
-        task = await submit(client, self._mesh.ingress_url, self._recorded, "hello", **self._request)
+        task = await submit(client, self._mesh.ingress_url, self._recorded, text, **self._request)
         self.tasks.append(task)
         self._recorded.histories.append(await Viewer(str(self._mesh.settings.edge_address), task).follow())
         return task

@@ -28,6 +28,8 @@ class Engine:
     again. `others` are requests and tokens of other clients.
     """
 
+    has_pages = True
+
     def __init__(self, cache_tokens: int) -> None:
         self.cache_tokens = cache_tokens
         self.taken_back = 0
@@ -94,6 +96,8 @@ class Engine:
 
 class Slots:
     """Works on so many requests at once; the others wait, or are refused. `tells`: as llama.cpp does, at `/slots`."""
+
+    has_pages = True
 
     def __init__(self, slots: int, seconds: float, *, tells: bool = False, refuses: bool = False) -> None:
         self.slots = slots

@@ -75,7 +75,11 @@ Behaviour = Callable[[Exchange], Awaitable[None]]
 
 
 class ModelServer:
-    """Listens on loopback. `behave` answers each request; `exchanges` are all that came, in order."""
+    """Listens on loopback. `behave` answers each request; `exchanges` are all that came, in order.
+
+    Workers ask servers near by how they stand: that is a connection of its own, which is 404 and not told to a test,
+    unless what behaves has `has_pages`.
+    """
 
     def __init__(self, behave: Behaviour) -> None:
         self.behave = behave
@@ -85,10 +89,16 @@ class ModelServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, kept alive until its client goes."""
-        self.connections += 1
-        number, first = self.connections, b""
+        number, first = 0, b""
         while True:
             head = first + await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"GET ") and not getattr(self.behave, "has_pages", False):
+                await Exchange(0, head, b"", writer).refuse(404, {"error": "no such page"})
+                first = b""
+                continue
+            if not number:
+                self.connections += 1
+                number = self.connections
             lines = head.lower().split(b"\r\n")
             length = next((line for line in lines if line.startswith(b"content-length:")), b"content-length:0")
             exchange = Exchange(number, head, await reader.readexactly(int(length.split(b":")[1])), writer)

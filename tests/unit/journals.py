@@ -76,6 +76,7 @@ class HandMadeJournal:
         deadline: datetime | None = None,
         time: datetime | None = None,
         parent: parts.Parent | None = None,
+        reserved: parts.Reserved | None = None,
     ) -> events.TaskQueued:
         request = request or TaskRequest(input="hello")
         return self.add(
@@ -89,6 +90,7 @@ class HandMadeJournal:
             deadline=deadline,
             parent=parent,
             budget_tokens=request.budget_tokens,
+            reserved=reserved,
         )
 
     def claimed(

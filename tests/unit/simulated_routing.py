@@ -103,15 +103,21 @@ class Fleet:
 
     def _options(self, now: float, speeds: Speeds, work: Work) -> list[Option]:
         options = []
+        known = [
+            speeds.of(str(index), MODEL).output_seconds(work.output_tokens) for index in range(len(self._providers))
+        ]
+        fastest = min((seconds for seconds in known if seconds is not None), default=0.0)
         kept = self._prefix_at.get(work.task) if work.task is not None else None
         for index, provider in enumerate(self._providers):
             speed = speeds.of(str(index), MODEL)
             cached = work.prefix_tokens if kept == index else 0
             first = speed.first_token_seconds(work.input_tokens - cached, now) if speed.is_known(now) else None
+            behind = known[index]
             options.append(
                 Option(
                     index=index,
-                    seconds=None if first is None else first + speed.output_seconds(work.output_tokens),
+                    seconds=None if first is None else first + (fastest if behind is None else behind),
+                    is_guess=behind is None,
                     cost=_cost(provider, work, cached),
                     weight=provider.weight,
                     success=speed.success,

@@ -197,7 +197,7 @@ def test_a_pace_lets_through_what_it_says() -> None:
         (JWT + 'jwks = "a"\nalgorithms = ["none"]\n', "auth.jwt.algorithms[0]: "),
         (JWT + 'jwks = "a"\nalgorithms = ["HS256"]\n', "auth.jwt.algorithms[0]: "),
         (JWT + 'jwks = "a"\nalgorithms = []\n', "auth.jwt.algorithms: "),
-        (JWT + 'jwks = "a"\nscopes = { all = ["everything"] }\n', "auth.jwt.scopes[...][0]: "),
+        (JWT + 'jwks = "a"\nscopes = { all = ["everything"] }\n', "auth.jwt.scopes.all[0]: "),
         (JWT + 'jwks = "a"\nleeway_seconds = 301\n', "auth.jwt.leeway_seconds: "),
         (JWT + 'jwks = "a"\nsecret = "x"\n', "unknown field `secret`"),
     ],

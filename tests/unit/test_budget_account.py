@@ -13,6 +13,7 @@ from contracts.records.budgets import HELD_MAX, BudgetAccount
 from mesh.budgets.account import (
     HELD_FOR,
     HELD_SLOT,
+    REMEMBERED_FOR,
     RUNNING_FOR,
     at_least,
     empty,
@@ -86,14 +87,25 @@ def test_a_reservation_counts_until_it_is_released_and_no_longer_than_an_hour() 
     assert HELD_FOR / HELD_SLOT + 1 <= HELD_MAX, "there is room for all slots that count"
 
 
-def test_turns_of_a_process_that_does_not_write_any_more_end_by_themselves() -> None:
-    account = run(empty("acme", AT), AT, "a", Amount(100), Amount(20), 3)
-    account = run(account, AT + timedelta(seconds=10), "b", Amount(1), Amount(), 1)
-    assert (tokens(account, AT)[0], reserved(account, AT)) == (101, 20)
-    assert used_in(account, without="a")["day"] == Amount(1)
-    assert tokens(account, AT + RUNNING_FOR)[0] == 1
+def test_what_turns_under_way_may_still_use_ends_by_itself_once_their_process_does_not_write_any_more() -> None:
+    account = run(empty("acme", AT), AT, "a", Amount(20), 3)
+    account = run(account, AT + timedelta(seconds=10), "b", Amount(1), 1)
+    assert (tokens(account, AT)[0], reserved(account, AT)) == (0, 21)
+    assert reserved(account, AT + RUNNING_FOR) == 1
     assert (flush_of(account, "a"), flush_of(account, "c")) == (3, 0)
-    assert tokens(run(account, AT, "a", Amount(7), Amount(), 4), AT)[0] == 8, "what it says last holds"
+    assert reserved(run(account, AT, "a", Amount(7), 4), AT) == 8, "what it says last holds"
+
+
+def test_the_number_of_a_write_is_remembered_for_longer_than_its_turns_count() -> None:
+    """Of a process that was not answered, and can't ask for minutes."""
+    account = rolled(run(empty("acme", AT), AT, "a", Amount(20), 3), AT + 3 * RUNNING_FOR)
+    assert (flush_of(account, "a"), reserved(account, AT)) == (3, 0)
+    assert flush_of(rolled(account, AT + REMEMBERED_FOR), "a") == 0
+
+
+def test_what_a_turn_was_seen_to_use_too_much_comes_off() -> None:
+    account = spend(spend(empty("acme", AT), AT, Amount(100, 7)), AT, Amount(-30, -9))
+    assert used_in(account)["day"] == Amount(70, 0), "never less than nothing"
 
 
 def test_what_others_have_counted_raises_an_account_and_never_lowers_it() -> None:
@@ -146,9 +158,9 @@ def test_no_account_is_ever_short_of_nothing_or_unreadable(taken: list[tuple[str
             case "release":
                 account = release(rolled(account, at), at, at - timedelta(seconds=amount), Amount(amount, 2 * amount))
             case "spend":
-                account = spend(rolled(account, at), at, Amount(amount))
+                account = spend(rolled(account, at), at, Amount(amount - 50, 50 - amount))
             case _:
-                account = run(rolled(account, at), at, f"w-{amount % 3}", Amount(amount), Amount(amount), seconds)
+                account = run(rolled(account, at), at, f"w-{amount % 3}", Amount(amount), seconds)
         assert decode(encode(account), BudgetAccount) == account
 
 

@@ -131,7 +131,11 @@ def test_a_full_cache_cuts_once_until_turns_have_had_time_to_end() -> None:
 def test_a_cut_is_a_part_of_what_this_mesh_has_whatever_others_have_there() -> None:
     limit = FollowedLimit(1, LIMIT_MAX)
     limit.read(ServerLoad(running=100, waiting=100, cache=1.0), 8, 0.0)
+    assert limit.limit == 4
+    # What was begun before has yet to end.
     limit.read(ServerLoad(running=100, waiting=100, cache=1.0), 8, CUT_SECONDS)
+    assert limit.limit == 4
+    limit.read(ServerLoad(running=100, waiting=100, cache=1.0), 4, CUT_SECONDS)
     assert limit.limit <= 2
     limit.read(ServerLoad(running=60, cache=0.6), 2, 4.0)
     # 80 fit, and 58 of others are there: what is left is the ceiling.
@@ -139,6 +143,51 @@ def test_a_cut_is_a_part_of_what_this_mesh_has_whatever_others_have_there() -> N
         limit.began(64, 1)
         limit.ended(1)
     assert limit.limit <= 22
+
+
+def test_what_nobody_sees_does_not_grow() -> None:
+    limit = FollowedLimit(1, LIMIT_MAX)
+    limit.read(ServerLoad(running=START), START, 0.0)
+    limit.began(START, 1)
+    limit.silent()
+    limit.began(START, 1)
+    limit.ended(1)
+    assert limit.limit == START
+    limit.read(ServerLoad(running=START), START, 1.0)
+    limit.began(START, 1)
+    limit.ended(1)
+    assert limit.limit == START + 1
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_one_that_begins_with_all_places_comes_down_to_what_the_cache_bears(load: str) -> None:
+    """Its first wave is as it would be without a limit; from then on nothing is taken back."""
+    limit = FollowedLimit(1, 10_000)
+    limit.widen(LIMIT_MAX)
+    assert limit.limit == LIMIT_MAX
+    tried = follow([limit], 200.0, **LOADS[load])
+    assert tried.taken_back <= follow([Constant(1, LIMIT_MAX)], 200.0, **LOADS[load]).taken_back / 3
+    again = FollowedLimit(1, 10_000)
+    again.widen(LIMIT_MAX)
+    assert follow([again], 400.0, **LOADS[load]).taken_back == tried.taken_back
+    assert tried.cache_most >= CACHE_TARGET - 0.1
+    limit.widen(2 * LIMIT_MAX)
+    assert limit.limit < LIMIT_MAX  # Another worker makes no more room.
+
+
+def test_one_that_begins_with_all_places_never_has_more() -> None:
+    limit = FollowedLimit(1, 10_000)
+    limit.widen(LIMIT_MAX)
+    limit.read(ServerLoad(running=8), 8, 0.0)
+    for _ in range(100):
+        limit.began(LIMIT_MAX, 1)
+        limit.ended(1)
+    assert limit.limit == LIMIT_MAX
+    limit.widen(2 * LIMIT_MAX)
+    assert limit.limit == 2 * LIMIT_MAX
+    limit.read(ServerLoad(running=8, waiting=8), 16, 1.0)
+    limit.read(ServerLoad(running=8, waiting=8), 16, 2.0)
+    assert limit.limit == 8
 
 
 def test_it_grows_only_by_turns_that_end_with_all_places_taken() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from contracts.records.backlog import BacklogRecord, LaneBacklog
 from inference_worker.capacity.pool_places import PoolPlaces, check_places_of
 from inference_worker.capacity.server import ServerCapacity
 from inference_worker.capacity.shifting import CHANGE_PART, allotted, shares_of, shifted
@@ -16,6 +17,7 @@ from mesh.configuration.capacity_table import CapacitySettings
 from mesh.configuration.mesh_toml import parse_configuration
 from mesh.configuration.settings import Settings
 from mesh.errors import SettingsError
+from tests.unit.journals import START
 
 SERVERS = """
 [providers.a]
@@ -129,6 +131,19 @@ async def test_weights_follow_what_the_lanes_say_waits() -> None:
     assert places.weight("default") / places.weight("other") == pytest.approx((0.25 + 0.375) / (0.25 + 0.125))
     assert sum(places.places().values()) == 64
     assert places.places()["default"] == 40
+
+
+async def test_what_waits_behind_a_lane_counts_too() -> None:
+    """A lane that the stewards order has some messages in TASKS, and thousands in BACKLOG."""
+    lanes = [
+        LaneBacklog(pool="default", priority="normal", waiting=290),
+        LaneBacklog(pool="gone", priority="low", waiting=9),
+    ]
+    record = BacklogRecord(mover="s", time=START, lanes=tuple(lanes))
+    places = PoolPlaces(settings("[pools.default]\n[pools.other]\n"), dict, lambda _: True, lambda: record)
+    places.waiting("default", "TASKS/default-normal", 10)
+    places.waiting("other", "TASKS/other-normal", 100)
+    assert places.weight("default") / places.weight("other") == pytest.approx((0.25 + 0.375) / (0.25 + 0.125))
 
 
 async def test_workers_share_a_server_alike_and_each_has_one_place_at_least() -> None:

@@ -40,6 +40,10 @@ sglang:num_queue_reqs{model_name="m",tp_rank="0"} 1.0
 # TYPE sglang:token_usage gauge
 sglang:token_usage{model_name="m",tp_rank="0"} 0.28
 """
+SGLANG_WITH_PRIORITIES = SGLANG.replace('tp_rank="0"', 'priority=""') + (
+    'sglang:num_running_reqs{model_name="m",priority="1"} 5.0\nsglang:num_queue_reqs{model_name="m",priority="2"} 1.0\n'
+)
+NEWER_VLLM = VLLM + 'vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="deferred"} 2.0\n'
 TGI = "# TYPE tgi_batch_current_size gauge\ntgi_batch_current_size 9\n# TYPE tgi_queue_size gauge\ntgi_queue_size 5\n"
 LLAMA_CPP = """\
 # TYPE llamacpp:requests_processing gauge
@@ -54,7 +58,9 @@ llamacpp:requests_deferred 1
     [
         ("vllm", VLLM, ServerLoad(running=15, waiting=2, cache=0.71, taken_back=4)),
         ("vllm", OLDER_VLLM, ServerLoad(running=15, waiting=2, cache=0.71, taken_back=4)),
+        ("vllm", NEWER_VLLM, ServerLoad(running=15, waiting=2, cache=0.71, taken_back=4)),
         ("sglang", SGLANG, ServerLoad(running=7, waiting=1, cache=0.28)),
+        ("sglang", SGLANG_WITH_PRIORITIES, ServerLoad(running=7, waiting=1, cache=0.28)),
         ("tgi", TGI, ServerLoad(running=9, waiting=5)),
         ("llama_cpp", LLAMA_CPP, ServerLoad(running=2, waiting=1)),
     ],
@@ -146,10 +152,10 @@ def test_pages_are_beside_the_api_unless_a_place_is_set() -> None:
 
 
 def test_a_key_goes_to_the_providers_own_server_and_to_nobody_else() -> None:
-    own = LoadReader(server("http://h:8000/v1"), CapacitySettings(), "secret")
-    assert own._headers == {"X-Team": "t", "Authorization": "Bearer secret"}
+    own, plain = LoadReader(server("http://h:8000/v1"), CapacitySettings(), "secret"), {"Accept-Encoding": "identity"}
+    assert own._headers == {"X-Team": "t", "Authorization": "Bearer secret", **plain}
     for elsewhere in ("http://other:8000", "http://h:9000", "https://h:8000"):
-        assert LoadReader(server("http://h:8000/v1"), CapacitySettings(url=elsewhere), "secret")._headers == {}
+        assert LoadReader(server("http://h:8000/v1"), CapacitySettings(url=elsewhere), "secret")._headers == plain
 
 
 def test_vendors_of_apis_are_not_asked_unless_it_is_said_what_they_tell() -> None:

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from steward.admission.fair_order import AHEAD_MIN, Ahead, FairOrder
+from steward.admission.fair_order import AHEAD_MIN, EXPECTED_MIN, Ahead, FairOrder
 from tests.support.fair_simulation import DeficitRoundRobin, Lane, Outcome, Task, burst, steady
 
 FLOOD = 5_000
@@ -114,8 +114,40 @@ def test_tenants_take_turns() -> None:
 def test_who_had_nothing_waiting_has_saved_nothing_up() -> None:
     order = FairOrder()
     went(order, ["a"], 50)
+    order.used("a", 50, 5_000, 1.0)
     order.wait(["a"])
     assert sorted(went(order, ["a", "b"], 4)) == ["a", "a", "b", "b"]
+
+
+def test_who_comes_anew_gets_as_much_under_way_as_the_others_and_then_its_turn() -> None:
+    order = FairOrder()
+    went(order, ["a"], 8)
+    assert went(order, ["a", "b"], 12) == ["b"] * 8 + ["a", "b"] * 2
+
+
+def test_who_comes_while_others_are_thought_to_be_dear_does_not_pay_for_that_later() -> None:
+    order = FairOrder()
+    went(order, ["flood"], 40, tokens=500)
+    assert went(order, ["flood", "few"], 1, tokens=500) == ["few"]
+    order.used("flood", 40, 400, 1.0)  # They were fifty times cheaper.
+    order.used("few", 1, 10, 1.0)
+    went(order, ["flood"], 10, tokens=10)
+    assert "few" in went(order, ["flood", "few"], 2, tokens=10)
+
+
+def test_usage_that_nobody_tells_of_is_taken_for_what_was_thought_once_it_can_be_under_way_no_more() -> None:
+    order = FairOrder()
+    order.under_way(10)
+    went(order, ["untold"], 1_000)
+    gone = went(order, ["untold", "new"], 200)
+    assert gone.index("untold") == EXPECTED_MIN + 2 * 10
+
+
+def test_of_equals_goes_who_has_waited_for_longest() -> None:
+    order = FairOrder()
+    order.wait(["z"])
+    order.wait(["z", "a"])
+    assert went(order, ["z", "a"], 2) == ["z", "a"]
 
 
 def test_a_task_counts_by_what_it_has_used_once_that_is_known() -> None:
@@ -140,6 +172,7 @@ def test_what_was_used_while_nobody_waited_is_held_against_nobody() -> None:
     order = FairOrder()
     order.used("a", 5, 500, 1.0)
     went(order, ["b"], 3)
+    order.used("b", 3, 300, 1.0)
     order.used("a", 5, 500, 1.0)
     assert sorted(went(order, ["a", "b"], 4)) == ["a", "a", "b", "b"]
 
@@ -148,6 +181,7 @@ def test_who_was_stopped_for_long_gets_no_more_than_its_share_afterwards() -> No
     order = FairOrder()
     went(order, ["a", "stopped"], 2)
     went(order, ["a"], 50)
+    order.used("a", 51, 5_100, 1.0)
     assert sorted(went(order, ["a", "stopped"], 4)) == ["a", "a", "stopped", "stopped"]
 
 

@@ -44,7 +44,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "mesh.pacing": _BELOW_THE_JOURNAL,
     "mesh.rules": _BELOW_THE_JOURNAL,
     "mesh.ledger": ("mesh", "mesh.configuration", "mesh.task", "mesh.broker", "mesh.archive"),
-    "mesh.budgets": (*_BELOW_THE_JOURNAL, "mesh.ledger", "mesh.serving"),
+    "mesh.budgets": (*_BELOW_THE_JOURNAL, "mesh.admission", "mesh.ledger", "mesh.serving"),
     "mesh.tools": _BELOW_THE_JOURNAL,
     "mesh.valves": _BELOW_THE_JOURNAL,
     "mesh.serving": (*_BELOW_THE_JOURNAL, "mesh.valves"),

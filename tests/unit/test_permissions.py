@@ -52,6 +52,13 @@ def test_only_the_ingress_and_operators_may_decide_on_a_call() -> None:
     }
 
 
+def test_only_stewards_and_operators_may_count_what_was_used() -> None:
+    counting = {role for role, each in EVERYBODY.items() if _may_publish(each, subjects.USAGE_ALL)}
+    assert counting == {"steward", "operator"}
+    reading = {role for role, each in EVERYBODY.items() if _may_publish(each, "$JS.API.DIRECT.GET.USAGE")}
+    assert reading == {"steward", "operator", "ingress"}
+
+
 def test_nobody_listens_to_everything_or_to_the_inbox_of_another() -> None:
     for role, permissions in EVERYBODY.items():
         inboxes = [each for each in permissions.subscribe if each.startswith("_INBOX")]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import timedelta
 
 import msgspec
@@ -14,14 +14,16 @@ from contracts.journal import events
 from contracts.journal.parts import Estimate, Usage
 from contracts.records.speeds import ModelSums
 from contracts.tasks import TaskRequest
+from inference_worker.models.breakers import Breakers
 from inference_worker.models.candidates import Candidate, Candidates
-from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
 from inference_worker.models.prompt_size import CACHED_SECONDS_MAX, PromptSize
 from inference_worker.models.router import Routed, Router
 from inference_worker.models.speeds import Speeds
-from inference_worker.models.timed_source import TimedSource
 from inference_worker.turn.turns import TurnHandler
-from mesh.configuration.mesh_toml import PoolConfiguration
+from mesh.clock import now
+from mesh.configuration.breaker_table import BreakerSettings
+from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
+from mesh.configuration.pace_table import PaceSettings
 from mesh.configuration.prices_table import ModelPrices
 from mesh.task.failures import StepFailed
 from tests.unit.journals import START, FoldedStep, HandMadeJournal
@@ -112,6 +114,26 @@ def test_who_can_not_be_asked_is_not_chosen() -> None:
     journal = begun()
     assert claim(house, journal, available=without("main", "backup", "played")) == "none-available"
     assert of_turn(house, journal).index == 0
+
+
+async def test_who_is_paused_or_has_nothing_left_of_its_pace_gets_nothing_and_without_any_other_none_does() -> None:
+    paused, settings = set[str](), {name: BreakerSettings() for name, _ in NAMES}
+    paces = {"backup": PaceSettings(requests_per_minute=1)}
+    breakers = Breakers(None, settings, "w", paces, paused.__contains__)  # type: ignore[arg-type]  # nothing is asked here
+    breakers.pacing.pacer("backup").begin(None, 0, None).refused(600.0, now().timestamp())
+    house = House(0.5, 0.5, 5.0, is_closed=breakers.is_closed, room=breakers.pacing.room)
+
+    def claims() -> set[tuple[str, str]]:
+        said = [house.pool.claim(begun().state, 1, breakers.available) for _ in range(50)]
+        return {(each["provider"], each["reason"].split()[0]) for each in said}
+
+    assert {provider for provider, _ in claims()} == {"main"}
+    paused.add("main")
+    assert claims() == {("played", "only")}
+    paused.add("played")
+    assert claims() == {("main", "none-available")}
+    paused.remove("main")
+    assert claims() == {("main", "only")}
 
 
 def test_a_turn_with_text_stays_with_the_model_that_has_said_it_unless_that_is_away_or_the_text_is_outdated() -> None:
@@ -277,83 +299,47 @@ async def test_other_failures_and_those_of_a_pool_with_an_order_are_tries_of_the
     assert "model.switched" not in step.journal.types()
 
 
-# What is measured
+# Hedging
 
 
-class Clock:
-    """Goes on only when it is told to."""
-
-    def __init__(self) -> None:
-        self.at = 50.0
-
-    def __call__(self) -> float:
-        return self.at
-
-    async def on(self, seconds: float) -> None:
-        self.at += seconds
-
-
-def after(clock: Clock, seconds: float) -> Callable[[], object]:
-    return lambda: clock.on(seconds)
-
-
-async def heard(source: TimedSource, turn: TurnInput) -> list[Chunk]:
-    return [chunk async for chunk in source.stream(turn)]
-
-
-def measured(clock: Clock, chunks: Sequence[object]) -> tuple[TimedSource, Speeds]:
-    speeds = Speeds()
-    return TimedSource(PlayedProvider(*chunks), speeds, clock), speeds  # type: ignore[arg-type]  # chunks and waits
+async def test_a_slow_one_is_hedged_by_the_best_of_the_others_and_the_turn_is_with_whoever_speaks_first() -> None:
+    house = House(0.5, 9.0, 1.0)
+    house.providers[0] = PlayedProvider(asyncio.Event().wait, named=NAMES[0])
+    house.pool = Routed.of(Candidates.of_providers(house.providers), house.router)
+    fallbacks = [FallbackConfiguration(provider=name, model=model) for name, model in NAMES[1:]]
+    handler = turn_handler(
+        house.pool, pool=PoolConfiguration(fallbacks=fallbacks, on_slow="hedge", slow_seconds=0.02, prefer="latency")
+    )
+    step = claimed_by(handler)
+    assert step.claim.provider == "main"
+    await handler.perform(step)
+    types = step.journal.types()
+    assert types[types.index("model.hedged") :][-3:] == ["model.switched", "turn.completed", "task.completed"]
+    hedged = next(event for event in step.journal.events if isinstance(event, events.ModelHedged))
+    assert (hedged.provider, house.pool.of_turn(step.state, 1).provider) == ("played", "played")
+    assert house.providers[1].asked == []
+    # The next turn's prefix is where it was read, and not where it was claimed first.
+    assert step.state.turn(1).model == NAMES[2]
 
 
-TURN = TurnInput(messages=(), model="m", size=PromptSize(1_000, 400))
+async def test_who_comes_in_for_a_slow_one_is_the_best_of_those_that_are_there_by_then() -> None:
+    house, away = House(0.5, 9.0, 1.0), set[str]()
 
+    async def hangs() -> None:
+        away.add("played")
+        await asyncio.Event().wait()
 
-async def test_a_call_is_timed_to_its_first_token_and_from_there_to_its_end() -> None:
-    clock = Clock()
-    played = [after(clock, 2.0), TextDelta("a"), after(clock, 3.0), TextDelta("b"), after(clock, 1.0)]
-    source, speeds = measured(clock, [*played, Finished(finish_reason="stop", usage=Usage(1_000, 80))])
-    assert len(await heard(source, TURN)) == 3
-    (told,) = speeds.take_untold()
-    assert (told.provider, told.model, told.begun, told.calls, told.failures) == ("played", "m", 1, 1, 0)
-    assert (told.first_token_seconds, told.input_tokens, told.in_flight) == (2.0, 600, 0)
-    assert (told.answers, told.output_tokens, told.output_seconds) == (1, 80, 4.0)
-    assert speeds.of("played", "m").first_token_seconds(600, clock.at + 100.0) == 2.0  # It waits no more.
-
-
-@pytest.mark.parametrize(
-    ("code", "failures"),
-    [
-        ("provider-error", 1),
-        ("provider-overloaded", 1),
-        ("rate-limited", 1),
-        ("provider-bad-request", 0),
-        ("context-too-long", 0),
-    ],
-)
-async def test_only_what_the_provider_is_at_fault_for_counts_as_a_failure(code: str, failures: int) -> None:
-    clock = Clock()
-    source, speeds = measured(clock, [StepFailed(code, "no", retryable=True)])
-    with pytest.raises(StepFailed):
-        await heard(source, TURN)
-    (told,) = speeds.take_untold()
-    assert (told.begun, told.calls, told.failures) == (1, 0, failures)
-
-
-@pytest.mark.parametrize(("waited", "calls"), [(9.0, 1), (0.5, 0)])
-async def test_who_is_left_before_its_first_token_had_let_wait_for_so_long_at_least(waited: float, calls: int) -> None:
-    clock = Clock()
-    source, speeds = measured(clock, [after(clock, waited), RuntimeError("the reader has gone")])
-    speeds.heard([ModelSums(provider="played", model="m", calls=5, first_token_seconds=5.0, answers=5)], clock.at)
-    with pytest.raises(RuntimeError):
-        await heard(source, TURN)
-    (told,) = speeds.take_untold()
-    assert (told.calls, told.first_token_seconds) == (calls, waited * calls)
-
-
-async def test_a_turn_that_goes_on_with_a_text_tells_nothing_of_tokens_a_second() -> None:
-    clock = Clock()
-    source, speeds = measured(clock, [TextDelta("a"), after(clock, 1.0), STOP])
-    await heard(source, replace(TURN, prefix="Hello"))
-    (told,) = speeds.take_untold()
-    assert (told.calls, told.answers) == (1, 0)
+    house.providers[0] = PlayedProvider(hangs, named=NAMES[0])
+    house.pool = Routed.of(Candidates.of_providers(house.providers), house.router)
+    pool = PoolConfiguration(
+        fallbacks=[FallbackConfiguration(provider=name, model=model) for name, model in NAMES[1:]],
+        on_slow="switch",
+        slow_seconds=0.02,
+        prefer="latency",
+    )
+    handler = turn_handler(house.pool, pool=pool, available=lambda name: name not in away)
+    step = claimed_by(handler)
+    await handler.perform(step)
+    switched = [event for event in step.journal.events if isinstance(event, events.ModelSwitched)]
+    assert [(each.provider, each.reason) for each in switched] == [("backup", "latency")]
+    assert house.providers[2].asked == []

@@ -107,6 +107,21 @@ def test_one_that_failed_at_everything_is_tried_again_as_often_as_one_that_is_tw
     assert counts[1, "best"] + counts[1, "near"] == 0
 
 
+def test_one_that_is_hopeless_hides_none_that_may_have_become_better() -> None:
+    best, hopeless = Option(index=0, seconds=1.0), Option(index=1, seconds=1_000.0, idle_seconds=600.0)
+    counts = drawn(best, hopeless, Option(index=2, seconds=1.5, idle_seconds=60.0))
+    # A part of 0.05 / 0.5, of which each of the two that wait to be tried has the half.
+    assert counts[2, "explore"] / DRAWS == pytest.approx(0.05, abs=0.02)
+
+
+def test_what_nobody_has_tried_for_hours_is_tried_again_however_bad_it_was() -> None:
+    """At a turn a minute one that once hung for five minutes would else be tried once in four days."""
+    best, hung = Option(index=0, seconds=1.0), Option(index=1, seconds=300.0, success=0.1, idle_seconds=3_600.0)
+    assert drawn(best, hung)[1, "explore"] / DRAWS < 0.005
+    assert drawn(best, replace(hung, idle_seconds=12 * 3_600.0))[1, "explore"] / DRAWS > 0.1
+    assert drawn(best, replace(hung, seconds=None, idle_seconds=12 * 3_600.0))[1, "explore"] / DRAWS > 0.1
+
+
 def test_one_that_was_too_slow_for_the_deadline_is_believed_so_for_a_while() -> None:
     quick = Option(index=0, seconds=1.0, cost=100.0)
     cheap = Option(index=1, seconds=8.0, cost=10.0, idle_seconds=30.0)

@@ -145,6 +145,24 @@ def test_failures_count_until_calls_succeed() -> None:
     assert never.success < 0.1
 
 
+def test_who_breaks_off_all_of_its_answers_has_no_success_and_is_news_once_one_is_whole() -> None:
+    broken = ModelSums(provider="p", model="m", failures=1, broken=1)
+    speed, at = speed_of(*[call(0.1), broken] * 10)
+    assert speed.success < 0.1
+    for since in (5.0, 10.0, 15.0):
+        speed.merge(at + since, call(0.1))
+        speed.merge(at + since + 1.0, answer(100, 1.0))
+    assert speed.success > 0.6
+
+
+def test_a_worker_of_before_tells_of_broken_answers_as_of_any_that_failed() -> None:
+    told = decode(
+        b'{"worker": "w", "models": [{"provider": "p", "model": "m", "calls": 9, "failures": 9}]}', SpeedSample
+    )
+    speed, _ = speed_of(*told.models)
+    assert speed.success == pytest.approx(0.5, abs=0.05)
+
+
 def test_all_that_hear_the_same_come_to_the_same() -> None:
     """What was seen in a second comes in one message, over the wire."""
     teller, one, other = Speeds(), Speeds(), Speeds()

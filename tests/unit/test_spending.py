@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
 
 import msgspec
 import pytest
 
 from contracts.journal import events
+from contracts.journal.events import JournalEvent, Stamp
 from contracts.journal.parts import ModelCall, Usage
 from inference_worker.models.chunks import Chunk, Finished, Meter, TextDelta, TurnInput
+from mesh.broker.requests import MESSAGE_TOO_LARGE
 from mesh.clock import now
 from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
 from mesh.configuration.prices_table import ModelPrices
-from mesh.task.budget import lost_calls, total, usage_so_far
+from mesh.errors import MessageTooLarge, StepLost
+from mesh.task.budget import lost_calls, total, tree_usage, usage_so_far
 from mesh.task.failures import StepFailed
 from mesh.task.records import record
 from tests.support.patience import stretched
@@ -86,6 +89,13 @@ async def test_what_a_provider_does_not_tell_is_unknown_and_not_nothing() -> Non
     assert last(step, events.TurnCompleted).usage == Usage(untold_calls=1)
 
 
+async def test_a_provider_that_tells_only_what_it_has_put_out_has_not_told_all() -> None:
+    step = claimed_step()
+    half = Finished(finish_reason="stop", usage=Usage(0, 4))
+    await turn_handler(Metered(TextDelta("a"), half), prices=prices).perform(step)
+    assert last(step, events.TurnCompleted).usage == Usage(0, 4, cost_micros=40, untold_calls=1)
+
+
 async def test_a_turn_that_its_deadline_cuts_off_has_what_was_told_by_then() -> None:
     journal = HandMadeJournal()
     journal.queued(deadline=now() + timedelta(seconds=stretched(0.3)))
@@ -104,6 +114,40 @@ async def test_a_call_that_breaks_off_is_told_before_its_try_has_failed(told: Us
     assert spent(step) == [("played", "failed", usage)]
     assert lost_calls(step.state) is None
     assert usage_so_far(step.state) == usage
+
+
+async def test_an_answer_that_can_not_be_stored_has_been_paid_for_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = claimed_step()
+    append = step.append
+
+    async def too_small(build: Callable[[Stamp], JournalEvent]) -> JournalEvent:
+        if isinstance(build(step.journal.stamp(now())), events.TurnCompleted):
+            raise MessageTooLarge(MESSAGE_TOO_LARGE, "more than the broker takes")
+        return await append(build)
+
+    monkeypatch.setattr(step, "append", too_small)
+    with pytest.raises(MessageTooLarge):
+        await turn_handler(Metered(TextDelta("a"), STOP), prices=prices).perform(step)
+    assert spent(step) == [("played", "failed", Usage(3, 4, cost_micros=46))]
+    assert lost_calls(step.state) is None
+
+
+async def test_what_broke_in_an_unknown_way_is_told_as_well() -> None:
+    step = claimed_step()
+    with pytest.raises(RuntimeError):
+        await turn_handler(Metered(TextDelta("a"), RuntimeError("a bug"), told=Usage(9, 1))).perform(step)
+    assert spent(step) == [("played", "failed", Usage(9, 1, untold_calls=1))]
+
+
+async def test_whoever_has_lost_the_step_tells_nothing() -> None:
+    step = claimed_step()
+
+    async def taken_over() -> None:
+        step.journal.claimed(delivery=2)
+
+    with pytest.raises(StepLost):
+        await turn_handler(Metered(taken_over, TextDelta("a"), STOP)).perform(step)
+    assert spent(step) == []
 
 
 async def test_a_request_that_is_refused_uses_nothing() -> None:
@@ -208,6 +252,22 @@ def test_the_calls_that_go_with_a_claim_or_a_task_are_known() -> None:
     assert record(journal.state).usage == Usage(untold_calls=3)
 
 
+def test_what_goes_with_a_task_is_in_the_account_of_its_tree_as_well() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    journal.turn_completed(calls=1)
+    journal.child_started()
+    journal.child_ended()
+    journal.add(events.StepClaimed, step="2", gen=0, message=2, worker="w", delivery=1, turn=2, model="m")
+    carried_out(journal, CANCEL)
+    end = journal.events[-1]
+    assert isinstance(end, events.TaskCancelled)
+    assert end.tree_usage == tree_usage(journal.state)
+    assert isinstance(end.tree_usage, Usage)
+    assert end.tree_usage.untold_calls == 1
+
+
 def test_nobody_is_asked_for_a_turn_that_is_completed() -> None:
     journal = HandMadeJournal()
     journal.queued()
@@ -243,3 +303,8 @@ def test_a_meter_adds_up_requests_and_knows_which_have_not_told_all() -> None:
     assert meter.spent == Usage(3, 4)
     meter.ask()
     assert meter.spent == Usage(3, 4, untold_calls=1)
+    # It has read something, and does not say how much: that is not all, also at its end.
+    meter.tell(Usage(0, 2))
+    assert meter.spent == Usage(3, 6, untold_calls=1)
+    meter.over()
+    assert meter.spent == Usage(3, 6, untold_calls=1)

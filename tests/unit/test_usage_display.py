@@ -10,18 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from contracts.api.usage import UsageRow
-from contracts.codec import encode
-from contracts.journal import events
-from contracts.journal.events import Stamp
 from contracts.journal.parts import Usage
 from contracts.records.usage import Counter, Place
 from mesh.ledger.audit import Audit, Difference, by_month, compared, corrections
-from mesh.ledger.entries import increments_of
 from mesh.ledger.reports import periods, rows, total
 from meshctl.commands.usage import verdict
 from meshctl.display.rendering import cost_text
 from meshctl.display.usage_table import differences_table, usage_table
-from tests.unit.journals import START, TASK
 
 HERE = Place("acme", "2026-11-27", "mine", "m", "default")
 VALUES = {
@@ -83,7 +78,10 @@ def test_the_table_has_a_line_for_each_row_and_one_for_all() -> None:
 def test_a_comparison_tells_what_differs_and_what_to_do() -> None:
     difference = Difference(Counter(HERE, "input"), 5, 6)
     same = Audit(date(2026, 11, 1), date(2026, 11, 27), 1_234, [], 0)
-    assert verdict(same, rebuilt=False) == "The counters agree with the journals: 1,234 turns since 2026-11-01."
+    assert verdict(same, rebuilt=False) == (
+        "The counters agree with the journals: 1,234 turns since 2026-11-01. Of days before that no journals are kept."
+    )
+    assert verdict(same._replace(since=date(2026, 11, 28)), rebuilt=False).startswith("No day can be held against")
     wrong = same._replace(differences=[difference])
     assert "`meshctl usage --rebuild` sets them right" in verdict(wrong, rebuilt=False)
     assert verdict(wrong, rebuilt=True).startswith("1 counters were set")
@@ -93,7 +91,8 @@ def test_a_comparison_tells_what_differs_and_what_to_do() -> None:
 def test_counters_are_compared_both_ways_and_months_are_sums_of_their_days() -> None:
     day, month = Counter(HERE, "input"), Counter(HERE._replace(period="2026-11"), "input")
     other = Counter(HERE._replace(period="2026-11-28"), "input")
-    assert by_month({day: 3, other: 4}) == {month: 7}
+    assert by_month({day: 3, other: 4}, {"2026-11"}) == {month: 7}
+    assert by_month({day: 3, other: 4}, {"2026-12"}) == {}
     found = compared({day: 3, other: 4}, {day: 3, month: 7})
     assert found == [Difference(month, 0, 7), Difference(other, 4, 0)]
     assert corrections(found) == {month: -7, other: 4}
@@ -106,25 +105,3 @@ def test_a_report_is_of_days_or_whole_months_and_no_more_than_there_are() -> Non
     for by, since in (("day", date(2025, 1, 1)), ("month", date(2000, 1, 1)), ("pool", date(2026, 12, 2))):
         with pytest.raises(ValueError, match="since"):
             periods(by, since, date(2026, 12, 1))  # type: ignore[arg-type]  # one of the words
-
-
-def test_a_name_that_fits_no_subject_counts_as_not_told() -> None:
-    spent = events.ModelSpent(
-        *Stamp(TASK, TASK, "acme", 1, START),
-        turn=1,
-        provider="No such provider!",
-        model="",
-        pool="default",
-        reason="failed",
-        usage=Usage(3, 0),
-    )
-    assert increments_of(encode(spent)) == {
-        Counter(Place("acme", period, "_", "_", "default"), what): 3
-        for period in ("2026-01-02", "2026-01")
-        for what in ("input", "unpriced")
-    }
-
-
-def test_a_text_that_looks_like_usage_counts_nothing() -> None:
-    said = events.OutputDelta(*Stamp(TASK, TASK, "acme", 1, START), turn=1, text='"turn.completed" "lost"')
-    assert increments_of(encode(said)) == {}

@@ -78,7 +78,7 @@ def response_headers() -> dict[str, Any]:
         },
         "RateLimitPolicy": {
             "description": (
-                "The quotas that hold for the caller (draft-ietf-httpapi-ratelimit-headers-10): `q` in a window of `w` "
+                "The quotas that hold for the caller (draft-ietf-httpapi-ratelimit-headers-11): `q` in a window of `w` "
                 "seconds; `qu` is the unit, requests where it is absent. Absent without any."
             ),
             "schema": {"type": "string", "examples": ['"tokens-per-day";q=2000000;w=86400;qu="tokens"']},

@@ -25,6 +25,7 @@ from contracts.journal.parts import (
     ObjectReference,
     Parent,
     RecordedEdits,
+    Reserved,
     SpentReason,
     StepGen,
     Timings,
@@ -71,12 +72,12 @@ class TaskQueued(Event, frozen=True, kw_only=True, tag="task.queued"):
     trigger: Trigger | None = None
     budget_tokens: Ordinal | None = None
     """How many tokens, read and put out, the turns may use up together."""
-    by: By | None = None
-    """Who has submitted it: a caller, a rule, the critic; of a sub-task, who has submitted its parent."""
+    by: By | None = None  # A caller, a rule, the critic; of a sub-task, who has submitted its parent.
     pool_bound: bool = False
     """Whether its submitter may use no other pool: its sub-tasks stay in the one that it is in."""
     estimate: Estimate | None = None
-    """What it was thought to cost. Absent where nobody has estimated it."""
+    reserved: Reserved | None = None
+    """What it was thought to cost, and what of its tenant's budget was set aside for that."""
 
 
 class StepClaimed(Event, frozen=True, kw_only=True, tag="step.claimed"):

@@ -74,6 +74,16 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.input_tokens + self.output_tokens
 
 
+class Reserved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What of its tenant's budget was set aside for a task: tokens, and millionths of the currency.
+
+    It is less than the estimate where that is more than a limit, and nothing in a unit that has no limit.
+    """
+
+    tokens: Count = 0
+    cost_micros: Count = 0
+
+
 class Timings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds in the queue, from claim to first token, and from claim to end."""
 

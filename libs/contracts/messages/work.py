@@ -16,7 +16,7 @@ from contracts.codec import decode
 from contracts.errors import ErrorInfo, InvalidPayload
 from contracts.fields import By, Call, Count, Id, LaneName, Ordinal, Step, Tenant, Time
 from contracts.identifiers import turn_step
-from contracts.journal.parts import Estimate, Parent, Trigger
+from contracts.journal.parts import Estimate, Parent, Reserved, Trigger
 from contracts.tasks import Priority, TaskRequest
 
 
@@ -25,7 +25,8 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
 
     `tries`: how many had failed when a timer brought this message; 0 for the one before all timers. `releases`: how
     often the step had been released when it was published. `by`, on turn 1: who has submitted the task; `pool_bound`:
-    whether they may use no other pool; `estimate`: what it is thought to cost.
+    whether they may use no other pool; `estimate`: what it is thought to cost; `reserved`: what of its tenant's budget
+    was set aside for it.
     """
 
     task: Id
@@ -45,6 +46,7 @@ class TurnWork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     by: By | None = None
     pool_bound: bool = False
     estimate: Estimate | None = None
+    reserved: Reserved | None = None
 
     @property
     def step(self) -> str:

@@ -15,15 +15,8 @@ RUNNING_MAX = 1_024
 """Processes in an account that have turns of the tenant under way."""
 
 
-class Spent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens, read and put out, and what they cost in millionths of the currency."""
-
-    tokens: Count = 0
-    cost_micros: Count = 0
-
-
 class WindowSpent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What turns that ended in a window have used. `since` is when the window began."""
+    """What turns have used in a window, those that still run included. `since` is when the window began."""
 
     since: Time
     tokens: Count = 0
@@ -39,16 +32,14 @@ class HeldSlot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunningTurns(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a process's turns under way have used so far, and what they are thought to use beyond that.
+    """What a process's turns under way are thought to use beyond what the windows have of them.
 
-    `flush` counts what the process has written: by it one whose write was not answered knows whether it was stored.
+    `flush` is the number of the process's last write: by it one that got no answer knows whether it was stored.
     """
 
     worker: Annotated[str, Meta(min_length=1, max_length=255)]
     time: Time
     flush: Count = 0
-    tokens: Count = 0
-    cost_micros: Count = 0
     expected_tokens: Count = 0
     expected_cost_micros: Count = 0
 

@@ -18,11 +18,12 @@ ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 class ModelSums(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Calls of one model, added up, so that the sums of all workers may be added up again.
 
-    `begun` were begun; `failures` of all have failed, by the provider's own fault or for want of its room. `calls` gave
-    a first token: of these are `first_token_seconds`, `input_tokens`, `input_squares` (of each call's input tokens, the
-    square), `input_by_seconds` (input tokens by seconds to the first token) and `in_flight` (how many other calls of
-    its worker were under way there as each began). Input that is told to be cached does not count. `output_tokens` came
-    in `output_seconds`, from the first token to the end, in `answers`.
+    `begun` were begun; `failures` of all have failed, by the provider's own fault or for want of its room, `broken` of
+    those after their first token. `calls` gave a first token: of these are `first_token_seconds`, `input_tokens`,
+    `input_squares` (of each call's input tokens, the square), `input_by_seconds` (input tokens by seconds to the first
+    token) and `in_flight` (how many other calls of its worker were under way there as each began). Input that is told
+    to be cached does not count. `output_tokens` came in `output_seconds`, from the first token to the end, in
+    `answers`: whole ones, and those that their reader cut off.
     """
 
     provider: LaneName
@@ -38,6 +39,7 @@ class ModelSums(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     answers: Count = 0
     output_tokens: Count = 0
     output_seconds: Seconds = 0.0
+    broken: Count = 0
 
 
 class SpeedSample(msgspec.Struct, frozen=True, kw_only=True):

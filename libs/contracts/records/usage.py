@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
@@ -25,6 +26,8 @@ WHATS: Final[tuple[What, ...]] = get_args(What)
 NOT_TOLD: Final = "_"
 """Stands for a provider, model or pool that an event does not name: those of versions before 0.2. It is no name of one
 itself, but for a model, where it is as good as none."""
+PLACES_REMEMBERED: Final = 4_096
+"""Some 200 bytes each."""
 _TOKENS: Final = 7
 """Of a counter's subject."""
 _PERIOD: Final = re.compile(r"[0-9]{4}-[0-9]{2}(-[0-9]{2})?")
@@ -50,15 +53,20 @@ class Counter(NamedTuple):
     @property
     def subject(self) -> str:
         """Where it is counted. Raises `InvalidName`."""
-        place = self.place
-        names = (
-            subjects.check_tenant(place.tenant),
-            check_period(place.period),
-            _name(place.provider),
-            subjects.as_token(place.model),
-            _name(place.pool),
-        )
-        return f"usage.{'.'.join(names)}.{self.what}"
+        return f"{_subject_of(self.place)}.{self.what}"
+
+
+@lru_cache(PLACES_REMEMBERED)
+def _subject_of(place: Place) -> str:
+    """What the subjects of a place's counters begin with. Whoever counts asks for the same ones all day."""
+    names = (
+        subjects.check_tenant(place.tenant),
+        check_period(place.period),
+        _name(place.provider),
+        subjects.as_token(place.model),
+        _name(place.pool),
+    )
+    return f"usage.{'.'.join(names)}"
 
 
 def counter_of(subject: str) -> Counter:
@@ -84,13 +92,21 @@ def check_period(value: str) -> str:
 
 
 def day_of(at: datetime) -> str:
-    """The day that a time is in, by UTC."""
-    return at.astimezone(UTC).date().isoformat()
+    """The day that a time is in, by UTC. Of one that UTC has none of, at either end of the calendar, its own."""
+    try:
+        return at.astimezone(UTC).date().isoformat()
+    except OverflowError:
+        return at.date().isoformat()
 
 
 def month_of(day: str) -> str:
     """The month that a day is in."""
     return check_period(day)[:7]
+
+
+def is_month(period: str) -> bool:
+    """Whether a period is a month, and not a day."""
+    return period == month_of(period)
 
 
 def days_of(first: date, last: date) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 
 from contracts import headers, subjects
 from contracts.codec import encode
@@ -19,7 +22,11 @@ from mesh.broker.requests import REQUEST_TIMEOUT_SECONDS, PubAck, Requests
 from mesh.errors import NoRoom
 
 PAGES_MAX: Final = 20
-"""Pages that are searched for a task's message: as many messages as a lane takes of one tenant."""
+"""Pages that are searched for a task's message: as many messages as a lane takes of one tenant, if they are small."""
+STORED_WITHIN: Final = timedelta(milliseconds=250)
+"""A message is stored a little after its task was accepted, by a clock that may be a little ahead of the broker's."""
+_PUT_OFF: Final = re.compile(r"\.(?:tasks|turns)-\d+$")
+"""What a message id ends in that was made by `put_off`."""
 
 
 def backlog_subject(lane: subjects.LaneSubject) -> str:
@@ -48,7 +55,8 @@ async def put(
 ) -> PubAck:
     """Let a turn wait for its tenant's turn, and tell the stewards. Raises `NoRoom`, `BrokerUnavailable`."""
     ack = await requests.publish(backlog_subject(lane), payload, message_headers, timeout_seconds=timeout_seconds)
-    await requests.announce(subjects.BACKLOG_GREW, encode(lane._asdict()))
+    if requests.backlog_lanes.is_news(lane):
+        await requests.announce(subjects.BACKLOG_GREW, encode(lane._asdict()))
     return ack
 
 
@@ -78,33 +86,58 @@ async def put_off(requests: Requests, delivery: Delivery) -> None:
     """
     prefix, _, rest = delivery.subject.partition(".")
     lane = subjects.parse_tasks(delivery.subject) if prefix == "tasks" else subjects.parse_turns(delivery.subject)
-    known = delivery.headers.get(headers.MESSAGE_ID, rest)
+    # However often it waits: its id grows by no more than this.
+    known = _PUT_OFF.sub("", delivery.headers.get(headers.MESSAGE_ID, rest))
     message_headers = {headers.MESSAGE_ID: f"{known}.{prefix}-{delivery.sequence}"} if faults.MESSAGE_ID_ON else {}
     if traceparent := delivery.headers.get(headers.TRACEPARENT):
         message_headers[headers.TRACEPARENT] = traceparent
     await put(requests, lane, delivery.payload, message_headers)
 
 
-async def waiting_by_lane(requests: Requests, subject_filter: str = "backlog.>") -> dict[subjects.LaneSubject, int]:
-    """How many messages wait in BACKLOG, by lane and tenant; none where there is no such stream yet.
+class Waiting(NamedTuple):
+    """What BACKLOG has: messages by lane and tenant, and how much of it is taken, in percent."""
+
+    messages: dict[subjects.LaneSubject, int]
+    used_percent: int = 0
+
+
+async def look(requests: Requests, subject_filter: str = "backlog.>") -> Waiting:
+    """How BACKLOG stands; nothing waits where there is no such stream yet.
 
     One request where it is empty, and some for thousands of tenants. Raises `BrokerUnavailable`, `BrokerError`.
     """
     info = await stream_info(requests, BACKLOG.name)
     if info is None or not int(info["state"]["messages"]):
-        return {}
+        return Waiting({})
     found: dict[subjects.LaneSubject, int] = {}
     for subject, count in (await subjects_of(requests, BACKLOG.name, subject_filter)).items():
         with contextlib.suppress(InvalidName):  # A stranger's: it stays there, and holds up nobody.
             found[subjects.parse_backlog(subject)] = count
-    return found
+    return Waiting(found, _used_percent(info))
 
 
-async def find(requests: Requests, stream: str, subject: str, task: str) -> Stored | None:
-    """A task's message on one subject of TASKS, TURNS or BACKLOG, as any replica has it. Raises `BrokerUnavailable`."""
+def _used_percent(info: Mapping[str, Any]) -> int:
+    config, state = info["config"], info["state"]
+    of_each = ((state["messages"], config["max_msgs"]), (state["bytes"], config["max_bytes"]))
+    return min(100, max((100 * int(used) // int(limit) for used, limit in of_each if int(limit) > 0), default=0))
+
+
+async def waiting_by_lane(requests: Requests, subject_filter: str = "backlog.>") -> dict[subjects.LaneSubject, int]:
+    """How many messages wait in BACKLOG, by lane and tenant. Raises as `look`."""
+    return (await look(requests, subject_filter)).messages
+
+
+async def find(
+    requests: Requests, stream: str, subject: str, task: str, accepted_at: datetime | None = None
+) -> Stored | None:
+    """A task's message on one subject of TASKS, TURNS or BACKLOG, as any replica has it. Raises `BrokerUnavailable`.
+
+    Only from about `accepted_at` on, if that is said: nothing of it was stored before.
+    """
     after, needle = 0, task.encode()
-    for _ in range(PAGES_MAX):
-        page = await read_page(requests, stream, subject, after)
+    since = None if accepted_at is None else accepted_at - STORED_WITHIN
+    for number in range(PAGES_MAX):
+        page = await read_page(requests, stream, subject, after, since=since if number == 0 else None)
         for message in page.messages:
             after = message.sequence
             if needle in message.payload and _task_of(message) == task:
@@ -114,12 +147,12 @@ async def find(requests: Requests, stream: str, subject: str, task: str) -> Stor
     return None
 
 
-async def withdraw(requests: Requests, lane: subjects.LaneSubject, task: str) -> bool:
+async def withdraw(requests: Requests, lane: subjects.LaneSubject, task: str, accepted_at: datetime) -> bool:
     """Delete the message of a task that has ended while it waited. False if there is none.
 
     Raises `BrokerUnavailable`, `BrokerError`.
     """
-    message = await find(requests, BACKLOG.name, backlog_subject(lane), task)
+    message = await find(requests, BACKLOG.name, backlog_subject(lane), task, accepted_at)
     return message is not None and await requests.delete_message(BACKLOG.name, message.sequence)
 
 

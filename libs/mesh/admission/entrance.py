@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from contracts import subjects
@@ -23,6 +23,10 @@ _NO_LIMITS: Final = PoolConfiguration()
 FULL_SECONDS: Final = 0.1
 """For how long a lane that has refused a tenant is not asked again: who floods must cost less than who is let in."""
 FULL_LANES_MAX: Final = 10_000
+SHARED_PERCENT: Final = 50
+"""From here on a tenant may have less waiting in a lane the fuller BACKLOG is: the rest is for those with little."""
+SHARE_MIN: Final = 16
+"""So many a tenant may have waiting in a lane, as long as there is any room."""
 
 
 class LaneView(Protocol):
@@ -69,10 +73,12 @@ class Entrance:
         tenants: TenantsConfiguration,
         lanes: LaneView | None = None,
         tenant_of: TenantOf | None = None,
+        is_paused: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`."""
+        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`; `is_paused`: of a tenant."""
         self._requests = requests
         self._lanes = lanes or OrderedLanes(requests)
+        self._is_paused = is_paused
         self._full_until: dict[subjects.LaneSubject, float] = {}
         self._tenant_now = tenant_of
         self.configure(pools, tenants)
@@ -96,9 +102,13 @@ class Entrance:
         return placed(request.priority, self._tenant_of(tenant), cost)
 
     def goes_by_backlog(self, work: TurnWork) -> bool:
-        """Whether a task is for the stewards to let in: those of a tenant that has a bound on what runs always are."""
-        bounded = self._tenant_of(work.tenant).running is not None
-        return bounded or self._lanes.goes_by_backlog(work.pool, work.priority)
+        """Whether a task is for the stewards to let in.
+
+        Those of a tenant that is paused, or has a bound on what runs, always are, whatever the lane has room for.
+        """
+        if self._tenant_of(work.tenant).running is not None or self._is_paused(work.tenant):
+            return True
+        return self._lanes.goes_by_backlog(work.pool, work.priority)
 
     async def commit(
         self, work: TurnWork, payload: bytes, headers: dict[str, str], timeout_seconds: float, *, by_backlog: bool
@@ -133,10 +143,18 @@ class Entrance:
     async def _check_backlog(self, lane: subjects.LaneSubject) -> None:
         """Raise `QueueFull` if the tenant has as much waiting there as it may. BACKLOG itself has the bound of all."""
         bound = self._tenant_of(lane.tenant).backlog
+        if self._requests.backlog_lanes.waiting_of(*lane) >= share_of(self._requests.backlog_lanes.used_percent):
+            raise _full(lane)
         if bound >= LANE_BACKLOG_MAX:
             return
         if await messages_on(self._requests, BACKLOG.name, backlog.backlog_subject(lane)) >= bound:
             raise _full(lane)
+
+
+def share_of(used_percent: int) -> int:
+    """How many of a tenant may wait in a lane while so much of BACKLOG is taken: all, or what is left, shared out."""
+    left = LANE_BACKLOG_MAX * (100 - used_percent) // (100 - SHARED_PERCENT)
+    return min(LANE_BACKLOG_MAX, max(SHARE_MIN, left))
 
 
 def _time() -> float:

@@ -39,7 +39,8 @@ def estimate(
     if request.instructions is not None:
         texts.append(request.instructions)
     read = sum(text_tokens(text) + MESSAGE_TOKENS for text in texts) + TOOL_TOKENS * len(request.tools or ())
-    limit = min((each for each in (request.max_output_tokens, pool.max_output_tokens) if each), default=None)
+    limits = (request.max_output_tokens, pool.max_output_tokens, request.budget_tokens, pool.budget_tokens)
+    limit = min((each for each in limits if each), default=None)
     if median_output is not None and (limit is None or median_output < limit):
         return Estimate(input_tokens=read + history_tokens, output_tokens=median_output, basis="median")
     if limit is not None:

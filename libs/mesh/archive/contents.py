@@ -10,7 +10,7 @@ from contracts.records.archive import PackedTask, PackEntry
 from contracts.streams import ARCHIVE
 from mesh.archive.lookup import directory_of, member_of
 from mesh.archive.pack import location, read_tasks
-from mesh.broker.direct_get import read_next
+from mesh.broker.direct_get import Stored, first_from_leader, read_next
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import ALL
 
@@ -30,7 +30,7 @@ async def packed_tasks(
     Raises `BrokerUnavailable`.
     """
     after = 0
-    while (stored := await read_next(requests, ARCHIVE.name, ALL, after)) is not None:
+    while (stored := await _next(requests, after)) is not None:
         after = stored.sequence
         try:
             directory = directory_of(stored)
@@ -46,3 +46,9 @@ async def packed_tasks(
                         yield task
         except InvalidPayload as error:
             yield Unreadable(stored.sequence, str(error))
+
+
+async def _next(requests: Requests, after: int) -> Stored | None:
+    """The next pack. That there is none is only the leader's to say."""
+    stored = await read_next(requests, ARCHIVE.name, ALL, after)
+    return stored if stored is not None else await first_from_leader(requests, ARCHIVE.name, ALL, after)

@@ -10,7 +10,7 @@ from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.records.backlog import BacklogRecord
 from contracts.streams import LANES_BUCKET
-from contracts.subjects import BACKLOG_KEY
+from contracts.subjects import BACKLOG_KEY, LaneSubject
 from mesh.errors import BrokerError, BrokerUnavailable
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FRESH_SECONDS: Final = 1.0
 """How long what was read counts for who looks."""
+TOLD_SECONDS: Final = 0.05
+"""For so long stewards who were told of a lane and tenant are not told again."""
+TOLD_MAX: Final = 10_000
 OLD_SECONDS: Final = 10.0
 """A record that stays as it is for so long is that of a steward which is gone, and no other has come: who waited in
 BACKLOG for one would wait for ever, while workers idle."""
@@ -33,6 +36,7 @@ class BacklogLanes:
         self._revision = 0
         self._record: BacklogRecord | None = None
         self._lanes: frozenset[tuple[str, str]] = frozenset()
+        self._told_at: dict[LaneSubject, float] = {}
 
     @property
     def record(self) -> BacklogRecord | None:
@@ -42,6 +46,29 @@ class BacklogLanes:
     def has(self, pool: str, priority: str) -> bool:
         """Whether a lane is ordered by the stewards, as far as is known."""
         return bool(self._lanes) and (pool, priority) in self._lanes and self.record is not None
+
+    def is_news(self, lane: LaneSubject) -> bool:
+        """Whether stewards are to be told that something has come there: in a flood not of each piece of it.
+
+        Whoever was told looks at it again before `TOLD_SECONDS` have passed, or soon after.
+        """
+        at = _time()
+        if at - self._told_at.get(lane, float("-inf")) < TOLD_SECONDS:
+            return False
+        if len(self._told_at) >= TOLD_MAX:
+            self._told_at.clear()
+        self._told_at[lane] = at
+        return True
+
+    @property
+    def used_percent(self) -> int:
+        """How much of BACKLOG was taken a moment ago."""
+        return self.record.used_percent if self.record is not None else 0
+
+    def waiting_of(self, pool: str, priority: str, tenant: str) -> int:
+        """How many messages of a tenant waited in a lane a moment ago; 0 of one that has few beside many others."""
+        lanes = self.record.lanes if self.record is not None else ()
+        return sum(lane.tenants.get(tenant, 0) for lane in lanes if (lane.pool, lane.priority) == (pool, priority))
 
     async def look(self, pool: str, priority: str) -> bool:
         """The same, of a moment ago: it reads the record if that was not done lately. Never fails."""
@@ -69,7 +96,7 @@ class BacklogLanes:
         except InvalidPayload:
             self._record = None  # Another version's.
         lanes = self._record.lanes if self._record is not None else ()
-        self._lanes = frozenset((lane.pool, lane.priority) for lane in lanes)
+        self._lanes = frozenset((lane.pool, lane.priority) for lane in lanes if not lane.held)
 
 
 def _time() -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NamedTuple
 
-from contracts.streams import BUCKETS, STREAMS
+from contracts.streams import BACKLOG, BUCKETS, STREAMS
 from mesh.broker.levels import NEEDED, stream_info
 from mesh.broker.requests import Requests
 from mesh.broker.rights import Rights
@@ -38,7 +38,7 @@ async def dead_streams(requests: Requests, rights: Rights | None = None) -> list
     So is one that the broker's user may not purge, as an ingress with least rights may none: it finds out by what it
     publishes (`Requests.is_silent`). Raises `BrokerUnavailable`, `BrokerError`.
     """
-    asked = [each for each in NEEDED if rights is None or rights.may_call(PURGE + each)]
+    asked = [each for each in (*NEEDED, BACKLOG.name) if rights is None or rights.may_call(PURGE + each)]
     found = await asyncio.gather(*(_examine(requests, stream) for stream in asked))
     return [each for each in found if each is not None]
 

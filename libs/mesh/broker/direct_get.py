@@ -62,9 +62,11 @@ async def read_page(
     after: int,
     messages_max: int = PAGE_EVENTS_MAX,
     bytes_max: int = PAGE_BYTES_MAX,
+    since: datetime | None = None,
 ) -> Page:
-    """Read messages of the filter with a sequence above `after`. Raises `BrokerUnavailable`."""
-    body = {"seq": after + 1, "batch": messages_max, "max_bytes": bytes_max, "next_by_subj": subject_filter}
+    """Read messages of the filter with a sequence above `after`, or stored since then. Raises `BrokerUnavailable`."""
+    begin: dict[str, Any] = {"seq": after + 1} if since is None else {"start_time": since}
+    body = {**begin, "batch": messages_max, "max_bytes": bytes_max, "next_by_subj": subject_filter}
     messages, last = await requests.many(requests.api_subject(f"DIRECT.GET.{stream}"), encode(body))
     status_headers = last.headers or {}
     status = status_headers.get(headers.STATUS)

@@ -13,6 +13,7 @@ from contracts.sizes import SIZES
 from contracts.streams import (
     ARCHIVE,
     ARCHIVE_BUCKET,
+    BACKLOG,
     CONTROL,
     DEAD_LETTERS,
     EVENTS,
@@ -38,8 +39,9 @@ NEEDED = (
     TASKS_BUCKET.stream_name,
 )
 """What a task needs to begin, to go on and to end."""
-WATCHED = (*NEEDED, ARCHIVE.name, ARCHIVE_BUCKET.stream_name)
-"""What is looked at. While ended tasks can't be packed they stay where they are, so that the others fill up in time."""
+WATCHED = (*NEEDED, BACKLOG.name, ARCHIVE.name, ARCHIVE_BUCKET.stream_name)
+"""What is looked at. While ended tasks can't be packed they stay where they are, so that the others fill up in time.
+A full BACKLOG refuses those who have much there, and nobody whose lane has room."""
 ROOM_SECONDS_MAX = 2.0
 """How long to wait for the room of the store. Where nobody serves it the broker says so at once."""
 STREAM_NOT_FOUND = 10059

@@ -59,7 +59,8 @@ class NatsClient(Client):
         """Close, within bounds, what may not even have connected."""
         if not self.is_connected:
             self.abort()
-        with suppress(nats.errors.Error, OSError, TimeoutError):
+        # uvloop has a RuntimeError for a line that the broker's death has closed in between.
+        with suppress(nats.errors.Error, OSError, TimeoutError, RuntimeError):
             async with asyncio.timeout(CLOSE_SECONDS_MAX):
                 await self.close()
 

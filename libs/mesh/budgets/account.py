@@ -1,13 +1,13 @@
 """A tenant's account: what was used in each window, what is reserved, and what runs. Pure.
 
-What is taken of a limit is the sum of three: what turns that ended in its window have used; what turns that run have
-used so far, or are thought to use; and what accepted tasks that have not begun are thought to use. The latter two count
-in each window until they are over. Both end by themselves, so that nobody who dies leaves a budget short for long.
+What is taken of a limit is the sum of three: what turns have used in its window, also those that still run; what these
+are thought to use beyond that; and what accepted tasks that have not begun are thought to use. The latter two count in
+each window until they are over. Both end by themselves, so that nobody who dies leaves a budget short for long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -24,6 +24,8 @@ HELD_FOR: Final = timedelta(minutes=60)
 is held against its tenant's budget again when it begins."""
 RUNNING_FOR: Final = timedelta(seconds=30)
 """How long the turns of a process count that does not write any more."""
+REMEMBERED_FOR: Final = timedelta(minutes=10)
+"""How long the number of its last write stays: for who was not answered, and could not ask sooner."""
 
 
 def empty(tenant: str, at: datetime) -> BudgetAccount:
@@ -35,19 +37,23 @@ def rolled(account: BudgetAccount, at: datetime) -> BudgetAccount:
     """The account without what does not count any more at this time."""
     spent = {window: _window(account, window, at) for window in WINDOWS}
     held = [slot for slot in account.held if slot.since + HELD_FOR > at]
-    running = [each for each in account.running if each.time + RUNNING_FOR > at]
+    running = [
+        each if each.time + RUNNING_FOR > at else RunningTurns(worker=each.worker, time=each.time, flush=each.flush)
+        for each in account.running
+        if each.time + REMEMBERED_FOR > at
+    ]
     return msgspec.structs.replace(account, **spent, held=held, running=running)
 
 
 def spend(account: BudgetAccount, at: datetime, amount: Amount) -> BudgetAccount:
-    """A turn that has ended has used so much."""
+    """Turns have used so much more, or less than they were seen to: then the amount is less than nothing."""
     spent: dict[str, WindowSpent] = {}
     for window in WINDOWS:
         before = _window(account, window, at) or WindowSpent(since=begin_of(window, at))
         spent[window] = WindowSpent(
             since=before.since,
-            tokens=before.tokens + amount.tokens,
-            cost_micros=before.cost_micros + amount.cost_micros,
+            tokens=max(0, before.tokens + amount.tokens),
+            cost_micros=max(0, before.cost_micros + amount.cost_micros),
         )
     return msgspec.structs.replace(account, time=at, **spent)
 
@@ -92,16 +98,14 @@ def release(account: BudgetAccount, at: datetime, since: datetime, amount: Amoun
     return msgspec.structs.replace(account, time=at, held=held[::-1])
 
 
-def run(account: BudgetAccount, at: datetime, worker: str, used: Amount, expected: Amount, flush: int) -> BudgetAccount:
-    """A process's turns under way have used so much so far, and are thought to use so much more."""
+def run(account: BudgetAccount, at: datetime, worker: str, expected: Amount, flush: int) -> BudgetAccount:
+    """A process's turns under way are thought to use so much more than they have."""
     running = [each for each in account.running if each.worker != worker]
     # One that runs nothing stays for a while all the same: it tells what was stored.
     own = RunningTurns(
         worker=worker,
         time=at,
         flush=flush,
-        tokens=used.tokens,
-        cost_micros=used.cost_micros,
         expected_tokens=expected.tokens,
         expected_cost_micros=expected.cost_micros,
     )
@@ -114,26 +118,28 @@ def flush_of(account: BudgetAccount, worker: str) -> int:
 
 
 def spent_in(account: BudgetAccount, window: Window) -> Amount:
-    """What turns that have ended have used."""
+    """What turns have used."""
     spent: WindowSpent | None = getattr(account, window)
     return Amount() if spent is None else Amount(spent.tokens, spent.cost_micros)
 
 
-def used_in(account: BudgetAccount, *, without: str | None = None) -> dict[Window, Amount]:
-    """What was used in each window of an account that is `rolled`: by turns that have ended, and those that run.
+def used_in(account: BudgetAccount) -> dict[Window, Amount]:
+    """What was used in each window of an account that is `rolled`."""
+    return {window: spent_in(account, window) for window in WINDOWS}
 
-    `without`: a process whose turns under way are not counted.
-    """
-    running = _sum(each for each in account.running if each.worker != without)
-    return {window: spent_in(account, window).plus(running) for window in WINDOWS}
+
+def reserved_in(account: BudgetAccount) -> Amount:
+    """What accepted tasks are thought to use, and turns under way beyond what they have: in each window."""
+    return Amount(
+        sum(slot.tokens for slot in account.held) + sum(each.expected_tokens for each in account.running),
+        sum(slot.cost_micros for slot in account.held) + sum(each.expected_cost_micros for each in account.running),
+    )
 
 
 def taken_of(account: BudgetAccount) -> dict[Window, Amount]:
-    """The same with all that is reserved: what no further task may count on."""
-    reserved = _sum(account.held)
-    for each in account.running:
-        reserved = reserved.plus(Amount(each.expected_tokens, each.expected_cost_micros))
-    return {window: used.plus(reserved) for window, used in used_in(account).items()}
+    """What was used in each window, and all that is reserved: what no further task may count on."""
+    reserved = reserved_in(account)
+    return {window: spent_in(account, window).plus(reserved) for window in WINDOWS}
 
 
 def lacking(limits: Sequence[Limit], at: datetime, taken: dict[Window, Amount], wanted: Amount = ANY) -> Limit | None:
@@ -155,10 +161,3 @@ def _slot_of(at: datetime) -> datetime:
 
 def _slot(slot: HeldSlot, tokens: int, cost_micros: int) -> HeldSlot:
     return HeldSlot(since=slot.since, tokens=tokens, cost_micros=cost_micros)
-
-
-def _sum(parts: Iterable[HeldSlot | RunningTurns]) -> Amount:
-    total = Amount()
-    for part in parts:
-        total = total.plus(Amount(part.tokens, part.cost_micros))
-    return total

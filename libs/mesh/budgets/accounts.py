@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import structlog
@@ -59,9 +59,9 @@ class Accounts:
         self._requests = requests
         self._seen: OrderedDict[str, Sighting] = OrderedDict()
         self._wanted: OrderedDict[str, float] = OrderedDict()
+        self._rolled: dict[str, tuple[Sighting, int, BudgetAccount]] = {}
+        """By tenant: the account of a sighting as it is in a second, since many ask for it within one."""
         self._looks: dict[str, asyncio.Task[Sighting]] = {}
-        self.on_refreshed: Callable[[], Awaitable[None]] | None = None
-        """Called after each round of reading."""
 
     async def run(self) -> None:
         """Keep the accounts fresh that are wanted, until cancelled."""
@@ -78,7 +78,18 @@ class Accounts:
         self._wanted.move_to_end(tenant)
         seen = self._seen.get(tenant)
         at = now()
-        return rolled(seen.account, at) if seen is not None and seen.account is not None else empty(tenant, at)
+        if seen is None:
+            return empty(tenant, at)
+        second = int(at.timestamp())
+        last = self._rolled.get(tenant)
+        if last is None or last[0] is not seen or last[1] != second:
+            account = rolled(seen.account, at) if seen.account is not None else empty(tenant, at)
+            last = self._rolled[tenant] = (seen, second, account)
+        return last[2]
+
+    def seen(self, tenant: str) -> Sighting | None:
+        """The last reading of an account: another one than before if there was one since."""
+        return self._seen.get(tenant)
 
     def is_fresh(self, tenant: str) -> bool:
         """Whether it was read lately."""
@@ -104,17 +115,17 @@ class Accounts:
                 log.warning("budget.unread", tenant=tenant, error=str(error))
         return self.known(tenant)
 
-    async def change(self, tenant: str, change: Change) -> BudgetAccount:
-        """Change an account as everybody sees it, and return it.
+    async def change(self, tenant: str, change: Change, *, afresh: bool = False) -> BudgetAccount:
+        """Change an account as everybody sees it, and return it. `afresh`: it is read first, whatever is known of it.
 
         Raises `BrokerUnavailable`, also where others change it all the time; then nobody knows whether it was changed.
         """
         give_up_at = lease_clock() + CHANGE_SECONDS_MAX
-        seen = self._seen.get(tenant)
+        seen = self._seen.get(tenant) if not afresh else None
         failures = 0
         while True:
             if seen is None or failures:
-                seen = await self._read(tenant, from_leader=failures > 0)
+                seen = await self._read(tenant, from_leader=afresh or failures > 0)
             at = now()
             before = rolled(seen.account, at) if seen.account is not None else empty(tenant, at)
             after = change(before)
@@ -133,10 +144,16 @@ class Accounts:
             await asyncio.sleep(random.random() * min(0.5, 0.004 * 2.0 ** min(failures, 10)))
 
     async def _read(self, tenant: str, *, from_leader: bool = False) -> Sighting:
-        read = key_value.get_from_leader if from_leader else key_value.get
         asked_at = lease_clock()
-        entry = await read(self._requests, BUDGETS_BUCKET.name, tenant)
+        entry = None if from_leader else await key_value.get(self._requests, BUDGETS_BUCKET.name, tenant)
+        if entry is None and (from_leader or self._is_known(tenant)):
+            # A replica that has nothing may be behind. The leader knows.
+            entry = await key_value.get_from_leader(self._requests, BUDGETS_BUCKET.name, tenant)
         return self._see(tenant, entry, asked_at)
+
+    def _is_known(self, tenant: str) -> bool:
+        seen = self._seen.get(tenant)
+        return seen is not None and seen.revision > 0
 
     async def _refresh(self) -> None:
         oldest = lease_clock() - WANTED_SECONDS
@@ -150,9 +167,10 @@ class Accounts:
             tenants = by_age[:AT_ONCE_MAX]
             found = await key_value.get_many(self._requests, BUDGETS_BUCKET.name, tenants)
             for tenant in tenants:
-                self._see(tenant, found.get(tenant), asked_at)
-        if self.on_refreshed is not None:
-            await self.on_refreshed()
+                if tenant in found or not self._is_known(tenant):
+                    self._see(tenant, found.get(tenant), asked_at)
+                else:
+                    await self._read(tenant, from_leader=True)
 
     def _see(self, tenant: str, entry: key_value.KeyValueEntry | None, asked_at: float) -> Sighting:
         known = self._seen.get(tenant)
@@ -167,7 +185,7 @@ class Accounts:
         self._seen[tenant] = seen
         self._seen.move_to_end(tenant)
         if len(self._seen) > KEPT_MAX:
-            self._seen.popitem(last=False)
+            self._rolled.pop(self._seen.popitem(last=False)[0], None)
         return seen
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from contracts.journal.parts import Estimate, Usage
 from mesh.budgets.limits import Amount
 from mesh.configuration.mesh_toml import Configuration
+from mesh.configuration.pool_routing import SCRIPTED_MODEL
 from mesh.configuration.prices_table import ModelPrices, prices_of
 from mesh.ledger.prices import cost_micros
 
 
 def prices_at(configuration: Configuration, provider: str, model: str | None) -> ModelPrices | None:
-    """The prices of a model at a provider; None if it has none."""
-    return prices_of(configuration.providers[provider].prices, model or "")
+    """The prices of a model at a provider; None if it has none. A provider that is gone has none, either."""
+    found = configuration.providers.get(provider)
+    return prices_of(found.prices, model or SCRIPTED_MODEL) if found is not None else None
 
 
 def thought_to_take(estimate: Estimate, prices: ModelPrices | None) -> Amount:
@@ -25,8 +25,3 @@ def thought_to_take(estimate: Estimate, prices: ModelPrices | None) -> Amount:
 def taken_by(usage: Usage, prices: ModelPrices | None) -> Amount:
     """What a turn has taken of a budget, as its provider has counted."""
     return Amount(usage.input_tokens + usage.output_tokens, cost_micros(prices, usage) or 0)
-
-
-def cost_of_output(prices: ModelPrices | None) -> Callable[[int], int]:
-    """What so many tokens cost that a model puts out, in millionths of the currency."""
-    return lambda tokens: cost_micros(prices, Usage(output_tokens=tokens)) or 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from mesh.configuration.tenants_table import TenantConfiguration
+from mesh.configuration.tenants_table import TENANTS_MAX, TenantConfiguration
 
 Window = Literal["minute", "day", "month"]
 Unit = Literal["tokens", "cost"]
@@ -24,6 +25,10 @@ class Amount(NamedTuple):
     def plus(self, other: Amount) -> Amount:
         """Both together."""
         return Amount(self.tokens + other.tokens, self.cost_micros + other.cost_micros)
+
+    def minus(self, other: Amount) -> Amount:
+        """What has to be added to the other to have this one; it may be less than nothing."""
+        return Amount(self.tokens - other.tokens, self.cost_micros - other.cost_micros)
 
     def less(self, other: Amount) -> Amount:
         """What is left of it; never less than nothing."""
@@ -67,6 +72,7 @@ class Limit(NamedTuple):
         return f"{many} in a {self.window}"
 
 
+@lru_cache(maxsize=TENANTS_MAX)
 def limits_of(tenant: TenantConfiguration) -> tuple[Limit, ...]:
     """The limits that are set. Empty for a tenant without a budget."""
     limits: list[Limit] = []

@@ -9,9 +9,9 @@ smaller as a budget runs out, and what nobody needs goes back within seconds.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -19,9 +19,9 @@ import structlog
 from contracts.errors import TaskmeshError
 from contracts.records.budgets import BudgetAccount
 from mesh.background import is_seen
-from mesh.budgets.account import hold, lacking, release, taken_of, used_in
+from mesh.budgets.account import hold, lacking, release, reserved_in, taken_of, used_in
 from mesh.budgets.accounts import Accounts
-from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, counted, end_of, limits_of
+from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, Window, counted, limits_of
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantConfiguration
 
@@ -35,33 +35,42 @@ LOW_SHARE: Final = 4
 """When this part of a block is left, the next one is taken, beside what goes on."""
 IDLE_SECONDS: Final = 2.0
 """How long a block may lie unused before it goes back."""
-RESERVED_FOR: Final = timedelta(seconds=30)
-"""When who was refused for what others have reserved has a fair chance: by then some of these have run."""
+SPARE_SECONDS: Final = 60.0
+"""And of a budget of which at most half is taken, some of it: so who submits now and then need not wait, either."""
+SPARE_TASKS: Final = 2
+"""Such tasks as the last one."""
 TIDY_SECONDS: Final = 0.5
+KEPT_MAX: Final = 1_000
 
 
 class BudgetExhausted(TaskmeshError):
-    """A tenant has not as much left of a budget. `frees_at`: when the window of `limit` ends.
+    """A tenant has not as much left of a limit as is `wanted`. `reserved`: what is reserved of it, for others.
 
-    Sooner, if no more than reservations are in the way: what they turn out to take too little of comes back with them.
+    `is_reserved`: nothing but that is in the way. What these turn out not to take comes back before the window ends.
     """
 
     code = "budget-exhausted"
     retryable = True
 
-    def __init__(self, tenant: str, limit: Limit, frees_at: datetime, *, is_reserved: bool) -> None:
+    def __init__(self, tenant: str, limit: Limit, wanted: int, reserved: int, *, is_reserved: bool) -> None:
         why = "of which tasks that wait or run are thought to take the rest" if is_reserved else "and has used them up"
         super().__init__(f"tenant {tenant} may use {limit.told()}, {why}")
         self.limit = limit
-        self.frees_at = frees_at
+        self.wanted = wanted
+        self.reserved = reserved
+        self.is_reserved = is_reserved
 
 
 @dataclass(slots=True)
 class _Block:
     """What a process has taken for a tenant, and not given to a task yet."""
 
+    limits: tuple[Limit, ...]
+    """By which it was taken."""
     left: Amount = NOTHING
     granted: Amount = NOTHING
+    last: Amount = NOTHING
+    """What the last task was thought to use."""
     used_at: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ahead: asyncio.Task[None] | None = None
@@ -74,6 +83,8 @@ class Reservations:
         self._accounts = accounts
         self._tenant_of = tenant_of
         self._blocks: dict[str, _Block] = {}
+        self._taken: OrderedDict[str, tuple[BudgetAccount, dict[Window, Amount]]] = OrderedDict()
+        """What is taken of the accounts that were asked for last."""
 
     async def run(self) -> None:
         """Give back what is not needed, until cancelled."""
@@ -82,7 +93,7 @@ class Reservations:
             idle = lease_clock() - IDLE_SECONDS
             for tenant, block in list(self._blocks.items()):
                 if block.used_at <= idle and not block.lock.locked():
-                    await self._return(tenant, block)
+                    await self._return(tenant, block, self._spare(tenant, block))
 
     async def close(self) -> None:
         """Give all back: no task is accepted any more."""
@@ -100,15 +111,18 @@ class Reservations:
         if not limits or configured.on_exhausted == "wait":
             return NOTHING
         amount = counted(estimate, limits)
-        block = self._blocks.setdefault(tenant, _Block())
-        block.used_at = lease_clock()
+        block = self._block(tenant, limits)
+        if block.limits != limits:
+            # The operator has set others: nobody is accepted by what the old ones had room for.
+            block.limits = limits
+            await self._return(tenant, block)
         if not block.left.covers(amount):
             self._refuse_by_sight(tenant, block, amount, limits)
             async with block.lock:
                 # Whoever was before may have taken enough for all.
                 while not block.left.covers(amount):
                     await self._take(tenant, block, amount, limits)
-        block.left = block.left.less(amount)
+        block.left, block.last = block.left.less(amount), amount
         if block.ahead is None and not block.left.covers(_part(block.granted, LOW_SHARE)):
             block.ahead = asyncio.create_task(self._take_ahead(tenant, block, amount, limits))
             block.ahead.add_done_callback(is_seen)
@@ -116,20 +130,29 @@ class Reservations:
 
     def give_back(self, tenant: str, reserved: Amount) -> None:
         """A task for which so much was reserved was not accepted after all."""
+        block = self._block(tenant, limits_of(self._tenant_of(tenant)))
+        block.left = block.left.plus(reserved)
+
+    def _block(self, tenant: str, limits: tuple[Limit, ...]) -> _Block:
         block = self._blocks.get(tenant)
-        if block is not None:
-            block.left = block.left.plus(reserved)
-            block.used_at = lease_clock()
+        if block is None:
+            block = self._blocks[tenant] = _Block(limits)
+        block.used_at = lease_clock()
+        return block
 
     def left(self, tenant: str) -> dict[Limit, int]:
         """What is left of each limit, as far as is known here."""
         limits = limits_of(self._tenant_of(tenant))
         if not limits:
             return {}
-        block = self._blocks.get(tenant)
-        used = taken_of(self._accounts.known(tenant))
-        own = block.left if block is not None else NOTHING
-        return {limit: max(0, limit.most - used[limit.window].of(limit.unit) + own.of(limit.unit)) for limit in limits}
+        block, account = self._blocks.get(tenant), self._accounts.known(tenant)
+        known = self._taken.get(tenant)
+        if known is None or known[0] is not account:
+            known = self._taken[tenant] = (account, taken_of(account))
+            if len(self._taken) > KEPT_MAX:
+                self._taken.popitem(last=False)
+        taken, own = known[1], block.left if block is not None else NOTHING
+        return {limit: max(0, limit.most - taken[limit.window].of(limit.unit) + own.of(limit.unit)) for limit in limits}
 
     def _refuse_by_sight(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
         """Refuse without a request what an account leaves no room for that was read a moment ago."""
@@ -165,10 +188,20 @@ class Reservations:
         finally:
             block.ahead = None
 
-    async def _return(self, tenant: str, block: _Block) -> None:
+    def _spare(self, tenant: str, block: _Block) -> Amount:
+        """What of a block stays here that nobody uses."""
+        seen = self._accounts.seen(tenant)
+        if block.used_at <= lease_clock() - SPARE_SECONDS or seen is None or seen.account is None:
+            return NOTHING
+        taken = taken_of(seen.account)
+        is_ample = all(2 * taken[limit.window].of(limit.unit) <= limit.most for limit in block.limits)
+        return block.last.times(SPARE_TASKS) if is_ample else NOTHING
+
+    async def _return(self, tenant: str, block: _Block, spare: Amount = NOTHING) -> None:
         async with block.lock:
             # None of it may be given away any more while it is on its way back.
-            unused, block.left, block.granted = block.left, NOTHING, NOTHING
+            unused, block.left = block.left.less(spare), block.left.least(spare)
+            block.granted = block.left
             if unused != NOTHING:
                 try:
                     await self._accounts.change(tenant, lambda account: release(account, now(), now(), unused))
@@ -187,10 +220,9 @@ def _check(tenant: str, account: BudgetAccount, wanted: Amount, limits: tuple[Li
     short = lacking(limits, at, used, wanted)
     if short is not None:
         really = lacking(limits, at, used_in(account), wanted)
-        if really is not None:
-            raise BudgetExhausted(tenant, really, end_of(really.window, at), is_reserved=False)
-        frees_at = min(end_of(short.window, at), at + RESERVED_FOR)
-        raise BudgetExhausted(tenant, short, frees_at, is_reserved=True)
+        limit = really or short
+        reserved = reserved_in(account).of(limit.unit)
+        raise BudgetExhausted(tenant, limit, wanted.of(limit.unit), reserved, is_reserved=really is None)
     left = {unit: [each.most - used[each.window].of(unit) for each in limits if each.unit == unit] for unit in UNITS}
     return Amount(min(left["tokens"], default=0), min(left["cost"], default=0))
 

@@ -1,13 +1,15 @@
 """What turns use of their tenants' budgets, in the process that runs them.
 
-Before a turn its tenant's account is looked at; while it runs, what it has put out counts within a second or two for
-all processes; once it has ended, what its provider has counted takes that place. No turn waits for the broker here: the
-account is read while the turn is claimed, and written beside the turns, a few times a second at the most.
+Before a turn its tenant's account is looked at; while it runs, what it reads and puts out counts within a second or two
+for all processes, in the windows of then; once it has ended, what its provider has counted takes that place. So what a
+worker that dies was seen to use stays counted. No turn waits for the broker here: the account is read while the turn is
+claimed, and written beside the turns, a few times a second at the most.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +20,7 @@ import structlog
 from contracts.errors import TaskmeshError
 from contracts.records.budgets import BudgetAccount
 from mesh.budgets.account import flush_of, lacking, release, run, spend, used_in
-from mesh.budgets.accounts import Accounts
+from mesh.budgets.accounts import Accounts, Sighting
 from mesh.budgets.limits import NOTHING, Amount, Limit, counted, end_of, limits_of
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantConfiguration
@@ -44,46 +46,63 @@ class Blocked(NamedTuple):
     until: datetime
 
 
+CostOf = Callable[[int], int]
+"""What so many tokens cost, in millionths of the currency."""
+
+
+def free(_: int) -> int:
+    """What has no price counts as nothing."""
+    return 0
+
+
+class Release(NamedTuple):
+    """What is not reserved any more, of what was then, or shortly before."""
+
+    at: datetime
+    amount: Amount
+
+
 class _Write(NamedTuple):
     """What was in a write of one tenant's account."""
 
-    flush: int
     spent: Amount
-    released: list[tuple[datetime, Amount]]
+    released: list[Release]
 
 
 @dataclass(slots=True, eq=False)
 class _Tenant:
     """What runs here of a tenant, and what is still to be written of it."""
 
+    name: str
     running: int = 0
-    used: Amount = NOTHING
-    """By the turns that run here, so far."""
     expected: Amount = NOTHING
-    """What they are thought to use beyond that."""
+    """What the turns that run here are thought to use beyond what they have."""
     spent: Amount = NOTHING
-    released: list[tuple[datetime, Amount]] = field(default_factory=list)
-    unsure: _Write | None = None
-    """A write that was not answered."""
-    written: tuple[Amount, Amount] = (NOTHING, NOTHING)
+    """What was used, and is not known to be in the account. Less than nothing, where it was seen as more."""
+    released: list[Release] = field(default_factory=list)
+    unsure: dict[int, _Write] = field(default_factory=dict)
+    """Writes that are under way, or were not answered. All go by one revision, so one of them is stored at the most."""
+    written: Amount = NOTHING
+    """What was expected when it was written last."""
     written_at: float = 0.0
     is_due: bool = False
+    looked_at: Sighting | None = None
     room: dict[Limit, int] = field(default_factory=dict)
-    """How much the turns that run here may use of each limit, as the account was when it was looked at last."""
+    """How much the turns that run here may use of each limit beyond what is in the account that was looked at last."""
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nothing is left of one."""
+        return any(self.spent.of(limit.unit) >= room for limit, room in self.room.items())
 
 
 class TurnMeter:
-    """What one turn has used so far. `cost`: what so many tokens cost that it puts out, in millionths.
+    """What one turn has used so far. `cuts`: whether it is to end as soon as its tenant's budget is used up."""
 
-    `cuts`: whether it is to end as soon as its tenant's budget is used up.
-    """
-
-    def __init__(
-        self, spending: BudgetSpending, here: _Tenant, estimate: Amount, cost: Callable[[int], int], *, cuts: bool
-    ) -> None:
+    def __init__(self, spending: BudgetSpending, here: _Tenant, estimate: Amount, *, cuts: bool) -> None:
         self._spending = spending
         self._here = here
-        self._cost = cost
+        self._cost: CostOf = free
         self._cuts = cuts
         self._bytes = 0
         self._tokens = 0
@@ -98,9 +117,10 @@ class TurnMeter:
         """What it has read, and put out so far: an estimate."""
         return self._used
 
-    def reads(self, amount: Amount) -> None:
-        """It is shown about so much."""
-        self._add(amount)
+    def asks(self, reads: Amount, cost: CostOf) -> None:
+        """A model is asked, and shown about so much. `cost`: what so many tokens cost that it puts out."""
+        self._cost, self._bytes, self._tokens = cost, 0, 0
+        self._add(reads)
 
     def put_out(self, text: str) -> bool:
         """It has put out more. True if it is to end here, since its tenant's budget is used up."""
@@ -109,11 +129,7 @@ class TurnMeter:
         if tokens > self._tokens:
             self._add(Amount(tokens - self._tokens, self._cost(tokens) - self._cost(self._tokens)))
             self._tokens = tokens
-        here = self._here
-        if not self._cuts:
-            return False
-        # Without a request, and without another look: this is for each piece of a text.
-        return any(here.used.of(limit.unit) + here.spent.of(limit.unit) >= room for limit, room in here.room.items())
+        return self._cuts and self._spending.is_used_up(self._here)
 
     def ended(self, amount: Amount | None = None) -> None:
         """The turn is over, or is let go of. `amount`: what its provider has counted.
@@ -125,16 +141,16 @@ class TurnMeter:
         self._is_over = True
         here = self._here
         here.running -= 1
-        here.used = here.used.less(self._used)
         here.expected = here.expected.less(self._expected)
-        here.spent = here.spent.plus(self._used if amount is None else amount)
+        if amount is not None:
+            here.spent = here.spent.plus(amount.minus(self._used))
         self._spending.write_soon(here)
 
     def _add(self, amount: Amount) -> None:
         before = self._expected
         self._used = self._used.plus(amount)
         self._expected = before.less(amount)
-        self._here.used = self._here.used.plus(amount)
+        self._here.spent = self._here.spent.plus(amount)
         self._here.expected = self._here.expected.less(before.less(self._expected))
 
 
@@ -146,7 +162,8 @@ class BudgetSpending:
         self._worker = worker
         self.tenant_of = tenant_of
         self._tenants: dict[str, _Tenant] = {}
-        self._flushes = 0
+        # Not from 1: in a container the process that comes after this one may have its name.
+        self._flushes = random.getrandbits(48)
         self._due = asyncio.Event()
         self._health = LoopHealth(log, "budgets.unwritten")
 
@@ -166,33 +183,36 @@ class BudgetSpending:
             return None
         account = await self._accounts.looked(tenant)
         here = self._tenants.get(tenant)
-        own = here.used.plus(here.spent) if here is not None else NOTHING
-        used = {window: each.plus(own) for window, each in used_in(account, without=self._worker).items()}
+        own = self._unwritten(here, account) if here is not None else NOTHING
+        used = {window: each.plus(own) for window, each in used_in(account).items()}
         at = now()
         short = lacking(limits, at, used)
         return Blocked(short, end_of(short.window, at)) if short is not None else None
 
-    def begin(
-        self, tenant: str, estimate: Amount, cost: Callable[[int], int], reserved_at: datetime | None = None
-    ) -> TurnMeter | None:
+    def begin(self, tenant: str, estimate: Amount, release: Release | None = None) -> TurnMeter | None:
         """Measure a turn that begins; None if its tenant has no budget.
 
-        `cost`: what so many tokens cost that it puts out, in millionths of the currency. `reserved_at`: when the
-        estimate was reserved, if that is the task's first turn.
+        `release`: what was reserved for it, if it takes the place of that.
         """
         configured = self.tenant_of(tenant)
         limits = limits_of(configured)
         if not limits:
             return None
-        here = self._tenants.setdefault(tenant, _Tenant())
-        refuses = configured.on_exhausted == "refuse"
-        counts = counted(estimate, limits)
-        meter = TurnMeter(self, here, counts, cost, cuts=refuses)
-        if reserved_at is not None and refuses:
-            here.released.append((reserved_at, counts))
-        self._look_for_room(tenant, here)
+        here = self._tenants.setdefault(tenant, _Tenant(tenant))
+        meter = TurnMeter(self, here, counted(estimate, limits), cuts=configured.on_exhausted == "refuse")
+        if release is not None:
+            here.released.append(release)
+        self._look_for_room(here)
         self.write_soon(here)
         return meter
+
+    def is_used_up(self, here: _Tenant) -> bool:
+        """Whether nothing is left of a limit, as far as is known. Without a request: it is for each piece of a text."""
+        if here.looked_at is self._accounts.seen(here.name) and not here.is_used_up:
+            return False
+        # Once more: since the account was read a window may have ended.
+        self._look_for_room(here)
+        return here.is_used_up
 
     async def run(self) -> None:
         """Write down what is used, until cancelled."""
@@ -217,71 +237,78 @@ class BudgetSpending:
 
     async def _write_all(self) -> None:
         at = lease_clock()
-        due: list[tuple[str, _Tenant]] = []
+        due: list[_Tenant] = []
         for tenant, here in list(self._tenants.items()):
-            grown = here.running and at - here.written_at >= SEEN_SECONDS and here.written != (here.used, here.expected)
+            is_other = here.spent != NOTHING or here.written != here.expected
+            grown = is_other and at - here.written_at >= SEEN_SECONDS
             if here.is_due or grown or (here.running and at - here.written_at >= ALIVE_SECONDS):
-                due.append((tenant, here))
-            elif not here.running and here.spent == NOTHING and not here.released and here.unsure is None:
+                due.append(here)
+            elif not here.running and here.spent == NOTHING and not here.released and not here.unsure:
                 del self._tenants[tenant]
             else:
-                self._look_for_room(tenant, here)
+                self._look_for_room(here)
         room = asyncio.Semaphore(WRITES_AT_ONCE_MAX)
 
-        async def write(tenant: str, here: _Tenant) -> TaskmeshError | None:
+        async def write(here: _Tenant) -> TaskmeshError | None:
             async with room:
                 try:
-                    await self._write(tenant, here)
+                    await self._write(here)
                 except TaskmeshError as error:
                     return error
             return None
 
-        failures = [failure for failure in await asyncio.gather(*(write(*each) for each in due)) if failure is not None]
+        failures = [failure for failure in await asyncio.gather(*map(write, due)) if failure is not None]
         if failures:
             self._health.failed(failures[0])
         elif due:
             self._health.succeeded()
 
-    async def _write(self, tenant: str, here: _Tenant) -> None:
+    async def _write(self, here: _Tenant) -> None:
         here.is_due = False
         self._flushes += 1
-        flush = self._flushes
-        write = _Write(flush, NOTHING, [])
-        counts = (here.used, here.expected)
+        flush, expected = self._flushes, NOTHING
 
         def written(account: BudgetAccount) -> BudgetAccount:
-            nonlocal write, counts
-            if here.unsure is not None and flush_of(account, self._worker) >= here.unsure.flush:
-                # It was stored, and only its answer was lost.
-                self._was_written(here, here.unsure)
-                here.unsure = None
-            at = now()
-            write, counts = _Write(flush, here.spent, list(here.released)), (here.used, here.expected)
-            for since, amount in write.released:
+            nonlocal expected
+            self._settle(here, account)
+            at, expected = now(), here.expected
+            here.unsure[flush] = _Write(here.spent, list(here.released))
+            for since, amount in here.released:
                 account = release(account, at, since, amount)
-            if write.spent != NOTHING:
-                account = spend(account, at, write.spent)
-            return run(account, at, self._worker, *counts, flush)
+            if here.spent != NOTHING:
+                account = spend(account, at, here.spent)
+            return run(account, at, self._worker, expected, flush)
 
         try:
-            await self._accounts.change(tenant, written)
+            # While nobody knows what became of a write none is added to it.
+            account = await self._accounts.change(here.name, written, afresh=bool(here.unsure))
         except TaskmeshError:
-            here.unsure = write
             self.write_soon(here)
             raise
-        here.unsure = None
-        here.written, here.written_at = counts, lease_clock()
-        self._was_written(here, write)
-        self._look_for_room(tenant, here)
+        self._settle(here, account)
+        here.written, here.written_at = expected, lease_clock()
+        self._look_for_room(here)
 
-    def _was_written(self, here: _Tenant, write: _Write) -> None:
-        here.spent = here.spent.less(write.spent)
-        del here.released[: len(write.released)]
+    def _settle(self, here: _Tenant, account: BudgetAccount) -> None:
+        """Be done with the write that an account has, if it is one that nobody has answered yet."""
+        stored = here.unsure.get(flush_of(account, self._worker))
+        if stored is not None:
+            here.spent = here.spent.minus(stored.spent)
+            del here.released[: len(stored.released)]
+            here.unsure.clear()
 
-    def _look_for_room(self, tenant: str, here: _Tenant) -> None:
+    def _unwritten(self, here: _Tenant, account: BudgetAccount) -> Amount:
+        """What was used here that is not in this account."""
+        self._settle(here, account)
+        return here.spent
+
+    def _look_for_room(self, here: _Tenant) -> None:
         """How much what runs here may use, as the account is now."""
-        used = used_in(self._accounts.known(tenant), without=self._worker)
-        limits = limits_of(self.tenant_of(tenant))
+        here.looked_at = self._accounts.seen(here.name)
+        account = self._accounts.known(here.name)
+        self._settle(here, account)
+        used = used_in(account)
+        limits = limits_of(self.tenant_of(here.name))
         here.room = {limit: limit.most - used[limit.window].of(limit.unit) for limit in limits}
 
 

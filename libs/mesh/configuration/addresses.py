@@ -59,6 +59,18 @@ def is_loopback(host: str) -> bool:
     return is_ip_address(name) and ipaddress.ip_address(name).is_loopback
 
 
+def is_near(host: str) -> bool:
+    """Whether a host is one's own, or one's neighbour: of this machine, at a private address, or a name without a dot.
+
+    Such names are those of containers, of services of a cluster, and of machines of the same domain.
+    """
+    name = host.lower().rstrip(".")
+    if is_ip_address(name):
+        address = ipaddress.ip_address(name)
+        return address.is_private and not address.is_link_local and not address.is_unspecified
+    return is_loopback(name) or (bool(name) and "." not in name)
+
+
 def is_allowed(host: str, port: int, patterns: Sequence[str]) -> bool:
     """Whether a host, in lower case and an IPv6 address without brackets, is on the operator's list."""
     return any(_matches(host, port, pattern) for pattern in patterns)

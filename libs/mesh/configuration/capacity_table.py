@@ -20,7 +20,8 @@ Signals = Literal["auto", "vllm", "llama_cpp", "ollama", "sglang", "tgi", "none"
 class CapacitySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many turns a server gets at once: as many as it bears, by what it tells, or by what its answers show.
 
-    All workers count together, and share it alike. Without this table a worker sends as many as it has places.
+    All workers count together, and share it alike. Without this table a worker sends as many as it has places, but for
+    a server near by that tells that it bears fewer.
     """
 
     signals: Signals = "auto"

@@ -20,7 +20,7 @@ class ModelPrices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What a million tokens of a model cost, in whatever currency you count in: the same one for all models.
 
     The model's name is quoted, as it may hold dots; `"*"` is each model that has no prices of its own. A model of your
-    own machine may cost 0. A price that changes counts for the turns that end from then on.
+    own machine may cost 0. A price that changes counts for the turns that begin from then on.
     """
 
     input: _Price

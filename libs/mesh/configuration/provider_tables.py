@@ -79,7 +79,10 @@ class ServerConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     prices: Prices = {}
     """What its tokens cost, by the model's name; `"*"` is any other. What has no price costs an unknown amount."""
     capacity: CapacitySettings | None = None
-    """How many turns the server gets at once. Unset: as many as the workers have places."""
+    """How many turns the server gets at once. Unset: as many as the workers have places; near by, as it tells.
+
+    Near by is this machine, a private address, or a name without a dot.
+    """
 
     @property
     def host(self) -> str | None:

@@ -40,7 +40,8 @@ class TenantConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     backlog: Annotated[int, Meta(ge=1, le=LANE_BACKLOG_MAX)] = LANE_BACKLOG_MAX
     """How many of its tasks may wait in one lane. One more is refused: 503 `queue-full`."""
     running: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
-    """How many of its turns may be worked on, or be next, at a time. Unset: as many as there is room for."""
+    """How many of its turns may be worked on, or be next, at a time, in all lanes: no more tasks of it begin meanwhile.
+    What has begun goes on, with its sub-tasks. Unset: as many as there is room for."""
     tokens_per_minute: Tokens | None = None
     """Tokens, read and put out, that its tasks may use in a minute."""
     tokens_per_day: Tokens | None = None
@@ -55,8 +56,8 @@ class TenantConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """The same in a month, by UTC."""
     on_exhausted: Literal["refuse", "wait"] = "refuse"
     """What follows on a budget that is used up. `refuse`: new tasks get 429 `budget-exhausted`. `wait`: they are
-    taken, and wait until it frees. Tasks that run wait before their next turn in both cases. In mid-turn
-    `refuse` cuts them."""
+    taken, and wait until it frees. Tasks that run, and those of triggers, wait before their next turn in both cases.
+    In mid-turn `refuse` cuts them."""
 
 
 class TenantsConfiguration(msgspec.Struct, frozen=True, kw_only=True):

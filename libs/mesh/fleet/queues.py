@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from contracts import subjects
-from contracts.errors import InvalidName
-from contracts.streams import BACKLOG, TASKS, TOOLS, TURNS
+from contracts.codec import decode
+from contracts.errors import InvalidName, InvalidPayload
+from contracts.records.backlog import BacklogRecord
+from contracts.streams import BACKLOG, LANES_BUCKET, TASKS, TOOLS, TURNS
+from mesh.broker import key_value
 from mesh.broker.consumer_lists import all_consumers
 from mesh.broker.direct_get import subjects_of
 from mesh.broker.levels import stream_info
@@ -72,13 +77,12 @@ async def read_queues(requests: Requests) -> Queues:
     counts = await _few_subjects(requests, TASKS.name, accepted)
     waiting = await stream_info(requests, BACKLOG.name)
     behind = await _few_subjects(requests, BACKLOG.name, waiting)
+    behind_lanes = _by_place(behind) if behind else await _told(requests, waiting)
     # What TASKS has no room for goes by BACKLOG, so that a lane is full once that is.
     full = _full(BACKLOG.name, waiting, behind)
-    for subject, messages in behind.items():
-        key = _place(subject)
-        if key is not None:
-            one = found.get(key) or Queue(*key, has_consumer=False)
-            found[key] = one._replace(waiting=one.waiting + messages)
+    for key, messages in behind_lanes.items():
+        one = found.get(key) or Queue(*key, has_consumer=False)
+        found[key] = one._replace(waiting=one.waiting + messages)
     # What has no consumer shows in its stream alone.
     stored = [*counts.items(), *(await subjects_of(requests, TOOLS.name, "tools.*")).items()]
     for subject, messages in stored:
@@ -93,6 +97,27 @@ async def _few_subjects(requests: Requests, stream: str, info: dict[str, Any] | 
     if info is None or int(info["state"].get("num_subjects", 0)) > SUBJECTS_MAX:
         return {}
     return await subjects_of(requests, stream, ">")
+
+
+async def _told(requests: Requests, info: dict[str, Any] | None) -> Counter[tuple[str, str]]:
+    """What waits in BACKLOG by lane, as the stewards have told lately."""
+    told: Counter[tuple[str, str]] = Counter()
+    if info is not None and int(info["state"]["messages"]):
+        entry = await key_value.get(requests, LANES_BUCKET.name, subjects.BACKLOG_KEY)
+        if entry is not None and entry.value:
+            with suppress(InvalidPayload):  # Another version's.
+                for lane in decode(entry.value, BacklogRecord).lanes:
+                    told[lane.pool, lane.priority] = lane.waiting
+    return told
+
+
+def _by_place(counts: Mapping[str, int]) -> Counter[tuple[str, str]]:
+    found: Counter[tuple[str, str]] = Counter()
+    for subject, messages in counts.items():
+        key = _place(subject)
+        if key is not None:
+            found[key] += messages
+    return found
 
 
 def _place(subject: str) -> tuple[str, str] | None:

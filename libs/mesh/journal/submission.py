@@ -12,7 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 from opentelemetry.trace import SpanKind
@@ -23,7 +23,7 @@ from contracts.errors import TaskmeshError
 from contracts.identifiers import new_id, task_id_for_key, turn_message_id
 from contracts.journal import events
 from contracts.journal.events import TaskQueued
-from contracts.journal.parts import Trigger
+from contracts.journal.parts import Reserved, Trigger
 from contracts.messages.work import TurnWork
 from contracts.records.status import Status
 from contracts.retries import BROKER_POLICY
@@ -72,6 +72,18 @@ class Submitted:
     existing: bool
 
 
+class Admission(NamedTuple):
+    """That a task may begin to exist: how many tokens it continues, and what of its tenant's budget was set aside."""
+
+    history_tokens: int = 0
+    reserved: Reserved | None = None
+
+
+Admit = Callable[[], Awaitable[Admission]]
+"""Admits a task, or refuses it by an error of its own. Only one that does not exist yet is asked about: one that was
+accepted stays so, whatever has become since of what it stands on."""
+
+
 class Submission:
     """Submits tasks over one connection. `pools`: limits that their tasks have, whatever these ask for."""
 
@@ -82,10 +94,11 @@ class Submission:
         tenants: TenantsConfiguration | None = None,
         lanes: LaneView | None = None,
         tenant_of: TenantOf | None = None,
+        is_paused: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`."""
+        """`tenant_of`: what holds for a tenant at present, if that is more than `tenants`; `is_paused`: of a tenant."""
         self._requests = requests
-        self._entrance = Entrance(requests, pools or {}, tenants or TenantsConfiguration(), lanes, tenant_of)
+        self._entrance = Entrance(requests, pools or {}, tenants or TenantsConfiguration(), lanes, tenant_of, is_paused)
         self._projection = BackgroundProjection(requests)
         self._late: set[asyncio.Task[None]] = set()
 
@@ -103,26 +116,23 @@ class Submission:
         tenant: str,
         idempotency_key: str | None,
         traceparent: str | None,
-        admit: Callable[[], Awaitable[int | None]] | None = None,
+        admit: Admit | None = None,
         *,
         by: str | None = None,
         pool_bound: bool = False,
     ) -> Submitted:
         """Accept a task from whom `by` says, or refuse it. `pool_bound`: they may use no other pool.
 
-        `admit` may refuse, by an error of its own, a task that does not exist yet: one that was accepted stays so,
-        whatever has become since of what it stands on. It returns how many tokens the task's history has, if any.
-
-        Raises `QueueFull`, `IdempotencyMismatch`, or `BrokerUnavailable`, and then the task does not exist, or
-        exists once under its key.
+        Raises what `admit` does, `QueueFull`, `IdempotencyMismatch`, or `BrokerUnavailable`, and then the task does not
+        exist, or exists once under its key.
         """
         task = task_id_for_key(tenant, idempotency_key) if idempotency_key is not None else new_id()
         if idempotency_key is not None:
             queued = await self._first_event(tenant, task)
             if queued is not None:
                 return _existing(queued, request)
-        history_tokens = await admit() if admit is not None else None
-        work = self._first_turn(request, tenant, task, by, pool_bound=pool_bound, history_tokens=history_tokens or 0)
+        admission = await admit() if admit is not None else Admission()
+        work = self._first_turn(request, tenant, task, by, admission, pool_bound=pool_bound)
         stream, ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _existing(await self._duplicate_of(work, stream, ack.seq), request)
@@ -136,7 +146,7 @@ class Submission:
         task: str,
         traceparent: str | None,
         trigger: Trigger | None = None,
-        admit: Callable[[], Awaitable[None]] | None = None,
+        admit: Admit | None = None,
         *,
         by: str | None = None,
     ) -> Submitted:
@@ -149,9 +159,8 @@ class Submission:
         queued = await self._first_event(tenant, task)
         if queued is not None:
             return _known(queued)
-        if admit is not None:
-            await admit()
-        work = self._first_turn(request, tenant, task, by, trigger)
+        admission = await admit() if admit is not None else Admission()
+        work = self._first_turn(request, tenant, task, by, admission, trigger=trigger)
         stream, ack = await self._publish(work, traceparent)
         if ack.duplicate:
             return _known(await self._duplicate_of(work, stream, ack.seq))
@@ -173,14 +182,14 @@ class Submission:
         tenant: str,
         task: str,
         by: str | None,
-        trigger: Trigger | None = None,
+        admission: Admission,
         *,
+        trigger: Trigger | None = None,
         pool_bound: bool = False,
-        history_tokens: int = 0,
     ) -> TurnWork:
         accepted_at = now()
         limits = self._entrance.pool(request.pool)
-        priority, estimate = self._entrance.place(request, tenant, history_tokens)
+        priority, estimate = self._entrance.place(request, tenant, admission.history_tokens)
         return TurnWork(
             task=task,
             tenant=tenant,
@@ -190,6 +199,7 @@ class Submission:
             request=request,
             accepted_at=accepted_at,
             estimate=estimate,
+            reserved=admission.reserved,
             deadline=_deadline(request, limits, accepted_at),
             budget_tokens=lesser(request.budget_tokens, limits.budget_tokens),
             trigger=trigger,

@@ -10,8 +10,8 @@ on with a batch after that asks the counters which of them have had it (`counted
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,11 +25,18 @@ from mesh.broker.requests import Requests
 from mesh.errors import BrokerUnavailable
 
 AT_ONCE_MAX: Final = 32
-"""Increments under way at a time: the broker takes ten thousand a second, and others wait for it, too."""
-
-
+"""Requests under way at a time: the broker takes ten thousand a second, and others wait for it, too."""
+PERIODS_AT_ONCE_MAX: Final = 8
+"""Days and months that are read at a time: a year of them, one after the other, takes half a minute at 40 ms."""
+LOOKED_UP_BYTES_MAX: Final = 48 * 1024
+"""Of the names that are looked up at once: they have to fit into a request to the smallest broker."""
+DAYS_KEPT: Final = 366
+"""Counters of days. Those of months stay."""
 MICROS: Final = 1_000_000
 """Of what costs are told in, in one of the currency."""
+
+
+T = TypeVar("T")
 
 
 class Totals(NamedTuple):
@@ -56,55 +63,58 @@ def _always() -> bool:
     return True
 
 
-async def add(
-    requests: Requests, increments: Mapping[Counter, int], batch: str, may: Callable[[], bool] = _always
-) -> None:
-    """Count a batch, whose name is its own. Counting it again within ten minutes changes nothing.
+def by_subject(increments: Mapping[Counter, int]) -> dict[str, int]:
+    """Increments by the subjects of their counters. Raises `InvalidName`."""
+    return {counter.subject: increment for counter, increment in increments.items()}
+
+
+async def add(requests: Requests, increments: Mapping[str, int], batch: str, may: Callable[[], bool] = _always) -> None:
+    """Count a batch, by its counters' subjects; its name is its own. Once more within ten minutes changes nothing.
 
     `may` is asked right before each increment goes out. Raises `BrokerError`, `BrokerUnavailable`, also where it may
-    not go on, and `InvalidName`.
+    not go on: then none of it is under way any more.
     """
-    room = asyncio.Semaphore(AT_ONCE_MAX)
 
-    async def count(counter: Counter, increment: int) -> None:
-        subject = counter.subject
+    async def count(subject: str) -> None:
+        if not may():
+            raise BrokerUnavailable("others count now: this took too long")
         message_headers = {
-            headers.INCREMENT: f"{increment:+d}",
+            headers.INCREMENT: f"{increments[subject]:+d}",
             headers.USAGE_BATCH: batch,
             headers.MESSAGE_ID: f"{batch}:{subject}",
         }
-        async with room:
-            if not may():
-                raise BrokerUnavailable("others count now: this took too long")
-            await requests.publish(subject, b"", message_headers)
+        await requests.publish(subject, b"", message_headers)
 
-    await asyncio.gather(*(count(counter, increment) for counter, increment in increments.items() if increment))
+    await _each(count, [subject for subject, increment in increments.items() if increment], AT_ONCE_MAX)
 
 
-async def counted_in(requests: Requests, counters: Iterable[Counter], batch: str) -> set[Counter]:
+async def counted_in(requests: Requests, subjects: Collection[str], batch: str) -> set[str]:
     """Which counters' last increment was of this batch, by the stream's leader.
 
     Raises `BrokerError`, `BrokerUnavailable`.
     """
-    found: set[Counter] = set()
-    for counter in counters:
-        last = await last_from_leader(requests, USAGE.name, counter.subject)
+    found: set[str] = set()
+
+    async def look(subject: str) -> None:
+        last = await last_from_leader(requests, USAGE.name, subject)
         if last is not None and last.headers.get(headers.USAGE_BATCH) == batch:
-            found.add(counter)
+            found.add(subject)
+
+    await _each(look, subjects, AT_ONCE_MAX)
     return found
 
 
-async def read(requests: Requests, tenant: str | None, periods: Sequence[str]) -> dict[Counter, int]:
+async def read(requests: Requests, tenant: str | None, periods: Collection[str]) -> dict[Counter, int]:
     """The counters of a tenant, or of all tenants, in these days and months, without those that are 0.
 
-    Two requests for a period with up to 1,024 counters. What is under the stream's subjects and no counter of this
-    version's is passed over. Raises `BrokerUnavailable`, `InvalidName`.
+    Two requests for a period with up to some hundred counters. What is under the stream's subjects and no counter of
+    this version's is passed over. Raises `BrokerUnavailable`, `InvalidName`.
     """
     values: dict[Counter, int] = {}
-    for period in periods:
-        names = [*await subjects_of(requests, USAGE.name, counters_of(tenant, period))]
-        for at in range(0, len(names), LAST_SUBJECTS_MAX):
-            chunk = names[at : at + LAST_SUBJECTS_MAX]
+
+    async def read_period(period: str) -> None:
+        names = await subjects_of(requests, USAGE.name, counters_of(tenant, period))
+        for chunk in _chunks(names):
             for subject, stored in (await last_of_many(requests, USAGE.name, chunk)).items():
                 try:
                     counter = counter_of(subject)
@@ -112,6 +122,20 @@ async def read(requests: Requests, tenant: str | None, periods: Sequence[str]) -
                     continue
                 if value := value_of(stored):
                     values[counter] = value
+
+    await _each(read_period, periods, PERIODS_AT_ONCE_MAX)
+    return values
+
+
+async def read_from_leader(requests: Requests, counters: Collection[Counter]) -> dict[Counter, int]:
+    """What each of these has, 0 as well, by the stream's leader. Raises `BrokerError`, `BrokerUnavailable`."""
+    values: dict[Counter, int] = {}
+
+    async def look(counter: Counter) -> None:
+        last = await last_from_leader(requests, USAGE.name, counter.subject)
+        values[counter] = value_of(last) if last is not None else 0
+
+    await _each(look, counters, AT_ONCE_MAX)
     return values
 
 
@@ -137,6 +161,39 @@ def totals_of(amounts: Mapping[What, int]) -> Totals:
         unpriced_tokens=amounts.get("unpriced", 0),
         untold_calls=amounts.get("untold", 0),
     )
+
+
+async def _each(act: Callable[[T], Awaitable[None]], items: Collection[T], at_once_max: int) -> None:
+    """Act on each of them, several at a time. Of a failure is told once nothing is under way any more."""
+    failures: list[Exception] = []
+    left = iter(items)
+
+    async def work() -> None:
+        for item in left:
+            try:
+                await act(item)
+            except Exception as error:
+                failures.append(error)
+            if failures:
+                return
+
+    await asyncio.gather(*(work() for _ in range(min(at_once_max, len(items)))))
+    if failures:
+        raise failures[0]
+
+
+def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
+    """As many of them at a time as are looked up at once."""
+    chunk: list[str] = []
+    size = 0
+    for name in names:
+        size += len(name) + 3
+        if chunk and (len(chunk) == LAST_SUBJECTS_MAX or size > LOOKED_UP_BYTES_MAX):
+            yield chunk
+            chunk, size = [], len(name) + 3
+        chunk.append(name)
+    if chunk:
+        yield chunk
 
 
 def value_of(stored: Stored) -> int:

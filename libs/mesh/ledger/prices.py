@@ -6,6 +6,7 @@ the price says; each call of a model is rounded once, half up, by whole numbers,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -33,6 +34,12 @@ def cost_micros(prices: ModelPrices | None, usage: Usage) -> int | None:
         + usage.output_tokens * _whole(prices.output)
     )
     return (parts + _PARTS // 2) // _PARTS
+
+
+def cost_of_output(prices: ModelPrices | None) -> Callable[[int], int]:
+    """What so many tokens cost that a model puts out, as `cost_micros`: for who asks while it does. Unknown is 0."""
+    price = 0 if prices is None else _whole(prices.output)
+    return lambda tokens: (tokens * price + _PARTS // 2) // _PARTS
 
 
 def priced(prices: ModelPrices | None, usage: Usage) -> Usage:

@@ -30,10 +30,17 @@ class ProviderRecords:
         self.providers = tuple(sorted(providers))
         self._requests = requests
         self._sightings: dict[str, ObservedRecord] = {}
+        self._open: set[str] = set()
+        """Those of them that are not closed."""
 
     def sighting(self, provider: str) -> ObservedRecord:
         """What was seen last."""
         return self._sightings.get(provider, NOTHING_OBSERVED)
+
+    @property
+    def all_closed(self) -> bool:
+        """Whether all that were seen are closed: each acceptance asks."""
+        return not self._open
 
     async def refresh(self, provider: str) -> ObservedRecord:
         """Look again. Raises `BrokerUnavailable`."""
@@ -68,6 +75,7 @@ class ProviderRecords:
     def _see(self, provider: str, record: ProviderRecord | None, revision: int) -> ObservedRecord:
         seen = observe(self._sightings.get(provider), record, revision, lease_clock(), now())
         self._sightings[provider] = seen
+        (self._open.discard if seen.is_closed else self._open.add)(provider)
         return seen
 
 

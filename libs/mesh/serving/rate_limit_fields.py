@@ -1,14 +1,17 @@
 """The HTTP fields `RateLimit-Policy` and `RateLimit`: which quotas a caller has, and what is left of each. Pure.
 
-As draft-ietf-httpapi-ratelimit-headers-10 (2025) has them: lists of structured fields (RFC 9651), of which each item is
-the name of a policy. `q` is the quota, `w` its window in seconds, `qu` its unit, which is `requests` where none is
-told; `r` is what is left, and `t` in how many seconds there is more.
+As draft-ietf-httpapi-ratelimit-headers-11 (2026) has them: lists of structured fields (RFC 9651), of which each item is
+the name of a policy. `q` is the quota, `w` its window in seconds, at least 1, `qu` its unit, which is `requests` where
+none is told; `r` is what is left, and `t` for how many seconds there is no more than that. `Retry-After` is never
+sooner than the `t` of the quota that has nothing left. The draft's registry of units has neither tokens nor costs; a
+quota of them without a unit would be one of requests.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 POLICY: Final = "RateLimit-Policy"
@@ -33,12 +36,14 @@ def rate_limit_fields(quotas: Iterable[Quota]) -> Mapping[str, str]:
     told = tuple(quotas)
     if not told:
         return {}
-    return {POLICY: ", ".join(map(_policy, told)), LIMIT: ", ".join(map(_limit, told))}
+    policies = [_policy(quota.name, quota.most, quota.window_seconds, quota.unit) for quota in told]
+    return {POLICY: ", ".join(policies), LIMIT: ", ".join(map(_limit, told))}
 
 
-def _policy(quota: Quota) -> str:
-    unit = "" if quota.unit is None else f';qu="{quota.unit}"'
-    return f'"{quota.name}";q={_integer(quota.most)};w={_integer(math.ceil(quota.window_seconds))}{unit}'
+@lru_cache(maxsize=1_024)
+def _policy(name: str, most: int, window_seconds: float, unit: str | None) -> str:
+    qu = "" if unit is None else f';qu="{unit}"'
+    return f'"{name}";q={_integer(most)};w={_integer(math.ceil(window_seconds))}{qu}'
 
 
 def _limit(quota: Quota) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 import nats.errors
-import nats.micro
 import structlog
+from nats.micro.service import Service as MicroService
+from nats.micro.service import ServiceConfig
 
 from contracts import VERSION
 from contracts.build import BUILD
@@ -147,15 +149,18 @@ class Service:
             "configuration": self.configuration,
             **{key: value for key, value in optional.items() if value is not None},
         }
-        micro = await nats.micro.add_service(
+        micro = MicroService(
             self.connection.client,
-            name=self.name,
-            version=VERSION,
-            description=f"taskmesh {self.name}",
-            metadata=metadata,
+            ServiceConfig(name=self.name, version=VERSION, description=f"taskmesh {self.name}", metadata=metadata),
         )
+        with suppress(nats.errors.TimeoutError):
+            # A broker that dies meanwhile hears of its subscriptions once it is back.
+            await micro.start()
         address = self.http
         await micro.add_endpoint(drain_endpoint(self.worker, self._drain))
+        # What a start has made stays for as long as the process does: it need not be looked through again and again.
+        gc.collect()
+        gc.freeze()
         log.info("service.ready", version=VERSION, build=BUILD, pid=os.getpid(), address=address, ops=self.ops)
         self._notifier.ready()
         descriptor = os.environ.pop(READY_FD_VARIABLE, "")

@@ -213,4 +213,5 @@ def queued_event(stamp: events.Stamp, work: TurnWork) -> events.TaskQueued:
         by=work.by,
         pool_bound=work.pool_bound,
         estimate=work.estimate,
+        reserved=work.reserved,
     )

@@ -52,8 +52,10 @@ def record(state: TaskState) -> TaskRecord:
 
 def _used_by_ended(state: TaskState) -> Usage | None:
     """What a task has used that has ended without an output; None if nobody has told of anything."""
+    if state.terminal is None:
+        return None  # Each claim writes a record, and each acceptance.
     used = usage_so_far(state)
-    return used if state.terminal is not None and used != Usage() else None
+    return used if used != Usage() else None
 
 
 def _open_approval(asked: events.ApprovalRequested) -> OpenApproval:

@@ -41,9 +41,10 @@ Print what tenants have used and what it cost, by the prices of mesh.toml: of th
 seconds behind. "no price" are tokens of models without a price, "not told" calls of which no provider has told the
 usage; neither is in the cost.
 
---verify holds the counters against all journals that are kept, packed ones included, to the token: of days against
-journals, of months against days. Stewards count nothing meanwhile, and catch up. With --rebuild the counters are set to
-what they should be: after an import, or after an upgrade of a mesh with packed tasks.
+--verify holds the counters of all tenants against all journals that are kept, packed ones included, to the token: of
+days against journals, of months against days. Stewards count nothing meanwhile, and catch up. What is older than
+MESH_RETENTION_DAYS stays as it was counted. With --rebuild the counters are set to what they should be: after an
+import, a restore, or an upgrade of a mesh with packed tasks.
 """
 
 
@@ -148,14 +149,17 @@ def _show(found: Audit, *, rebuilt: bool, as_json: bool) -> None:
 
 
 def verdict(found: Audit, *, rebuilt: bool) -> str:
-    """What a comparison came to, in a sentence."""
+    """What a comparison came to, in a sentence or two."""
+    if found.since > found.until:
+        return "No day can be held against its journals: they are kept for less than a day (MESH_RETENTION_DAYS)."
     what = f"{found.turns:,} turns since {found.since}"
+    unseen = "Of days before that no journals are kept."
     if not found.differences:
-        return f"The counters agree with the journals: {what}."
+        return f"The counters agree with the journals: {what}. {unseen}"
     differ = f"{len(found.differences):,} counters"
     if rebuilt:
-        return f"{differ} were set to what the journals say: {what}."
-    return f"{differ} differ from the journals: {what}. `meshctl usage --rebuild` sets them right."
+        return f"{differ} were set to what the journals say: {what}. {unseen}"
+    return f"{differ} differ from the journals: {what}. `meshctl usage --rebuild` sets them right. {unseen}"
 
 
 def _day(flag: str, value: str | None) -> date | None:

@@ -25,6 +25,7 @@ from inference_worker.models.candidates import Source
 from mesh.background import first_of
 from mesh.broker.requests import Requests
 from mesh.clock import now
+from mesh.configuration.addresses import is_near
 from mesh.configuration.capacity_table import CapacitySettings
 from mesh.configuration.mesh_toml import Configuration
 from mesh.configuration.provider_tables import ServerConfiguration
@@ -44,6 +45,12 @@ ASK_SECONDS: Final = 0.5
 second at most."""
 ASK_SECONDS_IDLE: Final = 5.0
 WORKERS_SHARING_ASKS: Final = 4
+AT_ONCE_ASKS: Final = 3
+"""After so many in vain it is asked more and more seldom:"""
+ASK_SECONDS_SILENT: Final = 5.0
+ASK_SECONDS_UNKNOWN: Final = 60.0
+ASK_SECONDS_UNASKED: Final = 600.0
+"""one that has told of itself lately; one that has not; and one without a table that never has, and perhaps can't."""
 COUNT_SECONDS: Final = 5.0
 COUNT_SECONDS_PER_WORKER: Final = 0.1
 """How often the workers are counted: a fleet of 100 every 10 s, since each reads all of their records."""
@@ -52,13 +59,15 @@ SILENT_SECONDS: Final = 45.0
 
 
 class Capacities:
-    """The capacity of each provider that has a table for it. `run` keeps them, and must be running."""
+    """The capacity of each provider that has a table for it, or is near by. `run` keeps them, and must be running."""
 
     def __init__(self, requests: Requests, settings: Settings, worker: str) -> None:
         self._requests = requests
         self._worker = worker
         self._callbacks: list[Callable[[], None]] = []
         self._servers: dict[str, ServerCapacity] = {}
+        self._limited: dict[str, ServerCapacity] = {}
+        self._has_limits = asyncio.Event()
         self._readers: dict[str, LoadReader] = {}
         self._pools: dict[str, frozenset[str]] = {}
         """The pools of each provider."""
@@ -73,7 +82,10 @@ class Capacities:
         for name, (provider, capacity) in _with_capacity(configuration).items():
             known = before.get(name)
             kept = known is not None and known.settings == capacity
-            self._servers[name] = known if known is not None and kept else ServerCapacity(name, capacity, self._tell)
+            wide = settings.worker_concurrency if provider.capacity is None else None
+            if known is None or not kept or known.is_wide != (wide is not None):
+                known = ServerCapacity(name, capacity, self._tell, wide)
+            self._servers[name] = known
             # A server is asked anew by whatever the file says now: its address and its key may be others.
             reader = _reader(provider, capacity, settings.secrets.get(f"providers.{name}.api_key"))
             if name in readers and kept:
@@ -87,8 +99,8 @@ class Capacities:
 
     @property
     def servers(self) -> Mapping[str, ServerCapacity]:
-        """What is known of each provider that has a table."""
-        return self._servers
+        """What is known of each provider that has a limit."""
+        return self._limited
 
     def on_changed(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever a limit is another one."""
@@ -100,7 +112,7 @@ class Capacities:
         return source if server is None else MeasuredSource(source, server)
 
     async def run(self) -> None:
-        """Ask the servers, and count who shares them, until cancelled. Without any table it does nothing."""
+        """Ask the servers, and count who shares them, until cancelled. Without any it does nothing."""
         while True:
             self._wake.clear()
             if not self._servers:
@@ -108,7 +120,9 @@ class Capacities:
                 continue
             import httpx  # noqa: PLC0415 - where there is something to ask
 
-            async with httpx.AsyncClient() as client, asyncio.TaskGroup() as group:
+            # Certificates are read only for a server that has one: that takes a moment, and some megabytes.
+            secure = any(reader.is_secure for reader in self._readers.values())
+            async with httpx.AsyncClient(verify=secure) as client, asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._count())]
                 tasks += [group.create_task(self._ask(client, name)) for name in self._readers]
                 await self._wake.wait()
@@ -119,24 +133,34 @@ class Capacities:
         """Ask one server, again and again."""
         reader, server = self._readers[name], self._servers[name]
         is_here = reader.is_on_loopback
+        in_vain = 0
         while True:
             if reader.asks:
                 try:
                     load = await reader.read(client)
                 except NotTold as error:
+                    in_vain += 1
                     server.silent(str(error))
+                    if not server.is_told:
+                        reader.forget()
                 else:
+                    in_vain = 0
                     if reader.kind is not None:
                         server.told(reader.kind, load)
-            if is_here and reader.kind in (None, "ollama"):
+            if is_here and server.counts and reader.kind in (None, "ollama"):
                 server.gpu_is_full(is_full=memory_is_full())
             share = max(1.0, server.workers / WORKERS_SHARING_ASKS)
             pause_seconds = ASK_SECONDS * share if server.under_way else ASK_SECONDS_IDLE
-            await self._pause(server, pause_seconds * random.uniform(0.8, 1.0))
+            if in_vain >= AT_ONCE_ASKS:
+                may_never_tell = server.is_wide and not server.has_told
+                unknown = ASK_SECONDS_UNASKED if may_never_tell else ASK_SECONDS_UNKNOWN
+                seldom = ASK_SECONDS_SILENT if server.is_told else unknown
+                pause_seconds = min(seldom, ASK_SECONDS * 2.0 ** min(in_vain, 12))
+            await self._pause(server, pause_seconds * random.uniform(0.8, 1.0), in_vain)
 
-    async def _pause(self, server: ServerCapacity, seconds: float) -> None:
+    async def _pause(self, server: ServerCapacity, seconds: float, in_vain: int) -> None:
         """Wait so long; of a server that gets its first turn no longer than is usual while it has some."""
-        if server.under_way:
+        if server.under_way or in_vain >= AT_ONCE_ASKS:
             await asyncio.sleep(seconds)
         else:
             await first_of(server.busy, seconds=seconds)
@@ -145,6 +169,8 @@ class Capacities:
         """Count the workers of each server, again and again."""
         health = LoopHealth(log, "capacity.workers_not_counted")
         while True:
+            # Nobody shares what has no limit.
+            await self._has_limits.wait()
             found = 0
             try:
                 records = await read_records(self._requests, WORKERS_BUCKET, WorkerRecord)
@@ -168,17 +194,23 @@ class Capacities:
         server.shared(len(names), names.index(self._worker))
 
     def _tell(self) -> None:
+        self._limited = {name: server for name, server in self._servers.items() if server.counts}
+        if self._limited:
+            self._has_limits.set()
+        else:
+            self._has_limits.clear()
         for callback in self._callbacks:
             callback()
 
 
 def _with_capacity(configuration: Configuration) -> dict[str, tuple[ServerConfiguration, CapacitySettings]]:
-    """The providers that pools use and that have a table of their capacity, with that."""
+    """The providers that pools use and that have a table of their capacity, with that; and those near by, without."""
     used = {provider for pool in configuration.pools for provider in configuration.providers_of(pool)}
     return {
-        name: (provider, provider.capacity)
+        name: (provider, provider.capacity or CapacitySettings())
         for name in sorted(used)
-        if isinstance(provider := configuration.providers[name], ServerConfiguration) and provider.capacity is not None
+        if isinstance(provider := configuration.providers[name], ServerConfiguration)
+        and (provider.capacity is not None or is_near(provider.host or ""))
     }
 
 

@@ -36,6 +36,8 @@ class FollowedLimit:
     def __init__(self, limit_min: int, limit_max: int) -> None:
         self._min, self._max = limit_min, limit_max
         self._limit = float(self._bounded(START))
+        self._is_wide = False
+        """It has begun with all places, and nothing has spoken against that yet."""
         self._is_doubling = True
         self._share = 0.0
         """The part of the cache that a request has, at its most."""
@@ -47,6 +49,7 @@ class FollowedLimit:
         self._others = 0
         """What other clients have there at the least."""
         self._has_slots = False
+        self._is_silent = False
         self._may_grow = 0
         """For so many turns that end: all places were taken not long ago."""
         self.why = "nothing is known yet"
@@ -56,11 +59,22 @@ class FollowedLimit:
         """Turns at once."""
         return int(self._limit)
 
+    def widen(self, limit: int) -> None:
+        """Begin with so many, all that there are, and never have more: who has set no limit has no slow start."""
+        if limit == self._max:
+            return
+        self._max = max(limit, self._min)
+        if self._is_wide or self._read_at is None:
+            self._is_wide, self._limit = True, self._ceiling()
+        self._limit = min(self._limit, float(self._max))
+
     def read(self, load: ServerLoad, in_flight: int, at: float) -> None:
         """The server has told this, at a time in seconds, while about so many turns of all workers are under way."""
+        self._is_silent = False
         self._notice(load, in_flight, at)
         self._has_slots = load.slots is not None
         if load.slots is not None:
+            self._is_wide = False
             self._limit, self._is_pressed = float(self._bounded(load.slots)), False
             self.why = f"{load.slots} slots"
             return
@@ -78,9 +92,14 @@ class FollowedLimit:
             else:
                 self.why = f"{load.running} run, nothing waits"
 
+    def silent(self) -> None:
+        """The server has told nothing: what nobody sees does not grow."""
+        self._may_grow = 0
+        self._is_silent = True
+
     def began(self, in_flight: int, workers: int) -> None:
         """A turn begins, and so many are under way here with it; `workers` share the server."""
-        if in_flight * workers >= self._limit - workers:
+        if in_flight * workers >= self._limit - workers and not self._is_silent:
             self._may_grow = self.limit
 
     def ended(self, workers: int) -> None:
@@ -95,7 +114,7 @@ class FollowedLimit:
         """The server refuses a turn for want of room, and has so many others, of all workers."""
         if in_flight >= self.limit or at - self._cut_at < CUT_SECONDS:
             return
-        self._cut_at, self._is_doubling = at, False
+        self._cut_at, self._is_doubling, self._is_wide = at, False, False
         self._limit = float(self._bounded(max(in_flight, self.limit // 2)))
         self.why = "the server refused one more"
 
@@ -110,7 +129,8 @@ class FollowedLimit:
 
     def _cut(self, load: ServerLoad, in_flight: int, at: float, reason: str) -> None:
         self.why = reason
-        if at - self._cut_at < CUT_SECONDS:
+        # What was begun before the last cut has yet to end: until then less would change nothing but what comes after.
+        if at - self._cut_at < CUT_SECONDS or in_flight > max(self._limit, 1.0) < self._max:
             return
         self._cut_at, self._is_doubling = at, False
         part = 1.0
@@ -119,7 +139,8 @@ class FollowedLimit:
         if load.waiting and load.running:
             part = min(part, load.running / (load.running + load.waiting))
         # What was not used is given up first, though not at one stroke: a worker may just have had nothing to do.
-        used = max(float(in_flight), self._limit / 2)
+        used = max(float(in_flight), min(self._limit / 2, START) if self._is_wide else self._limit / 2)
+        self._is_wide = False
         self._limit = max(float(self._min), min(self._limit, used) * part)
 
     def _reason(self, load: ServerLoad, *, is_full: bool, taken_back: bool) -> str:

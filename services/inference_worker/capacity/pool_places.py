@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from contracts.records.backlog import BacklogRecord
 from contracts.records.status import PoolCapacity
 from inference_worker.capacity.server import ServerCapacity
 from inference_worker.capacity.shifting import allotted, shares_of, shifted
@@ -23,18 +24,25 @@ Servers = Callable[[], Mapping[str, ServerCapacity]]
 """What is known of the servers of providers; of one that is missing nothing is, and it bears all."""
 Usable = Callable[[str], bool]
 """Whether a provider may be called now."""
+Ordered = Callable[[], BacklogRecord | None]
+"""What the stewards say of lanes whose tasks wait in BACKLOG; None while nobody says anything."""
+
+
+def _nothing() -> None:
+    return None
 
 
 class PoolPlaces:
     """How many turns of each pool this worker takes at present. Fits `mesh.broker.places.Places`."""
 
-    def __init__(self, settings: Settings, servers: Servers, usable: Usable) -> None:
+    def __init__(self, settings: Settings, servers: Servers, usable: Usable, ordered: Ordered = _nothing) -> None:
         check_places_of(settings)
         self._pools = settings.pools
         self._concurrency = settings.worker_concurrency
         self._configuration = settings.configuration
         self._servers = servers
         self._usable = usable
+        self._ordered = ordered
         self._backlogs: dict[str, Counter[str]] = {pool: Counter() for pool in self._pools}
         """By pool and lane: messages that wait."""
         self._most: dict[str, int] = {}
@@ -60,9 +68,9 @@ class PoolPlaces:
 
     def has_room(self, pool: str, in_hand: Mapping[str, int]) -> bool:
         """Whether one more turn of a pool may be begun while each pool has so many in hand."""
-        if in_hand.get(pool, 0) >= self._most_of(pool):
+        if in_hand.get(pool, 0) >= (self._most.get(pool) or self._most_of(pool)):
             return False
-        limit = self._limit(pool) if self._servers() else None
+        limit = self._limit(pool) if self._servers() else None  # For each free place it is asked anew.
         if limit is None:
             return True
         mine = self._providers(pool)
@@ -152,8 +160,16 @@ class PoolPlaces:
         at = asyncio.get_running_loop().time()
         if at - self._shifted_at >= SHIFT_SECONDS:
             self._shifted_at = at
-            backlogs = {pool: sum(lanes.values()) for pool, lanes in self._backlogs.items()}
-            self._shares = shifted(self._shares, shares_of(self._weights(), backlogs))
+            self._shares = shifted(self._shares, shares_of(self._weights(), self._waiting_by_pool()))
+
+    def _waiting_by_pool(self) -> Counter[str]:
+        """What the consumers say, and what the stewards have behind them: of an ordered lane little lies in TASKS."""
+        waiting = Counter({pool: sum(lanes.values()) for pool, lanes in self._backlogs.items()})
+        record = self._ordered()
+        for lane in record.lanes if record is not None else ():
+            if lane.pool in self._backlogs:
+                waiting[lane.pool] += lane.waiting
+        return waiting
 
     def _weights(self) -> dict[str, float]:
         return {pool: self._configuration.pools[pool].places.weight for pool in self._known()}

@@ -73,9 +73,9 @@ class _Level:
 class ProbedLimit:
     """How many turns a server bears at once, of all workers. `why` says what that follows from."""
 
-    def __init__(self, limit_min: int, limit_max: int) -> None:
+    def __init__(self, limit_min: int, limit_max: int, start: int = START, epoch: int = 0) -> None:
         self._min, self._max = limit_min, limit_max
-        self._limit = self._bounded(START)
+        self._limit = self._bounded(start)
         self._now = _Level()
         self._begun = 0
         self._known: dict[int, _Level] = {}
@@ -85,7 +85,7 @@ class ProbedLimit:
         self._held_until = float("-inf")
         self.may_grow = True
         """Whether there is no other reason against more."""
-        self.epoch = 0
+        self.epoch = epoch
         """Counts the levels: what began at an earlier one says nothing about this one."""
         self.why = "nothing is known yet"
 

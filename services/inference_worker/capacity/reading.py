@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from mesh.configuration.capacity_table import CapacitySettings
 from mesh.configuration.provider_tables import ServerConfiguration
 
 READ_SECONDS: Final = 2.0
-"""A page takes milliseconds; one that takes so long says that the server stands still."""
+"""A page takes milliseconds, to its last byte; one that takes so long says that the server stands still."""
 PAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 _VENDORS: Final = frozenset({"api.openai.com", "api.anthropic.com"})
 _OK: Final = 200
@@ -29,6 +30,7 @@ class LoadReader:
         self._root = root_of(configuration, settings)
         self._headers = _headers(configuration, self._root, key)
         self._path: str | None = None
+        self._is_found = settings.signals == "auto"
         match settings.signals:
             case "auto" | "none":
                 pass
@@ -37,10 +39,20 @@ class LoadReader:
         self.asks = settings.signals != "none" and not (settings.signals == "auto" and _is_vendors(configuration))
         """Whether there is anything to be asked: vendors of APIs have no such pages."""
 
+    def forget(self) -> None:
+        """It tells nothing any more: where nobody has set its kind, another server may be there by now."""
+        if self._is_found:
+            self.kind = self._path = None
+
     @property
     def is_on_loopback(self) -> bool:
         """Whether the server is on this machine, and its GPU is this machine's."""
         return is_loopback(urlsplit(self._root).hostname or "")
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether TLS is spoken with it."""
+        return self._root.lower().startswith("https:")
 
     async def read(self, client: httpx.AsyncClient) -> ServerLoad:
         """The server's load. Raises `NotTold`, also where it can't be reached."""
@@ -61,6 +73,7 @@ class LoadReader:
 
     async def _find(self, client: httpx.AsyncClient) -> ServerLoad:
         """What kind of server it is: the first whose page is there."""
+        why = ""
         try:
             page = await self._page(client, "/metrics")
             kind = kind_of_metrics(page.decode("utf-8", "replace"))
@@ -68,8 +81,8 @@ class LoadReader:
                 load = read(kind, "/metrics", page)
                 self.kind, self._path = kind, "/metrics"
                 return load
-        except NotTold:
-            pass
+        except NotTold as error:
+            why = f": {error}"
         others: tuple[tuple[Kind, str], ...] = (
             ("llama_cpp", "/slots"),
             ("llama_cpp", "/metrics"),
@@ -82,19 +95,23 @@ class LoadReader:
                 continue
             self.kind, self._path = kind, path
             return load
-        raise NotTold("it tells nothing that is known")
+        raise NotTold(f"it tells nothing that is known{why}")
 
     async def _page(self, client: httpx.AsyncClient, path: str) -> bytes:
         said = bytearray()
         try:
-            async with client.stream("GET", self._root + path, headers=self._headers, timeout=READ_SECONDS) as response:
+            async with (
+                asyncio.timeout(READ_SECONDS),
+                client.stream("GET", self._root + path, headers=self._headers, timeout=None) as response,
+            ):
                 if response.status_code != _OK:
                     raise NotTold(f"{path} answers {response.status_code}")
-                async for data in response.aiter_bytes():
+                # As it comes: what is packed may be any size unpacked.
+                async for data in response.aiter_raw():
                     said += data
                     if len(said) > PAGE_BYTES_MAX:
                         raise NotTold(f"{path} has more than {PAGE_BYTES_MAX} bytes")
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise NotTold(f"{path} can't be read ({type(error).__name__})") from None
         return bytes(said)
 
@@ -108,9 +125,10 @@ def root_of(configuration: ServerConfiguration, settings: CapacitySettings) -> s
 
 def _headers(configuration: ServerConfiguration, root: str, key: str | None) -> Mapping[str, str]:
     """Those of the provider, its key among them, where the pages are the provider's own: nobody else gets a key."""
+    plain = {"Accept-Encoding": "identity"}
     if _origin(root) != _origin(configuration.base_url):
-        return {}
-    return {**configuration.headers, **({"Authorization": f"Bearer {key}"} if key else {})}
+        return plain
+    return {**configuration.headers, **({"Authorization": f"Bearer {key}"} if key else {}), **plain}
 
 
 def _origin(address: str) -> tuple[str, str | None, int | None]:

@@ -11,13 +11,19 @@ from inference_worker.capacity.signals import Kind, ServerLoad
 from mesh.configuration.capacity_table import PLACES_MAX, CapacitySettings
 
 SILENT_SECONDS = 30.0
-"""A server that tells nothing for so long is treated as one that never did, but for its limit, which is kept."""
+"""A server that tells nothing for so long is treated as one that never did: from its limit on others are tried."""
 
 
 class ServerCapacity:
-    """How many turns a provider takes at once. All workers count; `workers` of them share it, this one as `place`."""
+    """How many turns a provider takes at once. All workers count; `workers` of them share it, this one as `place`.
 
-    def __init__(self, provider: str, settings: CapacitySettings, changed: Callable[[], None]) -> None:
+    `wide`: nobody has set a limit, and this worker has so many places. Then it bears all of them, until it tells that
+    it does not.
+    """
+
+    def __init__(
+        self, provider: str, settings: CapacitySettings, changed: Callable[[], None], wide: int | None = None
+    ) -> None:
         limit_max = settings.max or PLACES_MAX
         self.provider = provider
         self.settings = settings
@@ -28,12 +34,31 @@ class ServerCapacity:
         self.workers = 1
         self.place = 0
         self._changed = changed
+        self._wide = wide
+        self.has_told = False
+        """Whether it has ever told of itself."""
         self._followed = FollowedLimit(settings.min, limit_max)
         self._probed = ProbedLimit(settings.min, limit_max)
         self._told_at: float | None = None
         self._silent = ""
         self._kind: Kind | None = None
-        self._told = (0, 0)
+        self._told = (0, 0, False)
+        self._widen()
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is a limit; else it bears whatever comes."""
+        return self._wide is None or self._follows
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether nobody has set a limit."""
+        return self._wide is not None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the server has told of itself lately."""
+        return self._told_at is not None
 
     @property
     def of_all(self) -> int:
@@ -71,7 +96,7 @@ class ServerCapacity:
 
     def told(self, kind: Kind, load: ServerLoad) -> None:
         """The server has told this."""
-        self._kind, self._told_at, self._silent = kind, _now(), ""
+        self._kind, self._told_at, self._silent, self.has_told = kind, _now(), "", True
         if kind == "ollama":
             # A model that does not fit into the GPU's memory gets slower with each request beside it.
             self._probed.may_grow = load.in_gpu is None or load.in_gpu >= 1.0
@@ -80,9 +105,16 @@ class ServerCapacity:
         self.look()
 
     def silent(self, reason: str) -> None:
-        """The server has told nothing. What held goes on holding."""
-        if self._told_at is None or _now() - self._told_at >= SILENT_SECONDS:
-            self._silent = reason
+        """The server has told nothing. What held goes on holding, for a while."""
+        self._followed.silent()
+        if self._told_at is not None and _now() - self._told_at < SILENT_SECONDS:
+            return
+        if self._follows:
+            limits = self.settings.min, self.settings.max or PLACES_MAX
+            self._probed = ProbedLimit(*limits, start=self._followed.limit, epoch=self._probed.epoch + 1)
+        self._silent, self._kind, self._told_at = reason, None, None
+        self._probed.may_grow = True
+        self.look()
 
     def gpu_is_full(self, is_full: bool) -> None:
         """Whether this machine's GPU has memory left, for a server here that tells nothing of its own."""
@@ -91,11 +123,16 @@ class ServerCapacity:
     def shared(self, workers: int, place: int) -> None:
         """So many workers share it, of whom this is the one at that place, from 0."""
         self.workers, self.place = workers, place
+        self._widen()
         self.look()
+
+    def _widen(self) -> None:
+        if self._wide is not None:
+            self._followed.widen(self._wide * self.workers)
 
     def look(self) -> None:
         """Tell whoever waits for it if the limit has changed."""
-        told = (self.limit, self.of_all)
+        told = (self.limit, self.of_all, self.counts)
         if told != self._told:
             self._told = told
             self._changed()

@@ -99,7 +99,8 @@ def kind_of_metrics(page: str) -> Kind | None:
 def read_metrics(kind: Kind, page: str) -> ServerLoad:
     """The load by a page in Prometheus' text format. Raises `NotTold`.
 
-    Engines of one server (`engine`, `dp_rank`) add up; of their caches the fullest counts.
+    Engines of one server (`engine`, `dp_rank`) add up; of their caches the fullest counts. What SGLang tells of each
+    priority it tells of all together, too.
     """
     # By the mode that needs it: a worker without metrics to read goes without the parser.
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - see above
@@ -111,6 +112,8 @@ def read_metrics(kind: Kind, page: str) -> ServerLoad:
     try:
         for family in text_string_to_metric_families(lines):
             for sample in family.samples:
+                if sample.labels.get("priority"):
+                    continue
                 found.setdefault(sample.name, []).append(float(sample.value))
     except (ValueError, KeyError, IndexError) as error:
         raise NotTold(f"the page can't be read: {error!r:.80}") from None

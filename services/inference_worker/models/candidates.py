@@ -120,15 +120,20 @@ class Candidates:
 
     def to_claim(self, state: TaskState, turn: int, available: Available) -> Candidate:
         """The one that a turn goes to when it is claimed: the one that it is with, or another that is available."""
-        with_it = self.of_turn(state, turn)
-        if available(with_it.provider):
-            return with_it
-        return self.available_from(available, self._lowest(state)) or with_it
+        return self._to_claim(state, turn, available)[0]
 
     def claim(self, state: TaskState, turn: int, available: Available) -> dict[str, str]:
-        """What a claim says: provider and model."""
-        candidate = self.to_claim(state, turn, available)
-        return {"provider": candidate.provider, "model": candidate.model}
+        """What a claim says: provider, model, and, of several, why it is this one."""
+        candidate, reason = self._to_claim(state, turn, available)
+        said = {"provider": candidate.provider, "model": candidate.model}
+        return said if len(self.all) == 1 else {**said, "reason": reason}
+
+    def _to_claim(self, state: TaskState, turn: int, available: Available) -> tuple[Candidate, str]:
+        with_it = self.of_turn(state, turn)
+        if available(with_it.provider):
+            return with_it, "first" if with_it.index == 0 else "resumed"
+        other = self.available_from(available, self._lowest(state))
+        return (with_it, "none-available") if other is None else (other, "next")
 
     def size(self, _state: TaskState, _turn: int, _candidate: Candidate) -> PromptSize:
         """How large the turn's prompt is to one of them, where that counts."""

@@ -64,9 +64,10 @@ class Meter:
         """What was told, and how many requests have not told all; None if nothing was asked."""
         if not self._told:
             return None
-        nothing = [usage for usage in self._told if not (usage.input_tokens or usage.output_tokens)]
+        # Each has read something: whoever does not tell that has not told all.
+        untold = sum(not usage.input_tokens for usage in self._told)
         # The last one is broken off: its last word need not have been its provider's.
-        untold = len(nothing) + (self._open and bool(self._told[-1].input_tokens or self._told[-1].output_tokens))
+        untold += self._open and self._told[-1].input_tokens > 0
         return msgspec.structs.replace(total(self._told), untold_calls=untold or msgspec.UNSET)
 
 

@@ -63,7 +63,10 @@ class Router:
 
     def _options(self, state: TaskState, turn: int, among: Sequence[Candidate]) -> list[Option]:
         output_tokens, failed = self._output_tokens(state, turn, among), _failed_at(state, turn)
-        options = (self._option(each, size, output_tokens) for each, size in self.sizes(state, turn, among))
+        # Who has said a first word and never a last one is thought to go on as fast as the fastest, and no faster.
+        known = (self.speeds.of(each.provider, each.model).output_seconds(output_tokens) for each in among)
+        fastest = min((seconds for seconds in known if seconds is not None), default=0.0)
+        options = (self._option(each, size, output_tokens, fastest) for each, size in self.sizes(state, turn, among))
         return [
             replace(option, index=index, just_failed=each.is_at(failed))
             for index, (each, option) in enumerate(zip(among, options, strict=True))
@@ -75,11 +78,12 @@ class Router:
         for each in among:
             yield each, PromptSize(tokens, min(tokens, cached_tokens(state, turn, each.place, at)))
 
-    def _option(self, candidate: Candidate, size: PromptSize, output_tokens: float) -> Option:
+    def _option(self, candidate: Candidate, size: PromptSize, output_tokens: float, fastest: float) -> Option:
         at = self.clock()
         speed = self.speeds.of(candidate.provider, candidate.model)
         uncached = size.uncached_tokens
         seconds = speed.first_token_seconds(uncached, at) if speed.is_known(at) else None
+        behind = speed.output_seconds(output_tokens)
         prices = self.prices_of(candidate.provider, candidate.model)
         cost = None
         if prices is not None:
@@ -87,7 +91,8 @@ class Router:
             cost = uncached * prices.input + size.cached_tokens * of_cached + output_tokens * prices.output
         return Option(
             index=candidate.index,
-            seconds=None if seconds is None else seconds + speed.output_seconds(output_tokens),
+            seconds=None if seconds is None else seconds + (fastest if behind is None else behind),
+            is_guess=behind is None,
             cost=cost,
             weight=candidate.weight,
             success=speed.success,
@@ -146,10 +151,6 @@ class Routed(Candidates):
         candidate, reason = self._to_claim(state, turn, available)
         metrics.routed(candidate.provider, reason.partition(" ")[0])
         return {"provider": candidate.provider, "model": candidate.model, "reason": reason}
-
-    def to_claim(self, state: TaskState, turn: int, available: Available) -> Candidate:
-        """The one that a turn goes to when it is claimed."""
-        return self._to_claim(state, turn, available)[0]
 
     def after(self, state: TaskState, turn: int, candidate: Candidate, available: Available) -> Candidate | None:
         """The best of the others that may be asked, without those that this claim has left."""

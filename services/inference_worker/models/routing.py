@@ -35,6 +35,9 @@ SUCCESS_MIN: Final = 0.02
 EXPLORE_AFTER_SECONDS: Final = 2.0
 """Who was tried by anybody in so long is known well enough."""
 EXPLORE_PART_MAX: Final = 0.2
+FORGOTTEN_SECONDS: Final = 3_600.0
+"""Half-life of what is held against a model that nobody tries: one that hung is tried again within some hours, however
+little there is to do."""
 UNKNOWN_SECONDS: Final = 30.0
 """What a turn may take where nobody knows: a deadline that is nearer is a reason to find out who is fast."""
 DOUBTED_SECONDS: Final = 60.0
@@ -55,6 +58,8 @@ class Option:
     index: int
     seconds: float | None = None
     """Until the last token; None: nobody knows. Then it is thought to be as fast as the fastest."""
+    is_guess: bool = False
+    """No answer was seen to end there: `seconds` is the least that it may take."""
     cost: float | None = None
     """In millionths of the currency; None: nobody has said."""
     weight: float = 1.0
@@ -143,13 +148,17 @@ def scores_of(options: Sequence[Option], prefer: Prefer) -> list[float]:
 
 
 def _seconds(option: Option) -> float:
-    return UNKNOWN_SECONDS if option.seconds is None else option.seconds
+    """What a deadline is held against."""
+    if option.seconds is None:
+        return UNKNOWN_SECONDS
+    return max(option.seconds, UNKNOWN_SECONDS) if option.is_guess else option.seconds
 
 
 def _to_explore(
     options: Sequence[Option], best: Option, prefer: Prefer, left_seconds: float | None, dice: random.Random
 ) -> Option | None:
-    """The one that was not tried for longest, if it is its time."""
+    """One that was not tried lately, if it is its time. Several share what exploring may cost, so that one which is
+    hopeless hides none that has become better."""
     waiting = [
         each
         for each in options
@@ -157,13 +166,15 @@ def _to_explore(
     ]
     if not waiting:
         return None
-    longest = max(waiting, key=lambda each: each.idle_seconds)
+    drawn = dice.choice(waiting)
+    believed = 0.5 ** (drawn.idle_seconds / FORGOTTEN_SECONDS)
+    seconds = None if drawn.seconds is None else drawn.seconds * believed
     # What a call costs that fails is little more than another one.
-    fails = 1.0 - longest.success
-    there, here = scores_of([replace(longest, success=1.0), best], prefer)
+    fails = (1.0 - drawn.success) * believed
+    there, here = scores_of([replace(drawn, seconds=seconds, success=1.0), best], prefer)
     worse = there / here - 1 + fails
     part = min(EXPLORE_PART_MAX, _EXPLORE_COSTS[prefer] / max(worse, 1e-3))
-    return longest if dice.random() < part else None
+    return drawn if dice.random() < part else None
 
 
 def _may_meet(option: Option, left_seconds: float | None) -> bool:

@@ -57,6 +57,17 @@ class _Sums:
     answers: float = 0.0
     output_tokens: float = 0.0
     output_seconds: float = 0.0
+    broken: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Calls that gave a first token and did not break off after it, as far as is known."""
+        return max(0.0, self.calls - self.broken)
+
+    @property
+    def tried(self) -> float:
+        """All calls that were answered or failed."""
+        return self.whole + self.failures
 
     def shrink(self, factor: float) -> None:
         """Let all of it count less."""
@@ -99,7 +110,7 @@ class Speed:
     @property
     def success(self) -> float:
         """The part of calls that the provider did not fail, 0 to 1, as it is thought to be: 1 without any."""
-        return (self._sums.calls + 1) / (self._sums.calls + self._sums.failures + 1)
+        return (self._sums.whole + 1) / (self._sums.tried + 1)
 
     def begin(self, at: float) -> int:
         """A call of this worker begins: its number."""
@@ -125,7 +136,7 @@ class Speed:
         if not (told.calls or told.failures or told.answers):
             return
         sums = self._sums
-        counted = sums.calls + sums.failures
+        counted = sums.tried
         if counted:
             age_seconds = max(0.0, at - self._merged_at)
             kept = max(counted * 0.5 ** (age_seconds / HALF_LIFE_SECONDS), min(counted, CALLS_MIN))
@@ -172,10 +183,10 @@ class Speed:
         slope = (self._sums.input_by_seconds / calls - mean * mean_seconds) / spread
         return min(max(slope, 0.0), mean_seconds / mean)
 
-    def output_seconds(self, output_tokens: float) -> float:
-        """How long so many tokens take behind the first; 0 if nobody knows."""
+    def output_seconds(self, output_tokens: float) -> float | None:
+        """How long so many tokens take behind the first; None if nobody knows."""
         told = self._sums.output_tokens
-        return output_tokens * self._sums.output_seconds / told if told else 0.0
+        return output_tokens * self._sums.output_seconds / told if told else None
 
     def _on_the_line(self, input_tokens: float) -> float:
         sums = self._sums
@@ -191,7 +202,9 @@ class Speed:
             pairs.append((told.output_seconds / told.output_tokens, sums.output_seconds / sums.output_tokens))
         if any(now > before * SURPRISE for now, before in pairs):
             return "slower"
-        failed_most = told.calls > 0 and sums.failures > sums.calls
+        failed_most = (told.calls > 0 and sums.failures - sums.broken > sums.calls) or (
+            told.answers > 0 and sums.broken > sums.whole
+        )
         return "faster" if failed_most or any(now * SURPRISE < before for now, before in pairs) else None
 
 

@@ -7,8 +7,9 @@ from contextlib import aclosing
 
 from contracts.records.speeds import ModelSums
 from inference_worker.models.candidates import Source
-from inference_worker.models.chunks import Chunk, Finished, TurnInput
+from inference_worker.models.chunks import Begun, Chunk, Finished, TurnInput
 from inference_worker.models.guarded_source import FAULTS
+from inference_worker.models.prompt_size import BYTES_PER_TOKEN
 from inference_worker.models.speeds import Speeds
 from mesh.task.failures import StepFailed
 
@@ -39,13 +40,16 @@ class TimedSource:
         try:
             async with aclosing(self._source.stream(turn)) as chunks:
                 async for chunk in chunks:
-                    call.spoke()
+                    # For each token: no call that is not needed.
+                    if not call.has_spoken:
+                        call.spoke()
                     if isinstance(chunk, Finished):
                         call.finished(chunk)
+                    elif not isinstance(chunk, Begun):
+                        call.characters += len(chunk.text)
                     yield chunk
         except StepFailed as error:
-            if error.code in NOT_SERVED:
-                call.tell(failures=1)
+            call.failed(is_its_fault=error.code in NOT_SERVED)
             raise
         finally:
             call.over()
@@ -61,11 +65,15 @@ class _Call:
         self._began_at = clock()
         self._spoke_at: float | None = None
         self._has_ended = False
+        self.has_spoken = False
+        self.characters = 0
+        """Of the text that it has given."""
         self._number = self._speed.begin(self._began_at)
         self.tell(begun=1)
 
     def spoke(self) -> None:
-        """A chunk came."""
+        """The first chunk came."""
+        self.has_spoken = True
         if self._spoke_at is None:
             self._spoke_at = self._clock()
             self._tell_first_token(self._spoke_at - self._began_at)
@@ -73,22 +81,39 @@ class _Call:
     def finished(self, chunk: Finished) -> None:
         """It has come to its end. What was there of the turn before the call is no work of this one."""
         self._has_ended = True
-        tokens = chunk.usage.output_tokens
-        if self._spoke_at is not None and tokens and not self._turn.prefix:
-            self.tell(answers=1, output_tokens=tokens, output_seconds=self._clock() - self._spoke_at)
+        self._tell_output(chunk.usage.output_tokens)
+
+    def failed(self, *, is_its_fault: bool) -> None:
+        """It has failed; what it has said before is no measure of its speed, and what it let wait for is."""
+        if is_its_fault:
+            if self._speed.is_known(self._began_at):
+                self._tell_wait()
+            self.tell(failures=1, broken=int(self._spoke_at is not None))
+        self._has_ended = True
 
     def over(self) -> None:
-        """The stream is closed. If its reader did that before the first token, it had waited for at least so long."""
-        if self._spoke_at is None and not self._has_ended:
-            waited = self._clock() - self._began_at
-            expected = self._speed.first_token_seconds(self._turn.size.uncached_tokens, self._began_at)
-            if expected is not None and waited > expected:
-                self._tell_first_token(waited)
+        """The stream is closed. If its reader did that before the first token, it had waited for at least so long; if
+        later, such as at a deadline, it has had so much in so long: who crawls may never come to an end."""
+        if not self._has_ended:
+            self._tell_output(-(-self.characters // BYTES_PER_TOKEN))
+            self._tell_wait()
         self._speed.end(self._number)
 
     def tell(self, **seen: float) -> None:
         """Count what was seen, here and for the others."""
         self._speeds.saw(ModelSums(provider=self._provider, model=self._turn.model, **seen), self._clock())  # type: ignore[arg-type]  # its fields, by name
+
+    def _tell_output(self, tokens: int) -> None:
+        if self._spoke_at is not None and tokens and not self._turn.prefix:
+            self.tell(answers=1, output_tokens=tokens, output_seconds=self._clock() - self._spoke_at)
+
+    def _tell_wait(self) -> None:
+        """Without a first token the time until now counts, if that is longer than what was expected."""
+        at = self._clock()
+        expected = self._speed.first_token_seconds(self._turn.size.uncached_tokens, self._began_at)
+        if self._spoke_at is None and expected is not None and at - self._began_at > expected:
+            self._spoke_at = at
+            self._tell_first_token(at - self._began_at)
 
     def _tell_first_token(self, seconds: float) -> None:
         in_flight, tokens = self._speed.spoke(self._number), self._turn.size.uncached_tokens

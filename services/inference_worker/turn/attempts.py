@@ -156,14 +156,15 @@ class Attempt:
             interruption.reschedule(self._loop.time())
 
     async def _pump(self, chunks: AsyncGenerator[Chunk, None], writer: DeltaWriter) -> Ending:
+        is_bounded = self._measured.is_bounded  # For each token it is asked once less.
         while (chunk := await self._next(chunks)) is not None:
             match chunk:
                 case TextDelta(text):
-                    if not await self._write(writer, "output", text) or self._measured.put_out(text):
+                    if not await self._write(writer, "output", text) or (is_bounded and self._measured.put_out(text)):
                         return Ending("length")
                 case ReasoningDelta(text):
                     await self._write(writer, "reasoning", text)
-                    if self._measured.put_out(text):
+                    if is_bounded and self._measured.put_out(text):
                         return Ending("length")
                 case Finished():
                     return _ending(chunk, self._step.fitting)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import structlog
 
 from contracts.journal.parts import Usage
 from contracts.messages.work import Work
 from inference_worker.models.candidates import Candidate
+from inference_worker.turn.history import text_bytes
 from mesh.admission.estimate import estimate
-from mesh.budgets.costs import cost_of_output, prices_at, taken_by, thought_to_take
+from mesh.budgets.costs import prices_at, taken_by, thought_to_take
 from mesh.budgets.limits import Amount
-from mesh.budgets.spending import BYTES_PER_TOKEN, BudgetSpending, TurnMeter
+from mesh.budgets.spending import BYTES_PER_TOKEN, BudgetSpending, CostOf, Release, TurnMeter, free
 from mesh.clock import now
 from mesh.configuration.mesh_toml import Configuration
+from mesh.ledger.prices import cost_of_output
 from mesh.steps.claimed_step import ClaimedStep
 from mesh.task.budget import cost_left_micros, usage_so_far
+from mesh.task.conversation import ConversationItem
 from mesh.task.failures import StepFailed
 from mesh.task.state import TaskState
 
 log = structlog.get_logger("inference_worker.turn.budgets")
 
 EXHAUSTED = "budget-exhausted"
+PIECE_CHARACTERS: Final = 256
+"""What a model puts out is measured in pieces of about so many: some 60 tokens later than it could be. To measure each
+token would cost more than to store it."""
 
 
 class Measured:
@@ -39,37 +46,48 @@ class Measured:
         self._meter = meter
         self._configuration = configuration
         self._cost_left = cost_left_micros
-        self._cost: Callable[[int], int] = _nothing
+        self._cost: CostOf = free
         self._bytes = 0
+        self._piece = ""
+        self.is_bounded = meter is not None or cost_left_micros is not None
+        """Whether anything bounds it: else nothing is measured."""
         self.is_used_up = False
         """Whether the turn was cut since its tenant's budget is used up, or what its task may cost."""
 
-    def asks(self, candidate: Candidate, shown_bytes: int) -> None:
-        """A model is about to be asked, and shown so much."""
-        if self._configuration is None:
+    def asks(self, candidate: Candidate, shown: Sequence[ConversationItem]) -> None:
+        """A model is about to be asked, and shown this."""
+        self.measure()
+        if self._configuration is None or not self.is_bounded:
             return
         prices = prices_at(self._configuration, candidate.provider, candidate.model)
-        reads = taken_by(Usage(input_tokens=shown_bytes // BYTES_PER_TOKEN), prices)
+        reads = taken_by(Usage(input_tokens=text_bytes(shown) // BYTES_PER_TOKEN), prices)
+        cost = cost_of_output(prices)
         if self._meter is not None:
-            self._meter.reads(reads)
+            self._meter.asks(reads, cost)
         if self._cost_left is not None:
             self._cost_left -= reads.cost_micros + self._cost(self._bytes // BYTES_PER_TOKEN)
-            self._cost, self._bytes = cost_of_output(prices), 0
+            self._cost, self._bytes = cost, 0
 
     def put_out(self, text: str) -> bool:
         """It has put out more. True if it is to end here."""
-        if self._meter is None and self._cost_left is None:
+        if not self.is_bounded:
             return False
-        is_over = self._meter is not None and self._meter.put_out(text)
-        if self._cost_left is not None:
-            self._bytes += len(text.encode())
-            is_over |= self._cost(self._bytes // BYTES_PER_TOKEN) >= self._cost_left
-        if not is_over:
-            return False
-        if not self.is_used_up:
+        self._piece += text
+        if len(self._piece) >= PIECE_CHARACTERS and self.measure() and not self.is_used_up:
+            self.is_used_up = True
             log.warning("turn.cut_by_budget")
-        self.is_used_up = True
-        return True
+        return self.is_used_up
+
+    def measure(self) -> bool:
+        """Measure what was put out since the last piece. True if all is used up by then."""
+        piece, self._piece = self._piece, ""
+        if not piece:
+            return False
+        is_over = self._meter is not None and self._meter.put_out(piece)
+        if self._cost_left is not None:
+            self._bytes += len(piece.encode())
+            is_over |= self._cost(self._bytes // BYTES_PER_TOKEN) >= self._cost_left
+        return is_over
 
 
 class BudgetGate:
@@ -109,11 +127,18 @@ class TurnBudgets:
         if meter is None:
             yield Measured(None, self._configuration, cost_left)
             return
-        before = usage_so_far(step.state)
+        before, is_told = usage_so_far(step.state), False
+        measured = Measured(meter, self._configuration, cost_left)
         try:
-            yield Measured(meter, self._configuration, cost_left)
+            yield measured
+            is_told = True
+        except StepFailed:
+            is_told = True  # What its calls have used was recorded before this was raised.
+            raise
         finally:
-            meter.ended(_told(before, usage_so_far(step.state), meter.used))
+            measured.measure()
+            used = _told(before, usage_so_far(step.state), meter.used) if is_told else meter.used
+            meter.ended(used)
 
     def _begin(self, state: TaskState, turn: int) -> TurnMeter | None:
         queued, request = state.queued, state.request
@@ -121,7 +146,7 @@ class TurnBudgets:
             return None
         if not self._spending.has_budget(state.tenant):
             return None
-        pool = self._configuration.pools[request.pool]
+        pool = self._configuration.pools[state.pool]
         prices = prices_at(self._configuration, pool.provider, request.model or pool.model)
         before = state.turn(turn - 1).completed
         if before is not None:
@@ -129,29 +154,30 @@ class TurnBudgets:
             expected = taken_by(before.usage, prices)
         else:
             expected = thought_to_take(queued.estimate or estimate(request, pool), prices)
-        # Of a task that somebody has submitted the first turn was reserved then.
-        is_reserved = turn == 1 and state.turn(1).claims == 1 and queued.parent is None and queued.trigger is None
-        reserved_at = queued.accepted_at if is_reserved else None
-        return self._spending.begin(state.tenant, expected, cost_of_output(prices), reserved_at)
+        return self._spending.begin(state.tenant, expected, _reserved_for(state, turn))
 
 
-def _nothing(_: int) -> int:
-    return 0
+def _reserved_for(state: TaskState, turn: int) -> Release | None:
+    """What was reserved for a turn that begins, and nobody has released: of a task's first one, at its first claim."""
+    queued = state.queued
+    if queued is None or queued.reserved is None or turn != 1 or state.turn(1).claims != 1:
+        return None
+    return Release(queued.accepted_at, Amount(queued.reserved.tokens, queued.reserved.cost_micros))
 
 
 def _told(before: Usage, after: Usage, seen: Amount) -> Amount:
     """What a turn has used, by what its task's journal tells before and after it.
 
     Of a call that was cut off its provider may have told nothing, or not all: then it is no less than what was seen.
+    What was thrown away counts where it was put out, and not here once more.
     """
     told = Amount(
         max(0, _tokens(after) - _tokens(before)), max(0, (after.cost_micros or 0) - (before.cost_micros or 0))
     )
-    has_all = (after.untold_calls or 0) <= (before.untold_calls or 0) and told.tokens
-    if has_all:
+    if (after.untold_calls or 0) <= (before.untold_calls or 0):
         return told
     return Amount(max(told.tokens, seen.tokens), max(told.cost_micros, seen.cost_micros))
 
 
 def _tokens(usage: Usage) -> int:
-    return usage.input_tokens + usage.output_tokens + (usage.discarded_tokens or 0)
+    return usage.input_tokens + usage.output_tokens

@@ -1,13 +1,14 @@
 """What a turn's calls of models use: that of its answer, and that of the calls whose answer is not the turn's.
 
 What a provider has told counts. What it has not told, since the call was cut off, is said to be untold, and is never
-nothing. A call that was refused uses nothing.
+nothing. A call that was refused uses nothing. An answer that can't be stored is told as a call without one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import TracebackType
 from typing import NamedTuple
 
 import structlog
@@ -17,8 +18,8 @@ from contracts.journal.parts import SpentReason, Usage
 from inference_worker.models.candidates import Candidate
 from inference_worker.models.chunks import Meter, TurnInput
 from inference_worker.turn.attempts import Ending
-from mesh.configuration.mesh_toml import Configuration
-from mesh.configuration.prices_table import ModelPrices, prices_of
+from mesh.configuration.prices_table import ModelPrices
+from mesh.errors import BrokerUnavailable, StepLost
 from mesh.ledger.prices import priced
 from mesh.steps.claimed_step import ClaimedStep
 
@@ -34,7 +35,10 @@ class _Asked(NamedTuple):
 
 
 class Spending:
-    """The calls of one turn that are under way, or just over. `pool` is the one whose turn it is."""
+    """The calls of one turn that are under way, or just over. `pool` is the one whose turn it is.
+
+    Use as a context: what makes the turn break off there comes after what its calls have used.
+    """
 
     def __init__(self, step: ClaimedStep, pool: str, prices: PricesOf) -> None:
         self._step = step
@@ -42,6 +46,16 @@ class Spending:
         self._prices = prices
         self._asked: list[_Asked] = []
         self._answered: _Asked | None = None
+
+    async def __aenter__(self) -> Spending:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Without the step, or the broker, nothing can be told: whoever takes over says what is lost.
+        if isinstance(error, Exception) and not isinstance(error, StepLost | BrokerUnavailable):
+            await self.tell("failed")
 
     def ask(self, candidate: Candidate, turn_input: TurnInput) -> None:
         """A model is asked."""
@@ -65,10 +79,10 @@ class Spending:
             return ending
         self._answered = self._asked[0]
         await self.tell("hedge", but=self._answered.candidate)
+        # Until its turn is completed it is a call like any other.
+        self._asked = [self._answered]
         candidate, meter = self._answered
-        usage = ending.usage
-        if not (usage.input_tokens or usage.output_tokens):
-            usage = meter.spent or usage
+        usage = ending.usage if ending.usage.input_tokens else meter.spent or ending.usage
         return replace(ending, usage=self._priced(candidate, usage))
 
     def place(self) -> tuple[str | None, str | None]:
@@ -93,16 +107,6 @@ class Spending:
             )
         )
         log.info("model.spent", provider=candidate.provider, model=candidate.model, reason=reason)
-
-
-def prices_in(configuration: Configuration) -> PricesOf:
-    """The prices of all models of a configuration."""
-
-    def prices(provider: str, model: str) -> ModelPrices | None:
-        found = configuration.providers.get(provider)
-        return prices_of(found.prices, model) if found is not None else None
-
-    return prices
 
 
 def no_prices(_provider: str, _model: str) -> None:

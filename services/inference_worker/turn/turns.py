@@ -186,10 +186,11 @@ class TurnHandler:
         if not _is_used_up(step.state):
             await self.budgets.check(step.state)
         with self.budgets.measured(step, work.turn) as measured:
-            await self._generate_measured(step, work, queued, measured)
+            async with Spending(step, work.pool, self._prices) as spending:
+                await self._generate_measured(step, work, queued, measured, spending)
 
     async def _generate_measured(
-        self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued, measured: Measured
+        self, step: ClaimedStep, work: TurnWork, queued: events.TaskQueued, measured: Measured, spending: Spending
     ) -> None:
         attempt = Attempt(step, work.turn, queued, measured)
         request = step.state.request or queued.request
@@ -197,7 +198,6 @@ class TurnHandler:
         missing = missing_from(request.tools, tools)
         if missing:
             log.warning("turn.tools_missing", tools=missing)
-        spending = Spending(step, work.pool, self._prices)
         # Its sub-tasks may have used up more than they were given: then no model is asked.
         ending = Ending("length") if _is_used_up(step.state) else None
         if ending is None:
@@ -302,6 +302,10 @@ class TurnHandler:
             spending.ask(candidate, turn_input)
             race.ask(candidate, turn_input)
             first = await attempt.wait(race.first_to_speak(), self._pool.slow_seconds)
+            if first == "slow":
+                # Who was the best to come in may be away by now.
+                now_best = self._candidates_of(step.state).after(step.state, turn, candidate, self._available)
+                second = second if now_best is None else now_best
             if first == "slow" and self._pool.on_slow == "hedge":
                 await step.append(
                     lambda stamp: events.ModelHedged(*stamp, turn=turn, model=second.model, provider=second.provider)
@@ -413,7 +417,7 @@ class TurnHandler:
         state = step.state
         turn, tokens_max = state.turn(work.turn), output_tokens_max(state)
         entries = compacted(await self._conversation(state, work.turn, candidate), state.context_bytes_max)
-        measured.asks(candidate, text_bytes(entries))
+        measured.asks(candidate, entries)
         questions = (ASK_USER_DECLARATION,) if self._pool.ask_user else ()
         return TurnInput(
             messages=with_note_of_missing(entries, missing),

@@ -3,7 +3,8 @@
 The one that was served least goes next (virtual token counters; Sheng et al., "Fairness in Serving Large Language
 Models", OSDI 2024). A task counts by its estimate when it goes, set right by how far the tenant's estimates were off of
 late, and by what it has used once that is known. A tenant that had nothing waiting has saved nothing up: it begins
-where the others are.
+where the others are by what is known of them. What they have under way counts for them alone: it was only thought to
+cost so much, and whoever began behind that would pay for it for as long as it was wrong.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+EXPECTED_MIN = 64
 EXPECTED_MAX = 10_000
-"""Tasks of a tenant whose usage is still awaited. Of more the oldest are taken to have cost what was thought."""
+"""Tasks of a tenant whose usage is still awaited, at most. Of more the oldest are taken to have cost what was thought.
+
+How many there are goes by what the lane has under way, twice that: reports are a second behind, some are lost, and
+older workers write none.
+"""
 TENANTS_MAX = 20_000
 """Tenants that are remembered. Of more, those that wait no longer are forgotten: they begin where the others are."""
 NEWEST_PART = 0.1
@@ -32,6 +38,8 @@ class _Tenant:
     expected_sum: float = 0.0
     dearer: float = 1.0
     """How many times more its tasks have cost of late than they were thought to."""
+    since: int = 0
+    """When it began to wait: who came later has a larger number."""
 
     @property
     def served(self) -> float:
@@ -47,6 +55,12 @@ class FairOrder:
         self._waiting: set[str] = set()
         self._dearer = 1.0
         """That of the lane's tasks altogether, for tenants of whom nothing is known."""
+        self._came = 0
+        self._expected_max = EXPECTED_MAX
+
+    def under_way(self, messages: int) -> None:
+        """The lane has so many that lie ready, or that somebody works on."""
+        self._expected_max = min(EXPECTED_MAX, EXPECTED_MIN + 2 * messages)
 
     def wait(self, tenants: Iterable[str]) -> None:
         """These have tasks that wait and may go, and no others.
@@ -54,16 +68,18 @@ class FairOrder:
         Who comes anew begins where the one is that was served least of those who waited all along; if there is none,
         where the one is that was served most. What it was served more than that before stays.
         """
-        names = set(tenants)
-        new = names - self._waiting
+        names = dict.fromkeys(tenants)
+        new = [name for name in names if name not in self._waiting]
         if new:
-            stayed = [self._tenants[name].served for name in names & self._waiting]
-            known = (tenant.served for tenant in self._tenants.values())
+            stayed = [self._tenants[name].used for name in names if name in self._waiting]
+            known = (tenant.used for tenant in self._tenants.values())
             begin = min(stayed) if stayed else max(known, default=0.0)
             for name in new:
                 tenant = self._of(name)
                 tenant.used += max(0.0, begin - tenant.served)
-        self._waiting = names
+                self._came += 1
+                tenant.since = self._came
+        self._waiting = set(names)
         if len(self._tenants) > TENANTS_MAX:
             self._tenants = {name: self._tenants[name] for name in names}
 
@@ -76,7 +92,7 @@ class FairOrder:
         known, cost = self._of(tenant), tokens / weight
         known.expected.append(cost)
         known.expected_sum += cost
-        if len(known.expected) > EXPECTED_MAX:
+        while len(known.expected) > self._expected_max:
             self._ended(known, 1, known.dearer * known.expected[0])
 
     def used(self, tenant: str, tasks: int, tokens: int, weight: float) -> None:
@@ -100,6 +116,11 @@ class FairOrder:
         known = self._tenants.get(tenant)
         return 0.0 if known is None else known.served
 
+    def since(self, tenant: str) -> int:
+        """When it began to wait, as a number that grows."""
+        known = self._tenants.get(tenant)
+        return 0 if known is None else known.since
+
     def _of(self, tenant: str) -> _Tenant:
         known = self._tenants.get(tenant)
         if known is None:
@@ -119,22 +140,37 @@ class FairOrder:
 
 
 class Turns:
-    """Who goes next of some tenants; of equals, the first by name."""
+    """Who goes next of some tenants; of equals, who has waited for longest."""
 
     def __init__(self, order: FairOrder, candidates: Iterable[str]) -> None:
         self._order = order
-        self._heap = [(order.served(name), name) for name in candidates]
+        self._heap = [(order.served(name), order.since(name), name) for name in candidates]
         heapq.heapify(self._heap)
+        self._passed: dict[str, float] = {}
 
     def next(self) -> str | None:
         """The one whose turn it is; None if nobody is left."""
-        return self._heap[0][1] if self._heap else None
+        return self._heap[0][2] if self._heap else None
+
+    def soon(self, count: int) -> list[str]:
+        """The first so many, if each goes once."""
+        return [name for _, _, name in heapq.nsmallest(count, self._heap)]
 
     def went(self, tokens: int, weight: float) -> None:
         """A task of theirs goes that is thought to cost so much."""
-        name = self._heap[0][1]
+        name = self._heap[0][2]
         self._order.moved(name, tokens, weight)
-        heapq.heapreplace(self._heap, (self._order.served(name), name))
+        self._replace(name)
+
+    def passed(self, tokens: int, weight: float) -> None:
+        """A later turn of theirs goes, of which nothing is awaited. It counts for so much in these turns alone."""
+        name = self._heap[0][2]
+        self._passed[name] = self._passed.get(name, 0.0) + tokens / weight
+        self._replace(name)
+
+    def _replace(self, name: str) -> None:
+        key = self._order.served(name) + self._passed.get(name, 0.0)
+        heapq.heapreplace(self._heap, (key, self._order.since(name), name))
 
     def leave(self) -> None:
         """They have nothing more that may go now."""

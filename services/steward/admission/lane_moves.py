@@ -1,4 +1,4 @@
-"""The moves of one lane: from BACKLOG into TASKS, in fair order, as long as little lies ready there.
+"""The moves of one lane: from BACKLOG into TASKS or TURNS, in fair order, as long as little lies ready there.
 
 A move is: read, publish under the message's own id, delete. Whoever dies in between leaves a message that is moved
 again: within the duplicate window TASKS says that it knows it, and later the journal makes one of two.
@@ -8,40 +8,40 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
 from contracts import headers, subjects
 from contracts.errors import TaskmeshError
 from contracts.messages.work import TurnWork, decode_work
-from contracts.streams import BACKLOG, TASKS, lane_consumer
+from contracts.streams import BACKLOG, TASKS, TURNS, lane_consumer
 from mesh import faults
 from mesh.admission.backlog import destination
 from mesh.admission.estimate import OUTPUT_TOKENS
 from mesh.broker.direct_get import Stored, read_page
 from mesh.broker.requests import Requests
 from mesh.errors import BrokerError, NoRoom
-from steward.admission.fair_order import Ahead, FairOrder
+from steward.admission.fair_order import Ahead, FairOrder, Turns
 
 log = structlog.get_logger("steward.admission")
 
-HEADS_MAX: Final = 16
-"""Messages of a tenant that are read ahead."""
+HEADS_MIN: Final = 4
+HEADS_MAX: Final = 64
+"""Messages of a tenant that are read ahead: the more, the fewer tenants share what there is room for."""
 HEADS_BYTES_MAX: Final = 256 * 1024
+READ_AHEAD_BYTES_MAX: Final = 16 * 1024 * 1024
+"""What a lane keeps of messages that were read and have not gone. Of more all is read again."""
 MOVES_AT_ONCE_MAX: Final = 64
+READS_AT_ONCE_MAX: Final = 16
 UNKNOWN_TOKENS: Final = 2 * OUTPUT_TOKENS
 """What a task counts for that brings no estimate: an older ingress has accepted it, or it is a sub-task."""
 _CONSUMER_NOT_FOUND: Final = 10014
 
-
-class Allowance(NamedTuple):
-    """What a tenant's settings come to at a look. `tasks`: how many more may go on; None is any number."""
-
-    weight: float
-    tasks: int | None = None
+Keeps = Callable[[], Awaitable[bool]]
+"""Keeps the right to move; false once another has it."""
 
 
 @dataclass(slots=True)
@@ -60,6 +60,11 @@ class _Queue:
     heads: deque[_Head] = field(default_factory=deque)
     after: int = 0
 
+    @property
+    def size_bytes(self) -> int:
+        """What those read ahead take."""
+        return sum(len(head.message.payload) for head in self.heads)
+
 
 class LaneMoves:
     """One lane of one pool."""
@@ -70,77 +75,137 @@ class LaneMoves:
         self.order = FairOrder()
         self._ahead = Ahead()
         self._queues: dict[str, _Queue] = {}
+        self._heads_max = HEADS_MIN
 
-    async def move(self, waiting: Mapping[str, int], allowance_of: Callable[[str], Allowance | None]) -> int:
-        """Move what there is room for; returns how many messages went.
+    def forget(self) -> None:
+        """Somebody else has moved messages meanwhile: what was read ahead may be gone."""
+        self._queues.clear()
 
-        `waiting`: how many messages each tenant has. `allowance_of`: None for a tenant that must not go on now. Raises
-        `BrokerUnavailable`, `BrokerError`.
+    async def room(self) -> int:
+        """How many messages may go on at this look. Raises `BrokerUnavailable`, `BrokerError`."""
+        ready = await self._ready()
+        return 0 if ready is None else self._ahead.look(ready)
+
+    async def move(self, room: int, weights: Mapping[str, float], left: dict[str, int], keeps: Keeps) -> int:
+        """Move so many messages of these tenants; returns how many went.
+
+        `left`: how many more turns of a tenant may be worked on, of those that have a bound: lanes share it, and what
+        goes is taken from it. Raises `BrokerUnavailable`, `BrokerError`.
         """
-        for done in self._queues.keys() - waiting.keys():
-            del self._queues[done]
-        room = self._ahead.look(await self._ready())
-        allowances = {name: allowed for name in waiting if (allowed := allowance_of(name)) is not None}
-        may_go = [name for name, allowed in allowances.items() if allowed.tasks != 0]
+        for gone in self._queues.keys() - weights.keys():
+            del self._queues[gone]
+        may_go = [name for name in weights if left.get(name, 1) > 0]
+        if not may_go:
+            return 0
         self.order.wait(may_go)
+        self._heads_max = min(HEADS_MAX, max(HEADS_MIN, -(-2 * room // len(may_go))))
         turns = self.order.turns(may_go)
-        gone: dict[str, int] = {}
-        picked: list[tuple[str, _Head]] = []
-        while len(picked) < room and (name := turns.next()) is not None:
-            weight, tasks = allowances[name]
-            head = None if tasks is not None and gone.get(name, 0) >= tasks else await self._head(name)
-            if head is None:
-                turns.leave()
-                continue
-            gone[name] = gone.get(name, 0) + 1
-            self._queues[name].heads.popleft()
-            picked.append((name, head))
-            turns.went(head.tokens or 0, weight)
         moved = 0
-        while picked:
-            some, picked = picked[:MOVES_AT_ONCE_MAX], picked[MOVES_AT_ONCE_MAX:]
-            results = await asyncio.gather(*(self._move(head) for _, head in some), return_exceptions=True)
-            moved += sum(result is True for result in results)
-            failed = [(name, error) for (name, _), error in zip(some, results, strict=True) if error is not True]
-            if failed:
-                for name in [name for name, _ in (*failed, *picked)]:
-                    self._queues.pop(name, None)  # Read anew, from the beginning.
-                    self.order.took_back(name)
-                for _, error in failed:
-                    if isinstance(error, BaseException) and not isinstance(error, NoRoom):
-                        raise error
+        while moved < room and await keeps():
+            picked = await self._pick(turns, min(MOVES_AT_ONCE_MAX, room - moved), weights, left)
+            went = await self._move_all(picked, left)
+            moved += went
+            if not picked or went < len(picked):
                 break
+        if sum(queue.size_bytes for queue in self._queues.values()) > READ_AHEAD_BYTES_MAX:
+            self._queues.clear()
         return moved
 
-    async def _ready(self) -> int:
-        """How many messages of the lane lie in TASKS for whoever comes first."""
+    async def _pick(
+        self, turns: Turns, count: int, weights: Mapping[str, float], left: dict[str, int]
+    ) -> list[tuple[str, _Head]]:
+        """The messages that go next, in order: they count as gone from here on."""
+        soon = [name for name in turns.soon(count) if not self._queue(name).heads]
+        for begin in range(0, len(soon), READS_AT_ONCE_MAX):
+            await asyncio.gather(*map(self._read, soon[begin : begin + READS_AT_ONCE_MAX]))
+        picked: list[tuple[str, _Head]] = []
         try:
-            info = await self._requests.api(
-                f"CONSUMER.INFO.{TASKS.name}.{lane_consumer(TASKS.name, self.pool, self.priority)}"
+            while len(picked) < count and (name := turns.next()) is not None:
+                queue = self._queue(name)
+                if not queue.heads:
+                    await self._read(name)
+                if not queue.heads or left.get(name, 1) <= 0:
+                    turns.leave()
+                    continue
+                head = queue.heads.popleft()
+                picked.append((name, head))
+                if head.tokens is None:
+                    turns.passed(UNKNOWN_TOKENS, weights[name])
+                else:
+                    turns.went(head.tokens, weights[name])
+                if name in left:
+                    left[name] -= 1
+        except TaskmeshError:
+            self._take_back(picked, left)
+            raise
+        return picked
+
+    def _take_back(self, picked: Iterable[tuple[str, _Head]], left: dict[str, int]) -> None:
+        """These have not gone."""
+        for name, head in picked:
+            self._queues.pop(name, None)  # Read anew, from the beginning.
+            if head.tokens is not None:
+                self.order.took_back(name)
+            if name in left:
+                left[name] += 1
+
+    async def _move_all(self, picked: list[tuple[str, _Head]], left: dict[str, int]) -> int:
+        """How many of them went. Raises what kept all of them; what keeps one keeps no other tenant."""
+        results = await asyncio.gather(*(self._move(head) for _, head in picked), return_exceptions=True)
+        failed = [(each, error) for each, error in zip(picked, results, strict=True) if error is not None]
+        self._take_back([each for each, _ in failed], left)
+        for (name, _), error in failed:
+            if isinstance(error, NoRoom):
+                continue
+            if len(failed) == len(picked) or not isinstance(error, BrokerError):
+                raise error
+            log.warning("backlog.not_moved", pool=self.pool, priority=self.priority, tenant=name, error=str(error))
+        return len(picked) - len(failed)
+
+    async def _ready(self) -> int | None:
+        """How many messages of the lane lie there for whoever comes first; None where nobody could take them.
+
+        Later turns are among them: they are taken before any in TASKS. The lane of a pool that was taken away has no
+        consumer. What waits for it stays in BACKLOG: TASKS is for those who are served.
+        """
+        try:
+            infos = await asyncio.gather(
+                *(
+                    self._requests.api(
+                        f"CONSUMER.INFO.{each.name}.{lane_consumer(each.name, self.pool, self.priority)}"
+                    )
+                    for each in (TASKS, TURNS)
+                )
             )
         except BrokerError as error:
             if error.number != _CONSUMER_NOT_FOUND:
                 raise
-            return 0  # A pool that was taken away. What comes back waits there.
-        return int(info["num_pending"])
+            return None
+        ready = sum(int(info["num_pending"]) for info in infos)
+        self.order.under_way(ready + sum(int(info["num_ack_pending"]) for info in infos))
+        return ready
 
-    async def _head(self, tenant: str) -> _Head | None:
-        queue = self._queues.setdefault(tenant, _Queue())
-        if not queue.heads:
-            subject = subjects.backlog(self.pool, self.priority, tenant)
-            page = await read_page(
-                self._requests, BACKLOG.name, subject, queue.after, HEADS_MAX, self._requests.fitting(HEADS_BYTES_MAX)
-            )
-            if not page.messages:
-                # Its messages were read, and are still being deleted; or the stream was made anew.
-                queue.after = 0
-                return None
-            queue.after = page.messages[-1].sequence
-            queue.heads.extend(map(_head_of, page.messages))
-        return queue.heads[0]
+    def _queue(self, tenant: str) -> _Queue:
+        return self._queues.setdefault(tenant, _Queue())
 
-    async def _move(self, head: _Head) -> bool:
-        """Whether the message went on. Raises `NoRoom`, `BrokerUnavailable`, `BrokerError`."""
+    async def _read(self, tenant: str) -> None:
+        """Read ahead of a tenant that has nothing in hand."""
+        queue = self._queue(tenant)
+        subject = subjects.backlog(self.pool, self.priority, tenant)
+        page = await read_page(
+            self._requests,
+            BACKLOG.name,
+            subject,
+            queue.after,
+            self._heads_max,
+            self._requests.fitting(HEADS_BYTES_MAX),
+        )
+        # If there is none its messages were read, and are still being deleted; or the stream was made anew.
+        queue.after = page.messages[-1].sequence if page.messages else 0
+        queue.heads.extend(map(_head_of, page.messages))
+
+    async def _move(self, head: _Head) -> None:
+        """Have the message go on. Raises `NoRoom`, `BrokerUnavailable`, `BrokerError`."""
         message = head.message
         message_headers = {
             name: message.headers[name]
@@ -151,7 +216,6 @@ class LaneMoves:
         await self._requests.publish(head.subject, message.payload, message_headers or None)
         faults.reach("after-move", head.subject)
         await self._requests.delete_message(BACKLOG.name, message.sequence)
-        return True
 
 
 def _head_of(message: Stored) -> _Head:

@@ -18,11 +18,13 @@ from contracts.subjects import BACKLOG_KEY
 from mesh.broker import key_value
 from mesh.broker.key_value import KeyValueEntry
 from mesh.broker.requests import Requests
-from mesh.clock import now
+from mesh.clock import lease_clock, now
 
 RENEW_SECONDS: Final = 1.0
 TAKEOVER_SECONDS: Final = 5.0
 """A holder that has written nothing for so long is gone, or hangs: five renewals."""
+NOBODY: Final = ""
+"""The mover of a record whose writer has stopped: whoever looks next takes the lease."""
 
 
 class MoverLease:
@@ -35,24 +37,39 @@ class MoverLease:
         """That of the record that this steward has written, or seen, last."""
         self._seen_at = float("-inf")
         self._written_at = float("-inf")
-        self._lanes: frozenset[tuple[str, str]] = frozenset()
+        self._told: tuple[LaneBacklog, ...] = ()
+        self._used_percent = 0
+        self._writing = asyncio.Lock()
         self.is_held = False
 
-    async def hold(self, lanes: tuple[LaneBacklog, ...]) -> bool:
+    async def hold(self, lanes: tuple[LaneBacklog, ...], used_percent: int = 0) -> bool:
         """Take the lease, or keep it, for these lanes. False while another has it. Raises `BrokerUnavailable`."""
-        named = frozenset((lane.pool, lane.priority) for lane in lanes)
-        if self.is_held:
-            if named == self._lanes and _time() - self._written_at < RENEW_SECONDS:
-                return True
-        elif not await self._is_free():
-            return False
-        return await self._write(lanes, named)
+        async with self._writing:
+            if self.is_held:
+                is_recent = lease_clock() - self._written_at < RENEW_SECONDS
+                if is_recent and _ordered(lanes) == _ordered(self._told):
+                    return True
+            elif not await self._is_free():
+                return False
+            return await self._write(self._steward, lanes, used_percent)
+
+    async def keep(self) -> bool:
+        """Keep the lease in the middle of a round, which may take long. False if another has it. Raises as `hold`."""
+        return self.is_held and await self.hold(self._told, self._used_percent)
 
     async def release(self) -> None:
         """Say that no lane is ordered. Raises `BrokerUnavailable`."""
-        if self.is_held:
-            await self._write((), frozenset())
-            self.is_held = False
+        await self._end(self._steward, ())
+
+    async def hand_over(self) -> None:
+        """Leave the lanes to whoever looks next, and need not wait for this lease to grow old. Raises as `release`."""
+        await self._end(NOBODY, self._told)
+
+    async def _end(self, mover: str, lanes: tuple[LaneBacklog, ...]) -> None:
+        async with self._writing:
+            if self.is_held:
+                await self._write(mover, lanes, self._used_percent)
+                self.is_held = False
 
     async def _is_free(self) -> bool:
         entry = await key_value.get_from_leader(self._requests, LANES_BUCKET.name, BACKLOG_KEY)
@@ -60,24 +77,29 @@ class MoverLease:
             self._revision = 0
             return True
         if entry.revision != self._revision:
-            self._revision, self._seen_at = entry.revision, _time()
+            self._revision, self._seen_at = entry.revision, lease_clock()
         self._requests.backlog_lanes.take(entry)
         record = _read(entry)
-        if record is None or not record.lanes or record.mover == self._steward:
+        if record is None or not record.lanes or record.mover in (NOBODY, self._steward):
             return True
-        return _time() - self._seen_at >= TAKEOVER_SECONDS
+        return lease_clock() - self._seen_at >= TAKEOVER_SECONDS
 
-    async def _write(self, lanes: tuple[LaneBacklog, ...], named: frozenset[tuple[str, str]]) -> bool:
-        value = encode(BacklogRecord(mover=self._steward, time=now(), lanes=lanes))
+    async def _write(self, mover: str, lanes: tuple[LaneBacklog, ...], used_percent: int) -> bool:
+        value = encode(BacklogRecord(mover=mover, time=now(), lanes=lanes, used_percent=used_percent))
         self.is_held = False  # Unless the broker says so.
         revision = await key_value.compare_and_put(
             self._requests, LANES_BUCKET.name, BACKLOG_KEY, value, self._revision
         )
         if revision is None:
             return False
-        self._revision, self._written_at, self._lanes, self.is_held = revision, _time(), named, True
+        self._revision, self._written_at, self.is_held = revision, lease_clock(), True
+        self._told, self._used_percent = lanes, used_percent
         self._requests.backlog_lanes.take(KeyValueEntry(value, revision))
         return True
+
+
+def _ordered(lanes: tuple[LaneBacklog, ...]) -> set[tuple[str, str]]:
+    return {(lane.pool, lane.priority) for lane in lanes if not lane.held}
 
 
 def _read(entry: KeyValueEntry) -> BacklogRecord | None:
@@ -85,7 +107,3 @@ def _read(entry: KeyValueEntry) -> BacklogRecord | None:
         return decode(entry.value, BacklogRecord) if entry.value else None
     except InvalidPayload:
         return None
-
-
-def _time() -> float:
-    return asyncio.get_running_loop().time()

@@ -210,9 +210,9 @@ class Client:
         raw = await self._send("PUT", f"/v1/valves/{kind}/{quote(name, safe='')}", body)
         return Answer(decode(raw, Valve), raw)
 
-    async def open_valve(self, kind: str, name: str) -> Answer[Valve]:
+    async def open_valve(self, kind: str, name: str, reason: str | None = None) -> Answer[Valve]:
         """`DELETE /v1/valves/{kind}/{name}`. Raises `ApiError`, `Unreachable`."""
-        raw = await self._call("DELETE", f"/v1/valves/{kind}/{quote(name, safe='')}")
+        raw = await self._call("DELETE", f"/v1/valves/{kind}/{quote(name, safe='')}{_why(reason)}")
         return Answer(decode(raw, Valve), raw)
 
     async def limit_tenant(self, tenant: str, body: Mapping[str, Any]) -> Answer[TenantLimits]:
@@ -220,9 +220,9 @@ class Client:
         raw = await self._send("PUT", f"/v1/valves/limits/{quote(tenant, safe='')}", body)
         return Answer(decode(raw, TenantLimits), raw)
 
-    async def end_limits(self, tenant: str) -> Answer[TenantLimits]:
+    async def end_limits(self, tenant: str, reason: str | None = None) -> Answer[TenantLimits]:
         """`DELETE /v1/valves/limits/{tenant}`. Raises `ApiError`, `Unreachable`."""
-        raw = await self._call("DELETE", f"/v1/valves/limits/{quote(tenant, safe='')}")
+        raw = await self._call("DELETE", f"/v1/valves/limits/{quote(tenant, safe='')}{_why(reason)}")
         return Answer(decode(raw, TenantLimits), raw)
 
     async def say(self, task: str, said: TaskInput, idempotency_key: str | None = None) -> Answer[TaskRecord]:
@@ -399,6 +399,10 @@ def _http(
         )
     except httpx.InvalidURL as error:
         raise Unreachable(f"{without_login(url)}: {error}") from None
+
+
+def _why(reason: str | None) -> str:
+    return f"?reason={quote(reason, safe='')}" if reason is not None else ""
 
 
 def _is_loopback(url: str) -> bool:

@@ -20,12 +20,12 @@ from inference_worker.speed_reports import SpeedReporter
 from inference_worker.turn.budgets import BudgetGate, TurnBudgets
 from inference_worker.turn.history import History
 from inference_worker.turn.offers import DeclaredTools
-from inference_worker.turn.spending import prices_in
 from inference_worker.turn.turns import TurnHandler
 from mesh.background import background
 from mesh.broker.lanes import ConsumerSpec
 from mesh.broker.shares import LANE_WEIGHTS, Share
 from mesh.budgets.accounts import Accounts
+from mesh.budgets.costs import prices_at
 from mesh.budgets.spending import BudgetSpending
 from mesh.configuration.settings import Settings
 from mesh.serving.heartbeats import PlacesTold, heartbeats
@@ -108,7 +108,7 @@ class Worker:
                     waiting_seconds=settings.waiting_seconds,
                     on_claimed=self.reporter.claimed,
                     on_finished=self.reporter.finished,
-                    prices=prices_in(settings.configuration),
+                    prices=partial(prices_at, settings.configuration),
                 )
                 for pool, candidates in providers.items()
             }

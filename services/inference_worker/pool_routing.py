@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.router import Room, Routed, Router, free
 from inference_worker.models.timed_source import TimedSource
 from inference_worker.speed_reports import SpeedReporter
-from inference_worker.turn.spending import prices_in
+from mesh.budgets.costs import prices_at
 from mesh.clock import lease_clock
 from mesh.configuration.mesh_toml import Configuration
 
@@ -49,7 +50,7 @@ class PoolRouting:
         router = Router(
             prefer=pool.prefer,
             speeds=self._speeds.speeds,
-            prices_of=prices_in(self._configuration),
+            prices_of=partial(prices_at, self._configuration),
             is_closed=self._is_closed,
             room=self._room,
             max_output_tokens=pool.max_output_tokens,

@@ -93,6 +93,14 @@ class Budgets:
             return None
         return is_blocked(await self._accounts.looked(tenant), self.tenant(tenant))
 
+    def known_blocked(self, tenant: str) -> Blocked | None:
+        """The same for a task that was accepted a moment ago, by the account as it was read for that."""
+        limited = self.tenant(tenant)
+        if limited.on_exhausted == "refuse" or not limits_of(limited):
+            return None
+        self._accounts.look(tenant)
+        return is_blocked(self._accounts.known(tenant), limited)
+
     def check_priced(self, request: TaskRequest) -> None:
         """Raise `InvalidPayload` for a task that may cost so much, if one of its models has no price.
 

@@ -84,7 +84,8 @@ class FleetWatch:
         return [
             *marked,
             *(check for name, check in dead.items() if name not in names),
-            *(HealthCheck(name=each.check, ok=True, detail=each.detail) for each in self._findings()),
+            # Whoever reaches the port reads it.
+            *(HealthCheck(name=each.check, ok=True, detail=each.for_all or each.detail) for each in self._findings()),
         ]
 
     def dead(self) -> list[HealthCheck]:

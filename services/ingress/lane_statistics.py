@@ -19,7 +19,7 @@ from mesh.broker import key_value
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantOf, TenantsConfiguration
-from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of, without_eta
+from mesh.fleet.eta import InTurns, PoolView, pool_view, queue_state, speed_of, without_eta
 from mesh.fleet.pool_states import standing
 from mesh.fleet.statistics import look_seconds, old_after_seconds
 from mesh.loop_health import LoopHealth
@@ -86,6 +86,8 @@ class Lanes:
         """By lane, and by lane and tenant."""
         self._tenant_of: TenantOf = TenantsConfiguration().of
         self._pools: dict[str, _Known] = {}
+        self._turns: dict[str, tuple[LaneBacklog, InTurns]] = {}
+        """By lane, of the record that was read last: it is written again each second."""
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -150,6 +152,8 @@ class Lanes:
         if before is None and tenant is not None:
             before = self._before_of_tenant(known.view, pool, priority, tenant)
         state = queue_state(known.view, priority, more=self._since(known.view, pool, priority), before=before)
+        if tenant is not None:
+            state = self._within_bound(state, known.view, pool, priority, tenant)
         stands = known.stands.get(priority)
         return state if stands is None or state.depth is None else without_eta(state, stands)
 
@@ -159,30 +163,47 @@ class Lanes:
         backlog = self._backlog(pool, priority)
         if lane is None or backlog is None:
             return None
-        ready = max(0, (lane.depth if lane.waiting_tasks is None else lane.waiting_tasks) - lane.backlog)
         # What is held lets others pass.
-        return ready + (own if backlog.held else before_in_backlog(own, tenant, backlog, self._weight))
+        return _ready(lane) + (own if backlog.held else self._in_turns(backlog).before(own, tenant))
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
-        """What waits of a lane that the stewards order; None of any other lane."""
-        record = self._requests.backlog_lanes.record if self._requests.backlog_lanes.has(pool, priority) else None
+        """What waits of a lane in BACKLOG; None of a lane of which nothing does."""
+        # Also of one that lets new tasks pass, since all that waits there is held.
+        record = self._requests.backlog_lanes.record
         lanes = record.lanes if record is not None else ()
         return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
 
+    def _in_turns(self, backlog: LaneBacklog) -> InTurns:
+        key = lane_key(backlog.pool, backlog.priority)
+        known = self._turns.get(key)
+        if known is None or known[0] is not backlog:
+            known = self._turns[key] = (backlog, InTurns(backlog, self._weight))
+        return known[1]
+
     def _before_of_tenant(self, view: PoolView, pool: str, priority: str, tenant: str) -> float | None:
         """How many go before a tenant's next task of a lane that the stewards order; None of any other lane."""
-        backlog = self._backlog(pool, priority)
-        if backlog is None:
+        backlog, lane = self._backlog(pool, priority), view.lanes.get(priority)
+        if backlog is None or lane is None:
             return None
         record = self._requests.backlog_lanes.record
         accepted = self._accepted.get(f"{lane_key(pool, priority)}.{tenant}")
         at = now().timestamp()
         since = max(record.time.timestamp() if record is not None else 0.0, at - self._behind_seconds)
         own = backlog.tenants.get(tenant, 0) + (accepted.since(since) if accepted is not None else 0)
-        before = self.before_in_backlog(pool, priority, tenant, own)
-        lane = view.lanes.get(priority)
-        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if lane is not None and view.places != 0 else 0.0
-        return None if before is None else max(0.0, before - begun)
+        begun = (lane.tasks_per_second or 0.0) * max(0.0, at - since) if view.places != 0 else 0.0
+        return _ready(lane) + (own if backlog.held else self._in_turns(backlog).behind_all(own, tenant, begun))
+
+    def _within_bound(self, state: QueueState, view: PoolView, pool: str, priority: str, tenant: str) -> QueueState:
+        """A place of a tenant of whose tasks only so many may run: they wait for one another."""
+        running, lane = self._tenant_of(tenant).running, view.lanes.get(priority)
+        backlog = self._backlog(pool, priority) if running is not None else None
+        if running is None or backlog is None or lane is None or not lane.task_seconds or state.position is None:
+            return state
+        own = min(state.position, backlog.tenants.get(tenant, 0))
+        eta_seconds = round(own * lane.task_seconds / running, 3)
+        if eta_seconds <= (state.eta_seconds or 0.0):
+            return state
+        return QueueState(depth=state.depth, position=state.position, eta_seconds=eta_seconds, basis="places")
 
     def _known(self, pool: str) -> _Known:
         """What is known of a pool, put together anew when it may have changed."""
@@ -215,9 +236,9 @@ class Lanes:
         return accepted.since(since) - per_second * max(0.0, at - since)
 
     def is_idle(self, pool: str) -> bool:
-        """Whether nothing of a pool waits for a worker, as far as is known."""
+        """Whether nothing of a pool waits for a worker, and nothing else, as far as is known."""
         known = (self.lane(pool, priority) for priority in PRIORITIES)
-        return all(lane is None or lane.depth == 0 for lane in known)
+        return all(lane is None or lane.depth <= lane.held for lane in known)
 
     def depth(self, pool: str, priority: str) -> int | None:
         """Turns that wait in a lane; None while nobody has counted."""
@@ -232,8 +253,12 @@ class Lanes:
         if tenant is None or not speed or backlog is None or backlog.held:
             return speed
         # Those who wait share the lane by weight. Who has little leaves the rest to others, as what was measured shows.
-        waiting = {tenant, *backlog.tenants}
-        unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
-        weights = sum(map(self._weight, waiting)) + unnamed
+        part = self._in_turns(backlog).part(tenant)
         measured = [each.tasks_per_second for each in view.lanes[priority].tenants if each.tenant == tenant]
-        return min(speed, max(speed * self._weight(tenant) / weights, *measured, 0.0))
+        return min(speed, max(speed * part, *measured, 0.0))
+
+
+def _ready(lane: LaneStatistics) -> int:
+    """How many tasks of a lane that the stewards order lie in TASKS: these go before all that waits in BACKLOG."""
+    waiting = lane.depth - lane.held if lane.waiting_tasks is None else lane.waiting_tasks
+    return max(0, waiting - (lane.backlog - lane.held))

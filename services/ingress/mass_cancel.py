@@ -50,6 +50,7 @@ PER_SECOND_MAX: Final = 250
 COMMANDS_WAITING_MAX: Final = 500
 """Commands that may wait for a steward when more are sent: who cancels one task, or approves a call, waits for them."""
 WAITING_SECONDS_MAX: Final = 10.0
+"""How long one request may wait for that: whoever asks waits for its answer."""
 WAITING_LOOK_SECONDS: Final = 0.2
 RETRY_SECONDS: Final = 2.0
 COUNTED_MAX: Final = 20_000
@@ -101,25 +102,26 @@ class MassCancel:
             cursor = behind
             if counts.total() >= COUNTED_MAX:
                 break
-        return _answer(counts, 0, 0, sample, cursor)
+        return _answer(place, counts, 0, 0, sample, cursor)
 
     async def _cancel(self, request: AnyRequest, caller: Caller, wanted: CancelRequest, place: _Place) -> CancelAnswer:
         loop = asyncio.get_running_loop()
         counts: Counter[Status] = Counter()
         asked = already = 0
         cursor: _Place | None = place
+        give_up_at = loop.time() + WAITING_SECONDS_MAX
         async for tasks, behind in self._pages(caller.tenant, wanted, place):
             for start in range(0, len(tasks), SENT_AT_ONCE):
                 some = tasks[start : start + SENT_AT_ONCE]
                 began_at = loop.time()
                 try:
-                    await self._until_few_wait()
+                    await self._until_few_wait(give_up_at)
                     acks = await asyncio.gather(*(self._send(request, caller, wanted, task) for task in some))
                 except RequestRefused:
                     if not counts:
                         raise
                     # What was done is told, and the page is met again: those of it that were asked know it.
-                    return _answer(counts, asked, already, [], cursor)
+                    return _answer(place, counts, asked, already, [], cursor)
                 counts.update(task.status for task in some)
                 already += sum(acks)
                 asked += len(some) - sum(acks)
@@ -127,7 +129,7 @@ class MassCancel:
             cursor = behind
             if asked + already >= CANCELLED_AT_ONCE_MAX:
                 break
-        return _answer(counts, asked, already, [], cursor)
+        return _answer(place, counts, asked, already, [], cursor)
 
     async def _pages(
         self, tenant: str, wanted: CancelRequest, place: _Place
@@ -156,10 +158,9 @@ class MassCancel:
             if found is not None:
                 yield found.tasks, current
 
-    async def _until_few_wait(self) -> None:
+    async def _until_few_wait(self, give_up_at: float) -> None:
         """Wait while too many commands wait already. Raises `RequestRefused`, `BrokerUnavailable`, `BrokerError`."""
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + WAITING_SECONDS_MAX
         while True:
             info = await self._requests.api(f"STREAM.INFO.{CONTROL.name}")
             waiting = int(info["state"]["messages"])
@@ -189,7 +190,8 @@ def _within_rights(wanted: CancelRequest, caller: Caller) -> CancelRequest:
 
 def _first_bound(wanted: CancelRequest) -> datetime:
     try:
-        return now() - timedelta(seconds=wanted.older_than_seconds)
+        bound = now() - timedelta(seconds=wanted.older_than_seconds)
+        return bound if wanted.created_before is None else min(bound, wanted.created_before)
     except OverflowError:
         raise InvalidPayload("older_than_seconds: that is longer ago than time goes") from None
 
@@ -201,13 +203,14 @@ def _told(wanted: CancelRequest) -> str:
         "pool": wanted.pool,
         "priority": wanted.priority,
         "older_than_seconds": wanted.older_than_seconds or None,
+        "created_before": wanted.created_before.isoformat() if wanted.created_before is not None else None,
         **{f"metadata.{key}": value for key, value in wanted.metadata.items()},
     }
     return ", ".join(f"{key}={value}" for key, value in named.items() if value is not None) or "all"
 
 
 def _answer(
-    counts: Counter[Status], asked: int, already: int, sample: list[TaskRecord], place: _Place | None
+    begin: _Place, counts: Counter[Status], asked: int, already: int, sample: list[TaskRecord], place: _Place | None
 ) -> CancelAnswer:
     return CancelAnswer(
         matched=counts.total(),
@@ -216,6 +219,7 @@ def _answer(
         by_status=dict(counts),
         sample=sample,
         cursor=None if place is None else base64.urlsafe_b64encode(encode(place)).decode().rstrip("="),
+        created_before=begin.before,
     )
 
 

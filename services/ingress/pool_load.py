@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from contracts.api.pools import LaneLoad, PoolLoad
 from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET, lane_consumer
-from contracts.subjects import PRIORITIES
+from contracts.subjects import PRIORITIES, LaneSubject
 from mesh.admission.backlog import waiting_by_lane
 from mesh.broker.direct_get import subjects_of
 from mesh.broker.requests import Requests
@@ -30,13 +30,28 @@ _CONSUMER_NOT_FOUND: Final = 10014
 _STREAMS: Final = (("TASKS", "tasks"), ("TURNS", "turns"))
 
 
+IsPaused = Callable[[str, str, str | None], bool]
+
+
+class _Counts(NamedTuple):
+    """What a consumer has not delivered yet, and what it has; and whether somebody has paused it."""
+
+    waiting: int
+    running: int
+    is_paused: bool = False
+
+
 class PoolLoads:
     """The load of each pool, no older than a second."""
 
-    def __init__(self, requests: Requests, concurrency: int) -> None:
-        """`concurrency`: how many places a worker is taken to have while none lives that says so."""
+    def __init__(self, requests: Requests, concurrency: int, is_paused: IsPaused) -> None:
+        """`concurrency`: how many places a worker is taken to have while none lives that says so.
+
+        `is_paused`: whether people have paused what a turn of a pool, priority and tenant (None: of any) needs.
+        """
         self._requests = requests
         self._concurrency = concurrency
+        self._is_paused = is_paused
         self._locks: dict[str, asyncio.Lock] = {}
         self._loads: dict[str, tuple[float, PoolLoad]] = {}
         self._workers: tuple[float, list[WorkerRecord]] = (float("-inf"), [])
@@ -60,13 +75,27 @@ class PoolLoads:
     async def _lane(self, pool: str, priority: str) -> LaneLoad:
         counts = await asyncio.gather(*(self._counts(stream, root, pool, priority) for stream, root in _STREAMS))
         behind = await waiting_by_lane(self._requests, f"backlog.{pool}.{priority}.*")
+        waiting = sum(each.waiting for each in counts) + sum(behind.values())
+        held = sum(each.waiting for each in counts if each.is_paused)
+        held += sum(count for lane, count in behind.items() if self._is_held(lane))
         return LaneLoad(
             priority=priority,  # type: ignore[arg-type]  # one of PRIORITIES
-            waiting=sum(waiting for waiting, _ in counts) + sum(behind.values()),
-            running=sum(running for _, running in counts),
+            waiting=waiting,
+            running=sum(each.running for each in counts),
+            held=waiting if self._is_paused(pool, priority, None) else held,
         )
 
-    async def _counts(self, stream: str, root: str, pool: str, priority: str) -> tuple[int, int]:
+    def _is_held(self, lane: LaneSubject) -> bool:
+        """Whether a tenant's messages in BACKLOG get no place: by the valves, and by what the steward says."""
+        record = self._requests.backlog_lanes.record
+        told = record.lanes if record is not None else ()
+        return self._is_paused(*lane) or any(
+            lane.tenant in each.held_tenants
+            for each in told
+            if (each.pool, each.priority) == (lane.pool, lane.priority)
+        )
+
+    async def _counts(self, stream: str, root: str, pool: str, priority: str) -> _Counts:
         # Of a consumer its leader answers: the counts of another replica, and those of the stream's own followers, are
         # behind, or for ever 0.
         try:
@@ -76,8 +105,8 @@ class PoolLoads:
                 raise
             # Nobody has created it, or somebody has deleted it: all that is stored waits.
             stored = await subjects_of(self._requests, stream, f"{root}.{pool}.{priority}.*")
-            return sum(stored.values()), 0
-        return int(info["num_pending"]), int(info["num_ack_pending"])
+            return _Counts(sum(stored.values()), 0)
+        return _Counts(int(info["num_pending"]), int(info["num_ack_pending"]), bool(info.get("paused")))
 
     async def _living(self) -> list[WorkerRecord]:
         """Workers that have told of themselves lately."""
@@ -104,7 +133,7 @@ def judge(
     places = sum(record.concurrency or 0 for record in workers)
     bears = max((record.capacity[pool].of_all for record in workers if pool in record.capacity), default=None)
     waiting, running = sum(lane.waiting for lane in lanes), sum(lane.running for lane in lanes)
-    turns = waiting + running
+    turns = waiting + running - sum(lane.held for lane in lanes)
     at_once = turns if bears is None else min(turns, bears)
     # ⌈turns ÷ places of one worker⌉, where workers may have different numbers of places.
     wanted = -(-at_once * len(workers) // places) if places else -(-at_once // concurrency)

@@ -28,7 +28,7 @@ class Pools:
         self._lanes = lanes
         self._providers = providers
         self._waits = waits
-        self._loads = PoolLoads(requests, settings.worker_concurrency)
+        self._loads = PoolLoads(requests, settings.worker_concurrency, waits.is_paused)
 
     def take(self, settings: Settings) -> None:
         """Go by these settings from the next request on."""

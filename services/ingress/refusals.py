@@ -18,12 +18,15 @@ from typing import Final, NamedTuple
 from contracts.tasks import TaskRequest
 from ingress.lane_statistics import Lanes
 from ingress.pool_availability import Refusal
-from mesh.clock import lease_clock
+from ingress.waiting import PauseOf, paused_text
+from mesh.clock import lease_clock, now
 from mesh.errors import QueueFull
 from mesh.serving.http import RequestRefused
 
 UNKNOWN_SECONDS: Final = 5.0
 """When to come again while nothing was measured, and up to as long again."""
+PAUSED_SECONDS: Final = 60.0
+"""The same while people have paused what is full, and nobody knows for how long."""
 STORAGE_SECONDS: Final = 30.0
 """Room comes from retention, and from people: not at once."""
 SECONDS_MAX: Final = 600.0
@@ -102,8 +105,9 @@ class ComeBack:
 class Refusals:
     """Says no for the ingress: with a cause, a depth and a time."""
 
-    def __init__(self, lanes: Lanes, clock: Callable[[], float] = lease_clock) -> None:
+    def __init__(self, lanes: Lanes, pause_of: PauseOf, clock: Callable[[], float] = lease_clock) -> None:
         self._lanes = lanes
+        self._pause_of = pause_of
         self._clock = clock
         self._come_back = ComeBack()
         self._full_until: OrderedDict[str, float] = OrderedDict()
@@ -123,6 +127,8 @@ class Refusals:
         if error.cause != "lane":
             return self._no_room(error, request)
         line, per_second = _line_of(request, tenant), self._per_second(request, tenant)
+        if self._pause_of(request.pool, request.priority, tenant) is not None:
+            per_second = 0.0  # It may go on at any time: nobody was told one.
         self._full_until[line] = self._clock() + (FULL_SECONDS if per_second else FULL_SECONDS_UNKNOWN)
         self._full_until.move_to_end(line)
         if len(self._full_until) > LINES_MAX:
@@ -141,13 +147,8 @@ class Refusals:
         )
 
     def pool_unavailable(self, refusal: Refusal, request: TaskRequest) -> RequestRefused:
-        """While no provider of a pool can be called."""
-        told = self._come_back.take(
-            f"{request.pool}.{request.priority}",
-            self._clock(),
-            self._per_second(request),
-            after_seconds=refusal.retry_after_seconds,
-        )
+        """While no provider of a pool can be called. Room is there: how fast the lane goes, or went, says nothing."""
+        told = self._come_back.take("no-provider", self._clock(), None, after_seconds=refusal.retry_after_seconds)
         return RequestRefused(
             "pool-unavailable",
             refusal.reason,
@@ -158,10 +159,18 @@ class Refusals:
 
     def _full(self, request: TaskRequest, tenant: str) -> RequestRefused:
         line = _line_of(request, tenant)
-        told = self._come_back.take(line, self._clock(), self._per_second(request, tenant))
+        detail = f"lane {request.pool}.{request.priority} takes no more of tenant {tenant}"
+        pause = self._pause_of(request.pool, request.priority, tenant)
+        if pause is None:
+            told = self._come_back.take(line, self._clock(), self._per_second(request, tenant))
+        else:
+            # Nothing drains until then, whatever was measured.
+            detail += f", and {paused_text(pause)}"
+            seconds = (pause.until - now()).total_seconds() if pause.until is not None else PAUSED_SECONDS
+            told = self._come_back.take(line, self._clock(), None, after_seconds=min(seconds, SECONDS_MAX / 2))
         return RequestRefused(
             "queue-full",
-            f"lane {request.pool}.{request.priority} takes no more of tenant {tenant}",
+            detail,
             retry_after_seconds=told.seconds,
             cause="lane",
             depth=self._lanes.depth(request.pool, request.priority),

@@ -78,7 +78,7 @@ class Submissions:
         self._requests = requests
         self._tools = tools
         self._parts = parts
-        self._refusals = Refusals(parts.lanes)
+        self._refusals = Refusals(parts.lanes, parts.pause_of)
 
     def take(self, settings: Settings, tools: KnownTools) -> None:
         """Go by these settings from the next request on."""

@@ -12,7 +12,7 @@ from contracts.api.valves import LimitsRequest, PauseRequest, ValveList
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
 from contracts.records.status import Pause
-from contracts.records.valves import TenantLimits, Valve
+from contracts.records.valves import WHY_CHARACTERS_MAX, TenantLimits, Valve
 from contracts.tasks import BODY_BYTES_MAX
 from contracts.valve_keys import LIMITS, ValveKind, check_valve_kind, check_valve_name, limits_key, valve_key
 from mesh.access.audit import acted
@@ -82,7 +82,7 @@ class ValveRoutes:
         caller = _operator_of(request)
         checked = check_valve_kind(kind)
         key = valve_key(checked, name)
-        acted(request, caller, "resume", target=f"{checked} {name}")
+        acted(request, caller, "resume", target=f"{checked} {name}", reason=_reason_of(request))
         stored = await changes.open_again(self._requests, key, Valve)
         await self._valves.refresh()
         log.warning("valve.resume_asked", kind=kind, name=name, by=caller.name)
@@ -114,7 +114,7 @@ class ValveRoutes:
         """`DELETE /v1/valves/limits/{tenant}`"""
         caller = _operator_of(request)
         key = limits_key(tenant)
-        acted(request, caller, "end-limits", target=f"tenant {tenant}")
+        acted(request, caller, "end-limits", target=f"tenant {tenant}", reason=_reason_of(request))
         stored = await changes.open_again(self._requests, key, TenantLimits)
         await self._valves.refresh()
         log.warning("tenant.limited_no_more", tenant=tenant, by=caller.name)
@@ -147,6 +147,14 @@ def _operator_of(request: AnyRequest) -> Caller:
             "forbidden", "what is paused is everybody's: this takes credentials for any tenant, and any pool"
         )
     return caller
+
+
+def _reason_of(request: AnyRequest) -> str | None:
+    """Why something goes on: a DELETE has no body. Raises `InvalidPayload`."""
+    reason = request.query_params.get("reason")
+    if reason is not None and not 1 <= len(reason) <= WHY_CHARACTERS_MAX:
+        raise InvalidPayload(f"reason: must have 1 to {WHY_CHARACTERS_MAX} characters")
+    return reason
 
 
 def _end_of(wanted: PauseRequest | LimitsRequest, at: datetime) -> datetime | None:

@@ -83,8 +83,10 @@ class Waits:
 
     def place(self, pool: str, priority: str, before: float | None = None, *, tenant: str | None = None) -> QueueState:
         """Where a task that comes now stands, or one before which so many others stand. Costs no request."""
-        state = self._lanes.queue(pool, priority, before, tenant=tenant)
-        return self.held_up(pool, priority, tenant, state)
+        state = self.held_up(pool, priority, tenant, self._lanes.queue(pool, priority, before, tenant=tenant))
+        if tenant is not None and state.eta_seconds is not None and self._budgets.known_blocked(tenant) is not None:
+            return without_eta(state, "paused")
+        return state
 
     def held_up(self, pool: str, priority: str, tenant: str | None, state: QueueState) -> QueueState:
         """A place, as it is while people have paused what a task of this tenant needs, or no provider is called."""
@@ -94,12 +96,18 @@ class Waits:
             return without_eta(state, "paused")
         return state if self._providers.down(pool) is None else without_eta(state, "no-provider")
 
+    def is_paused(self, pool: str, priority: str, tenant: str | None) -> bool:
+        """Whether people have paused what a task of this tenant needs, or of any tenant."""
+        return self._pause_of(pool, priority, tenant) is not None
+
     def place_of(self, state: TaskState, waiting: Waiting) -> QueueState:
         """Where a task stands that has not begun, and waits for this."""
         _, priority = _queue_of(waiting, state)
         if waiting.on in ("worker", "no-worker", "pause", "provider"):
-            place = self._lanes.queue(state.pool, priority, waiting.ahead)
+            place = self._lanes.queue(state.pool, priority, waiting.ahead, tenant=state.tenant)
             place = self.held_up(state.pool, priority, state.tenant, place)
+            if waiting.on == "pause" and place.eta_seconds is not None:
+                place = without_eta(place, "paused")  # By its tenant's budget.
             return place if waiting.ahead is not None else msgspec.structs.replace(place, position=None)
         # Somebody has it already, or a timer brings it.
         return begun(self._lanes.depth(state.pool, priority))
@@ -195,12 +203,16 @@ def _with_worker(waiting: Waiting, state: TaskState, fleet: Fleet) -> Waiting:
     return _instead(waiting, on, f"who does not answer, and nobody else does who serves {queue.label}.")
 
 
-def _paused(waiting: Waiting, pause: Pause) -> Waiting:
+def paused_text(pause: Pause) -> str:
+    """What is paused, since and until when, and why, in a few words for people."""
     until = f" until {clock(pause.until)}" if pause.until is not None else ""
     why = f" ({pause.reason.rstrip('.')})" if pause.reason is not None else ""
     name = pause.name.replace(".", ", ") if pause.kind == "lane" else pause.name
-    more = f"and {pause.kind} {name} is paused since {clock(pause.since)}{until}{why}."
-    return _instead(waiting, "pause", more, until=pause.until)
+    return f"{pause.kind} {name} is paused since {clock(pause.since)}{until}{why}"
+
+
+def _paused(waiting: Waiting, pause: Pause) -> Waiting:
+    return _instead(waiting, "pause", f"and {paused_text(pause)}.", until=pause.until)
 
 
 def _instead(waiting: Waiting, on: str, more: str, **fields: object) -> Waiting:

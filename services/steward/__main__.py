@@ -41,7 +41,13 @@ async def main(service: Service) -> None:
     mover.add_condition(budgets.may_go_on)
     mover.add_condition(lambda tenant, _pool, _priority: not valves.is_paused(tenant=tenant))
     valves.on_changed(mover.wake)
-    lanes = LaneKeeper(service.connection, settings.pools, mover.crowd)
+
+    def is_paused(pool: str, priority: str) -> bool:
+        configured = service.settings.configuration
+        providers = configured.providers_of(pool) if pool in configured.pools else ()
+        return valves.holding(pool, priority, None, providers) is not None
+
+    lanes = LaneKeeper(service.connection, settings.pools, mover.crowd, is_paused)
     control = ControlLoop(service.connection, settings, service.worker)
     timers = ControlLoop(service.connection, settings, service.worker, "TIMERS")
     retention = Retention(service.requests, settings, service.worker)

@@ -25,7 +25,7 @@ from contracts.messages.control import (
 )
 from contracts.records.tools import ASK_USER, SPAWN_TASK
 from mesh.journal.journal import Build
-from mesh.task.budget import accounts, lost_calls
+from mesh.task.budget import accounts_cut_short
 from mesh.task.endings import ended_by_deadline
 from mesh.task.outbox import OutboxMessage, messages_of_replayed, messages_refused, messages_to_go_on
 from mesh.task.replays import edits_error
@@ -97,8 +97,7 @@ def _cancel(state: TaskState, command: CancelCommand) -> Outcome:
             output=state.output_so_far,
             by=command.by,
             reason=command.reason,
-            **accounts(state),
-            lost=lost_calls(state),
+            **accounts_cut_short(state),
         ),
     )
 

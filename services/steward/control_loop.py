@@ -26,7 +26,7 @@ from contracts.messages.control import (
 )
 from contracts.streams import TIMERS
 from mesh.access.approvals import FOUR_EYES, Approvals
-from mesh.admission import backlog
+from mesh.admission.withdrawing import Withdrawals
 from mesh.broker.answers import NOT_VISIBLE_YET, Ack, Answer, Nak, Term
 from mesh.broker.connection import Connection
 from mesh.broker.consumption import Consumption
@@ -62,6 +62,7 @@ class ControlLoop:
         self._worker = worker
         self._deliveries_max = settings.max_deliver
         self._journals = WarmJournals(connection.requests)
+        self._withdrawals = Withdrawals(connection.requests)
         self._accounts = Accounts(connection.requests)
         self.take(settings)
         self._consumption = Consumption.of_one(connection, settings, stream, "steward", self._handle, AT_ONCE_MAX)
@@ -110,7 +111,7 @@ class ControlLoop:
             return
         try:
             lane = subjects.LaneSubject(queued.pool, queued.priority, state.tenant)
-            await backlog.withdraw(self._requests, lane, state.task, queued.accepted_at)
+            await self._withdrawals.withdraw(lane, state.task, queued.accepted_at)
         except TaskmeshError as error:
             log.info("backlog.not_withdrawn", error=str(error))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
+from collections.abc import Mapping
 from datetime import datetime
 
 from contracts.records.status import TENANTS_TOLD_MAX, LaneSample, LaneStatistics, TenantRate
@@ -27,7 +29,11 @@ FORGOTTEN_SECONDS = 300.0
 TENANT_SECONDS = 60.0
 """What a tenant began so long ago counts a third of what it begins now."""
 TENANTS_MAX = 1_024
-"""Tenants that are counted in a lane at once. Those with the least go."""
+"""Tenants that are counted in a lane, and twice as many for a while. Those with the least go."""
+WORTH_SECONDS = 300.0
+"""So often what is old is counted anew, and what has come to nothing forgotten."""
+NOTHING = 0.001
+"""A task, or a token, that counts no more than this is no longer there."""
 
 
 class Drain:
@@ -98,39 +104,60 @@ class TaskSeconds:
 
 
 class TenantRates:
-    """How many tasks of each tenant begin a second, of late."""
+    """How many tasks of each tenant begin a second, and how many tokens its turns use, of late."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, float] = {}
-        self._at = 0.0
+        # What is old counts less. Instead of taking from all that is there, what comes is given more.
+        self._begun: dict[str, float] = {}
+        self._tokens: dict[str, float] = {}
+        self._all_tokens = 0.0
         self._since: float | None = None
+        self._at = 0.0
 
-    def add(self, at: float, counts: dict[str, int]) -> None:
-        """Count tasks that have begun, by tenant."""
-        self._age(at)
-        for tenant, count in counts.items():
-            self._counts[tenant] = self._counts.get(tenant, 0.0) + count
-        if len(self._counts) > TENANTS_MAX:
-            self._counts = dict(self._most(TENANTS_MAX))
+    def add(self, at: float, begun: Mapping[str, int], tokens: Mapping[str, int]) -> None:
+        """Count tasks that have begun, and tokens that turns have used, by tenant."""
+        worth = self._worth(at)
+        for counts, more in ((self._begun, begun), (self._tokens, tokens)):
+            for tenant, count in more.items():
+                counts[tenant] = counts.get(tenant, 0.0) + count * worth
+        self._all_tokens += sum(tokens.values()) * worth
+        if max(len(self._begun), len(self._tokens)) > 2 * TENANTS_MAX:
+            kept = self._most(TENANTS_MAX)
+            self._begun = {tenant: self._begun[tenant] for tenant in kept if tenant in self._begun}
+            self._tokens = {tenant: self._tokens[tenant] for tenant in kept if tenant in self._tokens}
 
-    def told(self, at: float) -> list[TenantRate]:
-        """Those with the most, the most first."""
+    def told(self, at: float) -> tuple[list[TenantRate], float | None]:
+        """Those with the most tokens, the most first; and the tokens of all tenants. None while nothing was seen."""
         if self._since is None:
-            return []
-        self._age(at)
-        seconds = TENANT_SECONDS * (1 - math.exp(-max(1.0, at - self._since) / TENANT_SECONDS))
-        rates = [(tenant, round(count / seconds, 4)) for tenant, count in self._most(TENANTS_TOLD_MAX)]
-        return [TenantRate(tenant=tenant, tasks_per_second=rate) for tenant, rate in rates if rate]
+            return [], None
+        seconds = TENANT_SECONDS * (1 - math.exp(-max(1.0, at - self._since) / TENANT_SECONDS)) * self._worth(at)
+        rates = [
+            TenantRate(
+                tenant=tenant,
+                tasks_per_second=round(self._begun.get(tenant, 0.0) / seconds, 4),
+                tokens_per_second=round(self._tokens.get(tenant, 0.0) / seconds, 4),
+            )
+            for tenant in self._most(TENANTS_TOLD_MAX)
+        ]
+        of_all = round(self._all_tokens / seconds, 4)
+        return [each for each in rates if each.tasks_per_second or each.tokens_per_second], of_all
 
-    def _age(self, at: float) -> None:
+    def _worth(self, at: float) -> float:
+        """What one that comes now counts, beside those that are there."""
         if self._since is None:
             self._since = self._at = at
-        kept = math.exp(-max(0.0, at - self._at) / TENANT_SECONDS)
-        self._counts = {tenant: count * kept for tenant, count in self._counts.items()}
-        self._at = at
+        if at - self._at > WORTH_SECONDS:
+            kept = math.exp(-(at - self._at) / TENANT_SECONDS)
+            self._begun = {tenant: count * kept for tenant, count in self._begun.items() if count * kept > NOTHING}
+            self._tokens = {tenant: count * kept for tenant, count in self._tokens.items() if count * kept > NOTHING}
+            self._all_tokens, self._at = self._all_tokens * kept, at
+        return math.exp(max(0.0, at - self._at) / TENANT_SECONDS)
 
-    def _most(self, count: int) -> list[tuple[str, float]]:
-        return sorted(self._counts.items(), key=lambda each: (-each[1], each[0]))[:count]
+    def _most(self, count: int) -> list[str]:
+        def order(tenant: str) -> tuple[float, float, str]:
+            return (-self._tokens.get(tenant, 0.0), -self._begun.get(tenant, 0.0), tenant)
+
+        return heapq.nsmallest(count, {*self._begun, *self._tokens}, key=order)
 
 
 OUTPUTS_MAX = 1024
@@ -156,14 +183,26 @@ class LaneWindow:
         self._waits.extend((at, wait) for wait in sample.wait_seconds)
         self._drain.add(sum(sample.begun.values()))
         self._task_seconds.add(sample)
-        self._tenants.add(at, sample.begun)
+        self._tenants.add(at, sample.begun, sample.tokens)
         self._outputs.extend(sample.output_tokens)
 
     def statistics(
-        self, at: float, time: datetime, depth: int, running: int, backlog: int = 0, *, waiting_tasks: int = 0
+        self,
+        at: float,
+        time: datetime,
+        depth: int,
+        running: int,
+        backlog: int = 0,
+        *,
+        waiting_tasks: int = 0,
+        held: int = 0,
+        stands: bool = False,
     ) -> LaneStatistics:
-        """The lane as it stands. `waiting_tasks`, of `depth`, are to begin a task."""
-        self._drain.look(at, waits=waiting_tasks > 0)
+        """The lane as it is. `waiting_tasks`, of `depth`, are to begin a task; `held`, of `backlog`, get no place.
+
+        `stands`: it is paused, so that what goes on says nothing of how fast it goes.
+        """
+        self._drain.look(at, waits=waiting_tasks > 0 and not stands)
         for samples in (self._finished, self._waits):
             while samples and samples[0][0] < at - WINDOW_SECONDS:
                 samples.popleft()
@@ -172,6 +211,7 @@ class LaneWindow:
         seconds = max(1.0, at - self._finished[0][0]) if self._finished else WINDOW_SECONDS
         waits = sorted(wait for _, wait in self._waits)
         outputs = sorted(self._outputs)
+        tenants, tokens_per_second = self._tenants.told(at)
         return LaneStatistics(
             pool=self.pool,
             priority=self.priority,
@@ -185,8 +225,10 @@ class LaneWindow:
             wait_seconds_p50=_percentile(waits, 0.50),
             wait_seconds_p95=_percentile(waits, 0.95),
             wait_seconds_p99=_percentile(waits, 0.99),
-            tenants=self._tenants.told(at),
+            tenants=tenants,
+            tokens_per_second=tokens_per_second,
             backlog=backlog,
+            held=held,
             output_tokens_p50=outputs[(len(outputs) - 1) // 2] if outputs else None,
         )
 

@@ -7,11 +7,10 @@ from typing import Final
 
 import structlog
 
-from contracts.codec import decode
 from contracts.errors import TaskmeshError
-from contracts.records.valves import TenantLimits, Valve
+from contracts.records.valves import decode_valve
 from contracts.streams import VALVES_BUCKET
-from contracts.valve_keys import LIMITS, VALVES_PREFIX, parse_valve_key
+from contracts.valve_keys import VALVES_PREFIX
 from mesh.background import repeatedly
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import Scan
@@ -53,8 +52,7 @@ def _holds_after(key: str, payload: bytes, at: datetime) -> bool:
     if not payload:
         return False
     try:
-        kind, _ = parse_valve_key(key)
-        record = decode(payload, TenantLimits) if kind == LIMITS else decode(payload, Valve)
+        record = decode_valve(key, payload)
     except TaskmeshError:
         return True
     return record.until is None or record.until > at

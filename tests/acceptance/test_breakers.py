@@ -190,7 +190,7 @@ async def test_tasks_that_would_wait_too_long_are_refused_until_a_probe_gets_thr
 
             await until(lambda: answered(503))
             refusal = answers[-1]
-            assert refusal.json()["code"] == "pool-unavailable"
+            assert (refusal.json()["code"], refusal.json()["cause"]) == ("pool-unavailable", "no-provider")
             assert refusal.headers["content-type"] == "application/problem+json"
             assert int(refusal.headers["retry-after"]) >= 1
             again = await client.post(f"{mesh.ingress_url}/v1/tasks", json=body, headers=key)

@@ -351,3 +351,25 @@ async def test_keys_rotate_under_load_and_so_do_those_of_an_issuer(stage: Stage)
         f"{stage.urls['keys', 'ingress']}/v1/tasks", headers={"Authorization": f"Bearer {old.key}"}
     )
     assert gone.status_code == 401
+
+
+async def test_pools_name_no_tenant_but_the_callers_own_to_who_is_of_one(stage: Stage) -> None:
+    await stage.mesh.start("steward")  # Who keeps the figures.
+    [pools] = [each for each in OPERATIONS if each.name == "listPools"]
+    [submit] = [each for each in OPERATIONS if each.name == "submitTask"]
+    for tenant in (OWN, FOREIGN):
+        await stage.ask("open", submit, None, tenant)
+
+    async def named(caller: Caller) -> set[str]:
+        answer = await stage.ask("keys", pools, caller.token, None)
+        assert answer.status_code == 200, answer.text
+        return {tenant["tenant"] for pool in answer.json()["pools"] for tenant in pool["tenants"]}
+
+    callers = {caller.name: caller for caller in stage.callers["keys"]}
+
+    async def both_are_counted() -> bool:
+        return await named(callers["an operator's"]) >= {OWN, FOREIGN}
+
+    await until(both_are_counted)
+    for name, sees in (("a key to all", OWN), ("a key to read", OWN), ("a key of others", FOREIGN)):
+        assert await named(callers[name]) == {sees}, name

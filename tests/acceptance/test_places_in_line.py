@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -182,6 +183,29 @@ async def test_top_is_live_on_a_terminal_and_one_frame_elsewhere(bench: Bench) -
     ):
         assert text in terminal.output, terminal.output
     assert "\x1b" not in terminal.output
+
+
+async def test_top_is_laid_out_anew_at_once_when_its_terminal_changes(bench: Bench) -> None:
+    # Nobody waits for the next look.
+    command = [*MESHCTL, "top", "--interval", "3600"]
+    terminal = Terminal(command, environment_of(bench.mesh) | {"NO_COLOR": "1"}, ROOT, size=(180, 50))
+
+    home, heads = "\x1b[H", " running, "
+
+    def is_narrow_at_last(text: str) -> bool:
+        if "steward-" in text and not resized:
+            resized.append(text.count(heads))
+            terminal.resize(70, 20)
+        return bool(resized) and text.count(heads) > resized[0]
+
+    resized: list[int] = []
+    assert await terminal.run(is_narrow_at_last) == 130, terminal.output
+    frames = [frame for frame in terminal.output.split(home) if heads in frame]
+    texts = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", frame) for frame in (frames[0], frames[-1])]
+    wide, narrow = [max(len(line.strip("\r")) for line in text.split("\n")) for text in texts]
+    assert (70 < wide <= 180, narrow <= 70) == (True, True), (wide, narrow)
+    assert "\x1b[?1049l" in terminal.output, "it leaves its screen"
+    assert re.search(r"\x1b\[[0-9;]*3[0-9]", terminal.output) is None, "nobody wants colours"
 
 
 async def test_why_says_place_time_and_share(bench: Bench) -> None:

@@ -35,7 +35,7 @@ MOVES = Scenario(
     variables={"MESH_CONFIG": str(Path(__file__).with_suffix(".toml"))},
     # The tasks, and a child, which may go straight into its lane; the parent's second turn; its call.
     stored={"BACKLOG": (4, 5), "TASKS": (5, 5), "TURNS": (1, 1), "TOOLS": (1, 1)},
-    modules={"steward": "tests.chaos.steward"},
+    modules={"steward": "tests.chaos.moving_steward"},
     beside=("steward",),
     chosen=_is_chosen,
     meshes=2,

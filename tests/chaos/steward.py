@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.steward`: the steward, with short leases, small packs, and sweeps that come soon."""
+"""`python -m tests.chaos.steward`: the steward, with short leases of walks, small packs, and sweeps that come soon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from mesh.broker import milestones
 from mesh.serving.service import run
 from steward import retention, sweeping
 from steward.__main__ import main
-from steward.admission import lease
 from steward.archiving import packing
 from steward.sweeps import kinds
 from steward.walks import walking
@@ -22,8 +21,6 @@ from tests.support.patience import stretched
 LEASE_SECONDS = 1.0
 AGAIN_SECONDS = 4.0
 """Each walk begins anew so often: in a run of these once or twice, also while somebody is at a piece of it."""
-MOVER_SECONDS = 2.0
-"""A lease of moves is written again each second."""
 LEFT_OVER_SECONDS = 3.0
 """So old is what a sweep looks at."""
 SHORT: tuple[tuple[ModuleType, str, object], ...] = (
@@ -34,7 +31,6 @@ SHORT: tuple[tuple[ModuleType, str, object], ...] = (
     (sweeping, "ROUND_SECONDS", 0.3),
     (kinds, "MESSAGE_AGE", timedelta(seconds=LEFT_OVER_SECONDS)),
     (kinds, "TIMER_AGE", timedelta(seconds=LEFT_OVER_SECONDS)),
-    (lease, "TAKEOVER_SECONDS", stretched(MOVER_SECONDS)),
     # Several pieces in a run, several batches in a piece, several packs in a batch.
     (packing, "PIECE_SEQUENCES", 48),
     (milestones, "PAGE_EVENTS_MAX", 16),

@@ -92,6 +92,7 @@ CASES = {
     "TaskmeshQueueOld": one("taskmesh_lane_oldest_age_seconds", stays(500), stays(100), LANE),
     "TaskmeshToolNotServed": Case({DEPTH: stays(1), RUNNERS: stays(0)}, {DEPTH: stays(5), RUNNERS: stays(1)}),
     "TaskmeshPaused": one("taskmesh_consumers_paused", stays(1), stays(0), 'taskmesh_stream="TASKS"'),
+    "TaskmeshValveShut": one("taskmesh_valves_shut", stays(1), "1+0x100 0+0x140", 'taskmesh_valve="pool"'),
     "TaskmeshStewardBehind": one(
         "taskmesh_consumer_depth", stays(2000), stays(10), 'taskmesh_stream="CONTROL", taskmesh_consumer="steward"'
     ),

@@ -21,7 +21,7 @@ from mesh.budgets.account import empty, hold, rolled, spend, taken_of, used_in
 from mesh.budgets.accounts import Accounts
 from mesh.budgets.correction import correct
 from mesh.budgets.limits import NOTHING, Amount, end_of, limits_of
-from mesh.budgets.reservations import BudgetExhausted, Reservations
+from mesh.budgets.reservations import SPARE_TASKS, BudgetExhausted, Reservations
 from mesh.budgets.spending import BudgetSpending, Release, free
 from mesh.clock import now
 from mesh.configuration.settings import Settings
@@ -103,6 +103,28 @@ async def test_an_acceptance_makes_no_request_while_its_process_holds_a_block(co
         for _ in range(15):
             assert await reservations.reserve("acme", Amount(10)) == Amount(10)
         assert next(connection.requests._numbers) == sent + 1
+
+
+async def test_who_submits_now_and_then_need_not_wait_for_the_broker_either(connection: Connection) -> None:
+    async with reserving(connection.requests) as reservations:
+        await reservations.reserve("acme", Amount(10))
+
+        async def is_spare() -> bool:
+            return (await stored(connection.requests))[1] == 10 * (1 + SPARE_TASKS)
+
+        await until(is_spare)
+        sent = next(connection.requests._numbers)
+        await reservations.reserve("acme", Amount(10))
+        assert next(connection.requests._numbers) == sent + 1
+        # Of a budget that is scarce nothing lies here unused.
+        await Accounts(connection.requests).change("acme", lambda account: spend(account, now(), Amount(LIMIT // 2)))
+        await reservations.reserve("acme", Amount(10))
+
+        async def is_back() -> bool:
+            reservations.left("acme")  # The account is read again as long as somebody asks for it.
+            return await stored(connection.requests) == (LIMIT // 2, LIMIT // 2 + 30)
+
+        await until(is_back)
 
 
 async def test_who_has_no_budget_and_who_waits_for_it_reserve_nothing(connection: Connection) -> None:

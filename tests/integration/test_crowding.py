@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -16,6 +17,7 @@ from ingress.lane_statistics import Lanes
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.clock import now
+from mesh.fleet.members import Member
 
 pytestmark = pytest.mark.integration
 
@@ -73,6 +75,31 @@ async def test_a_record_that_nobody_writes_any_more_says_nothing(
     monkeypatch.setattr("mesh.broker.backlog_lanes.OLD_SECONDS", 0.0)
     await connection.requests.backlog_lanes.refresh()  # It has not changed.
     assert let_in(crowding) == ROOM_MIN
+
+
+class Members(list[Member]):
+    """Processes of a fleet, and how often they were looked through."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        self.looks += 1
+        return super().__iter__()
+
+
+async def test_an_acceptance_looks_through_no_fleet(connection: Connection) -> None:
+    """A thousand processes are looked through with each look at the mesh, and some times a second: not by each task."""
+    crowding = await known(connection)
+    watch = crowding._lanes.fleet
+    await watch._look()
+    assert watch._fleet is not None
+    members = Members(watch._fleet.members)
+    watch._fleet = watch._fleet._replace(members=members)
+    for _ in range(1_000):
+        crowding.goes_by_backlog(POOL, LANE)
+        crowding.median_output(POOL)
+        watch.counts_lanes, watch.ingresses  # noqa: B018 - what is asked with each
+    assert members.looks < 200
 
 
 async def test_the_median_of_what_turns_put_out_is_that_of_the_lane_that_ends_most(connection: Connection) -> None:

@@ -23,6 +23,7 @@ from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import count_of, last_from_leader
+from mesh.broker.provisioning import apply, declared
 from mesh.broker.requests import Requests
 from mesh.clock import now
 from mesh.configuration.mesh_toml import default_configuration
@@ -180,6 +181,45 @@ async def test_limits_lie_over_those_of_the_file_until_they_end(connection: Conn
         assert valves.limits_of("acme") == TenantConfiguration(weight=5.0, running=2)
         await changes.open_again(requests, limits_key("acme"), TenantLimits)
         await until(lambda: valves.limits_of("acme").running == 9)
+
+
+async def test_limits_that_ended_while_nobody_was_there_hold_for_nobody(connection: Connection) -> None:
+    requests, at = connection.requests, now()
+    ended = TenantLimits(tenant="acme", limits={"running": 2}, by="test", since=at - 2 * HOUR, until=at - HOUR)
+    await changes.limit(requests, ended)
+    await changes.shut(requests, valve(until=at - HOUR))
+    async with watching(requests) as valves:
+        assert valves.limits_of("acme") is CONFIGURED.of("acme")
+        assert (valves.limits(), valves.shut(), valves.any_shut) == ([], [], False)
+
+
+async def test_what_is_known_holds_while_the_bucket_is_gone_and_an_empty_one_pauses_nothing(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "UNAVAILABLE_SECONDS", 0.1)
+    monkeypatch.setattr(watched, "UNHEARD_SECONDS", 0.1)
+    requests = connection.requests
+    async with watching(requests) as valves:
+        await changes.shut(requests, valve())
+        await until(lambda: valves.is_paused(pool="default"))
+        await requests.api(f"STREAM.DELETE.{VALVES_BUCKET.stream_name}")
+        await valves.refresh()
+        assert valves.is_paused(pool="default")
+        with pytest.raises(TaskmeshError):
+            await changes.shut(requests, valve("pool", "other"))
+        assert valves.is_paused(pool="default")
+        await apply(requests, declared(settings), update=False)
+        await until(lambda: not valves.is_paused(pool="default"))
+        # Its revisions begin anew, and what is shut now holds all the same.
+        await changes.shut(requests, valve(reason="again"))
+        await until(lambda: valves.is_paused(pool="default"))
+
+
+async def test_many_who_change_one_valve_at_once_all_get_through(connection: Connection) -> None:
+    many = [changes.shut(connection.requests, valve("tenant", "acme", reason=str(number))) for number in range(24)]
+    shut = await asyncio.gather(*many)
+    assert {each.reason for each in shut} == {str(number) for number in range(24)}
+    assert len({each.since for each in shut}) == 1, "it is paused since the first of them"
 
 
 async def test_whoever_submits_is_told_what_is_paused_and_not_by_whom_also_of_a_pool_that_is_gone(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import pty
 import signal
+import struct
+import termios
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,19 +21,37 @@ COLUMNS, LINES = "200", "60"
 
 
 class Terminal:
-    """A command on a pseudo-terminal. `output` is what it has printed."""
+    """A command on a pseudo-terminal. `output` is what it has printed.
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], folder: Path) -> None:
+    `size`: columns and lines that the terminal itself tells, and which can be changed; else the environment does.
+    """
+
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str], folder: Path, size: tuple[int, int] | None = None
+    ) -> None:
         self.output = ""
         self._command = command
-        self._environment = {**environment, "TERM": "xterm", "COLUMNS": COLUMNS, "LINES": LINES}
+        told = {"COLUMNS": COLUMNS, "LINES": LINES} if size is None else {}
+        self._environment = {"TERM": "xterm", **environment, **told}
         self._folder = folder
+        self._size = size
+        self._descriptor = -1
+        self._process: asyncio.subprocess.Process | None = None
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Make it another size, and tell the command, as a terminal does."""
+        _set_size(self._descriptor, columns, lines)
+        assert self._process is not None
+        self._process.send_signal(signal.SIGWINCH)
 
     async def run(self, until_printed: Callable[[str], bool] | None = None, seconds: float = 30) -> int:
         """Run to the end, or until something is printed, and then Ctrl-C. The exit status."""
         ours, theirs = pty.openpty()
+        self._descriptor = ours
+        if self._size is not None:
+            _set_size(ours, *self._size)
         try:
-            process = await children.begin(
+            process = self._process = await children.begin(
                 self._command, self._environment, stdin=theirs, stdout=theirs, stderr=theirs, cwd=self._folder
             )
         finally:
@@ -50,6 +71,10 @@ class Terminal:
                 process.kill()
             await process.wait()
             os.close(ours)
+
+
+def _set_size(descriptor: int, columns: int, lines: int) -> None:
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
 
 def _read(descriptor: int) -> bytes:

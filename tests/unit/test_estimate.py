@@ -75,3 +75,10 @@ def test_a_tier_and_a_size_lower_the_lane_and_the_estimate_says_so(
     assert got == lane
     assert (said.lowered_from, said.lowered_for) == lowered
     assert said.tokens == 200
+
+
+@pytest.mark.parametrize(("budget", "pool_budget", "expected"), [(30, None, 30), (None, 20, 20), (9_999, None, 50)])
+def test_a_budget_bounds_what_is_put_out(budget: int | None, pool_budget: int | None, expected: int) -> None:
+    """What is set aside of a tenant's budget is no more than the task may take."""
+    pool = PoolConfiguration(max_output_tokens=50, budget_tokens=pool_budget)
+    assert (of(pool, budget_tokens=budget).output_tokens, of(pool, budget_tokens=budget).basis) == (expected, "limit")

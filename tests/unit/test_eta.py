@@ -10,7 +10,7 @@ import pytest
 
 from contracts.records.backlog import LaneBacklog
 from contracts.records.status import LaneStatistics, PoolCapacity, WorkerRecord
-from mesh.fleet.eta import PoolView, before_in_backlog, pool_view, queue_state, speed_of
+from mesh.fleet.eta import InTurns, PoolView, pool_view, queue_state, speed_of
 from tests.unit.simulated_lane import Promise, SimulatedLane
 from tests.unit.small_fleet import AT, lane
 
@@ -71,6 +71,22 @@ def test_when_workers_are_added_the_eta_is_right_again_within_a_minute() -> None
     assert median_error([promise for promise in promises if promise.at < 160], since=120) < 0.1
 
 
+def test_when_workers_leave_the_eta_is_right_again_at_once() -> None:
+    chance = random.Random(1)
+    simulated = SimulatedLane(20, lambda: chance.uniform(0.5, 1.5))
+    simulated.places_at[60] = 8
+    promises = simulated.run([0.0] * 1_500 + [second / 10 for second in range(1_600)], 400)
+    assert median_error([promise for promise in promises if 30 < promise.at < 59], since=0) > 0.3, "it had no effect"
+    assert median_error([promise for promise in promises if promise.at < 75], since=62) < 0.15
+
+
+def test_a_growing_queue_is_told_as_well_as_a_steady_one() -> None:
+    chance = random.Random(2)
+    simulated = SimulatedLane(8, lambda: chance.uniform(0.5, 1.5))
+    arrivals = [second / 12 for second in range(12 * 120)]
+    assert median_error(simulated.run(arrivals, 400), since=20) < 0.15
+
+
 # Tables
 
 
@@ -98,6 +114,24 @@ def test_what_a_lane_began_a_second_outranks_what_its_places_could() -> None:
     stands = lane("normal", depth=30, running=4, waiting_tasks=29, task_seconds=1.0, tasks_per_second=0.5)
     told = queue_state(view(100, stands), "normal")
     assert (told.depth, told.position, told.eta_seconds, told.basis) == (30, 30, 60.0, "drain")
+
+
+def test_measured_with_more_places_than_there_are_left_a_lane_goes_slower() -> None:
+    stands = {"running": 4, "task_seconds": 2.0}
+    normal = lane("normal", depth=30, waiting_tasks=30, tasks_per_second=8.0, **stands)
+    low = lane("low", depth=30, waiting_tasks=30, tasks_per_second=2.0, **stands)
+    # All of them took 20 places.
+    for places, factor in ((None, 1.0), (0, 1.0), (24, 1.0), (17, 1.0), (10, 0.5), (4, 0.2)):
+        told = [speed_of(view(places, normal, low), each).per_second for each in ("normal", "low")]
+        assert told == [pytest.approx(8.0 * factor), pytest.approx(2.0 * factor)]
+
+
+def test_what_is_held_waits_for_no_place() -> None:
+    """A paused tenant's thousands in BACKLOG are before nobody, and no place is taken by them."""
+    held = lane("normal", depth=5_000, backlog=5_000, held=5_000, running=1, waiting_tasks=0, tasks_per_second=0.5)
+    told = queue_state(view(4, held), "normal")
+    assert (told.depth, told.position, told.eta_seconds, told.basis) == (5_000, 1, 0.0, "free")
+    assert queue_state(view(4, held, lane("low")), "low").basis == "free"
 
 
 def test_an_idle_lane_beside_one_that_is_backed_up_gets_its_share_by_weight() -> None:
@@ -153,13 +187,68 @@ def test_in_a_backlog_tenants_take_turns_by_their_weights(own: int, tenant: str,
         tenants={"flood": 5_000, "some": 100, "few": 3},
     )
     weights = {"heavy": 2.0}
-    assert before_in_backlog(own, tenant, waits, lambda name: weights.get(name, 1.0)) == before
+    assert InTurns(waits, lambda name: weights.get(name, 1.0)).before(own, tenant) == before
 
 
 def test_of_tenants_that_are_not_named_each_gets_its_turn() -> None:
     waits = LaneBacklog(pool="default", priority="normal", waiting=1_100, tenants_waiting=101, tenants={"flood": 1_000})
-    assert before_in_backlog(0, "new", waits, lambda _: 1.0) == 1 + 100
-    assert before_in_backlog(9, "new", waits, lambda _: 1.0) == 9 + 10 + 100
+    assert InTurns(waits, lambda _: 1.0).before(0, "new") == 1 + 100
+    assert InTurns(waits, lambda _: 1.0).before(9, "new") == 9 + 10 + 100
+
+
+def test_tenants_that_get_no_place_go_before_nobody() -> None:
+    waits = LaneBacklog(
+        pool="default",
+        priority="normal",
+        waiting=6_103,
+        tenants_waiting=4,
+        tenants={"flood": 5_000, "some": 100, "few": 3},
+        held_tenants=("flood",),
+        held_waiting=5_000,
+    )
+    # A fourth tenant is not named: it has 1,000.
+    assert InTurns(waits, lambda _: 1.0).before(0, "new") == 1 + 1 + 1
+    assert InTurns(waits, lambda _: 1.0).before(9, "new") == 9 + 10 + 3 + 10
+    # One that is held is told where it stands once it is not.
+    assert InTurns(waits, lambda _: 1.0).before(4_999, "flood") == 4_999 + 100 + 3 + 1_000
+
+
+def test_what_goes_on_meanwhile_takes_little_from_before_who_has_little() -> None:
+    waits = LaneBacklog(
+        pool="default", priority="normal", waiting=520, tenants_waiting=2, tenants={"flood": 500, "few": 20}
+    )
+    line = InTurns(waits, lambda _: 1.0)
+    # 14 have gone on: seven of each.
+    assert line.behind_all(0, "new", 14) == line.before(0, "new") == 2
+    assert line.behind_all(20, "few", 14) == line.before(13, "few")
+    assert line.behind_all(500, "flood", 14) == pytest.approx(513 - 14 + 7)
+    # All of it has.
+    assert line.behind_all(0, "new", 1_000) == 0
+    assert line.behind_all(500, "flood", 519) == pytest.approx(240.5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_place_among_many_is_the_sum_of_the_turns_of_each(seed: int) -> None:
+    chance = random.Random(seed)
+    tenants = {f"t{number}": chance.randrange(1, 300) for number in range(chance.randrange(1, 60))}
+    weights = {name: chance.choice((0.5, 1.0, 2.0, 7.5)) for name in tenants}
+    held = tuple(name for name in tenants if chance.random() < 0.2)
+    waits = LaneBacklog(
+        pool="default",
+        priority="normal",
+        waiting=sum(tenants.values()),
+        tenants_waiting=len(tenants),
+        tenants=tenants,
+        held_tenants=held,
+        held_waiting=sum(tenants[name] for name in held),
+    )
+    line = InTurns(waits, lambda name: weights.get(name, 1.0))
+    for tenant in ("new", *tenants):
+        own, weight = chance.randrange(400), weights.get(tenant, 1.0)
+        others = [name for name in tenants if name not in (tenant, *held)]
+        each = (min(tenants[name], (own + 1) / weight * weights[name]) for name in others)
+        assert line.before(own, tenant) == pytest.approx(own + sum(each))
+        assert line.part(tenant) == pytest.approx(weight / (weight + sum(weights[name] for name in others)))
 
 
 def worker(*pools: str, concurrency: int | None = 4, **fields: Any) -> WorkerRecord:

@@ -68,6 +68,9 @@ def test_nothing_is_found_of_a_fleet_that_is_well() -> None:
          "lane default, normal is paused for 60 s more", "nats consumer resume"),
         ({"valves": [Valve(kind="lane", name="default.low", by="key:1", since=AT, reason="a move")]}, "valves", False,
          "lane default.low is paused by key:1 since", "meshctl resume"),
+        ({"valves": [Valve(kind="tenant", name="acme", by="key:1", since=AT)],
+          "members": but(member("inference_worker", 2, version="0.1.0"))}, "valves", True,
+         "inference_worker-2@host of an older version do not go by it", "end the upgrade"),
         ({"full": [FullLane("lane default, low of tenant acme", 5_000, 5_000)]}, "lanes", True,
          "of tenant acme is full: 5,000 of 5,000", "more workers"),
         ({"providers": [BREAKER]}, "providers", True, "breaker of main is open since 03:02:05 UTC", "providers`"),
@@ -87,6 +90,14 @@ def test_each_thing_is_found_with_what_to_do(
     assert found.grave is grave
     assert detail in found.detail
     assert remedy in found.remedy
+
+
+def test_anybody_may_read_how_much_is_paused_and_not_what_by_whom_and_why() -> None:
+    shut = [Valve(kind="tenant", name=name, by="key:1", since=AT, reason="a loop") for name in ("acme", "globex")]
+    shut.append(Valve(kind="pool", name="default", by="key:1", since=AT))
+    [found] = findings(WELL._replace(valves=shut))
+    assert "acme" in found.detail
+    assert found.for_all == "paused: 1 pool, 2 tenants"
 
 
 @pytest.mark.parametrize(

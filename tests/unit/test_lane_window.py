@@ -68,22 +68,47 @@ def test_a_task_has_a_place_for_all_of_its_turns() -> None:
     assert seconds.seconds == pytest.approx(8.0)
 
 
-def test_tenants_are_told_by_what_they_began_of_late() -> None:
+def test_tenants_are_told_by_the_tokens_that_they_used_of_late() -> None:
     rates = TenantRates()
-    for second in range(300):
-        rates.add(float(second), {"acme": 3, "globex": 1})
-    told = rates.told(300.0)
-    assert [each.tenant for each in told] == ["acme", "globex"]
-    assert told[0].tasks_per_second == pytest.approx(3, rel=0.05)
-    assert rates.told(300.0 + 3_600) == []
+    for second in range(900):
+        # The one begins more tasks, and the other one uses more tokens.
+        rates.add(float(second), {"acme": 3, "globex": 1}, {"acme": 30, "globex": 90})
+    told, of_all = rates.told(900.0)
+    assert [each.tenant for each in told] == ["globex", "acme"]
+    assert told[0].tokens_per_second == pytest.approx(90, rel=0.05)
+    assert told[1].tasks_per_second == pytest.approx(3, rel=0.05)
+    assert of_all == pytest.approx(120, rel=0.05)
+    assert rates.told(900.0 + 3_600) == ([], 0.0)
 
 
-def test_a_flood_of_tenants_is_bounded() -> None:
+def test_what_tenants_used_follows_a_change_within_minutes() -> None:
     rates = TenantRates()
-    rates.add(0.0, {f"t{number}": number + 1 for number in range(3 * TENANTS_MAX)})
-    told = rates.told(1.0)
+    for second in range(1_200):
+        rates.add(float(second), {}, {"acme" if second < 900 else "globex": 10})
+    told, _ = rates.told(1_200.0)
+    assert [each.tenant for each in told] == ["globex", "acme"]
+    assert told[1].tokens_per_second < 0.1
+
+
+def test_a_flood_of_tenants_is_bounded_and_all_of_them_count() -> None:
+    rates = TenantRates()
+    tenants = {f"t{number}": number + 1 for number in range(3 * TENANTS_MAX)}
+    rates.add(0.0, {}, tenants)
+    told, of_all = rates.told(1.0)
     assert len(told) == TENANTS_TOLD_MAX
     assert told[0].tenant == f"t{3 * TENANTS_MAX - 1}"
+    assert of_all == pytest.approx(sum(tenants.values()), rel=0.02)
+    assert len(rates._tokens) == TENANTS_MAX
+
+
+def test_a_lane_that_stands_is_as_fast_as_it_was_once_it_goes_on() -> None:
+    lane = LaneWindow("default", "normal")
+    for second in range(30):
+        lane.add(float(second), sample(finished=5, begun={"a": 5}, busy_seconds=5.0))
+        lane.statistics(float(second), AT, depth=50, running=5, waiting_tasks=50)
+    for second in range(30, 90):
+        told = lane.statistics(float(second), AT, depth=50, running=0, waiting_tasks=50, stands=True)
+        assert told.tasks_per_second == pytest.approx(5, rel=0.1)
 
 
 def window(*samples: LaneSample) -> LaneStatistics:
@@ -114,3 +139,4 @@ def test_what_an_older_worker_reports_is_enough() -> None:
     told = window(sample(finished=4, wait_seconds=[1.0]))
     assert (told.depth, told.waiting_tasks, told.drain_per_second) == (5, 3, 4.0)
     assert (told.tasks_per_second, told.task_seconds, told.tenants) == (None, None, [])
+    assert told.tokens_per_second == 0.0

@@ -38,7 +38,7 @@ def said(pacer: Pacer, record: PaceRecord | None, at: float) -> PaceRecord | Non
         return record
     result = book(record, pacer.provider, pacer.settings, "one", wanted, at)
     pacer.got(wanted, result, at)
-    return result.record
+    return result.record if result.is_new else record
 
 
 # What a booking costs
@@ -319,6 +319,17 @@ def test_a_refusal_is_believed_for_an_hour_at_most() -> None:
     pacer.refuse(1e9, START)
     record = said(pacer, None, START)
     assert shut_until(record) == pytest.approx(START + SHUT_TOLD_SECONDS_MAX)
+
+
+def test_a_refusal_that_others_have_told_of_is_not_kept_to_be_told_once_more() -> None:
+    pacer = Pacer("main", LIMITED, "one")
+    pacer.refuse(5.0, START)
+    others = book(None, "main", LIMITED, "two", Wanted(refused_until=START + 6), START).record
+    assert said(pacer, others, START + 0.1) == others
+    assert pacer.wanted(START + 0.1) is None
+    # Somebody opens it by hand.
+    pacer.see(None, START + 1)
+    assert not pacer.is_shut(START + 1)
 
 
 def test_a_turn_on_credit_that_began_during_a_booking_is_not_forgotten() -> None:

@@ -48,6 +48,9 @@ def worker(
 def test_workers_are_wanted_for_what_waits_as_far_as_the_servers_bear_it(
     workers: list[WorkerRecord], turns: int, places: int, wanted: int
 ) -> None:
-    lanes = [LaneLoad(priority="normal", waiting=turns, running=0)]
+    lanes = [LaneLoad(priority="normal", waiting=turns, running=0, held=0)]
     load = judge("p", lanes, workers, 32, now())
     assert (load.waiting, load.places, load.wanted_workers) == (turns, places, wanted)
+    # What is held up beside it wants nobody.
+    held = LaneLoad(priority="low", waiting=5_000, running=0, held=5_000)
+    assert judge("p", [*lanes, held], workers, 32, now()).wanted_workers == wanted

@@ -64,6 +64,20 @@ def test_a_pool_is_told_with_its_lanes_places_and_tenants() -> None:
     assert pool.providers == provider_states(["real"], {})
 
 
+def test_shares_are_of_the_tokens_of_all_tenants_also_of_those_that_are_not_named() -> None:
+    """A thousand tenants with a task a second each: the two that are named have a thousandth of it each, or ten."""
+    tenants = [
+        TenantRate(tenant="acme", tasks_per_second=1.0, tokens_per_second=1_000.0),
+        TenantRate(tenant="globex", tasks_per_second=1.0, tokens_per_second=100.0),
+    ]
+    many = msgspec.structs.replace(NORMAL, tenants=tenants, tokens_per_second=99_900.0)
+    low = lane("low", tenants=[TenantRate(tenant="globex", tasks_per_second=2.0, tokens_per_second=100.0)],
+               tokens_per_second=100.0)  # fmt: skip
+    pool = default_pool(fleet(statistics=[many, low]))
+    shares = [(each.tenant, each.share, each.tasks_per_second, each.tokens_per_second) for each in pool.tenants]
+    assert shares == [("acme", 0.01, 1.0, 1_000.0), ("globex", 0.002, 3.0, 200.0)]
+
+
 @pytest.mark.parametrize(
     ("fields", "basis"),
     [
@@ -155,6 +169,18 @@ def test_a_frame_has_what_there_is_and_no_more() -> None:
     assert "LANE" not in text_of(frame([], [], [], AT))
 
 
+def test_a_frame_on_a_screen_names_a_few_of_a_thousand_tenants_and_what_is_paused() -> None:
+    tenants = [
+        TenantRate(tenant=f"t{number}", tasks_per_second=1.0, tokens_per_second=float(number)) for number in range(32)
+    ]
+    pools = [default_pool(fleet(statistics=[msgspec.structs.replace(NORMAL, tenants=tenants)]))]
+    valves = [Valve(kind="tenant", name=f"p{number}", by="ops", since=AT) for number in range(1_000)]
+    shown = text_of(frame(pools, [], [], AT, valves=valves, tenants_max=10))
+    assert "paused: tenant p0, tenant p1, tenant p2, tenant p3 and 996 more" in shown
+    assert "22 more" in shown
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("t")] == [f"t{31 - n}" for n in range(10)]
+
+
 def test_texts_of_others_may_not_move_the_cursor() -> None:
     pool = msgspec.structs.replace(default_pool(fleet()), pool="a\x1b[2Jb")
     assert "\x1b" not in text_of(pools_table([pool]))
@@ -178,7 +204,7 @@ def test_why_says_place_time_share_and_pace() -> None:
     paced = msgspec.structs.replace(pool, providers=provider_states(["real"], {}, {"real": 0.25}))
     assert place_lines(waits(queue), paced) == [
         "Its place in line: 4. By what is known now it begins in about 0.58 s (by its drain).",
-        "Of what began of late in pool default, 75% were tenant acme's.",
+        "Of the tokens used of late in pool default, 75% were tenant acme's.",
         "Lane default, normal begins 6.90 tasks a second.",
         "Provider real has 25% of its pace left.",
     ]

@@ -18,7 +18,7 @@ from mesh.clock import now
 from mesh.configuration.mesh_toml import FallbackConfiguration, PoolConfiguration
 from mesh.configuration.prices_table import ModelPrices
 from mesh.errors import MessageTooLarge, StepLost
-from mesh.task.budget import lost_calls, total, usage_so_far
+from mesh.task.budget import lost_calls, total, tree_usage, usage_so_far
 from mesh.task.failures import StepFailed
 from mesh.task.records import record
 from tests.support.patience import stretched
@@ -250,6 +250,22 @@ def test_the_calls_that_go_with_a_claim_or_a_task_are_known() -> None:
     assert isinstance(end, events.TaskCancelled)
     assert end.lost == [call]
     assert record(journal.state).usage == Usage(untold_calls=3)
+
+
+def test_what_goes_with_a_task_is_in_the_account_of_its_tree_as_well() -> None:
+    journal = HandMadeJournal()
+    journal.queued()
+    journal.claimed()
+    journal.turn_completed(calls=1)
+    journal.child_started()
+    journal.child_ended()
+    journal.add(events.StepClaimed, step="2", gen=0, message=2, worker="w", delivery=1, turn=2, model="m")
+    carried_out(journal, CANCEL)
+    end = journal.events[-1]
+    assert isinstance(end, events.TaskCancelled)
+    assert end.tree_usage == tree_usage(journal.state)
+    assert isinstance(end.tree_usage, Usage)
+    assert end.tree_usage.untold_calls == 1
 
 
 def test_nobody_is_asked_for_a_turn_that_is_completed() -> None:

@@ -10,7 +10,7 @@ import pytest
 from contracts.journal import parts
 from contracts.journal.parts import Usage
 from inference_worker.models.chunks import Finished, TextDelta
-from inference_worker.turn.budgets import TurnBudgets
+from inference_worker.turn.budgets import PIECE_CHARACTERS, TurnBudgets
 from mesh.budgets.accounts import Accounts, Sighting
 from mesh.budgets.limits import Amount
 from mesh.budgets.spending import BudgetSpending
@@ -108,7 +108,7 @@ async def test_what_was_thrown_away_was_counted_where_it_was_put_out() -> None:
 
 async def test_what_another_model_puts_out_has_its_own_price() -> None:
     """While it speaks: what is seen decides whether a turn is cut."""
-    seen: list[Amount] = []
+    tokens, seen = PIECE_CHARACTERS, list[Amount]()
     worker = spending()
 
     async def look() -> None:
@@ -116,13 +116,12 @@ async def test_what_another_model_puts_out_has_its_own_price() -> None:
 
     handler = turn_handler(
         Metered(StepFailed("provider-unreachable", "oh", retryable=True), refuses=True),
-        fallbacks=[backup(TextDelta(TEXT), look, Finished(finish_reason="stop", usage=Usage(3, 4)))],
+        fallbacks=[backup(TextDelta("x" * 4 * tokens), look, Finished(finish_reason="stop", usage=Usage(3, 4)))],
     )
     handler.budgets = TurnBudgets(worker, priced())
     await handler.perform(claimed_step())
-    reads = seen[0].tokens - 10
-    assert seen[0].cost_micros >= 10 * 100 + reads // 2 * 10
-    assert seen[0].cost_micros <= 10 * 100 + reads * 10
+    reads = seen[0].tokens - tokens
+    assert tokens * 100 + reads // 2 * 10 <= seen[0].cost_micros <= tokens * 100 + reads * 10
 
 
 @pytest.mark.parametrize(("claims", "released"), [(1, [Amount(50, 7)]), (2, [])])

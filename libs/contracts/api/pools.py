@@ -14,19 +14,24 @@ from contracts.tasks import Priority
 
 
 class LaneLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane of a pool: `waiting` turns that no worker ever had, `running` ones that one has or has given back."""
+    """A lane of a pool: `waiting` turns that no worker ever had, `running` ones that one has or has given back.
+
+    `held`: so many of those that wait get no place, however many are free, and want no worker: people have paused them,
+    or their tenant has used up a budget, or has as many running as may.
+    """
 
     priority: Priority
     waiting: Count
     running: Count
+    held: Count
 
 
 class PoolLoad(msgspec.Struct, frozen=True, kw_only=True):
     """The load of a pool at `time`. `waiting` and `running` are those of its lanes together.
 
     `workers` live and do not drain, and have `places` for turns between them, as far as the pool's model servers bear
-    them. So many as `wanted_workers` would have a place for each turn that waits or runs, if the servers bear it: 0
-    while there is none.
+    them. So many as `wanted_workers` would have a place for each turn that waits or runs, but for those that are held,
+    if the servers bear it: 0 while there is none.
     """
 
     pool: LaneName
@@ -73,11 +78,16 @@ class ProviderState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TenantShare(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant's part of what began in a pool of late, from 0 to 1, and how many tasks a second that were."""
+    """A tenant's part, from 0 to 1, of the tokens that were used in a pool of late, by all tenants, named or not.
+
+    And how many tasks of it began a second, and how many tokens its turns used. While the steward counts no tokens the
+    share is of the tasks that began, of the tenants that are named.
+    """
 
     tenant: Tenant
     share: Annotated[float, Meta(ge=0, le=1)]
     tasks_per_second: Rate
+    tokens_per_second: Rate
 
 
 class PoolState(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +95,7 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
 
     `workers` live and do not drain, and have `places` between them, of which `free` ones would take a task at once.
     `capacity`: how many turns at once the pool's servers bear, of all workers; null where nobody measures it.
-    `tenants`: those with the most work, the most first; who may see one tenant alone gets that one.
+    `tenants`: those that used the most tokens, the most first; who may see one tenant alone gets that one.
     """
 
     pool: LaneName

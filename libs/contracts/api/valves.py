@@ -52,14 +52,15 @@ class ValveList(msgspec.Struct, frozen=True, kw_only=True):
 class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Which of a tenant's tasks are to be cancelled: those that fit all that is said, and have not ended.
 
-    `older_than_seconds` since they were accepted. `dry_run`: count them, and cancel none. `cursor`: that of the answer
-    before, with the same filter.
+    `older_than_seconds` since they were accepted; `created_before`: accepted before then, as a dry run's answer has it.
+    `dry_run`: count them, and cancel none. `cursor`: that of the answer before, with the same filter.
     """
 
     status: Status | None = None
     pool: LaneName | None = None
     priority: Priority | None = None
     older_than_seconds: Seconds = 0
+    created_before: Time | None = None
     metadata: Metadata = {}
     reason: Reason | None = None
     dry_run: bool = False
@@ -70,7 +71,8 @@ class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a piece of it. `matched` tasks were met; of these `asked` were given to the steward to cancel,
     and `already` had been before.
 
-    `cursor` is where to go on; null at the end. `sample`: some of them, of a dry run.
+    `cursor` is where to go on; null at the end. `sample`: some of them, of a dry run. `created_before`: only tasks that
+    were accepted before then were met; a request with it meets none that came later.
     """
 
     matched: Count
@@ -79,3 +81,4 @@ class CancelAnswer(msgspec.Struct, frozen=True, kw_only=True):
     by_status: dict[Status, Count]
     sample: list[TaskRecord]
     cursor: str | None
+    created_before: Time | None = None

@@ -7,6 +7,7 @@ from typing import Any
 from contracts import subjects
 from contracts.api.valves import CANCELLED_AT_ONCE_MAX, SAMPLE_MAX
 from contracts.generation.openapi_parts import JSON_TYPE, json_answer, parameter, problems, ref, string
+from contracts.records.valves import WHY_CHARACTERS_MAX
 from contracts.valve_keys import VALVE_KINDS
 
 _WHOSE = "Credentials have to be for any tenant: what is paused is everybody's."
@@ -27,6 +28,12 @@ def _valve() -> list[dict[str, Any]]:
 
 def _tenant() -> list[dict[str, Any]]:
     return [_in_path("tenant", string(subjects.TENANT_PATTERN), "Whose limits these are.")]
+
+
+def _why() -> dict[str, Any]:
+    """Why something goes on."""
+    schema = {"type": "string", "minLength": 1, "maxLength": WHY_CHARACTERS_MAX}
+    return {"name": "reason", "in": "query", "description": "Why: it is in the audit log.", "schema": schema}
 
 
 def _body(name: str, description: str, *, required: bool) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def open_valve() -> dict[str, Any]:
         "tags": ["valves"],
         "summary": "Let a pool, a lane, a tenant or a provider go on",
         "description": f"Turns are begun again within a second. 404 if it is not paused. {_WHOSE}",
-        "parameters": _valve(),
+        "parameters": [*_valve(), _why()],
         "responses": {"200": json_answer("It goes on; how it was paused.", "Valve"), **problems("400", "404", "503")},
     }
 
@@ -98,7 +105,7 @@ def end_limits() -> dict[str, Any]:
         "tags": ["valves"],
         "summary": "Give a tenant the limits of mesh.toml again",
         "description": f"404 if it has no others. {_WHOSE}",
-        "parameters": _tenant(),
+        "parameters": [*_tenant(), _why()],
         "responses": {
             "200": json_answer("They hold no more; which they were.", "TenantLimits"),
             **problems("400", "404", "503"),

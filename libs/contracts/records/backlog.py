@@ -18,8 +18,10 @@ class LaneBacklog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """A lane of which something waits in BACKLOG. Its order is the stewards': new tasks go by BACKLOG.
 
     `waiting`: messages of the lane in BACKLOG, of `tenants_waiting` tenants. `tenants`: how many each of them has, of
-    at most 256, those with the most. `held`: only tenants have something there that may not go on at present; new
-    tasks of others need not wait behind that, and go into TASKS.
+    at most 256, those with the most. `held_tenants`: those of them that get no place at present, however many are free:
+    they are paused, have used up a budget, or as much of theirs runs as may; `held_waiting`: messages of all such
+    tenants. `held`: only tenants have something there that may not go on at present; new tasks of others need not wait
+    behind that, and go into TASKS.
     """
 
     pool: LaneName
@@ -28,6 +30,8 @@ class LaneBacklog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     tenants_waiting: Count = 0
     tenants: Annotated[dict[Tenant, Count], Meta(max_length=TENANTS_TOLD_MAX)] = {}
     held: bool = False
+    held_tenants: Annotated[tuple[Tenant, ...], Meta(max_length=TENANTS_TOLD_MAX)] = ()
+    held_waiting: Count = 0
 
 
 class BacklogRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

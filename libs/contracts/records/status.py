@@ -244,22 +244,25 @@ TENANTS_TOLD_MAX = 32
 
 
 class TenantRate(msgspec.Struct, frozen=True, kw_only=True):
-    """How many tasks of a tenant began a second in a lane, of late."""
+    """How many tasks of a tenant began a second in a lane, and how many tokens its turns used there, of late."""
 
     tenant: Tenant
     tasks_per_second: Rate
+    tokens_per_second: Rate = 0.0
 
 
 class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A lane as the steward sees it, in the bucket `lanes` under `<pool>.<priority>`.
 
     `depth` counts waiting turns, `backlog` those of them that wait in BACKLOG, `running` delivered and unacked ones;
-    `waiting_tasks`, of `depth`, those that are to begin a task: null of a writer that does not count them.
+    `held`, of `backlog`, those whose tenant gets no place at present, however many are free; `waiting_tasks`, of the
+    others, those that are to begin a task: null of a writer that does not count them.
     `drain_per_second` is over the last minute, null while nothing drained. `tasks_per_second`: how many tasks got
     through their first turn a second while some waited, newer ones counting more; null until enough did.
     `task_seconds`: how long a task has a place, all of its turns together. Waits are seconds from acceptance to claim,
-    over the last minute. `tenants`: those with the most work, of late. `output_tokens_p50`: what a turn puts out, of
-    those that ended lately.
+    over the last minute. `tenants`: those that used the most tokens, of late; `tokens_per_second`: what all tenants
+    used, named or not, null of a writer that does not count it. `output_tokens_p50`: what a turn puts out, of those
+    that ended lately.
     """
 
     pool: LaneName
@@ -275,7 +278,9 @@ class LaneStatistics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     wait_seconds_p95: Seconds | None = None
     wait_seconds_p99: Seconds | None = None
     tenants: Annotated[list[TenantRate], Meta(max_length=TENANTS_TOLD_MAX)] = []
+    tokens_per_second: Rate | None = None
     backlog: Count = 0
+    held: Count = 0
     output_tokens_p50: Count | None = None
 
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from contracts.codec import exactly
+from contracts.codec import decode, exactly
+from contracts.errors import InvalidPayload
 from contracts.fields import By, Tenant, Time
 from contracts.subjects import LANE_NAME_PATTERN, PRIORITIES
-from contracts.valve_keys import ValveKind
+from contracts.valve_keys import LIMITS, ValveKind, parse_valve_key
 
 WHY_CHARACTERS_MAX = 500
 LIMITS_MAX = 32
@@ -50,3 +51,20 @@ class TenantLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     since: Time
     until: Time
     reason: Why | None = None
+
+
+def decode_valve(key: str, payload: bytes) -> Valve | TenantLimits:
+    """What the bucket has under a key.
+
+    Raises `InvalidName`, `InvalidPayload` for what a reader of this version passes over.
+    """
+    kind, name = parse_valve_key(key)
+    if kind == LIMITS:
+        limits = decode(payload, TenantLimits)
+        if limits.tenant != name:
+            raise InvalidPayload(f"tenant: {limits.tenant} is not that of the key {key}")
+        return limits
+    valve = decode(payload, Valve)
+    if (valve.kind, valve.name) != (kind, name):
+        raise InvalidPayload(f"name: {valve.kind} {valve.name} is not that of the key {key}")
+    return valve

@@ -161,18 +161,20 @@ class Consumption:
             return {}
         lanes = sorted((lane for lane in self._not_empty if lane.may_be_asked()), key=self._lanes.__getitem__)
         # A message that a gate of little room lets through shuts it: one, and then look again.
-        limited = next((lane for lane in lanes if lane.is_limited), None)
+        all_limited = {lane for lane in lanes if lane.is_limited}
+        limited = next((lane for lane in lanes if lane in all_limited), None)
         by_share: dict[Share, Lane] = {}
         for lane in lanes:
-            if lane is limited or not lane.is_limited:
+            if lane is limited or lane not in all_limited:
                 by_share.setdefault(lane.spec.share, lane)
         asked: dict[Lane, int] = {}
-        left: dict[Gate, int] = {}
-        for share in self._shares.picks(by_share, places, self._has_room, self._had):
-            lane = by_share[share]
-            room = left.setdefault(lane.spec.gate, lane.spec.gate.room())
-            if room > 0:
-                left[lane.spec.gate] = room - 1
+        left = _room_of_gates(by_share)
+        has_room = _any if self._places is None else self._places.has_room
+        for share in self._shares.picks(by_share, places, has_room, self._had):
+            room = left[share]
+            if room[0] > 0:
+                room[0] -= 1
+                lane = by_share[share]
                 asked[lane] = 1 if lane is limited else asked.get(lane, 0) + 1
         unknown = [lane for lane in lanes if lane.is_unknown and lane.spec.gate.room() >= UNLIMITED]
         for lane in unknown[: len(unknown) // UNKNOWN_PER_ROUND]:
@@ -304,3 +306,17 @@ class Consumption:
         delivery.recalled.set()
         answer = await while_leased(delivery, partial(self._handle, delivery, ALWAYS))
         return Nak() if isinstance(answer, Hold) else answer
+
+
+def _any(_: str, __: Mapping[str, int]) -> bool:
+    """A pool may have any number."""
+    return True
+
+
+def _room_of_gates(lanes: Mapping[Share, Lane]) -> dict[Share, list[int]]:
+    """How many more messages the gates of lanes let through: one count for lanes behind the same gate, asked once."""
+    by_gate: dict[Gate, list[int]] = {}
+    for gate in (lane.spec.gate for lane in lanes.values()):
+        if gate not in by_gate:
+            by_gate[gate] = [gate.room()]
+    return {share: by_gate[lane.spec.gate] for share, lane in lanes.items()}

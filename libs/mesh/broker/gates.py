@@ -86,6 +86,34 @@ permit_in_hand: ContextVar[Permit | None] = ContextVar("permit_in_hand", default
 """Under which a message is worked on, for whatever is done with it."""
 
 
+class ChangingRoom:
+    """What gates have in common whose room changes: `opened`, and who is told. `update` looks at it."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self._callbacks: list[Callable[[], None]] = []
+        self._room = 0
+
+    def room(self) -> int:
+        """How many more messages may be worked on."""
+        raise NotImplementedError
+
+    def on_changed(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever there is another room than before."""
+        self._callbacks.append(callback)
+
+    def update(self) -> None:
+        """Look again: something that the room hangs on has changed."""
+        before, self._room = self._room, self.room()
+        if self._room > 0:
+            self.opened.set()
+        else:
+            self.opened.clear()
+        if self._room != before:
+            for callback in self._callbacks:
+                callback()
+
+
 class AlwaysOpen:
     """The gate of consumers that have none."""
 

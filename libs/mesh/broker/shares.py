@@ -65,14 +65,14 @@ class Shares:
         heapq.heapify(pools)
         lanes: dict[str, list[tuple[float, int, str]]] = {}
         picked: list[Share] = []
-        counts = Counter(had)
+        counts, strides = Counter(had), {pool: 1 / self._weight(pool) for pool in by_pool}
         while pools and len(picked) < places:
             given, order, pool = pools[0]
             if not has_room(pool, counts):
                 heapq.heappop(pools)
                 continue
             counts[pool] += 1
-            heapq.heapreplace(pools, (given + 1 / self._weight(pool), order, pool))
+            heapq.heapreplace(pools, (given + strides[pool], order, pool))
             if pool not in lanes:
                 level = self._lanes.setdefault(pool, _Level()).of(by_pool[pool])
                 # Of equals the first: urgent lanes are named first.

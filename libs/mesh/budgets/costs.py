@@ -11,8 +11,9 @@ from mesh.ledger.prices import cost_micros
 
 
 def prices_at(configuration: Configuration, provider: str, model: str | None) -> ModelPrices | None:
-    """The prices of a model at a provider; None if it has none."""
-    return prices_of(configuration.providers[provider].prices, model or SCRIPTED_MODEL)
+    """The prices of a model at a provider; None if it has none. A provider that is gone has none, either."""
+    found = configuration.providers.get(provider)
+    return prices_of(found.prices, model or SCRIPTED_MODEL) if found is not None else None
 
 
 def thought_to_take(estimate: Estimate, prices: ModelPrices | None) -> Amount:

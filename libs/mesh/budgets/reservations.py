@@ -35,6 +35,10 @@ LOW_SHARE: Final = 4
 """When this part of a block is left, the next one is taken, beside what goes on."""
 IDLE_SECONDS: Final = 2.0
 """How long a block may lie unused before it goes back."""
+SPARE_SECONDS: Final = 60.0
+"""And of a budget of which at most half is taken, some of it: so who submits now and then need not wait, either."""
+SPARE_TASKS: Final = 2
+"""Such tasks as the last one."""
 TIDY_SECONDS: Final = 0.5
 KEPT_MAX: Final = 1_000
 
@@ -65,6 +69,8 @@ class _Block:
     """By which it was taken."""
     left: Amount = NOTHING
     granted: Amount = NOTHING
+    last: Amount = NOTHING
+    """What the last task was thought to use."""
     used_at: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     ahead: asyncio.Task[None] | None = None
@@ -87,7 +93,7 @@ class Reservations:
             idle = lease_clock() - IDLE_SECONDS
             for tenant, block in list(self._blocks.items()):
                 if block.used_at <= idle and not block.lock.locked():
-                    await self._return(tenant, block)
+                    await self._return(tenant, block, self._spare(tenant, block))
 
     async def close(self) -> None:
         """Give all back: no task is accepted any more."""
@@ -116,7 +122,7 @@ class Reservations:
                 # Whoever was before may have taken enough for all.
                 while not block.left.covers(amount):
                     await self._take(tenant, block, amount, limits)
-        block.left = block.left.less(amount)
+        block.left, block.last = block.left.less(amount), amount
         if block.ahead is None and not block.left.covers(_part(block.granted, LOW_SHARE)):
             block.ahead = asyncio.create_task(self._take_ahead(tenant, block, amount, limits))
             block.ahead.add_done_callback(is_seen)
@@ -182,10 +188,20 @@ class Reservations:
         finally:
             block.ahead = None
 
-    async def _return(self, tenant: str, block: _Block) -> None:
+    def _spare(self, tenant: str, block: _Block) -> Amount:
+        """What of a block stays here that nobody uses."""
+        seen = self._accounts.seen(tenant)
+        if block.used_at <= lease_clock() - SPARE_SECONDS or seen is None or seen.account is None:
+            return NOTHING
+        taken = taken_of(seen.account)
+        is_ample = all(2 * taken[limit.window].of(limit.unit) <= limit.most for limit in block.limits)
+        return block.last.times(SPARE_TASKS) if is_ample else NOTHING
+
+    async def _return(self, tenant: str, block: _Block, spare: Amount = NOTHING) -> None:
         async with block.lock:
             # None of it may be given away any more while it is on its way back.
-            unused, block.left, block.granted = block.left, NOTHING, NOTHING
+            unused, block.left = block.left.less(spare), block.left.least(spare)
+            block.granted = block.left
             if unused != NOTHING:
                 try:
                     await self._accounts.change(tenant, lambda account: release(account, now(), now(), unused))

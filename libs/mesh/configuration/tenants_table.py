@@ -56,8 +56,8 @@ class TenantConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """The same in a month, by UTC."""
     on_exhausted: Literal["refuse", "wait"] = "refuse"
     """What follows on a budget that is used up. `refuse`: new tasks get 429 `budget-exhausted`. `wait`: they are
-    taken, and wait until it frees. Tasks that run wait before their next turn in both cases. In mid-turn
-    `refuse` cuts them."""
+    taken, and wait until it frees. Tasks that run, and those of triggers, wait before their next turn in both cases.
+    In mid-turn `refuse` cuts them."""
 
 
 class TenantsConfiguration(msgspec.Struct, frozen=True, kw_only=True):

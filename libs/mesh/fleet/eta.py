@@ -8,12 +8,17 @@ nothing of a pool waits, and a place is free, a task begins at once.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Final, NamedTuple
 
 from contracts.records.backlog import LaneBacklog
 from contracts.records.status import EtaBasis, LaneStatistics, QueueState, WorkerRecord
 from mesh.broker.shares import LANE_WEIGHTS
+
+PLACES_SLACK: Final = 1.25
+"""What was measured trembles: only if it takes so many times the places that there are, some of them have gone."""
 
 
 class PoolView(NamedTuple):
@@ -33,12 +38,17 @@ class PoolView(NamedTuple):
         return sum(lane.depth for lane in self.lanes.values())
 
     @property
+    def waits(self) -> bool:
+        """Whether any turn waits for a place, and for nothing else."""
+        return any(map(_waits, self.lanes.values()))
+
+    @property
     def free(self) -> int | None:
         """Places that nobody has; None where nobody knows."""
         if self.places is None:
             return None
         running = sum(lane.running for lane in self.lanes.values())
-        return max(0, int(self.places - self.taken - running)) if not self.depth else 0
+        return max(0, int(self.places - self.taken - running)) if not self.waits else 0
 
 
 def pool_view(pool: str, statistics: Iterable[LaneStatistics], workers: Iterable[WorkerRecord] | None) -> PoolView:
@@ -82,12 +92,13 @@ def speed_of(view: PoolView, priority: str) -> Speed:
     lane = view.lanes.get(priority)
     if lane is None:
         return NOT_MEASURED
+    slowed = _slowed(view, priority)
     if lane.tasks_per_second:
-        return Speed(lane.tasks_per_second, "drain")
+        return Speed(lane.tasks_per_second * slowed, "drain")
     share = _share(view, priority)
     others = sum(each.tasks_per_second or 0.0 for each in _backed_up(view, priority))
     if others:
-        return Speed(others * share, "pool")
+        return Speed(others * share * slowed, "pool")
     seconds = lane.task_seconds or _mean_task_seconds(view)
     if view.places and seconds:
         return Speed(view.places * share / seconds, "places")
@@ -107,7 +118,7 @@ def queue_state(view: PoolView, priority: str, *, more: float = 0.0, before: flo
     ahead = float(before) if before is not None else max(0.0, waiting + more)
     free = view.free
     if free is None:
-        free = 0 if view.depth else int(ahead) + 1
+        free = 0 if view.waits else int(ahead) + 1
     speed = speed_of(view, priority)
     if ahead < free:
         # Those before it have a place each, and so no place in line.
@@ -119,18 +130,51 @@ def queue_state(view: PoolView, priority: str, *, more: float = 0.0, before: flo
     return QueueState(depth=lane.depth, position=position, eta_seconds=eta_seconds, basis=speed.basis)
 
 
-def before_in_backlog(own: float, tenant: str, backlog: LaneBacklog, weight: Callable[[str], float]) -> float:
-    """How many messages of a lane's backlog go before one that has `own` of its own tenant before it.
+class InTurns:
+    """A lane's backlog, whose tenants take turns by their weights. Tasks are taken to cost alike.
 
-    Tenants take turns by their weights: each other one gets as many times its weight in until then, if it has as much.
-    Tasks are taken to cost alike.
+    It is put together once for each record of the stewards: an acceptance asks for one place among many tenants.
     """
-    turns = (own + 1) / weight(tenant)
-    others = {name: count for name, count in backlog.tenants.items() if name != tenant}
-    before = own + sum(min(count, turns * weight(name)) for name, count in others.items())
-    unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
-    rest = max(0, backlog.waiting - sum(backlog.tenants.values()))
-    return before + min(rest, unnamed * turns)
+
+    def __init__(self, backlog: LaneBacklog, weight: Callable[[str], float]) -> None:
+        self._weight = weight
+        named = {name: (backlog.tenants[name], weight(name)) for name in backlog.tenants.keys() - backlog.held_tenants}
+        self._named = named
+        lines = sorted((count / its, count, its) for count, its in named.values())
+        self._turns = [turns for turns, _, _ in lines]
+        """After so many turns of weight 1 each of them has none left, the first one first."""
+        self._counts = [0, *accumulate(count for _, count, _ in lines)]
+        self._weights = [0.0, *accumulate(its for _, _, its in lines)]
+        self._unnamed = max(0, backlog.tenants_waiting - len(backlog.tenants))
+        self._rest = max(0, backlog.waiting - backlog.held_waiting - self._counts[-1])
+        self._held = frozenset(backlog.held_tenants)
+
+    def before(self, own: float, tenant: str) -> float:
+        """How many messages go before one that has `own` of its own tenant before it.
+
+        Each other tenant gets as many times its weight in until then, if it has as much, and gets any.
+        """
+        turns = (own + 1) / self._weight(tenant)
+        gone = bisect_right(self._turns, turns)
+        others = self._counts[gone] + turns * (self._weights[-1] - self._weights[gone])
+        count, weight = self._named.get(tenant, (0, 0.0))
+        return own + others - min(count, turns * weight) + min(self._rest, self._unnamed * turns)
+
+    def behind_all(self, own: float, tenant: str, gone: float) -> float:
+        """The same of a tenant's next task, which has `own` before it, once `gone` of all messages have gone on.
+
+        Stewards bring on what waits as places get free: of what is before a task they leave as much as there was, but
+        for its own tenant's part.
+        """
+        left = own if tenant in self._held else max(0.0, own - gone * self.part(tenant))
+        all_of_it = self._counts[-1] + self._rest + own - self._named.get(tenant, (0, 0.0))[0]
+        return min(self.before(left, tenant), max(left, all_of_it - gone))
+
+    def part(self, tenant: str) -> float:
+        """A tenant's part of the lane, beside those that wait and get any."""
+        own = self._weight(tenant)
+        others = self._weights[-1] - self._named.get(tenant, (0, 0.0))[1]
+        return own / (own + others + self._unnamed)
 
 
 def without_eta(state: QueueState, basis: EtaBasis) -> QueueState:
@@ -149,13 +193,24 @@ def _position(before: float | None) -> int | None:
 
 def _backed_up(view: PoolView, priority: str) -> list[LaneStatistics]:
     """The pool's other lanes where something waits."""
-    return [lane for name, lane in view.lanes.items() if name != priority and lane.depth]
+    return [lane for name, lane in view.lanes.items() if name != priority and _waits(lane)]
+
+
+def _waits(lane: LaneStatistics) -> bool:
+    return lane.depth > lane.held
 
 
 def _share(view: PoolView, priority: str) -> float:
     """The part of a pool's places that a lane gets, beside those where something waits."""
     own = LANE_WEIGHTS[priority]
     return own / (own + sum(LANE_WEIGHTS[lane.priority] for lane in _backed_up(view, priority)))
+
+
+def _slowed(view: PoolView, priority: str) -> float:
+    """The part of what was measured that a pool still can do: workers may have left since."""
+    lanes = [view.lanes[priority], *_backed_up(view, priority)]
+    taken = sum((lane.tasks_per_second or 0.0) * (lane.task_seconds or 0.0) for lane in lanes)
+    return view.places / taken if view.places and taken > view.places * PLACES_SLACK else 1.0
 
 
 def _mean_task_seconds(view: PoolView) -> float | None:

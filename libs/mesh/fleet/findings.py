@@ -32,12 +32,16 @@ CHECKS: Final = (
 
 
 class Finding(NamedTuple):
-    """Something that is not well. `grave`: work stands still, or comes out wrong, until somebody does something."""
+    """Something that is not well. `grave`: work stands still, or comes out wrong, until somebody does something.
+
+    `for_all`: what anybody may read of it, where `detail` is for operators alone.
+    """
 
     check: str
     detail: str
     remedy: str
     grave: bool = True
+    for_all: str | None = None
 
 
 class Fleet(NamedTuple):
@@ -304,7 +308,23 @@ def _valves(fleet: Fleet) -> Finding | None:
         + (f" ({each.reason})" if each.reason is not None else "")
         for each in sorted(fleet.valves, key=lambda valve: (valve.kind, valve.name))
     ]
-    return Finding("valves", first_few(told), "let it go on: `meshctl resume <what> <name>`", grave=False)
+    kinds = Counter(valve.kind for valve in fleet.valves)
+    counts = [f"{count:,} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(kinds.items())]
+    ignorant = [member.worker for member in fleet.alive if _knows_no_valves(member)]
+    if ignorant:
+        told.append(f"{first_few(ignorant)} of an older version do not go by it")
+    return Finding(
+        "valves",
+        "; ".join([first_few(told[: len(fleet.valves)]), *told[len(fleet.valves) :]]),
+        "let it go on: `meshctl resume <what> <name>`" + ("; end the upgrade" if ignorant else ""),
+        grave=bool(ignorant),
+        for_all=f"paused: {', '.join(counts)}",
+    )
+
+
+def _knows_no_valves(member: Member) -> bool:
+    """Whether it is a worker, or a steward, of ours that takes up what is paused: it came before valves did."""
+    return member.service in ("inference_worker", "steward") and member.version.startswith("0.1.")
 
 
 def _providers(fleet: Fleet) -> Finding | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from contracts.api.pools import LaneState, PoolState, ProviderState, TenantShare
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import EtaBasis, LaneStatistics, QueueState, WorkerRecord
+from contracts.records.valves import Valve
 from contracts.subjects import PRIORITIES
 from mesh.fleet.eta import PoolView, pool_view, queue_state, without_eta
 from mesh.fleet.findings import Fleet
@@ -40,13 +42,16 @@ def pool_state(
     )
 
 
-def standing(fleet: Fleet, pool: str) -> dict[str, EtaBasis]:
-    """The lanes of a pool, by priority, from which nobody takes anything at present, and why."""
+def standing(fleet: Fleet, pool: str, valves: Iterable[Valve] = ()) -> dict[str, EtaBasis]:
+    """The lanes of a pool, by priority, from which nobody takes anything at present, and why.
+
+    `valves`: what is paused, of who does not look at that nearer by.
+    """
     if not fleet.serves_pool(pool):
         return dict.fromkeys(PRIORITIES, "no-worker")
     queues = {priority: fleet.queue(pool, priority) for priority in PRIORITIES}
     paused = {priority for priority, queue in queues.items() if queue is not None and queue.paused_seconds}
-    shut = {(valve.kind, valve.name) for valve in fleet.valves}
+    shut = {(valve.kind, valve.name) for valve in valves}
     paused |= {each for each in PRIORITIES if {("pool", pool), ("lane", f"{pool}.{each}")} & shut}
     return dict.fromkeys(paused, "paused")
 
@@ -69,7 +74,7 @@ def _pool_of(
     workers: list[WorkerRecord],
     providers: list[ProviderState],
 ) -> PoolState:
-    view, stands = pool_view(pool, fresh, workers), standing(fleet, pool)
+    view, stands = pool_view(pool, fresh, workers), standing(fleet, pool, fleet.valves)
     paused = {valve.name for valve in fleet.valves if valve.kind == "provider"}
     if providers and all(provider.provider in paused for provider in providers):
         for priority in PRIORITIES:
@@ -120,14 +125,22 @@ def _provider(name: str, record: ProviderRecord | None, room: float | None) -> P
 
 
 def _tenants(view: PoolView) -> list[TenantShare]:
-    rates: dict[str, float] = {}
+    begun: dict[str, float] = defaultdict(float)
+    used: dict[str, float] = defaultdict(float)
     for lane in view.lanes.values():
         for each in lane.tenants:
-            rates[each.tenant] = rates.get(each.tenant, 0.0) + each.tasks_per_second
-    total = sum(rates.values())
-    most = sorted(rates.items(), key=lambda each: (-each[1], each[0]))
+            begun[each.tenant] += each.tasks_per_second
+            used[each.tenant] += each.tokens_per_second
+    # Of all tenants: those that are named may be few of a thousand. They may be rounded to a little more than all.
+    total = max(sum(lane.tokens_per_second or 0.0 for lane in view.lanes.values()), sum(used.values()))
+    parts, whole = (used, total) if total else (begun, sum(begun.values()))
+    most = sorted(begun, key=lambda tenant: (-parts[tenant], -begun[tenant], tenant))
     return [
-        TenantShare(tenant=tenant, share=round(rate / total, 4), tasks_per_second=round(rate, 4))
-        for tenant, rate in most
-        if rate
+        TenantShare(
+            tenant=tenant,
+            share=round(parts[tenant] / whole, 4) if whole else 0.0,
+            tasks_per_second=round(begun[tenant], 4),
+            tokens_per_second=round(used[tenant], 4),
+        )
+        for tenant in most
     ]

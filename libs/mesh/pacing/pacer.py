@@ -297,8 +297,7 @@ class Pacer:
     def got(self, wanted: Wanted, booked: Booked, at: float) -> None:
         """That was written, if it was new, and this is what came of it."""
         self.record = booked.record
-        if booked.is_new:
-            self._said(wanted, at)
+        self._said(wanted, at, written=booked.is_new)
         if not self.is_shut(at):
             self._starts.extend(booked.starts)
             self._cost = booked.cost
@@ -345,12 +344,13 @@ class Pacer:
 
     # Inside
 
-    def _said(self, wanted: Wanted, at: float) -> None:
-        """That is written. What has come since is for the next time."""
-        for limit, amount in wanted.debts.items():
+    def _said(self, wanted: Wanted, at: float, *, written: bool) -> None:
+        """That is written, or nothing of it was news but what is owed. What has come since is for the next time."""
+        for limit, amount in wanted.debts.items() if written else ():
             self._debts[limit] = self._debts.get(limit, 0.0) - amount
         self._debts = {limit: amount for limit, amount in self._debts.items() if abs(amount) > 1e-9}  # noqa: PLR2004 - of rounding
-        self._debts_since = at if self._debts else None
+        if written or not self._debts:
+            self._debts_since = at if self._debts else None
         self._on_credit = self._on_credit and not wanted.on_credit
         self._remaining = dict(self._remaining.items() - wanted.remaining.items())
         self._told = dict(self._told.items() - wanted.told.items())

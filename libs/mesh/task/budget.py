@@ -117,6 +117,19 @@ def accounts(state: TaskState) -> dict[str, Any]:
     return {"tree_usage": used if state.children else None, "over_budget_tokens": over or None}
 
 
+def accounts_cut_short(state: TaskState) -> dict[str, Any]:
+    """The same, and `lost`, of an end that comes while calls of models may be under way: these go with it."""
+    lost, told = lost_calls(state), accounts(state)
+    if told["tree_usage"] is not None:
+        told["tree_usage"] = with_lost(told["tree_usage"], lost)
+    return {**told, "lost": lost}
+
+
+def with_lost(usage: parts.Usage, lost: list[parts.ModelCall] | None) -> parts.Usage:
+    """Usage, and calls that nobody can tell of any more."""
+    return total([usage, parts.Usage(untold_calls=len(lost))]) if lost else usage
+
+
 def tokens(usage: parts.Usage) -> int:
     """Tokens read and put out, those that were thrown away included."""
     return usage.input_tokens + usage.output_tokens + (usage.discarded_tokens or 0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contracts.journal import events
 from contracts.journal.events import Stamp
-from contracts.journal.parts import Timings, Usage
-from mesh.task.budget import accounts, lost_calls, total, usage_so_far
+from contracts.journal.parts import Timings
+from mesh.task.budget import accounts_cut_short, lost_calls, usage_so_far, with_lost
 from mesh.task.state import TaskState
 
 
@@ -13,19 +13,14 @@ def ended_by_deadline(stamp: Stamp, state: TaskState) -> events.TaskCompleted | 
     """The end of a task whose deadline has passed: with what there is as its output, expired if there is nothing."""
     output = state.output_so_far
     if not output:
-        return events.TaskExpired(*stamp, **accounts(state), lost=lost_calls(state))
+        return events.TaskExpired(*stamp, **accounts_cut_short(state))
     claims = [claim.time for claim in state.claims.values()]
     seconds = max(0.0, (stamp.time - min(claims)).total_seconds()) if claims else None
     return events.TaskCompleted(
         *stamp,
         output=output,
         incomplete="deadline",
-        usage=_with_lost(usage_so_far(state), len(lost_calls(state) or ())),
+        usage=with_lost(usage_so_far(state), lost_calls(state)),
         timings=Timings(total_seconds=seconds),
-        **accounts(state),
-        lost=lost_calls(state),
+        **accounts_cut_short(state),
     )
-
-
-def _with_lost(usage: Usage, calls: int) -> Usage:
-    return total([usage, Usage(untold_calls=calls)]) if calls else usage

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Final, TypeVar
 
@@ -19,8 +21,10 @@ from mesh.clock import now
 from mesh.errors import BrokerUnavailable
 from mesh.valves.watched import holds
 
-CHANGE_TRIES_MAX: Final = 8
-"""How often a change is tried while others change the same record."""
+CHANGE_SECONDS_MAX: Final = 5.0
+"""How long a change is tried while others change the same record."""
+AGAIN_SECONDS_MAX: Final = 0.02
+"""Who was not the first waits for a moment by chance: of two dozen all get through."""
 
 Record = TypeVar("Record", Valve, TenantLimits)
 
@@ -52,7 +56,7 @@ async def limit(requests: Requests, limits: TenantLimits) -> TenantLimits:
 
 async def open_again(requests: Requests, key: str, kind: type[Record]) -> Record:
     """Take a record away, and return it. Raises `ValveUnknown` where there is none that holds, `BrokerUnavailable`."""
-    for _ in range(CHANGE_TRIES_MAX):
+    async for _ in _tries():
         entry = await key_value.get_from_leader(requests, VALVES_BUCKET.name, key)
         if entry is None or entry.value is None:
             raise ValveUnknown(f"{key}: nothing is paused or limited there")
@@ -70,7 +74,7 @@ async def open_again(requests: Requests, key: str, kind: type[Record]) -> Record
 async def _change(
     requests: Requests, key: str, kind: type[Record], next_of: Callable[[Record | None], Record]
 ) -> Record:
-    for _ in range(CHANGE_TRIES_MAX):
+    async for _ in _tries():
         entry = await key_value.get_from_leader(requests, VALVES_BUCKET.name, key)
         record = next_of(_decoded(entry, kind))
         revision = entry.revision if entry is not None else 0
@@ -78,6 +82,15 @@ async def _change(
             await requests.announce(VALVES_CHANGED)
             return record
     raise BrokerUnavailable(f"{key} is changed by others again and again")
+
+
+async def _tries() -> AsyncIterator[None]:
+    """One after the other, for so long."""
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + CHANGE_SECONDS_MAX
+    while loop.time() < give_up_at:
+        yield
+        await asyncio.sleep(random.uniform(0, AGAIN_SECONDS_MAX))
 
 
 def _decoded(entry: key_value.KeyValueEntry | None, kind: type[Record]) -> Record | None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
-from mesh.broker.gates import Gate, Permit
+from mesh.broker.gates import ChangingRoom, Gate, Permit
 
 
-class ValveGate:
+class ValveGate(ChangingRoom):
     """The gate `inner`, but shut while `is_paused`. Call `update` when that may have changed.
 
     What came while it shut waits in hand, as in front of any gate, and uses up no further delivery.
     """
 
     def __init__(self, inner: Gate, is_paused: Callable[[], bool]) -> None:
+        super().__init__()
         self._inner = inner
         self._is_paused = is_paused
-        self._callbacks: list[Callable[[], None]] = []
         self._waiting = 0
-        self._room = 0
-        self.opened = asyncio.Event()
         inner.on_changed(self.update)
         self.update()
 
@@ -70,21 +67,6 @@ class ValveGate:
             return None
         permit = self._inner.acquire()
         return _ValvePermit(permit, self) if permit is not None else None
-
-    def on_changed(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever there is another room than before."""
-        self._callbacks.append(callback)
-
-    def update(self) -> None:
-        """Look again."""
-        before, self._room = self._room, self.room()
-        if self._room > 0:
-            self.opened.set()
-        else:
-            self.opened.clear()
-        if self._room != before:
-            for callback in self._callbacks:
-                callback()
 
 
 def behind(permit: Permit | None) -> Permit | None:

@@ -16,11 +16,10 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from contracts.codec import decode
 from contracts.errors import TaskmeshError
-from contracts.records.valves import TenantLimits, Valve
+from contracts.records.valves import TenantLimits, Valve, decode_valve
 from contracts.streams import VALVES_BUCKET
-from contracts.valve_keys import LIMITS, VALVES_ALL, VALVES_CHANGED, VALVES_PREFIX, ValveKind, parse_valve_key
+from contracts.valve_keys import VALVES_ALL, VALVES_CHANGED, VALVES_PREFIX, ValveKind
 from mesh.background import first_of
 from mesh.broker.requests import Requests
 from mesh.broker.scanning import Scan
@@ -240,18 +239,13 @@ class Valves:
         if not payload:
             return None  # What marks a key as deleted.
         try:
-            kind, name = parse_valve_key(key)
-            if kind == LIMITS:
-                limits = decode(payload, TenantLimits)
-                return limits if limits.tenant == name else None
-            valve = decode(payload, Valve)
+            return decode_valve(key, payload)
         except TaskmeshError as error:
             if key not in self._told:
                 # Once: it may be of another version, and is read again and again.
                 self._told.add(key)
                 log.warning("valve.unreadable", key=key, error=str(error))
             return None
-        return valve if (valve.kind, valve.name) == (kind, name) else None
 
     def _apply(self, at: datetime) -> None:
         records = [kept.record for kept in self._kept.values()]

@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from typing import Any, Final
 
 from contracts.api.valves import CancelAnswer
@@ -41,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--older-than", metavar="SPAN", type=times.span, help="only those that were accepted so long ago, such as 1h"
     )
     many.add_argument(
+        "--before",
+        metavar="TIME",
+        type=times.time,
+        help="only those that were accepted before then (RFC 3339): what is shown names a time",
+    )
+    many.add_argument(
         "--metadata", metavar="K=V", type=_pair, action="append", default=[], help="only those with this value"
     )
     many.add_argument("--reason", metavar="TEXT", help="why: it is in each task's last event")
@@ -53,6 +60,7 @@ async def cancel_many(client: Client, arguments: argparse.Namespace) -> int:
         "pool": arguments.pool,
         "priority": arguments.priority,
         "older_than_seconds": arguments.older_than.total_seconds() if arguments.older_than is not None else None,
+        "created_before": arguments.before,
         "metadata": dict(arguments.metadata) or None,
         "reason": arguments.reason,
     }
@@ -61,7 +69,14 @@ async def cancel_many(client: Client, arguments: argparse.Namespace) -> int:
         return await _show(client, wanted)
     met, asked, already = 0, 0, 0
     for _ in range(PASSES_MAX):
-        counts = await _pass(client, wanted)
+        counts: Counter[str] = Counter()
+        try:
+            await _pass(client, wanted, counts)
+        except BaseException:
+            # Also of a Ctrl-C: what was asked is done, whoever asked it.
+            asked += counts["asked"]
+            print(f"meshctl: broken off: {asked:,} tasks are being stopped; the same again goes on", file=sys.stderr)
+            raise
         met, asked, already = counts["matched"], asked + counts["asked"], counts["already"]
         if not counts["asked"]:
             break
@@ -76,27 +91,31 @@ async def _show(client: Client, wanted: dict[str, Any]) -> int:
     counts: Counter[str] = Counter()
     sample: list[TaskRecord] = []
     cursor: str | None = None
+    before: datetime | None = None
     while True:
         answer = await _again(client, {**wanted, "dry_run": True, **({"cursor": cursor} if cursor else {})})
         counts.update(answer.by_status)
         sample = sample or answer.sample
+        before = before or answer.created_before
         cursor = answer.cursor
         if cursor is None:
             break
     if not output.for_people():
-        output.json_line({"matched": counts.total(), "by_status": counts, "sample": sample})
+        told = {"matched": counts.total(), "by_status": counts, "sample": sample}
+        output.json_line({**told, **({"created_before": before} if before is not None else {})})
     elif not counts:
         print("no task fits that has not ended")
     else:
-        told = ", ".join(f"{count:,} {status}" for status, count in counts.items() if count)
+        by_status = ", ".join(f"{count:,} {status}" for status, count in counts.items() if count)
         output.show(tasks_table(sample))
-        print(f"\n{counts.total():,} tasks fit ({told}). The same with --yes stops them.")
+        print(f"\n{counts.total():,} tasks fit ({by_status}). The same with --yes stops them, and what came since.")
+        if before is not None:
+            print(f"With --before {before.isoformat()} it stops none that came later.")
     return 0
 
 
-async def _pass(client: Client, wanted: dict[str, Any]) -> Counter[str]:
-    """Meet all tasks that fit once."""
-    counts: Counter[str] = Counter()
+async def _pass(client: Client, wanted: dict[str, Any], counts: Counter[str]) -> None:
+    """Meet all tasks that fit once, and count them."""
     cursor: str | None = None
     with output.progress("cancelling") as tell:
         while True:
@@ -105,7 +124,7 @@ async def _pass(client: Client, wanted: dict[str, Any]) -> Counter[str]:
             tell(f"cancelling: {counts['asked']:,} asked")
             cursor = answer.cursor
             if cursor is None:
-                return counts
+                return
 
 
 async def _again(client: Client, body: dict[str, Any]) -> CancelAnswer:
@@ -126,7 +145,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """Either one task or all that fit. Raises `MeshctlError`."""
     if arguments.all == (arguments.task is not None):
         raise MeshctlError("cancel: name one task, or say --all", code="invalid-request")
-    named = [name for name in ("yes", "status", "pool", "priority", "older_than", "reason") if getattr(arguments, name)]
+    options = ("yes", "status", "pool", "priority", "older_than", "before", "reason")
+    named = [name for name in options if getattr(arguments, name)]
     if not arguments.all and (named or arguments.metadata):
         told = (named or ["metadata"])[0].replace("_", "-")
         raise MeshctlError(f"cancel: --{told} goes with --all", code="invalid-request")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 from dataclasses import replace
 from typing import Any, Final
 
@@ -31,10 +32,13 @@ INTERVAL_SECONDS: Final = 2.0
 INTERVAL_SECONDS_MIN: Final = 0.5
 """Each look asks the broker for some dozens of things."""
 
+TENANTS_ON_SCREEN_MAX: Final = 10
+"""A thousand of them would push the processes off the screen. `meshctl pools` names more."""
+
 _POOLS = """\
 Print how the pools stand that you may use: what waits in each lane and how long tasks waited there, how many
 begin a second, when one that comes now would begin and what that is worked out from, workers and their places,
-the breakers of providers, and tenants' parts of what began of late. Into a pipe: a JSON object for each pool.
+the breakers of providers, and tenants' parts of the tokens used of late. Into a pipe: a JSON object for each pool.
 """
 _TOP = """\
 Show the whole mesh while you look: pools, lanes, providers, tenants and processes. Asks the broker, so it works
@@ -95,35 +99,38 @@ def _run_top(arguments: argparse.Namespace) -> int:
 
 async def _top(settings: Settings, interval_seconds: float) -> int:
     async with connected(settings) as connection:
-        if not output.in_colour():
+        if not output.on_a_screen():
             output.show(await _frame(connection, settings))
             return 0
         # Nothing else is taken over: what goes to standard error still goes where that leads.
-        with Live(
-            await _frame(connection, settings),
+        live = Live(
+            await _frame(connection, settings, TENANTS_ON_SCREEN_MAX),
             console=output.console(),
             screen=True,
             auto_refresh=False,
             redirect_stdout=False,
             redirect_stderr=False,
             vertical_overflow="crop",
-        ) as live:
+        )
+        # What is there is laid out anew at once, and not only with the next look.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, live.refresh)
+        with live:
             while True:
                 await asyncio.sleep(interval_seconds)
                 live.update(await _frame_or_trouble(connection, settings), refresh=True)
 
 
-async def _frame(connection: Connection, settings: Settings) -> RenderableType:
+async def _frame(connection: Connection, settings: Settings, tenants_max: int | None = None) -> RenderableType:
     fleet = await read_fleet(connection, settings.pools)
     configuration = settings.configuration
     pools = pools_of(fleet, lambda pool: configuration.providers_of(pool) if pool in configuration.pools else ())
     workers = [member.record for member in fleet.alive if member.record is not None]
-    return frame(pools, fleet.providers, workers, fleet.at)
+    return frame(pools, fleet.providers, workers, fleet.at, valves=fleet.valves, tenants_max=tenants_max)
 
 
 async def _frame_or_trouble(connection: Connection, settings: Settings) -> RenderableType:
     """The next frame; while the broker is away, that it is: it may come back."""
     try:
-        return await _frame(connection, settings)
+        return await _frame(connection, settings, TENANTS_ON_SCREEN_MAX)
     except TaskmeshError as error:
         return cell(f"{error}", "bold red")

@@ -38,7 +38,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_what(pause)
     _add_while(pause)
     text = "Begin turns there again, within a second."
-    _add_what(_add(commands, common, "resume", "let what is paused go on", text, _resume))
+    resume = _add(commands, common, "resume", "let what is paused go on", text, _resume)
+    _add_what(resume)
+    resume.add_argument("--reason", metavar="TEXT", type=_reason, help="why: it is in the audit log")
     text = (
         "Print what is paused, and which tenants have other limits for a while: since when, until when, by whom, why."
     )
@@ -88,7 +90,7 @@ async def _pause(arguments: argparse.Namespace) -> int:
 async def _resume(arguments: argparse.Namespace) -> int:
     kind, name = _what(arguments)
     async with client_of(arguments) as client:
-        answer = await client.open_valve(kind, name)
+        answer = await client.open_valve(kind, name, arguments.reason)
     if output.for_people():
         print(f"{kind} {name} goes on")
     else:
@@ -114,7 +116,7 @@ async def _limit(arguments: argparse.Namespace) -> int:
         if arguments.end:
             if limits:
                 raise MeshctlError("limit: --end takes no limits", code="invalid-request")
-            answer = await client.end_limits(arguments.of)
+            answer = await client.end_limits(arguments.of, arguments.reason)
             text = f"tenant {arguments.of} has the limits of mesh.toml again"
         else:
             if not limits or (arguments.span is None and arguments.until is None):

@@ -18,8 +18,8 @@ _DESCRIPTION = """\
 Say in one sentence what a task waits for: a place in its queue and how many stand before it, somebody who is
 not there, a person and until when, a timer, a provider that is down, a queue that is paused, or a sub-task; or
 that it is being carried out, by whom and since when. Of one that has not begun also: its place in line, about
-when it begins and what that is worked out from, its tenant's part of what began of late in its pool, and how
-fast its lane goes.
+when it begins and what that is worked out from, its tenant's part of the tokens used of late in its pool, and
+how fast its lane goes.
 
 Into a pipe: a JSON object with task, status, and waiting and queue as the task's record has them, and share and
 lane as GET /v1/pools does; null where there is none.
@@ -86,7 +86,8 @@ def place_lines(record: TaskRecord, pool: PoolState | None) -> list[str]:
     lines = [f"{place} By what is known now {when}."]
     share, lane = _parts(record, pool)
     if share is not None:
-        lines.append(f"Of what began of late in pool {record.pool}, {share.share:.0%} were tenant {share.tenant}'s.")
+        used = f"Of the tokens used of late in pool {record.pool}, {share.share:.0%}"
+        lines.append(f"{used} were tenant {share.tenant}'s.")
     if lane is not None and lane.tasks_per_second:
         lines.append(f"Lane {record.pool}, {record.priority} begins {lane.tasks_per_second:.2f} tasks a second.")
     if pool is not None:

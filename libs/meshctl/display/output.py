@@ -37,9 +37,14 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def on_a_screen() -> bool:
+    """Whether standard output can be written over: a terminal, and no dumb one."""
+    return for_people() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def in_colour() -> bool:
-    """Whether standard output may be coloured and written over: a terminal that can, and nobody said NO_COLOR."""
-    return for_people() and not os.environ.get(NO_COLOR_VARIABLE) and os.environ.get("TERM") != "dumb"
+    """Whether standard output may be coloured: a terminal that can, and nobody said NO_COLOR."""
+    return on_a_screen() and not os.environ.get(NO_COLOR_VARIABLE)
 
 
 def show(what: RenderableType) -> None:

@@ -14,6 +14,8 @@ from rich.text import Text
 from contracts.api.pools import LaneState, PoolState, ProviderState
 from contracts.records.providers import ProviderRecord
 from contracts.records.status import EtaBasis, WorkerRecord
+from contracts.records.valves import Valve
+from mesh.wording import first_few
 from meshctl.display.tables import cell, plain_table, providers_table, workers_table
 
 TENANTS_SHOWN_MAX: Final = 5
@@ -68,28 +70,46 @@ def lane_states_table(pools: Sequence[PoolState]) -> Table:
     return table
 
 
-def tenants_table(pools: Sequence[PoolState]) -> Table:
-    """One line for each tenant of each pool, those with the most work first."""
-    table = plain_table("TENANT", "POOL", "SHARE", "TASKS/S")
+def tenants_table(pools: Sequence[PoolState], rows_max: int | None = None) -> Table:
+    """One line for each tenant of each pool, those that used the most tokens first; so many lines at most."""
+    table = plain_table("TENANT", "POOL", "SHARE", "TOKENS/S", "TASKS/S")
     shares = [(tenant, pool.pool) for pool in pools for tenant in pool.tenants]
-    for tenant, pool in sorted(shares, key=lambda each: (-each[0].tasks_per_second, each[1], each[0].tenant)):
-        table.add_row(cell(tenant.tenant), cell(pool), f"{tenant.share:.0%}", _rate(tenant.tasks_per_second))
+    shares.sort(key=lambda each: (-each[0].tokens_per_second, -each[0].tasks_per_second, each[1], each[0].tenant))
+    for tenant, pool in shares[:rows_max]:
+        table.add_row(
+            cell(tenant.tenant),
+            cell(pool),
+            f"{tenant.share:.0%}",
+            _rate(tenant.tokens_per_second),
+            _rate(tenant.tasks_per_second),
+        )
+    if rows_max is not None and len(shares) > rows_max:
+        table.add_row(cell(f"{len(shares) - rows_max:,} more"), "", "", "", "")
     return table
 
 
 def frame(
-    pools: Sequence[PoolState], providers: Sequence[ProviderRecord], workers: Sequence[WorkerRecord], at: datetime
+    pools: Sequence[PoolState],
+    providers: Sequence[ProviderRecord],
+    workers: Sequence[WorkerRecord],
+    at: datetime,
+    *,
+    valves: Sequence[Valve] = (),
+    tenants_max: int | None = None,
 ) -> Group:
-    """The whole mesh on one screen."""
+    """The whole mesh on one screen. `valves`: what people have paused. `tenants_max`: lines for tenants, at most."""
     waiting, running = sum(pool.depth or 0 for pool in pools), sum(pool.running or 0 for pool in pools)
     places = sum(worker.concurrency or 0 for worker in workers if worker.pools and not worker.draining)
     said = f"{at:%Y-%m-%d %H:%M:%S} UTC   {waiting:,} waiting, {running:,} running, {places:,} places"
-    parts: list[Text | Table] = [cell(said, "bold"), Text()]
+    parts: list[Text | Table] = [cell(said, "bold")]
+    if valves:
+        parts.append(cell(f"paused: {first_few([f'{valve.kind} {valve.name}' for valve in valves])}", "red"))
+    parts.append(Text())
     for table, is_there in (
         (pools_table(pools), bool(pools)),
         (lane_states_table(_moving(pools)), bool(_moving(pools))),
         (providers_table(providers, at), bool(providers)),
-        (tenants_table(pools), any(pool.tenants for pool in pools)),
+        (tenants_table(pools, tenants_max), any(pool.tenants for pool in pools)),
         (workers_table(workers, at), bool(workers)),
     ):
         if is_there:

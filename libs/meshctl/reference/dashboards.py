@@ -127,6 +127,15 @@ OVERVIEW: Final = Dashboard(
             description="In ten minutes, as a steward has seen them.",
         ),
         Panel(
+            "Paused by people",
+            "short",
+            (
+                Query("max by (taskmesh_valve) (taskmesh_valves_shut{})", "{{taskmesh_valve}}"),
+                Query("max(taskmesh_tenants_limited{})", "tenants with other limits"),
+            ),
+            description="`meshctl valves` says which, by whom and why.",
+        ),
+        Panel(
             "Memory",
             "bytes",
             (Query("sum by (instance) (process_resident_memory_bytes{})", "{{instance}}"),),

@@ -68,9 +68,9 @@ class PoolPlaces:
 
     def has_room(self, pool: str, in_hand: Mapping[str, int]) -> bool:
         """Whether one more turn of a pool may be begun while each pool has so many in hand."""
-        if in_hand.get(pool, 0) >= self._most_of(pool):
+        if in_hand.get(pool, 0) >= (self._most.get(pool) or self._most_of(pool)):
             return False
-        limit = self._limit(pool) if self._servers() else None
+        limit = self._limit(pool) if self._servers() else None  # For each free place it is asked anew.
         if limit is None:
             return True
         mine = self._providers(pool)

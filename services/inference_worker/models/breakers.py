@@ -19,7 +19,7 @@ from inference_worker.models.candidates import Source
 from inference_worker.models.guarded_source import GuardedSource
 from inference_worker.models.paced_source import PacedSource, PlacedPermit, may_begin
 from mesh.background import first_of
-from mesh.broker.gates import UNLIMITED, Permit
+from mesh.broker.gates import UNLIMITED, ChangingRoom, Permit
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock, now
 from mesh.configuration.breaker_table import BreakerSettings
@@ -251,20 +251,18 @@ class Breakers:
         return False
 
 
-class PoolGate:
+class PoolGate(ChangingRoom):
     """The gate of a pool's lanes: open for as much as the pace of its providers has room for.
 
     It is shut while none of them is closed, but for the one step of a probe.
     """
 
     def __init__(self, breakers: Breakers, providers: tuple[str, ...], consumers: tuple[tuple[str, str], ...]) -> None:
-        self.opened = asyncio.Event()
+        super().__init__()
         self.waiting = 0
         self.providers = providers
         self.consumers = consumers
         self._breakers = breakers
-        self._callbacks: list[Callable[[], None]] = []
-        self._room = 0
         self.update()
 
     @property
@@ -276,8 +274,11 @@ class PoolGate:
         """As many as the pace of those lets through that are closed; else as many as there are free probes."""
         closed = self._closed()
         if closed:
+            pacers = [self._breakers.pacing.pacer(provider) for provider in closed]
+            if not all(pacer.has_a_say for pacer in pacers):
+                return UNLIMITED
             at = now().timestamp()
-            return min(UNLIMITED, sum(self._breakers.pacing.pacer(provider).room(at) for provider in closed))
+            return min(UNLIMITED, sum(pacer.room(at) for pacer in pacers))
         return sum(self._breakers.free_probe(provider) is not None for provider in self.providers)
 
     def acquire(self) -> Permit | None:
@@ -300,10 +301,6 @@ class PoolGate:
                 return PoolPermit(self, probe)
         return None
 
-    def on_changed(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever there is another room than before."""
-        self._callbacks.append(callback)
-
     @property
     def leaves_pulls_open(self) -> bool:
         """While a provider is closed, and there is room at its pace, or soon will be."""
@@ -311,8 +308,11 @@ class PoolGate:
 
     def seconds_shut(self) -> float:
         """How long the pace of those leaves no room that are closed; 0 if none is: nobody knows."""
+        pacers = [self._breakers.pacing.pacer(provider) for provider in self._closed()]
+        if not all(pacer.has_a_say for pacer in pacers):
+            return 0.0
         at = now().timestamp()
-        return min((self._breakers.pacing.pacer(each).seconds_shut(at) for each in self._closed()), default=0.0)
+        return min((pacer.seconds_shut(at) for pacer in pacers), default=0.0)
 
     def ask(self) -> None:
         """A step would begin: book ahead for it."""
@@ -336,17 +336,6 @@ class PoolGate:
 
     def _closed(self) -> list[str]:
         return [provider for provider in self.providers if self._breakers.is_closed(provider)]
-
-    def update(self) -> None:
-        """Look at the breakers again."""
-        before, self._room = self._room, self.room()
-        if self._room > 0:
-            self.opened.set()
-        else:
-            self.opened.clear()
-        if self._room != before:
-            for callback in self._callbacks:
-                callback()
 
 
 class PoolPermit(PlacedPermit):

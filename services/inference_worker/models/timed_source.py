@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from contracts.records.speeds import ModelSums
 from inference_worker.models.candidates import Source
-from inference_worker.models.chunks import Chunk, Finished, ReasoningDelta, TextDelta, TurnInput
+from inference_worker.models.chunks import Begun, Chunk, Finished, TurnInput
 from inference_worker.models.guarded_source import FAULTS
 from inference_worker.models.prompt_size import BYTES_PER_TOKEN
 from inference_worker.models.speeds import Speeds
@@ -40,9 +40,13 @@ class TimedSource:
         try:
             async with aclosing(self._source.stream(turn)) as chunks:
                 async for chunk in chunks:
-                    call.spoke(chunk)
+                    # For each token: no call that is not needed.
+                    if not call.has_spoken:
+                        call.spoke()
                     if isinstance(chunk, Finished):
                         call.finished(chunk)
+                    elif not isinstance(chunk, Begun):
+                        call.characters += len(chunk.text)
                     yield chunk
         except StepFailed as error:
             call.failed(is_its_fault=error.code in NOT_SERVED)
@@ -61,14 +65,15 @@ class _Call:
         self._began_at = clock()
         self._spoke_at: float | None = None
         self._has_ended = False
-        self._characters = 0
+        self.has_spoken = False
+        self.characters = 0
+        """Of the text that it has given."""
         self._number = self._speed.begin(self._began_at)
         self.tell(begun=1)
 
-    def spoke(self, chunk: Chunk) -> None:
-        """A chunk came."""
-        if isinstance(chunk, TextDelta | ReasoningDelta):
-            self._characters += len(chunk.text)
+    def spoke(self) -> None:
+        """The first chunk came."""
+        self.has_spoken = True
         if self._spoke_at is None:
             self._spoke_at = self._clock()
             self._tell_first_token(self._spoke_at - self._began_at)
@@ -90,7 +95,7 @@ class _Call:
         """The stream is closed. If its reader did that before the first token, it had waited for at least so long; if
         later, such as at a deadline, it has had so much in so long: who crawls may never come to an end."""
         if not self._has_ended:
-            self._tell_output(-(-self._characters // BYTES_PER_TOKEN))
+            self._tell_output(-(-self.characters // BYTES_PER_TOKEN))
             self._tell_wait()
         self._speed.end(self._number)
 

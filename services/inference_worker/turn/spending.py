@@ -18,8 +18,7 @@ from contracts.journal.parts import SpentReason, Usage
 from inference_worker.models.candidates import Candidate
 from inference_worker.models.chunks import Meter, TurnInput
 from inference_worker.turn.attempts import Ending
-from mesh.configuration.mesh_toml import Configuration
-from mesh.configuration.prices_table import ModelPrices, prices_of
+from mesh.configuration.prices_table import ModelPrices
 from mesh.errors import BrokerUnavailable, StepLost
 from mesh.ledger.prices import priced
 from mesh.steps.claimed_step import ClaimedStep
@@ -108,16 +107,6 @@ class Spending:
             )
         )
         log.info("model.spent", provider=candidate.provider, model=candidate.model, reason=reason)
-
-
-def prices_in(configuration: Configuration) -> PricesOf:
-    """The prices of all models of a configuration."""
-
-    def prices(provider: str, model: str) -> ModelPrices | None:
-        found = configuration.providers.get(provider)
-        return prices_of(found.prices, model) if found is not None else None
-
-    return prices
 
 
 def no_prices(_provider: str, _model: str) -> None:

@@ -74,6 +74,11 @@ class _Bounds:
         self._left: dict[str, int] | None = None
         self._looking = asyncio.Lock()
 
+    @property
+    def known(self) -> Mapping[str, int] | None:
+        """The same, if it was looked up."""
+        return self._left
+
     async def left(self) -> dict[str, int]:
         """By tenant. Raises `BrokerUnavailable`, `BrokerError`."""
         async with self._looking:
@@ -111,6 +116,8 @@ class Mover:
         """Messages in BACKLOG, by lane and tenant, as they were counted last."""
         self._used_percent = 0
         self._count_again_at = 0.0
+        self._left: Mapping[str, int] = {}
+        """How many more turns may begin of each tenant whose settings bound them, as it was looked up last."""
 
     def add_condition(self, may_go_on: MayGoOn) -> None:
         """Ask this, too, before anything of a tenant goes on."""
@@ -162,6 +169,7 @@ class Mover:
                 lane.forget()
         bounds = _Bounds(self._requests, self._tenant_of, self._waiting)
         moved = await self._of_each(self._move(lane, bounds) for lane in self._waiting)
+        self._left = bounds.known or self._left
         self._still_rounds = 0 if moved else self._still_rounds + 1
         if self._still_rounds < QUIET_ROUNDS:
             return Pause(ROUND_SECONDS)
@@ -225,17 +233,25 @@ class Mover:
         told: list[LaneBacklog] = []
         for pool, priority in lanes:
             tenants = Counter(self._waiting.get((pool, priority), {}))
+            held = [name for name in tenants if not self._goes_on((pool, priority), name)]
+            named = dict(tenants.most_common(named_max))
             told.append(
                 LaneBacklog(
                     pool=pool,
                     priority=priority,  # type: ignore[arg-type]  # one of PRIORITIES
                     waiting=tenants.total(),
                     tenants_waiting=len(tenants),
-                    tenants=dict(tenants.most_common(named_max)),
+                    tenants=named,
                     held=self._is_held((pool, priority)),
+                    held_tenants=tuple(name for name in held if name in named),
+                    held_waiting=sum(tenants[name] for name in held),
                 )
             )
         return tuple(told)
+
+    def _goes_on(self, lane: Lane, tenant: str) -> bool:
+        """Whether what waits of a tenant gets a place that is free."""
+        return self._left.get(tenant) != 0 and self._may(lane, tenant)
 
     async def _hand_over(self) -> None:
         try:

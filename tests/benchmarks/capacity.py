@@ -83,7 +83,7 @@ async def _measure_queue(run: Run) -> Figure:
         variables = _configured(folder, listens.base_url, 'capacity = { signals = "none" }')
         async with stage(folder, *_services(), **variables) as opened:
             began_at = time.monotonic()
-            working = asyncio.create_task(_completed(opened, run.scale(1_200, 120)))
+            working = asyncio.create_task(_completed(opened, run.scale(900, 120)))
             limits = await _limits(opened, working)
             await working
     # It takes its time to be found, and more is tried now and then: what it is most of the time counts.

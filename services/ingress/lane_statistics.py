@@ -167,11 +167,8 @@ class Lanes:
         return _ready(lane) + (own if backlog.held else self._in_turns(backlog).before(own, tenant))
 
     def _backlog(self, pool: str, priority: str) -> LaneBacklog | None:
-        """What waits of a lane in BACKLOG; None of a lane of which nothing does."""
-        # Also of one that lets new tasks pass, since all that waits there is held.
-        record = self._requests.backlog_lanes.record
-        lanes = record.lanes if record is not None else ()
-        return next((each for each in lanes if (each.pool, each.priority) == (pool, priority)), None)
+        """What waits in BACKLOG of a lane; None of a lane of which nothing does, as far as the stewards have told."""
+        return self._requests.backlog_lanes.told(pool, priority)
 
     def _in_turns(self, backlog: LaneBacklog) -> InTurns:
         key = lane_key(backlog.pool, backlog.priority)

@@ -95,7 +95,7 @@ async def test_a_burst_goes_at_the_pace_that_is_allowed_also_while_a_worker_dies
     async with limited_server(provider) as server:
         (tmp_path / "mesh.toml").write_text(mesh_toml(server.base_url, provider))
         services = ("ingress", "steward", "inference_worker", "inference_worker")
-        config = {"MESH_CONFIG": str(tmp_path / "mesh.toml")}
+        config = {"MESH_CONFIG": str(tmp_path / "mesh.toml"), "MESH_ACK_WAIT_SECONDS": "3"}
         async with (
             running_mesh(tmp_path, *services, **config) as mesh,
             connect(mesh.settings, "test") as connection,
@@ -204,7 +204,7 @@ async def test_a_fleet_keeps_to_a_concurrency_and_a_dead_worker_does_not_keep_it
         text = mesh_toml(server.base_url, provider, more="concurrency = 4", times=2)
         (tmp_path / "mesh.toml").write_text(text)
         services = ("ingress", "steward", *["inference_worker"] * 2)
-        config = {"MESH_CONFIG": str(tmp_path / "mesh.toml")}
+        config = {"MESH_CONFIG": str(tmp_path / "mesh.toml"), "MESH_ACK_WAIT_SECONDS": "3"}
         async with running_mesh(tmp_path, *services, **config) as mesh, connect(mesh.settings, "test") as connection:
             await post(mesh, recorded, 60)
             await until(lambda: provider.taken >= 20)

@@ -57,11 +57,11 @@ async def measure(run: Run) -> list[Figure]:
         clients = _Clients(on, chance)
         promises = await _steady(clients, run.scale(90, 25))
         errors = await clients.errors(promises)
+        accepted, again = await _obeying(clients, run.scale(CLIENTS_MOST, CLIENTS_QUICK))
         figures = [
             await _told(clients, f"  {name}", await scenario(clients, run.scale(45, 15)))
             for name, scenario in _SCENARIOS.items()
         ]
-        accepted, again = await _obeying(clients, run.scale(CLIENTS_MOST, CLIENTS_QUICK))
     told = [promise for promise in promises if promise.eta_seconds is not None]
     error = statistics.median(errors)
     bases = sorted({promise.basis for promise in told})

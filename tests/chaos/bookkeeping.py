@@ -12,7 +12,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -27,12 +27,14 @@ from contracts.identifiers import new_id
 from contracts.journal.events import TERMINAL_TYPES
 from contracts.records.usage import Counter as UsageCounter
 from contracts.records.usage import counter_of, is_month
+from mesh import faults
 from mesh.broker.connection import Connection, connect
 from mesh.broker.direct_get import subjects_of
 from mesh.ledger import counters
 from tests.chaos import ledger
 from tests.chaos.accounts import SPAWN, AccountedModel, Books, compare
 from tests.chaos.cluster import Load
+from tests.chaos.points import Point, give_order, order_is_open, take_back
 from tests.chaos.slot import start_again
 from tests.support.broker import free_port
 from tests.support.checker import read_stored
@@ -44,7 +46,11 @@ from tests.support.waiting import until, until_no_work_is_left
 INGRESSES = 8
 OTHERS = ("inference_worker",) * 3 + ("steward",) * 2 + ("tool_runner",)
 DRAINED = ("inference_worker", "tool_runner")
-BROKER = "nats-server"
+BROKER, STEWARD = "nats-server", "steward"
+POINTS = "points"
+"""The folder by which stewards are told where to die."""
+COUNTED_AT = ("before-count:ledger", "after-count:ledger")
+COUNTS_WITHIN_SECONDS = 10.0
 THREADS = 32
 KILL_SECONDS = 1.2
 """Between two deaths, on average."""
@@ -132,7 +138,11 @@ async def run_ledger(folder: Path, load: Load, seed: int) -> LedgerReport:
         file.write_text(FILE.format(url=server.base_url))
         async with running_mesh(folder, **VARIABLES, MESH_CONFIG=str(file)) as mesh:
             addresses = [f"127.0.0.1:{free_port()}" for _ in range(INGRESSES)]
-            starting: list[Coroutine[Any, Any, Process]] = [mesh.start(each) for each in OTHERS]
+            (folder / POINTS).mkdir()
+            points = {faults.POINTS_VARIABLE: str(folder / POINTS)}
+            starting: list[Coroutine[Any, Any, Process]] = [
+                mesh.start(each, **(points if each == "steward" else {})) for each in OTHERS
+            ]
             starting += [mesh.start("ingress", MESH_INGRESS_ADDRESS=address) for address in addresses]
             await asyncio.gather(*starting)
             clients = _Clients(addresses, load, chance, report)
@@ -227,7 +237,7 @@ async def _deaths(mesh: Mesh, chance: Random, report: LedgerReport) -> AsyncIter
 
 async def _kill(mesh: Mesh, chance: Random, report: LedgerReport, over: asyncio.Event) -> None:
     """Kill one after the other, of each kind as often, until it is over; who was killed is started beside that."""
-    dead: dict[asyncio.Task[None], Process | None] = {}
+    dead: dict[asyncio.Task[None], Sequence[Process | None]] = {}
     kinds = [BROKER, *dict.fromkeys(each.service for each in mesh.processes)]
     async with asyncio.TaskGroup() as group:
         while not over.is_set():
@@ -236,14 +246,19 @@ async def _kill(mesh: Mesh, chance: Random, report: LedgerReport, over: asyncio.
                     await over.wait()
                     return
             kind = chance.choice(kinds)
-            living = [None] if kind == BROKER else [each for each in mesh.processes if each.service == kind]
-            left = [each for each in living if each not in [dead[task] for task in dead if not task.done()]]
-            if not left:
-                continue
-            drains = kind in DRAINED and chance.choice((False, True))
-            report.killed[f"{kind} drained" if drains else kind] += 1
-            victim = chance.choice(left)
-            dead[group.create_task(_replace(mesh, victim, drains=drains))] = victim
+            busy = [each for task, who in dead.items() if not task.done() for each in who]
+            of_kind = [None] if kind == BROKER else [each for each in mesh.processes if each.service == kind]
+            living = [each for each in of_kind if each not in busy]
+            if kind == STEWARD and living == of_kind and chance.choice((False, True, True)):
+                # Which of them counts nobody knows.
+                what = chance.choice(COUNTED_AT)
+                report.killed[f"{kind} {what}"] += 1
+                dead[group.create_task(_kill_as_it_counts(mesh, what))] = living
+            elif living:
+                drains = kind in DRAINED and chance.choice((False, True))
+                report.killed[f"{kind} drained" if drains else kind] += 1
+                victim = chance.choice(living)
+                dead[group.create_task(_replace(mesh, victim, drains=drains))] = [victim]
 
 
 async def _replace(mesh: Mesh, victim: Process | None, *, drains: bool) -> None:
@@ -257,6 +272,16 @@ async def _replace(mesh: Mesh, victim: Process | None, *, drains: bool) -> None:
     else:
         await victim.kill()
     await start_again(victim)
+
+
+async def _kill_as_it_counts(mesh: Mesh, what: str) -> None:
+    """Have the steward that counts die at a point of that, and start it again. Without anything to count none dies."""
+    stewards, folder = [each for each in mesh.processes if each.service == STEWARD], mesh.folder / POINTS
+    give_order(folder, new_id(), Point("kill", STEWARD, what, 1), 0)
+    with suppress(TimeoutError):
+        await until(lambda: not order_is_open(folder), COUNTS_WITHIN_SECONDS)
+    take_back(folder)
+    await asyncio.gather(*(start_again(each) for each in stewards if not each.is_running))
 
 
 async def _to_the_end(connection: Connection, report: LedgerReport) -> None:

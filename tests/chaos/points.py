@@ -55,6 +55,8 @@ WALKING = ("before-walk:", "after-walk:", "after-sweep:")
 """What stewards do with tasks that have ended."""
 MOVING = ("before-move:", "after-move:")
 """What the steward that has the lease does with tasks that wait in BACKLOG."""
+COUNTING = ("before-count:", "after-count:")
+"""What one of the stewards does each second, whatever a run is about: points of the run `ledger` alone."""
 BEGUN = "append:task.queued"
 """Who begins a journal is a race: the ingress that has accepted the task, or the worker that claims it."""
 HELD = (("ingress", "inference_worker"), ("inference_worker", "ingress"))
@@ -88,7 +90,7 @@ def points_of(recordings: Sequence[dict[str, Counter[str]]]) -> list[Point]:
     points: list[Point] = []
     for service in SERVICES:
         counts = [recording[service] for recording in recordings]
-        for what in sorted(set().union(*counts)):
+        for what in sorted(each for each in set().union(*counts) if not each.startswith(COUNTING)):
             numbers = [count[what] for count in counts]
             often = max(numbers) if what.startswith("append:") and what != BEGUN else min(numbers)
             points += [each for which in range(1, often + 1) for each in _faults_at(service, what, which)]

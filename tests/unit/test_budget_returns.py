@@ -39,7 +39,7 @@ def test_one_who_wants_all_that_there_is_gets_a_minute_of_its_own() -> None:
 
 
 def test_one_who_wants_more_than_a_process_may_promise_is_told_the_next_minute_and_others_leave_room() -> None:
-    processes = [Returns() for _ in range(4)]
+    processes = [Returns(lambda: 0.99) for _ in range(4)]
     told = Counter(each.take("acme", MINUTE, 500, AT, sharers=4) for each in processes for _ in range(5))
     assert told[end_of("minute", AT)] == 4, "one of each: it may be the only one"
     assert max(told) >= end_of("minute", AT) + timedelta(minutes=9)

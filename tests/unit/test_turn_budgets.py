@@ -124,6 +124,21 @@ async def test_what_another_model_puts_out_has_its_own_price() -> None:
     assert tokens * 100 + reads // 2 * 10 <= seen[0].cost_micros <= tokens * 100 + reads * 10
 
 
+async def test_what_a_slow_model_puts_out_is_measured_before_it_is_a_whole_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inference_worker.turn.budgets.PIECE_SECONDS", 0.0)
+    worker, seen = spending(), list[int]()
+
+    async def look() -> None:
+        seen.append(worker._tenants["acme"].spent.tokens)
+
+    handler = turn_handler(Metered(*(each for _ in range(3) for each in (TextDelta("word"), look)), STOP))
+    handler.budgets = TurnBudgets(worker, priced())
+    await handler.perform(claimed_step())
+    assert [later - seen[0] for later in seen] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(("claims", "released"), [(1, [Amount(50, 7)]), (2, [])])
 async def test_the_first_claim_of_a_task_gives_back_what_was_set_aside_for_it(
     claims: int, released: list[Amount]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from contracts.codec import decode
 from contracts.errors import InvalidPayload
-from contracts.records.backlog import BacklogRecord
+from contracts.records.backlog import BacklogRecord, LaneBacklog
 from contracts.streams import LANES_BUCKET
 from contracts.subjects import BACKLOG_KEY, LaneSubject
 from mesh.errors import BrokerError, BrokerUnavailable
@@ -35,6 +35,7 @@ class BacklogLanes:
         self._looked_at = self._changed_at = float("-inf")
         self._revision = 0
         self._record: BacklogRecord | None = None
+        self._told: dict[tuple[str, str], LaneBacklog] = {}
         self._lanes: frozenset[tuple[str, str]] = frozenset()
         self._told_at: dict[LaneSubject, float] = {}
 
@@ -67,8 +68,13 @@ class BacklogLanes:
 
     def waiting_of(self, pool: str, priority: str, tenant: str) -> int:
         """How many messages of a tenant waited in a lane a moment ago; 0 of one that has few beside many others."""
-        lanes = self.record.lanes if self.record is not None else ()
-        return sum(lane.tenants.get(tenant, 0) for lane in lanes if (lane.pool, lane.priority) == (pool, priority))
+        lane = self.told(pool, priority)
+        return 0 if lane is None else lane.tenants.get(tenant, 0)
+
+    def told(self, pool: str, priority: str) -> LaneBacklog | None:
+        """What the stewards say of a lane of which something waits, held or not; None of any other. Costs a look-up."""
+        lane = self._told.get((pool, priority)) if self._told else None
+        return lane if lane is not None and self.record is not None else None
 
     async def look(self, pool: str, priority: str) -> bool:
         """The same, of a moment ago: it reads the record if that was not done lately. Never fails."""
@@ -96,6 +102,7 @@ class BacklogLanes:
         except InvalidPayload:
             self._record = None  # Another version's.
         lanes = self._record.lanes if self._record is not None else ()
+        self._told = {(lane.pool, lane.priority): lane for lane in lanes}
         self._lanes = frozenset((lane.pool, lane.priority) for lane in lanes if not lane.held)
 
 

@@ -96,8 +96,9 @@ class Watches:
             subscriptions.append(await client.subscribe(subjects.live_log(tenant, task), cb=told.on_milestone))
             subscriptions.append(await client.subscribe(subjects.hold(tenant, task), cb=told.on_hold))
             await _look_when_told(folded, told)
-        except (nats.errors.Error, OSError) as error:
-            # The broker is gone: the next append, or the lease, will tell.
+        except (nats.errors.Error, OSError, RuntimeError) as error:
+            # The broker is gone (uvloop has a RuntimeError for a line that has just closed): the next append, or the
+            # lease, will tell.
             log.warning("step.not_watched", error=str(error))
         finally:
             for subscription in subscriptions:

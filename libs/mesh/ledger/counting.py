@@ -22,6 +22,7 @@ from contracts.identifiers import new_id
 from contracts.records.usage import Counter
 from contracts.records.walks import CountedBatch, LedgerRecord
 from contracts.streams import EVENTS, LEDGER_KEY, WALKS_BUCKET
+from mesh import faults
 from mesh.broker import key_value
 from mesh.broker.direct_get import last_from_leader, read_next
 from mesh.broker.milestones import MilestoneReader
@@ -200,9 +201,11 @@ class Counting:
         batch = CountedBatch(to=to, batch=new_id(), increments=increments)
         self._record = msgspec.structs.replace(self._record, batch=batch)
         await self._renew()
+        faults.reach("before-count", "ledger")
         for some in _parts(increments):
             await self.keep()
             await counters.add(self._requests, some, batch.batch, self._may)
+        faults.reach("after-count", "ledger")
         self._record = msgspec.structs.replace(self._record, cursor=to, batch=None)
 
     async def _finish(self, batch: CountedBatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -29,8 +30,10 @@ log = structlog.get_logger("inference_worker.turn.budgets")
 
 EXHAUSTED = "budget-exhausted"
 PIECE_CHARACTERS: Final = 256
-"""What a model puts out is measured in pieces of about so many: some 60 tokens later than it could be. To measure each
-token would cost more than to store it."""
+"""What a model puts out is measured in pieces of about so many, some 60 tokens. To measure each token would cost more
+than to store it."""
+PIECE_SECONDS: Final = 0.25
+"""A slow model's pieces are shorter: one that began so long ago is whole with the next token."""
 
 
 class Measured:
@@ -49,6 +52,7 @@ class Measured:
         self._cost: CostOf = free
         self._bytes = 0
         self._piece = ""
+        self._piece_until = 0.0
         self.is_bounded = meter is not None or cost_left_micros is not None
         """Whether anything bounds it: else nothing is measured."""
         self.is_used_up = False
@@ -72,8 +76,12 @@ class Measured:
         """It has put out more. True if it is to end here."""
         if not self.is_bounded:
             return False
+        at = time.monotonic()
+        if not self._piece:
+            self._piece_until = at + PIECE_SECONDS
         self._piece += text
-        if len(self._piece) >= PIECE_CHARACTERS and self.measure() and not self.is_used_up:
+        is_whole = len(self._piece) >= PIECE_CHARACTERS or at >= self._piece_until
+        if is_whole and self.measure() and not self.is_used_up:
             self.is_used_up = True
             log.warning("turn.cut_by_budget")
         return self.is_used_up

@@ -12,6 +12,7 @@ to a task. Together that took a sixth of what an acceptance costs (measured).
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,6 +26,7 @@ from mesh.broker.credentials import Credentials
 
 CLOSE_SECONDS_MAX: Final = 2.0
 _LINE_END: Final = "\r\n"
+_HEADER: Final = re.compile(r"^[ \t]*([!-9;-~]+)[ \t]*:[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
 
 LOGIN_GONE: Final = (
     "authorization violation",
@@ -159,9 +161,4 @@ def header_block(headers: Mapping[str, str]) -> bytes | None:
 
 def parsed_headers(block: bytes) -> dict[str, str]:
     """The headers of a message as they came, without the version's line. What is no header is left out."""
-    found = {}
-    for line in block.decode("utf-8", "replace").split(_LINE_END):
-        name, colon, value = line.partition(":")
-        if colon and name.isascii() and len(name.split()) == 1:
-            found[name.strip()] = value.strip()
-    return found
+    return dict(_HEADER.findall(block.decode("utf-8", "replace")))

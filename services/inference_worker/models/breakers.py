@@ -306,7 +306,7 @@ class PoolGate(ChangingRoom):
     @property
     def leaves_pulls_open(self) -> bool:
         """While a provider is closed, and there is room at its pace, or soon will be."""
-        return bool(self._closed()) and self.seconds_shut() <= OPEN_SECONDS
+        return self.is_wide_open and (self.opened.is_set() or self.seconds_shut() <= OPEN_SECONDS)
 
     def seconds_shut(self) -> float:
         """How long the pace of those leaves no room that are closed; 0 if none is: nobody knows."""

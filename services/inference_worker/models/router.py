@@ -66,10 +66,9 @@ class Router:
         # Who has said a first word and never a last one is thought to go on as fast as the fastest, and no faster.
         known = (self.speeds.of(each.provider, each.model).output_seconds(output_tokens) for each in among)
         fastest = min((seconds for seconds in known if seconds is not None), default=0.0)
-        options = (self._option(each, size, output_tokens, fastest) for each, size in self.sizes(state, turn, among))
         return [
-            replace(option, index=index, just_failed=each.is_at(failed))
-            for index, (each, option) in enumerate(zip(among, options, strict=True))
+            self._option(index, each, size, output_tokens, fastest, just_failed=each.is_at(failed))
+            for index, (each, size) in enumerate(self.sizes(state, turn, among))
         ]
 
     def sizes(self, state: TaskState, turn: int, among: Sequence[Candidate]) -> Iterator[tuple[Candidate, PromptSize]]:
@@ -78,7 +77,16 @@ class Router:
         for each in among:
             yield each, PromptSize(tokens, min(tokens, cached_tokens(state, turn, each.place, at)))
 
-    def _option(self, candidate: Candidate, size: PromptSize, output_tokens: float, fastest: float) -> Option:
+    def _option(
+        self,
+        index: int,
+        candidate: Candidate,
+        size: PromptSize,
+        output_tokens: float,
+        fastest: float,
+        *,
+        just_failed: bool,
+    ) -> Option:
         at = self.clock()
         speed = self.speeds.of(candidate.provider, candidate.model)
         uncached = size.uncached_tokens
@@ -90,7 +98,7 @@ class Router:
             of_cached = prices.input if prices.cached_input is None else prices.cached_input
             cost = uncached * prices.input + size.cached_tokens * of_cached + output_tokens * prices.output
         return Option(
-            index=candidate.index,
+            index=index,
             seconds=None if seconds is None else seconds + (fastest if behind is None else behind),
             is_guess=behind is None,
             cost=cost,
@@ -99,6 +107,7 @@ class Router:
             room=self.room(candidate.provider),
             idle_seconds=at - speed.tried_at,
             has_prefix=size.cached_tokens > 0,
+            just_failed=just_failed,
             is_probe=not self.is_closed(candidate.provider),
         )
 

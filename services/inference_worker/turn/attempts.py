@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from contracts.codec import encode
 from contracts.journal import events
@@ -38,12 +37,11 @@ Interruption = Literal["slow", "deadline", "told_to"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a stream ended that did not fail. A provider that was stopped has reported no usage."""
 
     finish_reason: FinishReason
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     calls: tuple[RequestedCall, ...] = ()
     blocks: list[Any] | None = None
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from mesh.broker.credentials import Credentials
 
@@ -57,14 +58,11 @@ class NatsClient(Client):
         """What the next handshake goes by. Raises `LoginUnusable`."""
         return self.credentials.ssl_context()
 
-    async def listen(self, subject: str, listener: Callable[[Msg], None]) -> None:
-        """Subscribe for as long as the client lives. `listener` takes each message at once, and must not take long."""
-
-        async def never_called(_: Msg) -> None:
-            raise AssertionError("the message went to its listener")
-
-        subscription = await self.subscribe(subject, cb=never_called)
+    async def listen(self, subject: str, listener: Callable[[Msg], None]) -> Subscription:
+        """Subscribe. `listener` takes each message as soon as it is read, and must not take long."""
+        subscription = await self.subscribe(subject)
         self._listeners[subscription._id] = listener
+        return subscription
 
     def abort(self) -> None:
         """Drop the line at once: after a failed handshake nats-py waits for ever for the end of its connection."""
@@ -118,6 +116,10 @@ class NatsClient(Client):
             # Who asked has given up: the answer counts, and is nobody's.
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._listeners.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         listener = self._listeners.get(sid)

@@ -87,6 +87,9 @@ class _Tenant:
     written_at: float = 0.0
     is_due: bool = False
     looked_at: Sighting | None = None
+    account: BudgetAccount | None = None
+    limits: tuple[Limit, ...] = ()
+    """The account and the limits by which `room` is."""
     room: dict[Limit, int] = field(default_factory=dict)
     """How much the turns that run here may use of each limit beyond what is in the account that was looked at last."""
 
@@ -183,6 +186,10 @@ class BudgetSpending:
             return None
         account = await self._accounts.looked(tenant)
         here = self._tenants.get(tenant)
+        if here is not None and here.account is account and here.limits is limits:
+            self._settle(here, account)
+            if not here.is_used_up:
+                return None  # As most times: what is left is known.
         own = self._unwritten(here, account) if here is not None else NOTHING
         used = {window: each.plus(own) for window, each in used_in(account).items()}
         at = now()
@@ -307,8 +314,10 @@ class BudgetSpending:
         here.looked_at = self._accounts.seen(here.name)
         account = self._accounts.known(here.name)
         self._settle(here, account)
-        used = used_in(account)
         limits = limits_of(self.tenant_of(here.name))
+        if account is here.account and limits is here.limits:
+            return
+        here.account, here.limits, used = account, limits, used_in(account)
         here.room = {limit: limit.most - used[limit.window].of(limit.unit) for limit in limits}
 
 

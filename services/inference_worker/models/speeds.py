@@ -183,6 +183,10 @@ class Speed:
         load = (len(self._running) + 1) / (self._sums.in_flight / self._sums.calls + 1)
         return max(expected + by_load * (min(load, LOAD_FACTOR_MAX) - 1), waited, 0.0)
 
+    def expected(self, input_tokens: float, at: float) -> float | None:
+        """The same, once it `is_known`."""
+        return self.first_token_seconds(input_tokens, at) if self.is_known(at) else None
+
     @property
     def seconds_per_input_token(self) -> float:
         """How much longer the first token takes for each token of a prompt: the slope of a line through the calls.
@@ -261,13 +265,20 @@ class Speeds:
         self._speeds.move_to_end(place)
         return speed
 
+    def began(self, provider: str, model: str) -> None:
+        """A call of this worker began."""
+        self._untold_of((provider, model)).begun += 1
+
     def saw(self, told: ModelSums, at: float) -> None:
         """A call of this worker."""
         self.of(told.provider, told.model).merge(at, told)
-        place = (told.provider, told.model)
+        self._untold_of((told.provider, told.model)).add(told)
+
+    def _untold_of(self, place: Place) -> _Sums:
+        """To add to: it is the newest then."""
         untold = self._untold.pop(place) if place in self._untold else _Sums()
-        untold.add(told)
         self._untold[place] = untold
+        return untold
 
     def heard(self, models: Iterable[ModelSums], at: float) -> None:
         """What another worker has told."""

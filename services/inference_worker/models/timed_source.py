@@ -44,7 +44,7 @@ class _Call(WatchedCall):
         self._spoke_at: float | None = None
         self._has_ended = False
         self._number = self._speed.begin(self._began_at)
-        self.tell(begun=1)
+        speeds.began(provider, turn.model)
 
     def heard(self, chunk: Chunk) -> None:
         """The first chunk came, or its end. What was there of the turn before the call is no work of this one."""

@@ -193,16 +193,15 @@ class Attempt:
 
     async def _write(self, writer: DeltaWriter, kind: DeltaKind, text: str) -> bool:
         """Write as much as may be written. False if that is not all."""
-        kept = clip(text, self._bytes_left[kind])
+        left = self._bytes_left[kind] - _inner_bytes(text)
+        kept = text if left >= 0 else clip(text, self._bytes_left[kind])
+        # A narrower character behind the cut must not slip in.
+        self._bytes_left[kind] = max(0, left)
         if kept:
             if self._first_token_at is None:
                 self._first_token_at = time.perf_counter()
-            self._bytes_left[kind] -= _inner_bytes(kept)
             await writer.write(kind, kept)
-        if len(kept) < len(text):
-            self._bytes_left[kind] = 0  # A narrower character behind the cut must not slip in.
-            return False
-        return True
+        return left >= 0
 
     async def _append(self, kind: DeltaKind, text: str) -> JournalEvent:
         event = events.OutputDelta if kind == "output" else events.ReasoningDelta

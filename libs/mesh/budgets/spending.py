@@ -30,6 +30,8 @@ log = structlog.get_logger("mesh.budgets.spending")
 
 PAUSE_SECONDS: Final = 0.25
 """Between two writes of one process."""
+SOON_SECONDS: Final = 0.03
+"""How long after a turn has begun, or ended, that is written: with others that do, and not on the way to a first token."""
 SEEN_SECONDS: Final = 1.0
 """How often what turns have put out is written down while they run."""
 ALIVE_SECONDS: Final = 8.0
@@ -229,9 +231,10 @@ class BudgetSpending:
                     await self._due.wait()
             except TimeoutError:
                 pass
+            await asyncio.sleep(SOON_SECONDS)
             self._due.clear()
             await self._write_all()
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS - SOON_SECONDS)
 
     async def close(self) -> None:
         """Write down what is left to be: no turn runs here any more."""

@@ -33,7 +33,7 @@ log = structlog.get_logger("mesh.pacing.pacing")
 
 TRIES_MAX = 20
 """Compare-and-sets of one booking that others may win before it is left to the next round."""
-SOON_SECONDS = 0.004
+SOON_SECONDS = 0.02
 """How much later gates and the record learn of turns that come and go: of many at once, and not on the way to a first
 token."""
 UNAVAILABLE_SECONDS = 1.0

@@ -31,7 +31,7 @@ log = structlog.get_logger("mesh.budgets.spending")
 PAUSE_SECONDS: Final = 0.25
 """Between two writes of one process."""
 SOON_SECONDS: Final = 0.03
-"""How long after a turn has begun, or ended, that is written: with others that do, and not on the way to a first token."""
+"""How long after a turn has begun, or ended, that is written: with others, and not on the way to a first token."""
 SEEN_SECONDS: Final = 1.0
 """How often what turns have put out is written down while they run."""
 ALIVE_SECONDS: Final = 8.0

@@ -26,7 +26,7 @@ from mesh.admission import backlog
 from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
-from mesh.broker.direct_get import count_of, last_from_leader
+from mesh.broker.direct_get import PAGE_EVENTS_MAX, count_of, last_from_leader
 from mesh.broker.provisioning import apply, declared
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -198,6 +198,18 @@ async def test_limits_that_ended_while_nobody_was_there_hold_for_nobody(connecti
     async with watching(requests) as valves:
         assert valves.limits_of("acme") is CONFIGURED.of("acme")
         assert (valves.limits(), valves.shut(), valves.any_shut) == ([], [], False)
+
+
+async def test_a_pause_behind_more_that_has_ended_than_may_hold_is_read(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "VALVES_MAX", 2)
+    requests, at = connection.requests, now()
+    ended = [valve("tenant", f"t{number}", until=at - HOUR) for number in range(PAGE_EVENTS_MAX)]
+    await asyncio.gather(*(changes.shut(requests, each) for each in ended))
+    await changes.shut(requests, valve())
+    async with watching(requests) as valves:
+        assert [each.kind for each in valves.shut()] == ["pool"]
 
 
 async def test_what_is_known_holds_while_the_bucket_is_gone_and_an_empty_one_pauses_nothing(

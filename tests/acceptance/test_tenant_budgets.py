@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -34,14 +34,6 @@ pytestmark = pytest.mark.acceptance
 MONTH = 2_000
 FIFTY = {"input": "!say 5", "max_output_tokens": 50}
 """Thought to read 6 tokens, and to put out 50; it puts out 5."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hangups_are_heard() -> Iterator[None]:
-    """Under `nohup` they are ignored, and so they would be in every process that is started here."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,14 +71,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_enter_pdb(config: pytest.Config) -> None:
     """Whoever looks at a test in a debugger takes all the time there is."""
     config.stash[WATCHDOG].end()
-
-
-@pytest.fixture(scope="module")
-def hangups_are_heard() -> Iterator[None]:
-    """Under `nohup` they are ignored, and so they would be in every process that is started here."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from tests.support.waiting import until
 pytestmark = [
     pytest.mark.acceptance,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.usefixtures("hangups_are_heard"),
 ]
 
 TABLES = {

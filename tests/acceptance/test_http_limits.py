@@ -24,7 +24,7 @@ from tests.support.processes import Mesh, running_mesh
 from tests.support.serving import served
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("hangups_are_heard")]
+pytestmark = pytest.mark.acceptance
 
 FEW = "requests_per_second = 0.01\nburst = 3\n"
 """Three, and the next in more than a minute: no machine is so busy that one becomes free meanwhile."""

@@ -22,7 +22,7 @@ from tests.support.up import Up, meshctl, up
 from tests.support.waiting import until
 from tests.support.webhook_receiver import SECRET, webhook_receiver
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("hangups_are_heard")]
+pytestmark = pytest.mark.acceptance
 
 
 def pool(base_url: str, more: str = "") -> str:

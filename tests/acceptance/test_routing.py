@@ -21,7 +21,7 @@ from tests.support.patience import stretched
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("hangups_are_heard")]
+pytestmark = pytest.mark.acceptance
 
 SERVICES = ("ingress", "stream_edge", "steward", "inference_worker", "inference_worker")
 AT_ONCE = 6

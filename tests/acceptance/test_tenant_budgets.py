@@ -30,7 +30,7 @@ from tests.support.patience import lease
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("hangups_are_heard")]
+pytestmark = pytest.mark.acceptance
 
 MONTH = 2_000
 FIFTY = {"input": "!say 5", "max_output_tokens": 50}

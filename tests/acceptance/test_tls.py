@@ -24,7 +24,6 @@ from tests.support.waiting import until, until_no_work_is_left
 pytestmark = [
     pytest.mark.acceptance,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.usefixtures("hangups_are_heard"),
 ]
 
 TASKS = 6

@@ -28,7 +28,7 @@ from tests.support.patience import stretched
 from tests.support.processes import Mesh, running_mesh
 from tests.support.waiting import until, until_no_work_is_left
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.usefixtures("hangups_are_heard")]
+pytestmark = pytest.mark.acceptance
 
 FILE = """
 [providers.local]

@@ -316,7 +316,7 @@ async def test_pages_of_configured_origins_may_submit_tasks_and_others_may_not(b
             preflight = await client.options("/v1/tasks", headers={**asked, "Origin": ORIGIN})
             assert preflight.status_code in (200, 204)
             assert preflight.headers["access-control-allow-origin"] == ORIGIN
-            assert preflight.headers["access-control-allow-methods"] == "GET, POST, DELETE"
+            assert preflight.headers["access-control-allow-methods"] == "GET, POST, PUT, DELETE"
             allowed = set(preflight.headers["access-control-allow-headers"].lower().split(", "))
             assert {"authorization", "content-type", "idempotency-key", "mesh-tenant", "prefer"} <= allowed
             for body, status in ((SOUND, 202), (b"{", 400)):

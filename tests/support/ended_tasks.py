@@ -186,7 +186,7 @@ def _templates(status: Status) -> list[bytes]:
         sequence=_NUMBERS["end"],
         turn=1,
         output=None if isinstance(end, events.TaskFailed) else text,
-        usage=end.usage if isinstance(end, events.TaskCompleted) else None,
+        usage=usage,
         error=end.error if isinstance(end, events.TaskFailed) else None,
         timings=end.timings if isinstance(end, events.TaskCompleted) else None,
         model="scripted",

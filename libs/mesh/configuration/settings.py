@@ -111,8 +111,7 @@ class Settings:
     runners: int = 1
     """Processes of tool_runner that `meshctl up` starts."""
     worker_concurrency: int = 64
-    """Steps at once in one worker or runner process, at most: with `[providers.<name>.capacity]` as many of them as the
-    model servers bear."""
+    """Steps at once in one worker or runner process, at most: a worker takes fewer where model servers bear fewer."""
     config: Path | None = None
     """The file of pools, providers, tools, webhooks; unset is `mesh.toml`, if it is there; /dev/null is none."""
     ack_wait_seconds: float = ACK_WAIT_SECONDS

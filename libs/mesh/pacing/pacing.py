@@ -15,7 +15,7 @@ import structlog
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.errors import TaskmeshError
 from contracts.records.pace import PaceRecord, pace_key
 from contracts.streams import PROVIDERS_BUCKET
 from mesh.background import first_of
@@ -25,8 +25,7 @@ from mesh.clock import lease_clock, now
 from mesh.configuration.pace_table import PaceSettings
 from mesh.loop_health import LoopHealth
 from mesh.pacing.pacer import Pacer
-from mesh.pacing.reading import read_pace
-from mesh.pacing.rules import Wanted, book, shut_until
+from mesh.pacing.rules import Wanted, book, shut_until, sound
 from mesh.telemetry import metrics
 
 log = structlog.get_logger("mesh.pacing.pacing")
@@ -172,9 +171,10 @@ class Pacing:
         except BaseException:
             pacer.must_look = told
             raise
-        record = _decode(pacer.provider, entry.value) if entry is not None and entry.value is not None else None
+        found = key_value.record_of(entry, PaceRecord, log, "pace.record_unreadable", provider=pacer.provider)
         was_shut = shut_until(pacer.record)
         at = now().timestamp()
+        record = sound(found, at) if found is not None else None
         pacer.see(record, at, told=told)
         if was_shut < shut_until(record) > at:
             log.info("pace.seen_shut", provider=pacer.provider, seconds=round(shut_until(record) - at, 3))
@@ -224,12 +224,3 @@ class Pacing:
         next_at = min((each for pacer in self._pacers.values() if (each := pacer.changes_at(at))), default=None)
         if next_at is not None:
             self._timer = asyncio.get_running_loop().call_later(max(next_at - at, 0.001), self.changed)
-
-
-def _decode(provider: str, payload: bytes) -> PaceRecord | None:
-    """A record that can't be read counts as none."""
-    try:
-        return read_pace(payload)
-    except InvalidPayload as error:
-        log.warning("pace.record_unreadable", provider=provider, error=str(error))
-        return None

@@ -38,11 +38,12 @@ TENANTS_ON_SCREEN_MAX: Final = 10
 _POOLS = """\
 Print how the pools stand that you may use: what waits in each lane and how long tasks waited there, how many
 begin a second, when one that comes now would begin and what that is worked out from, workers and their places,
-the breakers of providers, and tenants' parts of the tokens used of late. Into a pipe: a JSON object for each pool.
+the breakers of providers, and tenants' shares of the tokens used of late. Into a pipe: a JSON object for each pool.
 """
 _TOP = """\
-Show the whole mesh while you look: pools, lanes, providers, tenants and processes. Asks the broker, so it works
-while no ingress does. Ends with Ctrl-C. Where standard output is no terminal, it prints one frame and ends.
+Show the whole mesh while you look: pools, lanes, providers, tenants, processes, and what is paused. Asks the broker,
+so it works while no ingress does. Ends with Ctrl-C. Where standard output is no terminal, it prints one frame and
+ends.
 """
 
 
@@ -50,7 +51,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Register `pools` and `top`."""
     formatter = argparse.RawDescriptionHelpFormatter
     pools = commands.add_parser(
-        "pools", parents=[common], help="show how the pools stand", description=_POOLS, formatter_class=formatter
+        "pools",
+        parents=[common],
+        help="show pools: waits, places, shares",
+        description=_POOLS,
+        formatter_class=formatter,
     )
     pools.set_defaults(run=_run_pools)
 

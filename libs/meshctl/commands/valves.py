@@ -21,7 +21,7 @@ from meshctl.display.valves_table import limits_text, valves_table
 from meshctl.errors import MeshctlError
 
 _PAUSE: Final = """\
-Begin no turn any more of a pool, of a lane (default.low), of a tenant, or at a provider; turns that are under way end.
+Begin no more turns of a pool, of a lane (default.low), of a tenant, or at a provider; turns that are under way end.
 New tasks are accepted, and wait: whoever submits them is told so, with the reason. A turn whose provider is paused
 goes to another one of its pool, if there is one. What is paused already stays so, with what is said now.
 """
@@ -34,7 +34,7 @@ again.
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Register the commands."""
-    pause = _add(commands, common, "pause", "begin nothing there for a while, or until it is resumed", _PAUSE, _pause)
+    pause = _add(commands, common, "pause", "begin no turns of a pool, lane, tenant or provider", _PAUSE, _pause)
     _add_what(pause)
     _add_while(pause)
     text = "Begin turns there again, within a second."

@@ -16,9 +16,9 @@ from meshctl.errors import ApiError
 
 _DESCRIPTION = """\
 Say in one sentence what a task waits for: a place in its queue and how many stand before it, somebody who is
-not there, a person and until when, a timer, a provider that is down, a queue that is paused, or a sub-task; or
+not there, a person and until when, a timer, a provider that is down, what people have paused, or a sub-task; or
 that it is being carried out, by whom and since when. Of one that has not begun also: its place in line, about
-when it begins and what that is worked out from, its tenant's part of the tokens used of late in its pool, and
+when it begins and what that is worked out from, its tenant's share of the tokens used of late in its pool, and
 how fast its lane goes.
 
 Into a pipe: a JSON object with task, status, and waiting and queue as the task's record has them, and share and

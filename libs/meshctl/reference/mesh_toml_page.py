@@ -394,7 +394,7 @@ def _section(each: Table) -> Iterator[str]:
     yield f"## {code(each.title)}"
     yield paragraphs(inspect.cleandoc(each.kind.__doc__ or ""))
     if each.tables_max is not None:
-        yield f"A file has at most {each.tables_max} of these."
+        yield f"A file has at most {each.tables_max:,} of these."
     if each.extends is not None:
         yield f"It has the keys of {link(_table_of(each.extends).title)}, and these."
     yield table(_TITLES, _rows(each))

@@ -55,22 +55,22 @@ class WatchedSource:
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises `StepFailed`."""
         calls: list[WatchedCall] = []
-        characters, has_spoken, has_ended = 0, False, False
+        characters, has_ended = 0, False
         try:
             for watcher in self._watchers:
                 turn, call = watcher.begin(turn)
                 calls.append(call)
-            hearing_all = [call for call in calls if call.hears_all]
+            told, hearing_all = calls, [call for call in calls if call.hears_all]
             async with aclosing(self._source.stream(turn)) as chunks:
                 async for chunk in chunks:
                     # For each token: no call that is not needed.
                     if isinstance(chunk, Finished):
-                        has_ended = True
+                        has_ended, told = True, calls
                     else:
                         characters += len(chunk.text)
-                    for call in hearing_all if has_spoken and not has_ended else calls:
+                    for call in told:
                         call.heard(chunk)
-                    has_spoken = True
+                    told = hearing_all
                     yield chunk
             if not has_ended:
                 raise StepFailed("provider-disconnected", "the stream broke off", retryable=True)

@@ -222,7 +222,8 @@ async def test_what_a_killed_worker_had_under_way_is_counted_once_its_turn_has_e
         await until(runs)
         state = await state_of(connection, task)
         assert state.queued is not None
-        assert (reserved := state.queued.reserved) is not None
+        reserved = state.queued.reserved
+        assert reserved is not None
         claimed_by = state.claims["1", 0].worker
         killed = next(process for process in mesh.processes if f"-{process.pid}@" in claimed_by)
         await killed.kill()

@@ -41,6 +41,7 @@ OF_A_BROKER_THAT_REFUSES = ("taskmesh.tool.refusals",)
 OF_RESULTS = ("taskmesh.result.refusals", "taskmesh.results.swept")
 OF_WORKERS_THAT_STOP = ("taskmesh.step.hand_overs", "taskmesh.turn.discarded")
 OF_WHAT_IS_NOT_THERE = ("taskmesh.mcp.away", "taskmesh.checks.failing", "taskmesh.tool.runners")
+OF_MODEL_SERVERS = ("taskmesh.capacity.limit", "taskmesh.pace.shuts", "taskmesh.routing.choices")
 OF_CREDENTIALS = ("taskmesh.http.refusals", "taskmesh.tls.certificate.not_after")
 CLIENT_TRACE = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "b7ad6b7169203331"
@@ -240,6 +241,7 @@ async def test_every_metric_of_the_registry_but_those_of_failures_and_triggers_a
                 *OF_RESULTS,
                 *OF_WORKERS_THAT_STOP,
                 *OF_WHAT_IS_NOT_THERE,
+                *OF_MODEL_SERVERS,
                 *OF_CREDENTIALS,
             )
         }
@@ -290,6 +292,40 @@ async def test_the_metrics_of_failures_and_triggers_arrive(tmp_path: Path, recei
             assert set(point["attributes"]) <= set(REGISTRY[point["name"]].attributes), point
         moved = {point["attributes"]["taskmesh.state"] for point in points if point["name"] == "taskmesh.breaker.moves"}
         assert "open" in moved
+
+
+async def test_the_metrics_of_what_a_model_server_bears_arrive(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    """Two providers have a limit each, one is chosen, and it refuses the first request of all as one too many."""
+    asked = 0
+
+    async def refuses_once(exchange: Exchange) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await exchange.refuse(429, {"error": {"message": "one too many"}}, Retry_After="1")
+        else:
+            await answers(exchange)
+
+    async with model_server(refuses_once) as server:
+        provider = f'{{ kind = "openai", base_url = "{server.base_url}", capacity = {{ signals = "none" }} }}'
+        file = tmp_path / "mesh.toml"
+        file.write_text(
+            f'providers.one = {provider}\nproviders.other = {provider}\n[pools.default]\nprovider = "one"\n'
+            'model = "small"\nfallbacks = [{ provider = "other", model = "small" }]\nprefer = "latency"\n'
+        )
+        variables = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "MESH_CONFIG": str(file)}
+        async with (
+            running_mesh(tmp_path, "ingress", "inference_worker", **variables) as mesh,
+            PatientClient() as client,
+        ):
+            await submit(client, mesh.ingress_url, Recorded(), "hello")
+            await until(lambda: {point["name"] for point in receiver.metrics()} >= set(OF_MODEL_SERVERS))
+            for point in receiver.metrics():
+                if point["name"] in OF_MODEL_SERVERS:
+                    assert point["unit"] == REGISTRY[point["name"]].unit
+                    assert set(point["attributes"]) == set(REGISTRY[point["name"]].attributes), point
+                    assert point["attributes"]["taskmesh.provider"] in ("one", "other")
+            assert mesh.tracebacks() == []
 
 
 def test_the_page_has_every_metric_with_its_unit() -> None:

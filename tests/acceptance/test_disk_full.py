@@ -142,7 +142,7 @@ async def test_a_full_disk_refuses_in_time_and_loses_nothing_that_was_accepted(
             assert well["broker"], "the broker is there; it is its streams that are not"
 
             async def dead_ones_are_named() -> bool:
-                """Which gave out depends on what was written: a task behind others goes to BACKLOG, and not to TASKS."""
+                """Which gave out depends on what was written: a task behind others goes to BACKLOG, not to TASKS."""
                 dead = {each.stream for each in await dead_streams(connection.requests)}
                 _, well = await client.checks()
                 return bool(dead) and {name for name, is_well in well.items() if not is_well} == dead

@@ -223,9 +223,6 @@ async def test_what_a_killed_worker_had_under_way_is_counted_once_its_turn_has_e
         state = await ended(connection, task)
         assert isinstance(state.terminal, events.TaskCompleted)
         assert state.terminal.incomplete is None
-        assert state.queued is not None
-        reserved = state.queued.reserved
-        assert reserved is not None
         told = tokens(state.terminal.usage)
 
         async def is_settled() -> bool:

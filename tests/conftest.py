@@ -23,6 +23,12 @@ from tests.support.watchdog import Watchdog
 # A shell that starts the tests in the background has SIGINT ignored, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# `nohup` has SIGHUP ignored, by which a service reads its file again. What is ignored stays so in all that is started,
+# and a handler does not: with one that does nothing the tests outlive a hangup, and what they start hears it. A worker
+# of pytest-xdist, which is started itself, ends with who started it.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or "PYTEST_XDIST_WORKER" in os.environ:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
 # No test passes or fails by the clock: an example that is slow on a busy machine is no defect.
 hypothesis.settings.register_profile("taskmesh", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("taskmesh")

@@ -60,6 +60,24 @@ def is_seen(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
+async def ended(task: asyncio.Task[Any], seconds: float) -> None:
+    """Wait until a task has ended, however, or for so long. As `asyncio.wait` of one, at half its cost."""
+    loop = asyncio.get_running_loop()
+    over = loop.create_future()
+
+    def end(*_: object) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    timer = loop.call_later(seconds, end)
+    task.add_done_callback(end)
+    try:
+        await over
+    finally:
+        timer.cancel()
+        task.remove_done_callback(end)
+
+
 async def first_of(*events: asyncio.Event, seconds: float | None) -> None:
     """Wait until one of the events is set, or for so long; None is for ever."""
     waits = [asyncio.create_task(event.wait()) for event in events]

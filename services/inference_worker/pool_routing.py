@@ -7,7 +7,8 @@ from functools import partial
 
 from inference_worker.models.candidates import Candidates, Source
 from inference_worker.models.router import Room, Routed, Router, free
-from inference_worker.models.timed_source import TimedSource
+from inference_worker.models.timed_source import Timed
+from inference_worker.models.watched_source import WatchedSource
 from inference_worker.speed_reports import SpeedReporter
 from mesh.budgets.costs import prices_at
 from mesh.clock import lease_clock
@@ -39,7 +40,7 @@ class PoolRouting:
     def guard(self, source: Source) -> Source:
         """A source with what stands before it, and timed if any pool chooses it."""
         if source.name in self._measured:
-            source = TimedSource(source, self._speeds.speeds, lease_clock)
+            source = WatchedSource(source, Timed(source.name, self._speeds.speeds, lease_clock))
         return self._guarded(source)
 
     def route(self, name: str, candidates: Candidates) -> Candidates:

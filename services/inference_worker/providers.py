@@ -15,6 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
+import msgspec
+
 from inference_worker.dialects.anthropic import client as anthropic
 from inference_worker.dialects.anthropic.client import AnthropicProvider
 from inference_worker.dialects.openai import client as openai
@@ -52,7 +54,7 @@ class PoolProvider:
     def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn, within the pool's limit."""
         limits = [limit for limit in (turn.max_output_tokens, self._max_output_tokens) if limit is not None]
-        return self._source.stream(replace(turn, max_output_tokens=min(limits, default=None)))
+        return self._source.stream(msgspec.structs.replace(turn, max_output_tokens=min(limits, default=None)))
 
 
 @asynccontextmanager

@@ -87,9 +87,7 @@ class Ingress:
         lanes.go_by(providers.valves.limits_of)
         self._tools = KnownTools(requests, settings.configuration.tools)
         self._journals = WarmJournals(requests)
-        self.budgets = Budgets(
-            requests, settings.configuration, providers.valves.limits_of, submission.median_output, lanes
-        )
+        self.budgets = Budgets(requests, settings.configuration, providers.valves.limits_of, lanes)
         self.valves = ValveRoutes(requests, providers.valves, settings.configuration)
         waits = Waits(requests, lanes, providers, self.budgets, self.valves.pause_of)
         self.pools = Pools(settings, requests, lanes, providers, waits)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
 from contracts.errors import InvalidPayload, TaskmeshError
-from contracts.journal.parts import Reserved
+from contracts.journal.parts import Estimate, Reserved
 from contracts.tasks import TaskRequest
 from ingress.lane_statistics import Lanes
-from mesh.admission.estimate import estimate
 from mesh.background import background, repeatedly
 from mesh.broker.requests import Requests
 from mesh.budgets.accounts import Accounts
@@ -35,8 +33,6 @@ from mesh.serving.rate_limit_fields import Quota
 
 log = structlog.get_logger("ingress.budgets")
 
-MedianOutput = Callable[[str], int | None]
-
 RESERVED_SECONDS: Final = 30.0
 """When who was refused for what others have reserved may come again, at the soonest: by then some of these have run."""
 RESERVED_SECONDS_MAX: Final = 600.0
@@ -51,16 +47,13 @@ class Budgets:
         requests: Requests,
         configuration: Configuration,
         tenant_of: TenantOf,
-        median_output: MedianOutput,
         lanes: Lanes,
     ) -> None:
-        """`median_output`: what a pool's turns have put out lately, in tokens, as far as that is known."""
         self._lanes = lanes
         self._returns = Returns()
         self._requests = requests
         self.tenant = tenant_of
         """What holds for a tenant at present."""
-        self._median_output = median_output
         self._configuration = configuration
         self._accounts = Accounts(requests)
         self._reservations = Reservations(self._accounts, tenant_of)
@@ -121,15 +114,13 @@ class Budgets:
         pool = self._configuration.pools[request.pool]
         return prices_at(self._configuration, pool.provider, request.model or pool.model)
 
-    async def reserve(self, tenant: str, request: TaskRequest, history_tokens: int) -> Amount:
-        """Reserve what a task is thought to take; nothing if its tenant has no budget.
+    async def reserve(self, tenant: str, request: TaskRequest, thought: Estimate) -> Amount:
+        """Reserve what a task is `thought` to take; nothing if its tenant has no budget.
 
         Raises `RequestRefused`, and `BrokerUnavailable`.
         """
         if not limits_of(self.tenant(tenant)):
             return NOTHING
-        pool = self._configuration.pools[request.pool]
-        thought = estimate(request, pool, self._median_output(request.pool), history_tokens)
         amount = thought_to_take(thought, self._prices(request))
         try:
             return await self._reservations.reserve(tenant, amount)
@@ -192,9 +183,9 @@ class Reservation:
         self._reserved = NOTHING
         self.is_needed = True
 
-    async def take(self, history_tokens: int) -> Reserved | None:
+    async def take(self, thought: Estimate) -> Reserved | None:
         """Reserve what the task is thought to take, if anything. Raises `RequestRefused`, and `BrokerUnavailable`."""
-        self._reserved = await self._budgets.reserve(self._tenant, self._request, history_tokens)
+        self._reserved = await self._budgets.reserve(self._tenant, self._request, thought)
         tokens, cost_micros = self._reserved
         return Reserved(tokens=tokens, cost_micros=cost_micros) if self._reserved != NOTHING else None
 

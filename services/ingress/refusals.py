@@ -138,24 +138,12 @@ class Refusals:
     def storage(self, detail: str, request: TaskRequest) -> RequestRefused:
         """While a stream, or the disk, is nearly full."""
         told = self._come_back.take("storage", self._clock(), None, after_seconds=STORAGE_SECONDS)
-        return RequestRefused(
-            "queue-full",
-            detail,
-            retry_after_seconds=told.seconds,
-            cause="storage",
-            depth=self._lanes.depth(request.pool, request.priority),
-        )
+        return self._refusal("queue-full", detail, "storage", told, request)
 
     def pool_unavailable(self, refusal: Refusal, request: TaskRequest) -> RequestRefused:
         """While no provider of a pool can be called. Room is there: how fast the lane goes, or went, says nothing."""
         told = self._come_back.take("no-provider", self._clock(), None, after_seconds=refusal.retry_after_seconds)
-        return RequestRefused(
-            "pool-unavailable",
-            refusal.reason,
-            retry_after_seconds=told.seconds,
-            cause="no-provider",
-            depth=self._lanes.depth(request.pool, request.priority),
-        )
+        return self._refusal("pool-unavailable", refusal.reason, "no-provider", told, request)
 
     def _full(self, request: TaskRequest, tenant: str) -> RequestRefused:
         line = _line_of(request, tenant)
@@ -168,13 +156,7 @@ class Refusals:
             detail += f", and {paused_text(pause)}"
             seconds = (pause.until - now()).total_seconds() if pause.until is not None else PAUSED_SECONDS
             told = self._come_back.take(line, self._clock(), None, after_seconds=min(seconds, SECONDS_MAX / 2))
-        return RequestRefused(
-            "queue-full",
-            detail,
-            retry_after_seconds=told.seconds,
-            cause="lane",
-            depth=self._lanes.depth(request.pool, request.priority),
-        )
+        return self._refusal("queue-full", detail, "lane", told, request)
 
     def _no_room(self, error: QueueFull, request: TaskRequest) -> RequestRefused:
         is_queue = error.cause == "queues"
@@ -184,13 +166,11 @@ class Refusals:
             self._per_second(request) if is_queue else None,
             after_seconds=0.0 if is_queue else STORAGE_SECONDS,
         )
-        return RequestRefused(
-            "queue-full",
-            str(error),
-            retry_after_seconds=told.seconds,
-            cause=error.cause,
-            depth=self._lanes.depth(request.pool, request.priority),
-        )
+        return self._refusal("queue-full", str(error), error.cause, told, request)
+
+    def _refusal(self, code: str, detail: str, cause: str, told: Told, request: TaskRequest) -> RequestRefused:
+        depth = self._lanes.depth(request.pool, request.priority)
+        return RequestRefused(code, detail, retry_after_seconds=told.seconds, cause=cause, depth=depth)
 
     def _per_second(self, request: TaskRequest, tenant: str | None = None) -> float | None:
         """How fast room comes free, of which each ingress promises its part."""

@@ -97,8 +97,9 @@ class Submissions:
     async def _submit(self, request: AnyRequest) -> Response[bytes]:
         caller = caller_of(request, "submit")
         tenant = caller.tenant
-        key = parse_idempotency_key(request.headers.get(headers.HTTP_IDEMPOTENCY_KEY))
-        prefer = request.headers.get(headers.HTTP_PREFER)
+        told = request.headers  # Once: the framework makes them anew each time.
+        key = parse_idempotency_key(told.get(headers.HTTP_IDEMPOTENCY_KEY))
+        prefer = told.get(headers.HTTP_PREFER)
         wait_seconds = parse_wait_seconds(prefer)
         body = await read_json_body(request, self._requests.fitting(BODY_BYTES_MAX))
         allowed = within_rights(parse_task_request(body), body, caller.identity)
@@ -106,7 +107,7 @@ class Submissions:
         refusal = self._parts.storage.refusal
         if refusal is not None:
             raise self._refusals.storage(refusal, task_request)
-        incoming = traces.parse_traceparent(request.headers.get(headers.TRACEPARENT))
+        incoming = traces.parse_traceparent(told.get(headers.TRACEPARENT))
         with traces.span("POST /v1/tasks", incoming, SpanKind.SERVER, _SPAN_ATTRIBUTES) as span:
             traceparent = traces.current_traceparent() or incoming or traces.new_traceparent()
             try:
@@ -203,7 +204,8 @@ class Submissions:
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)
         history_tokens = await self._history_tokens(tenant, request.continues) if request.continues else 0
-        return Admission(history_tokens, await reservation.take(history_tokens))
+        thought = self._parts.submission.estimate(request, history_tokens)
+        return Admission(thought, await reservation.take(thought))
 
     async def _history_tokens(self, tenant: str, task: str) -> int:
         journal = await read_journal(self._parts.journals, tenant, task, lambda state: state.terminal is not None)

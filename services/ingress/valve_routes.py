@@ -99,7 +99,7 @@ class ValveRoutes:
         until = _end_of(wanted, at)
         if until is None:
             raise InvalidPayload("until: limits hold for a while: this or seconds has to be there (else: mesh.toml)")
-        self._check_room(known=False)
+        self._check_room(known=any(each.tenant == tenant for each in self._valves.limits()))
         told = ", ".join(f"{key}={value}" for key, value in wanted.limits.items())
         acted(request, caller, "limit", target=f"tenant {tenant}: {told}", reason=wanted.reason)
         limits = TenantLimits(

@@ -25,7 +25,10 @@ from tests.support.processes import Mesh, running_mesh
 from tests.support.up import meshctl
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 TABLES = {
     "engine": 'capacity = { signals = "auto" }',

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mesh.background import background
 from tests.support.clients import Viewer, post_task
 from tests.support.http_client import PatientClient
 from tests.support.model_server import DONE, Exchange, chunk, model_server, usage
@@ -166,13 +167,8 @@ class Gaps:
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
         """Ask during the body."""
-        tasks = [asyncio.create_task(self._ask(url, is_kept=kept)) for url in self._urls for kept in (False, True)]
-        try:
+        async with background(*(self._ask(url, is_kept=kept) for url in self._urls for kept in (False, True))):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, url: str, *, is_kept: bool) -> None:
         limits = httpx.Limits(max_keepalive_connections=1 if is_kept else 0)

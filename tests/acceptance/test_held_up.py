@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
@@ -16,7 +15,8 @@ from mesh.broker.connection import connect
 from tests.support.commands import meshctl, started
 from tests.support.http_client import PatientClient
 from tests.support.patience import within
-from tests.support.processes import Mesh, Process, running_mesh
+from tests.support.processes import Process, running_mesh
+from tests.support.submitter import Submitter
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
@@ -37,42 +37,17 @@ CONFIGURATION = """
 
 
 @dataclass
-class Bench:
+class Bench(Submitter):
     """A mesh with one worker of four places."""
-
-    mesh: Mesh
-    client: PatientClient
 
     def process(self, service: str) -> Process:
         """Its process of a service."""
         return next(each for each in self.mesh.processes if each.service == service)
 
-    async def post(self, tenant: str, text: str = "hello", **fields: Any) -> httpx.Response:
-        """The answer to a submission."""
-        body = {"input": text, **fields}
-        return await self.client.post("/v1/tasks", json=body, headers={"Mesh-Tenant": tenant})
-
-    async def accepted(self, tenant: str, text: str = "hello", **fields: Any) -> dict[str, Any]:
-        """A task's 202."""
-        answer = await self.post(tenant, text, **fields)
-        assert answer.status_code == 202, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
-
-    async def record(self, task: dict[str, Any]) -> dict[str, Any]:
-        """A task as it is now."""
-        answer = await self.client.get(f"/v1/tasks/{task['id']}", headers={"Mesh-Tenant": task["tenant"]})
-        record: dict[str, Any] = answer.json()
-        return record
-
     async def until_ended(self, *tasks: dict[str, Any]) -> None:
         """Wait until they have."""
         for task in tasks:
-
-            async def has(task: dict[str, Any] = task) -> bool:
-                return (await self.record(task))["status"] in ENDED
-
-            await until(has)
+            await self.until_status(task, *ENDED)
 
     async def until_none_is_open(self, tenant: str) -> None:
         """Cancel all that a tenant has: what changes meanwhile may be passed over."""
@@ -94,7 +69,7 @@ class Bench:
 
     async def queue(self, tenant: str) -> dict[str, Any]:
         """What a task of a tenant that comes now is told; it ends at once."""
-        task = await self.accepted(tenant, "!say 1")
+        task = await self.accepted("!say 1", tenant)
         queue: dict[str, Any] = task["queue"]
         return queue
 
@@ -128,7 +103,7 @@ async def test_anybody_who_reaches_the_port_reads_how_much_is_paused_and_no_name
 
 async def test_what_waits_of_a_paused_tenant_is_before_nobody_and_wants_no_worker(bench: Bench) -> None:
     await bench.pause("tenant/flood")
-    held = [await bench.accepted("flood") for _ in range(40)]
+    held = [await bench.accepted(tenant="flood") for _ in range(40)]
 
     async def seen() -> bool:
         load = (await bench.client.get("/v1/pools/default/load")).json()
@@ -137,15 +112,16 @@ async def test_what_waits_of_a_paused_tenant_is_before_nobody_and_wants_no_worke
 
     await until(seen)
 
-    async def others_begin_at_once() -> bool:
-        queue = await bench.queue("calm")
-        # The depth has all of them; the place, and the time, have none.
-        return bool(queue["depth"] >= len(held) and (queue["position"], queue["basis"]) == (1, "free"))
+    async def a_place_is_free() -> bool:
+        pool = (await bench.client.get("/v1/pools")).json()["pools"][0]
+        normal = pool["lanes"][1]
+        return bool(normal["depth"] == len(held) and pool["free"] and normal["basis"] == "free")
 
-    await until(others_begin_at_once)
-    [pool, _] = (await bench.client.get("/v1/pools")).json()["pools"]
-    assert pool["free"]
-    assert pool["lanes"][1]["basis"] == "free"
+    await until(a_place_is_free)
+    # The depth has all of them; the place, and the time, have none. Who asks again and again stands before himself.
+    queue = await bench.queue("calm")
+    assert queue["depth"] == len(held)
+    assert (queue["position"], queue["basis"]) == (1, "free")
     shown = await bench.record(held[-1])
     assert (shown["queue"]["basis"], shown["queue"]["eta_seconds"]) == ("paused", None)
     await bench.resume("tenant/flood")
@@ -157,7 +133,7 @@ async def test_sub_tasks_and_triggers_of_a_paused_tenant_wait_as_well_and_are_ru
     rule = ("--name", "often", "--tenant", "acts", "--signal", "stock.empty", "--task", task)
     await meshctl(bench.mesh, "triggers", "add", *rule)
     spawns = '!rate 4\n!say 4\n!call spawn_task {"input": "a sub-task"}\n!then\n!say 1'
-    agent = await bench.accepted("acts", spawns, tools=["spawn_task"])
+    agent = await bench.accepted(spawns, "acts", tools=["spawn_task"])
 
     async def statuses() -> dict[str, list[str]]:
         listed = (await bench.client.get("/v1/tasks", headers={"Mesh-Tenant": "acts"})).json()["tasks"]
@@ -166,10 +142,7 @@ async def test_sub_tasks_and_triggers_of_a_paused_tenant_wait_as_well_and_are_ru
             by_status.setdefault(each["status"], []).append(each["id"])
         return by_status
 
-    async def it_runs() -> bool:
-        return bool((await bench.record(agent))["status"] == "running")
-
-    await until(it_runs)
+    await bench.until_status(agent, "running")
     await bench.pause("tenant/acts", reason=WHY)
     async with connect(bench.mesh.settings, "test") as connection:
         await connection.requests.publish("signals.acts.stock.empty", b"{}")
@@ -192,7 +165,7 @@ async def test_sub_tasks_and_triggers_of_a_paused_tenant_wait_as_well_and_are_ru
 
 async def test_a_paused_pool_wants_no_worker_whatever_waits_there(bench: Bench) -> None:
     await bench.pause("pool/other")
-    held = [await bench.accepted("calm", pool="other") for _ in range(3)]
+    held = [await bench.accepted(tenant="calm", pool="other") for _ in range(3)]
 
     async def load() -> tuple[int, int]:
         told = (await bench.client.get("/v1/pools/other/load")).json()
@@ -211,13 +184,13 @@ async def test_who_is_refused_by_what_is_paused_is_told_so_and_no_time_of_before
     held: list[dict[str, Any]] = []
 
     async def is_refused() -> bool:
-        answer = await bench.post("full")
+        answer = await bench.post(tenant="full")
         if answer.status_code == 202:
             held.append(answer.json())
         return answer.status_code == 503
 
     await until(is_refused)
-    refused = [await bench.post("full") for _ in range(5)]
+    refused = [await bench.post(tenant="full") for _ in range(5)]
     for answer in refused:
         problem = answer.json()
         assert (answer.status_code, problem["code"], problem["cause"]) == (503, "queue-full", "lane")
@@ -229,7 +202,7 @@ async def test_who_is_refused_by_what_is_paused_is_told_so_and_no_time_of_before
     await bench.until_ended(*held)
 
     async def is_accepted_again() -> bool:
-        return (await bench.post("full")).status_code == 202
+        return (await bench.post(tenant="full")).status_code == 202
 
     await until(is_accepted_again)
 
@@ -238,7 +211,7 @@ async def test_a_tenant_whose_budget_is_used_up_is_told_no_time(bench: Bench) ->
     waiting: list[dict[str, Any]] = []
 
     async def has_no_time() -> bool:
-        task = await bench.accepted("waits", "!say 60", max_output_tokens=60)
+        task = await bench.accepted("!say 60", "waits", max_output_tokens=60)
         waiting.append(task)
         return bool(task["queue"]["basis"] == "paused")
 
@@ -258,7 +231,7 @@ async def test_a_tenant_whose_budget_is_used_up_is_told_no_time(bench: Bench) ->
 async def test_a_tenant_that_may_run_one_task_waits_for_its_own_and_others_do_not(bench: Bench) -> None:
     # In a pool of their own: what its tasks take is the mean of the lane's.
     async def eta_seconds() -> float:
-        task = await bench.accepted("bound", "!rate 8\n!say 4", pool="other")
+        task = await bench.accepted("!rate 8\n!say 4", "bound", pool="other")
         return float(task["queue"]["eta_seconds"] or 0.0)
 
     for _ in range(12):
@@ -271,7 +244,7 @@ async def test_a_tenant_that_may_run_one_task_waits_for_its_own_and_others_do_no
     await until(its_own_are_before_it)
 
     async def others_begin_at_once() -> bool:
-        queue = (await bench.accepted("calm", "!say 1", pool="other"))["queue"]
+        queue = (await bench.accepted("!say 1", "calm", pool="other"))["queue"]
         return bool((queue["position"], queue["basis"]) == (1, "free"))
 
     await until(others_begin_at_once)
@@ -296,11 +269,11 @@ async def test_what_goes_on_has_a_reason_too(bench: Bench) -> None:
 
 async def test_a_mass_cancel_stops_no_more_than_was_shown_and_goes_on_after_a_kill(bench: Bench) -> None:
     await bench.pause("tenant/many")
-    tasks = [await bench.accepted("many") for _ in range(150)]
+    tasks = [await bench.accepted(tenant="many") for _ in range(150)]
     whose = ("cancel", "--all", "--tenant", "many")
     [shown] = await meshctl(bench.mesh, *whose)
     assert shown["matched"] == len(tasks)
-    later = await bench.accepted("many")
+    later = await bench.accepted(tenant="many")
     command = await started(bench.mesh, *whose, "--before", shown["created_before"], "--yes")
 
     async def some_have_ended() -> bool:

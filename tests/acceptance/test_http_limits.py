@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,14 +29,6 @@ pytestmark = pytest.mark.acceptance
 FEW = "requests_per_second = 0.01\nburst = 3\n"
 """Three, and the next in more than a minute: no machine is so busy that one becomes free meanwhile."""
 HEAD = b"POST /v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hangups_are_heard() -> Iterator[None]:
-    """Under `nohup` they are ignored, and so they would be in every process that is started here."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @asynccontextmanager

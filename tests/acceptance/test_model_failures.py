@@ -64,7 +64,8 @@ async def test_each_failure_of_a_model_has_the_outcome_that_is_named_for_it(tmp_
         for pool, provider, model in (
             ("restarting", "main", "breaking"),
             ("continuing", "vllm", "breaking"),
-            ("limited", "main", "limited"),
+            # Not where others go on: who has refused is come back to with one turn, and then with more.
+            ("limited", "vllm", "limited"),
             ("quota", "main", "quota"),
             ("filtered", "main", "filtered"),
         )

@@ -83,6 +83,16 @@ def knows_that_it_is_shut(worker: Process) -> bool:
     return '"pace.shut"' in said or '"pace.seen_shut"' in said
 
 
+async def all_completed(mesh: Mesh, connection: Connection, recorded: Recorded) -> Stored:
+    """Wait until all tasks have, with nothing lost and nothing broken; what is stored then."""
+    await until_no_work_is_left(connection, seconds=90)
+    stored = await read_stored(connection.requests)
+    assert mesh.tracebacks() == []
+    assert check(recorded, stored) == []
+    assert {each["status"] for each in stored.records.values()} == {"completed"}
+    return stored
+
+
 def tries_of(stored: Stored) -> list[int]:
     """Of each task that was tried again: how many of its tries counted."""
     events = [event.event for journal in stored.journals.values() for event in journal]
@@ -106,12 +116,8 @@ async def test_a_burst_goes_at_the_pace_that_is_allowed_also_while_a_worker_dies
             await post(mesh, recorded, tasks)
             await until(lambda: provider.taken >= tasks // 4)
             await killed.kill()
-            await until_no_work_is_left(connection, seconds=90)
-            stored = await read_stored(connection.requests)
+            stored = await all_completed(mesh, connection, recorded)
             record = await record_of(connection)
-            assert mesh.tracebacks() == []
-    assert check(recorded, stored) == []
-    assert {each["status"] for each in stored.records.values()} == {"completed"}
     assert len(stored.records) == tasks
     # One that is far away gets its turns, too.
     workers = {claim["worker"] for task in stored.journals for claim in claims_of(stored, task)}
@@ -187,12 +193,8 @@ async def test_a_refusal_shuts_the_provider_for_all_workers_until_its_time(tmp_p
             provider.shut_until = 0.0
             await key_value.delete(connection.requests, "providers", pace_key("local"))
             await connection.requests.announce(subjects.provider_changed("local", "paced"))
-            await until_no_work_is_left(connection, seconds=60)
+            stored = await all_completed(mesh, connection, recorded)
             assert provider.refused <= 3
-            stored = await read_stored(connection.requests)
-            assert mesh.tracebacks() == []
-    assert check(recorded, stored) == []
-    assert {each["status"] for each in stored.records.values()} == {"completed"}
     assert stored.dead_letters == []
     assert max(tries_of(stored), default=0) <= 1, "a refusal counts as no try"
 
@@ -209,12 +211,8 @@ async def test_a_fleet_keeps_to_a_concurrency_and_a_dead_worker_does_not_keep_it
             await post(mesh, recorded, 60)
             await until(lambda: provider.taken >= 20)
             await mesh.processes[-1].kill()
-            await until_no_work_is_left(connection, seconds=90)
-            stored = await read_stored(connection.requests)
+            await all_completed(mesh, connection, recorded)
             record = await record_of(connection)
-            assert mesh.tracebacks() == []
-    assert check(recorded, stored) == []
-    assert {each["status"] for each in stored.records.values()} == {"completed"}
     # Its headers tell of less than what is set.
     assert record is not None
     assert record.told == {limit: allowed * 60 for limit, allowed in provider.allowed.items()}

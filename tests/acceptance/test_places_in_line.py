@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
@@ -17,7 +16,8 @@ from mesh.broker.connection import Connection, connect
 from mesh.clock import now
 from tests.support.commands import MESHCTL, environment_of, meshctl
 from tests.support.http_client import PatientClient
-from tests.support.processes import ROOT, Mesh, running_mesh
+from tests.support.processes import ROOT, running_mesh
+from tests.support.submitter import Submitter
 from tests.support.terminal import Terminal
 from tests.support.waiting import until
 
@@ -28,23 +28,11 @@ WAITING = 6
 
 
 @dataclass
-class Bench:
+class Bench(Submitter):
     """A mesh whose worker has two places, both taken for as long as the tests last; and six tasks that wait."""
 
-    mesh: Mesh
     connection: Connection
-    client: PatientClient
     waiting: list[dict[str, Any]]
-
-    async def post(self, said: str, tenant: str = "default", **fields: Any) -> httpx.Response:
-        return await self.client.post("/v1/tasks", json={"input": said, **fields}, headers={"Mesh-Tenant": tenant})
-
-    async def shown(self, task: str) -> dict[str, Any]:
-        """A task's record."""
-        answer = await self.client.get(f"/v1/tasks/{task}")
-        assert answer.status_code == 200, answer.text
-        record: dict[str, Any] = answer.json()
-        return record
 
     async def pool(self, name: str = "default", **headers: str) -> dict[str, Any]:
         """A pool, as `GET /v1/pools` has it."""
@@ -83,7 +71,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
         PatientClient(base_url=mesh.ingress_url) as client,
     ):
         await mesh.start("inference_worker", MESH_WORKER_CONCURRENCY=str(PLACES))
-        bench = Bench(mesh, connection, client, [])
+        bench = Bench(mesh, client, connection, [])
         # What ends tells how long a task has a place; what hangs takes all of them.
         for number in range(4):
             await bench.post(f"!say {number + 1}")
@@ -92,7 +80,7 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
             await bench.post("!hang 900")
         await bench.until_pool(lambda pool: (pool["running"], pool["places"], pool["free"]) == (PLACES, PLACES, 0))
         for _ in range(WAITING):
-            bench.waiting.append((await bench.post("!say 1")).json())
+            bench.waiting.append(await bench.accepted("!say 1"))
         yield bench
         assert mesh.tracebacks() == []
 
@@ -108,7 +96,7 @@ async def test_each_202_has_a_place_in_line_and_says_what_its_time_was_worked_ou
 async def test_the_record_of_a_task_that_waits_has_its_exact_place(bench: Bench) -> None:
     await bench.until_pool(lambda pool: pool["lanes"][1]["depth"] == WAITING)
     for number, task in enumerate(bench.waiting):
-        shown = await bench.shown(task["id"])
+        shown = await bench.record(task)
         assert (shown["status"], shown["waiting"]["on"], shown["waiting"]["ahead"]) == ("queued", "worker", number)
         assert (shown["queue"]["depth"], shown["queue"]["position"]) == (WAITING, number + 1)
         assert shown["queue"]["basis"] in ("places", "drain")
@@ -139,7 +127,7 @@ async def test_a_submission_that_is_repeated_is_told_the_place_that_its_task_has
 async def test_a_task_that_runs_has_no_place_in_line(bench: Bench) -> None:
     tasks = (await bench.client.get("/v1/tasks", params={"status": "running"})).json()["tasks"]
     assert len(tasks) == PLACES
-    assert "queue" not in await bench.shown(tasks[0]["id"])
+    assert "queue" not in await bench.record(tasks[0])
 
 
 async def test_all_pools_are_on_one_page(bench: Bench) -> None:
@@ -236,14 +224,13 @@ async def test_a_refusal_says_what_is_full_how_deep_it_is_and_when_to_come_again
 
 async def test_who_has_little_is_told_a_better_place_than_who_has_much(bench: Bench) -> None:
     """The lane is the stewards' to order by now: tenants take turns in it."""
-    flood = [await bench.post("!say 1", "flood") for _ in range(30)]
-    assert {answer.status_code for answer in flood} == {202}
+    for _ in range(30):
+        await bench.accepted("!say 1", "flood")
 
     async def is_seen() -> bool:
-        last = (await bench.post("!say 1", "flood")).json()["queue"]["position"]
-        few = (await bench.post("!say 1", "few")).json()
-        shown = await bench.client.get(f"/v1/tasks/{few['id']}", headers={"Mesh-Tenant": "few"})
-        exact = shown.json()["queue"]["position"]
+        last = (await bench.accepted("!say 1", "flood"))["queue"]["position"]
+        few = await bench.accepted("!say 1", "few")
+        exact = (await bench.record(few))["queue"]["position"]
         return bool(exact is not None and exact < last - 15 and few["queue"]["position"] < last - 15)
 
     await until(is_seen)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,6 @@ def pool(base_url: str, more: str = "") -> str:
         f'[providers.local]\nkind = "openai"\nbase_url = "{base_url}"\n{more}\n'
         '[pools.default]\nprovider = "local"\nmodel = "m"\n'
     )
-
-
-@pytest.fixture(autouse=True)
-def hangups_are_heard() -> Iterator[None]:
-    """Under `nohup` they are ignored, and so they would be in every process that is started here."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 async def hung_up(mesh: Mesh, process: Process, event: str) -> dict[str, Any]:

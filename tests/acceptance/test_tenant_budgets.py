@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from mesh.journal.journal import Journal
 from mesh.task.budget import tokens
 from mesh.task.state import TaskState
 from tests.support.bad_input import assert_problem
+from tests.support.commands import meshctl
 from tests.support.http_client import PatientClient
 from tests.support.patience import lease
 from tests.support.processes import Mesh, running_mesh
@@ -34,14 +35,6 @@ pytestmark = pytest.mark.acceptance
 MONTH = 2_000
 FIFTY = {"input": "!say 5", "max_output_tokens": 50}
 """Thought to read 6 tokens, and to put out 50; it puts out 5."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hangups_are_heard() -> Iterator[None]:
-    """Under `nohup` they are ignored, and so they would be in every process that is started here."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @asynccontextmanager
@@ -329,9 +322,9 @@ async def test_a_task_ends_where_it_has_cost_what_it_may(tmp_path: Path) -> None
         asked = await submitted(client, input=script, tools=["add"], unknown_tools="allow", budget_cost=0.006)
         after_a_turn = asked.json()["id"]
         assert [name for name in asked.headers if "ratelimit" in name] == [], "its tenant has no budget"
-        request = {"input": "!rate 100\n!say 5000", "budget_cost": 0.2}
-        answer = await client.post("/v1/tasks", json=request, headers={"Mesh-Tenant": "acme"})
-        in_a_turn = answer.json()["id"]
+        asking = ("submit", "!rate 100\n!say 5000", "--budget-cost", "0.2", "--tenant", "acme")
+        [answer] = await meshctl(mesh, *asking)
+        in_a_turn = answer["id"]
         end = (await ended(connection, in_a_turn)).terminal
         assert isinstance(end, events.TaskCompleted)
         assert end.incomplete == "budget"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,10 @@ from tests.support.processes import Mesh, Process, running_mesh
 from tests.support.up import ENVIRONMENT, meshctl, up
 from tests.support.waiting import until, until_no_work_is_left
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.acceptance,
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 TASKS = 6
 SCRIPT = "!rate 40\n!say 120"
@@ -38,14 +41,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def pair(authority: Authority) -> Pair:
     """What they show at first."""
     return authority.issue("shown")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hangups_are_heard() -> Iterator[None]:
-    """Under `nohup` they are ignored, and so they would be in every process that is started here."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -19,7 +19,8 @@ from mesh.broker.direct_get import count_of
 from tests.support.commands import meshctl
 from tests.support.http_client import PatientClient
 from tests.support.model_server import ModelServer, model_server, openai
-from tests.support.processes import Mesh, Process, running_mesh
+from tests.support.processes import Process, running_mesh
+from tests.support.submitter import Submitter
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.asyncio(loop_scope="module")]
@@ -50,40 +51,16 @@ def configuration(first: ModelServer, second: ModelServer) -> str:
 
 
 @dataclass
-class Bench:
+class Bench(Submitter):
     """A mesh whose valves are in the test's hands."""
 
-    mesh: Mesh
     connection: Connection
-    client: PatientClient
     first: ModelServer
     second: ModelServer
 
-    async def post(self, text: str = "hello", tenant: str = "default", **fields: Any) -> dict[str, Any]:
-        """A task's 202."""
-        answer = await self.client.post("/v1/tasks", json={"input": text, **fields}, headers={"Mesh-Tenant": tenant})
-        assert answer.status_code == 202, answer.text
-        accepted: dict[str, Any] = answer.json()
-        return accepted
-
-    async def record(self, task: dict[str, Any]) -> dict[str, Any]:
-        """A task as it is now."""
-        answer = await self.client.get(f"/v1/tasks/{task['id']}", headers={"Mesh-Tenant": task["tenant"]})
-        record: dict[str, Any] = answer.json()
-        return record
-
-    async def until_status(self, task: dict[str, Any], *statuses: str) -> dict[str, Any]:
-        """Wait until a task has one of these; its record."""
-
-        async def has() -> bool:
-            return (await self.record(task))["status"] in statuses
-
-        await until(has)
-        return await self.record(task)
-
     async def ends(self, text: str = "hello", tenant: str = "default", **fields: Any) -> dict[str, Any]:
         """The record of a task that has come to its end."""
-        return await self.until_status(await self.post(text, tenant, **fields), *ENDED)
+        return await self.until_status(await self.accepted(text, tenant, **fields), *ENDED)
 
     async def put(self, path: str, status: int = 200, **body: Any) -> dict[str, Any]:
         """A valve that is shut, or a tenant that is limited."""
@@ -149,19 +126,19 @@ async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench
         )
         connection = await stack.enter_async_context(connect(mesh.settings, "test"))
         client = await stack.enter_async_context(PatientClient(base_url=mesh.ingress_url, timeout=15))
-        yield Bench(mesh, connection, client, first, second)
+        yield Bench(mesh, client, connection, first, second)
         listed = (await client.get("/v1/valves")).json()
         assert listed == {"valves": [], "limits": []}
         assert mesh.tracebacks() == []
 
 
 async def test_a_paused_pool_begins_nothing_lets_turns_end_and_says_so_to_whoever_submits(bench: Bench) -> None:
-    running = await bench.post("!rate 4\n!say 8")
+    running = await bench.accepted("!rate 4\n!say 8")
     await bench.until_status(running, "running")
     shut = await bench.put("pool/default", reason=WHY)
     assert (shut["kind"], shut["name"], shut["by"], shut["reason"]) == ("pool", "default", "http", WHY)
     await bench.known("pool", "default")
-    waits = await bench.post()
+    waits = await bench.accepted()
     assert {key: waits["pause"][key] for key in ("kind", "name", "reason")} == {
         "kind": "pool",
         "name": "default",
@@ -177,13 +154,13 @@ async def test_a_paused_pool_begins_nothing_lets_turns_end_and_says_so_to_whoeve
     assert WHY in record["waiting"]["detail"]
     await bench.delete("pool/default")
     assert (await bench.until_status(waits, *ENDED))["status"] == "completed"
-    assert "pause" not in await bench.post()
+    assert "pause" not in await bench.accepted()
 
 
 async def test_a_paused_lane_holds_up_no_other_lane_of_its_pool(bench: Bench) -> None:
     await bench.put("lane/default.low")
     await bench.known("lane", "default.low")
-    waits = await bench.post(priority="low")
+    waits = await bench.accepted(priority="low")
     assert (await bench.ends())["status"] == "completed"
     assert (await bench.record(waits))["pause"]["kind"] == "lane"
     await bench.delete("lane/default.low")
@@ -192,11 +169,13 @@ async def test_a_paused_lane_holds_up_no_other_lane_of_its_pool(bench: Bench) ->
 
 async def test_a_paused_tenants_first_and_later_turns_wait_and_no_others(bench: Bench) -> None:
     # Its second turn is due once the tool has answered.
-    agent = await bench.post("!rate 4\n!say 4\n!call current_time {}\n!then\n!say 1", "acme", tools=["current_time"])
+    agent = await bench.accepted(
+        "!rate 4\n!say 4\n!call current_time {}\n!then\n!say 1", "acme", tools=["current_time"]
+    )
     await bench.until_status(agent, "running")
     await bench.put("tenant/acme", reason=WHY)
     await bench.known("tenant", "acme")
-    first = [await bench.post(tenant="acme") for _ in range(5)]
+    first = [await bench.accepted(tenant="acme") for _ in range(5)]
     assert all(task["pause"]["kind"] == "tenant" for task in first)
 
     async def all_wait() -> bool:
@@ -226,13 +205,13 @@ async def test_turns_go_round_a_paused_provider_and_wait_if_there_is_no_other(be
     assert asked
     await bench.put("provider/first")
     await bench.known("provider", "first")
-    around = await bench.post(pool="routed")
+    around = await bench.accepted(pool="routed")
     assert "pause" not in around
     await bench.until_status(around, "completed")
     assert (len(bench.first.exchanges), len(bench.second.exchanges)) == (asked, 1)
     await bench.put("provider/second")
     await bench.known("provider", "second")
-    waits = await bench.post(pool="routed")
+    waits = await bench.accepted(pool="routed")
     assert waits["pause"]["kind"] == "provider"
     assert (await bench.ends())["status"] == "completed"
     assert (await bench.record(waits))["waiting"]["on"] == "pause"
@@ -252,7 +231,7 @@ async def test_what_is_paused_has_no_time_in_line_and_its_pool_says_so(bench: Be
         await bench.put(path)
         await bench.until_paused_lanes(pool, *lanes)
         if lanes:
-            waits = await bench.post(pool=pool)
+            waits = await bench.accepted(pool=pool)
             assert (waits["queue"]["basis"], waits["queue"]["eta_seconds"]) == ("paused", None)
             assert (await bench.record(waits))["queue"]["basis"] == "paused"
         if path != "provider/second":
@@ -263,8 +242,8 @@ async def test_what_is_paused_has_no_time_in_line_and_its_pool_says_so(bench: Be
     for name in ("first", "second"):
         await bench.delete(f"provider/{name}")
     await bench.put("tenant/acme")
-    assert (await bench.post(tenant="acme"))["queue"]["basis"] == "paused"
-    assert (await bench.post(tenant="globex"))["queue"]["basis"] != "paused"
+    assert (await bench.accepted(tenant="acme"))["queue"]["basis"] == "paused"
+    assert (await bench.accepted(tenant="globex"))["queue"]["basis"] != "paused"
     await bench.delete("tenant/acme")
     [first, second] = (await bench.pool("routed"))["providers"]
     assert first["room"] is None
@@ -285,7 +264,7 @@ async def test_limits_for_a_while_are_what_budgets_and_the_order_of_tenants_go_b
 
     await until(is_refused_with_a_depth)
     await bench.put("limits/few", limits={"running": 1}, seconds=600)
-    tasks = [await bench.post("!rate 1\n!say 600", "few") for _ in range(3)]
+    tasks = [await bench.accepted("!rate 1\n!say 600", "few") for _ in range(3)]
 
     async def one_runs() -> bool:
         statuses = [(await bench.record(task))["status"] for task in tasks]
@@ -302,7 +281,7 @@ async def test_limits_for_a_while_are_what_budgets_and_the_order_of_tenants_go_b
 
 async def test_a_pause_with_an_end_ends_by_itself(bench: Bench) -> None:
     shut = await bench.put("pool/other", seconds=600)
-    waits = await bench.post(pool="other")
+    waits = await bench.accepted(pool="other")
     assert waits["pause"]["until"] == shut["until"]
     # Said anew it ends sooner, and began when it did.
     shorter = await bench.put("pool/other", seconds=1)
@@ -317,7 +296,7 @@ async def test_a_worker_that_starts_into_a_pause_begins_nothing(bench: Bench) ->
     await bench.put("pool/default")
     await bench.known("pool", "default")
     await workers[0].kill()
-    waits = await bench.post()
+    waits = await bench.accepted()
     await workers[0].start()
     assert (await bench.ends(pool="other"))["status"] == "completed"
     assert (await bench.record(waits))["status"] == "queued"
@@ -387,9 +366,9 @@ async def test_meshctl_pauses_limits_lists_and_lets_go_on(bench: Bench) -> None:
 async def test_many_tasks_are_shown_first_and_then_cancelled_by_a_filter(bench: Bench) -> None:
     await bench.put("tenant/initech")
     await bench.known("tenant", "initech")
-    rest = await bench.post(tenant="initech", pool="other")
+    rest = await bench.accepted(tenant="initech", pool="other")
     metadata = {"batch": 7}
-    tasks = [await bench.post(tenant="initech", metadata=metadata, priority="low") for _ in range(30)]
+    tasks = [await bench.accepted(tenant="initech", metadata=metadata, priority="low") for _ in range(30)]
     wanted = {"metadata": metadata, "pool": "default", "dry_run": True}
     whose = ("cancel", "--all", "--tenant", "initech", "--metadata", "batch=7", "--pool", "default")
 

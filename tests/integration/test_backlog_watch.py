@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-
 import pytest
 
 from contracts.records.backlog import BacklogRecord, LaneBacklog
 from contracts.subjects import BACKLOG_KEY
 from inference_worker.capacity.backlog_watch import watch_backlog
+from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.clock import now
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-@contextlib.asynccontextmanager
-async def watching(connection: Connection, *pools: str) -> AsyncIterator[None]:
-    """A worker of these pools."""
-    watch = asyncio.create_task(watch_backlog(connection.requests, pools))
-    try:
-        yield
-    finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
 
 
 async def say(connection: Connection, waiting: int) -> None:
@@ -44,7 +30,7 @@ async def test_what_was_there_before_is_read_and_what_comes_is_heard_of(connecti
         record = connection.requests.backlog_lanes.record
         return record is not None and [lane.waiting for lane in record.lanes] == [waiting]
 
-    async with watching(connection, "default", "other"):
+    async with background(watch_backlog(connection.requests, ("default", "other"))):
         await until(lambda: heard(100))
         await say(connection, 7)
         await until(lambda: heard(7))
@@ -54,6 +40,6 @@ async def test_what_was_there_before_is_read_and_what_comes_is_heard_of(connecti
 
 async def test_a_worker_of_one_pool_asks_for_nothing(connection: Connection) -> None:
     await say(connection, 100)
-    async with watching(connection, "default"):
+    async with background(watch_backlog(connection.requests, ("default",))):
         await connection.client.flush()
     assert connection.requests.backlog_lanes.record is None

@@ -21,6 +21,7 @@ from contracts.streams import lane_consumer
 from inference_worker.models.breakers import Breakers
 from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
+from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.broker.gates import UNLIMITED, AlwaysOpen, Permit
@@ -75,13 +76,8 @@ async def fleet(
 ) -> AsyncIterator[list[Breakers]]:
     """The breakers of these workers, kept until the end of the block."""
     fleet = [Breakers(connection.requests, {"main": settings}, worker) for worker in workers]
-    running = [asyncio.create_task(breakers.run(asyncio.Event())) for breakers in fleet]
-    try:
+    async with background(*(breakers.run(asyncio.Event()) for breakers in fleet)):
         yield fleet
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def call(source: Source) -> StepFailed | None:

@@ -238,6 +238,10 @@ class OfPools:
         """Whether there is one more."""
         return in_hand.get(pool, 0) < self.most.get(pool, PLACES)
 
+    def room(self, pool: str, in_hand: Mapping[str, int]) -> int:
+        """What is left of it."""
+        return max(0, self.most.get(pool, PLACES) - in_hand.get(pool, 0))
+
     def holds(self, pool: str) -> bool:
         """As it is set."""
         return self.is_holding

@@ -18,6 +18,7 @@ from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.clock import now
 from mesh.fleet.members import Member
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -47,6 +48,19 @@ async def test_what_lies_there_already_counts_and_what_waits_in_the_backlog_does
     assert let_in(await known(connection, depth=10)) == ROOM_MIN - 10
     assert let_in(await known(connection, depth=5_000)) == 0
     assert let_in(await known(connection, depth=5_000, backlog=4_990)) == ROOM_MIN - 10
+
+
+async def test_who_has_each_task_worked_on_at_once_is_no_crowd(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has measured yet how fast they go: the broker tells that nothing of them lies there."""
+    monkeypatch.setattr("ingress.crowding.LOOK_GOOD_SECONDS", 60.0)
+    monkeypatch.setattr("ingress.crowding.LOOK_SECONDS", 0.0)
+    crowding = await known(connection)
+    for _ in range(5):
+        assert let_in(crowding, ROOM_MIN - 1) == ROOM_MIN - 1
+        await until(lambda: not crowding._looking)
+    assert let_in(crowding) == ROOM_MIN
 
 
 async def test_who_knows_nothing_of_a_lane_or_only_what_is_old_goes_by_it(connection: Connection) -> None:

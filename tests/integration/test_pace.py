@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -15,6 +14,7 @@ from contracts.streams import PROVIDERS_BUCKET, lane_consumer
 from inference_worker.models.breakers import Breakers, PoolGate
 from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Finished, TextDelta, TurnInput
+from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.connection import Connection
 from mesh.broker.gates import UNLIMITED, Permit, permit_in_hand
@@ -53,13 +53,8 @@ class Model:
 async def fleet(connection: Connection, *workers: str, **paces: PaceSettings) -> AsyncIterator[list[Breakers]]:
     """The pace of these workers, kept until the end of the block."""
     fleet = [Breakers(connection.requests, {}, worker, paces) for worker in workers]
-    running = [asyncio.create_task(each.pacing.run()) for each in fleet]
-    try:
+    async with background(*(each.pacing.run() for each in fleet)):
         yield fleet
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def run(source: Source, permit: Permit | None) -> StepFailed | None:

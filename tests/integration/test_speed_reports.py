@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import pytest
 from nats.aio.msg import Msg
 
@@ -13,6 +9,7 @@ from contracts import subjects
 from contracts.codec import encode
 from contracts.records.speeds import ModelSums, SpeedSample
 from inference_worker.speed_reports import SpeedReporter
+from mesh.background import background
 from mesh.broker.connection import Connection
 from mesh.clock import lease_clock
 from tests.support.waiting import until
@@ -30,22 +27,11 @@ def expected(reporter: SpeedReporter) -> float | None:
     return reporter.speeds.of("main", "m").first_token_seconds(0, lease_clock())
 
 
-@asynccontextmanager
-async def running(*reporters: SpeedReporter) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(reporter.run()) for reporter in reporters]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def test_what_one_worker_has_seen_all_know_and_none_counts_its_own_twice(connection: Connection) -> None:
     first, second, third = (SpeedReporter(connection, name) for name in ("first", "second", "third"))
     for reporter in (first, second):
         reporter.want()  # No pool of the third has a preference.
-    async with running(first, second, third):
+    async with background(first.run(), second.run(), third.run()):
         first.speeds.saw(seen(0.5), lease_clock())
         await until(lambda: expected(second) is not None)
         second.speeds.saw(seen(0.7), lease_clock())
@@ -74,7 +60,7 @@ async def test_a_worker_with_nothing_to_tell_is_silent_and_what_is_unreadable_ha
         await connection.client.flush()
         return expected(reporter) is not None
 
-    async with running(reporter):
+    async with background(reporter.run()):
         await until(is_told)
         await reporter.report()
         await connection.client.flush()

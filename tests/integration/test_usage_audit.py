@@ -56,6 +56,19 @@ async def pack_all(requests: Requests, settings: Settings, monkeypatch: pytest.M
     assert not await subjects_of(requests, "EVENTS", "events.>")
 
 
+async def counted_and_packed(
+    requests: Requests, settings: Settings, monkeypatch: pytest.MonkeyPatch, tasks: int = 1
+) -> Counting:
+    """Let tasks end, count them, and pack them; who counts."""
+    steward = Counting(requests, "steward")
+    assert await steward.take()
+    for _ in range(tasks):
+        await ended(requests)
+    await count_all(steward)
+    await pack_all(requests, settings, monkeypatch)
+    return steward
+
+
 async def audited(requests: Requests) -> Audit:
     counting = Counting(requests, "operator")
     assert await counting.take(steal=True)
@@ -67,12 +80,7 @@ async def audited(requests: Requests) -> Audit:
 async def test_what_is_counted_agrees_with_journals_that_are_there_and_those_that_are_packed(
     requests: Requests, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steward = Counting(requests, "steward")
-    assert await steward.take()
-    for _ in range(3):
-        await ended(requests)
-    await count_all(steward)
-    await pack_all(requests, settings, monkeypatch)
+    await counted_and_packed(requests, settings, monkeypatch, tasks=3)
     await ended(requests)
     await turn(requests)  # not counted yet, nor ended
     found = await audited(requests)
@@ -109,11 +117,7 @@ def planted(kind: str, counted: dict[Counter, int]) -> dict[Counter, int]:
 async def test_each_kind_of_difference_that_somebody_has_planted_is_found_and_set_right(
     requests: Requests, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steward = Counting(requests, "steward")
-    assert await steward.take()
-    await ended(requests)
-    await count_all(steward)
-    await pack_all(requests, settings, monkeypatch)
+    steward = await counted_and_packed(requests, settings, monkeypatch)
     await turn(requests)
     await count_all(steward)
     right = await counters.read(requests, None, lately())
@@ -200,11 +204,7 @@ async def test_where_journals_are_kept_for_less_than_a_day_nothing_is_compared(r
 async def test_counters_that_are_gone_are_made_again_from_journals(
     requests: Requests, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steward = Counting(requests, "steward")
-    assert await steward.take()
-    await ended(requests)
-    await count_all(steward)
-    await pack_all(requests, settings, monkeypatch)
+    steward = await counted_and_packed(requests, settings, monkeypatch)
     await turn(requests)
     await count_all(steward)
     await requests.purge("USAGE", "usage.>")

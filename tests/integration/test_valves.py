@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from litestar import Litestar
 
 from contracts import headers
 from contracts.codec import encode
@@ -17,12 +19,14 @@ from contracts.messages.work import TurnWork
 from contracts.records.valves import TenantLimits, Valve
 from contracts.streams import BACKLOG, TASKS, TASKS_BUCKET, VALVES_BUCKET
 from contracts.valve_keys import limits_key, valve_key
+from ingress import valve_routes
 from ingress.valve_routes import ValveRoutes
+from mesh.access.callers import identified, open_door
 from mesh.admission import backlog
 from mesh.background import background
 from mesh.broker import key_value
 from mesh.broker.connection import Connection, connect
-from mesh.broker.direct_get import count_of, last_from_leader
+from mesh.broker.direct_get import PAGE_EVENTS_MAX, count_of, last_from_leader
 from mesh.broker.provisioning import apply, declared
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -31,6 +35,7 @@ from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantConfiguration, TenantsConfiguration
 from mesh.journal.reading import milestones_of
 from mesh.journal.reconciliation import OpenTask, Reconciliation
+from mesh.serving.http import EXCEPTION_HANDLERS
 from mesh.steps.put_off import NEVER, AnyPutsOff
 from mesh.steps.work_loop import WorkLoop
 from mesh.valves import changes, watched
@@ -41,6 +46,8 @@ from steward.admission.mover import Mover
 from steward.valve_records import ValveRecords
 from tests.integration.test_work import LANES, Handler, answer
 from tests.support.broker import Broker
+from tests.support.http_client import PatientClient
+from tests.support.serving import served
 from tests.support.tasks import publish_work, turn_work
 from tests.support.waiting import until
 
@@ -193,6 +200,18 @@ async def test_limits_that_ended_while_nobody_was_there_hold_for_nobody(connecti
         assert (valves.limits(), valves.shut(), valves.any_shut) == ([], [], False)
 
 
+async def test_a_pause_behind_more_that_has_ended_than_may_hold_is_read(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "VALVES_MAX", 2)
+    requests, at = connection.requests, now()
+    ended = [valve("tenant", f"t{number}", until=at - HOUR) for number in range(PAGE_EVENTS_MAX)]
+    await asyncio.gather(*(changes.shut(requests, each) for each in ended))
+    await changes.shut(requests, valve())
+    async with watching(requests) as valves:
+        assert [each.kind for each in valves.shut()] == ["pool"]
+
+
 async def test_what_is_known_holds_while_the_bucket_is_gone_and_an_empty_one_pauses_nothing(
     connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +259,29 @@ async def test_whoever_submits_is_told_what_is_paused_and_not_by_whom_also_of_a_
         provider = routes.pause_of("default", "high", "acme")
         assert provider is not None
         assert provider.kind == "provider"
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated inferred style")  # In the services' own processes nobody hears it.
+async def test_at_the_bound_nothing_new_is_shut_or_limited_and_what_is_there_may_still_be_changed(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(valve_routes, "VALVES_MAX", 2)
+    valves = Valves(connection.requests)
+    routes: list[Any] = [*valve_routes.valve_routes(ValveRoutes(connection.requests, valves, default_configuration()))]
+    app = Litestar(routes, exception_handlers=EXCEPTION_HANDLERS, logging_config=None, openapi_config=None)
+    async with served(identified(app, open_door)) as (url, _), PatientClient(base_url=url) as client:
+
+        async def put(path: str, **body: object) -> int:
+            answer = await client.put(f"/v1/valves/{path}", json={"seconds": 600, **body})
+            assert answer.status_code in (200, 409), answer.text
+            return answer.status_code
+
+        few: dict[str, object] = {"limits": {"running": 1}}
+        assert [await put("tenant/acme"), await put("limits/acme", **few)] == [200, 200]
+        assert [await put("tenant/other"), await put("limits/other", **few)] == [409, 409]
+        assert [await put("tenant/acme"), await put("limits/acme", limits={"running": 2})] == [200, 200]
+        assert (await client.delete("/v1/valves/tenant/acme")).status_code == 200
+        assert await put("limits/other", **few) == 200
 
 
 async def test_records_that_have_ended_are_taken_away_and_others_stay(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from mesh.background import background
 from tests.support.model_server import DONE, Exchange, ModelServer, chunk, model_server, usage
 
 STEP_SECONDS = 0.05
@@ -143,10 +144,5 @@ async def answer(exchange: Exchange) -> None:
 @asynccontextmanager
 async def engine_server(engine: Engine) -> AsyncIterator[ModelServer]:
     """An engine at work."""
-    working = asyncio.create_task(engine.run())
-    try:
-        async with model_server(engine) as server:
-            yield server
-    finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+    async with background(engine.run()), model_server(engine) as server:
+        yield server

@@ -23,7 +23,8 @@ COLUMNS, LINES = "200", "60"
 class Terminal:
     """A command on a pseudo-terminal. `output` is what it has printed.
 
-    `size`: columns and lines that the terminal itself tells, and which can be changed; else the environment does.
+    `size`: columns and lines that the terminal itself tells, and which can be changed; else variables do. Where the
+    tests themselves run, of whatever size and kind, is no matter.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Terminal:
     ) -> None:
         self.output = ""
         self._command = command
+        kept = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
+        kind = {"TERM": "xterm"} if kept.get("TERM") in (None, "dumb", "unknown") else {}
         told = {"COLUMNS": COLUMNS, "LINES": LINES} if size is None else {}
-        self._environment = {"TERM": "xterm", **environment, **told}
+        self._environment = {**kept, **kind, **told}
         self._folder = folder
         self._size = size
         self._descriptor = -1

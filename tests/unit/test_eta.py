@@ -62,21 +62,23 @@ def test_a_burst_upon_an_idle_lane_is_told_by_its_places_and_not_by_what_came_be
     assert median_error(promises, since=60) < 0.1
 
 
-def test_when_workers_are_added_the_eta_is_right_again_within_a_minute() -> None:
+def places_change_after_a_minute(before: int, after: int) -> list[Promise]:
+    """A long queue, behind which ten more come each second; and who comes before the change is told what is wrong."""
     chance = random.Random(1)
-    simulated = SimulatedLane(10, lambda: chance.uniform(0.5, 1.5))
-    simulated.places_at[60] = 20
-    promises = simulated.run([0.0] * 1_500 + [second / 10 for second in range(1_600)], 300)
-    assert median_error([promise for promise in promises if 30 < promise.at < 60], since=0) > 0.3, "it had no effect"
+    simulated = SimulatedLane(before, lambda: chance.uniform(0.5, 1.5))
+    simulated.places_at[60] = after
+    promises = simulated.run([0.0] * 1_500 + [second / 10 for second in range(1_600)], 400)
+    assert median_error([promise for promise in promises if 30 < promise.at < 59], since=0) > 0.3, "it had no effect"
+    return promises
+
+
+def test_when_workers_are_added_the_eta_is_right_again_within_a_minute() -> None:
+    promises = places_change_after_a_minute(10, 20)
     assert median_error([promise for promise in promises if promise.at < 160], since=120) < 0.1
 
 
 def test_when_workers_leave_the_eta_is_right_again_at_once() -> None:
-    chance = random.Random(1)
-    simulated = SimulatedLane(20, lambda: chance.uniform(0.5, 1.5))
-    simulated.places_at[60] = 8
-    promises = simulated.run([0.0] * 1_500 + [second / 10 for second in range(1_600)], 400)
-    assert median_error([promise for promise in promises if 30 < promise.at < 59], since=0) > 0.3, "it had no effect"
+    promises = places_change_after_a_minute(20, 8)
     assert median_error([promise for promise in promises if promise.at < 75], since=62) < 0.15
 
 

@@ -128,6 +128,20 @@ def test_another_model_and_a_shorter_conversation_get_lines_of_their_own() -> No
     ]
 
 
+def test_what_a_call_has_used_is_told_and_never_as_nothing() -> None:
+    def spent(n: int, **usage: int) -> events.ModelSpent:
+        told = Usage(**usage)
+        place: dict[str, Any] = {"provider": "own", "model": "small", "pool": "default"}
+        return events.ModelSpent(*stamp(n), turn=1, reason="redirect", usage=told, **place)
+
+    some = {"input_tokens": 9, "output_tokens": 2}
+    assert shown(spent(1, **some), spent(2, **some, untold_calls=1), spent(3, untold_calls=1)).splitlines() == [
+        "· turn 1: small at own has used 9 tokens in, 2 out (redirect)",
+        "· turn 1: small at own has used 9 tokens in, 2 out, and more that was not told (redirect)",
+        "· turn 1: what small at own has used was not told (redirect)",
+    ]
+
+
 ARGUMENTS = {"command": "rm -r build", "why": "two\nlines"}
 EXPIRES = datetime(2026, 1, 3, tzinfo=UTC)
 

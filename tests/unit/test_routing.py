@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from contracts.journal.events import REASON_CHARACTERS_MAX
 from inference_worker.models.routing import Choice, Option, Prefer, choose, ranked, scores_of

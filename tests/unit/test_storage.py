@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from nats.aio.client import Client
 from structlog.testing import capture_logs
 
 from contracts.records.storage import StoreRoom
 from ingress.storage import Storage
+from mesh.broker.credentials import Credentials
 from mesh.broker.levels import Level, above, disk_level, refusing
+from mesh.broker.nats_client import NatsClient
 from mesh.broker.requests import Requests
+from mesh.configuration.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ def test_the_fullest_comes_first() -> None:
 @pytest.fixture
 def storage() -> Storage:
     """An ingress's, told of levels by the test: it asks nobody."""
-    return Storage(Requests(Client()), high_water_percent=90, filling_percent=70)
+    return Storage(Requests(NatsClient(Credentials(Settings(), "ingress"))), high_water_percent=90, filling_percent=70)
 
 
 def said(storage: Storage, *levels: Level) -> list[tuple[str, object]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
+import msgspec
 import pytest
 
 from contracts.journal.parts import Usage
@@ -14,7 +14,8 @@ from contracts.records.speeds import ModelSums
 from inference_worker.models.chunks import Begun, Chunk, Finished, TextDelta, TurnInput
 from inference_worker.models.prompt_size import PromptSize
 from inference_worker.models.speeds import Speeds
-from inference_worker.models.timed_source import TimedSource
+from inference_worker.models.timed_source import Timed
+from inference_worker.models.watched_source import WatchedSource
 from mesh.task.failures import StepFailed
 from tests.unit.played import STOP, PlayedProvider
 from tests.unit.test_router import NAMES, House, always, begun, without
@@ -42,9 +43,10 @@ def after(clock: Clock, seconds: float) -> Callable[[], object]:
 async def fed(house: House, index: int, at: Clock, *chunks: object) -> None:
     """A call of this one, which plays that back."""
     provider, model = NAMES[index]
-    source = TimedSource(PlayedProvider(*chunks, named=(provider, model)), house.speeds, at)  # type: ignore[arg-type]  # chunks and waits
+    played = PlayedProvider(*chunks, named=(provider, model))  # type: ignore[arg-type]  # chunks and waits
+    source = WatchedSource(played, Timed(provider, house.speeds, at))
     with contextlib.suppress(StepFailed, RuntimeError):
-        async for _ in source.stream(replace(TURN, model=model)):
+        async for _ in source.stream(msgspec.structs.replace(TURN, model=model)):
             pass
 
 
@@ -83,13 +85,14 @@ async def test_who_has_never_come_to_an_end_goes_on_as_fast_as_the_fastest_and_n
     assert 50 < sum(each["provider"] == "main" for each in both) < 150
 
 
-async def heard(source: TimedSource, turn: TurnInput) -> list[Chunk]:
+async def heard(source: WatchedSource, turn: TurnInput) -> list[Chunk]:
     return [chunk async for chunk in source.stream(turn)]
 
 
-def measured(clock: Clock, chunks: Sequence[object]) -> tuple[TimedSource, Speeds]:
+def measured(clock: Clock, chunks: Sequence[object]) -> tuple[WatchedSource, Speeds]:
     speeds = Speeds()
-    return TimedSource(PlayedProvider(*chunks), speeds, clock), speeds  # type: ignore[arg-type]  # chunks and waits
+    played = PlayedProvider(*chunks)  # type: ignore[arg-type]  # chunks and waits
+    return WatchedSource(played, Timed(played.name, speeds, clock)), speeds
 
 
 async def test_a_call_is_timed_to_its_first_token_and_from_there_to_its_end() -> None:
@@ -137,6 +140,6 @@ async def test_who_is_left_before_its_first_token_had_let_wait_for_so_long_at_le
 async def test_a_turn_that_goes_on_with_a_text_tells_nothing_of_tokens_a_second() -> None:
     clock = Clock()
     source, speeds = measured(clock, [TextDelta("a"), after(clock, 1.0), STOP])
-    await heard(source, replace(TURN, prefix="Hello"))
+    await heard(source, msgspec.structs.replace(TURN, prefix="Hello"))
     (told,) = speeds.take_untold()
     assert (told.calls, told.answers) == (1, 0)

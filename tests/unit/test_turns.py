@@ -68,6 +68,7 @@ async def test_the_provider_is_asked_for_what_the_request_says() -> None:
             prefix="",
             tries=0,
             deliveries=1,
+            meter=provider.asked[0].meter,
         )
     ]
 

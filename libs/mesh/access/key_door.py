@@ -153,7 +153,7 @@ class KeyDoor:
                     entry = await key_value.get_from_leader(self._requests, KEYS_BUCKET.name, key_id)
         except TimeoutError:
             raise BrokerUnavailable("the credentials can't be looked up at present") from None
-        record = decode_record(key_id, entry.value) if entry is not None else None
+        record = decode_record(key_id, entry)
         heard_at = max(self._heard.get(key_id, self._all_heard_at), self._all_heard_at)
         is_settled = began_at >= heard_at + SETTLING_SECONDS
         fresh_seconds = self._fresh_seconds if is_settled else SETTLING_FRESH_SECONDS

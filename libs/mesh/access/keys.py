@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from contracts import subjects
 from contracts.access import KEY_ID_PATTERN, Key, KeyRecord, Scope, hash_of, new_key
-from contracts.codec import decode, encode
-from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.codec import encode
+from contracts.errors import TaskmeshError
 from contracts.streams import KEYS_BUCKET
 from mesh.broker import key_value
 from mesh.broker.direct_get import LAST_SUBJECTS_MAX, subjects_of
@@ -53,16 +53,10 @@ class Rights(NamedTuple):
     budget_tokens: int | None = None
 
 
-def decode_record(key_id: str, value: bytes | None) -> KeyRecord | None:
+def decode_record(key_id: str, entry: key_value.KeyValueEntry | None) -> KeyRecord | None:
     """The record under an id; None where there is none, or none that this version can read: the log says so."""
-    if not value:
-        return None
-    try:
-        record = decode(value, KeyRecord)
-    except InvalidPayload as error:
-        log.warning("key.record_unreadable", key=key_id, error=str(error))
-        return None
-    if record.id != key_id:
+    record = key_value.record_of(entry, KeyRecord, log, "key.record_unreadable", key=key_id)
+    if record is not None and record.id != key_id:
         log.warning("key.record_unreadable", key=key_id, error="it is of another id")
         return None
     return record
@@ -101,7 +95,7 @@ async def read(requests: Requests, key_id: str) -> KeyRecord | None:
     if _ID.fullmatch(key_id) is None:
         return None
     entry = await key_value.get_from_leader(requests, KEYS_BUCKET.name, key_id)
-    return decode_record(key_id, entry.value) if entry is not None else None
+    return decode_record(key_id, entry)
 
 
 async def read_all(requests: Requests) -> list[KeyRecord]:
@@ -111,7 +105,7 @@ async def read_all(requests: Requests) -> list[KeyRecord]:
     records: list[KeyRecord] = []
     for start in range(0, len(ids), LAST_SUBJECTS_MAX):
         found = await key_value.get_many(requests, KEYS_BUCKET.name, ids[start : start + LAST_SUBJECTS_MAX])
-        records += filter(None, (decode_record(key_id, entry.value) for key_id, entry in found.items()))
+        records += filter(None, (decode_record(key_id, entry) for key_id, entry in found.items()))
     return sorted(records, key=lambda record: (record.created_at, record.id))
 
 
@@ -152,7 +146,7 @@ async def _change(requests: Requests, key_id: str, change: Callable[[KeyRecord],
         entry = None
         if _ID.fullmatch(key_id) is not None:
             entry = await key_value.get_from_leader(requests, KEYS_BUCKET.name, key_id)
-        record = decode_record(key_id, entry.value) if entry is not None else None
+        record = decode_record(key_id, entry)
         if entry is None or record is None:
             raise KeyUnknown(f"there is no key {key_id}")
         changed = change(record)

@@ -127,6 +127,12 @@ async def waiting_by_lane(requests: Requests, subject_filter: str = "backlog.>")
     return (await look(requests, subject_filter)).messages
 
 
+def task_of(message: Stored) -> str | None:
+    """Whose message it is; None if it is no work of any version."""
+    envelope = read_envelope(message.payload, message.subject)
+    return envelope.task if envelope is not None else None
+
+
 async def find(
     requests: Requests, stream: str, subject: str, task: str, accepted_at: datetime | None = None
 ) -> Stored | None:
@@ -140,7 +146,7 @@ async def find(
         page = await read_page(requests, stream, subject, after, since=since if number == 0 else None)
         for message in page.messages:
             after = message.sequence
-            if needle in message.payload and _task_of(message) == task:
+            if needle in message.payload and task_of(message) == task:
                 return message
         if not page.more or not page.messages:
             return None
@@ -154,11 +160,6 @@ async def withdraw(requests: Requests, lane: subjects.LaneSubject, task: str, ac
     """
     message = await find(requests, BACKLOG.name, backlog_subject(lane), task, accepted_at)
     return message is not None and await requests.delete_message(BACKLOG.name, message.sequence)
-
-
-def _task_of(message: Stored) -> str | None:
-    envelope = read_envelope(message.payload, message.subject)
-    return envelope.task if envelope is not None else None
 
 
 def queue_of(work: TurnWork) -> subjects.LaneSubject:

@@ -12,6 +12,7 @@ from contracts.messages.work import TurnWork
 from contracts.streams import BACKLOG, LANE_BACKLOG_MAX, TASKS
 from contracts.tasks import Priority, TaskRequest
 from mesh.admission import backlog
+from mesh.admission.counted_rooms import CountedRooms
 from mesh.admission.estimate import estimate, placed
 from mesh.broker.requests import PubAck, Requests
 from mesh.broker.stream_states import messages_on
@@ -80,6 +81,7 @@ class Entrance:
         self._lanes = lanes or OrderedLanes(requests)
         self._is_paused = is_paused
         self._full_until: dict[subjects.LaneSubject, float] = {}
+        self._rooms = CountedRooms()
         self._tenant_now = tenant_of
         self.configure(pools, tenants)
 
@@ -91,15 +93,13 @@ class Entrance:
         """The limits of a pool."""
         return self._pools.get(name, _NO_LIMITS)
 
-    def median_output(self, pool: str) -> int | None:
-        """What turns of a pool have put out lately, as far as is known."""
-        return self._lanes.median_output(pool)
+    def estimate(self, request: TaskRequest, history_tokens: int) -> Estimate:
+        """What a task is thought to cost that continues so many tokens."""
+        return estimate(request, self.pool(request.pool), self._lanes.median_output(request.pool), history_tokens)
 
-    def place(self, request: TaskRequest, tenant: str, history_tokens: int) -> tuple[Priority, Estimate]:
-        """The lane that a task gets, and what it is thought to cost."""
-        median = self._lanes.median_output(request.pool)
-        cost = estimate(request, self.pool(request.pool), median, history_tokens)
-        return placed(request.priority, self._tenant_of(tenant), cost)
+    def place(self, asked: Priority, tenant: str, cost: Estimate) -> tuple[Priority, Estimate]:
+        """The lane that a task gets, and its estimate, which says why it is another than was asked for."""
+        return placed(asked, self._tenant_of(tenant), cost)
 
     def goes_by_backlog(self, work: TurnWork) -> bool:
         """Whether a task is for the stewards to let in.
@@ -145,9 +145,10 @@ class Entrance:
         bound = self._tenant_of(lane.tenant).backlog
         if self._requests.backlog_lanes.waiting_of(*lane) >= share_of(self._requests.backlog_lanes.used_percent):
             raise _full(lane)
-        if bound >= LANE_BACKLOG_MAX:
+        if bound >= LANE_BACKLOG_MAX or self._rooms.takes(lane, bound, _time()):
             return
-        if await messages_on(self._requests, BACKLOG.name, backlog.backlog_subject(lane)) >= bound:
+        waiting = await messages_on(self._requests, BACKLOG.name, backlog.backlog_subject(lane))
+        if not self._rooms.count(lane, bound, waiting, _time()):
             raise _full(lane)
 
 

@@ -11,10 +11,9 @@ from collections import OrderedDict
 from datetime import datetime
 from typing import Final
 
-from contracts.messages.envelope import read_envelope
 from contracts.streams import BACKLOG, LANE_BACKLOG_MAX
 from contracts.subjects import LaneSubject
-from mesh.admission.backlog import PAGES_MAX, backlog_subject, withdraw
+from mesh.admission.backlog import PAGES_MAX, backlog_subject, task_of, withdraw
 from mesh.broker.direct_get import Stored, find_sequence, read_page
 from mesh.broker.requests import Requests
 from mesh.clock import lease_clock
@@ -69,7 +68,7 @@ class Withdrawals:
         """The task's message where it was passed; None if it never was, or has moved on since."""
         sequence = queue.places.pop(task, None)
         message = await find_sequence(self._requests, BACKLOG.name, sequence) if sequence is not None else None
-        if message is None or (message.subject == subject and _task_of(message) == task):
+        if message is None or (message.subject == subject and task_of(message) == task):
             return message
         queue.forget()  # It is another stream, whose sequences have begun anew.
         return None
@@ -81,7 +80,7 @@ class Withdrawals:
             page = await read_page(self._requests, BACKLOG.name, subject, queue.after)
             for message in page.messages:
                 queue.after = message.sequence
-                known = _task_of(message)
+                known = task_of(message)
                 if known == task:
                     found = message
                 elif known is not None:
@@ -98,8 +97,3 @@ class Withdrawals:
         if lease_clock() - queue.asked_at > KNOWN_SECONDS or len(queue.places) > TASKS_MAX:
             queue.forget()
         return queue
-
-
-def _task_of(message: Stored) -> str | None:
-    envelope = read_envelope(message.payload, message.subject)
-    return envelope.task if envelope is not None else None

@@ -170,6 +170,10 @@ class Consumption:
         asked: dict[Lane, int] = {}
         left = _room_of_gates(by_share)
         has_room = _any if self._places is None else self._places.has_room
+        pools = {share.pool for share in by_share}
+        if self._places is not None and len(pools) == 1:
+            # Else it is asked anew for each place.
+            places, has_room = min(places, self._places.room(next(iter(pools)), self._had)), _any
         for share in self._shares.picks(by_share, places, has_room, self._had):
             room = left[share]
             if room[0] > 0:

@@ -52,6 +52,11 @@ class Gate(Protocol):
         ...
 
     @property
+    def last_room(self) -> int:
+        """The same, as it was when those were told who hear of changes."""
+        ...
+
+    @property
     def leaves_pulls_open(self) -> bool:
         """Whether lanes that are empty may wait for their next message at the broker."""
         ...
@@ -94,9 +99,17 @@ class ChangingRoom:
         self._callbacks: list[Callable[[], None]] = []
         self._room = 0
 
+    @property
+    def last_room(self) -> int:
+        """The room as it was when it was looked at last."""
+        return self._room
+
     def room(self) -> int:
         """How many more messages may be worked on."""
         raise NotImplementedError
+
+    def _look(self) -> int:
+        return self.room()
 
     def on_changed(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever there is another room than before."""
@@ -104,7 +117,7 @@ class ChangingRoom:
 
     def update(self) -> None:
         """Look again: something that the room hangs on has changed."""
-        before, self._room = self._room, self.room()
+        before, self._room = self._room, self._look()
         if self._room > 0:
             self.opened.set()
         else:
@@ -121,6 +134,11 @@ class AlwaysOpen:
         self.waiting = 0
         self.opened = asyncio.Event()
         self.opened.set()
+
+    @property
+    def last_room(self) -> int:
+        """No limit."""
+        return self.room()
 
     def room(self) -> int:
         """No limit."""

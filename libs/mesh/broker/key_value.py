@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from contracts import headers
-from contracts.codec import encode
+from contracts.codec import decode, encode
+from contracts.errors import InvalidPayload
 from mesh.broker.direct_get import last_from_leader, last_of_many
 from mesh.broker.requests import REQUEST_TIMEOUT_SECONDS, WRONG_LAST_SEQUENCE, Requests
 from mesh.errors import BrokerError, BrokerUnavailable
@@ -14,12 +15,28 @@ from mesh.errors import BrokerError, BrokerUnavailable
 MANY_BYTES_MAX = 4 * 1024 * 1024
 """Of one answer to `get_many`; what is left is asked for again."""
 
+Record = TypeVar("Record")
+
 
 class KeyValueEntry(NamedTuple):
     """A value and its revision, which is its sequence in the bucket's stream. None: it was deleted."""
 
     value: bytes | None
     revision: int
+
+
+def record_of(entry: KeyValueEntry | None, kind: type[Record], log: Any, event: str, **fields: object) -> Record | None:
+    """The record in an entry; None where there is none, or none that this version can read: the log says so.
+
+    `log` is a structlog logger, `event` what its line is called, and `fields` are in it.
+    """
+    if entry is None or not entry.value:
+        return None
+    try:
+        return decode(entry.value, kind)
+    except InvalidPayload as error:
+        log.warning(event, **fields, error=str(error))
+        return None
 
 
 async def get(requests: Requests, bucket: str, key: str) -> KeyValueEntry | None:

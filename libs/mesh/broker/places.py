@@ -16,6 +16,10 @@ class Places(Protocol):
         """Whether one more message of a pool may be begun while each pool has so many in hand."""
         ...
 
+    def room(self, pool: str, in_hand: Mapping[str, int]) -> int:
+        """How many more may be, if no other pool begins any."""
+        ...
+
     def holds(self, pool: str) -> bool:
         """Whether a message that comes while its pool has no room may wait here for it; else its lanes ask for none.
 

@@ -145,9 +145,9 @@ class PullConsumer:
         """Subscribe the inbox that deliveries come to, if it is not."""
         if self._subscription is None:
             self._inbox = self._connection.client.new_inbox()
-            self._subscription = await self._connection.client.subscribe(f"{self._inbox}.*", cb=self._on_message)
+            self._subscription = await self._connection.client.listen(f"{self._inbox}.*", self._on_message)
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         status = message.headers.get(headers.STATUS) if message.headers else None
         if status is None:
             # Also of a pull that is over here: the broker counts it as delivered.

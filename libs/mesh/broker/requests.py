@@ -11,12 +11,10 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from contracts import headers, subjects
 from contracts.declarations import MESSAGE_BYTES_MAX
@@ -24,6 +22,11 @@ from mesh import faults
 from mesh.broker.backlog_lanes import BacklogLanes
 from mesh.broker.levels import TimerRoom
 from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, NoLeader, NoRoom, NotAllowed
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+    from mesh.broker.nats_client import NatsClient
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 """JetStream's error numbers for an expected revision that is not the last one."""
@@ -93,7 +96,7 @@ class _Waiter:
 class Requests:
     """All requests of one connection."""
 
-    def __init__(self, client: Client, domain: str | None = None) -> None:
+    def __init__(self, client: NatsClient, domain: str | None = None) -> None:
         """`domain`: that of the JetStream that is meant; None is the one of whoever the client is connected to."""
         self._client = client
         self._api = subjects.jetstream_api(domain)
@@ -116,7 +119,7 @@ class Requests:
     async def start(self) -> str:
         """Subscribe the inbox, and return its subject. Once, after the connection is up."""
         self._prefix = self._client.new_inbox() + "."
-        await self._client.subscribe(self._prefix + "*", cb=self._on_message)
+        await self._client.listen(self._prefix + "*", self._on_answer)
         self._connected.set()
         return self._prefix + "*"
 
@@ -240,17 +243,17 @@ class Requests:
 
         Raises `BrokerError` if the stream refused it, for want of room `NoRoom`; `BrokerUnavailable` if nobody knows.
         """
-        prefix = _prefix(subject)
         faults.reach("before-publish", subject)
         try:
-            answer = await self.one(self._stored_by(subject), payload, message_headers, timeout_seconds)
+            answer = await self._send(self._stored_by(subject), payload, message_headers, timeout_seconds, None)
         except NotAllowed:
             raise
         except BrokerUnavailable:
             if self._connected.is_set() and timeout_seconds >= SILENCE_SECONDS_MIN:
-                self._silent_since[prefix] = asyncio.get_running_loop().time()
+                self._silent_since[_prefix(subject)] = asyncio.get_running_loop().time()
             raise
-        self._silent_since.pop(prefix, None)
+        if self._silent_since:
+            self._silent_since.pop(_prefix(subject), None)
         try:
             ack = _decode_pub_ack(answer.data)
         except msgspec.DecodeError:
@@ -359,7 +362,7 @@ class Requests:
         said = f"a message of {payload_bytes} bytes; the broker takes {self._client.max_payload} (its max_payload)"
         return MessageTooLarge(MESSAGE_TOO_LARGE, said)
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_answer(self, message: Msg) -> None:
         waiter = self._waiters.get(message.subject[len(self._prefix) :])
         if waiter is None or waiter.future.done():
             return

@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from contracts.codec import decode, encode
-from contracts.errors import InvalidPayload
+from contracts.codec import encode
 from contracts.records.budgets import BudgetAccount
 from contracts.streams import BUDGETS_BUCKET
 from mesh.background import is_seen, repeatedly
@@ -178,7 +177,8 @@ class Accounts:
         if known is not None and known.revision > revision > 0:
             # A replica that is behind. What is known is newer.
             return known
-        account = _account(tenant, entry.value) if entry is not None and entry.value else None
+        # One that can't be read counts as none: as if nothing had been used.
+        account = key_value.record_of(entry, BudgetAccount, log, "budget.unreadable", tenant=tenant)
         return self._keep(tenant, Sighting(account, revision, asked_at))
 
     def _keep(self, tenant: str, seen: Sighting) -> Sighting:
@@ -187,12 +187,3 @@ class Accounts:
         if len(self._seen) > KEPT_MAX:
             self._rolled.pop(self._seen.popitem(last=False)[0], None)
         return seen
-
-
-def _account(tenant: str, value: bytes) -> BudgetAccount | None:
-    """An account; None if it can't be read: what was used then counts as nothing, and is told."""
-    try:
-        return decode(value, BudgetAccount)
-    except InvalidPayload as error:
-        log.warning("budget.unreadable", tenant=tenant, error=str(error))
-        return None

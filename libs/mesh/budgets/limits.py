@@ -91,9 +91,14 @@ def counted(amount: Amount, limits: tuple[Limit, ...]) -> Amount:
 
     Else a task that is thought to take more than a whole window has could never begin.
     """
+    return amount.least(_least_of(limits))
+
+
+@lru_cache(maxsize=TENANTS_MAX)
+def _least_of(limits: tuple[Limit, ...]) -> Amount:
     tokens = min((limit.most for limit in limits if limit.unit == "tokens"), default=0)
     cost = min((limit.most for limit in limits if limit.unit == "cost"), default=0)
-    return amount.least(Amount(tokens, cost))
+    return Amount(tokens, cost)
 
 
 def begin_of(window: Window, at: datetime) -> datetime:

@@ -21,7 +21,7 @@ from contracts.records.budgets import BudgetAccount
 from mesh.background import is_seen
 from mesh.budgets.account import hold, lacking, release, reserved_in, taken_of, used_in
 from mesh.budgets.accounts import Accounts
-from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, Window, counted, limits_of
+from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, counted, limits_of
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantConfiguration
 
@@ -83,8 +83,8 @@ class Reservations:
         self._accounts = accounts
         self._tenant_of = tenant_of
         self._blocks: dict[str, _Block] = {}
-        self._taken: OrderedDict[str, tuple[BudgetAccount, dict[Window, Amount]]] = OrderedDict()
-        """What is taken of the accounts that were asked for last."""
+        self._rest: OrderedDict[str, tuple[BudgetAccount, tuple[Limit, ...], list[int]]] = OrderedDict()
+        """What is left of each limit by the accounts that were asked for last."""
 
     async def run(self) -> None:
         """Give back what is not needed, until cancelled."""
@@ -146,13 +146,15 @@ class Reservations:
         if not limits:
             return {}
         block, account = self._blocks.get(tenant), self._accounts.known(tenant)
-        known = self._taken.get(tenant)
-        if known is None or known[0] is not account:
-            known = self._taken[tenant] = (account, taken_of(account))
-            if len(self._taken) > KEPT_MAX:
-                self._taken.popitem(last=False)
-        taken, own = known[1], block.left if block is not None else NOTHING
-        return {limit: max(0, limit.most - taken[limit.window].of(limit.unit) + own.of(limit.unit)) for limit in limits}
+        known = self._rest.get(tenant)
+        if known is None or known[0] is not account or known[1] is not limits:
+            taken = taken_of(account)
+            rest = [limit.most - taken[limit.window].of(limit.unit) for limit in limits]
+            known = self._rest[tenant] = (account, limits, rest)
+            if len(self._rest) > KEPT_MAX:
+                self._rest.popitem(last=False)
+        own = block.left if block is not None else NOTHING
+        return {limit: max(0, rest + own.of(limit.unit)) for limit, rest in zip(limits, known[2], strict=True)}
 
     def _refuse_by_sight(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
         """Refuse without a request what an account leaves no room for that was read a moment ago."""

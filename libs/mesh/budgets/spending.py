@@ -30,6 +30,8 @@ log = structlog.get_logger("mesh.budgets.spending")
 
 PAUSE_SECONDS: Final = 0.25
 """Between two writes of one process."""
+SOON_SECONDS: Final = 0.03
+"""How long after a turn has begun, or ended, that is written: with others, and not on the way to a first token."""
 SEEN_SECONDS: Final = 1.0
 """How often what turns have put out is written down while they run."""
 ALIVE_SECONDS: Final = 8.0
@@ -87,6 +89,9 @@ class _Tenant:
     written_at: float = 0.0
     is_due: bool = False
     looked_at: Sighting | None = None
+    account: BudgetAccount | None = None
+    limits: tuple[Limit, ...] = ()
+    """The account and the limits by which `room` is."""
     room: dict[Limit, int] = field(default_factory=dict)
     """How much the turns that run here may use of each limit beyond what is in the account that was looked at last."""
 
@@ -183,6 +188,10 @@ class BudgetSpending:
             return None
         account = await self._accounts.looked(tenant)
         here = self._tenants.get(tenant)
+        if here is not None and here.account is account and here.limits is limits:
+            self._settle(here, account)
+            if not here.is_used_up:
+                return None  # As most times: what is left is known.
         own = self._unwritten(here, account) if here is not None else NOTHING
         used = {window: each.plus(own) for window, each in used_in(account).items()}
         at = now()
@@ -222,9 +231,10 @@ class BudgetSpending:
                     await self._due.wait()
             except TimeoutError:
                 pass
+            await asyncio.sleep(SOON_SECONDS)
             self._due.clear()
             await self._write_all()
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS - SOON_SECONDS)
 
     async def close(self) -> None:
         """Write down what is left to be: no turn runs here any more."""
@@ -307,8 +317,10 @@ class BudgetSpending:
         here.looked_at = self._accounts.seen(here.name)
         account = self._accounts.known(here.name)
         self._settle(here, account)
-        used = used_in(account)
         limits = limits_of(self.tenant_of(here.name))
+        if account is here.account and limits is here.limits:
+            return
+        here.account, here.limits, used = account, limits, used_in(account)
         here.room = {limit: limit.most - used[limit.window].of(limit.unit) for limit in limits}
 
 

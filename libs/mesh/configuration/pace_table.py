@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated
 
 import msgspec
@@ -30,12 +33,17 @@ class PaceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Turns that it works on at a time."""
 
     @property
-    def by_minute(self) -> dict[Limit, float]:
+    def by_minute(self) -> Mapping[Limit, float]:
         """The limits by the minute that are set."""
-        limits = {limit: getattr(self, f"{limit}_per_minute") for limit in LIMITS}
-        return {limit: allowed for limit, allowed in limits.items() if allowed is not None}
+        return _by_minute(self)
 
     @property
     def is_set(self) -> bool:
         """Whether anything is limited."""
         return bool(self.by_minute) or self.concurrency is not None
+
+
+@lru_cache(maxsize=1_024)
+def _by_minute(settings: PaceSettings) -> Mapping[Limit, float]:
+    limits = {limit: getattr(settings, f"{limit}_per_minute") for limit in LIMITS}
+    return MappingProxyType({limit: allowed for limit, allowed in limits.items() if allowed is not None})

@@ -39,7 +39,7 @@ class TenantConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Tasks that are thought to cost more tokens get the next less urgent lane. Unset: size lowers nothing."""
     backlog: Annotated[int, Meta(ge=1, le=LANE_BACKLOG_MAX)] = LANE_BACKLOG_MAX
     """How many of its tasks may wait in one lane, beside those few that are next. One more is refused: 503
-    `queue-full`."""
+    `queue-full`. In a flood each ingress beside the first may let in 3 % more."""
     running: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """How many of its turns may be worked on, or be next, at a time, in all lanes: no more tasks of it begin meanwhile.
     What has begun goes on, with its sub-tasks. Unset: as many as there is room for."""

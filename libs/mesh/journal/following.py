@@ -153,7 +153,7 @@ class Following:
     async def _begin(self, subject: str, entry: _Subject) -> Subscription:
         buffers = entry.buffers
 
-        async def on_message(message: Msg) -> None:
+        def on_message(message: Msg) -> None:
             _, _, tenant, task, part = message.subject.split(".")
             if part == subjects.PREVIEW:
                 preview = read_preview(tenant, task, message.data)
@@ -172,7 +172,7 @@ class Following:
                 each.put(live)
 
         try:
-            subscription = await self._connection.client.subscribe(subject, cb=on_message)
+            subscription = await self._connection.client.listen(subject, on_message)
         except BaseException as error:
             # Who comes from now on tries it anew.
             if self._subjects.get(subject) is entry:

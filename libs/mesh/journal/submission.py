@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypeVar
 
@@ -23,7 +22,7 @@ from contracts.errors import TaskmeshError
 from contracts.identifiers import new_id, task_id_for_key, turn_message_id
 from contracts.journal import events
 from contracts.journal.events import TaskQueued
-from contracts.journal.parts import Reserved, Trigger
+from contracts.journal.parts import Estimate, Reserved, Trigger
 from contracts.messages.work import TurnWork
 from contracts.records.status import Status
 from contracts.retries import BROKER_POLICY
@@ -31,6 +30,7 @@ from contracts.tasks import TaskRequest, fingerprint
 from mesh import faults
 from mesh.admission.entrance import Committed, Entrance, LaneView
 from mesh.archive.lookup import journal_of
+from mesh.background import ended
 from mesh.broker.direct_get import Stored, last_from_leader, read_page, read_sequence
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -59,8 +59,7 @@ PACKED_AFTER_MIN = timedelta(seconds=1)
 """Nothing is packed so soon after it was accepted: who is faster need not ask whether it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(NamedTuple):
     """An accepted task. `existing`: the idempotency key had been used with the same request before."""
 
     task: str
@@ -73,9 +72,10 @@ class Submitted:
 
 
 class Admission(NamedTuple):
-    """That a task may begin to exist: how many tokens it continues, and what of its tenant's budget was set aside."""
+    """That a task may begin to exist: what it is thought to cost, and what of its tenant's budget was set aside."""
 
-    history_tokens: int = 0
+    estimate: Estimate | None = None
+    """None: as one that continues no other."""
     reserved: Reserved | None = None
 
 
@@ -106,9 +106,9 @@ class Submission:
         """Give tasks other limits, and tenants other shares, from now on."""
         self._entrance.configure(configuration.pools, configuration.tenants)
 
-    def median_output(self, pool: str) -> int | None:
-        """What turns of a pool have put out lately, in tokens, as far as is known here."""
-        return self._entrance.median_output(pool)
+    def estimate(self, request: TaskRequest, history_tokens: int) -> Estimate:
+        """What a task is thought to cost that continues so many tokens."""
+        return self._entrance.estimate(request, history_tokens)
 
     async def submit(
         self,
@@ -189,7 +189,8 @@ class Submission:
     ) -> TurnWork:
         accepted_at = now()
         limits = self._entrance.pool(request.pool)
-        priority, estimate = self._entrance.place(request, tenant, admission.history_tokens)
+        cost = admission.estimate or self._entrance.estimate(request, 0)
+        priority, estimate = self._entrance.place(request.priority, tenant, cost)
         return TurnWork(
             task=task,
             tenant=tenant,
@@ -249,7 +250,7 @@ class Submission:
         task = asyncio.create_task(self._append_queued(work, traceparent))
         self._late.add(task)
         task.add_done_callback(self._late.discard)
-        await asyncio.wait({task}, timeout=QUEUED_SECONDS_MAX)
+        await ended(task, QUEUED_SECONDS_MAX)
 
     async def _append_queued(self, work: TurnWork, traceparent: str | None) -> None:
         try:

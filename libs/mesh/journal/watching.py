@@ -93,8 +93,8 @@ class Watches:
         client = self._connection.client
         subscriptions = []
         try:
-            subscriptions.append(await client.subscribe(subjects.live_log(tenant, task), cb=told.on_milestone))
-            subscriptions.append(await client.subscribe(subjects.hold(tenant, task), cb=told.on_hold))
+            subscriptions.append(await client.listen(subjects.live_log(tenant, task), told.on_milestone))
+            subscriptions.append(await client.listen(subjects.hold(tenant, task), told.on_hold))
             await _look_when_told(folded, told)
         except (nats.errors.Error, OSError, RuntimeError) as error:
             # The broker is gone (uvloop has a RuntimeError for a line that has just closed): the next append, or the
@@ -133,13 +133,13 @@ class _Told:
         self._sequence = 0
         self._news = asyncio.Event()
 
-    async def on_hold(self, message: Msg) -> None:
+    def on_hold(self, message: Msg) -> None:
         try:
             self._folded.pause.ask(decode(message.data, Hold).seconds)
         except TaskmeshError as error:
             log.info("hold.refused", subject=message.subject, error=str(error))
 
-    async def on_milestone(self, message: Msg) -> None:
+    def on_milestone(self, message: Msg) -> None:
         sequence = whole_number((message.headers or {}).get(headers.SEQUENCE, ""))
         # What has no sequence is not the broker's.
         if sequence is not None and sequence > self._sequence:

@@ -7,6 +7,7 @@ the price says; each call of a model is rounded once, half up, by whole numbers,
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -25,15 +26,17 @@ def cost_micros(prices: ModelPrices | None, usage: Usage) -> int | None:
     cached, created = usage.cached_tokens or 0, usage.cache_creation_tokens or 0
     # A provider's own counts need not add up: what is told to be a part may be more than the whole.
     plain = max(0, usage.input_tokens - cached - created)
+    of_plain, of_cached, of_created, of_output = _parts_of(prices)
+    parts = plain * of_plain + cached * of_cached + created * of_created + usage.output_tokens * of_output
+    return (parts + _PARTS // 2) // _PARTS
+
+
+@lru_cache(maxsize=1_024)
+def _parts_of(prices: ModelPrices) -> tuple[int, int, int, int]:
+    """What a token costs in parts of a millionth: read, read from the cache, written into it, and put out."""
     of_cached = prices.input if prices.cached_input is None else prices.cached_input
     of_created = prices.input if prices.cache_creation is None else prices.cache_creation
-    parts = (
-        plain * _whole(prices.input)
-        + cached * _whole(of_cached)
-        + created * _whole(of_created)
-        + usage.output_tokens * _whole(prices.output)
-    )
-    return (parts + _PARTS // 2) // _PARTS
+    return _whole(prices.input), _whole(of_cached), _whole(of_created), _whole(prices.output)
 
 
 def cost_of_output(prices: ModelPrices | None) -> Callable[[int], int]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
 from contracts import subjects
 from contracts.codec import encode
-from contracts.errors import InvalidPayload, TaskmeshError
+from contracts.errors import TaskmeshError
 from contracts.records.pace import PaceRecord, pace_key
 from contracts.streams import PROVIDERS_BUCKET
 from mesh.background import first_of
@@ -25,14 +25,16 @@ from mesh.clock import lease_clock, now
 from mesh.configuration.pace_table import PaceSettings
 from mesh.loop_health import LoopHealth
 from mesh.pacing.pacer import Pacer
-from mesh.pacing.reading import read_pace
-from mesh.pacing.rules import Wanted, book, shut_until
+from mesh.pacing.rules import Wanted, book, shut_until, sound
 from mesh.telemetry import metrics
 
 log = structlog.get_logger("mesh.pacing.pacing")
 
 TRIES_MAX = 20
 """Compare-and-sets of one booking that others may win before it is left to the next round."""
+SOON_SECONDS = 0.02
+"""How much later gates and the record learn of turns that come and go: of many at once, and not on the way to a first
+token."""
 UNAVAILABLE_SECONDS = 1.0
 GIVE_BACK_SECONDS_MAX = 1.0
 """How long a process that stops takes to give back what it has booked."""
@@ -52,6 +54,8 @@ class Pacing:
         """Whether there are others."""
         self._callbacks: list[Callable[[], None]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._came_or_went: set[Pacer] = set()
+        """Where turns have, since gates and records have learnt of it."""
 
     def pacer(self, provider: str) -> Pacer:
         """That of a provider; of one that is not configured one without limits."""
@@ -79,16 +83,28 @@ class Pacing:
         """Call `callback` whenever there may be another room."""
         self._callbacks.append(callback)
 
-    def changed(self, pacer: Pacer | None = None) -> None:
-        """Something happened that gates must learn of, or the record; at this provider, if nothing is said of others.
+    def changed(self) -> None:
+        """Something happened that gates must learn of, or the records."""
+        self._tell(self._pacers.values())
+
+    def came_or_went(self, pacer: Pacer) -> None:
+        """A turn has, at this provider: gates and its record learn of it soon, together with those that follow.
 
         One that nothing limits, and that was not refused, costs nothing more.
         """
-        if pacer is not None and not pacer.has_a_say:
+        if not pacer.has_a_say:
             return
+        if not self._came_or_went:
+            asyncio.get_running_loop().call_later(SOON_SECONDS, self._tell_of_turns)
+        self._came_or_went.add(pacer)
+
+    def _tell_of_turns(self) -> None:
+        pacers, self._came_or_went = self._came_or_went, set()
+        self._tell(pacers)
+
+    def _tell(self, pacers: Iterable[Pacer]) -> None:
         self._tell_gates()
         at = now().timestamp()
-        pacers = self._pacers.values() if pacer is None else (pacer,)
         for each in pacers:
             if each.wanted(at) is not None and each.provider in self._wakes:
                 self._wakes[each.provider].set()
@@ -155,9 +171,10 @@ class Pacing:
         except BaseException:
             pacer.must_look = told
             raise
-        record = _decode(pacer.provider, entry.value) if entry is not None and entry.value is not None else None
+        found = key_value.record_of(entry, PaceRecord, log, "pace.record_unreadable", provider=pacer.provider)
         was_shut = shut_until(pacer.record)
         at = now().timestamp()
+        record = sound(found, at) if found is not None else None
         pacer.see(record, at, told=told)
         if was_shut < shut_until(record) > at:
             log.info("pace.seen_shut", provider=pacer.provider, seconds=round(shut_until(record) - at, 3))
@@ -207,12 +224,3 @@ class Pacing:
         next_at = min((each for pacer in self._pacers.values() if (each := pacer.changes_at(at))), default=None)
         if next_at is not None:
             self._timer = asyncio.get_running_loop().call_later(max(next_at - at, 0.001), self.changed)
-
-
-def _decode(provider: str, payload: bytes) -> PaceRecord | None:
-    """A record that can't be read counts as none."""
-    try:
-        return read_pace(payload)
-    except InvalidPayload as error:
-        log.warning("pace.record_unreadable", provider=provider, error=str(error))
-        return None

@@ -19,15 +19,11 @@ async def read_paces(requests: Requests, providers: Iterable[str]) -> dict[str, 
     keys = {pace_key(provider): provider for provider in providers}
     found = await key_value.get_many(requests, PROVIDERS_BUCKET.name, list(keys)) if keys else {}
     paces: dict[str, PaceRecord] = {}
+    at = now().timestamp()
     for key, entry in found.items():
         try:
             if entry.value is not None:
-                paces[keys[key]] = read_pace(entry.value)
+                paces[keys[key]] = sound(decode(entry.value, PaceRecord), at)
         except InvalidPayload:
             continue  # One that another version has written says nothing here.
     return paces
-
-
-def read_pace(payload: bytes) -> PaceRecord:
-    """A record, within bounds. Raises `InvalidPayload`."""
-    return sound(decode(payload, PaceRecord), now().timestamp())

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from contracts import subjects
-from contracts.codec import decode, encode
-from contracts.errors import InvalidPayload
+from contracts.codec import encode
 from contracts.records.providers import ProviderRecord
 from contracts.streams import PROVIDERS_BUCKET
 from mesh.broker import key_value
@@ -45,7 +44,8 @@ class ProviderRecords:
     async def refresh(self, provider: str) -> ObservedRecord:
         """Look again. Raises `BrokerUnavailable`."""
         entry = await key_value.get(self._requests, PROVIDERS_BUCKET.name, provider)
-        record = _decode(provider, entry.value) if entry is not None and entry.value is not None else None
+        # One that can't be read counts as none: a breaker never closes a pool by a slip of the pen.
+        record = key_value.record_of(entry, ProviderRecord, log, "provider.record_unreadable", provider=provider)
         return self._see(provider, record, entry.revision if entry is not None else 0)
 
     async def replace(self, before: ObservedRecord, record: ProviderRecord) -> bool:
@@ -77,12 +77,3 @@ class ProviderRecords:
         self._sightings[provider] = seen
         (self._open.discard if seen.is_closed else self._open.add)(provider)
         return seen
-
-
-def _decode(provider: str, payload: bytes) -> ProviderRecord | None:
-    """A record that can't be read counts as none: a breaker never closes a pool by a slip of the pen."""
-    try:
-        return decode(payload, ProviderRecord)
-    except InvalidPayload as error:
-        log.warning("provider.record_unreadable", provider=provider, error=str(error))
-        return None

@@ -7,10 +7,10 @@ import contextlib
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import msgspec
 import structlog
 import uvicorn
 from litestar import MediaType, Request, Response, get
@@ -53,8 +53,7 @@ _NOTE = "taskmesh.note"
 _QUOTAS = "taskmesh.quotas"
 
 
-@dataclass(slots=True)
-class RequestNote:
+class RequestNote(msgspec.Struct):
     """What is known of a request once it is answered, for whoever tells of it (`mesh.access.audit`)."""
 
     by: str | None = None
@@ -271,10 +270,11 @@ async def read_json_body(request: AnyRequest, bytes_max: int, absent: bytes | No
     """
     if absent is not None and not _has_body(request):
         return absent
-    media_type = (request.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    told = request.headers  # Once: the framework makes them anew each time.
+    media_type = (told.get("content-type") or "").partition(";")[0].strip().lower()
     if media_type != JSON and not media_type.endswith("+json"):
         raise RequestRefused("unsupported-media-type", f"the content type must be {JSON}")
-    declared = whole_number(request.headers.get("content-length", ""))
+    declared = whole_number(told.get("content-length", ""))
     if declared is not None and declared > bytes_max:
         raise _too_large(bytes_max)
     body = bytearray()

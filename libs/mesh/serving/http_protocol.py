@@ -8,8 +8,9 @@ read, so that the answer is lost in a reset.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import httptools
@@ -34,6 +35,10 @@ RUBBISH_BYTES_MAX = 1024 * 1024
 DISCARD_SECONDS_MAX = 30.0
 """How long."""
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
+
+
+def _has(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bool:
+    return any(name.lower() == wanted for name, _ in headers)
 
 
 class _HeadRefused(Exception):
@@ -118,7 +123,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_bytes = None
         self._stop_head_timer()
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
+        if len(self.url) + sum(map(len, chain.from_iterable(self.headers))) > HEAD_BYTES_MAX:
             raise _HeadRefused
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise _HeadRefused
@@ -180,10 +185,9 @@ class Protocol(HttpToolsProtocol):
             nonlocal ends_by_close
             event: MutableMapping[str, Any] = message  # type: ignore[assignment]  # a dict, which mypy takes for closed
             if event["type"] == "http.response.start":
-                names = {name.lower() for name, _ in event["headers"]}
-                if (cycle.more_body or self._all.is_ending) and b"connection" not in names:
+                if (cycle.more_body or self._all.is_ending) and not _has(event["headers"], b"connection"):
                     event = {**event, "headers": [*event["headers"], (b"connection", b"close")]}
-                if cycle.scope["http_version"] == "1.0" and b"content-length" not in names:
+                if cycle.scope["http_version"] == "1.0" and not _has(event["headers"], b"content-length"):
                     ends_by_close, cycle.chunked_encoding = True, False
             else:
                 if ends_by_close:

@@ -47,7 +47,7 @@ def _policy(name: str, most: int, window_seconds: float, unit: str | None) -> st
 
 
 def _limit(quota: Quota) -> str:
-    return f'"{quota.name}";r={_integer(quota.left)};t={_integer(math.ceil(quota.seconds))}'
+    return f'"{quota.name}";r={_integer(quota.left)};t={max(0, math.ceil(quota.seconds))}'
 
 
 def _integer(number: int) -> int:

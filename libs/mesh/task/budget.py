@@ -153,17 +153,27 @@ def _counted(state: TaskState, started: events.SubtaskStarted) -> int:
 
 def total(usages: Iterable[parts.Usage]) -> parts.Usage:
     """All of them together. What has no price is told beside the cost of the rest, and no cost where nothing has."""
-    all_of_them = list(usages)
-    costs = [usage.cost_micros for usage in all_of_them if usage.cost_micros is not msgspec.UNSET]
-    unpriced = sum(unpriced_of(usage) for usage in all_of_them) if costs else 0
+    read = put_out = discarded = cached = created = reasoning = unpriced = untold = 0
+    cost: int | None = None
+    for usage in usages:
+        read += usage.input_tokens
+        put_out += usage.output_tokens
+        discarded += usage.discarded_tokens or 0
+        cached += usage.cached_tokens or 0
+        created += usage.cache_creation_tokens or 0
+        reasoning += usage.reasoning_tokens or 0
+        unpriced += unpriced_of(usage)
+        untold += usage.untold_calls or 0
+        if usage.cost_micros is not msgspec.UNSET:
+            cost = (cost or 0) + usage.cost_micros
     return parts.Usage(
-        input_tokens=sum(usage.input_tokens for usage in all_of_them),
-        output_tokens=sum(usage.output_tokens for usage in all_of_them),
-        discarded_tokens=sum(usage.discarded_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
-        cached_tokens=sum(usage.cached_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
-        cache_creation_tokens=sum(usage.cache_creation_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
-        reasoning_tokens=sum(usage.reasoning_tokens or 0 for usage in all_of_them) or msgspec.UNSET,
-        cost_micros=sum(costs) if costs else msgspec.UNSET,
-        unpriced_tokens=unpriced or msgspec.UNSET,
-        untold_calls=sum(usage.untold_calls or 0 for usage in all_of_them) or msgspec.UNSET,
+        input_tokens=read,
+        output_tokens=put_out,
+        discarded_tokens=discarded or msgspec.UNSET,
+        cached_tokens=cached or msgspec.UNSET,
+        cache_creation_tokens=created or msgspec.UNSET,
+        reasoning_tokens=reasoning or msgspec.UNSET,
+        cost_micros=msgspec.UNSET if cost is None else cost,
+        unpriced_tokens=(unpriced if cost is not None else 0) or msgspec.UNSET,
+        untold_calls=untold or msgspec.UNSET,
     )

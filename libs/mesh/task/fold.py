@@ -56,7 +56,10 @@ def fold(
 
 
 def _turn(state: TaskState, turn: int) -> TurnState:
-    return state.turns.setdefault(turn, TurnState(turn))
+    found = state.turns.get(turn)
+    if found is None:
+        found = state.turns[turn] = TurnState(turn)
+    return found
 
 
 def _apply(state: TaskState, event: events.Event) -> None:  # noqa: C901, PLR0912, PLR0915 - one case for each event type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from contracts.errors import ErrorInfo
@@ -94,6 +95,12 @@ class Away(NamedTuple):
     since: datetime
     last_n: int
     lasts: bool = True
+
+
+@lru_cache(maxsize=256)
+def _nothing_of(turn: int) -> TurnState:
+    """A turn of which nothing is known. It is everybody's: what is folded goes into `TaskState.turns`."""
+    return TurnState(turn)
 
 
 @dataclass(slots=True)
@@ -213,7 +220,9 @@ class TaskState:
     @property
     def last_completed(self) -> events.TurnCompleted | None:
         """The last turn that was completed."""
-        return self.turn(max(self.turns, default=0)).completed or self.turn(max(self.turns, default=1) - 1).completed
+        last = max(self.turns, default=0)
+        found = (self.turns[turn].completed for turn in (last, last - 1) if turn in self.turns)
+        return next(filter(None, found), None)
 
     @property
     def open_calls(self) -> list[parts.ToolCall]:
@@ -264,7 +273,7 @@ class TaskState:
 
     def turn(self, turn: int) -> TurnState:
         """A turn, empty if nothing is known of it."""
-        return self.turns.get(turn) or TurnState(turn)
+        return self.turns.get(turn) or _nothing_of(turn)
 
     def has_result(self, step: str) -> bool:
         """Whether a turn or call has its recorded result."""

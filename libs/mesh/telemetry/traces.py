@@ -16,8 +16,8 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -135,14 +135,13 @@ def shut_down() -> None:
         _exporting.shut_down()
 
 
-@contextmanager
 def span(
     name: str,
     traceparent: str | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
     attributes: Attributes | None = None,
     linked_to: str | None = None,
-) -> Iterator[trace.Span]:
+) -> AbstractContextManager[trace.Span]:
     """A span, continuing the trace of a `traceparent` header if there is one, else under the current span.
 
     `linked_to` is the traceparent of a span in another trace that belongs to it. What leaves the body as an exception
@@ -150,9 +149,14 @@ def span(
     """
     if not _spans_on:
         # No span, but messages carry on what came: the next process may export.
-        with carrying(traceparent or _carried.get()):
-            yield NO_SPAN
-        return
+        return carrying(traceparent or _carried.get())
+    return _made_span(name, traceparent, kind, attributes, linked_to)
+
+
+@contextmanager
+def _made_span(
+    name: str, traceparent: str | None, kind: SpanKind, attributes: Attributes | None, linked_to: str | None
+) -> Iterator[trace.Span]:
     links = [Link(trace.get_current_span(_context(linked_to)).get_span_context())] if linked_to else None
     with _tracer.start_as_current_span(
         name,
@@ -198,14 +202,20 @@ def add_past_span(
     past.end(time.time_ns() if ended_ns is None else ended_ns)
 
 
-@contextmanager
-def carrying(traceparent: str | None) -> Iterator[None]:
+class carrying:  # noqa: N801 - it stands where a function with `contextmanager` would, at a quarter of its cost
     """Let all messages of the body carry this `traceparent`, whatever span is open when they are sent."""
-    token = _carried.set(traceparent)
-    try:
-        yield
-    finally:
-        _carried.reset(token)
+
+    __slots__ = ("_before", "_traceparent")
+
+    def __init__(self, traceparent: str | None) -> None:
+        self._traceparent = traceparent
+
+    def __enter__(self) -> trace.Span:
+        self._before: Token[str | None] = _carried.set(self._traceparent)
+        return NO_SPAN
+
+    def __exit__(self, *_: object) -> None:
+        _carried.reset(self._before)
 
 
 def current_traceparent() -> str | None:

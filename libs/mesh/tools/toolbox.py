@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import structlog
 
 from contracts import subjects
-from contracts.codec import decode
-from contracts.errors import InvalidPayload
 from contracts.records.tools import ToolDeclaration
 from contracts.streams import TOOLS, TOOLS_BUCKET
 from contracts.tasks import ApprovalMode
@@ -74,14 +72,8 @@ class Toolbox:
 async def read_declaration(requests: Requests, name: str) -> ToolDeclaration | None:
     """A tool's declaration as it is in the bucket; None if there is none, or none that can be read."""
     entry = await key_value.get(requests, TOOLS_BUCKET.name, subjects.check_tool(name))
-    if entry is None or entry.value is None:
-        return None
-    try:
-        declared = decode(entry.value, ToolDeclaration)
-    except InvalidPayload as error:
-        log.warning("tool.declaration_invalid", tool=name, error=str(error))
-        return None
-    if declared.name != name:
+    declared = key_value.record_of(entry, ToolDeclaration, log, "tool.declaration_invalid", tool=name)
+    if declared is not None and declared.name != name:
         log.warning("tool.declaration_invalid", tool=name, error=f"it is that of {declared.name}")
         return None
     return declared

@@ -40,6 +40,10 @@ class ValveGate(ChangingRoom):
         """None while it is paused, else what the gate behind it has."""
         return 0 if self._is_paused() else self._inner.room()
 
+    def _look(self) -> int:
+        # What is behind it has just looked, if it is the one that tells.
+        return 0 if self._is_paused() else self._inner.last_room
+
     @property
     def leaves_pulls_open(self) -> bool:
         """Not while it is paused."""

@@ -39,7 +39,7 @@ FIRST_READ_SECONDS_MAX: Final = 5.0
 UNAVAILABLE_SECONDS: Final = 5.0
 """When it is tried again, if no reconnect is heard of: before a steward of this version has run there is no bucket."""
 VALVES_MAX: Final = 10_000
-"""So many are read: each is a few hundred bytes."""
+"""So many that hold are read: each is a few hundred bytes."""
 
 
 class _Kept(NamedTuple):
@@ -214,12 +214,16 @@ class Valves:
         resumed, self._resumed = self._resumed, False
         found: dict[str, _Kept] = {}
         scan, after, more = Scan(self._requests, VALVES_BUCKET.stream_name), 0, True
-        while more and len(found) < VALVES_MAX:
+        at, holding = now(), 0
+        while more and holding < VALVES_MAX:
             messages, more = await scan.page(after)
             for message in messages:
                 after = message.sequence
                 key = message.subject.removeprefix(VALVES_PREFIX)
-                found[key] = _Kept(message.sequence, self._decoded(key, message.payload))
+                record = self._decoded(key, message.payload)
+                found[key] = _Kept(message.sequence, record)
+                # What has ended is there for a while yet, and may be more than holds.
+                holding += record is not None and holds(record, at)
         self._merge(found, began_at, resumed=resumed)
         self._apply(now())
 
@@ -262,9 +266,9 @@ class Valves:
             callback()
 
 
-def holds(valve: Valve, at: datetime) -> bool:
-    """Whether what a record pauses is paused at a time."""
-    return valve.until is None or valve.until > at
+def holds(record: Valve | TenantLimits, at: datetime) -> bool:
+    """Whether what a record pauses, or limits, is so at a time."""
+    return record.until is None or record.until > at
 
 
 def _time() -> float:

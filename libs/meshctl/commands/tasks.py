@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Coroutine
@@ -118,6 +119,12 @@ def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
     submit.add_argument(
         "--budget-tokens", metavar="N", type=_positive, help="end, incomplete, after reading and writing so many tokens"
     )
+    submit.add_argument(
+        "--budget-cost",
+        metavar="AMOUNT",
+        type=_amount,
+        help="end, incomplete, after it has cost so much, in the currency of the prices in mesh.toml",
+    )
     submit.add_argument("--continues", metavar="TASK", help="go on with the conversation of a task that has ended")
     submit.add_argument("--key", help="idempotency key: the same key and body are the same task")
     submit.add_argument(
@@ -197,6 +204,7 @@ async def _submit(arguments: argparse.Namespace) -> int:
         "approval": arguments.approval,
         "max_turns": arguments.max_turns,
         "budget_tokens": arguments.budget_tokens,
+        "budget_cost": arguments.budget_cost,
         "continues": arguments.continues,
         "metadata": dict(arguments.metadata) or None,
     }
@@ -352,6 +360,16 @@ def _positive(raw: str) -> int:
     if not (raw.isascii() and raw.isdigit()) or int(raw) == 0:
         raise argparse.ArgumentTypeError("must be a number above 0")
     return int(raw)
+
+
+def _amount(raw: str) -> float:
+    try:
+        amount = float(raw)
+    except ValueError:
+        amount = 0.0
+    if not (math.isfinite(amount) and amount > 0):
+        raise argparse.ArgumentTypeError("must be an amount above 0")
+    return amount
 
 
 def _pair(raw: str) -> tuple[str, str]:

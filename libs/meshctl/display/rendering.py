@@ -127,11 +127,17 @@ def _degraded(
         case events.ModelHedged():
             return f"turn {event.turn}: {event.model} at {event.provider} is asked too; the first that answers goes on"
         case events.ModelSpent():
-            used = f"{event.usage.input_tokens} tokens in, {event.usage.output_tokens} out"
-            untold = ", and more that was not told" if event.usage.untold_calls else ""
-            return f"turn {event.turn}: {event.model} at {event.provider} has used {used}{untold} ({event.reason})"
+            return f"turn {event.turn}: {_spent(f'{event.model} at {event.provider}', event.usage)} ({event.reason})"
         case events.ContextCompacted():
             return f"turn {event.turn}: compacted from {event.bytes_before:,} to {event.bytes_kept:,} bytes"
+
+
+def _spent(who: str, usage: parts.Usage) -> str:
+    if not usage.untold_calls:
+        return f"{who} has used {usage.input_tokens} tokens in, {usage.output_tokens} out"
+    if not usage.input_tokens + usage.output_tokens:
+        return f"what {who} has used was not told"
+    return f"{who} has used {usage.input_tokens} tokens in, {usage.output_tokens} out, and more that was not told"
 
 
 def _call(call: parts.ToolCall) -> str:

@@ -18,10 +18,11 @@ from contracts.errors import TaskmeshError
 from contracts.records.status import WorkerRecord
 from contracts.streams import WORKERS_BUCKET
 from inference_worker.capacity.gpu import memory_is_full
-from inference_worker.capacity.measured_source import MeasuredSource
+from inference_worker.capacity.measured_source import Measured
 from inference_worker.capacity.server import ServerCapacity
 from inference_worker.capacity.signals import NotTold
 from inference_worker.models.candidates import Source
+from inference_worker.models.watched_source import WatchedSource
 from mesh.background import first_of
 from mesh.broker.requests import Requests
 from mesh.clock import now
@@ -109,7 +110,7 @@ class Capacities:
     def measured(self, source: Source) -> Source:
         """The source, counted and timed if its provider has a capacity."""
         server = self._servers.get(source.name)
-        return source if server is None else MeasuredSource(source, server)
+        return source if server is None else WatchedSource(source, Measured(server))
 
     async def run(self) -> None:
         """Ask the servers, and count who shares them, until cancelled. Without any it does nothing."""

@@ -68,14 +68,18 @@ class PoolPlaces:
 
     def has_room(self, pool: str, in_hand: Mapping[str, int]) -> bool:
         """Whether one more turn of a pool may be begun while each pool has so many in hand."""
-        if in_hand.get(pool, 0) >= (self._most.get(pool) or self._most_of(pool)):
-            return False
-        limit = self._limit(pool) if self._servers() else None  # For each free place it is asked anew.
-        if limit is None:
-            return True
-        mine = self._providers(pool)
-        # Who calls the same servers shares what they bear.
-        return sum(count for other, count in in_hand.items() if count and mine & self._providers(other)) < limit
+        return self.room(pool, in_hand) > 0
+
+    def room(self, pool: str, in_hand: Mapping[str, int]) -> int:
+        """How many more, if no other pool begins any."""
+        room = self._most_of(pool) - in_hand.get(pool, 0)
+        limit = self._limit(pool) if room > 0 and self._servers() else None
+        if limit is not None:
+            mine = self._providers(pool)
+            # Who calls the same servers shares what they bear.
+            shared = sum(count for other, count in in_hand.items() if count and mine & self._providers(other))
+            room = min(room, limit - shared)
+        return max(0, room)
 
     def holds(self, pool: str) -> bool:
         """Whether a message may wait here for room: not for one of few turns to end while other workers have some."""

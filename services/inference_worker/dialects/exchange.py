@@ -10,7 +10,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import httpx
@@ -240,7 +239,7 @@ async def _body(turn: TurnInput, body_of: BodyOf) -> _Body:
     if shown is None:
         return _Body(msgspec.json.encode(body_of(turn)), lambda: None)
     try:
-        return _Body(msgspec.json.encode(body_of(replace(turn, messages=shown.messages))), shown.sent)
+        return _Body(msgspec.json.encode(body_of(msgspec.structs.replace(turn, messages=shown.messages))), shown.sent)
     except BaseException:
         shown.sent()
         raise

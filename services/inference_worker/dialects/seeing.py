@@ -76,7 +76,7 @@ class SeeingSource:
     async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
         """Generate a turn. Raises what the source does; a turn does not fail for the sake of its images."""
         sight = ImagesOfTools(self._requests, self._room)
-        wanted = self._source.stream(replace(turn, sight=sight))
+        wanted = self._source.stream(msgspec.structs.replace(turn, sight=sight))
 
         def refuses_images(error: ProviderFailed) -> bool:
             if not sight.has_shown or not _may_be_refused(error):

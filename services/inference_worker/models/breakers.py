@@ -16,8 +16,9 @@ from contracts import subjects
 from contracts.records.providers import ProviderRecord
 from inference_worker.models.breaker import Breaker, Probe
 from inference_worker.models.candidates import Source
-from inference_worker.models.guarded_source import GuardedSource
-from inference_worker.models.paced_source import PacedSource, PlacedPermit, may_begin
+from inference_worker.models.guarded_source import Guarded
+from inference_worker.models.paced_source import Paced, PlacedPermit, may_begin
+from inference_worker.models.watched_source import WatchedSource
 from mesh.background import first_of
 from mesh.broker.gates import UNLIMITED, ChangingRoom, Permit
 from mesh.broker.requests import Requests
@@ -151,9 +152,9 @@ class Breakers:
     def guard(self, source: Source) -> Source:
         """The source behind its breaker, at its pace."""
         if self.pacing.keeps(source.name):
-            source = PacedSource(source, self.pacing)
+            source = WatchedSource(source, Paced(source.name, self.pacing))
         breaker = self._breakers.get(source.name)
-        return source if breaker is None else GuardedSource(source, breaker, self.changed)
+        return source if breaker is None else WatchedSource(source, Guarded(breaker, self.changed))
 
     def changed(self) -> None:
         """Something happened that gates or the record must learn of."""
@@ -290,8 +291,9 @@ class PoolGate(ChangingRoom):
             place = next((place for pacer in pacers if (place := pacer.take(at)) is not None), None)
             if place is None:
                 self.ask()
+                self.update()
                 return None
-            self._breakers.pacing.changed(place.pacer)
+            self._breakers.pacing.came_or_went(place.pacer)
             return PoolPermit(self, None, place)
         for provider in self.providers:
             probe = self._breakers.free_probe(provider)
@@ -304,7 +306,7 @@ class PoolGate(ChangingRoom):
     @property
     def leaves_pulls_open(self) -> bool:
         """While a provider is closed, and there is room at its pace, or soon will be."""
-        return bool(self._closed()) and self.seconds_shut() <= OPEN_SECONDS
+        return self.is_wide_open and (self.opened.is_set() or self.seconds_shut() <= OPEN_SECONDS)
 
     def seconds_shut(self) -> float:
         """How long the pace of those leaves no room that are closed; 0 if none is: nobody knows."""
@@ -332,7 +334,10 @@ class PoolGate(ChangingRoom):
             self._breakers.changed()
         if place is not None:
             place.release()
-            self._breakers.pacing.changed(place.pacer)
+            if self.opened.is_set():
+                self._breakers.pacing.came_or_went(place.pacer)
+            else:
+                self._breakers.pacing.changed()  # Somebody may wait for it.
 
     def _closed(self) -> list[str]:
         return [provider for provider in self.providers if self._breakers.is_closed(provider)]

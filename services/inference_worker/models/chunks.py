@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -71,8 +71,7 @@ class Meter:
         return msgspec.structs.replace(total(self._told), untold_calls=untold or msgspec.UNSET)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnInput:
+class TurnInput(msgspec.Struct, frozen=True, kw_only=True):
     """One turn to be generated."""
 
     messages: Sequence[ConversationItem]
@@ -95,12 +94,14 @@ class TurnInput:
     """Where the images of the conversation come from; a model without one is shown none."""
     on_headers: Callable[[Mapping[str, str]], None] | None = None
     """Told the headers of each answer, whatever it is."""
-    meter: Meter = field(default_factory=Meter, compare=False)
+    meter: Meter = msgspec.field(default_factory=Meter)
     """Where is told what this uses."""
 
 
 class Begun(msgspec.Struct, frozen=True, gc=False):
     """The first token has come, and is no text: a call is being written."""
+
+    text: ClassVar[str] = ""
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 
 from contracts.records.providers import OpenReason
 from inference_worker.models.breaker import Breaker, Probe
-from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Finished, TurnInput
+from inference_worker.models.watched_source import WatchedCall
 from mesh.clock import lease_clock
 from mesh.providers.breaker_rules import (
     Window,
@@ -30,45 +29,22 @@ FAULTS = frozenset(
 UNAVAILABLE = "provider-unavailable"
 
 
-class GuardedSource:
-    """A source behind its breaker: calls are refused while it is open, and their outcomes counted while it is not."""
+class Guarded:
+    """Watches a source for its breaker: calls are refused while it is open, and their outcomes counted while it is not.
 
-    def __init__(self, source: Source, breaker: Breaker, changed: Callable[[], None]) -> None:
-        self.name = source.name
-        self._source = source
+    A try that fails while the breaker is not closed is the provider's, and not counted as the step's.
+    """
+
+    def __init__(self, breaker: Breaker, changed: Callable[[], None]) -> None:
         self._breaker = breaker
         self._changed = changed
 
-    def continues(self, text: str) -> bool:
-        """Whether its source does."""
-        return self._source.continues(text)
-
-    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        """Generate a turn. Raises `StepFailed`, and `provider-unavailable` without a call while the breaker is open.
-
-        A try that fails while the breaker is not closed is the provider's, and not counted as the step's.
-        """
-        call = _Call(self._breaker, self._changed)
-        try:
-            async with aclosing(self._source.stream(turn)) as chunks:
-                async for chunk in chunks:
-                    if isinstance(chunk, Finished):
-                        call.finished()
-                    else:
-                        call.spoke()
-                    yield chunk
-            if not call.has_ended:
-                raise StepFailed("provider-disconnected", "the stream broke off", retryable=True)
-        except StepFailed as error:
-            call.failed(error.code)
-            if error.code in FAULTS and not self._breaker.is_closed:
-                error.counts = False
-            raise
-        finally:
-            call.over()
+    def begin(self, turn: TurnInput) -> tuple[TurnInput, WatchedCall]:
+        """A call. Raises `StepFailed` with `provider-unavailable` while the breaker is open."""
+        return turn, _Call(self._breaker, self._changed)
 
 
-class _Call:
+class _Call(WatchedCall):
     """One stream, as its breaker counts it: one outcome, and one first token."""
 
     def __init__(self, breaker: Breaker, changed: Callable[[], None]) -> None:
@@ -78,7 +54,6 @@ class _Call:
         self._probe: Probe | None = None
         self._loop = asyncio.get_running_loop()
         self._spoke_at: float | None = None
-        self.has_ended = False
         if not breaker.is_closed:
             if not breaker.is_available or breaker.probe is None:
                 unavailable = StepFailed(UNAVAILABLE, f"the breaker of {breaker.provider} is open", retryable=True)
@@ -87,11 +62,17 @@ class _Call:
             self._probe = breaker.probe
             self._probe.begun = True
             changed()
+        self.hears_all = self._probe is not None
         slow_seconds = breaker.settings.slow_first_token_seconds
         self._slow = None if slow_seconds is None else self._loop.call_later(slow_seconds, self._is_slow)
 
-    def spoke(self) -> None:
+    def heard(self, chunk: Chunk) -> None:
         """A chunk came."""
+        self._spoke()
+        if isinstance(chunk, Finished):
+            self._tell(bad=False)
+
+    def _spoke(self) -> None:
         if self._spoke_at is None:
             self._spoke_at = self._loop.time()
             if self._slow is not None:
@@ -101,19 +82,16 @@ class _Call:
         elif self._probe is not None and self._loop.time() - self._spoke_at >= self._breaker.settings.open_seconds:
             self._answer(None)  # A long answer that goes on is one: the others need not wait for its end.
 
-    def finished(self) -> None:
-        """It came to its end."""
-        self.spoke()
-        self._tell(bad=False)
-
-    def failed(self, code: str) -> None:
+    def failed(self, error: StepFailed) -> None:
         """It failed. Whoever refuses a request has answered it, and says nothing about its health."""
-        if code in FAULTS:
+        if error.code in FAULTS:
             self._tell(bad=True)
+            if not self._breaker.is_closed:
+                error.counts = False
         elif self._probe is not None:
             self._answer(None)
 
-    def over(self) -> None:
+    def over(self, characters: int) -> None:
         """The stream is closed, perhaps by its reader: a probe that said nothing yet is free again."""
         if self._slow is not None:
             self._slow.cancel()
@@ -125,7 +103,6 @@ class _Call:
                 self._changed()
 
     def _tell(self, *, bad: bool) -> None:
-        self.has_ended = True
         if self._probe is not None:
             self._answer("failures" if bad else None)
         else:

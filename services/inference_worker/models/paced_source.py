@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from contracts.codec import encode
-from inference_worker.models.candidates import Source
 from inference_worker.models.chunks import Chunk, Finished, TurnInput
 from inference_worker.models.rate_headers import told_by
+from inference_worker.models.watched_source import WatchedCall
 from mesh.broker.gates import permit_in_hand
 from mesh.clock import now
-from mesh.pacing.pacer import Pacer, Place
+from mesh.pacing.pacer import Pacer, Place, Turn
 from mesh.pacing.pacing import Pacing
 from mesh.task.conversation import AssistantTurn, ConversationItem
 from mesh.task.failures import StepFailed
@@ -41,21 +41,16 @@ def may_begin(pacer: Pacer) -> bool:
     return not pacer.is_shut(at) and (place_in_hand(pacer) is not None or pacer.room(at) > 0)
 
 
-class PacedSource:
-    """A source at its pace. It does not wait: whoever asks has a place, or books what it takes afterwards."""
+class Paced:
+    """Watches a source for its pace. Nobody waits here: whoever asks has a place, or books what it takes afterwards."""
 
-    def __init__(self, source: Source, pacing: Pacing) -> None:
-        self.name = source.name
-        self._source = source
+    def __init__(self, provider: str, pacing: Pacing) -> None:
+        self._provider = provider
         self._pacing = pacing
 
-    def continues(self, text: str) -> bool:
-        """Whether its source does."""
-        return self._source.continues(text)
-
-    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        """Generate a turn. Raises `StepFailed`; a refusal of a provider with limits counts as no try of the step."""
-        pacer = self._pacing.pacer(self.name)
+    def begin(self, turn: TurnInput) -> tuple[TurnInput, WatchedCall]:
+        """A call, which is booked."""
+        pacer = self._pacing.pacer(self._provider)
 
         def heard(headers: Mapping[str, str]) -> None:
             if pacer.is_paced:
@@ -63,22 +58,33 @@ class PacedSource:
                 pacer.hear(allowed, remaining, now().timestamp())
 
         read_bytes = _bytes_of(turn.messages) + len(turn.prefix) if pacer.is_paced else 0
-        request = pacer.begin(place_in_hand(pacer), read_bytes, turn.max_output_tokens)
-        try:
-            async with aclosing(self._source.stream(replace(turn, on_headers=heard))) as chunks:
-                async for chunk in chunks:
-                    if isinstance(chunk, Finished):
-                        pacer.answered()
-                        request.used(chunk.usage)
-                    yield chunk
-        except StepFailed as error:
-            if error.code == RATE_LIMITED:
-                request.refused(error.retry_after_seconds, now().timestamp())
-                # It says nothing of the turn: the fleet has gone too fast, and the gate says when it goes on.
-                error.counts = error.counts and not pacer.is_paced
-            raise
-        finally:
-            self._pacing.changed(pacer)
+        booked = pacer.begin(place_in_hand(pacer), read_bytes, turn.max_output_tokens)
+        return msgspec.structs.replace(turn, on_headers=heard), _Call(self._pacing, pacer, booked)
+
+
+class _Call(WatchedCall):
+    def __init__(self, pacing: Pacing, pacer: Pacer, booked: Turn) -> None:
+        self._pacing = pacing
+        self._pacer = pacer
+        self._booked = booked
+
+    def heard(self, chunk: Chunk) -> None:
+        """At its end it is known what it was."""
+        if isinstance(chunk, Finished):
+            self._pacer.answered()
+            self._booked.used(chunk.usage)
+
+    def failed(self, error: StepFailed) -> None:
+        """A refusal of a provider with limits counts as no try of the step."""
+        if error.code == RATE_LIMITED:
+            self._booked.refused(error.retry_after_seconds, now().timestamp())
+            self._pacing.changed()
+            # It says nothing of the turn: the fleet has gone too fast, and the gate says when it goes on.
+            error.counts = error.counts and not self._pacer.is_paced
+
+    def over(self, characters: int) -> None:
+        """Gates may have another room."""
+        self._pacing.came_or_went(self._pacer)
 
 
 def _bytes_of(messages: Sequence[ConversationItem]) -> int:

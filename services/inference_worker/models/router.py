@@ -64,12 +64,27 @@ class Router:
     def _options(self, state: TaskState, turn: int, among: Sequence[Candidate]) -> list[Option]:
         output_tokens, failed = self._output_tokens(state, turn, among), _failed_at(state, turn)
         # Who has said a first word and never a last one is thought to go on as fast as the fastest, and no faster.
-        known = (self.speeds.of(each.provider, each.model).output_seconds(output_tokens) for each in among)
-        fastest = min((seconds for seconds in known if seconds is not None), default=0.0)
-        options = (self._option(each, size, output_tokens, fastest) for each, size in self.sizes(state, turn, among))
+        speeds = [self.speeds.of(each.provider, each.model) for each in among]
+        behind = [speed.output_seconds(output_tokens) for speed in speeds]
+        fastest = min((seconds for seconds in behind if seconds is not None), default=0.0)
+        at = self.clock()
         return [
-            replace(option, index=index, just_failed=each.is_at(failed))
-            for index, (each, option) in enumerate(zip(among, options, strict=True))
+            Option(
+                index=index,
+                seconds=_total(speed.expected(size.uncached_tokens, at), fastest if later is None else later),
+                is_guess=later is None,
+                cost=self._cost(each, size, output_tokens),
+                weight=each.weight,
+                success=speed.success,
+                room=self.room(each.provider),
+                idle_seconds=at - speed.tried_at,
+                has_prefix=size.cached_tokens > 0,
+                just_failed=each.is_at(failed),
+                is_probe=not self.is_closed(each.provider),
+            )
+            for index, ((each, size), speed, later) in enumerate(
+                zip(self.sizes(state, turn, among), speeds, behind, strict=True)
+            )
         ]
 
     def sizes(self, state: TaskState, turn: int, among: Sequence[Candidate]) -> Iterator[tuple[Candidate, PromptSize]]:
@@ -78,29 +93,12 @@ class Router:
         for each in among:
             yield each, PromptSize(tokens, min(tokens, cached_tokens(state, turn, each.place, at)))
 
-    def _option(self, candidate: Candidate, size: PromptSize, output_tokens: float, fastest: float) -> Option:
-        at = self.clock()
-        speed = self.speeds.of(candidate.provider, candidate.model)
-        uncached = size.uncached_tokens
-        seconds = speed.first_token_seconds(uncached, at) if speed.is_known(at) else None
-        behind = speed.output_seconds(output_tokens)
+    def _cost(self, candidate: Candidate, size: PromptSize, output_tokens: float) -> float | None:
         prices = self.prices_of(candidate.provider, candidate.model)
-        cost = None
-        if prices is not None:
-            of_cached = prices.input if prices.cached_input is None else prices.cached_input
-            cost = uncached * prices.input + size.cached_tokens * of_cached + output_tokens * prices.output
-        return Option(
-            index=candidate.index,
-            seconds=None if seconds is None else seconds + (fastest if behind is None else behind),
-            is_guess=behind is None,
-            cost=cost,
-            weight=candidate.weight,
-            success=speed.success,
-            room=self.room(candidate.provider),
-            idle_seconds=at - speed.tried_at,
-            has_prefix=size.cached_tokens > 0,
-            is_probe=not self.is_closed(candidate.provider),
-        )
+        if prices is None:
+            return None
+        of_cached = prices.input if prices.cached_input is None else prices.cached_input
+        return size.uncached_tokens * prices.input + size.cached_tokens * of_cached + output_tokens * prices.output
 
     def _output_tokens(self, state: TaskState, turn: int, among: Sequence[Candidate]) -> float:
         """What the turn will put out: what answers of these models have lately, within the limits of pool and task."""
@@ -112,6 +110,10 @@ class Router:
             expected = sum(seen) / len(seen) if seen else OUTPUT_TOKENS
         limits = [limit for limit in (self.max_output_tokens, output_tokens_max(state)) if limit is not None]
         return min([expected, *limits])
+
+
+def _total(first_token_seconds: float | None, behind: float) -> float | None:
+    return None if first_token_seconds is None else first_token_seconds + behind
 
 
 @dataclass(frozen=True)

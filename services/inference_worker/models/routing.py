@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
+
+import msgspec
 
 POWER: Final = 8.0
 TIE: Final = 1.05
@@ -51,8 +52,7 @@ it costs is known without, and only its speed is not."""
 _EXPONENTS: Final[dict[Prefer, float]] = {"latency": 1.0, "balanced": 0.5, "cost": 0.05}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(msgspec.Struct, frozen=True, kw_only=True):
     """A model that may have the turn, and what is expected of it. `index` is its place in the pool."""
 
     index: int
@@ -171,7 +171,7 @@ def _to_explore(
     seconds = None if drawn.seconds is None else drawn.seconds * believed
     # What a call costs that fails is little more than another one.
     fails = (1.0 - drawn.success) * believed
-    there, here = scores_of([replace(drawn, seconds=seconds, success=1.0), best], prefer)
+    there, here = scores_of([msgspec.structs.replace(drawn, seconds=seconds, success=1.0), best], prefer)
     worse = there / here - 1 + fails
     part = min(EXPLORE_PART_MAX, _EXPLORE_COSTS[prefer] / max(worse, 1e-3))
     return drawn if dice.random() < part else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from contracts.records.speeds import MODELS_TOLD_MAX, ModelSums
@@ -46,18 +46,18 @@ Place = tuple[str, str]
 class _Sums:
     """As `ModelSums`, of calls that count less and less."""
 
-    begun: float = 0.0
-    calls: float = 0.0
-    failures: float = 0.0
-    first_token_seconds: float = 0.0
-    input_tokens: float = 0.0
-    input_squares: float = 0.0
-    input_by_seconds: float = 0.0
-    in_flight: float = 0.0
-    answers: float = 0.0
-    output_tokens: float = 0.0
-    output_seconds: float = 0.0
-    broken: float = 0.0
+    begun: float = 0
+    calls: float = 0
+    failures: float = 0
+    first_token_seconds: float = 0
+    input_tokens: float = 0
+    input_squares: float = 0
+    input_by_seconds: float = 0
+    in_flight: float = 0
+    answers: float = 0
+    output_tokens: float = 0
+    output_seconds: float = 0
+    broken: float = 0
 
     @property
     def whole(self) -> float:
@@ -71,16 +71,33 @@ class _Sums:
 
     def shrink(self, factor: float) -> None:
         """Let all of it count less."""
-        for name in _NAMES:
-            setattr(self, name, getattr(self, name) * factor)
+        self.begun *= factor
+        self.calls *= factor
+        self.failures *= factor
+        self.first_token_seconds *= factor
+        self.input_tokens *= factor
+        self.input_squares *= factor
+        self.input_by_seconds *= factor
+        self.in_flight *= factor
+        self.answers *= factor
+        self.output_tokens *= factor
+        self.output_seconds *= factor
+        self.broken *= factor
 
     def add(self, told: ModelSums) -> None:
         """Count what was told in full."""
-        for name in _NAMES:
-            setattr(self, name, getattr(self, name) + getattr(told, name))
-
-
-_NAMES = tuple(each.name for each in fields(_Sums))
+        self.begun += told.begun
+        self.calls += told.calls
+        self.failures += told.failures
+        self.first_token_seconds += told.first_token_seconds
+        self.input_tokens += told.input_tokens
+        self.input_squares += told.input_squares
+        self.input_by_seconds += told.input_by_seconds
+        self.in_flight += told.in_flight
+        self.answers += told.answers
+        self.output_tokens += told.output_tokens
+        self.output_seconds += told.output_seconds
+        self.broken += told.broken
 
 
 class Speed:
@@ -166,6 +183,10 @@ class Speed:
         load = (len(self._running) + 1) / (self._sums.in_flight / self._sums.calls + 1)
         return max(expected + by_load * (min(load, LOAD_FACTOR_MAX) - 1), waited, 0.0)
 
+    def expected(self, input_tokens: float, at: float) -> float | None:
+        """The same, once it `is_known`."""
+        return self.first_token_seconds(input_tokens, at) if self.is_known(at) else None
+
     @property
     def seconds_per_input_token(self) -> float:
         """How much longer the first token takes for each token of a prompt: the slope of a line through the calls.
@@ -231,7 +252,7 @@ class Speeds:
 
     def __init__(self) -> None:
         self._speeds: OrderedDict[Place, Speed] = OrderedDict()
-        self._untold: dict[Place, ModelSums] = {}
+        self._untold: dict[Place, _Sums] = {}
 
     def of(self, provider: str, model: str) -> Speed:
         """What is known of a model."""
@@ -244,12 +265,20 @@ class Speeds:
         self._speeds.move_to_end(place)
         return speed
 
+    def began(self, provider: str, model: str) -> None:
+        """A call of this worker began."""
+        self._untold_of((provider, model)).begun += 1
+
     def saw(self, told: ModelSums, at: float) -> None:
         """A call of this worker."""
         self.of(told.provider, told.model).merge(at, told)
-        place = (told.provider, told.model)
-        before = self._untold.pop(place, None)
-        self._untold[place] = told if before is None else _both(before, told)
+        self._untold_of((told.provider, told.model)).add(told)
+
+    def _untold_of(self, place: Place) -> _Sums:
+        """To add to: it is the newest then."""
+        untold = self._untold.pop(place) if place in self._untold else _Sums()
+        self._untold[place] = untold
+        return untold
 
     def heard(self, models: Iterable[ModelSums], at: float) -> None:
         """What another worker has told."""
@@ -259,9 +288,5 @@ class Speeds:
     def take_untold(self) -> list[ModelSums]:
         """What this worker has seen since this was last asked."""
         untold, self._untold = self._untold, {}
-        return list(untold.values())[-MODELS_TOLD_MAX:]
-
-
-def _both(one: ModelSums, other: ModelSums) -> ModelSums:
-    sums = {name: getattr(one, name) + getattr(other, name) for name in _NAMES}
-    return ModelSums(provider=one.provider, model=one.model, **sums)
+        newest = list(untold.items())[-MODELS_TOLD_MAX:]
+        return [ModelSums(provider=provider, model=model, **asdict(sums)) for (provider, model), sums in newest]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 
 from contracts.records.speeds import ModelSums
-from inference_worker.models.candidates import Source
-from inference_worker.models.chunks import Begun, Chunk, Finished, TurnInput
+from inference_worker.models.chunks import Chunk, Finished, TurnInput
 from inference_worker.models.guarded_source import FAULTS
 from inference_worker.models.prompt_size import BYTES_PER_TOKEN
 from inference_worker.models.speeds import Speeds
+from inference_worker.models.watched_source import WatchedCall
 from mesh.task.failures import StepFailed
 
 REFUSED = frozenset(
@@ -21,41 +20,20 @@ NOT_SERVED = FAULTS | REFUSED
 """Failures after which another provider would have been the better choice."""
 
 
-class TimedSource:
-    """A source whose calls are timed by `clock`, in seconds."""
+class Timed:
+    """Watches a source by `clock`, in seconds."""
 
-    def __init__(self, source: Source, speeds: Speeds, clock: Callable[[], float]) -> None:
-        self.name = source.name
-        self._source = source
+    def __init__(self, provider: str, speeds: Speeds, clock: Callable[[], float]) -> None:
+        self._provider = provider
         self._speeds = speeds
         self._clock = clock
 
-    def continues(self, text: str) -> bool:
-        """Whether its source does."""
-        return self._source.continues(text)
-
-    async def stream(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        """Generate a turn. Raises `StepFailed`."""
-        call = _Call(self.name, turn, self._speeds, self._clock)
-        try:
-            async with aclosing(self._source.stream(turn)) as chunks:
-                async for chunk in chunks:
-                    # For each token: no call that is not needed.
-                    if not call.has_spoken:
-                        call.spoke()
-                    if isinstance(chunk, Finished):
-                        call.finished(chunk)
-                    elif not isinstance(chunk, Begun):
-                        call.characters += len(chunk.text)
-                    yield chunk
-        except StepFailed as error:
-            call.failed(is_its_fault=error.code in NOT_SERVED)
-            raise
-        finally:
-            call.over()
+    def begin(self, turn: TurnInput) -> tuple[TurnInput, WatchedCall]:
+        """A call, which is timed."""
+        return turn, _Call(self._provider, turn, self._speeds, self._clock)
 
 
-class _Call:
+class _Call(WatchedCall):
     def __init__(self, provider: str, turn: TurnInput, speeds: Speeds, clock: Callable[[], float]) -> None:
         self._provider = provider
         self._turn = turn
@@ -65,37 +43,31 @@ class _Call:
         self._began_at = clock()
         self._spoke_at: float | None = None
         self._has_ended = False
-        self.has_spoken = False
-        self.characters = 0
-        """Of the text that it has given."""
         self._number = self._speed.begin(self._began_at)
-        self.tell(begun=1)
+        speeds.began(provider, turn.model)
 
-    def spoke(self) -> None:
-        """The first chunk came."""
-        self.has_spoken = True
+    def heard(self, chunk: Chunk) -> None:
+        """The first chunk came, or its end. What was there of the turn before the call is no work of this one."""
         if self._spoke_at is None:
             self._spoke_at = self._clock()
             self._tell_first_token(self._spoke_at - self._began_at)
+        if isinstance(chunk, Finished):
+            self._has_ended = True
+            self._tell_output(chunk.usage.output_tokens)
 
-    def finished(self, chunk: Finished) -> None:
-        """It has come to its end. What was there of the turn before the call is no work of this one."""
-        self._has_ended = True
-        self._tell_output(chunk.usage.output_tokens)
-
-    def failed(self, *, is_its_fault: bool) -> None:
+    def failed(self, error: StepFailed) -> None:
         """It has failed; what it has said before is no measure of its speed, and what it let wait for is."""
-        if is_its_fault:
+        if error.code in NOT_SERVED:
             if self._speed.is_known(self._began_at):
                 self._tell_wait()
             self.tell(failures=1, broken=int(self._spoke_at is not None))
         self._has_ended = True
 
-    def over(self) -> None:
+    def over(self, characters: int) -> None:
         """The stream is closed. If its reader did that before the first token, it had waited for at least so long; if
         later, such as at a deadline, it has had so much in so long: who crawls may never come to an end."""
         if not self._has_ended:
-            self._tell_output(-(-self.characters // BYTES_PER_TOKEN))
+            self._tell_output(-(-characters // BYTES_PER_TOKEN))
             self._tell_wait()
         self._speed.end(self._number)
 

@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from contracts.codec import encode
 from contracts.journal import events
@@ -38,12 +37,11 @@ Interruption = Literal["slow", "deadline", "told_to"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a stream ended that did not fail. A provider that was stopped has reported no usage."""
 
     finish_reason: FinishReason
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     calls: tuple[RequestedCall, ...] = ()
     blocks: list[Any] | None = None
 
@@ -195,16 +193,15 @@ class Attempt:
 
     async def _write(self, writer: DeltaWriter, kind: DeltaKind, text: str) -> bool:
         """Write as much as may be written. False if that is not all."""
-        kept = clip(text, self._bytes_left[kind])
+        left = self._bytes_left[kind] - _inner_bytes(text)
+        kept = text if left >= 0 else clip(text, self._bytes_left[kind])
+        # A narrower character behind the cut must not slip in.
+        self._bytes_left[kind] = max(0, left)
         if kept:
             if self._first_token_at is None:
                 self._first_token_at = time.perf_counter()
-            self._bytes_left[kind] -= _inner_bytes(kept)
             await writer.write(kind, kept)
-        if len(kept) < len(text):
-            self._bytes_left[kind] = 0  # A narrower character behind the cut must not slip in.
-            return False
-        return True
+        return left >= 0
 
     async def _append(self, kind: DeltaKind, text: str) -> JournalEvent:
         event = events.OutputDelta if kind == "output" else events.ReasoningDelta

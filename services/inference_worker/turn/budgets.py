@@ -33,7 +33,7 @@ PIECE_CHARACTERS: Final = 256
 """What a model puts out is measured in pieces of about so many, some 60 tokens. To measure each token would cost more
 than to store it."""
 PIECE_SECONDS: Final = 0.25
-"""A slow model's pieces are shorter: one that began so long ago is whole with the next token."""
+"""A slow model's pieces are shorter: so long after one was measured the next one is whole with the next token."""
 
 
 class Measured:
@@ -76,12 +76,11 @@ class Measured:
         """It has put out more. True if it is to end here."""
         if not self.is_bounded:
             return False
-        at = time.monotonic()
-        if not self._piece:
-            self._piece_until = at + PIECE_SECONDS
         self._piece += text
-        is_whole = len(self._piece) >= PIECE_CHARACTERS or at >= self._piece_until
-        if is_whole and self.measure() and not self.is_used_up:
+        # For each token: no call that is not needed.
+        if len(self._piece) < PIECE_CHARACTERS and time.monotonic() < self._piece_until:
+            return self.is_used_up
+        if self.measure() and not self.is_used_up:
             self.is_used_up = True
             log.warning("turn.cut_by_budget")
         return self.is_used_up
@@ -89,6 +88,7 @@ class Measured:
     def measure(self) -> bool:
         """Measure what was put out since the last piece. True if all is used up by then."""
         piece, self._piece = self._piece, ""
+        self._piece_until = time.monotonic() + PIECE_SECONDS
         if not piece:
             return False
         is_over = self._meter is not None and self._meter.put_out(piece)

@@ -7,7 +7,6 @@ nothing. A call that was refused uses nothing. An answer that can't be stored is
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ class Spending:
         self._asked = [self._answered]
         candidate, meter = self._answered
         usage = ending.usage if ending.usage.input_tokens else meter.spent or ending.usage
-        return replace(ending, usage=self._priced(candidate, usage))
+        return ending._replace(usage=self._priced(candidate, usage))
 
     def place(self) -> tuple[str | None, str | None]:
         """The provider and the model of the answer; those of the claim, where no model was asked."""

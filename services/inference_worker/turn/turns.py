@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+import msgspec
 import structlog
 
 from contracts.errors import ErrorInfo
@@ -310,7 +310,7 @@ class TurnHandler:
                 await step.append(
                     lambda stamp: events.ModelHedged(*stamp, turn=turn, model=second.model, provider=second.provider)
                 )
-                also = replace(turn_input, model=second.model, meter=Meter())
+                also = msgspec.structs.replace(turn_input, model=second.model, meter=Meter())
                 spending.ask(second, also)
                 race.ask(second, also)
                 first = await attempt.wait(race.first_to_speak())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -51,7 +50,7 @@ class OpenAIProvider(ContinuingProvider):
         self._server = ModelServer(url, configuration, connections, key)
 
     async def _ask(self, turn: TurnInput) -> AsyncGenerator[Chunk, None]:
-        plain = replace(turn, tools=()) if only_asks(turn) else turn
+        plain = msgspec.structs.replace(turn, tools=()) if only_asks(turn) else turn
         is_known = turn.model in self._without_tools
 
         def takes_no_tools(error: ProviderFailed) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +60,17 @@ class Bench(Submitter):
         await until(none_is)
 
     async def pause(self, path: str, **body: Any) -> None:
-        """Shut a valve."""
+        """Shut a valve, and wait until all have heard of it: a worker that has not begins what comes right then."""
+        kind, _, name = path.partition("/")
+
+        def heard_by() -> Counter[object]:
+            shut = self.mesh.logs_of("valve.shut")
+            return Counter(line["service"] for line in shut if (line["kind"], line["name"]) == (kind, name))
+
+        before = heard_by()
         answer = await self.client.put(f"/v1/valves/{path}", json=body)
         assert answer.status_code == 200, answer.text
+        await until(lambda: (heard_by() - before).keys() >= {"ingress", "inference_worker", "steward"})
 
     async def resume(self, path: str) -> None:
         """Open it."""

@@ -128,26 +128,36 @@ class Cluster:
                         return self.node(leader)
         return None
 
-    async def leaders(self) -> dict[str, str | None]:
-        """Who leads each stream of any account, as the nodes that live say; None while nobody does who lives."""
-        leaders: dict[str, str | None] = {}
+    async def _leaders(self) -> dict[tuple[str, str | None], str | None]:
+        """Who leads each stream of any account, and each durable consumer, as the nodes that live say.
+
+        None while nobody does who lives.
+        """
+        leaders: dict[tuple[str, str | None], str | None] = {}
         for node in self.living:
-            told = await node.monitored("/jsz?streams=1")
+            told = await node.monitored("/jsz?consumers=1&config=1")
             for account in (told or {}).get("account_details") or []:
-                for detail in account.get("stream_detail") or []:
-                    leader = (detail.get("cluster") or {}).get("leader")
-                    if leader and self.node(leader).is_running:
-                        leaders[detail["name"]] = leader
-                    else:
-                        leaders.setdefault(detail["name"], None)
+                for stream in account.get("stream_detail") or []:
+                    for each in (stream, *(stream.get("consumer_detail") or [])):
+                        consumer = None if each is stream else each["name"]
+                        if consumer is not None and not each["config"].get("durable_name"):
+                            continue
+                        leader = (each.get("cluster") or {}).get("leader")
+                        if leader and self.node(leader).is_running:
+                            leaders[stream["name"], consumer] = leader
+                        else:
+                            leaders.setdefault((stream["name"], consumer), None)
         return leaders
 
     async def until_led(self, *streams: str, seconds: float = READY_SECONDS) -> None:
-        """Wait until each of these streams, all without any, has a leader that lives. A kill: 4 to 9 s."""
+        """Wait until each of these streams, all without any, has a leader that lives; and their consumers have.
+
+        After a kill: 4 to 9 s. A list of consumers waits for their leaders for as long as a request may take.
+        """
 
         async def led() -> bool:
-            leaders = await self.leaders()
-            return bool(leaders) and None not in [leaders.get(stream) for stream in streams or leaders]
+            leaders = {key: leader for key, leader in (await self._leaders()).items() if not streams or key[0] in streams}
+            return {stream for stream, _ in leaders} >= set(streams) and bool(leaders) and None not in leaders.values()
 
         await until(led, seconds)
 

@@ -149,6 +149,21 @@ async def test_the_deadline_stops_the_provider_and_ends_with_what_there_is() -> 
     assert provider.closed.is_set()
 
 
+async def test_a_clock_that_is_put_back_at_the_deadline_does_not_hide_why_a_turn_was_cut() -> None:
+    journal = HandMadeJournal()
+    journal.queued(deadline=now() + timedelta(seconds=stretched(0.3)))
+    step = claimed_step(journal)
+    append = step.append
+
+    async def append_behind(build: Callable[[events.Stamp], events.JournalEvent]) -> events.JournalEvent:
+        return await append(lambda stamp: build(stamp._replace(time=stamp.time - timedelta(seconds=1))))
+
+    step.append = append_behind  # type: ignore[method-assign]  # stamped by a clock that has been put back
+    await turn_handler(PlayedProvider(TextDelta("Hello"), silence)).perform(step)
+    end = last(step, events.TaskCompleted)
+    assert (end.output, end.incomplete) == ("Hello", "deadline")
+
+
 async def test_the_deadline_never_cancels_an_append() -> None:
     journal = HandMadeJournal()
     journal.queued(deadline=now() + timedelta(seconds=stretched(0.3)))

@@ -66,6 +66,8 @@ class Attempt:
             self._end_at = self._loop.time() + (queued.deadline - now()).total_seconds()
         self._bytes_left: dict[DeltaKind, int] = {}
         self._interruption: asyncio.Timeout | None = None
+        self.cut_at: datetime | None = None
+        """The deadline, once it has cut the turn."""
 
     def timings(self) -> Timings:
         """The attempt's timings up to now."""
@@ -103,6 +105,7 @@ class Attempt:
     async def cut(self) -> Ending:
         """The end by the deadline, which it waits for by the journal's clock too."""
         await self._until_the_deadline()
+        self.cut_at = self._deadline
         return Ending("length")
 
     async def stream(self, said: AsyncGenerator[Chunk, None]) -> Ending | None:

@@ -17,6 +17,7 @@ from mesh.broker.connection import connect
 from mesh.configuration.settings import Settings
 from tests.support.broker import Broker
 from tests.support.operator_mode import private
+from tests.support.patience import stretched
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -28,6 +29,18 @@ FOUND_SECONDS = 10.0
 def lines_open() -> int:
     """Files and sockets that this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def test_what_is_published_after_a_flush_comes_to_a_subscription_of_just_before(broker: Broker) -> None:
+    """nats-py (2.16) writes a ping past the subscription: one message in ten passed by."""
+    settings = Settings(nats_url=broker.url)
+    async with connect(settings, "test") as listening, connect(settings, "test") as speaking:
+        for number in range(300):
+            subscription = await listening.client.subscribe("news.*")
+            await listening.client.flush()
+            await speaking.client.publish("news.today", b"%d" % number)
+            assert (await subscription.next_msg(stretched(2))).data == b"%d" % number
+            await subscription.unsubscribe()
 
 
 async def test_an_answer_to_a_ping_that_nobody_waits_for_any_more_breaks_nothing(broker: Broker) -> None:

@@ -277,7 +277,8 @@ async def test_a_clock_that_is_off_and_jumps_changes_nothing(
     told += [f"  {what}: {seconds:.2f} s" for what, seconds in sorted(judge.bounds.items())]
     print("\n".join(["", *told]))  # noqa: T201 - the bounds, for people
     assert judge.found == []
-    assert said == {offsets[0]}
+    # It is looked at now and then: what it is off by later may have been seen, too.
+    assert {offsets[0]} <= said <= {*offsets, -offsets[-1]}
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,9 @@ class Cluster:
         """
 
         async def led() -> bool:
-            leaders = {key: leader for key, leader in (await self._leaders()).items() if not streams or key[0] in streams}
+            leaders = {
+                key: leader for key, leader in (await self._leaders()).items() if not streams or key[0] in streams
+            }
             return {stream for stream, _ in leaders} >= set(streams) and bool(leaders) and None not in leaders.values()
 
         await until(led, seconds)

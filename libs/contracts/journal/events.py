@@ -48,10 +48,6 @@ class Stamp(NamedTuple):
     n: int
     time: datetime
 
-    def not_before(self, at: datetime | None) -> Stamp:
-        """The same, stamped with a time that is known to have come: a clock that is being corrected may be behind it."""
-        return self if at is None or self.time >= at else self._replace(time=at)
-
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
     """The fields of every event. `id` is a ULID of its own; `time` is RFC 3339 in UTC."""

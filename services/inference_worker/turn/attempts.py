@@ -66,8 +66,7 @@ class Attempt:
             self._end_at = self._loop.time() + (queued.deadline - now()).total_seconds()
         self._bytes_left: dict[DeltaKind, int] = {}
         self._interruption: asyncio.Timeout | None = None
-        self.cut_at: datetime | None = None
-        """The deadline, once it has cut the turn."""
+        self._cut_at: datetime | None = None
 
     def timings(self) -> Timings:
         """The attempt's timings up to now."""
@@ -105,8 +104,12 @@ class Attempt:
     async def cut(self) -> Ending:
         """The end by the deadline, which it waits for by the journal's clock too."""
         await self._until_the_deadline()
-        self.cut_at = self._deadline
+        self._cut_at = self._deadline
         return Ending("length")
+
+    def stamped(self, stamp: events.Stamp) -> events.Stamp:
+        """The stamp of the turn's end. Never before the deadline that cut it: a clock that is corrected may go back."""
+        return stamp if self._cut_at is None else stamp._replace(time=max(stamp.time, self._cut_at))
 
     async def stream(self, said: AsyncGenerator[Chunk, None]) -> Ending | None:
         """Journal what a model says. All of it is stored when this returns, or raises the provider's failure.

@@ -232,7 +232,7 @@ class TurnHandler:
         left = 0 if is_used_up else budget_left_with(step.state, end.usage)
         await step.append(
             lambda stamp: events.TurnCompleted(
-                *stamp.not_before(attempt.cut_at),
+                *attempt.stamped(stamp),
                 turn=work.turn,
                 text=text,
                 reasoning=reasoning,

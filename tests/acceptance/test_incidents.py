@@ -56,6 +56,7 @@ provider = "local"
 model = "tiny"
 wait_seconds = 3600
 [pools.busy]
+[pools.still]
 [mcp.absent]
 command = ["/nowhere/there-is-no-such-program"]
 """
@@ -127,17 +128,21 @@ async def what_is_wrong_while_all_live(watched: Watched, connection: Connection)
     for _ in range(2 * LANE_MAX - 1):  # In TASKS, and in BACKLOG behind that.
         await watched.submit("!say 1", pool="busy", priority="low")
     broken = [await watched.submit("hello", pool="real") for _ in range(3)][-1]
-    told = ("providers", "mcp_servers", "lanes", "clocks", "builds", "configurations", "streams", "variables")
+    await watched.pause("pool/still", reason="its server moves")
+    still = await watched.submit("hello", pool="still")
+    told = ("valves", "providers", "mcp_servers", "lanes", "clocks", "builds", "configurations", "streams", "variables")
     ready = await watched.until_told(*told)
     status, lines = await watched.doctor()
     assert status == 1
     assert (await watched.readiness())[0] == 200, "it can still accept"
     whys = {
+        "valves": await watched.until_waits(still, "pause"),
         "lanes": await watched.until_waits(paused, "pause"),
         "providers": await watched.until_waits(broken, "provider"),
     }
     assert (await watched.why(paused))["waiting"]["on"] == "pause"
     done = {
+        "valves": "somebody has paused a pool (`meshctl pause pool still --reason …`)",
         "providers": "the model server of a pool answers 503 to all",
         "mcp_servers": "the program of an MCP server is not there",
         "lanes": "a lane's consumer is paused, and it has as many messages of a tenant as its stream takes",
@@ -354,8 +359,7 @@ async def what_another_mesh_does(folder: Path) -> list[Incident]:
 
 def test_every_check_of_a_fleet_has_its_incident_or_a_reason() -> None:
     page = table_of_page()
-    # One process of several that is gone is no incident, nor is what people have paused on purpose: test_valves has the
-    # doctor tell of it. Another version is another build; and what else a process may find wrong with itself has tests
-    # of its own.
-    without = {"answers", "versions", "processes", "valves"}
+    # One process of several that is gone is no incident. Another version is another build; and what else a process may
+    # find wrong with itself has tests of its own.
+    without = {"answers", "versions", "processes"}
     assert {check for check in CHECKS if f"`{check}`" not in page} == without

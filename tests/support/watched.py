@@ -39,6 +39,11 @@ class Watched:
         """What the doctor says, by check."""
         return await doctor({**self.mesh.environment, **variables})
 
+    async def pause(self, what: str, **body: object) -> None:
+        """Shut a valve: `pool/default`."""
+        answer = await self._client.put(f"{self.mesh.ingress_url}/v1/valves/{what}", json=body)
+        assert answer.status_code == 200, answer.text
+
     async def readiness(self) -> tuple[int, dict[str, dict[str, Any]]]:
         """The status of readiness, and its checks."""
         answer = await self._client.get(f"{self.mesh.ingress_url}/health/ready")
@@ -101,8 +106,9 @@ async def doctor(environment: dict[str, str]) -> tuple[int, dict[str, dict[str, 
 def said(lines: dict[str, dict[str, str]], check: str) -> str:
     """A line of the doctor's that is not well, for the table."""
     line = lines[check]
-    assert line["status"] == "fail", line
-    return f"`{check}`: {line['detail']} → {line['remedy']}"
+    assert line["status"] in ("fail", "warn"), line
+    warn = " (`warn`)" if line["status"] == "warn" else ""
+    return f"`{check}`{warn}: {line['detail']} → {line['remedy']}"
 
 
 def shown(checks: dict[str, dict[str, Any]], check: str) -> str:

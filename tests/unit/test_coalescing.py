@@ -43,6 +43,12 @@ class Appends:
         self.done.append((kind, text))
 
 
+async def write_to(writer: DeltaWriter, kind: DeltaKind, text: str) -> None:
+    """As a turn does."""
+    if text and writer.put(kind, text):
+        await writer.room()
+
+
 async def settle() -> None:
     """Let everything run that can."""
     for _ in range(10):
@@ -53,7 +59,7 @@ async def test_a_token_goes_out_at_once_when_nothing_is_in_flight() -> None:
     appends = Appends()
     async with DeltaWriter(appends.append) as writer:
         for token in ("a", "b", "c"):
-            await writer.write("output", token)
+            await write_to(writer, "output", token)
             await settle()
             assert appends.done[-1] == ("output", token)
 
@@ -61,10 +67,10 @@ async def test_a_token_goes_out_at_once_when_nothing_is_in_flight() -> None:
 async def test_tokens_gather_while_an_append_is_in_flight_and_go_out_as_one() -> None:
     appends = Appends(gate_open=False)
     async with DeltaWriter(appends.append) as writer:
-        await writer.write("output", "a")
+        await write_to(writer, "output", "a")
         await settle()
         for token in ("b", "c", "d"):
-            await writer.write("output", token)
+            await write_to(writer, "output", token)
             await settle()
         assert appends.started == 1
         appends.gate.set()
@@ -75,24 +81,17 @@ async def test_kinds_keep_their_order_and_are_not_mixed() -> None:
     appends = Appends()
     async with DeltaWriter(appends.append) as writer:
         for kind, token in (("reasoning", "a"), ("reasoning", "b"), ("output", "c"), ("reasoning", "d")):
-            await writer.write("output" if kind == "output" else "reasoning", token)
+            await write_to(writer, "output" if kind == "output" else "reasoning", token)
     assert appends.done == [("reasoning", "ab"), ("output", "c"), ("reasoning", "d")]
-
-
-async def test_empty_text_is_no_event() -> None:
-    appends = Appends()
-    async with DeltaWriter(appends.append) as writer:
-        await writer.write("output", "")
-    assert appends.started == 0
 
 
 async def test_an_event_holds_no_more_than_its_limit() -> None:
     appends = Appends()
     text = "0123456789" * (DELTA_CHARACTERS_MAX // 4)
     async with DeltaWriter(appends.append) as writer:
-        await writer.write("output", "first")
-        await writer.write("output", text)
-        await writer.write("output", "last")
+        await write_to(writer, "output", "first")
+        await write_to(writer, "output", text)
+        await write_to(writer, "output", "last")
     assert "".join(part for _, part in appends.done) == "first" + text + "last"
     assert [len(part) for _, part in appends.done[:-1]] == [DELTA_CHARACTERS_MAX] * (len(appends.done) - 1)
     assert 0 < len(appends.done[-1][1]) <= DELTA_CHARACTERS_MAX
@@ -106,7 +105,7 @@ async def test_a_writer_waits_when_too_much_has_gathered() -> None:
         nonlocal written
         async with DeltaWriter(appends.append) as writer:
             for _ in range(20):
-                await writer.write("output", "x" * (PENDING_CHARACTERS_MAX // 8))
+                await write_to(writer, "output", "x" * (PENDING_CHARACTERS_MAX // 8))
                 written += 1
                 await asyncio.sleep(0)
 
@@ -127,9 +126,9 @@ async def test_the_next_write_raises_what_an_append_raised() -> None:
 
     async def write() -> None:
         async with DeltaWriter(appends.append) as writer:
-            await writer.write("output", "a")
+            await write_to(writer, "output", "a")
             await settle()
-            await writer.write("output", "b")
+            await write_to(writer, "output", "b")
             pytest.fail("nobody was told")
 
     with pytest.raises(RuntimeError, match="full"):
@@ -142,7 +141,7 @@ async def test_the_end_raises_what_the_last_append_raised() -> None:
     appends.error = RuntimeError("full")
     with pytest.raises(RuntimeError, match="full"):
         async with DeltaWriter(appends.append) as writer:
-            await writer.write("output", "a")
+            await write_to(writer, "output", "a")
 
 
 async def test_an_error_that_comes_while_a_writer_waits_reaches_it() -> None:
@@ -151,7 +150,7 @@ async def test_an_error_that_comes_while_a_writer_waits_reaches_it() -> None:
 
     async def write() -> None:
         async with DeltaWriter(appends.append) as writer:
-            await writer.write("output", "x" * (PENDING_CHARACTERS_MAX + 1))
+            await write_to(writer, "output", "x" * (PENDING_CHARACTERS_MAX + 1))
             pytest.fail("nobody was told")
 
     task = asyncio.create_task(write())
@@ -166,9 +165,9 @@ async def test_a_normal_end_waits_for_the_last_append_and_loses_nothing() -> Non
 
     async def write() -> None:
         async with DeltaWriter(appends.append) as writer:
-            await writer.write("output", "a")
+            await write_to(writer, "output", "a")
             await settle()
-            await writer.write("output", "b")
+            await write_to(writer, "output", "b")
 
     task = asyncio.create_task(write())
     await settle()
@@ -184,9 +183,9 @@ async def test_an_end_by_an_error_drops_what_gathered_and_keeps_the_error() -> N
 
     async def write() -> None:
         async with DeltaWriter(appends.append) as writer:
-            await writer.write("output", "a")
+            await write_to(writer, "output", "a")
             await settle()
-            await writer.write("output", "b")
+            await write_to(writer, "output", "b")
             raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
@@ -211,7 +210,7 @@ async def test_whatever_is_written_is_appended_in_order(written: list[tuple[Delt
     appends = Appends()
     async with DeltaWriter(appends.append) as writer:
         for kind, text, pause in written:
-            await writer.write(kind, text)
+            await write_to(writer, kind, text)
             if pause:
                 await settle()
     assert runs(appends.done) == runs([(kind, text) for kind, text, _ in written])
@@ -245,14 +244,14 @@ async def test_what_an_append_keeps_waiting_is_previewed_as_a_whole_until_it_is_
         previews.append(text)
 
     async with DeltaWriter(append, preview) as writer:
-        await writer.write("output", "one ")
+        await write_to(writer, "output", "one ")
         await until(lambda: bool(previews))
-        await writer.write("reasoning", "and so ")
-        await writer.write("output", "two ")
+        await write_to(writer, "reasoning", "and so ")
+        await write_to(writer, "output", "two ")
         await until(lambda: previews[-1] == "one two ")
         assert previews[0] == "one "
         stored.set()
     ended = len(previews)
     async with DeltaWriter(append, preview) as writer:
-        await writer.write("output", "three ")
+        await write_to(writer, "output", "three ")
     assert len(previews) == ended

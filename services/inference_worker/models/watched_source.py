@@ -68,9 +68,10 @@ class WatchedSource:
                         has_ended, told = True, calls
                     else:
                         characters += len(chunk.text)
-                    for call in told:
-                        call.heard(chunk)
-                    told = hearing_all
+                    if told:
+                        for call in told:
+                            call.heard(chunk)
+                        told = hearing_all
                     yield chunk
             if not has_ended:
                 raise StepFailed("provider-disconnected", "the stream broke off", retryable=True)

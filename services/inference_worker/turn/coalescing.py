@@ -30,7 +30,7 @@ Preview = Callable[[str], Awaitable[object]]
 class DeltaWriter:
     """Writes a turn's tokens through `append`. Use as a context: its end waits for the last append.
 
-    If an append fails, the next `write`, or the end, raises its error. If the context ends by an error, what
+    If an append fails, the next `put`, or the end, raises its error. If the context ends by an error, what
     gathered is dropped: nobody has seen it yet.
     """
 
@@ -57,18 +57,20 @@ class DeltaWriter:
         else:
             await self._flusher
 
-    async def write(self, kind: DeltaKind, text: str) -> None:
-        """Add text. Returns at once unless too much has gathered."""
-        if not text:
-            return
+    def put(self, kind: DeltaKind, text: str) -> bool:
+        """Add text. True if so much has gathered that whoever writes has to wait for `room`."""
         if self._flusher is not None and self._flusher.done():
-            await self._flusher  # raises what its append raised
+            self._flusher.result()  # raises what its append raised
             self._flusher = None
         self._pending.append((kind, text))
         self._pending_characters += len(text)
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
-        if self._pending_characters > PENDING_CHARACTERS_MAX:
+        return self._pending_characters > PENDING_CHARACTERS_MAX
+
+    async def room(self) -> None:
+        """Wait until all that has gathered is stored."""
+        if self._flusher is not None:
             await self._flusher
             self._flusher = None
 

@@ -131,6 +131,8 @@ async def test_what_a_slow_model_puts_out_is_measured_before_it_is_a_whole_piece
     worker, seen = spending(), list[int]()
 
     async def look() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)  # until it is stored
         seen.append(worker._tenants["acme"].spent.tokens)
 
     handler = turn_handler(Metered(*(each for _ in range(3) for each in (TextDelta("word"), look)), STOP))

@@ -210,6 +210,7 @@ class Attempt:
         return kept
 
     async def _append(self, kind: DeltaKind, text: str) -> JournalEvent:
+        self._measured.stores()
         event = events.OutputDelta if kind == "output" else events.ReasoningDelta
         appended = await self._step.append(lambda stamp: event(*stamp, turn=self._turn, text=text))
         self._look_for_interruption()

@@ -33,7 +33,7 @@ PIECE_CHARACTERS: Final = 256
 """What a model puts out is measured in pieces of about so many, some 60 tokens. To measure each token would cost more
 than to store it."""
 PIECE_SECONDS: Final = 0.25
-"""A slow model's pieces are shorter: so long after one was measured the next one is whole with the next token."""
+"""A slow model's pieces are shorter: so long after one was measured the next one is whole as soon as it is stored."""
 
 
 class Measured:
@@ -74,16 +74,16 @@ class Measured:
 
     def put_out(self, text: str) -> bool:
         """It has put out more. True if it is to end here."""
-        if not self.is_bounded:
-            return False
-        self._piece += text
-        # For each token: no call that is not needed.
-        if len(self._piece) < PIECE_CHARACTERS and time.monotonic() < self._piece_until:
-            return self.is_used_up
-        if self.measure() and not self.is_used_up:
-            self.is_used_up = True
-            log.warning("turn.cut_by_budget")
+        if self.is_bounded:
+            self._piece += text
+            if len(self._piece) >= PIECE_CHARACTERS:
+                self._cut_if(self.measure())
         return self.is_used_up
+
+    def stores(self) -> None:
+        """What was put out is about to be stored: a slow model's piece is measured then, once it has lain for long."""
+        if self.is_bounded and time.monotonic() >= self._piece_until:
+            self._cut_if(self.measure())
 
     def measure(self) -> bool:
         """Measure what was put out since the last piece. True if all is used up by then."""
@@ -96,6 +96,11 @@ class Measured:
             self._bytes += len(piece.encode())
             is_over |= self._cost(self._bytes // BYTES_PER_TOKEN) >= self._cost_left
         return is_over
+
+    def _cut_if(self, is_over: bool) -> None:
+        if is_over and not self.is_used_up:
+            self.is_used_up = True
+            log.warning("turn.cut_by_budget")
 
 
 class BudgetGate:

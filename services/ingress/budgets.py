@@ -17,7 +17,6 @@ from mesh.budgets.accounts import Accounts
 from mesh.budgets.correction import CORRECT_SECONDS, correct
 from mesh.budgets.costs import prices_at, thought_to_take
 from mesh.budgets.limits import NOTHING, Amount, end_of, limits_of
-from mesh.budgets.quotas import quotas_of
 from mesh.budgets.reservations import BudgetExhausted, Reservations
 from mesh.budgets.returning import Returns
 from mesh.budgets.spending import Blocked, is_blocked
@@ -78,7 +77,7 @@ class Budgets:
 
     def quotas(self, tenant: str) -> list[Quota]:
         """What is left of a tenant's budgets, as far as is known here."""
-        return quotas_of(self._reservations.left(tenant), now())
+        return self._reservations.quotas(tenant)
 
     async def blocked(self, tenant: str) -> Blocked | None:
         """The limit that a tenant has used up, so that its turns wait; None if there is none."""

@@ -121,7 +121,7 @@ async def test_who_submits_now_and_then_need_not_wait_for_the_broker_either(conn
         await reservations.reserve("acme", Amount(10))
 
         async def is_back() -> bool:
-            reservations.left("acme")  # The account is read again as long as somebody asks for it.
+            reservations.quotas("acme")  # The account is read again as long as somebody asks for it.
             return await stored(connection.requests) == (LIMIT // 2, LIMIT // 2 + 30)
 
         await until(is_back)
@@ -161,7 +161,7 @@ async def test_a_refusal_makes_no_request_once_the_account_was_seen(connection: 
             with pytest.raises(BudgetExhausted):
                 await reservations.reserve("acme", Amount(1))
         assert next(connection.requests._numbers) <= sent + 4, "its account is read again now and then, and no more"
-        assert list(reservations.left("acme").values()) == [0]
+        assert [quota.left for quota in reservations.quotas("acme")] == [0]
 
 
 async def test_what_one_worker_uses_another_one_sees_while_it_runs(connection: Connection) -> None:
@@ -303,7 +303,7 @@ async def test_a_block_that_was_taken_by_other_limits_accepts_nobody(connection:
     limits = [MONTHLY]
     reservations = Reservations(accounts, lambda _: limits[0])
     await reservations.reserve("acme", Amount(100))
-    assert reservations.left("acme").popitem()[1] == LIMIT - 100
+    assert [quota.left for quota in reservations.quotas("acme")] == [LIMIT - 100]
     limits[0] = TenantConfiguration(tokens_per_month=150)
     with pytest.raises(BudgetExhausted):
         await reservations.reserve("acme", Amount(100))

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mesh.access.limits import Rates
-from mesh.serving.rate_limit_fields import LIMIT, POLICY, Quota, rate_limit_fields
+from mesh.serving.rate_limit_fields import LIMIT, POLICY, Quota, policy, rate_limit_fields
 
 ITEM = r'"[a-z-]+"(;[a-z]+=([0-9]{1,15}|"[a-z-]+"))+'
 """An item of a structured field (RFC 9651), as far as these have them."""
@@ -15,7 +15,10 @@ ITEM = r'"[a-z-]+"(;[a-z]+=([0-9]{1,15}|"[a-z-]+"))+'
 
 def test_several_quotas_are_one_list_in_each_field() -> None:
     fields = rate_limit_fields(
-        [Quota("requests", 1_000, 5.0, 998, 0.2), Quota("tokens-per-day", 2_000_000, 86_400, 0, 30.001, "tokens")]
+        [
+            Quota("requests", policy("requests", 1_000, 5.0), 998, 0.2),
+            Quota("tokens-per-day", policy("tokens-per-day", 2_000_000, 86_400, "tokens"), 0, 30.001),
+        ]
     )
     assert fields == {
         POLICY: '"requests";q=1000;w=5, "tokens-per-day";q=2000000;w=86400;qu="tokens"',
@@ -30,7 +33,8 @@ def test_without_a_quota_there_is_no_field() -> None:
 
 
 def test_a_number_is_never_less_than_nothing_nor_longer_than_a_structured_field_takes() -> None:
-    fields = rate_limit_fields([Quota("cost-per-month", 10**18, 1.5, -5, -0.5, "cost-micros")])
+    most = policy("cost-per-month", 10**18, 1.5, "cost-micros")
+    fields = rate_limit_fields([Quota("cost-per-month", most, -5, -0.5)])
     assert fields == {
         POLICY: '"cost-per-month";q=999999999999999;w=2;qu="cost-micros"',
         LIMIT: '"cost-per-month";r=0;t=0',
@@ -46,4 +50,8 @@ def test_what_a_caller_has_left_is_what_it_gets(per_second: float, burst: float)
             served = rates.take("a", at) == 0.0
             assert served is (quota.left > 0), (at, taken, quota)
         assert rates.quota("a", at).left == 0
-    assert rates.quota("nobody", 5.0)[:4] == ("requests", round(burst), burst / per_second, int(burst))
+    assert rates.quota("nobody", 5.0)[:3] == (
+        "requests",
+        policy("requests", round(burst), burst / per_second),
+        int(burst),
+    )

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
+from typing import NamedTuple
 
-from mesh.budgets.limits import Limit, begin_of, end_of, window_seconds
-from mesh.serving.rate_limit_fields import Quota
+from mesh.budgets.limits import Amount, Limit, Unit, end_of, window_seconds
+from mesh.serving.rate_limit_fields import Quota, policy
 
 COST_UNIT = "cost-micros"
 """Millionths of the currency of the prices: structured fields have whole numbers."""
 
 
-def quotas_of(left: Mapping[Limit, int], at: datetime) -> list[Quota]:
-    """A quota for each limit, by what is left of it."""
-    minute, seconds = begin_of("minute", at), at.second + at.microsecond / 1e6
-    quotas = []
-    for limit, rest in left.items():
-        name, unit, window, to_the_end = _told(limit, minute)
-        quotas.append(Quota(name, limit.most, window, rest, to_the_end - seconds, unit))
-    return quotas
+class Rest(NamedTuple):
+    """What an account leaves of a limit, and how that is told: worked out once for all who ask within a second."""
+
+    name: str
+    unit: Unit
+    policy: str
+    left: int
+    ends_at: float
+    """When the window ends, in Unix time."""
 
 
-@lru_cache(maxsize=1_024)
-def _told(limit: Limit, minute: datetime) -> tuple[str, str, int, float]:
-    """Name and unit of a limit, how long its window is, and how long it goes on from a minute's begin: in seconds."""
+def rests_of(limits: Sequence[Limit], left: Sequence[int], at: datetime) -> list[Rest]:
+    """One for each limit, by what is left of it. `at`: a time in the windows."""
+    return [
+        Rest(limit.name, limit.unit, _policy(limit, at), rest, end_of(limit.window, at).timestamp())
+        for limit, rest in zip(limits, left, strict=True)
+    ]
+
+
+def quotas_of(rests: Sequence[Rest], own: Amount, at: float) -> list[Quota]:
+    """A quota for each limit. `own`: what is reserved for no task yet; `at`: the Unix time."""
+    return [Quota(name, text, max(0, left + own.of(unit)), ends_at - at) for name, unit, text, left, ends_at in rests]
+
+
+def _policy(limit: Limit, at: datetime) -> str:
     unit = "tokens" if limit.unit == "tokens" else COST_UNIT
-    to_the_end = (end_of(limit.window, minute) - minute).total_seconds()
-    return limit.name, unit, window_seconds(limit.window, minute), to_the_end
+    return policy(limit.name, limit.most, window_seconds(limit.window, at), unit)

@@ -12,7 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -21,9 +21,11 @@ from contracts.records.budgets import BudgetAccount
 from mesh.background import is_seen
 from mesh.budgets.account import hold, lacking, release, reserved_in, taken_of, used_in
 from mesh.budgets.accounts import Accounts
-from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, counted, limits_of
+from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, Window, counted, limits_of
+from mesh.budgets.quotas import Rest, quotas_of, rests_of
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantConfiguration
+from mesh.serving.rate_limit_fields import Quota
 
 log = structlog.get_logger("mesh.budgets.reservations")
 
@@ -76,6 +78,24 @@ class _Block:
     ahead: asyncio.Task[None] | None = None
 
 
+class _View(NamedTuple):
+    """What an account comes to by some limits: worked out once for all who ask within a second."""
+
+    account: BudgetAccount
+    limits: tuple[Limit, ...]
+    taken: dict[Window, Amount]
+    used: dict[Window, Amount]
+    reserved: Amount
+    rests: list[Rest]
+
+
+def _view(account: BudgetAccount, limits: tuple[Limit, ...]) -> _View:
+    used, reserved = used_in(account), reserved_in(account)
+    taken = {window: each.plus(reserved) for window, each in used.items()}
+    left = [limit.most - taken[limit.window].of(limit.unit) for limit in limits]
+    return _View(account, limits, taken, used, reserved, rests_of(limits, left, now()))
+
+
 class Reservations:
     """What one process reserves. `tenant_of` tells what holds for a tenant at present."""
 
@@ -83,8 +103,8 @@ class Reservations:
         self._accounts = accounts
         self._tenant_of = tenant_of
         self._blocks: dict[str, _Block] = {}
-        self._rest: OrderedDict[str, tuple[BudgetAccount, tuple[Limit, ...], list[int]]] = OrderedDict()
-        """What is left of each limit by the accounts that were asked for last."""
+        self._views: OrderedDict[str, _View] = OrderedDict()
+        """Of the accounts that were asked for last."""
 
     async def run(self) -> None:
         """Give back what is not needed, until cancelled."""
@@ -140,27 +160,28 @@ class Reservations:
         block.used_at = lease_clock()
         return block
 
-    def left(self, tenant: str) -> dict[Limit, int]:
+    def quotas(self, tenant: str) -> list[Quota]:
         """What is left of each limit, as far as is known here."""
         limits = limits_of(self._tenant_of(tenant))
         if not limits:
-            return {}
-        block, account = self._blocks.get(tenant), self._accounts.known(tenant)
-        known = self._rest.get(tenant)
-        if known is None or known[0] is not account or known[1] is not limits:
-            taken = taken_of(account)
-            rest = [limit.most - taken[limit.window].of(limit.unit) for limit in limits]
-            known = self._rest[tenant] = (account, limits, rest)
-            if len(self._rest) > KEPT_MAX:
-                self._rest.popitem(last=False)
-        own = block.left if block is not None else NOTHING
-        return {limit: max(0, rest + own.of(limit.unit)) for limit, rest in zip(limits, known[2], strict=True)}
+            return []
+        block, view = self._blocks.get(tenant), self._viewed(tenant, limits)
+        return quotas_of(view.rests, block.left if block is not None else NOTHING, now().timestamp())
+
+    def _viewed(self, tenant: str, limits: tuple[Limit, ...]) -> _View:
+        account, view = self._accounts.known(tenant), self._views.get(tenant)
+        # An account that is looked at in another second is another one.
+        if view is None or view.account is not account or view.limits is not limits:
+            view = self._views[tenant] = _view(account, limits)
+            if len(self._views) > KEPT_MAX:
+                self._views.popitem(last=False)
+        return view
 
     def _refuse_by_sight(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
         """Refuse without a request what an account leaves no room for that was read a moment ago."""
-        account = self._accounts.known(tenant)
+        view = self._viewed(tenant, limits)
         if self._accounts.is_fresh(tenant) and block.ahead is None and not block.lock.locked():
-            _check(tenant, account, amount.less(block.left), limits)
+            _check(tenant, view, amount.less(block.left))
 
     async def _take(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
         """Take a block with room for so much. Raises `BudgetExhausted`, `BrokerUnavailable`."""
@@ -170,7 +191,7 @@ class Reservations:
         def reserved(account: BudgetAccount) -> BudgetAccount:
             nonlocal granted
             wanted = amount.less(own)
-            left = _check(tenant, account, wanted, limits)
+            left = _check(tenant, _view(account, limits), wanted)
             granted = wanted.plus(_part(left.less(wanted), AHEAD_SHARE).least(amount.times(AHEAD_TASKS_MAX)))
             return hold(account, now(), granted)
 
@@ -215,17 +236,16 @@ class Reservations:
             self._blocks.pop(tenant, None)
 
 
-def _check(tenant: str, account: BudgetAccount, wanted: Amount, limits: tuple[Limit, ...]) -> Amount:
+def _check(tenant: str, view: _View, wanted: Amount) -> Amount:
     """What is left in the tightest windows, where that is as much as is wanted. Raises `BudgetExhausted`."""
-    at = now()
-    used = taken_of(account)
-    short = lacking(limits, at, used, wanted)
+    limits, taken = view.limits, view.taken
+    short = lacking(limits, now(), taken, wanted)
     if short is not None:
-        really = lacking(limits, at, used_in(account), wanted)
+        really = lacking(limits, now(), view.used, wanted)
         limit = really or short
-        reserved = reserved_in(account).of(limit.unit)
+        reserved = view.reserved.of(limit.unit)
         raise BudgetExhausted(tenant, limit, wanted.of(limit.unit), reserved, is_reserved=really is None)
-    left = {unit: [each.most - used[each.window].of(unit) for each in limits if each.unit == unit] for unit in UNITS}
+    left = {unit: [each.most - taken[each.window].of(unit) for each in limits if each.unit == unit] for unit in UNITS}
     return Amount(min(left["tokens"], default=0), min(left["cost"], default=0))
 
 

@@ -21,14 +21,12 @@ _INTEGER_MAX: Final = 999_999_999_999_999
 
 
 class Quota(NamedTuple):
-    """A quota of a caller. `unit`: None for requests."""
+    """What is left of a quota, and for how many seconds there is no more. `policy`: its item of `RateLimit-Policy`."""
 
     name: str
-    most: int
-    window_seconds: float
+    policy: str
     left: int
     seconds: float
-    unit: str | None = None
 
 
 def rate_limit_fields(quotas: Iterable[Quota]) -> Mapping[str, str]:
@@ -36,19 +34,20 @@ def rate_limit_fields(quotas: Iterable[Quota]) -> Mapping[str, str]:
     told = tuple(quotas)
     if not told:
         return {}
-    policies = [_policy(quota.name, quota.most, quota.window_seconds, quota.unit) for quota in told]
-    return {POLICY: ", ".join(policies), LIMIT: ", ".join(map(_limit, told))}
+    return {POLICY: ", ".join([quota.policy for quota in told]), LIMIT: ", ".join(map(_limit, told))}
+
+
+def _limit(quota: Quota) -> str:
+    name, _, left, seconds = quota  # Each acceptance has some.
+    return f'"{name}";r={_integer(left)};t={math.ceil(seconds) if seconds > 0 else 0}'
 
 
 @lru_cache(maxsize=1_024)
-def _policy(name: str, most: int, window_seconds: float, unit: str | None) -> str:
+def policy(name: str, most: int, window_seconds: float, unit: str | None = None) -> str:
+    """The item of a quota in `RateLimit-Policy`. `unit`: None for requests."""
     qu = "" if unit is None else f';qu="{unit}"'
     return f'"{name}";q={_integer(most)};w={_integer(math.ceil(window_seconds))}{qu}'
 
 
-def _limit(quota: Quota) -> str:
-    return f'"{quota.name}";r={_integer(quota.left)};t={max(0, math.ceil(quota.seconds))}'
-
-
 def _integer(number: int) -> int:
-    return min(max(0, number), _INTEGER_MAX)
+    return number if 0 <= number <= _INTEGER_MAX else min(max(0, number), _INTEGER_MAX)

@@ -28,7 +28,7 @@ from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import BrokerUnavailable
 from mesh.loop_health import LoopHealth
 from mesh.serving.http import RequestRefused
-from mesh.serving.rate_limit_fields import Quota
+from mesh.serving.rate_limit_fields import Quota, quota
 
 log = structlog.get_logger("ingress.budgets")
 
@@ -127,8 +127,8 @@ class Budgets:
             at = now()
             seconds = (self._frees_at(error, tenant, request, at) - at).total_seconds()
             quotas = [
-                quota._replace(seconds=seconds) if quota.name == error.limit.name else quota
-                for quota in self.quotas(tenant)
+                quota(each.name, each.policy, each.left, seconds) if each.name == error.limit.name else each
+                for each in self.quotas(tenant)
             ]
             raise RequestRefused(
                 error.code,

@@ -23,7 +23,7 @@ from mesh.budgets.correction import correct
 from mesh.budgets.limits import NOTHING, Amount, end_of, limits_of
 from mesh.budgets.reservations import SPARE_TASKS, BudgetExhausted, Reservations
 from mesh.budgets.spending import BudgetSpending, Release, free
-from mesh.clock import now
+from mesh.clock import lease_clock, now
 from mesh.configuration.settings import Settings
 from mesh.configuration.tenants_table import TenantConfiguration
 from mesh.errors import BrokerUnavailable
@@ -240,6 +240,7 @@ async def test_what_a_turn_puts_out_counts_in_the_minute_of_then(
     later = timedelta()
     for module in ("spending", "accounts"):
         monkeypatch.setattr(f"mesh.budgets.{module}.now", lambda: now() + later)
+    monkeypatch.setattr("mesh.budgets.accounts.lease_clock", lambda: lease_clock() + later.total_seconds())
     minutely = TenantConfiguration(tokens_per_minute=1_000)
     async with spending(connection.requests, "a", minutely) as worker:
         meter = worker.begin("acme", Amount(100))

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mesh.access.limits import Rates
-from mesh.serving.rate_limit_fields import LIMIT, POLICY, Quota, policy, rate_limit_fields
+from mesh.serving.rate_limit_fields import LIMIT, POLICY, policy, quota, rate_limit_fields
 
 ITEM = r'"[a-z-]+"(;[a-z]+=([0-9]{1,15}|"[a-z-]+"))+'
 """An item of a structured field (RFC 9651), as far as these have them."""
@@ -16,8 +16,8 @@ ITEM = r'"[a-z-]+"(;[a-z]+=([0-9]{1,15}|"[a-z-]+"))+'
 def test_several_quotas_are_one_list_in_each_field() -> None:
     fields = rate_limit_fields(
         [
-            Quota("requests", policy("requests", 1_000, 5.0), 998, 0.2),
-            Quota("tokens-per-day", policy("tokens-per-day", 2_000_000, 86_400, "tokens"), 0, 30.001),
+            quota("requests", policy("requests", 1_000, 5.0), 998, 0.2),
+            quota("tokens-per-day", policy("tokens-per-day", 2_000_000, 86_400, "tokens"), 0, 30.001),
         ]
     )
     assert fields == {
@@ -34,7 +34,7 @@ def test_without_a_quota_there_is_no_field() -> None:
 
 def test_a_number_is_never_less_than_nothing_nor_longer_than_a_structured_field_takes() -> None:
     most = policy("cost-per-month", 10**18, 1.5, "cost-micros")
-    fields = rate_limit_fields([Quota("cost-per-month", most, -5, -0.5)])
+    fields = rate_limit_fields([quota("cost-per-month", most, -5, -0.5)])
     assert fields == {
         POLICY: '"cost-per-month";q=999999999999999;w=2;qu="cost-micros"',
         LIMIT: '"cost-per-month";r=0;t=0',
@@ -46,9 +46,9 @@ def test_what_a_caller_has_left_is_what_it_gets(per_second: float, burst: float)
     rates = Rates(per_second, burst)
     for at in (10.0, 10.0 + 2 / per_second, 1e6):
         for taken in range(int(burst) + 2):
-            quota = rates.quota("a", at)
+            told = rates.quota("a", at)
             served = rates.take("a", at) == 0.0
-            assert served is (quota.left > 0), (at, taken, quota)
+            assert served is (told.left > 0), (at, taken, told)
         assert rates.quota("a", at).left == 0
     assert rates.quota("nobody", 5.0)[:3] == (
         "requests",

@@ -29,7 +29,7 @@ from mesh.access.sources import counted_as, source_of, unmapped
 from mesh.configuration.access_tables import AuthConfiguration
 from mesh.configuration.settings import Settings
 from mesh.serving.http import RequestRefused, http_code, note_quota
-from mesh.serving.rate_limit_fields import Quota, policy
+from mesh.serving.rate_limit_fields import Quota, policy, quota
 from mesh.telemetry import metrics
 
 log = structlog.get_logger("mesh.access.limits")
@@ -93,7 +93,7 @@ class Rates:
         ahead = max(0.0, self._due.get(name, at) - at)
         left = math.floor((self._tolerance_seconds - ahead + ROUNDING_SECONDS) / self._interval_seconds) + 1
         most = round(self._tolerance_seconds / self._interval_seconds + 1)
-        return Quota(REQUESTS, policy(REQUESTS, most, self.burst_seconds), max(0, left), ahead)
+        return quota(REQUESTS, policy(REQUESTS, most, self.burst_seconds), max(0, left), ahead)
 
     def come_back(self, name: str, at: float, wait_seconds: float) -> tuple[float, int]:
         """When one may come again that was refused, of whom one may after `wait_seconds`; and how many come before.
@@ -207,13 +207,13 @@ class Limits:
             caller = source if identity.name in (BY_HTTP, BY_LINK) else identity.name
             at = self._clock()
             wait_seconds = self._requests.take(caller, at)
-            quota = self._requests.quota(caller, at)
+            left = self._requests.quota(caller, at)
             if wait_seconds:
                 wait_seconds, before = self._requests.come_back(caller, at, wait_seconds)
                 detail = "this caller sends more requests than it may"
-                quota = quota._replace(seconds=wait_seconds)
-                raise self._too_many("requests", source, detail, wait_seconds, before, quota)
-            note_quota(scope, quota)
+                left = quota(left.name, left.policy, left.left, wait_seconds)
+                raise self._too_many("requests", source, detail, wait_seconds, before, left)
+            note_quota(scope, left)
         return identity
 
     async def _identity(self, door: Door, scope: HTTPScope, source: str) -> Identity:

@@ -58,8 +58,8 @@ class Accounts:
         self._requests = requests
         self._seen: OrderedDict[str, Sighting] = OrderedDict()
         self._wanted: OrderedDict[str, float] = OrderedDict()
-        self._rolled: dict[str, tuple[Sighting, int, BudgetAccount]] = {}
-        """By tenant: the account of a sighting as it is in a second, since many ask for it within one."""
+        self._rolled: dict[str, tuple[Sighting, float, BudgetAccount]] = {}
+        """By tenant: the account of a sighting as it is in a second, and until when: many ask for it within one."""
         self._looks: dict[str, asyncio.Task[Sighting]] = {}
 
     async def run(self) -> None:
@@ -73,18 +73,17 @@ class Accounts:
 
     def known(self, tenant: str) -> BudgetAccount:
         """The account as it was read last, without what does not count any more. Keeps it fresh for a while."""
-        self._wanted[tenant] = lease_clock()
+        seen, last, at = self._seen.get(tenant), self._rolled.get(tenant), lease_clock()
+        if last is not None and last[0] is seen and at < last[1]:
+            return last[2]
+        self._wanted[tenant] = at
         self._wanted.move_to_end(tenant)
-        seen = self._seen.get(tenant)
-        at = now()
+        time = now()
         if seen is None:
-            return empty(tenant, at)
-        second = int(at.timestamp())
-        last = self._rolled.get(tenant)
-        if last is None or last[0] is not seen or last[1] != second:
-            account = rolled(seen.account, at) if seen.account is not None else empty(tenant, at)
-            last = self._rolled[tenant] = (seen, second, account)
-        return last[2]
+            return empty(tenant, time)
+        account = rolled(seen.account, time) if seen.account is not None else empty(tenant, time)
+        self._rolled[tenant] = (seen, at + 1 - time.microsecond / 1e6, account)
+        return account
 
     def seen(self, tenant: str) -> Sighting | None:
         """The last reading of an account: another one than before if there was one since."""

@@ -18,6 +18,8 @@ def prices_at(configuration: Configuration, provider: str, model: str | None) ->
 
 def thought_to_take(estimate: Estimate, prices: ModelPrices | None) -> Amount:
     """What a turn is thought to take of a budget. Without prices its cost counts as nothing: it is unknown."""
+    if prices is None:
+        return Amount(estimate.tokens)
     usage = Usage(input_tokens=estimate.input_tokens, output_tokens=estimate.output_tokens)
     return Amount(estimate.tokens, cost_micros(prices, usage) or 0)
 

@@ -91,11 +91,12 @@ def counted(amount: Amount, limits: tuple[Limit, ...]) -> Amount:
 
     Else a task that is thought to take more than a whole window has could never begin.
     """
-    return amount.least(_least_of(limits))
+    return amount.least(least_of(limits))
 
 
 @lru_cache(maxsize=TENANTS_MAX)
-def _least_of(limits: tuple[Limit, ...]) -> Amount:
+def least_of(limits: tuple[Limit, ...]) -> Amount:
+    """The most that an estimate counts for, as `counted` has it."""
     tokens = min((limit.most for limit in limits if limit.unit == "tokens"), default=0)
     cost = min((limit.most for limit in limits if limit.unit == "cost"), default=0)
     return Amount(tokens, cost)

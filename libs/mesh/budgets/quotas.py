@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from mesh.budgets.limits import Amount, Limit, Unit, end_of, window_seconds
-from mesh.serving.rate_limit_fields import Quota, policy
+from mesh.serving.rate_limit_fields import Quota, policy, quota
 
 COST_UNIT = "cost-micros"
 """Millionths of the currency of the prices: structured fields have whole numbers."""
@@ -34,7 +34,7 @@ def rests_of(limits: Sequence[Limit], left: Sequence[int], at: datetime) -> list
 
 def quotas_of(rests: Sequence[Rest], own: Amount, at: float) -> list[Quota]:
     """A quota for each limit. `own`: what is reserved for no task yet; `at`: the Unix time."""
-    return [Quota(name, text, max(0, left + own.of(unit)), ends_at - at) for name, unit, text, left, ends_at in rests]
+    return [quota(name, text, max(0, left + own.of(unit)), ends_at - at) for name, unit, text, left, ends_at in rests]
 
 
 def _policy(limit: Limit, at: datetime) -> str:

@@ -12,7 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 
@@ -21,7 +21,7 @@ from contracts.records.budgets import BudgetAccount
 from mesh.background import is_seen
 from mesh.budgets.account import hold, lacking, release, reserved_in, taken_of, used_in
 from mesh.budgets.accounts import Accounts
-from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, Window, counted, limits_of
+from mesh.budgets.limits import NOTHING, UNITS, Amount, Limit, Window, least_of, limits_of
 from mesh.budgets.quotas import Rest, quotas_of, rests_of
 from mesh.clock import lease_clock, now
 from mesh.configuration.tenants_table import TenantConfiguration
@@ -43,6 +43,8 @@ SPARE_TASKS: Final = 2
 """Such tasks as the last one."""
 TIDY_SECONDS: Final = 0.5
 KEPT_MAX: Final = 1_000
+TOLD_SECONDS: Final = 0.25
+"""How long what is left is told as it was: others have taken some of it meanwhile, too."""
 
 
 class BudgetExhausted(TaskmeshError):
@@ -69,8 +71,11 @@ class _Block:
 
     limits: tuple[Limit, ...]
     """By which it was taken."""
+    most: Amount
+    """What a task counts for at the most."""
     left: Amount = NOTHING
-    granted: Amount = NOTHING
+    low: Amount = NOTHING
+    """With less than that left the next one is taken."""
     last: Amount = NOTHING
     """What the last task was thought to use."""
     used_at: float = 0.0
@@ -78,7 +83,8 @@ class _Block:
     ahead: asyncio.Task[None] | None = None
 
 
-class _View(NamedTuple):
+@dataclass(slots=True)
+class _View:
     """What an account comes to by some limits: worked out once for all who ask within a second."""
 
     account: BudgetAccount
@@ -87,6 +93,8 @@ class _View(NamedTuple):
     used: dict[Window, Amount]
     reserved: Amount
     rests: list[Rest]
+    told: list[Quota] = field(default_factory=list)
+    told_until: float = 0.0
 
 
 def _view(account: BudgetAccount, limits: tuple[Limit, ...]) -> _View:
@@ -130,12 +138,12 @@ class Reservations:
         limits = limits_of(configured)
         if not limits or configured.on_exhausted == "wait":
             return NOTHING
-        amount = counted(estimate, limits)
         block = self._block(tenant, limits)
         if block.limits != limits:
             # The operator has set others: nobody is accepted by what the old ones had room for.
-            block.limits = limits
+            block.limits, block.most = limits, least_of(limits)
             await self._return(tenant, block)
+        amount = estimate.least(block.most)
         if not block.left.covers(amount):
             self._refuse_by_sight(tenant, block, amount, limits)
             async with block.lock:
@@ -143,7 +151,7 @@ class Reservations:
                 while not block.left.covers(amount):
                     await self._take(tenant, block, amount, limits)
         block.left, block.last = block.left.less(amount), amount
-        if block.ahead is None and not block.left.covers(_part(block.granted, LOW_SHARE)):
+        if block.ahead is None and not block.left.covers(block.low):
             block.ahead = asyncio.create_task(self._take_ahead(tenant, block, amount, limits))
             block.ahead.add_done_callback(is_seen)
         return amount
@@ -156,17 +164,21 @@ class Reservations:
     def _block(self, tenant: str, limits: tuple[Limit, ...]) -> _Block:
         block = self._blocks.get(tenant)
         if block is None:
-            block = self._blocks[tenant] = _Block(limits)
+            block = self._blocks[tenant] = _Block(limits, least_of(limits))
         block.used_at = lease_clock()
         return block
 
     def quotas(self, tenant: str) -> list[Quota]:
-        """What is left of each limit, as far as is known here."""
+        """What is left of each limit, as far as is known here: as it was a moment ago, for who asks all the time."""
         limits = limits_of(self._tenant_of(tenant))
         if not limits:
             return []
-        block, view = self._blocks.get(tenant), self._viewed(tenant, limits)
-        return quotas_of(view.rests, block.left if block is not None else NOTHING, now().timestamp())
+        view, at = self._viewed(tenant, limits), lease_clock()
+        if at >= view.told_until:
+            block = self._blocks.get(tenant)
+            view.told = quotas_of(view.rests, block.left if block is not None else NOTHING, now().timestamp())
+            view.told_until = at + TOLD_SECONDS
+        return view.told
 
     def _viewed(self, tenant: str, limits: tuple[Limit, ...]) -> _View:
         account, view = self._accounts.known(tenant), self._views.get(tenant)
@@ -196,16 +208,16 @@ class Reservations:
             return hold(account, now(), granted)
 
         await self._accounts.change(tenant, reserved)
-        block.granted = block.left.plus(granted)
         block.left = block.left.plus(granted)
+        block.low = _part(block.left, LOW_SHARE)
 
     async def _take_ahead(self, tenant: str, block: _Block, amount: Amount, limits: tuple[Limit, ...]) -> None:
         try:
             async with block.lock:
-                if not block.left.covers(_part(block.granted, LOW_SHARE)):
+                if not block.left.covers(block.low):
                     await self._take(tenant, block, block.left.plus(amount), limits)
         except BudgetExhausted:
-            block.granted = NOTHING  # There is no more to be taken: who needs it is told.
+            block.low = NOTHING  # There is no more to be taken: who needs it is told.
         except TaskmeshError as error:
             log.warning("budget.not_reserved", tenant=tenant, error=str(error))
         finally:
@@ -224,7 +236,7 @@ class Reservations:
         async with block.lock:
             # None of it may be given away any more while it is on its way back.
             unused, block.left = block.left.less(spare), block.left.least(spare)
-            block.granted = block.left
+            block.low = _part(block.left, LOW_SHARE)
             if unused != NOTHING:
                 try:
                     await self._accounts.change(tenant, lambda account: release(account, now(), now(), unused))

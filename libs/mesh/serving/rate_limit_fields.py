@@ -21,12 +21,17 @@ _INTEGER_MAX: Final = 999_999_999_999_999
 
 
 class Quota(NamedTuple):
-    """What is left of a quota, and for how many seconds there is no more. `policy`: its item of `RateLimit-Policy`."""
+    """What is left of a quota. `policy` and `limit`: its items of `RateLimit-Policy` and `RateLimit`."""
 
     name: str
     policy: str
     left: int
-    seconds: float
+    limit: str
+
+
+def quota(name: str, policy: str, left: int, seconds: float) -> Quota:
+    """A quota that has no more than so much left for so many seconds."""
+    return Quota(name, policy, left, f'"{name}";r={_integer(left)};t={math.ceil(seconds) if seconds > 0 else 0}')
 
 
 def rate_limit_fields(quotas: Iterable[Quota]) -> Mapping[str, str]:
@@ -34,12 +39,7 @@ def rate_limit_fields(quotas: Iterable[Quota]) -> Mapping[str, str]:
     told = tuple(quotas)
     if not told:
         return {}
-    return {POLICY: ", ".join([quota.policy for quota in told]), LIMIT: ", ".join(map(_limit, told))}
-
-
-def _limit(quota: Quota) -> str:
-    name, _, left, seconds = quota  # Each acceptance has some.
-    return f'"{name}";r={_integer(left)};t={math.ceil(seconds) if seconds > 0 else 0}'
+    return {POLICY: ", ".join([each.policy for each in told]), LIMIT: ", ".join([each.limit for each in told])}
 
 
 @lru_cache(maxsize=1_024)

@@ -79,7 +79,7 @@ $(LLAMA): | $(INSTALLED)
 real-models: $(INSTALLED) $(if $(LLAMA_SERVER),,$(LLAMA)) ## try llama.cpp's server with a small real model, which are built first (or LLAMA_SERVER and LLAMA_MODEL)
 	@exec $(BIN)/python -m pytest -m real_models tests/real_models $(ARGS)
 
-bench: $(INSTALLED) ## measure, each figure beside its limit, a quarter of an hour (ARGS="accept resume", ARGS=--quick)
+bench: $(INSTALLED) ## measure, each figure beside its limit, three quarters of an hour (ARGS="accept resume", ARGS=--quick)
 	@exec $(BIN)/python -m tests.benchmarks $(ARGS)
 
 chaos: $(INSTALLED) ## kill each process at each point of nine runs, about a quarter of an hour (ARGS="--run agent", "--run cluster", --quick)

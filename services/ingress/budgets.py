@@ -124,20 +124,30 @@ class Budgets:
         try:
             return await self._reservations.reserve(tenant, amount)
         except BudgetExhausted as error:
-            at = now()
-            seconds = (self._frees_at(error, tenant, request, at) - at).total_seconds()
-            quotas = [
-                quota(each.name, each.policy, each.left, seconds) if each.name == error.limit.name else each
-                for each in self.quotas(tenant)
-            ]
-            raise RequestRefused(
-                error.code,
-                str(error),
-                retry_after_seconds=seconds,
-                cause=error.limit.name,
-                depth=self._lanes.depth(request.pool, request.priority),
-                quotas=quotas,
-            ) from None
+            raise self._refusal(error, tenant, request) from None
+
+    def check(self, tenant: str, request: TaskRequest) -> None:
+        """Raise `RequestRefused` where nothing is left for any task."""
+        try:
+            self._reservations.check(tenant)
+        except BudgetExhausted as error:
+            raise self._refusal(error, tenant, request) from None
+
+    def _refusal(self, error: BudgetExhausted, tenant: str, request: TaskRequest) -> RequestRefused:
+        at = now()
+        seconds = (self._frees_at(error, tenant, request, at) - at).total_seconds()
+        quotas = [
+            quota(each.name, each.policy, each.left, seconds) if each.name == error.limit.name else each
+            for each in self.quotas(tenant)
+        ]
+        return RequestRefused(
+            error.code,
+            str(error),
+            retry_after_seconds=seconds,
+            cause=error.limit.name,
+            depth=self._lanes.depth(request.pool, request.priority),
+            quotas=quotas,
+        )
 
     def _frees_at(self, error: BudgetExhausted, tenant: str, request: TaskRequest, at: datetime) -> datetime:
         """When one who was refused has a fair chance."""
@@ -181,6 +191,10 @@ class Reservation:
         budgets.check_priced(request)
         self._reserved = NOTHING
         self.is_needed = True
+
+    def check(self) -> None:
+        """Raise `RequestRefused` where nothing is left for any task: what it is thought to take need not be known."""
+        self._budgets.check(self._tenant, self._request)
 
     async def take(self, thought: Estimate) -> Reserved | None:
         """Reserve what the task is thought to take, if anything. Raises `RequestRefused`, and `BrokerUnavailable`."""

@@ -204,6 +204,7 @@ class Submissions:
         if unknown is not None:
             raise RequestRefused("tool-unknown", unknown)
         history_tokens = await self._history_tokens(tenant, request.continues) if request.continues else 0
+        reservation.check()
         thought = self._parts.submission.estimate(request, history_tokens)
         return Admission(thought, await reservation.take(thought))
 

@@ -164,6 +164,41 @@ async def test_a_refusal_makes_no_request_once_the_account_was_seen(connection: 
         assert [quota.left for quota in reservations.quotas("acme")] == [0]
 
 
+@pytest.mark.parametrize(
+    ("budget", "used", "is_refused"),
+    [
+        (MONTHLY, Amount(LIMIT), True),
+        (MONTHLY, Amount(LIMIT - 1), False),
+        # What has no price costs nothing that is known.
+        (TenantConfiguration(cost_per_month=1.0), Amount(1, 1_000_000), False),
+        # Who comes back in a minute has to be promised as much as his task is thought to take.
+        (TenantConfiguration(tokens_per_minute=LIMIT), Amount(LIMIT), False),
+        (TenantConfiguration(tokens_per_month=LIMIT, on_exhausted="wait"), Amount(LIMIT), False),
+    ],
+)
+async def test_where_nothing_is_left_for_any_task_none_need_be_estimated(
+    connection: Connection, budget: TenantConfiguration, used: Amount, is_refused: bool
+) -> None:
+    accounts = Accounts(connection.requests)
+    reservations = Reservations(accounts, lambda _: budget)
+    reservations.check("acme")  # Nothing is known of it yet.
+    await accounts.change("acme", lambda account: spend(account, now(), used))
+    if is_refused:
+        with pytest.raises(BudgetExhausted):
+            reservations.check("acme")
+    else:
+        reservations.check("acme")
+
+
+async def test_what_a_process_has_in_hand_is_given_to_tasks_even_then(connection: Connection) -> None:
+    accounts = Accounts(connection.requests)
+    reservations = Reservations(accounts, lambda _: MONTHLY)
+    await reservations.reserve("acme", Amount(100))
+    await accounts.change("acme", lambda account: spend(account, now(), Amount(LIMIT)))
+    reservations.check("acme")
+    assert await reservations.reserve("acme", Amount(100)) == Amount(100)
+
+
 async def test_what_one_worker_uses_another_one_sees_while_it_runs(connection: Connection) -> None:
     requests = connection.requests
     async with spending(requests, "a") as first, spending(requests, "b") as second:

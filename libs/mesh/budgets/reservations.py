@@ -93,6 +93,8 @@ class _View:
     used: dict[Window, Amount]
     reserved: Amount
     rests: list[Rest]
+    used_up: Limit | None
+    """A limit of tokens, of more than a minute, of which nothing is left whatever comes back: no task is so small."""
     told: list[Quota] = field(default_factory=list)
     told_until: float = 0.0
 
@@ -101,7 +103,9 @@ def _view(account: BudgetAccount, limits: tuple[Limit, ...]) -> _View:
     used, reserved = used_in(account), reserved_in(account)
     taken = {window: each.plus(reserved) for window, each in used.items()}
     left = [limit.most - taken[limit.window].of(limit.unit) for limit in limits]
-    return _View(account, limits, taken, used, reserved, rests_of(limits, left, now()))
+    long = [limit for limit in limits if limit.unit == "tokens" and limit.window != "minute"]
+    used_up = lacking(long, now(), used)
+    return _View(account, limits, taken, used, reserved, rests_of(limits, left, now()), used_up)
 
 
 class Reservations:
@@ -127,6 +131,20 @@ class Reservations:
         """Give all back: no task is accepted any more."""
         for tenant, block in list(self._blocks.items()):
             await self._return(tenant, block)
+
+    def check(self, tenant: str) -> None:
+        """Raise `BudgetExhausted` where a budget is used up so that no task may begin, whatever it is thought to use.
+
+        It need not be estimated then. `reserve` knows of all others.
+        """
+        configured, block = self._tenant_of(tenant), self._blocks.get(tenant)
+        limits = limits_of(configured)
+        if not limits or configured.on_exhausted == "wait" or not self._accounts.is_fresh(tenant):
+            return
+        view = self._viewed(tenant, limits)
+        if view.used_up is None or (block is not None and (block.left.tokens or block.ahead or block.lock.locked())):
+            return
+        raise BudgetExhausted(tenant, view.used_up, 1, view.reserved.tokens, is_reserved=False)
 
     async def reserve(self, tenant: str, estimate: Amount) -> Amount:
         """Reserve what a task is thought to use, and return what was reserved of it: nothing without a budget.

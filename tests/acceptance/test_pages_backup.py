@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -117,11 +117,19 @@ async def new_mesh(folder: Path, mesh: Mesh, lines: list[str]) -> AsyncIterator[
 async def judged(connection: Connection, tasks: Iterable[str], *, uncopied: int = 0) -> None:
     """Nothing is left to do, and nothing that the checker finds. TASKS was copied before so many were accepted."""
     await until_no_work_is_left(connection)
-    found = check(Recorded(accepted=set(tasks)), await read_stored(connection.requests))
     accepted = len(set(tasks))
     fewer = (
         [f"I10: {accepted} tasks were accepted, TASKS has stored {accepted - uncopied} messages"] if uncopied else []
     )
+    found: list[str] = []
+
+    async def is_well() -> bool:
+        found[:] = check(Recorded(accepted=set(tasks)), await read_stored(connection.requests))
+        return found == fewer
+
+    # A record is written behind the end that it tells of.
+    with suppress(TimeoutError):
+        await until(is_well)
     assert found == fewer
 
 

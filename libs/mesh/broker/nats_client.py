@@ -4,11 +4,11 @@ Tried with nats-py 2.16: it takes one TLS context for good; it reads a creds fil
 login in the clear to a server of a `tls://` URL that offers no TLS; it closes for good, without another word, when the
 broker says of a connection that serves what it does not know: that a login is taken away, by a reload or since a JWT
 expires, or that there are too many subscriptions; it reads nothing more, and looks connected for a minute, once an
-answer comes to a ping that nobody waits for any longer; and it writes a ping past what is still to be written, so that
-the answer tells nothing of a subscription of just before: what was published then passed one in ten by. What it does
-for each message is done here in fewer steps: it looks at each letter of each header's name, has each header written by
-seven calls, and hands each answer on by a queue to a task. Together that took a sixth of what an acceptance costs
-(measured).
+answer comes to a ping that nobody waits for any longer; it writes a ping past what is still to be written, so that the
+answer tells nothing of a subscription of just before: what was published then passed one in ten by; and of servers that
+are heard of at the second hand it wants a certificate of their address. What it does for each message is done here in
+fewer steps: it looks at each letter of each header's name, has each header written by seven calls, and hands each
+answer on by a queue to a task. Together that took a sixth of what an acceptance costs (measured).
 """
 
 from __future__ import annotations
@@ -119,6 +119,16 @@ class NatsClient(Client):
             self._transport.writelines(self._pending)
             self._pending, self._pending_data_size = [], 0
         await super()._send_ping(future)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        await super()._process_info(info, initial_connection)
+        current = self._current_server
+        if current is None or current.tls_name is None:
+            return
+        # nats-py has a server heard of show the name that its teller is at: of one heard of itself that is an address.
+        for server in self._server_pool:
+            if server.discovered and server.tls_name == current.uri.hostname:
+                server.tls_name = current.tls_name
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():

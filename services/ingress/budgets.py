@@ -28,7 +28,7 @@ from mesh.configuration.tenants_table import TenantOf
 from mesh.errors import BrokerUnavailable
 from mesh.loop_health import LoopHealth
 from mesh.serving.http import RequestRefused
-from mesh.serving.rate_limit_fields import Quota, quota
+from mesh.serving.rate_limit_fields import Quota
 
 log = structlog.get_logger("ingress.budgets")
 
@@ -136,10 +136,7 @@ class Budgets:
     def _refusal(self, error: BudgetExhausted, tenant: str, request: TaskRequest) -> RequestRefused:
         at = now()
         seconds = (self._frees_at(error, tenant, request, at) - at).total_seconds()
-        quotas = [
-            quota(each.name, each.policy, each.left, seconds) if each.name == error.limit.name else each
-            for each in self.quotas(tenant)
-        ]
+        quotas = [each.in_seconds(seconds) if each.name == error.limit.name else each for each in self.quotas(tenant)]
         return RequestRefused(
             error.code,
             str(error),

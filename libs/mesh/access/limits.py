@@ -211,8 +211,7 @@ class Limits:
             if wait_seconds:
                 wait_seconds, before = self._requests.come_back(caller, at, wait_seconds)
                 detail = "this caller sends more requests than it may"
-                left = quota(left.name, left.policy, left.left, wait_seconds)
-                raise self._too_many("requests", source, detail, wait_seconds, before, left)
+                raise self._too_many("requests", source, detail, wait_seconds, before, left.in_seconds(wait_seconds))
             note_quota(scope, left)
         return identity
 

@@ -88,8 +88,7 @@ class Connection:
     async def check_inbox(self, subject: str) -> None:
         """Raise `SettingsError` if no answer can come, since the user may not subscribe to the inbox."""
         with suppress(nats.errors.Error, OSError):
-            # Twice: the client's ping overtakes what waits to be sent. A refusal comes before the second answer.
-            await self.client.flush(PING_ANSWER_SECONDS)
+            # A refusal comes before the answer.
             await self.client.flush(PING_ANSWER_SECONDS)
         if self.rights.was_refused("subscribe", subject):
             raise SettingsError(f"the broker's user may not subscribe to {subject}: no answer would come")

@@ -28,6 +28,10 @@ class Quota(NamedTuple):
     left: int
     limit: str
 
+    def in_seconds(self, seconds: float) -> Quota:
+        """The same, if there is no more for so many seconds."""
+        return quota(self.name, self.policy, self.left, seconds)
+
 
 def quota(name: str, policy: str, left: int, seconds: float) -> Quota:
     """A quota that has no more than so much left for so many seconds."""

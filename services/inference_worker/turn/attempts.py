@@ -201,7 +201,7 @@ class Attempt:
     def _kept(self, kind: DeltaKind, text: str) -> str:
         """As much of a text as may be written."""
         before = self._bytes_left[kind]
-        left = before - inner_bytes(text)
+        left = before - _inner_bytes(text)
         # A narrower character behind the cut must not slip in.
         self._bytes_left[kind] = max(0, left)
         kept = text if left >= 0 else clip(text, before)
@@ -237,19 +237,19 @@ def is_redirected(state: TaskState, turn: int) -> bool:
 
 def clip(text: str, bytes_max: int) -> str:
     """The longest beginning of a text that takes at most `bytes_max` bytes inside of a JSON string."""
-    if inner_bytes(text) <= bytes_max:
+    if _inner_bytes(text) <= bytes_max:
         return text
     fits, too_long = 0, len(text)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if inner_bytes(text[:middle]) <= bytes_max:
+        if _inner_bytes(text[:middle]) <= bytes_max:
             fits = middle
         else:
             too_long = middle
     return text[:fits]
 
 
-def inner_bytes(text: str) -> int:
+def _inner_bytes(text: str) -> int:
     """Length inside of a JSON string, without its quotes: it adds up over the parts of a text."""
     return len(encode(text)) - 2
 
